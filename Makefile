@@ -1,0 +1,63 @@
+# `make demo` and `make test` are all a fresh machine needs; both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_CONFIG := experiments/cpu/demo.py
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+# -qq: only errors; pip's notices about its own version or unused indexes help nobody here.
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint format docs clean
+
+help:
+	@echo "make setup      create $(VENV) with the locked dependencies and this package"
+	@echo "make demo       train a small GPT-3-shaped model on the embedded books"
+	@echo "make test       all tests"
+	@echo "make test-fast  the tests that are not marked slow"
+	@echo "make lint       ruff and mypy"
+	@echo "make format     let ruff mend what it can"
+	@echo "make docs       write docs/config.md from scaling/config.py"
+	@echo "make clean      remove $(VENV), caches and build output (never runs/)"
+
+setup: $(STAMP)
+	@:
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "make: needs Python 3.11 or newer, %s is %d.%d; give another with make PYTHON=python3.12" \
+	  % (sys.executable, *sys.version_info[:2]))'
+	@echo "Setting up $(VENV) (about a minute) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install -r requirements.lock
+	@$(PIP) install --no-deps --editable .
+	@touch $@
+
+demo: setup
+	@$(BIN)/scaling train --config=$(DEMO_CONFIG) $(DEMO_ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: setup
+	$(BIN)/python -m pytest -m fast $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: setup
+	$(BIN)/scaling config --describe > docs/config.md.new
+	mv docs/config.md.new docs/config.md
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,38 @@
+"""The demo: a small GPT-3-shaped model on the embedded books, alternating dense and banded attention.
+
+    make demo        (or: scaling train --config=experiments/cpu/demo.py)
+
+Machine: 2 CPU cores. Time and loss: not measured yet.
+"""
+
+from ml_collections import ConfigDict
+
+from scaling.config import default_config
+
+
+def get_config() -> ConfigDict:
+    config = default_config()
+    config.data.tokenizer = "books"
+
+    config.model.context_length = 256
+    config.model.num_layers = 4
+    config.model.d_model = 256
+    config.model.num_heads = 4
+    config.model.attention_pattern = ("dense", "banded")
+    config.model.band_width = 64
+    config.model.compute_dtype = "float32"  # CPUs have no fast bfloat16
+
+    config.train.tokens = 1_024_000
+    config.train.batch_tokens = 4_096
+    config.train.loss_chunk = 0  # the vocabulary is small
+
+    config.optimizer.peak_lr = 2e-3
+    config.optimizer.warmup_tokens = 100_000
+
+    config.eval.every_steps = 50
+    config.eval.tokens = 32_768
+    config.log.every_steps = 5
+    config.checkpoint.every_steps = 100
+    config.sample.prompts = ("It was a dark night, and", '"My dear,"', "The captain")
+    config.sample.tokens = 60
+    return config

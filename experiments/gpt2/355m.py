@@ -1,0 +1,15 @@
+"""GPT-2 with 24 layers, d_model 1024, 16 heads; 355M parameters (Radford et al. 2019, table 2).
+
+    scaling train --config=experiments/gpt2/355m.py --config.data.train='webtext/*.jsonl.gz'
+
+Machine: one accelerator with 24 GB or more, with --config.train.microbatch_sequences=16.
+Time and loss: not measured here. The paper leaves learning rate, schedule and length open; see scaling/recipes.py.
+"""
+
+from ml_collections import ConfigDict
+
+from scaling import recipes
+
+
+def get_config() -> ConfigDict:
+    return recipes.gpt2("355m")

@@ -1,0 +1,15 @@
+"""GPT-3 Medium: 24 layers, d_model 1024, 16 heads of 64; 356M parameters, 300B tokens (arXiv 2005.14165).
+
+    scaling train --config=experiments/gpt3/350m.py --config.data.train='gs://bucket/corpus/*.jsonl.gz'
+
+Machine: one accelerator with 24 GB or more, or any number that divides the ramp's first 16 sequences.
+Time and loss: not measured here. The paper's cost is 7.42 PF-days.
+"""
+
+from ml_collections import ConfigDict
+
+from scaling import recipes
+
+
+def get_config() -> ConfigDict:
+    return recipes.gpt3("350m")

@@ -1,0 +1,252 @@
+"""``scaling VERB``: the command line. Each verb imports its code when it runs, so that ``--help`` is instant."""
+
+import argparse
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from scaling import __version__, exit_codes
+
+DEBUG_VARIABLE = "SCALING_TRACEBACK"  # set to 1, lets Python's traceback through instead of one sentence
+PACKAGE = Path(__file__).resolve().parent
+
+_EPILOG = f"""\
+`scaling VERB --help` explains a verb. Verbs that take --config=FILE also take --config.section.knob=VALUE for any
+knob; `scaling config --describe` lists them.
+
+exit codes: {exit_codes.OK} done, {exit_codes.USAGE} mistake in options, files or values, {exit_codes.DIVERGED} loss \
+diverged, {exit_codes.IO} disk or input/output failed,
+{exit_codes.SIGINT} interrupted, {exit_codes.SIGTERM} terminated (both after saving a checkpoint), {exit_codes.BUG} \
+a bug. {DEBUG_VARIABLE}=1 shows the traceback of a mistake.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser whose mistakes are exceptions, so that ``main`` words all of them alike."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb.
+
+    Args:
+        argv: arguments behind the program's name; None = this process's.
+
+    Returns:
+        An exit code of ``scaling.exit_codes``. Mistakes print one line, ``scaling VERB: error: sentence``, on stderr;
+        exceptions that no mistake explains go through.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    verb = next((argument for argument in argv if not argument.startswith("-")), "")
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        return exit_codes.SIGINT
+    except BrokenPipeError:  # the reader of our output has gone (`scaling sizes | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exit_codes.OK
+    except (ValueError, OSError) as error:
+        if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+            raise
+        program = f"scaling {verb}" if verb in _VERBS else "scaling"
+        print(f"{program}: error: {_sentence(error)}", file=sys.stderr)
+        return _code(error)
+
+
+def _run(argv: list[str]) -> int:
+    from scaling.config_file import split_arguments
+
+    config, overrides, rest = split_arguments(argv)
+    parser = _parser()
+    options = parser.parse_args(rest)
+    if not hasattr(options, "run"):
+        parser.print_help()
+        return exit_codes.USAGE
+    if (config or overrides) and not options.takes_config:
+        raise ValueError(f"{config or overrides[0]}: this verb takes no --config")
+    options.config, options.overrides = config, overrides
+    return options.run(options) or exit_codes.OK
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    sentence = " ".join(str(error).split()) or type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and not Path(frames[-1].filename).is_relative_to(PACKAGE):
+        sentence += f" ({DEBUG_VARIABLE}=1 shows where)"
+    return sentence
+
+
+def _code(error: Exception) -> int:
+    if isinstance(error, OSError) and not isinstance(
+        error, FileNotFoundError | PermissionError | FileExistsError | NotADirectoryError | IsADirectoryError
+    ):
+        # errno is None where code raises OSError("sentence") itself; EROFS is a permission in all but name.
+        return exit_codes.USAGE if error.errno == errno.EROFS else exit_codes.IO
+    return exit_codes.USAGE
+
+
+def _train(options: argparse.Namespace) -> int:
+    from scaling.config_file import load, run_name
+    from scaling.resolve import resolve
+
+    if options.config is None:
+        found = ", ".join(_experiments())
+        raise ValueError(f"needs --config=FILE, an experiment such as {found or 'those in experiments/'}")
+    config, name = load(options.config, options.overrides), run_name(options.config)
+    resolve(config, name=name)  # refuses what can be refused before JAX is imported
+    from scaling.train.run import train
+
+    return train(config, name)
+
+
+def _config(options: argparse.Namespace) -> int:
+    from scaling.config import to_json
+    from scaling.config_file import load, run_name
+    from scaling.resolve import resolve
+
+    if options.describe:
+        from scaling.describe import to_markdown
+
+        print(to_markdown(), end="")
+        return exit_codes.OK
+    name = run_name(options.config) if options.config else None
+    print(to_json(resolve(load(options.config, options.overrides), device_count=options.devices, name=name)))
+    return exit_codes.OK
+
+
+def _sizes(options: argparse.Namespace) -> int:
+    from scaling import size_report
+
+    print(size_report.to_json() if options.json else size_report.to_text(), end="\n" if options.json else "")
+    return exit_codes.OK
+
+
+def _tokenizer_train(options: argparse.Namespace) -> int:
+    from scaling.data.train_tokenizer import train_sentencepiece
+
+    print(train_sentencepiece(options.input, options.vocab_size, options.output, text_key=options.text_key))
+    return exit_codes.OK
+
+
+def _tokenize(options: argparse.Namespace) -> int:
+    from scaling.data import tokenizer
+    from scaling.data.prepare import prepare
+
+    print(prepare(options.input, tokenizer.load(options.tokenizer), options.output, text_key=options.text_key))
+    return exit_codes.OK
+
+
+def _logits(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    if Path(options.output).suffix != ".npy":
+        raise ValueError(f"--output={options.output} must end in .npy")
+    try:
+        ids = np.load(options.ids, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{options.ids} is not a NumPy .npy file: {error}") from error
+    if not isinstance(ids, np.ndarray) or ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"{options.ids} must hold token ids, an integer array of shape [batch, time]")
+    from scaling.interop.logits import logits
+
+    np.save(options.output, logits(options.model, ids))
+    print(options.output)
+    return exit_codes.OK
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from scaling.laws.curves import plot
+
+    print(plot(options.directory))
+    return exit_codes.OK
+
+
+def _bench_dispatch(options: argparse.Namespace) -> int:
+    from scaling.train.bench import dispatch
+
+    print(dispatch(num_layers=options.num_layers, steps=options.steps))
+    return exit_codes.OK
+
+
+_VERBS = ("train", "config", "sizes", "tokenizer", "tokenize", "logits", "plot", "bench")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="scaling",
+        description="Train any GPT-3 size from one config, on any mesh.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"scaling {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=_Parser)
+
+    _add(verbs, "train", _train, "train the model of --config=FILE, or resume it", takes_config=True)
+
+    config = _add(verbs, "config", _config, "print the resolved config as JSON", takes_config=True)
+    config.add_argument("--describe", action="store_true", help="print a Markdown table of all knobs instead")
+    config.add_argument("--devices", type=int, metavar="N", help="resolve the mesh for N devices")
+
+    sizes = _add(verbs, "sizes", _sizes, "print the published sizes: parameters and FLOPs by every convention")
+    sizes.add_argument("--json", action="store_true", help="for programs")
+
+    tokenizer = verbs.add_parser("tokenizer", help="make tokenizers", allow_abbrev=False)
+    actions = tokenizer.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_Parser)
+    train = _add(actions, "train", _tokenizer_train, "train a sentencepiece tokenizer on text files")
+    train.add_argument("input", metavar="INPUT", help="text files: a path or glob of .txt, .jsonl(.gz), .parquet")
+    train.add_argument("--vocab_size", type=int, required=True, metavar="N", help="tokens in the vocabulary")
+    train.add_argument("--output", required=True, metavar="FILE.model", help="where the tokenizer goes")
+    train.add_argument("--text_key", default="text", help="field of the text in records (default: text)")
+
+    tokenize = _add(verbs, "tokenize", _tokenize, "tokenize text files into ArrayRecord shards, once")
+    tokenize.add_argument("input", metavar="INPUT", help="text files: a path or glob of .txt, .jsonl(.gz), .parquet")
+    tokenize.add_argument("--tokenizer", required=True, metavar="NAME", help="gpt2, bytes, books or a tokenizer file")
+    tokenize.add_argument("--output", required=True, metavar="DIR", help="where the shards go")
+    tokenize.add_argument("--text_key", default="text", help="field of the text in records (default: text)")
+
+    logits = _add(verbs, "logits", _logits, "float32 logits of a run directory or a Hugging Face folder")
+    logits.add_argument("model", metavar="MODEL", help="run directory, or folder with config.json, model.safetensors")
+    logits.add_argument("--ids", required=True, metavar="IDS.npy", help="token ids, integers [batch, time]")
+    logits.add_argument("--output", required=True, metavar="LOGITS.npy", help="float32 [batch, time, vocabulary]")
+
+    plot = _add(verbs, "plot", _plot, "draw the loss curve of a run directory")
+    plot.add_argument("directory", metavar="RUN", help="run directory")
+
+    bench = verbs.add_parser("bench", help="measure the framework itself", allow_abbrev=False)
+    benches = bench.add_subparsers(title="benchmarks", metavar="WHAT", required=True, parser_class=_Parser)
+    dispatch = _add(benches, "dispatch", _bench_dispatch, "host time to dispatch one training step")
+    dispatch.add_argument("--num_layers", type=int, default=48, help="depth of the model (default: 48)")
+    dispatch.add_argument("--steps", type=int, default=50, help="steps timed (default: 50)")
+    return parser
+
+
+def _add(
+    verbs: "argparse._SubParsersAction[_Parser]",
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    help: str,
+    takes_config: bool = False,
+) -> argparse.ArgumentParser:
+    description = f"{help[0].upper()}{help[1:]}."
+    if takes_config:
+        description += " Takes --config=FILE[:argument] and --config.section.knob=VALUE."
+    parser = verbs.add_parser(name, help=help, description=description, allow_abbrev=False)
+    parser.set_defaults(run=run, takes_config=takes_config)
+    return parser
+
+
+def _experiments() -> list[str]:
+    """Experiment files, seen from here, else those of the checkout that this package lies in."""
+    for root in (Path("experiments"), PACKAGE.parent / "experiments"):
+        if found := sorted(str(path) for path in root.glob("*/*.py")):
+            return found
+    return []

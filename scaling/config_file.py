@@ -1,0 +1,211 @@
+"""Experiment files and ``--config.a.b=value`` overrides, with every mistake told in one sentence."""
+
+import ast
+import difflib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from scaling.config import Config, default_config, freeze, knobs
+
+KNOBS = {name: value for name, value, _, _ in knobs()}
+_SECTIONS = {tuple(sorted(section)): name for name, section in default_config().items() if hasattr(section, "keys")}
+_SECTIONS[tuple(sorted(default_config()))] = ""
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list"}
+_OVERRIDE = re.compile(r"--?(?P<no>no)?(?P<name>config\.[^=]*)(=(?P<value>.*))?", re.DOTALL)
+
+
+def split_arguments(argv: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
+    """Takes ``--config`` and ``--config.a.b`` out of a command line.
+
+    Returns:
+        (value of ``--config`` or None, overrides as ``--config.a.b=value``, everything else in order).
+
+    Raises:
+        ValueError: an unknown knob, or no value behind it.
+    """
+    spec, overrides, rest = None, [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        match = _OVERRIDE.fullmatch(argument)
+        if argument in ("--config", "-config"):
+            spec = _next(arguments, "--config", "an experiment file")
+        elif argument.startswith(("--config=", "-config=")):
+            spec = argument.split("=", 1)[1]
+        elif match:
+            name, value = match["name"], match["value"]
+            check_knob(name)
+            if isinstance(KNOBS[name], bool):
+                value = "false" if match["no"] else "true" if value is None else value
+            elif match["no"]:
+                raise ValueError(f"--no{name}: only a true-or-false knob can be switched off with 'no'")
+            elif value is None:
+                value = _next(arguments, f"--{name}", _TYPES[type(KNOBS[name])])
+            overrides.append(f"--{name}={_normal(name, value)}")
+        else:
+            rest.append(argument)
+    return spec, overrides, rest
+
+
+def load(spec: str | None, overrides: Sequence[str] = ()) -> Config:
+    """Runs ``get_config`` of an experiment file and applies the overrides.
+
+    Args:
+        spec: ``FILE`` or ``FILE:argument`` (the argument is passed to ``get_config``); None = all defaults.
+        overrides: ``--config.a.b=value``, as ``split_arguments`` returns them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file raises, has no ``get_config``, sets an unknown knob or a wrong type (with file
+            and line), or an override has a wrong type.
+    """
+    config = default_config() if spec is None else _get_config(spec)
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=list(overrides))
+    try:
+        values(["scaling", *overrides])
+    except flags.Error as error:
+        raise _wrong_override(error) from error
+    except ValueError as error:  # the tuple parser's own
+        raise ValueError(f"command line: {' '.join(str(error).split())}") from error
+    return freeze(holder.value)
+
+
+def run_name(spec: str) -> str:
+    """Name of the runs of an experiment file: ``experiments/gpt3/125m.py`` -> ``125m``, ``f.py:x`` -> ``f-x``."""
+    path, _, argument = spec.partition(":")
+    return Path(path).stem + (f"-{re.sub(r'[^A-Za-z0-9_.=-]+', '-', argument)}" if argument else "")
+
+
+def check_knob(name: str) -> None:
+    """Raises a ValueError that names the nearest knob unless ``name`` (``config.a.b``) is one."""
+    if name in KNOBS:
+        return
+    if any(knob.startswith(f"{name}.") for knob in KNOBS):
+        inside = next(knob for knob in KNOBS if knob.startswith(f"{name}."))
+        raise ValueError(f"{name} is a section of knobs; set one inside it, such as {inside}")
+    raise ValueError(f"{name} is not a knob; did you mean {nearest_knob(name)}?")
+
+
+def nearest_knob(name: str, others: Iterable[str] = ()) -> str:
+    """The knob (or one of ``others``) whose dotted name and last part look most like ``name``."""
+    word = name.rpartition(".")[2]
+
+    def likeness(knob: str) -> float:
+        last = knob.rpartition(".")[2]
+        return (
+            difflib.SequenceMatcher(None, name, knob).ratio()
+            + difflib.SequenceMatcher(None, word, last).ratio()
+            + (word in last.split("_"))  # 'lr' means 'peak_lr'
+        )
+
+    return max([*KNOBS, *others], key=likeness)
+
+
+def _next(arguments: Iterator[str], name: str, expected: str) -> str:
+    value = next(arguments, None)
+    if value is None or value.startswith("--"):
+        raise ValueError(f"{name} needs a value: {expected}")
+    return value
+
+
+def _normal(name: str, value: str) -> str:
+    """``1e9`` and ``2_000.0`` stand for whole numbers, a bare text for a list of one."""
+    if type(KNOBS[name]) is int:
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        return str(int(number)) if number.is_integer() and not value.lstrip("+-").isdecimal() else value
+    if isinstance(KNOBS[name], tuple):
+        try:
+            ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return repr(value)
+    return value
+
+
+def _wrong_override(error: flags.Error) -> ValueError:
+    match = re.match(r"flag --(?P<name>[\w.]+)=(?P<value>.*?): ", str(error), re.DOTALL)
+    if match is None or match["name"] not in KNOBS:
+        return ValueError(" ".join(str(error).split()))
+    return _wrong_type(match["name"], match["value"])
+
+
+def _wrong_type(name: str, value: Any) -> ValueError:
+    hint = f"; write {int(value):_}" if isinstance(value, float) and value.is_integer() else ""
+    return ValueError(f"{name} must be {_TYPES[type(KNOBS[name])]}, got {value!r}{hint}")
+
+
+def _get_config(spec: str) -> ConfigDict:
+    path, colon, argument = spec.partition(":")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config file {path} does not exist")
+    try:
+        module = _import(path)
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        raise _mistake(path, error) from error
+    if not callable(getattr(module, "get_config", None)):
+        raise ValueError(f"{path} has no function get_config() that returns a config")
+    try:
+        config = module.get_config(*([argument] if colon else []))
+    except Exception as error:
+        raise _mistake(path, error) from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"{path}: get_config() must return the ConfigDict of default_config(), got {config!r}")
+    return config
+
+
+def _import(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("experiment", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file: its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = writes
+    return module
+
+
+def _mistake(path: str, error: Exception) -> ValueError:
+    """One sentence with file and line for whatever an experiment file did wrong."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    where = f"{path}:{frames[-1].lineno}" if frames else path
+    access = _config_access(error)
+    if access is not None:
+        section, key, value = access
+        name = ".".join(part for part in ("config", section, key) if part)
+        if isinstance(error, AttributeError | KeyError):
+            sections = [] if section else [f"config.{other}" for other in _SECTIONS.values() if other]
+            return ValueError(f"{where}: {name} is not a knob; did you mean {nearest_knob(name, sections)}?")
+        if name in KNOBS:
+            return ValueError(f"{where}: {_wrong_type(name, value)}")
+        return ValueError(f"{where}: {name} is a section of knobs, not a value; got {value!r}")
+    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    return ValueError(f"{where}: {kind}{' '.join(str(error).split())}")
+
+
+def _config_access(error: Exception) -> tuple[str, str, Any] | None:
+    """(section, key, value) of the ConfigDict access that raised, from the arguments of its dunder method."""
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        code, names = frame.f_code, frame.f_code.co_varnames
+        owner = frame.f_locals.get("self")
+        methods = ("__setattr__", "__setitem__", "__getattr__", "__getitem__")
+        if isinstance(owner, ConfigDict) and code.co_name in methods and code.co_argcount >= 2:
+            section = _SECTIONS.get(tuple(sorted(owner.keys())))
+            if section is not None:
+                found = (section, str(frame.f_locals[names[1]]), frame.f_locals.get(names[2]))
+    return found

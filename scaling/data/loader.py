@@ -1,0 +1,204 @@
+"""Batches of token sequences: shuffled, mixed, split by process, read ahead; a pure function of seed and step."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from scaling.config import Data
+from scaling.data import prepare
+from scaling.data.shards import TokenDataset
+from scaling.data.tokenizer import Tokenizer
+
+IGNORE = -1  # a target that the loss leaves out
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSet:
+    """Endless, random-access stream of training sequences; element i is a function of (seed, i) alone.
+
+    Attributes:
+        stream: the grain dataset behind it.
+        tokens: tokens in one pass over all sources.
+        sequences: sequences in one pass over all sources.
+        fingerprint: hash of everything that decides the stream: tokens, weights, sequence length and seed.
+    """
+
+    stream: grain.MapDataset
+    tokens: int
+    sequences: int
+    fingerprint: str
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """Sequence i, int32 [T+1], for any i >= 0."""
+        return self.stream[i]
+
+
+def training_set(data: Data, tokenizer: Tokenizer, sequence_length: int, seed: int) -> TrainingSet:
+    """The training data: every source shuffled without replacement, anew each epoch, then mixed by weight.
+
+    Args:
+        data: sources; tokenized now if they are not in the cache.
+        tokenizer: for text sources; token directories must have been made with it.
+        sequence_length: T, in tokens.
+        seed: of the order.
+
+    Raises:
+        FileNotFoundError, ValueError: bad or too little data (see ``prepare.cached``).
+    """
+    weights = _weights(data)
+    streams, parts = [], []
+    for number, source in enumerate(weights):
+        part = _dataset(data, tokenizer, sequence_length, "train", source)
+        parts.append(part)
+        # grain adds the epoch to the seed, so nearby seeds would share orders: spread them.
+        order = int.from_bytes(hashlib.blake2b(f"{seed} {number}".encode(), digest_size=4).digest())
+        streams.append(grain.MapDataset.source(part).shuffle(seed=order).repeat())
+    stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, list(weights.values()))
+    facts = [part.fingerprint for part in parts], list(weights.values()), sequence_length, seed
+    return TrainingSet(
+        stream=stream,
+        tokens=sum(part.tokens for part in parts),
+        sequences=sum(map(len, parts)),
+        fingerprint=hashlib.sha256(repr(facts).encode()).hexdigest(),
+    )
+
+
+def validation_set(data: Data, tokenizer: Tokenizer, sequence_length: int) -> Sequence[np.ndarray]:
+    """The held-out sequences in a fixed order, int32 [T+1] each.
+
+    With a mixture and no ``data.validation``, the held-out parts of the sources are mixed by the same weights,
+    as long as none runs out.
+
+    Raises:
+        FileNotFoundError, ValueError: bad or too little data (see ``prepare.cached``).
+    """
+    weights = {data.train: 1.0} if data.validation else _weights(data)
+    parts = [_dataset(data, tokenizer, sequence_length, "validation", source) for source in weights]
+    if len(parts) == 1:
+        return parts[0]
+    return grain.MapDataset.mix([grain.MapDataset.source(part) for part in parts], list(weights.values()))
+
+
+def _weights(data: Data) -> dict[str, float]:
+    """Sources and their weights."""
+    if not data.mixture:
+        return {data.train: 1.0}
+    if data.train:
+        raise ValueError(f"config.data.train must be '' when config.data.mixture is set, not {data.train!r}")
+    weights = dict(data.mixture)
+    if len(weights) < len(data.mixture):
+        raise ValueError("config.data.mixture names a source twice; add up its weights")
+    for source, weight in weights.items():
+        if not weight > 0:
+            raise ValueError(f"config.data.mixture: the weight of {source} must be positive, not {weight}")
+    return weights
+
+
+def _dataset(data: Data, tokenizer: Tokenizer, sequence_length: int, split: str, source: str) -> TokenDataset:
+    directory, part = prepare.cached(data, tokenizer, split, source)
+    dataset = TokenDataset(directory, sequence_length, part)
+    if len(dataset) == 0:
+        name = data.validation if split == "validation" and data.validation else source
+        raise ValueError(
+            f"{name}: {dataset.tokens} {split} tokens are too few for one sequence of {sequence_length} + 1; "
+            "give more text or lower config.train.sequence_length"
+        )
+    return dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+    """Random-access source of batches, by step; see ``batches``."""
+
+    dataset: Any
+    span: Callable[[int], tuple[int, int]]
+    rows: np.ndarray
+    microbatch: int
+    num_microbatches: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, position: Any) -> Batch:
+        first, count = self.span(self.start + int(position))
+        assert count % self.microbatch == 0 and count <= self.microbatch * self.num_microbatches, count
+        length = self.dataset[first].size
+        tokens = np.zeros((self.num_microbatches, len(self.rows), length), np.int32)
+        for number in range(count // self.microbatch):
+            for slot, row in enumerate(self.rows):
+                tokens[number, slot] = self.dataset[first + number * self.microbatch + int(row)]
+        return {"inputs": tokens[..., :-1], "targets": tokens[..., 1:]}
+
+    def __repr__(self) -> str:
+        return f"steps {self.start} to {self.stop}"
+
+
+def batches(
+    dataset: Any,
+    span: Callable[[int], tuple[int, int]],
+    rows: np.ndarray,
+    microbatch: int,
+    num_microbatches: int,
+    start_step: int,
+    stop_step: int,
+    workers: int,
+    prefetch: int,
+) -> grain.DatasetIterator:
+    """Iterates over the batches of steps ``start_step`` to ``stop_step`` (not included), read ahead by threads.
+
+    Sequence j of a step is row ``j % microbatch`` of microbatch ``j // microbatch``; it is the same whatever the
+    number of processes, of which each reads only its own rows.
+
+    Args:
+        dataset: sequences int32 [T+1] by index, such as a ``TrainingSet``.
+        span: step -> (index of its first sequence, number of sequences, a multiple of ``microbatch``).
+        rows: rows of a microbatch that this process reads.
+        microbatch: sequences in a microbatch, over all processes.
+        num_microbatches: microbatches in a step at most; those beyond the count of ``span`` are zeros, not read.
+        start_step: first step.
+        stop_step: end of the steps.
+        workers: threads; 0 reads when asked.
+        prefetch: batches kept ready.
+
+    Returns:
+        An iterator of dict(inputs, targets), int32 [num_microbatches, len(rows), T]. ``close()`` or losing it
+        stops its threads. An error in reading is raised at the batch that it hits.
+    """
+    stop_step = max(start_step, stop_step)
+    steps = _Steps(dataset, span, np.asarray(rows), microbatch, num_microbatches, start_step, stop_step)
+    options = grain.ReadOptions(num_threads=min(workers, prefetch), prefetch_buffer_size=prefetch)
+    return iter(grain.MapDataset.source(steps).to_iter_dataset(options))
+
+
+def evaluation_batches(
+    dataset: Sequence[np.ndarray], num_sequences: int, batch_sequences: int, rows: np.ndarray
+) -> Iterator[Batch]:
+    """Iterates over the first ``num_sequences`` sequences in order.
+
+    Args:
+        dataset: sequences int32 [T+1] by index.
+        num_sequences: how many; cut to the length of the dataset.
+        batch_sequences: sequences in a batch, over all processes.
+        rows: rows of a batch that this process reads.
+
+    Yields:
+        dict(inputs, targets), int32 [len(rows), T]; rows past the end have inputs 0 and targets ``IGNORE``.
+    """
+    num_sequences = min(num_sequences, len(dataset))
+    length = dataset[0].size - 1
+    for first in range(0, num_sequences, batch_sequences):
+        inputs = np.zeros((len(rows), length), np.int32)
+        targets = np.full((len(rows), length), IGNORE, np.int32)
+        for slot, row in enumerate(rows):
+            if (i := first + int(row)) < num_sequences:
+                sequence = dataset[i]
+                inputs[slot], targets[slot] = sequence[:-1], sequence[1:]
+        yield {"inputs": inputs, "targets": targets}

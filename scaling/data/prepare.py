@@ -1,0 +1,276 @@
+"""Tokenizes text into token directories, once, and finds them again in the cache.
+
+A token directory is written beside its final place, synced, and renamed into it, so that a directory
+with its final name is always whole. Who comes second finds the winner's and throws its own away.
+"""
+
+import collections
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from scaling.config import Data
+from scaling.data import books, progress, shards, sources
+from scaling.data.tokenizer import Tokenizer
+
+_BATCH_CHARACTERS = 1 << 20  # text handed to a worker at a time
+_HASHED_BYTES = 64 << 20  # sources up to this size are known by their content, larger ones by size and time
+
+
+def prepare(pattern: str, tokenizer: Tokenizer, output: str | os.PathLike[str], text_key: str = "text") -> Path:
+    """Tokenizes all documents of some text files into one token directory, in their order.
+
+    Args:
+        pattern: text files (see ``scaling.data.sources``).
+        tokenizer: how.
+        output: the token directory; must not exist, unless another process just made it from the same files.
+        text_key: field of the text in ``.jsonl`` and ``.parquet``.
+
+    Raises:
+        FileExistsError: ``output`` exists.
+        FileNotFoundError, ValueError: bad input (see ``sources``).
+        OSError: cannot write.
+    """
+    if Path(output).exists():
+        raise FileExistsError(f"{output} exists and is not overwritten; remove it or choose another name")
+    files = sources.find(pattern)
+    return _write(files, tokenizer, Path(output), text_key, lambda texts: ((".", text) for text in texts), (".",))
+
+
+def cached(data: Data, tokenizer: Tokenizer, split: str, source: str | None = None) -> tuple[Path, tuple[float, float]]:
+    """Token directory of a source, tokenized now if the cache does not have it yet.
+
+    Args:
+        data: ``text_key``, ``validation``, ``validation_fraction`` and ``cache_dir`` are used.
+        tokenizer: the directory must have been made with it.
+        split: "train" or "validation".
+        source: a training source, ``data.train`` if None.
+
+    Returns:
+        The directory, and the part of its token stream that is the split (see ``shards.TokenDataset``).
+
+    Raises:
+        FileNotFoundError, ValueError: bad input, or a token directory of another tokenizer.
+        OSError: cannot write into the cache.
+    """
+    assert split in ("train", "validation"), split
+    source = data.train if source is None else source
+    held_out = not data.validation and source != "books"
+    if not source:
+        raise ValueError("config.data.train is empty; name text files, a token directory, or 'books'")
+    if held_out and not 0 < data.validation_fraction < 1:
+        raise ValueError(f"config.data.validation_fraction must lie between 0 and 1, not {data.validation_fraction}")
+    if split == "validation" and data.validation:
+        source = data.validation
+    whole = (0.0, 1.0)
+    if source != "books" and _is_token_directory(source):
+        path = _local(source, data)
+        cut = 1 - data.validation_fraction
+        part = whole if not held_out else (0.0, cut) if split == "train" else (cut, 1.0)
+        return _checked(path, tokenizer), part
+    if source == "books":
+        files = [str(books.VALIDATION if split == "validation" else books.TRAIN)]
+    else:
+        files = sources.find(source)
+    text_key = "text" if source == "books" else data.text_key
+    rule = f"hold out {data.validation_fraction!r}" if held_out else "all"
+    path = _cache(data) / _key(files, tokenizer.fingerprint, text_key, rule, str(shards.FORMAT_VERSION))
+    names = ("train", "validation") if held_out else (".",)
+    if not path.exists():
+        fraction = data.validation_fraction
+
+        def assign(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+            return hold_out(texts, fraction, source) if held_out else ((".", text) for text in texts)
+
+        _write(files, tokenizer, path, text_key, assign, names)
+    return _checked(path / split if held_out else path, tokenizer), whole
+
+
+def hold_out(texts: Iterable[str], fraction: float, source: str) -> Iterator[tuple[str, str]]:
+    """Assigns documents to ("train" or "validation", text) by a hash of their text, so that equal ones stay together.
+
+    Held out are those that hash below ``fraction`` and in any case the one with the lowest hash; of a single
+    document, its last part.
+
+    Raises:
+        ValueError: no document is left for training.
+    """
+    lowest, low = 1.0, list[str]()  # the documents of the lowest hash so far, not assigned yet
+    total = train = 0
+    for text in texts:
+        total += 1
+        key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) / 2**64
+        if key == lowest:
+            low.append(text)
+            continue
+        if key < lowest:
+            (key, ready), (lowest, low) = (lowest, low), (key, [text])
+        else:
+            ready = [text]
+        side = "validation" if key < fraction else "train"
+        train += len(ready) * (side == "train")
+        yield from ((side, text) for text in ready)
+    if total == 1:
+        yield from _cut(low[0], fraction)
+        return
+    if train == 0:
+        raise ValueError(
+            f"{source}: all {total} documents fell to validation; lower config.data.validation_fraction "
+            f"({fraction}) or name held-out files in config.data.validation"
+        )
+    yield from (("validation", text) for text in low)
+
+
+def _cut(text: str, fraction: float) -> Iterator[tuple[str, str]]:
+    """Train and validation part of a single document, cut at the end of a line or a word where there is one."""
+    cut = min(max(1, round(len(text) * (1 - fraction))), len(text) - 1)
+    for mark in ("\n\n", "\n", " "):
+        near = text.find(mark, cut, cut + (len(text) - cut) // 2)
+        if near >= 0:
+            cut = near + len(mark)
+            break
+    yield "train", text[:cut]
+    if text[cut:]:
+        yield "validation", text[cut:]
+
+
+def _write(
+    files: list[str],
+    tokenizer: Tokenizer,
+    final: Path,
+    text_key: str,
+    assign: Callable[[Iterable[str]], Iterable[tuple[str, str]]],
+    names: tuple[str, ...],
+) -> Path:
+    """Writes the token directories ``final/name`` of all names at once."""
+    with _permission(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    try:
+        writers = {}
+        for name in names:
+            (temporary / name).mkdir(exist_ok=True)
+            writers[name] = shards.ShardWriter(temporary / name, tokenizer)
+        with progress.Tokens(sources.size(files), f"tokenizing with {tokenizer.name}") as bar:
+            for name, ids in _encode(assign(sources.documents(files, text_key, bar.bytes)), tokenizer):
+                writers[name].append(ids)
+                bar.tokens(ids.size + 1)
+        for name, writer in writers.items():
+            if writer.documents == 0:
+                raise ValueError(f"{files[0]}: too little text to hold out a {name} set; name files for both")
+            writer.close()
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(final)
+        except OSError:
+            if not final.exists():
+                raise
+        shards.sync(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def _encode(texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:
+    """Tokenizes (name, text) in threads (the tokenizers release the GIL), in order, a bounded number in flight."""
+    workers = min(8, os.cpu_count() or 1)
+    waiting: collections.deque[tuple[list[str], Future[list[np.ndarray]]]] = collections.deque()
+    with ThreadPoolExecutor(workers, "tokenize") as pool:
+        try:
+            for batch in _batches(texts):
+                names = [name for name, _ in batch]
+                waiting.append((names, pool.submit(tokenizer.encode_batch, [text for _, text in batch])))
+                if len(waiting) > 2 * workers:
+                    names, future = waiting.popleft()
+                    yield from zip(names, future.result(), strict=True)
+            for names, future in waiting:
+                yield from zip(names, future.result(), strict=True)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _batches(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    batch: list[tuple[str, str]] = []
+    characters = 0
+    for name, text in texts:
+        batch.append((name, text))
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _cache(data: Data) -> Path:
+    return Path(data.cache_dir or os.environ.get("SCALING_CACHE") or "~/.cache/scaling").expanduser() / "tokens"
+
+
+@contextlib.contextmanager
+def _permission(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise type(error)(
+            f"cannot write token shards at {path.parent} ({error.strerror}); "
+            "set config.data.cache_dir or $SCALING_CACHE to a writable directory"
+        ) from None
+
+
+def _key(files: list[str], *rest: str) -> str:
+    digest = hashlib.sha256("\0".join(rest).encode())
+    by_content = sources.size(files) <= _HASHED_BYTES
+    for file in files:
+        fs, path = sources.filesystem(file)
+        if by_content:
+            digest.update(hashlib.sha256(sources.read_bytes(file)).digest())
+            digest.update("".join(suffix for suffix in sources.FORMATS if path.endswith(suffix)).encode())
+        else:  # fsspec's key of a version: name, size and time or the store's tag
+            digest.update(f"{file}\0{fs.ukey(path)}\0".encode())
+    return digest.hexdigest()[:32]
+
+
+def _is_token_directory(source: str) -> bool:
+    fs, path = sources.filesystem(source)
+    return fs.isdir(path) and fs.exists(f"{path.rstrip('/')}/{shards.INDEX}")
+
+
+def _local(source: str, data: Data) -> Path:
+    """The token directory itself if it is local, else its copy in the cache (ArrayRecord reads local files)."""
+    fs, path = sources.filesystem(source)
+    if "://" not in source:
+        return Path(path)
+    index = fs.cat_file(f"{path.rstrip('/')}/{shards.INDEX}")
+    final = _cache(data) / hashlib.sha256(index).hexdigest()[:32]
+    if not final.exists():
+        with _permission(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+        try:
+            for name in fs.ls(path, detail=False):
+                fs.get_file(name, str(temporary / Path(name).name))
+            shards.verify(temporary)
+            temporary.rename(final)
+        except OSError:
+            if not final.exists():
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def _checked(path: Path, tokenizer: Tokenizer) -> Path:
+    index = shards.read_index(path)
+    if index.tokenizer_fingerprint != tokenizer.fingerprint:
+        raise ValueError(
+            f"{path} was made with the tokenizer {index.tokenizer!r}, which differs from config.data.tokenizer "
+            f"{tokenizer.name!r}; name that tokenizer or tokenize the text anew"
+        )
+    return path

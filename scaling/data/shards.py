@@ -1,0 +1,305 @@
+"""Token shards: a flat stream of token ids in ArrayRecord files, with an index that guards them.
+
+A token directory holds ``tokens-00000-of-000NN.array_record`` and ``index.json``. The stream is every
+document followed by the end-of-text token (GPT-3's packing, arXiv 2005.14165 appendix B), cut into
+records of ``RECORD_TOKENS`` ids, little-endian uint16, or uint32 for a vocabulary above 65,536; the last
+record is short. Damage is noticed: sizes are compared when a directory is opened, ArrayRecord checks a
+hash of every chunk it reads, ids are compared with the vocabulary, and ``verify`` compares SHA-256.
+"""
+
+import bisect
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module
+
+from scaling.data.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+RECORD_TOKENS = 2048
+SHARD_RECORDS = 1 << 18  # half a billion tokens, 1 GiB of uint16
+INDEX = "index.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One file: its name, its number of records, its size in bytes and the SHA-256 of its content."""
+
+    file: str
+    records: int
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What ``index.json`` says of a token directory."""
+
+    format_version: int
+    tokenizer: str
+    tokenizer_fingerprint: str
+    vocab_size: int
+    eot: int
+    dtype: str
+    record_tokens: int
+    tokens: int
+    documents: int
+    shards: tuple[Shard, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the tokens and the tokenizer."""
+        parts = [self.tokenizer_fingerprint, str(self.tokens), *(shard.sha256 for shard in self.shards)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def read_index(directory: str | os.PathLike[str]) -> Index:
+    """Reads ``index.json`` and checks that every shard is there with its full size.
+
+    Raises:
+        FileNotFoundError: no index, or a shard is missing.
+        ValueError: the index is not one, has another format version, or a shard has another size.
+    """
+    path = Path(directory) / INDEX
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+        index = Index(**(values | {"shards": tuple(Shard(**shard) for shard in values["shards"])}))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{directory} is not a directory of token shards: it has no {INDEX}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged index of token shards ({error})") from None
+    if index.format_version != FORMAT_VERSION:
+        raise ValueError(f"{path}: format version {index.format_version}, but this code reads {FORMAT_VERSION}")
+    for shard in index.shards:
+        file = path.parent / shard.file
+        if not file.exists():
+            raise FileNotFoundError(f"{file}: shard is missing")
+        if (size := file.stat().st_size) != shard.bytes:
+            raise ValueError(f"{file}: shard is truncated or damaged: {size} bytes instead of {shard.bytes}")
+    return index
+
+
+def verify(directory: str | os.PathLike[str]) -> None:
+    """Reads all shards and compares their SHA-256 with the index.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_index``, and for a shard whose content differs.
+    """
+    for shard in read_index(directory).shards:
+        if _sha256(Path(directory) / shard.file) != shard.sha256:
+            raise ValueError(f"{Path(directory) / shard.file}: shard is damaged: its SHA-256 is not that of the index")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class ShardWriter:
+    """Writes documents into a directory that exists and is empty; ``close`` writes the index and syncs all.
+
+    Args:
+        directory: where to write.
+        tokenizer: the tokenizer of the documents.
+
+    Raises:
+        OSError: cannot write (no space, no permission); from every method.
+    """
+
+    def __init__(self, directory: Path, tokenizer: Tokenizer) -> None:
+        self._directory = directory
+        self._tokenizer = tokenizer
+        self._dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+        self._pending: list[np.ndarray] = []
+        self._pending_tokens = 0
+        self._writer: Any = None
+        self._records: list[int] = []  # of each shard so far
+        self.tokens = 0
+        self.documents = 0
+
+    def append(self, ids: np.ndarray) -> None:
+        """Adds one document, int [n]; its end-of-text token is added here."""
+        document = np.append(ids, self._tokenizer.eot).astype(self._dtype)
+        self._pending.append(document)
+        self._pending_tokens += document.size
+        self.tokens += document.size
+        self.documents += 1
+        if self._pending_tokens >= 64 * RECORD_TOKENS:
+            self._flush(last=False)
+
+    def close(self) -> Index:
+        """Finishes the shards, gives them their final names and writes the index."""
+        self._flush(last=True)
+        self._finish_shard()
+        count = len(self._records)
+        shards = []
+        for number, records in enumerate(self._records):
+            file = self._directory / f"tokens-{number:05d}-of-{count:05d}.array_record"
+            self._part(number).rename(file)
+            sync(file)
+            shards.append(Shard(file.name, records, file.stat().st_size, _sha256(file)))
+        tokenizer = self._tokenizer
+        index = Index(
+            format_version=FORMAT_VERSION,
+            tokenizer=tokenizer.name,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            vocab_size=tokenizer.vocab_size,
+            eot=tokenizer.eot,
+            dtype="uint16" if self._dtype.itemsize == 2 else "uint32",
+            record_tokens=RECORD_TOKENS,
+            tokens=self.tokens,
+            documents=self.documents,
+            shards=tuple(shards),
+        )
+        path = self._directory / INDEX
+        path.write_text(json.dumps(dataclasses.asdict(index), indent=1) + "\n")
+        sync(path)
+        sync(self._directory)
+        return index
+
+    def _part(self, number: int) -> Path:
+        return self._directory / f"tokens-{number:05d}.part"
+
+    def _flush(self, last: bool) -> None:
+        stream = np.concatenate([*self._pending, np.empty(0, self._dtype)])
+        whole = stream.size if last else stream.size - stream.size % RECORD_TOKENS
+        for start in range(0, whole, RECORD_TOKENS):
+            self._write(stream[start : min(start + RECORD_TOKENS, whole)].tobytes())
+        self._pending, self._pending_tokens = [stream[whole:]], stream.size - whole
+
+    def _write(self, record: bytes) -> None:
+        try:
+            if self._writer is None:
+                self._records.append(0)
+                path = str(self._part(len(self._records) - 1))
+                self._writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+            self._writer.write(record)
+        except RuntimeError as error:
+            raise _write_error(error, self._directory) from None
+        self._records[-1] += 1
+        if self._records[-1] == SHARD_RECORDS:
+            self._finish_shard()
+
+    def _finish_shard(self) -> None:
+        if self._writer is not None:
+            try:
+                self._writer.close()
+            except RuntimeError as error:
+                raise _write_error(error, self._directory) from None
+            self._writer = None
+
+
+def _write_error(error: RuntimeError, directory: Path) -> OSError:
+    """ArrayRecord reports a failed system call only in words."""
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
+        if os.strerror(code) in str(error):
+            return OSError(code, os.strerror(code), str(directory))
+    return OSError(f"cannot write token shards into {directory} ({error})")
+
+
+def sync(path: Path) -> None:
+    """Makes a file, or the names in a directory, survive a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class TokenDataset(Sequence[np.ndarray]):
+    """Random access to the sequences of a token directory; safe for threads, picklable, files opened when needed.
+
+    ``dataset[i]`` is int32 [T+1]: tokens i*T to i*T+T, both included, so that inputs are ``[:-1]`` and targets
+    ``[1:]``, and every token of the stream but the first is a target once.
+
+    Args:
+        directory: token directory.
+        sequence_length: T, in tokens.
+        part: (from, to), fractions of the stream: only this part of it is read. Parts that touch do not overlap.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_index``; also from reading, with file and record, for a shard
+            that cannot be read, a record of the wrong length and an id outside the vocabulary.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], sequence_length: int, part: tuple[float, float] = (0.0, 1.0)
+    ) -> None:
+        self.info = read_index(directory)
+        self.sequence_length = sequence_length
+        self.start, self.stop = (round(self.info.tokens * fraction) for fraction in part)
+        self._directory = Path(directory)
+        self._ends = np.cumsum([shard.records for shard in self.info.shards]).tolist()
+        self._readers: list[Any] = [None] * len(self._ends)
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"TokenDataset({str(self._directory)!r}, {self.sequence_length}, tokens {self.start} to {self.stop})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("_readers", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _readers=[None] * len(state["_ends"]), _lock=threading.Lock())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the tokens in reach."""
+        return hashlib.sha256(f"{self.info.fingerprint} {self.start} {self.stop}".encode()).hexdigest()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in reach."""
+        return self.stop - self.start
+
+    def __len__(self) -> int:
+        return max(0, (self.tokens - 1) // self.sequence_length)
+
+    def __getitem__(self, i: Any) -> Any:
+        if not 0 <= i < len(self):
+            raise IndexError(f"sequence {i} of {len(self)}")
+        first = self.start + int(i) * self.sequence_length
+        return self.read(first, first + self.sequence_length + 1)
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Tokens ``first`` to ``last`` (not included) of the whole stream, int32 [last - first]."""
+        size = self.info.record_tokens
+        records = range(first // size, (last - 1) // size + 1)
+        stream = np.concatenate([self._record(record) for record in records])
+        return stream[first - records.start * size : last - records.start * size]
+
+    def _record(self, number: int) -> np.ndarray:
+        shard = bisect.bisect_right(self._ends, number)
+        inside = number - (self._ends[shard - 1] if shard else 0)
+        where = f"{self._directory / self.info.shards[shard].file}, record {inside}"
+        try:
+            data = self._reader(shard).read([inside])[0]
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise ValueError(f"{where}: damaged shard ({str(error).split(';')[0]})") from None
+        expected = min(self.info.record_tokens, self.info.tokens - number * self.info.record_tokens)
+        dtype = np.dtype(self.info.dtype).newbyteorder("<")
+        if len(data) != expected * dtype.itemsize:
+            raise ValueError(f"{where}: {len(data)} bytes instead of {expected} tokens of {dtype.itemsize} bytes")
+        ids = np.frombuffer(data, dtype).astype(np.int64)
+        if ids.max() >= self.info.vocab_size:
+            where = f"{where}, token {ids.argmax()}"
+            raise ValueError(f"{where}: id {ids.max()} is outside the vocabulary of {self.info.vocab_size}")
+        return ids.astype(np.int32)
+
+    def _reader(self, shard: int) -> Any:
+        with self._lock:
+            if self._readers[shard] is None:
+                self._readers[shard] = array_record_module.ArrayRecordReader(
+                    str(self._directory / self.info.shards[shard].file),
+                    options="readahead_buffer_size:0,max_parallelism:0",
+                    file_reader_buffer_size=1 << 15,
+                )
+            return self._readers[shard]

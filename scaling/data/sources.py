@@ -1,0 +1,167 @@
+"""Text sources: a path or glob, local or remote, to a stream of documents.
+
+Formats, told by the end of the name: ``.txt`` and ``.txt.gz`` (a file is a document), ``.jsonl`` and
+``.jsonl.gz`` (a line is a document), ``.parquet`` (a row is a document; needs the extra ``scaling[data]``).
+Remote paths (``gs://``, ``s3://``, ...) are read through fsspec.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+import fsspec
+
+FORMATS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
+_PARQUET_ROWS = 1024  # rows decoded at a time
+
+
+def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec file system of a path or URL, and the path on it.
+
+    Raises:
+        ValueError: no such protocol, or its package is not installed.
+    """
+    try:
+        return fsspec.core.url_to_fs(path)
+    except ImportError as error:
+        raise ValueError(f"{path}: its protocol needs one more package, for gs:// it is gcsfs ({error})") from None
+
+
+def find(pattern: str) -> list[str]:
+    """Expands a path or glob into the sorted list of its files, remote ones with their protocol.
+
+    Raises:
+        FileNotFoundError: nothing matches.
+        ValueError: a matching file is empty or of an unknown format.
+    """
+    fs, path = filesystem(pattern)
+    if fs.isdir(path):
+        raise ValueError(f"{pattern} is a directory; name its files by a glob such as '{pattern.rstrip('/')}/*.txt'")
+    # A name that exists is taken literally, even with [ or ? in it.
+    infos = [fs.info(path)] if fs.exists(path) else list(fs.glob(path, detail=True).values())
+    infos = sorted((info for info in infos if info["type"] != "directory"), key=lambda info: info["name"])
+    if not infos:
+        raise FileNotFoundError(f"no file matches {pattern}")
+    for info in infos:
+        if not info["name"].endswith(FORMATS):
+            raise ValueError(f"{info['name']}: unknown format; text files end in {', '.join(FORMATS)}")
+        if info["size"] == 0:
+            raise ValueError(f"{info['name']} is empty")
+    return [fs.unstrip_protocol(info["name"]) if "://" in pattern else info["name"] for info in infos]
+
+
+def size(files: list[str]) -> int:
+    """Bytes of the files as stored (compressed)."""
+    return sum(fs.size(path) for fs, path in map(filesystem, files))
+
+
+def documents(
+    files: list[str], text_key: str = "text", progress: Callable[[int], None] = lambda _: None
+) -> Iterator[str]:
+    """Yields the text of every document, in the order of the files.
+
+    Args:
+        files: what ``find`` returned.
+        text_key: field of the text in ``.jsonl`` and ``.parquet``.
+        progress: called with the number of stored bytes consumed since its last call.
+
+    Raises:
+        ValueError: a file is not UTF-8, not JSON, lacks the text field or is damaged; says which file, and which
+            line, row or byte. Also when the files together hold no text.
+    """
+    empty = True
+    for file in files:
+        done = 0
+        fs, path = filesystem(file)
+        with fs.open(path, "rb") as raw:
+            for text in _read(file, raw, text_key):
+                if text:
+                    empty = False
+                    yield text
+                progress(raw.tell() - done)
+                done = raw.tell()
+    if empty:
+        more = f" (and {len(files) - 1} more files)" if len(files) > 1 else ""
+        raise ValueError(f"{files[0]}{more}: no documents with text in it")
+
+
+def _read(file: str, raw: IO[bytes], text_key: str) -> Iterator[str]:
+    if file.endswith(".parquet"):
+        yield from _parquet(file, raw, text_key)
+        return
+    stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if file.endswith(".gz") else raw  # type: ignore[assignment]
+    try:
+        if file.removesuffix(".gz").endswith(".txt"):
+            yield _decode(stream.read(), file, 0)
+        else:
+            yield from _json_lines(file, stream, text_key)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{file}: damaged or truncated gzip file ({error})") from None
+
+
+def _decode(data: bytes, file: str, offset: int) -> str:
+    try:
+        return data.decode("utf-8-sig" if offset == 0 else "utf-8")
+    except UnicodeDecodeError as error:
+        where = offset + error.start
+        raise ValueError(f"{file} is not UTF-8: byte 0x{data[error.start]:02x} at offset {where}") from None
+
+
+def _json_lines(file: str, stream: IO[bytes], text_key: str) -> Iterator[str]:
+    offset = 0
+    for number, line in enumerate(stream, start=1):
+        text = _decode(line, file, offset)
+        offset += len(line)
+        if text.strip():
+            yield _field(text, text_key, f"{file}:{number}")
+
+
+def _field(line: str, text_key: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: a JSON object with the key {text_key!r} was expected, not {line.strip()[:40]!r}")
+    if text_key not in record:
+        keys = ", ".join(map(repr, record)) or "none"
+        raise ValueError(f"{where}: no key {text_key!r}; there are {keys} (choose with config.data.text_key)")
+    return _text(record[text_key], text_key, where)
+
+
+def _text(value: Any, text_key: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {text_key!r} must be text, not {json.dumps(value, default=repr)[:40]}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which UTF-8 cannot hold
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
+
+
+def _parquet(file: str, raw: IO[bytes], text_key: str) -> Iterator[str]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f"{file}: reading parquet needs pyarrow; pip install 'scaling[data]'") from None
+    try:
+        table = pyarrow.parquet.ParquetFile(raw)
+        names = table.schema_arrow.names
+        if text_key not in names:
+            raise ValueError(f"{file}: no column {text_key!r}; there are {', '.join(map(repr, names))}")
+        row = 0
+        for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_key]):
+            for value in batch.column(0).to_pylist():
+                row += 1
+                yield _text(value, text_key, f"{file}: row {row}")
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{file}: damaged parquet file ({str(error).splitlines()[0]})") from None
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole of one file, local or remote."""
+    fs, inner = filesystem(path)
+    return fs.cat_file(inner)

@@ -1,0 +1,256 @@
+"""Tokenizers: bytes, GPT-2's byte-level BPE, sentencepiece; all lossless, all without special tokens in text.
+
+``load(name)`` knows
+
+* ``bytes``: UTF-8 bytes, vocabulary 257;
+* ``gpt2``: GPT-2's and GPT-3's byte-level BPE, vocabulary 50,257, through tiktoken's own download;
+* ``books``: the sentencepiece model of the embedded corpus;
+* a path to a tiktoken ranks file (``*.tiktoken``) that splits text as GPT-2 does;
+* a path to a directory with GPT-2's ``vocab.bpe`` and ``encoder.json`` (or ``merges.txt`` and ``vocab.json``);
+* a path to a sentencepiece model (``*.model``).
+
+Text that spells ``<|endoftext|>`` is ordinary text: only ``Tokenizer.eot`` ends a document.
+"""
+
+import abc
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import sentencepiece
+import tiktoken
+
+from scaling.data import books, sources
+
+END_OF_TEXT = "<|endoftext|>"
+
+# Radford et al. 2019 (github.com/openai/gpt-2, src/encoder.py), in the equivalent, faster form that tiktoken uses.
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+# Ranks files of later models, which split text by other patterns: number of ranks -> name.
+_OTHER_PATTERNS = {100_256: "cl100k_base", 199_998: "o200k_base"}
+
+
+class Tokenizer(abc.ABC):
+    """Text to token ids and back.
+
+    Attributes:
+        name: what ``load`` was given.
+        vocab_size: ids are in [0, vocab_size).
+        eot: id of the end-of-text token, which no text encodes to.
+        fingerprint: hash of everything that decides the ids; equal for equal tokenizers, whatever their name.
+    """
+
+    name: str
+    vocab_size: int
+    eot: int
+    fingerprint: str
+
+    @abc.abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, int32, without ``eot``."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text of the ids; ``eot`` is spelled ``<|endoftext|>``, a broken UTF-8 sequence gives U+FFFD."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of one text, int32, without ``eot``."""
+        return self.encode_batch([text])[0]
+
+
+class ByteTokenizer(Tokenizer):
+    """UTF-8 bytes; id 256 is the end of text."""
+
+    def __init__(self) -> None:
+        self.name = "bytes"
+        self.vocab_size, self.eot = 257, 256
+        self.fingerprint = _fingerprint(b"bytes")
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """See ``Tokenizer``."""
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """See ``Tokenizer``."""
+        array = np.asarray(ids, np.int64)
+        documents = np.split(array, np.flatnonzero(array == self.eot))
+        return END_OF_TEXT.join(bytes(part[part != self.eot].tolist()).decode(errors="replace") for part in documents)
+
+
+class BPETokenizer(Tokenizer):
+    """Byte-level BPE by ranks, split by GPT-2's pattern; the end of text is the lowest id that no rank has.
+
+    Args:
+        name: its name.
+        ranks: bytes of a token -> id; a merge has a lower id than those learned after it.
+    """
+
+    def __init__(self, name: str, ranks: dict[bytes, int]) -> None:
+        used = set(ranks.values())
+        self.name = name
+        self.eot = next(i for i in range(len(ranks) + 1) if i not in used)
+        self.vocab_size = max(max(used), self.eot) + 1
+        table = json.dumps([[rank, token.hex()] for token, rank in sorted(ranks.items(), key=lambda item: item[1])])
+        self.fingerprint = _fingerprint(b"bpe", GPT2_PATTERN.encode(), str(self.eot).encode(), table.encode())
+        self._encoding = tiktoken.Encoding(
+            name=name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.eot}
+        )
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """See ``Tokenizer``."""
+        return [np.asarray(self._encoding.encode_ordinary(text), np.int32) for text in texts]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """See ``Tokenizer``."""
+        return self._encoding.decode(np.asarray(ids).tolist())
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A sentencepiece model that has an end-of-text piece: ``<|endoftext|>``, else its end-of-sentence piece.
+
+    Args:
+        name: its name.
+        model: the bytes of the ``.model`` file.
+    """
+
+    def __init__(self, name: str, model: bytes) -> None:
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError:
+            raise ValueError(f"tokenizer {name}: not a sentencepiece model") from None
+        piece = self._processor.piece_to_id(END_OF_TEXT)
+        self.name = name
+        self.vocab_size = self._processor.vocab_size()
+        self.eot = piece if self._processor.is_control(piece) else self._processor.eos_id()
+        if self.eot < 0:
+            raise ValueError(f"tokenizer {name}: the model has neither {END_OF_TEXT} nor an end-of-sentence piece")
+        self.fingerprint = _fingerprint(b"sentencepiece", model)
+        # sentencepiece writes a space as U+2581, so a real U+2581 must go in by its bytes, if the model has them.
+        bytes_of_mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in "▁".encode()]
+        self._mark = bytes_of_mark if all(map(self._processor.is_byte, bytes_of_mark)) else None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """See ``Tokenizer``."""
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> np.ndarray:
+        if self._mark is None or "▁" not in text:
+            return np.asarray(self._processor.encode(text), np.int32)
+        first, *rest = self._processor.encode(text.split("▁"))
+        return np.asarray(first + [i for part in rest for i in self._mark + part], np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """See ``Tokenizer``."""
+        array = np.asarray(ids, np.int64)
+        documents = np.split(array, np.flatnonzero(array == self.eot))
+        return END_OF_TEXT.join(self._processor.decode(part[part != self.eot].tolist()) for part in documents)
+
+
+def load(name: str) -> Tokenizer:
+    """Makes the tokenizer of a name or path (see the module).
+
+    Raises:
+        FileNotFoundError: no such name, file or directory.
+        ValueError: a file is not what its name says.
+        OSError: ``gpt2`` could not be downloaded.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    if name == "gpt2":
+        return _download_gpt2()
+    if name == "books":
+        return SentencePieceTokenizer(name, books.TOKENIZER.read_bytes())
+    fs, path = sources.filesystem(name)
+    if fs.isdir(path):
+        return BPETokenizer(name, _gpt2_directory(name))
+    if not fs.isfile(path):
+        raise FileNotFoundError(
+            f"tokenizer {name!r} is none of gpt2, bytes, books, and no such file or directory exists"
+        )
+    if name.endswith(".tiktoken"):
+        return BPETokenizer(name, _tiktoken_ranks(name))
+    if name.endswith(".model"):
+        return SentencePieceTokenizer(name, sources.read_bytes(name))
+    raise ValueError(f"tokenizer {name}: a file must end in .tiktoken or .model, a directory hold GPT-2's two files")
+
+
+def _fingerprint(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def _download_gpt2() -> BPETokenizer:
+    """GPT-2's ranks by tiktoken, which keeps them in $TIKTOKEN_CACHE_DIR or the temporary directory."""
+    try:
+        encoding = tiktoken.get_encoding("r50k_base")  # one file, same ids as "gpt2", which is two
+    except Exception as error:  # whatever the network library raises
+        raise OSError(
+            f"tokenizer 'gpt2' could not be downloaded ({type(error).__name__}); offline, set config.data.tokenizer to "
+            "a local r50k_base.tiktoken or to a directory with GPT-2's vocab.bpe and encoder.json"
+        ) from error
+    return BPETokenizer("gpt2", {encoding.decode_single_token_bytes(i): i for i in range(encoding.eot_token)})
+
+
+def _tiktoken_ranks(path: str) -> dict[bytes, int]:
+    ranks = {}
+    for number, line in enumerate(sources.read_bytes(path).splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise ValueError(f"{path}:{number}: not a line of a tiktoken file (base64 token, space, rank)") from None
+    if len(ranks) in _OTHER_PATTERNS:
+        raise ValueError(f"{path}: {_OTHER_PATTERNS[len(ranks)]} splits text by another pattern than GPT-2's")
+    return _checked(ranks, path)
+
+
+def _checked(ranks: dict[bytes, int], path: str) -> dict[bytes, int]:
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise ValueError(f"{path}: no token for the byte 0x{missing[0]:02x}; the file is cut short or not byte-level")
+    if len(set(ranks.values())) != len(ranks) or min(ranks.values()) != 0:
+        raise ValueError(f"{path}: ranks must be distinct and start from 0")
+    return ranks
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's spelling of bytes by printable characters (encoder.py, bytes_to_unicode), inverted."""
+    printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+    others = [b for b in range(256) if b not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def _gpt2_directory(path: str) -> dict[bytes, int]:
+    """Ranks from GPT-2's two files: the ids of the vocabulary, which must be in the order of the merges."""
+    fs, root = sources.filesystem(path)
+    for merges_name, vocabulary_name in (("vocab.bpe", "encoder.json"), ("merges.txt", "vocab.json")):
+        if fs.exists(f"{root}/{merges_name}") and fs.exists(f"{root}/{vocabulary_name}"):
+            break
+    else:
+        raise FileNotFoundError(
+            f"tokenizer {path}: neither vocab.bpe and encoder.json nor merges.txt and vocab.json there"
+        )
+    merges_file, vocabulary_file = f"{path.rstrip('/')}/{merges_name}", f"{path.rstrip('/')}/{vocabulary_name}"
+    byte_of = _byte_of_character()
+    try:
+        vocabulary = {k: int(v) for k, v in json.loads(sources.read_bytes(vocabulary_file)).items() if k != END_OF_TEXT}
+        ranks = {bytes(byte_of[c] for c in token): rank for token, rank in vocabulary.items()}
+    except (ValueError, KeyError, AttributeError):
+        raise ValueError(f"{vocabulary_file}: not a vocabulary of GPT-2's byte-level BPE") from None
+    last = -1
+    lines = sources.read_bytes(merges_file).decode().splitlines()
+    merges = [line.split() for line in lines if line and not line.startswith("#version")]
+    for number, merge in enumerate(merges, start=1):
+        rank = vocabulary.get("".join(merge), -1)
+        if len(merge) != 2 or rank <= last:
+            raise ValueError(f"{merges_file}: merge {number} does not agree with the ids of {vocabulary_name}")
+        last = rank
+    if len(merges) + 256 != len(ranks):
+        raise ValueError(f"{path}: {len(merges)} merges and 256 bytes, but {len(ranks)} tokens in {vocabulary_name}")
+    return _checked(ranks, vocabulary_file)

@@ -1,0 +1,9 @@
+"""Exit codes of the ``scaling`` command, in one place (also listed in ``scaling --help``)."""
+
+OK = 0
+BUG = 1  # an exception that no user can have caused: Python's own code for an uncaught exception
+USAGE = 2  # a bad option, knob, file or value: one sentence on stderr
+DIVERGED = 3  # the loss became NaN or infinite
+IO = 74  # EX_IOERR of BSD's sysexits.h: disk full, broken file system
+SIGINT = 130  # 128 + 2: stopped by ctrl-C, after saving a checkpoint
+SIGTERM = 143  # 128 + 15: stopped by the scheduler, after saving a checkpoint

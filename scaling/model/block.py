@@ -1,0 +1,80 @@
+"""One Transformer block: attention and MLP around a residual stream."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from scaling import config as cfg
+from scaling.model.attention import SelfAttention
+from scaling.model.layers import LayerNorm, constant, dropout, normal, use
+from scaling.model.parametrization import parametrization
+from scaling.parallel.sharding import constrain
+
+ACTIVATIONS = {
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "relu": jax.nn.relu,
+}
+
+
+class MLP(nnx.Module):
+    """Two projections with a nonlinearity between."""
+
+    def __init__(self, config: cfg.Model, rngs: nnx.Rngs):
+        d, f = config.d_model, config.d_ff
+        scales = parametrization(config)
+        self.activation = config.activation
+        self.up = normal(rngs.params(), (d, f), scales.hidden_std, ("embed", "mlp"))
+        self.up_bias = constant(0.0, (f,), ("mlp",), "bias")
+        self.down = normal(rngs.params(), (f, d), scales.residual_std, ("mlp", "embed"))
+        self.down_bias = constant(0.0, (d,), (None,), "bias")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] to [B, T, D]."""
+        hidden = x @ use(self.up, x.dtype) + use(self.up_bias, x.dtype)
+        hidden = checkpoint_name(constrain(hidden, "batch", None, "mlp"), "projections")
+        out = ACTIVATIONS[self.activation](hidden) @ use(self.down, x.dtype)
+        return constrain(out + use(self.down_bias, x.dtype), "batch", "sequence", None)
+
+
+class Block(nnx.Module):
+    """Attention then MLP; LayerNorm before each sublayer (GPT-2/3) or after each sum (GPT-1)."""
+
+    def __init__(self, config: cfg.Model, rngs: nnx.Rngs):
+        self.config = config
+        self.attention_norm = LayerNorm(config.d_model, config.norm_epsilon)
+        self.attention = SelfAttention(config, rngs)
+        self.mlp_norm = LayerNorm(config.d_model, config.norm_epsilon)
+        self.mlp = MLP(config, rngs)
+
+    def __call__(
+        self, x: jax.Array, window: int, segments: jax.Array | None = None, key: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, T, D] to [B, T, D].
+
+        Args:
+            x: the residual stream, in the compute dtype.
+            window: band width of the attention; 0 = dense.
+            segments: document number of each token [B, T], or None.
+            key: dropout key of this layer; None = no dropout.
+        """
+        keys = (None, None, None) if key is None else jax.random.split(key, 3)
+        rate = self.config.dropout_residual
+        multiplier = parametrization(self.config).residual_multiplier
+
+        def attention(h: jax.Array) -> jax.Array:
+            return _times(dropout(self.attention(h, window, segments, keys[0]), rate, keys[1]), multiplier)
+
+        def mlp(h: jax.Array) -> jax.Array:
+            return _times(dropout(self.mlp(h), rate, keys[2]), multiplier)
+
+        if self.config.norm == "pre":
+            x = x + attention(self.attention_norm(x))
+            return x + mlp(self.mlp_norm(x))
+        x = self.attention_norm(x + attention(x))
+        return self.mlp_norm(x + mlp(x))
+
+
+def _times(x: jax.Array, multiplier: float) -> jax.Array:
+    return x if multiplier == 1.0 else (x * jnp.asarray(multiplier, x.dtype))

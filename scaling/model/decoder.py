@@ -1,0 +1,163 @@
+"""The decoder: embeddings, a scanned stack of blocks, a final norm; and its parameters as a plain tree.
+
+Modules only hold parameters. ``initialize`` and ``abstract`` turn a config into a nested dict of arrays
+or shapes, ``merge`` turns such a dict back into a callable module; in between, everything is JAX.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from scaling import config as cfg
+from scaling.model.block import Block
+from scaling.model.layers import LayerNorm, dropout, normal, use
+from scaling.model.parametrization import parametrization
+from scaling.parallel.sharding import Axes, constrain
+
+Params = dict[str, Any]
+STACK = "blocks"  # the subtree whose leaves carry a leading layer axis
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "projections": jax.checkpoint_policies.save_only_these_names("projections"),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Decoder(nnx.Module):
+    """GPT-1, GPT-2 and GPT-3 by config (Radford et al. 2018, 2019; arXiv 2005.14165, section 2.1)."""
+
+    def __init__(self, config: cfg.Model, rngs: nnx.Rngs):
+        std = parametrization(config).embedding_std
+        vocab = config.padded_vocab
+        self.config = config
+        self.tokens = normal(rngs.params(), (vocab, config.d_model), std, ("vocab", "embed"), "embedding")
+        self.positions = normal(
+            rngs.params(), (config.context_length, config.d_model), std, (None, "embed"), "embedding"
+        )
+        layer_keys = jax.random.split(rngs.params(), config.num_layers)
+        self.blocks = jax.vmap(lambda key: Block(config, nnx.Rngs(params=key)))(layer_keys)
+        if config.norm == "pre":
+            self.final_norm = LayerNorm(config.d_model, config.norm_epsilon)
+        if not config.tied_embedding:
+            self.unembedding = normal(rngs.params(), (vocab, config.d_model), std, ("vocab", "embed"), "embedding")
+
+    def __call__(
+        self, tokens: jax.Array, *, segments: jax.Array | None = None, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Final hidden states.
+
+        Args:
+            tokens: ids, int32 [B, T], T at most ``context_length``.
+            segments: non-decreasing document number of each token [B, T]; attention stays inside a
+                document and positions restart in each. None = one document.
+            key: dropout key; None = no dropout.
+
+        Returns:
+            [B, T, D] in the compute dtype, after the final norm.
+        """
+        config = self.config
+        dtype = jnp.dtype(config.compute_dtype)
+        if tokens.shape[1] > config.context_length:
+            raise ValueError(f"{tokens.shape[1]} tokens do not fit the {config.context_length} positions of the model")
+        x = use(self.tokens, dtype)[tokens]
+        positions = use(self.positions, dtype)
+        if segments is None:
+            x = x + positions[: tokens.shape[1]]
+        else:
+            x = x + positions[_restarted(segments)]
+        embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
+        x = dropout(x, config.dropout_embedding, embedding_key)
+        x = constrain(x, "batch", "sequence", None)
+        x = self._stack(x, segments, layers_key)
+        return self.final_norm(x) if config.norm == "pre" else x
+
+    def _stack(self, x: jax.Array, segments: jax.Array | None, key: jax.Array | None) -> jax.Array:
+        """Scans over groups of layers, one period of the attention pattern a group, so that windows are static."""
+        config = self.config
+        period = len(config.attention_pattern)
+        windows = [config.band_width if kind == "banded" else 0 for kind in config.attention_pattern]
+        keys = None if key is None else jax.random.split(key, config.num_layers)
+        groups = jax.tree.map(lambda a: a.reshape(-1, period, *a.shape[1:]), (self.blocks, keys))
+
+        def layer(block: Block, x: jax.Array, window: int, key: jax.Array | None) -> jax.Array:
+            return block(x, window, segments, key)
+
+        if config.remat != "none":
+            layer = jax.checkpoint(
+                layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False, static_argnums=(2,)
+            )
+
+        def group(x: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
+            for i, window in enumerate(windows):
+                block, key = jax.tree.map(lambda a, i=i: a[i], inputs)
+                x = layer(block, x, window, key)
+            return x, None
+
+        return jax.lax.scan(group, x, groups)[0]
+
+    def output_table(self, dtype: Any) -> jax.Array:
+        """The output projection [V, D], laid out for use."""
+        return use(self.tokens if self.config.tied_embedding else self.unembedding, jnp.dtype(dtype))
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [B, T, D] to float32 logits [B, T, vocab_size] (whole: for tests and generation)."""
+        table = self.output_table(hidden.dtype)
+        logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+        return logits[..., : self.config.vocab_size] * parametrization(self.config).logit_multiplier
+
+
+def _restarted(segments: jax.Array) -> jax.Array:
+    """Position of each token inside its segment, [B, T]."""
+    index = jnp.arange(segments.shape[1])
+    starts = jnp.concatenate([jnp.ones_like(segments[:, :1]), segments[:, 1:] != segments[:, :-1]], axis=1)
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
+def document_segments(tokens: jax.Array, eot: int) -> jax.Array:
+    """Document numbers [B, T] of packed tokens; an end-of-text token opens the document that follows it."""
+    return jnp.cumsum(tokens == eot, axis=1)
+
+
+@functools.lru_cache(maxsize=16)
+def _template(config: cfg.Model) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
+
+
+def initialize(config: cfg.Model, key: jax.Array) -> Params:
+    """Random initial parameters as a nested dict of float32 arrays; call it under jit with out_shardings."""
+    return nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(params=key))))
+
+
+def abstract(config: cfg.Model) -> Params:
+    """The parameter tree as ``jax.ShapeDtypeStruct``: nothing is allocated."""
+    return nnx.to_pure_dict(_template(config)[1])
+
+
+def metadata(config: cfg.Model, name: str) -> Params:
+    """A tree like ``abstract`` holding one metadata entry a leaf: ``axes`` (with the layer axis) or ``kind``."""
+
+    def read(path: tuple[Any, ...], variable: Any) -> Any:
+        value = variable.get_metadata(name)
+        return (None, *value) if name == "axes" and path[0] == STACK else value
+
+    flat = {path: read(path, variable) for path, variable in nnx.to_flat_state(_template(config)[1])}
+    return nnx.traversals.unflatten_mapping(flat)
+
+
+def axes_tree(config: cfg.Model) -> dict[str, Axes]:
+    """Logical axes of every parameter."""
+    return metadata(config, "axes")
+
+
+def merge(config: cfg.Model, params: Params) -> Decoder:
+    """A callable decoder around a parameter tree."""
+    graph, state = _template(config)
+    flat = nnx.traversals.flatten_mapping(params)
+    state = nnx.from_flat_state([(path, variable.replace(flat[path])) for path, variable in nnx.to_flat_state(state)])
+    return nnx.merge(graph, state)
+
+

@@ -1,0 +1,56 @@
+"""Parameters with logical axes, LayerNorm, dropout.
+
+Shape legend of the package: B batch, T time, S time of keys, D model, H heads, K head width,
+F MLP width, V padded vocabulary, L layers.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from scaling.parallel.sharding import Axes, gathered
+
+KINDS = ("embedding", "matrix", "gain", "bias")
+
+
+class Parameter(nnx.Param):
+    """An ``nnx.Param`` with ``axes`` (logical names, for sharding) and ``kind`` (for the optimizer)."""
+
+
+def normal(key: jax.Array, shape: tuple[int, ...], std: float, axes: Axes, kind: str = "matrix") -> Parameter:
+    assert len(axes) == len(shape) and kind in KINDS
+    return Parameter(std * jax.random.normal(key, shape, jnp.float32), axes=axes, kind=kind)
+
+
+def constant(value: float, shape: tuple[int, ...], axes: Axes, kind: str) -> Parameter:
+    assert len(axes) == len(shape) and kind in KINDS
+    return Parameter(jnp.full(shape, value, jnp.float32), axes=axes, kind=kind)
+
+
+def use(parameter: Parameter, dtype: jnp.dtype) -> jax.Array:
+    """A parameter as it enters a product: cast first, so that FSDP gathers the narrow type."""
+    return gathered(parameter[...].astype(dtype), parameter.axes)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation in float32 (arXiv 1607.06450)."""
+
+    def __init__(self, features: int, epsilon: float):
+        self.gain = constant(1.0, (features,), (None,), "gain")
+        self.bias = constant(0.0, (features,), (None,), "bias")
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] to [..., D] of the same dtype."""
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        scale = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
+        return (centred * scale * self.gain[...] + self.bias[...]).astype(x.dtype)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Inverted dropout; without a key (evaluation) or rate, the identity."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)

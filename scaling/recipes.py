@@ -1,0 +1,90 @@
+"""The papers' training recipes, shared by the files in ``experiments/`` (which are loaded by path).
+
+What a paper leaves open is said here. Every value can be changed by the experiment or the command line.
+"""
+
+from ml_collections import ConfigDict
+
+from scaling import sizes
+from scaling.config import default_config
+
+_BILLION = 1_000_000_000
+
+
+def gpt3(name: str, *, fsdp: int = 1, tensor: int = 1, remat: str = "none") -> ConfigDict:
+    """GPT-3's recipe (arXiv 2005.14165, sections 2.1 to 2.3 and appendix B).
+
+    Not published, chosen here: the band width (256), which sizes ramp the batch over 4B and which over up
+    to 12B tokens, and the split of the 300B tokens into steps.
+
+    Args:
+        name: one of ``scaling.sizes.GPT3``.
+        fsdp: devices that share the parameters and the optimizer state.
+        tensor: devices that share each matrix product.
+        remat: what the backward pass recomputes, to save memory.
+    """
+    config = sizes.GPT3[name].apply(default_config())
+    config.data.tokenizer = "gpt2"
+    config.model.attention_pattern = ("dense", "banded")
+    config.model.band_width = 256
+    config.model.remat = remat
+
+    config.train.tokens = sizes.GPT3_TOKENS
+    config.train.ramp_start_tokens = 32_768
+    # "over the first 4-12 billion tokens of training, depending on the model size"
+    full = config.train.batch_tokens
+    config.train.ramp_tokens = (4 if full <= 2**19 else 6 if full <= 2**20 else 8 if full <= 2**21 else 12) * _BILLION
+
+    config.optimizer.beta1, config.optimizer.beta2 = 0.9, 0.95
+    config.optimizer.epsilon = 1e-8
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.schedule = "cosine"
+    config.optimizer.final_fraction = 0.1
+    config.optimizer.warmup_tokens = 375_000_000
+    config.optimizer.decay_tokens = 260 * _BILLION
+
+    config.mesh.fsdp, config.mesh.tensor = fsdp, tensor
+    return config
+
+
+def gpt2(name: str, *, fsdp: int = 1, remat: str = "none") -> ConfigDict:
+    """GPT-2's shapes and batch (Radford et al. 2019, section 2.3).
+
+    The paper tunes the learning rate by hand and gives neither it nor the length of training, the schedule
+    or the weight decay: those are GPT-3's here, with the peak of the GPT-3 size next in parameters.
+
+    Args:
+        name: one of ``scaling.sizes.GPT2``.
+        fsdp: devices that share the parameters and the optimizer state.
+        remat: what the backward pass recomputes, to save memory.
+    """
+    config = sizes.GPT2[name].apply(default_config())
+    config.data.tokenizer = "gpt2"
+    config.optimizer.peak_lr = {"124m": 6.0e-4, "355m": 3.0e-4, "774m": 2.5e-4, "1558m": 2.0e-4}[name]
+    config.model.remat = remat
+    config.mesh.fsdp = fsdp
+    return config
+
+
+def gpt1() -> ConfigDict:
+    """GPT-1's recipe (Radford et al. 2018, section 4.1): 100 epochs of BooksCorpus, here counted in tokens.
+
+    The corpus is not distributed any more; at about 1B tokens, 100 epochs are 100B tokens. Nor are its
+    40,000 merges: the embedded tokenizer stands in, with a smaller vocabulary in the same 40,478 rows.
+    """
+    config = sizes.GPT1["gpt1"].apply(default_config())
+    config.data.tokenizer = "books"
+    config.model.scale_residual_init = False  # "a simple weight initialization of N(0, 0.02)"
+    config.model.dropout_embedding = 0.1
+    config.model.dropout_attention = 0.1
+    config.model.dropout_residual = 0.1
+
+    config.train.tokens = 100 * _BILLION
+    config.optimizer.beta2 = 0.999  # Adam's default; the paper names no other
+    config.optimizer.clip_norm = 1.0  # of the released fine-tuning code; the paper names none
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.schedule = "cosine"
+    config.optimizer.final_fraction = 0.0
+    config.optimizer.warmup_tokens = 2000 * config.train.batch_tokens
+    return config

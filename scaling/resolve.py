@@ -1,0 +1,307 @@
+"""From the config as written to the config as run: derived values filled in, impossible ones refused.
+
+Nothing here needs JAX, so every mistake is found before anything is loaded or compiled.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from scaling.config import Config, Mesh, knobs
+
+CHOICES = {
+    "model.norm": ("pre", "post"),
+    "model.activation": ("gelu_tanh", "gelu", "relu"),
+    "model.parametrization": ("standard", "mup", "completep"),
+    "model.compute_dtype": ("bfloat16", "float32"),
+    "model.remat": ("none", "dots", "projections", "full"),
+    "optimizer.schedule": ("cosine", "wsd", "linear", "constant"),
+}
+ATTENTION = ("dense", "banded")
+
+# (what is right, test, knobs)
+_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (
+        "at least 1",
+        lambda v: v >= 1,
+        "model.vocab_multiple model.context_length model.num_layers model.d_model model.num_heads "
+        "model.band_width model.base_width model.base_depth data.workers data.prefetch train.tokens "
+        "train.batch_tokens train.ramp_start_tokens mesh.fsdp mesh.tensor mesh.slices eval.tokens "
+        "log.every_steps checkpoint.keep_last sample.tokens",
+    ),
+    (
+        "0 or more",
+        lambda v: v >= 0,
+        "seed model.vocab_size model.d_head model.d_ff model.init_std train.sequence_length "
+        "train.microbatch_sequences train.ramp_tokens train.loss_chunk train.z_loss optimizer.peak_lr "
+        "optimizer.weight_decay optimizer.clip_norm optimizer.warmup_tokens optimizer.decay_tokens "
+        "mesh.cpu_devices distributed.num_processes eval.every_steps eval.batch_sequences "
+        "checkpoint.every_steps checkpoint.keep_every_steps sample.temperature sample.top_k",
+    ),
+    ("more than 0", lambda v: v > 0, "model.norm_epsilon optimizer.epsilon"),
+    (
+        "in [0, 1)",
+        lambda v: 0 <= v < 1,
+        "model.dropout_embedding model.dropout_attention model.dropout_residual data.validation_fraction "
+        "optimizer.beta1 optimizer.beta2",
+    ),
+    ("in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.final_fraction"),
+    ("at least 1, or -1 for the devices that are left", lambda v: v >= 1 or v == -1, "mesh.data"),
+    ("0 or more, or -1 for 'not given'", lambda v: v >= -1, "distributed.process_id"),
+)
+
+
+def resolve(
+    config: Config, vocab_size: int | None = None, device_count: int | None = None, name: str | None = None
+) -> Config:
+    """Fills every "0 = derive" that can be derived and refuses impossible values. Idempotent.
+
+    Args:
+        config: as frozen from an experiment file and the command line.
+        vocab_size: the tokenizer's, if it is known yet; fills ``model.vocab_size``.
+        device_count: devices of all processes, if known yet; fills ``mesh.data`` and checks the mesh.
+        name: of the run; fills ``workdir`` with ``runs/<name>``.
+
+    Raises:
+        ValueError: naming the knob, its value and what would be right.
+    """
+    _check_values(config)
+    config = _derive(config, vocab_size, device_count, name)
+    _check_data(config)
+    _check_model(config)
+    _check_train(config)
+    _check_mesh(config, device_count)
+    return config
+
+
+def _check_values(config: Config) -> None:
+    """Each knob by itself."""
+    values = {name.removeprefix("config."): value for name, value, _, _ in knobs(config)}
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise _refused(name, value, "must be a finite number")
+    for right, test, names in _RANGES:
+        for name in names.split():
+            if not test(values[name]):
+                raise _refused(name, values[name], f"must be {right}")
+    for name, choices in CHOICES.items():
+        if values[name] not in choices:
+            raise _refused(name, values[name], f"must be one of {', '.join(choices)}")
+    pattern = values["model.attention_pattern"]
+    if not pattern or any(kind not in ATTENTION for kind in pattern):
+        raise _refused("model.attention_pattern", pattern, f"must be a list of {' or '.join(ATTENTION)}, at least one")
+    for prompt in values["sample.prompts"]:
+        if not isinstance(prompt, str):
+            raise _refused("sample.prompts", prompt, "must hold texts, in quotes")
+
+
+def _derive(config: Config, vocab_size: int | None, device_count: int | None, name: str | None) -> Config:
+    model, train, optimizer, mesh, evaluation = config.model, config.train, config.optimizer, config.mesh, config.eval
+    if not model.d_head and model.d_model % model.num_heads:
+        near = _nearest_divisors(model.d_model, model.num_heads)
+        raise _refused(
+            "model.num_heads", model.num_heads, f"must divide config.model.d_model={model.d_model}, as {near} "
+            "would, or give config.model.d_head"
+        )  # fmt: skip
+    if vocab_size is not None and model.vocab_size and model.vocab_size < vocab_size:
+        raise _refused(
+            "model.vocab_size",
+            model.vocab_size,
+            f"is too small for the {vocab_size} tokens of tokenizer {config.data.tokenizer!r}; must be at least "
+            "that, or 0 to take the tokenizer's",
+        )
+    model = dataclasses.replace(
+        model,
+        vocab_size=model.vocab_size or vocab_size or 0,
+        d_head=model.d_head or model.d_model // model.num_heads,
+        d_ff=model.d_ff or 4 * model.d_model,
+    )
+    sequence = train.sequence_length or model.context_length
+    # With a ramp every batch is whole microbatches, so the smallest batch is the largest possible one.
+    smallest = train.ramp_start_tokens if train.ramp_tokens else train.batch_tokens
+    train = dataclasses.replace(
+        train,
+        sequence_length=sequence,
+        microbatch_sequences=train.microbatch_sequences or max(1, smallest // sequence),
+    )
+    if not optimizer.decay_tokens and optimizer.schedule != "constant":
+        length = train.tokens // 5 if optimizer.schedule == "wsd" else train.tokens
+        optimizer = dataclasses.replace(optimizer, decay_tokens=length)
+    if device_count is not None and mesh.data == -1:
+        mesh = dataclasses.replace(mesh, data=_data_axis(mesh, device_count))
+    evaluation = dataclasses.replace(
+        evaluation, batch_sequences=evaluation.batch_sequences or train.microbatch_sequences
+    )
+    return dataclasses.replace(
+        config,
+        workdir=config.workdir or (f"runs/{name}" if name else ""),
+        model=model,
+        train=train,
+        optimizer=optimizer,
+        mesh=mesh,
+        eval=evaluation,
+    )
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    if data.mixture and data.train:
+        raise ValueError(
+            f"config.data.train={data.train!r} and config.data.mixture are both set; with a mixture, set "
+            "config.data.train=''"
+        )
+    if not data.mixture and not data.train:
+        raise _refused("data.train", data.train, "is empty; name files, 'books', or set config.data.mixture")
+    for entry in data.mixture:
+        pair = entry if isinstance(entry, tuple) and len(entry) == 2 else (None, None)
+        path, weight = pair
+        if not isinstance(path, str) or isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise _refused("data.mixture", entry, "must hold pairs of (path, weight)")
+        if not (weight > 0 and math.isfinite(weight)):
+            raise _refused("data.mixture", entry, "must have weights more than 0")
+
+
+def _check_model(config: Config) -> None:
+    model, train = config.model, config.train
+    if train.sequence_length > model.context_length:
+        raise _refused(
+            "train.sequence_length",
+            train.sequence_length,
+            f"is longer than the {model.context_length} positions of config.model.context_length; must be at most that",
+        )
+    period = len(model.attention_pattern)
+    if model.num_layers % period:
+        near = _nearest_multiples(model.num_layers, period)
+        raise _refused(
+            "model.num_layers",
+            model.num_layers,
+            f"must be a multiple of the {period} entries of config.model.attention_pattern, as {near} would be",
+        )
+
+
+def _check_train(config: Config) -> None:
+    train, optimizer = config.train, config.optimizer
+    sequence, micro = train.sequence_length, train.microbatch_sequences
+    _must_be_multiple("train.batch_tokens", train.batch_tokens, sequence, "config.train.sequence_length")
+    batch = train.batch_tokens // sequence
+    if micro > batch or batch % micro:
+        raise _refused(
+            "train.microbatch_sequences",
+            micro,
+            f"must divide the {batch} sequences of config.train.batch_tokens={train.batch_tokens}, as "
+            f"{_nearest_divisors(batch, micro)} would",
+        )
+    if train.tokens < train.batch_tokens and not train.ramp_tokens:
+        raise _refused(
+            "train.tokens",
+            train.tokens,
+            f"is less than one batch; must be at least config.train.batch_tokens={train.batch_tokens}",
+        )
+    if train.ramp_tokens:
+        if train.ramp_start_tokens > train.batch_tokens:
+            raise _refused(
+                "train.ramp_start_tokens",
+                train.ramp_start_tokens,
+                f"must be at most config.train.batch_tokens={train.batch_tokens}",
+            )
+        unit = f"a microbatch, config.train.microbatch_sequences={micro} of {sequence} tokens"
+        _must_be_multiple("train.ramp_start_tokens", train.ramp_start_tokens, micro * sequence, unit)
+        if train.tokens < train.ramp_start_tokens:
+            raise _refused(
+                "train.tokens",
+                train.tokens,
+                f"is less than the first batch; must be at least config.train.ramp_start_tokens="
+                f"{train.ramp_start_tokens}",
+            )
+    if optimizer.schedule == "wsd":
+        room = train.tokens - optimizer.warmup_tokens
+        if optimizer.decay_tokens > room:
+            raise _refused(
+                "optimizer.decay_tokens",
+                optimizer.decay_tokens,
+                f"must leave room for the warm-up: at most config.train.tokens - config.optimizer.warmup_tokens={room}",
+            )
+    elif optimizer.schedule != "constant" and optimizer.warmup_tokens >= optimizer.decay_tokens:
+        raise _refused(
+            "optimizer.warmup_tokens",
+            optimizer.warmup_tokens,
+            f"must be less than config.optimizer.decay_tokens={optimizer.decay_tokens}, where the decay ends",
+        )
+
+
+def _check_mesh(config: Config, device_count: int | None) -> None:
+    model, train, mesh = config.model, config.train, config.mesh
+    if device_count is not None and mesh.slices * mesh.data * mesh.fsdp * mesh.tensor != device_count:
+        raise ValueError(f"{_describe(mesh)} but there are {_devices(device_count)}; the product must be that")
+    _must_be_multiple("model.d_model", model.d_model, mesh.fsdp, "config.mesh.fsdp")
+    for name, value in (("num_heads", model.num_heads), ("d_ff", model.d_ff)):
+        _must_be_multiple(f"model.{name}", value, mesh.tensor, "config.mesh.tensor")
+    if model.padded_vocab % mesh.tensor:
+        raise _refused(
+            "model.vocab_multiple",
+            model.vocab_multiple,
+            f"pads the vocabulary to {model.padded_vocab} rows, which config.mesh.tensor={mesh.tensor} does not "
+            f"divide; must be a multiple of {mesh.tensor}",
+        )
+    # Between tensor-parallel regions, activations are sharded over sequence.
+    _must_be_multiple("train.sequence_length", train.sequence_length, mesh.tensor, "config.mesh.tensor")
+    # Until the devices are known, data=-1 counts as the least it can be.
+    shards = mesh.slices * max(1, mesh.data) * mesh.fsdp
+    unit = f"the {shards} shards of the batch (config.mesh slices*data*fsdp)"
+    smallest = "train.ramp_start_tokens" if train.ramp_tokens else "train.batch_tokens"
+    tokens = train.ramp_start_tokens if train.ramp_tokens else train.batch_tokens
+    if tokens // train.sequence_length % shards:
+        near = _nearest_multiples(tokens, shards * train.sequence_length)
+        raise _refused(
+            smallest,
+            tokens,
+            f"is {tokens // train.sequence_length} sequences, which do not divide over {unit}; {near} would",
+        )
+    _must_be_multiple("train.microbatch_sequences", train.microbatch_sequences, shards, unit)
+    _must_be_multiple("eval.batch_sequences", config.eval.batch_sequences, shards, unit)
+
+
+def _data_axis(mesh: Mesh, device_count: int) -> int:
+    rest = mesh.slices * mesh.fsdp * mesh.tensor
+    if device_count % rest:
+        raise ValueError(
+            f"{_describe(mesh)} but there are {_devices(device_count)}; slices*fsdp*tensor must divide that"
+        )
+    return device_count // rest
+
+
+def _describe(mesh: Mesh) -> str:
+    sizes = {"slices": mesh.slices, "data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+    known = {axis: size for axis, size in sizes.items() if size > 0}
+    axes = " * ".join(f"{axis}={size}" for axis, size in known.items())
+    return f"config.mesh: {axes} asks for {_devices(math.prod(known.values()))}"
+
+
+def _devices(count: int) -> str:
+    return f"{count} device{'' if count == 1 else 's'}"
+
+
+def _must_be_multiple(name: str, value: int, divisor: int, what: str) -> None:
+    if value % divisor:
+        shown = f"{what}={divisor}" if what.startswith("config.") else what
+        near = _nearest_multiples(value, divisor)
+        raise _refused(name, value, f"must be a multiple of {shown}, as {near} would be")
+
+
+def _nearest_multiples(value: int, divisor: int) -> str:
+    below = value // divisor * divisor
+    return _either(x for x in (below, below + divisor) if x)
+
+
+def _nearest_divisors(value: int, near: int) -> str:
+    divisors = [d for d in range(1, value + 1) if value % d == 0] if value < 10**7 else [1]
+    return _either(sorted(sorted(divisors, key=lambda d: abs(d - near))[:2]))
+
+
+def _either(values: Iterable[int]) -> str:
+    return " or ".join(str(v) for v in values)
+
+
+def _refused(name: str, value: Any, why: str) -> ValueError:
+    return ValueError(f"config.{name}={value!r} {why}")

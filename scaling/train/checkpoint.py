@@ -1,0 +1,255 @@
+"""Checkpoints that are verified: Orbax writes them, checksums beside them commit them.
+
+Layout of ``<run>/checkpoints/<step>/``: ``params`` and ``optimizer`` (Orbax items), ``meta.json`` (step, data
+position, config, versions) and ``checksums-<process>.json`` (SHA-256 of the files this process answers for,
+written last). A step without all its checksums was never finished; one whose files do not match is damaged.
+Restore names either, and falls back to the newest step that is whole.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from scaling import config as cfg
+from scaling.train.state import TrainState
+
+log = logging.getLogger(__name__)
+
+META = "meta.json"
+_BLOCK = 1 << 22
+
+
+class DamagedCheckpoint(Exception):
+    """A step that is unfinished or whose bytes have changed; the message says which file and how."""
+
+
+class Checkpoints:
+    """Saves and restores the training state of one run directory."""
+
+    def __init__(self, run_dir: epath.PathLike, config: cfg.Checkpoint | None = None):
+        self.directory = epath.Path(run_dir) / "checkpoints"
+        self.config = config or cfg.Checkpoint()
+        self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._committer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending: concurrent.futures.Future[None] | None = None
+
+    def steps(self) -> list[int]:
+        """Steps that have a directory, finished or not, oldest first."""
+        if not self.directory.exists():
+            return []
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+
+    def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
+        """Starts writing a step; waits only for the previous one and for the copy off the devices.
+
+        Raises:
+            OSError: this or the previous save could not be written; says where and which step is still good.
+        """
+        self.wait()
+        path = self._path(step)
+        if path.exists():
+            self._make_room(step)
+        try:
+            items = {"params": state["params"], "optimizer": state["optimizer"]}
+            self._saver.save(
+                path, args=ocp.args.Composite(**{k: ocp.args.StandardSave(v) for k, v in items.items()}), force=False
+            )
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self._pending = self._committer.submit(self._commit, step, dict(meta, step=step))
+        if not self.config.asynchronous:
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk and committed; raises what went wrong with it."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._committer.shutdown()
+            self._saver.close()
+
+    def restore(self, target: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest whole step laid out like ``target`` (shapes with shardings), and its meta; None if there is none.
+
+        Steps passed over are named in the log. If every step is damaged, that is an error, not a fresh start.
+
+        Raises:
+            ValueError: steps exist, and none is whole.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            meta = self._checked_meta(step)
+            if meta is not None:
+                state = self._read(step, {"params": target["params"], "optimizer": target["optimizer"]})
+                return TrainState(**state, step=np.asarray(step, np.int32)), meta
+        if steps:
+            raise ValueError(
+                f"{self.directory}: none of the checkpoints {steps} is whole; "
+                "restore one from a backup, or use another config.workdir to start afresh"
+            )
+        return None
+
+    def newest_whole(self) -> tuple[int, dict[str, Any]]:
+        """Step number and meta of the newest whole step.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for step in reversed(self.steps()):
+            meta = self._checked_meta(step)
+            if meta is not None:
+                return step, meta
+        raise ValueError(f"{self.directory} holds no whole checkpoint")
+
+    def read_params(self, step: int, target: Any) -> Any:
+        """Only the parameters of a step that ``newest_whole`` found."""
+        return self._read(step, {"params": target})["params"]
+
+    def _read(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
+        args = ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in targets.items()})
+        return dict(self._saver.restore(self._path(step), args=args).items())
+
+    def _path(self, step: int) -> epath.Path:
+        return self.directory / f"{step:09d}"
+
+    def _commit(self, step: int, meta: dict[str, Any]) -> None:
+        """Background: wait for Orbax, write meta and checksums, prune old steps."""
+        path = self._path(step)
+        try:
+            self._saver.wait_until_finished()
+            if jax.process_index() == 0:
+                _write_json(path / META, dict(meta, processes=jax.process_count()))
+            digests = {name: _sha256(path / name) for name in self._own_files(path)}
+            _write_json(path / f"checksums-{jax.process_index():05d}.json", digests)
+        except Exception as error:
+            raise self._failed(step, error) from error
+        if jax.process_index() == 0:
+            self._prune(step)
+
+    def _own_files(self, path: epath.Path) -> list[str]:
+        """Files this process answers for: its own Orbax subfolders; the first process also all that is shared."""
+        own, mine = [], f"ocdbt.process_{jax.process_index()}"
+        for file in _files(path):
+            name = str(file.relative_to(path))
+            if file.name.startswith("checksums-"):
+                continue
+            owned = [part for part in file.parts if part.startswith("ocdbt.process_")]
+            if mine in owned or (not owned and jax.process_index() == 0):
+                own.append(name)
+        return own
+
+    def _checked_meta(self, step: int) -> dict[str, Any] | None:
+        """Meta of a step if it is whole for all processes; else None, with the reason logged."""
+        reason = ""
+        meta: dict[str, Any] = {}
+        try:
+            meta = verify(self._path(step))
+        except DamagedCheckpoint as damaged:
+            reason = str(damaged)
+        if jax.process_count() > 1:
+            good = multihost_utils.process_allgather(np.asarray([not reason]))
+            reason = reason or ("" if good.all() else "damaged as seen by another process")
+        if reason:
+            log.warning("checkpoint of step %d passed over: %s", step, reason)
+            return None
+        return meta
+
+    def _prune(self, newest: int) -> None:
+        """Deletes all but the newest ``keep_last`` finished steps and multiples of ``keep_every_steps``."""
+        finished = [s for s in self.steps() if s <= newest and (self._path(s) / META).exists()]
+        every = self.config.keep_every_steps
+        for step in finished[: -self.config.keep_last]:
+            if not (every and step % every == 0):
+                # Without its meta a half-deleted step reads as unfinished, not as damaged.
+                (self._path(step) / META).unlink()
+                self._path(step).rmtree()
+
+    def _make_room(self, step: int) -> None:
+        """A step that was passed over as damaged, and is now reached again, is set aside and never overwritten."""
+        if jax.process_index() == 0:
+            aside = self._path(step).with_name(f"{step:09d}.damaged")
+            count = 1
+            while aside.exists():
+                count += 1
+                aside = aside.with_name(f"{step:09d}.damaged-{count}")
+            self._path(step).rename(aside)
+            log.warning("the damaged checkpoint of step %d was moved to %s", step, aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"aside-{step}")
+
+    def _failed(self, step: int, error: Exception) -> OSError:
+        good = [s for s in self.steps() if (self._path(s) / META).exists() and s != step]
+        last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        free = shutil.disk_usage(self.directory).free if self.directory.exists() else 0
+        return OSError(
+            f"the checkpoint of step {step} could not be written to {self.directory} ({reason[:200]}; "
+            f"{free / 1e9:.2f} GB free); {last}"
+        )
+
+
+def verify(path: epath.Path) -> dict[str, Any]:
+    """Checks every byte of a step against its checksums (each process a share) and returns its meta.
+
+    Raises:
+        DamagedCheckpoint: unfinished, or a file missing, truncated or changed.
+    """
+    try:
+        meta = json.loads((path / META).read_text())
+    except FileNotFoundError:
+        raise DamagedCheckpoint(f"{path} is unfinished ({META} is missing)") from None
+    except ValueError:
+        raise DamagedCheckpoint(f"{path / META} is damaged (not JSON)") from None
+    digests: dict[str, str] = {}
+    for process in range(meta.get("processes", 1)):
+        part = path / f"checksums-{process:05d}.json"
+        try:
+            digests.update(json.loads(part.read_text()))
+        except FileNotFoundError:
+            raise DamagedCheckpoint(f"{path} is unfinished ({part.name} is missing)") from None
+        except ValueError:
+            raise DamagedCheckpoint(f"{part} is damaged (not JSON)") from None
+    for name in sorted(digests)[jax.process_index() :: jax.process_count()]:
+        if not (path / name).exists():
+            raise DamagedCheckpoint(f"{path / name} is missing")
+        if _sha256(path / name) != digests[name]:
+            raise DamagedCheckpoint(f"{path / name} has changed since it was written (checksum differs)")
+    return meta
+
+
+def _files(directory: epath.Path) -> Iterator[epath.Path]:
+    for path in sorted(directory.iterdir()):
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _sha256(path: epath.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_json(path: epath.Path, value: Any) -> None:
+    """Written beside, then renamed: a reader sees all of it or nothing."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1, sort_keys=True))
+    partial.replace(path)

@@ -1,0 +1,143 @@
+"""The training loop: dispatch step N, then look at step N-1; validate, save, stop when told."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from scaling import config as cfg
+from scaling import exit_codes
+from scaling.train.checkpoint import Checkpoints
+from scaling.train.metrics import Console, MetricWriter
+from scaling.train.schedule import BatchSchedule, learning_rate
+from scaling.train.signals import StopRequest
+from scaling.train.state import TrainState
+
+
+class Diverged(Exception):
+    """The loss is not a finite number any more."""
+
+
+@dataclasses.dataclass
+class Loop:
+    """Everything a run needs, made once by ``scaling.train.run``."""
+
+    config: cfg.Config
+    schedule: BatchSchedule
+    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Callable[[Any], dict[str, float]]  # parameters -> loss and tokens on the validation set
+    batches: Iterator[dict[str, jax.Array]]
+    checkpoints: Checkpoints
+    meta: dict[str, Any]  # goes into every checkpoint
+    flops_per_token: float
+    peak_flops: float
+    writer: MetricWriter | None  # None on all processes but the first
+    console: Console | None
+
+    def run(self, state: TrainState, first_step: int, stop: StopRequest) -> tuple[TrainState, int]:
+        """Trains from ``first_step`` to the end of the schedule.
+
+        Returns:
+            The final state, and an exit code: 0 at the end, else that of the signal which stopped it.
+
+        Raises:
+            Diverged: a logged loss is NaN or infinite; nothing is saved after it.
+            OSError: a checkpoint could not be written.
+        """
+        every = self.config.checkpoint.every_steps
+        last = self.schedule.num_steps
+        self._clock(first_step)
+        pending: tuple[int, dict[str, jax.Array]] | None = None
+        saved = first_step
+        for step in range(first_step, last):
+            _, sequences = self.schedule.span(step)
+            done = step + 1
+            lr = learning_rate(self.config.optimizer, self.schedule.tokens(done), self.config.train.tokens)
+            state, metrics = self.train_step(state, next(self.batches), lr, sequences // self.schedule.microbatch)
+            if pending:
+                self._log(*pending)
+            pending = (done, dict(metrics, lr=lr))
+            validates = self.config.eval.every_steps and done % self.config.eval.every_steps == 0 and done < last
+            saves = every and done % every == 0
+            stopped = stop.agreed()
+            if validates or saves or stopped or done == last:
+                self._log(*pending)  # before a save: a diverged state must not become a checkpoint
+                pending = None
+            if validates:
+                self.validate(done, state)
+            if saves or stopped or done == last:
+                self.save(done, state)
+                saved = done
+            if stopped:
+                self.checkpoints.wait()
+                self._note(f"stopped by a signal after step {done}; saved, and the same command goes on from there")
+                return state, stopped
+        if saved == last:
+            self.checkpoints.wait()
+        return state, exit_codes.OK
+
+    def validate(self, step: int, state: TrainState) -> float:
+        """Writes the validation loss of a step to evals.jsonl and returns it, nats a token."""
+        start = time.monotonic()
+        result = self.evaluate(state["params"])
+        record = {"step": step, "tokens": self.schedule.tokens(step), **result}
+        if self.writer:
+            self.writer.evaluation(record)
+        self._note(f"step {step}  validation loss {result['loss']:.4f}  ({time.monotonic() - start:.1f} s)")
+        self._paused += time.monotonic() - start
+        return result["loss"]
+
+    def save(self, step: int, state: TrainState) -> None:
+        start = time.monotonic()
+        first, _ = self.schedule.span(step)
+        self.checkpoints.save(step, state, dict(self.meta, sequences=first, tokens=self.schedule.tokens(step)))
+        self._paused += time.monotonic() - start
+
+    def _clock(self, step: int) -> None:
+        self._started = self._window_start = time.monotonic()
+        self._first_step = self._window_step = step
+        self._paused = 0.0  # seconds of the window spent on validation and saving
+
+    def _log(self, step: int, metrics: dict[str, Any]) -> None:
+        """Waits for a step's loss; checks it, and writes it if it is due."""
+        due = step % self.config.log.every_steps == 0 or step == self.schedule.num_steps or step == 1
+        if not due and self.console is None:
+            return
+        loss = float(metrics["loss"])
+        if not math.isfinite(loss):
+            steps = self.checkpoints.steps()
+            where = f"the last checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+            raise Diverged(
+                f"the loss became {loss} at step {step} (learning rate {metrics['lr']:.3g}); {where}; "
+                "try a lower config.optimizer.peak_lr or a longer config.optimizer.warmup_tokens"
+            )
+        if not due:
+            return
+        now = time.monotonic()
+        tokens = self.schedule.tokens(step)
+        seconds = max(now - self._window_start - self._paused, 1e-9)
+        rate = (tokens - self.schedule.tokens(self._window_step)) / seconds
+        record = {
+            "step": step,
+            "tokens": tokens,
+            "loss": loss,
+            "lr": metrics["lr"],
+            "grad_norm": float(metrics["grad_norm"]),
+            "tokens_per_second": rate,
+            "mfu": rate * self.flops_per_token / self.peak_flops,
+            "flops": tokens * self.flops_per_token,
+            "seconds": now - self._started,
+        }
+        self._window_start, self._window_step, self._paused = now, step, 0.0
+        if self.writer:
+            self.writer.train(record)
+        if self.console:
+            remaining = self.schedule.tokens(self.schedule.num_steps) - tokens
+            self.console.update(record, remaining / rate if rate else 0.0)
+
+    def _note(self, text: str) -> None:
+        if self.console:
+            self.console.note(text)

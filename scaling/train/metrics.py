@@ -1,0 +1,163 @@
+"""Where numbers go: metrics.jsonl, evals.jsonl, TensorBoard, Weights & Biases, and the console."""
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+from etils import epath
+
+from scaling import config as cfg
+
+log = logging.getLogger(__name__)
+
+_REMOTE_FLUSH_SECONDS = 60.0  # object stores cannot append: the whole file is rewritten at most this often
+
+
+class JsonLines:
+    """An append-only .jsonl file that survives being killed and resumed."""
+
+    def __init__(self, path: epath.Path, resume_step: int):
+        """Opens the file and drops lines after ``resume_step`` (and a torn last line), so no step appears twice."""
+        self._path = path
+        self._lines: list[str] = []
+        self._flushed = time.monotonic()
+        self._remote = "://" in str(path)
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resume_step]
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text("".join(line + "\n" for line in kept))
+            partial.replace(path)
+            self._lines = kept if self._remote else []
+        self._file = None if self._remote else open(path, "a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        line = json.dumps(record)
+        if self._file:
+            self._file.write(line + "\n")
+            self._file.flush()
+        else:
+            self._lines.append(line)
+            if time.monotonic() - self._flushed > _REMOTE_FLUSH_SECONDS:
+                self.flush()
+
+    def flush(self) -> None:
+        if self._remote:
+            self._path.write_text("".join(line + "\n" for line in self._lines))
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self.flush()
+        if self._file:
+            self._file.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+class MetricWriter:
+    """Writes training and evaluation records; in a run of several processes, only the first writes."""
+
+    def __init__(self, run_dir: epath.Path, config: cfg.Config, resume_step: int):
+        self._train = JsonLines(run_dir / "metrics.jsonl", resume_step)
+        self._evals = JsonLines(run_dir / "evals.jsonl", resume_step)
+        self._board = self._wandb = None
+        if config.log.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(run_dir), purge_step=resume_step + 1 if resume_step else None)
+        if config.log.wandb_project:
+            self._wandb = _start_wandb(run_dir, config)
+
+    def train(self, record: dict[str, Any]) -> None:
+        """One logged step; ``record`` holds ``step`` and scalars."""
+        self._train.write(record)
+        self._scalars("train", record)
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        self._evals.write(record)
+        self._scalars("eval", record)
+
+    def _scalars(self, prefix: str, record: dict[str, Any]) -> None:
+        values = {f"{prefix}/{k}": v for k, v in record.items() if k != "step" and isinstance(v, int | float)}
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, record["step"])
+        if self._wandb:
+            self._wandb.log(values, step=record["step"])
+
+    def close(self) -> None:
+        self._train.close()
+        self._evals.close()
+        if self._board:
+            self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def _start_wandb(run_dir: epath.Path, config: cfg.Config) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError(
+            "config.log.wandb_project is set but wandb is not installed; pip install 'scaling[wandb]' or set it to ''"
+        ) from None
+    return wandb.init(
+        project=config.log.wandb_project, name=run_dir.name, id=run_dir.name, resume="allow", config=cfg.to_dict(config)
+    )
+
+
+class Console:
+    """A progress bar on a terminal, plain lines elsewhere; notes go between."""
+
+    _PLAIN_SECONDS = 5.0
+
+    def __init__(self, total_steps: int, first_step: int):
+        self._total = total_steps
+        self._last_line = -float("inf")
+        self._bar = self._task = None
+        if sys.stderr.isatty():
+            from rich.console import Console as RichConsole
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=RichConsole(stderr=True),
+            )
+            self._task = self._bar.add_task("compiling", total=total_steps, completed=first_step)
+            self._bar.start()
+
+    def update(self, record: dict[str, Any], seconds_left: float) -> None:
+        text = (
+            f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tok/s  MFU {100 * record['mfu']:.1f} %  "
+            f"lr {record['lr']:.2e}"
+        )
+        if self._bar:
+            self._bar.update(self._task, completed=record["step"], description=text)
+        elif time.monotonic() - self._last_line > self._PLAIN_SECONDS or record["step"] == self._total:
+            self._last_line = time.monotonic()
+            print(f"step {record['step']}/{self._total}  {text}  left {_clock(seconds_left)}", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        if self._bar:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,283 @@
+"""The verb ``train``: from a config to a finished run directory, resuming whatever is there."""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+import scaling
+from scaling import config as cfg
+from scaling import exit_codes, flops
+from scaling.data import loader, tokenizer
+from scaling.parallel import distributed
+from scaling.parallel.mesh import make_mesh
+from scaling.parallel.sharding import batch_sharding
+from scaling.resolve import resolve
+from scaling.train import state as train_state
+from scaling.train import throughput
+from scaling.train.checkpoint import Checkpoints
+from scaling.train.loop import Diverged, Loop
+from scaling.train.metrics import Console, MetricWriter
+from scaling.train.placement import local_rows, place, prefetched
+from scaling.train.schedule import BatchSchedule
+from scaling.train.signals import stop_request
+from scaling.train.step import make_eval_step, make_train_step
+
+log = logging.getLogger(__name__)
+
+
+def train(config: cfg.Config, name: str = "default") -> int:
+    """Trains what the config says in its run directory, from the newest whole checkpoint if there is one.
+
+    Args:
+        config: not necessarily resolved.
+        name: of the experiment; the run directory is ``runs/<name>`` unless ``config.workdir`` says otherwise.
+
+    Returns:
+        An exit code of ``scaling.exit_codes``.
+
+    Raises:
+        ValueError: an impossible config, unusable data, a run directory of another model.
+        OSError: the run directory cannot be written.
+    """
+    distributed.initialize(config.distributed, config.mesh.cpu_devices)
+    first = jax.process_index() == 0
+    _configure_logging(first)
+    jax.config.update("jax_debug_nans", config.train.debug_nans)
+    _enable_compilation_cache()
+    words = tokenizer.load(config.data.tokenizer)
+    config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count())
+    run_dir = open_run_directory(config.workdir or f"runs/{name}")
+    mesh = make_mesh(config.mesh)
+    schedule = BatchSchedule.from_config(config.train)
+    peak = throughput.peak(list(mesh.devices.flat))
+    data = loader.training_set(config.data, words, config.train.sequence_length, config.seed)
+    meta = {"config": cfg.to_dict(config), "data": data.fingerprint}
+
+    checkpoints = Checkpoints(run_dir, config.checkpoint)
+    target = train_state.abstract_state(config, mesh)
+    _refuse_other_run(checkpoints, config, schedule, data.fingerprint)
+    restored = checkpoints.restore(target)
+    if restored:
+        state, old = restored
+        first_step = int(old["step"])
+        log.info("resuming %s from step %d", run_dir, first_step)
+    else:
+        state, first_step = train_state.create_state(config, mesh), 0
+
+    sharding = batch_sharding(mesh)
+    rows = local_rows(sharding, config.train.microbatch_sequences)
+    batches = loader.batches(
+        data,
+        schedule.span,
+        rows,
+        config.train.microbatch_sequences,
+        schedule.max_microbatches,
+        first_step,
+        schedule.num_steps,
+        config.data.workers,
+        config.data.prefetch,
+    )
+    if first:
+        _write_run_json(run_dir, config, mesh, peak)
+    writer = MetricWriter(run_dir, config, first_step) if first else None
+    console = Console(schedule.num_steps, first_step) if first else None
+    if first:
+        count = train_state.parameter_count(state["params"])
+        log.info("%s: %s parameters, %d steps, %d devices", run_dir, f"{count:,}", schedule.num_steps, mesh.size)
+    with jax.set_mesh(mesh), _closing(writer, console, checkpoints), stop_request() as stop:
+        run = Loop(
+            config=config,
+            schedule=schedule,
+            train_step=make_train_step(config, mesh, words.eot),
+            evaluate=_evaluator(config, mesh, words),
+            batches=prefetched(batches, rows, config.train.microbatch_sequences, sharding),
+            checkpoints=checkpoints,
+            meta=meta,
+            flops_per_token=flops.training_per_token(config.model, config.train.sequence_length),
+            peak_flops=peak.flops,
+            writer=writer,
+            console=console,
+        )
+        try:
+            state, code = run.run(state, first_step, stop)
+        except Diverged as diverged:
+            print(f"scaling train: error: {diverged}", file=sys.stderr)
+            return exit_codes.DIVERGED
+        if code:
+            return code
+        loss = run.validate(schedule.num_steps, state)
+        if first:
+            print(f"validation loss {loss:.4f} nats/token after {schedule.tokens(schedule.num_steps):,} tokens")
+        _print_samples(config, state, words, first)
+    if first:
+        _plot(run_dir)
+    return exit_codes.OK
+
+
+def open_run_directory(path: str) -> epath.Path:
+    """Creates the run directory if need be and makes sure that it can be written.
+
+    Raises:
+        OSError: it cannot.
+    """
+    run_dir = epath.Path(path)
+    probe = run_dir / f".writable-{jax.process_index()}"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise type(error)(
+            f"the run directory {run_dir} cannot be written ({error.strerror or error}); "
+            "choose another with --config.workdir"
+        ) from error
+    return run_dir
+
+
+def _evaluator(config: cfg.Config, mesh: jax.sharding.Mesh, words: Any) -> Any:
+    """A function from parameters to {"loss": nats a token, "eval_tokens": targets counted}."""
+    length, size = config.train.sequence_length, config.eval.batch_sequences
+    data = loader.validation_set(config.data, words, length)
+    count = min(len(data), max(1, config.eval.tokens // length))
+    sharding = batch_sharding(mesh)
+    rows = local_rows(sharding, size)
+    step = make_eval_step(config, mesh, words.eot)
+
+    def evaluate(params: Any) -> dict[str, float]:
+        nll = targets = 0.0
+        for batch in loader.evaluation_batches(data, count, size, rows):
+            one = {name: values[None] for name, values in batch.items()}
+            sums = step(params, place(one, rows, size, sharding))
+            nll, targets = nll + float(sums.nll), targets + float(sums.count)
+        return {"loss": nll / targets, "eval_tokens": targets}
+
+    return evaluate
+
+
+def _refuse_other_run(
+    checkpoints: Checkpoints, config: cfg.Config, schedule: BatchSchedule, data_fingerprint: str
+) -> None:
+    """Checkpoints here must be of this model, data order and batch schedule, or resuming would silently differ."""
+    if not checkpoints.steps():
+        return
+    try:
+        step, meta = checkpoints.newest_whole()
+    except ValueError:
+        return  # restore says it better
+    old = cfg.freeze(meta["config"])
+    before, now = dict(_values(old)), dict(_values(config))
+    fixed, free = ("config.model.", "config.seed"), ("config.model.remat", "config.model.compute_dtype")
+    changed = [k for k in now if before[k] != now[k]]
+    for knob in changed:
+        if knob.startswith(fixed) and not knob.startswith(free):
+            raise ValueError(
+                f"{checkpoints.directory} holds checkpoints of another run: {knob} is {before[knob]!r} there and "
+                f"{now[knob]!r} here; use another config.workdir, or the same value"
+            )
+    if schedule.first_sequence(step) != meta["sequences"] or old.train.sequence_length != schedule.sequence_length:
+        raise ValueError(
+            f"the checkpoint of step {step} in {checkpoints.directory} has consumed {meta['sequences']} sequences of "
+            f"{old.train.sequence_length} tokens; this config's batches would have consumed "
+            f"{schedule.first_sequence(step)} of {schedule.sequence_length}: keep config.train's batch, ramp and "
+            "sequence length, or use another config.workdir"
+        )
+    if meta["data"] != data_fingerprint:
+        raise ValueError(
+            f"the checkpoints in {checkpoints.directory} were trained on other data than config.data gives now "
+            "(files, tokenizer, mixture or held-out part); use the same, or another config.workdir"
+        )
+    for knob in changed:
+        log.warning("resuming with %s = %r (was %r)", knob, now[knob], before[knob])
+
+
+def _values(config: cfg.Config) -> Iterator[tuple[str, Any]]:
+    for name, value, _, _ in cfg.knobs(config):
+        yield name, value
+
+
+def _write_run_json(run_dir: epath.Path, config: cfg.Config, mesh: Any, peak: throughput.Peak) -> None:
+    """config.json: the resolved config, and all that is needed to understand the numbers beside it."""
+    path = run_dir / "config.json"
+    record = {
+        "config": cfg.to_dict(config),
+        "versions": {
+            "scaling": scaling.__version__,
+            "git": _git_commit(),
+            "jax": jax.__version__,
+            "python": platform.python_version(),
+        },
+        "devices": {"kind": mesh.devices.flat[0].device_kind, "count": mesh.size, "processes": jax.process_count()},
+        "mesh": dict(mesh.shape),
+        "mfu": {"formula": throughput.FORMULA, "peak_flops": peak.flops, "peak_source": peak.source},
+        "flops_per_token": flops.training_per_token(config.model, config.train.sequence_length),
+    }
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(record, indent=2))
+    partial.replace(path)
+
+
+def _git_commit() -> str:
+    """Commit of the checkout this package lies in, with a + if it has been edited; empty outside a checkout."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _print_samples(config: cfg.Config, state: Any, words: Any, first: bool) -> None:
+    if not config.sample.prompts:
+        return
+    from scaling.generate.sample import continue_texts
+
+    texts = continue_texts(config, state["params"], words, jnp.asarray(config.seed, np.uint32))
+    if first:
+        for text in texts:
+            print(f"\n{text}")
+
+
+def _plot(run_dir: epath.Path) -> None:
+    from scaling.laws.curves import plot
+
+    print(f"\nloss curve: {plot(run_dir)}")
+
+
+@contextlib.contextmanager
+def _closing(*parts: Any) -> Iterator[None]:
+    """Closes what is open, checkpoints last, whatever happened; the first error is the one that counts."""
+    with contextlib.ExitStack() as stack:
+        for part in reversed([p for p in parts if p is not None]):
+            stack.callback(part.close)
+        yield
+
+
+def _enable_compilation_cache() -> None:
+    """Compiled programs are kept between runs, unless the user's JAX settings already say where."""
+    if not jax.config.jax_compilation_cache_dir:
+        base = os.environ.get("SCALING_CACHE", os.path.expanduser("~/.cache/scaling"))
+        jax.config.update("jax_compilation_cache_dir", os.path.join(base, "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _configure_logging(first: bool) -> None:
+    """Our messages as plain lines on stderr, from the first process; the libraries' only when they are errors."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    ours = logging.getLogger("scaling")
+    ours.setLevel(logging.INFO if first else logging.ERROR)
+    if not ours.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        ours.addHandler(handler)
+        ours.propagate = False

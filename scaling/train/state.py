@@ -1,0 +1,64 @@
+"""Training state: a plain dict of parameters, optimizer state and step, born sharded."""
+
+from typing import Any, TypedDict
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from scaling import config as cfg
+from scaling.model import decoder
+from scaling.parallel.sharding import stored_spec
+from scaling.train.optimizer import adamw
+
+
+class TrainState(TypedDict):
+    params: decoder.Params
+    optimizer: Any  # optax state; its moments are trees like params
+    step: jax.Array  # int32, steps done
+
+
+def shardings(config: cfg.Config, mesh: Mesh) -> TrainState:
+    """NamedSharding of every leaf of the state: moments lie like their parameters, scalars are replicated."""
+
+    def of(axes: Any) -> NamedSharding:
+        return NamedSharding(mesh, stored_spec(axes))
+
+    params = jax.tree.map(of, decoder.axes_tree(config.model), is_leaf=lambda x: isinstance(x, tuple))
+    scalar = NamedSharding(mesh, P())
+    optimizer = adamw(config.optimizer, config.model)
+    state = jax.eval_shape(optimizer.init, decoder.abstract(config.model))
+    moments = optax.tree.map_params(
+        optimizer, lambda _, s: s, state, params, transform_non_params=lambda _: scalar
+    )
+    return TrainState(params=params, optimizer=moments, step=scalar)
+
+
+def abstract_state(config: cfg.Config, mesh: Mesh) -> TrainState:
+    """Shapes, types and shardings of the state; nothing is allocated."""
+    shapes = jax.eval_shape(lambda: _create(config, jax.random.key(0)))
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings(config, mesh)
+    )
+
+
+def create_state(config: cfg.Config, mesh: Mesh) -> TrainState:
+    """Initial state, each device making its own shard; the same numbers on every mesh."""
+    with jax.set_mesh(mesh):
+        make = jax.jit(lambda key: _create(config, key), out_shardings=shardings(config, mesh))
+        return make(jax.random.key(config.seed))
+
+
+def _create(config: cfg.Config, key: jax.Array) -> TrainState:
+    params = decoder.initialize(config.model, key)
+    return TrainState(
+        params=params,
+        optimizer=adamw(config.optimizer, config.model).init(params),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def parameter_count(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,95 @@
+import jax
+import numpy as np
+import pytest
+
+from scaling import config as cfg
+from scaling.parallel import sharding
+from scaling.parallel.mesh import make_mesh
+from scaling.train import state as train_state
+from tests import tiny
+
+STEPS = 20
+MESHES = {
+    "data2": (2, cfg.Mesh()),
+    "fsdp2": (2, cfg.Mesh(fsdp=2)),
+    "tensor2": (2, cfg.Mesh(tensor=2)),
+    "fsdp4": (4, cfg.Mesh(fsdp=4)),
+    "data2-tensor2": (4, cfg.Mesh(tensor=2)),
+    "data8": (8, cfg.Mesh()),
+    "fsdp8": (8, cfg.Mesh(fsdp=8)),
+    "data2-fsdp2-tensor2": (8, cfg.Mesh(fsdp=2, tensor=2)),
+    "slices2-fsdp2-tensor2": (8, cfg.Mesh(slices=2, fsdp=2, tensor=2)),
+    "fsdp2-tensor4": (8, cfg.Mesh(fsdp=2, tensor=4)),
+}
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return tiny.train(tiny.config(), STEPS)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_same_loss_curve_and_weights_on_every_mesh(name, one_device):
+    devices, mesh = MESHES[name]
+    losses, state = tiny.train(tiny.config(), STEPS, mesh, devices)
+    want, want_state = one_device
+    np.testing.assert_allclose(losses, want, rtol=1e-5)
+    for got, expected in zip(jax.tree.leaves(state["params"]), jax.tree.leaves(want_state["params"]), strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-3)  # Adam divides rounding by rounding where gradients vanish
+
+
+def test_the_curve_is_a_curve(one_device):
+    losses, _ = one_device
+    assert len(set(losses)) == STEPS and abs(losses[0] - np.log(tiny.VOCAB)) < 0.2
+
+
+def test_dropout_is_the_same_on_every_mesh():
+    config = tiny.config({"dropout_residual": 0.2, "dropout_attention": 0.2})
+    alone, _ = tiny.train(config, 3)
+    sharded, _ = tiny.train(config, 3, cfg.Mesh(fsdp=2, tensor=2), 8)
+    np.testing.assert_allclose(sharded, alone, rtol=1e-5)
+    assert np.abs(np.subtract(alone, tiny.train(tiny.config(), 3)[0])).max() > 1e-4
+
+
+def test_state_is_really_sharded():
+    """Every device of an fsdp=4 x tensor=2 mesh holds about an eighth of parameters and of moments."""
+    mesh = make_mesh(cfg.Mesh(fsdp=4, tensor=2))
+    state = train_state.create_state(tiny.config(), mesh)
+    total = sum(leaf.size for leaf in jax.tree.leaves(state))
+    held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(state))
+    assert held < 0.2 * total
+    qkv = state["optimizer"][2].mu["blocks"]["attention"]["qkv"]
+    assert qkv.sharding == state["params"]["blocks"]["attention"]["qkv"].sharding
+    assert qkv.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", None, "tensor", None)
+
+
+def test_parameters_are_gathered_narrow():
+    """FSDP casts to bfloat16, then gathers: what crosses the network is the narrow copy.
+
+    The CPU has no bfloat16 collectives and widens the cast copy again, hence the test on the operand.
+    """
+    mesh = make_mesh(cfg.Mesh(fsdp=8))
+    spec = sharding.stored_spec(("embed", "mlp"))
+
+    def product(w, x):
+        return x @ sharding.gathered(w.astype("bfloat16"), ("embed", "mlp"))
+
+    with jax.set_mesh(mesh):
+        w = jax.device_put(np.ones((64, 32), np.float32), jax.NamedSharding(mesh, spec))
+        x = jax.device_put(np.ones((8, 64), "bfloat16"), jax.NamedSharding(mesh, sharding.used_spec(("batch", None))))
+        text = jax.jit(product).lower(w, x).compile().as_text()
+    gathers = [line for line in text.splitlines() if " all-gather(" in line]
+    assert gathers and all("all-gather(%convert" in line for line in gathers), gathers
+
+
+@pytest.mark.parametrize(
+    "mesh", [cfg.Mesh(fsdp=3), cfg.Mesh(data=4, tensor=4), cfg.Mesh(data=1), cfg.Mesh(slices=16)]
+)
+def test_a_mesh_that_does_not_fit_is_refused(mesh):
+    with pytest.raises(ValueError, match="does not make the 8 devices present"):
+        make_mesh(mesh)
+
+
+def test_slices_are_the_outer_part_of_the_data_axis():
+    grid = make_mesh(cfg.Mesh(slices=2, fsdp=2, tensor=2)).devices
+    assert {d.id for d in grid[:1].flat} == {0, 1, 2, 3} and {d.id for d in grid[1:].flat} == {4, 5, 6, 7}

@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+
+from scaling import sizes
+from scaling.config_file import load, run_name
+from scaling.resolve import resolve
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(ROOT.glob("experiments/*/*.py"))
+
+
+def _load(path, **kwargs):
+    return resolve(load(str(path)), **kwargs)
+
+
+def _devices(config):
+    return config.mesh.slices * config.mesh.fsdp * config.mesh.tensor
+
+
+def test_every_published_size_has_a_file():
+    assert {p.stem for p in FILES if p.parent.name == "gpt3"} == set(sizes.GPT3)
+    assert {p.stem for p in FILES if p.parent.name == "gpt2"} == set(sizes.GPT2)
+    assert ROOT / "experiments/gpt1/gpt1.py" in FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_resolves_on_its_mesh(path):
+    config = load(str(path))
+    resolved = _load(path, vocab_size=config.model.vocab_size or 257, device_count=_devices(config))
+    assert resolved.mesh.data == 1
+    assert resolve(resolved, device_count=_devices(config)) == resolved
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_docstring_tells_command_machine_time_and_loss(path):
+    text = path.read_text()
+    docstring = text.split('"""')[1]
+    assert f"scaling train --config={path.relative_to(ROOT)}" in docstring
+    assert "Machine:" in docstring
+    assert "ime" in docstring
+    assert "loss" in docstring
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name != "cpu"], ids=lambda p: p.stem)
+def test_parameters_match_the_name(path):
+    counted = sizes.parameters(_load(path).model).total
+    name = {"gpt1": "117m"}.get(path.stem, path.stem)
+    in_name = float(name[:-1]) * {"m": 1e6, "b": 1e9}[name[-1]]
+    # Names round: 1.3B is 1,316M, 350M is 356M.
+    assert counted == pytest.approx(in_name, rel=0.02)
+    assert path.stem in (sizes.GPT1 | sizes.GPT2 | sizes.GPT3)
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name == "gpt3"], ids=lambda p: p.stem)
+def test_gpt3_recipe_is_appendix_b(path):
+    config, size = _load(path), sizes.GPT3[path.stem]
+    optimizer, train = config.optimizer, config.train
+    assert (optimizer.beta1, optimizer.beta2, optimizer.epsilon) == (0.9, 0.95, 1e-8)
+    assert (optimizer.clip_norm, optimizer.weight_decay) == (1.0, 0.1)
+    assert (optimizer.schedule, optimizer.final_fraction) == ("cosine", 0.1)
+    assert (optimizer.warmup_tokens, optimizer.decay_tokens) == (375_000_000, 260_000_000_000)
+    assert optimizer.peak_lr == size.peak_lr
+    assert train.tokens == 300_000_000_000
+    assert train.sequence_length == 2048
+    assert train.ramp_start_tokens == 32_768
+    assert 4_000_000_000 <= train.ramp_tokens <= 12_000_000_000
+    assert config.model.attention_pattern == ("dense", "banded")
+    assert config.data.tokenizer == "gpt2"
+    assert not config.model.document_mask
+
+
+def test_gpt3_125m_runs_on_eight_devices_and_on_one():
+    path = ROOT / "experiments/gpt3/125m.py"
+    for count in (1, 8):
+        resolved = _load(path, vocab_size=50_257, device_count=count)
+        assert resolved.mesh.data == count
+        assert resolved.train.microbatch_sequences == 16
+        assert resolved.eval.batch_sequences == 16
+        assert resolved.model.d_head == 64
+
+
+def test_run_names():
+    assert run_name("experiments/gpt3/125m.py") == "125m"
+    assert run_name("my sweep.py:width=3, lr") == "my sweep-width=3-lr"

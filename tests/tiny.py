@@ -1,0 +1,70 @@
+"""Tiny configs, batches and meshes that the tests share, so that compiled programs are shared too."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from scaling import config as cfg
+from scaling.parallel.mesh import make_mesh
+from scaling.parallel.sharding import batch_sharding
+from scaling.train import state as train_state
+from scaling.train.schedule import BatchSchedule
+from scaling.train.step import make_train_step
+
+VOCAB = 50
+EOT = 0
+
+
+def model(**changes: Any) -> cfg.Model:
+    base = cfg.Model(
+        vocab_size=VOCAB,
+        vocab_multiple=8,
+        context_length=32,
+        num_layers=2,
+        d_model=32,
+        num_heads=4,
+        d_head=8,
+        d_ff=128,
+        attention_pattern=("dense", "banded"),
+        band_width=4,
+        compute_dtype="float32",
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def config(model_changes: dict[str, Any] | None = None, **train: Any) -> cfg.Config:
+    """A resolved config: 8 sequences of 16 tokens a step."""
+    values = dict(tokens=10_000, sequence_length=16, batch_tokens=128, microbatch_sequences=8, loss_chunk=5)
+    return cfg.Config(
+        model=model(**(model_changes or {})),
+        train=cfg.Train(**(values | train)),
+        optimizer=cfg.Optimizer(warmup_tokens=0),
+    )
+
+
+def batch(step: int, microbatches: int = 1, sequences: int = 8, length: int = 16) -> dict[str, np.ndarray]:
+    """Random tokens, the same for every split into microbatches."""
+    total = microbatches * sequences
+    tokens = np.random.default_rng(step).integers(1, VOCAB, (total, length + 1)).astype(np.int32)
+    tokens = tokens.reshape(microbatches, sequences, length + 1)
+    return {"inputs": tokens[..., :-1], "targets": tokens[..., 1:]}
+
+
+def train(
+    config: cfg.Config, steps: int, mesh: cfg.Mesh | None = None, devices: int = 1, lr: float = 1e-2
+) -> tuple[list[float], Any]:
+    """Losses of the first steps, and the final state, on a mesh over the first ``devices`` devices."""
+    device_mesh = make_mesh(mesh or cfg.Mesh(), jax.devices()[:devices])
+    schedule = BatchSchedule.from_config(config.train)
+    count, size = schedule.max_microbatches, schedule.microbatch
+    losses = []
+    with jax.set_mesh(device_mesh):
+        state = train_state.create_state(config, device_mesh)
+        step_function = make_train_step(config, device_mesh, EOT)
+        for step in range(steps):
+            data = jax.device_put(batch(step, count, size), batch_sharding(device_mesh))
+            state, metrics = step_function(state, data, lr, schedule.span(step)[1] // size)
+            losses.append(float(metrics["loss"]))
+    return losses, state
