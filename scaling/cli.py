@@ -130,17 +130,16 @@ def _sizes(options: argparse.Namespace) -> int:
 
 
 def _tokenizer_train(options: argparse.Namespace) -> int:
-    from scaling.data.train_tokenizer import train_sentencepiece
+    from scaling.data.tokenizer_training import train_tokenizer
 
-    print(train_sentencepiece(options.input, options.vocab_size, options.output, text_key=options.text_key))
+    print(train_tokenizer(options.input, options.vocab_size, options.output, text_key=options.text_key))
     return exit_codes.OK
 
 
 def _tokenize(options: argparse.Namespace) -> int:
-    from scaling.data import tokenizer
     from scaling.data.prepare import prepare
 
-    print(prepare(options.input, tokenizer.load(options.tokenizer), options.output, text_key=options.text_key))
+    print(prepare(options.input, options.tokenizer, options.output, text_key=options.text_key))
     return exit_codes.OK
 
 

@@ -103,7 +103,9 @@ class Optimizer:
     schedule: str = knob("cosine", "", "cosine, wsd (warmup-stable-decay), linear or constant")
     warmup_tokens: int = knob(375_000_000, "tokens", "linear warm-up from 0")
     decay_tokens: int = knob(
-        0, "tokens", "cosine/linear: tokens at which the decay ends (0 = train.tokens); wsd: length of the decay (0 = a fifth)"
+        0,
+        "tokens",
+        "cosine/linear: tokens at which the decay ends (0 = train.tokens); wsd: length of the decay (0 = a fifth)",
     )
     final_fraction: float = knob(0.1, "fraction", "learning rate at the end of the decay, relative to the peak")
 

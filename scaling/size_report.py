@@ -62,7 +62,7 @@ def to_text() -> str:
     rows = [row(size) for size in ALL]
     shapes = _table(
         "Parameters in millions, by convention",
-        tuple("model|layers|d_model|heads|d_head|all|paper|off %|no emb.|Kaplan|Chinch.|tree".split("|")),
+        "model|layers|d_model|heads|d_head|all|paper|off %|no emb.|Kaplan|Chinch.|tree",
         [
             (
                 _title(r),
@@ -77,7 +77,7 @@ def to_text() -> str:
     )
     compute = _table(
         "Training FLOPs a token, and the cost of 300B tokens (6N)",
-        tuple("model|6N|exact|exact / 6N|PF-days|paper|off %|FLOPs|paper".split("|")),
+        "model|6N|exact|exact / 6N|PF-days|paper|off %|FLOPs|paper",
         [
             (
                 _title(r),
@@ -109,8 +109,9 @@ half, all layers dense.
 """
 
 
-def _table(title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Aligned columns, the first to the left, the numbers to the right."""
+def _table(title: str, header: str, rows: list[tuple[str, ...]]) -> str:
+    """Aligned columns, the first to the left, the numbers to the right; headings are divided by ``|``."""
+    headings = header.split("|")
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     lines = [
         "  ".join([cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))])

@@ -104,10 +104,11 @@ def _dataset(data: Data, tokenizer: Tokenizer, sequence_length: int, split: str,
     directory, part = prepare.cached(data, tokenizer, split, source)
     dataset = TokenDataset(directory, sequence_length, part)
     if len(dataset) == 0:
-        name = data.validation if split == "validation" and data.validation else source
+        held_out = split == "validation" and not data.validation
+        name = source if split == "train" or held_out else data.validation
         raise ValueError(
-            f"{name}: {dataset.tokens} {split} tokens are too few for one sequence of {sequence_length} + 1; "
-            "give more text or lower config.train.sequence_length"
+            f"{name}: {dataset.tokens} {split} tokens are too few for one sequence of {sequence_length} + 1; give more "
+            f"text{', raise config.data.validation_fraction' * held_out} or lower config.train.sequence_length"
         )
     return dataset
 

@@ -18,18 +18,18 @@ import numpy as np
 
 from scaling.config import Data
 from scaling.data import books, progress, shards, sources
-from scaling.data.tokenizer import Tokenizer
+from scaling.data.tokenizer import Tokenizer, load
 
 _BATCH_CHARACTERS = 1 << 20  # text handed to a worker at a time
 _HASHED_BYTES = 64 << 20  # sources up to this size are known by their content, larger ones by size and time
 
 
-def prepare(pattern: str, tokenizer: Tokenizer, output: str | os.PathLike[str], text_key: str = "text") -> Path:
+def prepare(pattern: str, tokenizer: str | Tokenizer, output: str | os.PathLike[str], text_key: str = "text") -> Path:
     """Tokenizes all documents of some text files into one token directory, in their order.
 
     Args:
         pattern: text files (see ``scaling.data.sources``).
-        tokenizer: how.
+        tokenizer: a tokenizer, or a name that ``tokenizer.load`` knows.
         output: the token directory; must not exist, unless another process just made it from the same files.
         text_key: field of the text in ``.jsonl`` and ``.parquet``.
 
@@ -38,8 +38,10 @@ def prepare(pattern: str, tokenizer: Tokenizer, output: str | os.PathLike[str], 
         FileNotFoundError, ValueError: bad input (see ``sources``).
         OSError: cannot write.
     """
+    _require_local(str(output))
     if Path(output).exists():
         raise FileExistsError(f"{output} exists and is not overwritten; remove it or choose another name")
+    tokenizer = load(tokenizer) if isinstance(tokenizer, str) else tokenizer
     files = sources.find(pattern)
     return _write(files, tokenizer, Path(output), text_key, lambda texts: ((".", text) for text in texts), (".",))
 
@@ -137,8 +139,7 @@ def _cut(text: str, fraction: float) -> Iterator[tuple[str, str]]:
             cut = near + len(mark)
             break
     yield "train", text[:cut]
-    if text[cut:]:
-        yield "validation", text[cut:]
+    yield "validation", text[cut:]
 
 
 def _write(
@@ -162,9 +163,7 @@ def _write(
             for name, ids in _encode(assign(sources.documents(files, text_key, bar.bytes)), tokenizer):
                 writers[name].append(ids)
                 bar.tokens(ids.size + 1)
-        for name, writer in writers.items():
-            if writer.documents == 0:
-                raise ValueError(f"{files[0]}: too little text to hold out a {name} set; name files for both")
+        for writer in writers.values():
             writer.close()
         temporary.chmod(0o755)
         try:
@@ -210,7 +209,17 @@ def _batches(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]
 
 
 def _cache(data: Data) -> Path:
-    return Path(data.cache_dir or os.environ.get("SCALING_CACHE") or "~/.cache/scaling").expanduser() / "tokens"
+    root = data.cache_dir or os.environ.get("SCALING_CACHE") or "~/.cache/scaling"
+    _require_local(root)
+    return Path(root).expanduser() / "tokens"
+
+
+def _require_local(path: str) -> None:
+    if "://" in path:
+        raise ValueError(
+            f"{path}: token shards are written to a local directory; copy a finished one to the bucket "
+            "and name it in config.data.train"
+        )
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Text sources: a path or glob, local or remote, to a stream of documents.
 
-Formats, told by the end of the name: ``.txt`` and ``.txt.gz`` (a file is a document), ``.jsonl`` and
-``.jsonl.gz`` (a line is a document), ``.parquet`` (a row is a document; needs the extra ``scaling[data]``).
+Formats, told by the end of the name: ``.txt`` and ``.txt.gz`` (a file is a document, read whole), ``.jsonl``
+and ``.jsonl.gz`` (a line is a document), ``.parquet`` (a row is a document; needs the extra ``scaling[data]``).
 Remote paths (``gs://``, ``s3://``, ...) are read through fsspec.
 """
 

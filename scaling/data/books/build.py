@@ -16,7 +16,7 @@ import json
 import re
 from pathlib import Path
 
-from scaling.data import train_tokenizer
+from scaling.data import tokenizer_training
 from scaling.data.books.catalogue import BOOKS, Book
 
 PIECE = 10_000  # characters in a document, about
@@ -159,7 +159,7 @@ def build(source: Path, output: Path) -> None:
     write(output / "train.jsonl.gz", train)
     write(output / "validation.jsonl.gz", validation)
     (output / "tokenizer.model").unlink(missing_ok=True)
-    train_tokenizer.train_sentencepiece(str(output / "train.jsonl.gz"), VOCAB_SIZE, output / "tokenizer.model")
+    tokenizer_training.train_tokenizer(str(output / "train.jsonl.gz"), VOCAB_SIZE, output / "tokenizer.model")
 
 
 if __name__ == "__main__":

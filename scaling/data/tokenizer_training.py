@@ -14,7 +14,7 @@ from scaling.data.tokenizer import END_OF_TEXT
 MAX_CHARACTERS = 200_000_000  # the trainer holds its text in memory; above this, documents are sampled
 
 
-def train_sentencepiece(pattern: str, vocab_size: int, output: str | os.PathLike[str], text_key: str = "text") -> Path:
+def train_tokenizer(pattern: str, vocab_size: int, output: str | os.PathLike[str], text_key: str = "text") -> Path:
     """Trains byte-pair pieces on text files and writes the model; equal input gives an equal file.
 
     No normalization, no added space, bytes for whatever has no piece, newlines as pieces of their own,

@@ -1,0 +1,122 @@
+import gzip
+import json
+import sys
+
+import fsspec
+import pytest
+
+from scaling.data import sources
+
+
+def write_jsonl(path, records):
+    text = "".join(json.dumps(record) + "\n" for record in records).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return path
+
+
+def read(pattern, **kwargs):
+    return list(sources.documents(sources.find(str(pattern)), **kwargs))
+
+
+TEXT = "Zwölf Boxkämpfer jagen Viktor.\n\n\t漢字 😀\r\n  end "
+
+
+def test_every_format_gives_the_text_as_it_is(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+    (tmp_path / "a.txt").write_bytes(TEXT.encode())
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
+    write_jsonl(tmp_path / "c.jsonl", [{"text": TEXT}, {"text": "two"}])
+    write_jsonl(tmp_path / "d.jsonl.gz", [{"text": TEXT}])
+    parquet.write_table(pyarrow.table({"text": [TEXT, "two"], "n": [1, 2]}), tmp_path / "e.parquet")
+    assert read(tmp_path / "*") == [TEXT, TEXT, TEXT, "two", TEXT, TEXT, "two"]
+
+
+def test_files_are_sorted_and_a_name_with_brackets_is_taken_literally(tmp_path):
+    for name in ("b.txt", "a.txt", "c[1].txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "sub.txt").mkdir()
+    assert read(tmp_path / "*.txt") == ["a.txt", "b.txt", "c[1].txt"]
+    assert read(tmp_path / "c[1].txt") == ["c[1].txt"]
+
+
+def test_other_field_byte_order_mark_blank_lines_and_half_surrogates(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"content": "x"}\n\n{"content": ""}\n{"content": "\\ud83d!"}\n')
+    assert read(file, text_key="content") == ["x", "\ufffd!"]
+
+
+def test_remote_files_through_fsspec():
+    with fsspec.open("memory://bucket/a.jsonl.gz", "wb") as file:
+        file.write(gzip.compress(b'{"text": "remote"}\n'))
+    assert sources.find("memory://bucket/*.gz") == ["memory:///bucket/a.jsonl.gz"]
+    assert read("memory://bucket/*.gz") == ["remote"]
+
+
+def test_progress_adds_up_to_the_stored_size(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl.gz", [{"text": "x" * 100}] * 50)
+    (tmp_path / "b.txt").write_text("y")
+    files = sources.find(str(tmp_path / "*"))
+    seen = []
+    list(sources.documents(files, progress=seen.append))
+    assert sum(seen) == sources.size(files) == sum(f.stat().st_size for f in tmp_path.iterdir())
+
+
+def bad(tmp_path, name, content, message, error=ValueError):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(error) as caught:
+        read(tmp_path / name)
+    assert message in str(caught.value)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+GZIPPED = gzip.compress(b'{"text": "' + bytes(range(97, 123)) * 400 + b'"}\n')
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "is empty"),
+        ("a.txt.gz", gzip.compress(b""), "no documents with text"),
+        ("a.jsonl", b"\n\n", "no documents with text"),
+        ("a.txt", b"abc \xff def", "not UTF-8: byte 0xff at offset 4"),
+        ("a.jsonl", b'{"text": "ok"}\n{"text": "\xe9"}\n', "not UTF-8: byte 0xe9 at offset 25"),
+        ("a.jsonl", b'{"text": "ok"}\n{"text": oops}\n', "a.jsonl:2: not JSON"),
+        ("a.jsonl", b'["text"]\n', "a.jsonl:1: a JSON object"),
+        ("a.jsonl", b'{"body": "x", "id": 3}\n', "a.jsonl:1: no key 'text'; there are 'body', 'id'"),
+        ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: 'text' must be text, not 3"),
+        ("a.jsonl.gz", GZIPPED[:60], "damaged or truncated gzip"),
+        ("a.jsonl.gz", b"plain text, not gzip", "damaged or truncated gzip"),
+        ("a.csv", b"a,b", "unknown format"),
+        ("a.parquet", b"PAR1 not really", "damaged parquet"),
+    ],
+)
+def test_bad_input_is_one_sentence_that_says_where(tmp_path, name, content, message):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    bad(tmp_path, name, content, message)
+
+
+def test_nothing_matches_and_a_directory(tmp_path):
+    bad(tmp_path, "none*.txt", None, "no file matches", FileNotFoundError)
+    (tmp_path / "folder").mkdir()
+    bad(tmp_path, "folder", None, "is a directory")
+
+
+def test_parquet_without_the_column_or_with_null(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+    parquet.write_table(pyarrow.table({"text": ["a", None]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: row 2: 'text' must be text, not null"):
+        read(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="no column 'body'; there are 'text'"):
+        read(tmp_path / "a.parquet", text_key="body")
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"scaling\[data\]"):
+        read(tmp_path / "a.parquet")

@@ -1,0 +1,236 @@
+import base64
+import gzip
+import itertools
+import json
+import random
+import re
+import shutil
+
+import numpy as np
+import pytest
+import tiktoken
+
+from scaling.data import books, tokenizer
+from scaling.data.tokenizer_training import _sample, train_tokenizer
+from tests.shared import SHARED, needs_shared
+
+TEXTS = [
+    "",
+    " ",
+    "  two spaces,  and \t tabs \r\n\n\nthree newlines\n",
+    " starts and ends with space ",
+    "Zwölf naïve façades, 漢字かな, русский, العربية, 😀👩‍👩‍👧 e\u0301",
+    "<|endoftext|> is text, so are <0x41>, <unk>, <s> and ▁▁ U+2581▁",
+    "def f(x):\n    return x ** 2  # 12345 67.89\n",
+    "\x00\x01\x7f\ufeff\ufffd",
+]
+
+
+def records(path):
+    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+
+
+def write_ranks(path, merges):
+    """A small ranks file: the bytes in GPT-2's order, then merges."""
+    order = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+    order += [b for b in range(256) if b not in order]
+    tokens = [bytes([b]) for b in order] + merges
+    path.write_text("".join(f"{base64.b64encode(t).decode()} {i}\n" for i, t in enumerate(tokens)))
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizers")
+    write_ranks(folder / "small.tiktoken", [b"th", b"the", b" the", b"\n\n"])
+    (folder / "text.txt").write_text("the cat sat on the mat\n\nand the dog 1234 ran\n" * 50)
+    trained = train_tokenizer(str(folder / "text.txt"), 300, folder / "trained.model")
+    return [tokenizer.load(name) for name in ("bytes", "books", str(folder / "small.tiktoken"), str(trained))]
+
+
+def test_decode_inverts_encode_and_no_text_makes_end_of_text(tokenizers):
+    rng = random.Random(0)
+    alphabet = "ab \n\t▁é漢😀<|>\x00'"
+    texts = TEXTS + ["".join(rng.choices(alphabet, k=rng.randrange(40))) for _ in range(200)]
+    for words in tokenizers:
+        for text, ids in zip(texts, words.encode_batch(texts), strict=True):
+            assert words.decode(ids) == text, words.name
+            assert ids.dtype == np.int32
+            assert not np.any(ids == words.eot)
+            assert np.all((ids >= 0) & (ids < words.vocab_size))
+            np.testing.assert_array_equal(ids, words.encode(text))
+
+
+def test_end_of_text_decodes_to_its_name(tokenizers):
+    for words in tokenizers:
+        ids = [words.eot, *words.encode("a b"), words.eot, *words.encode(" c")]
+        assert words.decode(ids) == "<|endoftext|>a b<|endoftext|> c"
+        assert words.decode(np.array([], np.int32)) == ""
+
+
+def test_sizes_and_fingerprints(tokenizers):
+    assert [(words.vocab_size, words.eot) for words in tokenizers] == [(257, 256), (4096, 1), (261, 260), (300, 1)]
+    assert len({words.fingerprint for words in tokenizers}) == len(tokenizers)
+    assert tokenizer.load("books").fingerprint == tokenizers[1].fingerprint
+
+
+def test_the_embedded_tokenizer_is_worth_its_vocabulary():
+    text = records(books.VALIDATION)[0]["text"]
+    assert len(text) / tokenizer.load("books").encode(text).size > 3.4
+
+
+@needs_shared("data/tokenizer/gpt2_vocab.bpe")
+def test_gpt2_files_give_gpt2_ids(tmp_path):
+    source = SHARED / "data/tokenizer"
+    for bpe, vocabulary in (("vocab.bpe", "encoder.json"), ("merges.txt", "vocab.json")):
+        (tmp_path / bpe).mkdir()
+        shutil.copy(source / "gpt2_vocab.bpe", tmp_path / bpe / bpe)
+        shutil.copy(source / "gpt2_encoder.json", tmp_path / bpe / vocabulary)
+    names = [source / "r50k_base.tiktoken", tmp_path / "vocab.bpe", tmp_path / "merges.txt"]
+    made = [tokenizer.load(str(name)) for name in names]
+    assert len({words.fingerprint for words in made}) == 1
+    for words in made:
+        assert (words.vocab_size, words.eot) == (50257, 50256)
+        assert words.encode("Hello world").tolist() == [15496, 995]
+        assert words.encode(" Hello  world!\n\n").tolist() == [18435, 220, 995, 0, 628]
+        assert words.encode("<|endoftext|>").tolist() == [27, 91, 437, 1659, 5239, 91, 29]
+        assert words.decode([50256]) == "<|endoftext|>"
+    text = "".join(record["text"] for record in records(books.VALIDATION)[:20]) + "".join(TEXTS)
+    np.testing.assert_array_equal(made[0].encode(text), made[1].encode(text))
+    assert made[1].decode(made[1].encode(text)) == text
+
+
+@needs_shared("data/tokenizer/gpt2_vocab.bpe")
+def test_gpt2_agrees_with_the_slow_published_algorithm():
+    """Words by the pattern and merges one by one as in encoder.py (github.com/openai/gpt-2), on real text."""
+    vocabulary = json.loads((SHARED / "data/tokenizer/gpt2_encoder.json").read_text())
+    lines = (SHARED / "data/tokenizer/gpt2_vocab.bpe").read_text().splitlines()[1:]
+    merge_rank = {tuple(line.split()): i for i, line in enumerate(lines)}
+    character_of = {byte: c for c, byte in tokenizer._byte_of_character().items()}
+
+    def slow(word):
+        parts = [character_of[b] for b in word.encode()]
+        while len(parts) > 1:
+            pairs = [(merge_rank.get(pair, 1 << 30), i) for i, pair in enumerate(itertools.pairwise(parts))]
+            rank, i = min(pairs)
+            if rank == 1 << 30:
+                break
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        return [vocabulary[part] for part in parts]
+
+    # Python's re has no \p{L} and \p{N}: letters and digits are spelled otherwise.
+    pattern = r"'s|'t|'re|'ve|'m|'ll|'d| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+"
+    text = records(books.VALIDATION)[3]["text"] + "  naïve 漢字 12345 'tis  we're\n\n\n\t x_y 😀 \n"
+    expected = [i for word in re.findall(pattern, text) for i in slow(word)]
+    words = tokenizer.load(str(SHARED / "data/tokenizer/r50k_base.tiktoken"))
+    assert words.encode(text).tolist() == expected
+
+
+def test_gpt2_without_network_names_the_offline_way(monkeypatch):
+    def refuse(name):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(tiktoken, "get_encoding", refuse)
+    with pytest.raises(OSError, match="offline, set config"):
+        tokenizer.load("gpt2")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("gtp2", None, FileNotFoundError, "none of gpt2, bytes, books"),
+        ("a.model", b"not a model", ValueError, "not a sentencepiece model"),
+        ("a.txt", b"x", ValueError, "must end in .tiktoken or .model"),
+        ("a.tiktoken", b"IQ== 0\n??? 1\n", ValueError, "a.tiktoken:2: not a line"),
+        ("a.tiktoken", b"IQ== 0\n", ValueError, "no token for the byte 0x00"),
+    ],
+)
+def test_bad_tokenizers(tmp_path, name, content, error, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(error) as caught:
+        tokenizer.load(str(tmp_path / name))
+    assert message in str(caught.value)
+
+
+def test_bad_gpt2_directories(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither vocab"):
+        tokenizer.load(str(tmp_path))
+    characters = tokenizer._byte_of_character()
+    vocabulary = {c: i for i, c in enumerate(characters)} | {"ab": 256, "abc": 257, "<|endoftext|>": 258}
+    (tmp_path / "encoder.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\nab c\n")
+    assert tokenizer.load(str(tmp_path)).encode("abcab").tolist() == [257, 256]
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\nab c\na b\n")
+    with pytest.raises(ValueError, match="merge 2 does not agree"):
+        tokenizer.load(str(tmp_path))
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\n")
+    with pytest.raises(ValueError, match="1 merges and 256 bytes, but 258 tokens"):
+        tokenizer.load(str(tmp_path))
+    (tmp_path / "encoder.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"encoder\.json: not a vocabulary"):
+        tokenizer.load(str(tmp_path))
+
+
+def test_training_is_deterministic_and_never_overwrites(tmp_path):
+    (tmp_path / "a.txt").write_text("one two three\n\nfour five six seven eight\n" * 20)
+    first = train_tokenizer(str(tmp_path / "*.txt"), 300, tmp_path / "new/a.model")
+    second = train_tokenizer(str(tmp_path / "*.txt"), 300, tmp_path / "b.model")
+    assert first.read_bytes() == second.read_bytes()
+    with pytest.raises(FileExistsError, match="is not overwritten"):
+        train_tokenizer(str(tmp_path / "*.txt"), 300, second)
+    with pytest.raises(ValueError, match=r"5000 pieces from .*too high"):
+        train_tokenizer(str(tmp_path / "*.txt"), 5000, tmp_path / "c.model")
+    with pytest.raises(ValueError, match="10 pieces from"):
+        train_tokenizer(str(tmp_path / "*.txt"), 10, tmp_path / "c.model")
+    assert not (tmp_path / "c.model").exists()
+
+
+def test_large_input_is_sampled_by_content():
+    texts = [f"document {i} " + "x" * 100 for i in range(1000)]
+    kept = _sample(iter(texts), 20_000)
+    assert 5_000 < sum(map(len, kept)) <= 20_000
+    assert sorted(kept) == sorted(_sample(iter(texts[::-1]), 20_000))
+
+
+@needs_shared("data/books/gutenberg_books.jsonl.gz")
+def test_the_embedded_corpus_is_what_its_script_builds(tmp_path):
+    from scaling.data.books import build
+
+    build.build(SHARED / "data/books/gutenberg_books.jsonl.gz", tmp_path)
+    for path in (books.TRAIN, books.VALIDATION):  # zlib versions compress differently
+        assert gzip.decompress((tmp_path / path.name).read_bytes()) == gzip.decompress(path.read_bytes())
+    assert (tmp_path / "tokenizer.model").read_bytes() == books.TOKENIZER.read_bytes()
+
+
+def test_the_embedded_corpus_is_clean():
+    train, held = records(books.TRAIN), records(books.VALIDATION)
+    size = [sum(len(record["text"]) for record in part) for part in (train, held)]
+    assert 0.03 < size[1] / sum(size) < 0.07
+    assert {record["title"] for record in train} == {record["title"] for record in held}
+    paragraphs = [{p for r in part for p in r["text"].split("\n\n") if len(p) > 200} for part in (train, held)]
+    assert not paragraphs[0] & paragraphs[1]
+    for record in train + held:
+        text = record["text"]
+        for mark in (
+            "Gutenberg",
+            " etext",
+            " eBook",
+            "Transcriber",
+            "[",
+            "]",
+            "_",
+            "*",
+            "\r",
+            "\n\n\n",
+            "  ",
+            "“",
+            "—",
+            "http",
+        ):
+            assert mark not in text, (record["title"], mark)
+        assert text == text.strip()
+
+
+def test_the_embedded_files_stay_small():
+    assert sum(path.stat().st_size for path in (books.TRAIN, books.VALIDATION, books.TOKENIZER)) < 3_000_000
