@@ -65,10 +65,7 @@ class Decoder(nnx.Module):
             raise ValueError(f"{tokens.shape[1]} tokens do not fit the {config.context_length} positions of the model")
         x = use(self.tokens, dtype)[tokens]
         positions = use(self.positions, dtype)
-        if segments is None:
-            x = x + positions[: tokens.shape[1]]
-        else:
-            x = x + positions[_restarted(segments)]
+        x = x + (positions[: tokens.shape[1]] if segments is None else positions[_restarted(segments)])
         embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
         x = dropout(x, config.dropout_embedding, embedding_key)
         x = constrain(x, "batch", "sequence", None)
@@ -87,9 +84,7 @@ class Decoder(nnx.Module):
             return block(x, window, segments, key)
 
         if config.remat != "none":
-            layer = jax.checkpoint(
-                layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False, static_argnums=(2,)
-            )
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False, static_argnums=(2,))
 
         def group(x: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
             for i, window in enumerate(windows):
@@ -159,5 +154,3 @@ def merge(config: cfg.Model, params: Params) -> Decoder:
     flat = nnx.traversals.flatten_mapping(params)
     state = nnx.from_flat_state([(path, variable.replace(flat[path])) for path, variable in nnx.to_flat_state(state)])
     return nnx.merge(graph, state)
-
-

@@ -18,11 +18,13 @@ class Parameter(nnx.Param):
 
 
 def normal(key: jax.Array, shape: tuple[int, ...], std: float, axes: Axes, kind: str = "matrix") -> Parameter:
+    """A parameter drawn from a normal distribution of this standard deviation, float32."""
     assert len(axes) == len(shape) and kind in KINDS
     return Parameter(std * jax.random.normal(key, shape, jnp.float32), axes=axes, kind=kind)
 
 
 def constant(value: float, shape: tuple[int, ...], axes: Axes, kind: str) -> Parameter:
+    """A parameter that starts at one value everywhere, float32."""
     assert len(axes) == len(shape) and kind in KINDS
     return Parameter(jnp.full(shape, value, jnp.float32), axes=axes, kind=kind)
 

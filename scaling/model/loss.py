@@ -28,11 +28,11 @@ class LossConfig(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over the tokens that count (float32 scalars); divide by ``count`` for means."""
+    """Sums over the tokens that count (float32 scalars); divide by ``targets`` for means."""
 
     objective: jax.Array  # what is minimised: nll plus z-loss
     nll: jax.Array  # negative log-likelihood, nats
-    count: jax.Array  # tokens with a target
+    targets: jax.Array  # tokens with a target
 
 
 def cross_entropy(hidden: jax.Array, table: jax.Array, targets: jax.Array, config: LossConfig) -> Sums:

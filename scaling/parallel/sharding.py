@@ -83,6 +83,7 @@ def _extent(mesh: Any, axes: MeshAxes) -> int:
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Sharding of scalars: a copy on every device."""
     return NamedSharding(mesh, P())
 
 

@@ -7,6 +7,7 @@ Restore names either, and falls back to the newest step that is whole.
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import logging
@@ -42,6 +43,7 @@ class Checkpoints:
         self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._committer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
+        self._broken = False  # a save failed; Orbax repeats its error at every later call
 
     def steps(self) -> list[int]:
         """Steps that have a directory, finished or not, oldest first."""
@@ -77,11 +79,13 @@ class Checkpoints:
             pending.result()
 
     def close(self) -> None:
+        """Waits for the last save and frees the threads; an error that was raised before is not raised again."""
         try:
             self.wait()
         finally:
             self._committer.shutdown()
-            self._saver.close()
+            with contextlib.suppress(*((Exception,) if self._broken else ())):
+                self._saver.close()
 
     def restore(self, target: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest whole step laid out like ``target`` (shapes with shardings), and its meta; None if there is none.
@@ -96,7 +100,8 @@ class Checkpoints:
             meta = self._checked_meta(step)
             if meta is not None:
                 state = self._read(step, {"params": target["params"], "optimizer": target["optimizer"]})
-                return TrainState(**state, step=np.asarray(step, np.int32)), meta
+                counter = jax.device_put(np.asarray(step, np.int32), target["step"].sharding)
+                return TrainState(params=state["params"], optimizer=state["optimizer"], step=counter), meta
         if steps:
             raise ValueError(
                 f"{self.directory}: none of the checkpoints {steps} is whole; "
@@ -193,6 +198,7 @@ class Checkpoints:
             multihost_utils.sync_global_devices(f"aside-{step}")
 
     def _failed(self, step: int, error: Exception) -> OSError:
+        self._broken = True
         good = [s for s in self.steps() if (self._path(s) / META).exists() and s != step]
         last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -50,7 +50,7 @@ class Loop:
         every = self.config.checkpoint.every_steps
         last = self.schedule.num_steps
         self._clock(first_step)
-        pending: tuple[int, dict[str, jax.Array]] | None = None
+        pending: tuple[int, dict[str, Any]] | None = None
         saved = first_step
         for step in range(first_step, last):
             _, sequences = self.schedule.span(step)
@@ -59,7 +59,7 @@ class Loop:
             state, metrics = self.train_step(state, next(self.batches), lr, sequences // self.schedule.microbatch)
             if pending:
                 self._log(*pending)
-            pending = (done, dict(metrics, lr=lr))
+            pending = (done, {**metrics, "lr": lr})
             validates = self.config.eval.every_steps and done % self.config.eval.every_steps == 0 and done < last
             saves = every and done % every == 0
             stopped = stop.agreed()

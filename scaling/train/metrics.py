@@ -30,7 +30,7 @@ class JsonLines:
             partial.write_text("".join(line + "\n" for line in kept))
             partial.replace(path)
             self._lines = kept if self._remote else []
-        self._file = None if self._remote else open(path, "a", encoding="utf-8")
+        self._file: Any = None if self._remote else path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
         line = json.dumps(record)
@@ -120,7 +120,8 @@ class Console:
     def __init__(self, total_steps: int, first_step: int):
         self._total = total_steps
         self._last_line = -float("inf")
-        self._bar = self._task = None
+        self._bar: Any = None
+        self._task: Any = None
         if sys.stderr.isatty():
             from rich.console import Console as RichConsole
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -144,7 +145,9 @@ class Console:
             self._bar.update(self._task, completed=record["step"], description=text)
         elif time.monotonic() - self._last_line > self._PLAIN_SECONDS or record["step"] == self._total:
             self._last_line = time.monotonic()
-            print(f"step {record['step']}/{self._total}  {text}  left {_clock(seconds_left)}", file=sys.stderr, flush=True)
+            print(
+                f"step {record['step']}/{self._total}  {text}  left {_clock(seconds_left)}", file=sys.stderr, flush=True
+            )
 
     def note(self, text: str) -> None:
         if self._bar:

@@ -12,14 +12,15 @@ HostBatch = dict[str, np.ndarray]  # int32 [microbatches, local rows, tokens]
 def local_rows(sharding: jax.sharding.NamedSharding, rows: int) -> np.ndarray:
     """Which of a microbatch's ``rows`` sequences the devices of this process hold, ascending."""
     indices = sharding.addressable_devices_indices_map((1, rows, 1)).values()
-    return np.unique(np.concatenate([np.arange(rows)[index[1]] for index in indices]))
+    return np.unique(np.concatenate([np.arange(rows)[index[1]] for index in indices if index]))
 
 
 def place(batch: HostBatch, rows: np.ndarray, total: int, sharding: jax.sharding.NamedSharding) -> dict[str, jax.Array]:
     """Makes global arrays [microbatches, total, tokens] of which this process holds ``rows``."""
 
     def array(local: np.ndarray) -> jax.Array:
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             wanted = np.arange(total)[index[1]]
             return local[:, np.searchsorted(rows, wanted)]
 

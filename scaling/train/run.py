@@ -160,7 +160,7 @@ def _evaluator(config: cfg.Config, mesh: jax.sharding.Mesh, words: Any) -> Any:
         for batch in loader.evaluation_batches(data, count, size, rows):
             one = {name: values[None] for name, values in batch.items()}
             sums = step(params, place(one, rows, size, sharding))
-            nll, targets = nll + float(sums.nll), targets + float(sums.count)
+            nll, targets = nll + float(sums.nll), targets + float(sums.targets)
         return {"loss": nll / targets, "eval_tokens": targets}
 
     return evaluate
@@ -265,9 +265,9 @@ def _closing(*parts: Any) -> Iterator[None]:
 
 def _enable_compilation_cache() -> None:
     """Compiled programs are kept between runs, unless the user's JAX settings already say where."""
-    if not jax.config.jax_compilation_cache_dir:
-        base = os.environ.get("SCALING_CACHE", os.path.expanduser("~/.cache/scaling"))
-        jax.config.update("jax_compilation_cache_dir", os.path.join(base, "compiled"))
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        base = Path(os.environ.get("SCALING_CACHE", "~/.cache/scaling")).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(base / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

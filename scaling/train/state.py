@@ -20,7 +20,7 @@ class TrainState(TypedDict):
     step: jax.Array  # int32, steps done
 
 
-def shardings(config: cfg.Config, mesh: Mesh) -> TrainState:
+def shardings(config: cfg.Config, mesh: Mesh) -> dict[str, Any]:
     """NamedSharding of every leaf of the state: moments lie like their parameters, scalars are replicated."""
 
     def of(axes: Any) -> NamedSharding:
@@ -30,18 +30,15 @@ def shardings(config: cfg.Config, mesh: Mesh) -> TrainState:
     scalar = NamedSharding(mesh, P())
     optimizer = adamw(config.optimizer, config.model)
     state = jax.eval_shape(optimizer.init, decoder.abstract(config.model))
-    moments = optax.tree.map_params(
-        optimizer, lambda _, s: s, state, params, transform_non_params=lambda _: scalar
-    )
-    return TrainState(params=params, optimizer=moments, step=scalar)
+    moments = optax.tree.map_params(optimizer, lambda _, s: s, state, params, transform_non_params=lambda _: scalar)
+    return {"params": params, "optimizer": moments, "step": scalar}
 
 
 def abstract_state(config: cfg.Config, mesh: Mesh) -> TrainState:
     """Shapes, types and shardings of the state; nothing is allocated."""
     shapes = jax.eval_shape(lambda: _create(config, jax.random.key(0)))
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings(config, mesh)
-    )
+    where = TrainState(**shardings(config, mesh))  # type: ignore[typeddict-item]
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
 
 
 def create_state(config: cfg.Config, mesh: Mesh) -> TrainState:
@@ -61,4 +58,5 @@ def _create(config: cfg.Config, key: jax.Array) -> TrainState:
 
 
 def parameter_count(params: Any) -> int:
+    """Numbers in a parameter tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -75,11 +75,11 @@ def make_train_step(
     def step(state: Any, batch: Batch, lr: Any, microbatches: Any) -> tuple[Any, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed + 1), state["step"])
         grads, sums = accumulate(state["params"], batch, key, microbatches)
-        grads = jax.tree.map(lambda g: g / sums.count, grads)
+        grads = jax.tree.map(lambda g: g / sums.targets, grads)
         updates, moments = optimizer.update(grads, state["optimizer"], state["params"])
         params = jax.tree.map(lambda p, u: p + lr * u, state["params"], updates)
         new = train_state.TrainState(params=params, optimizer=moments, step=state["step"] + 1)
-        return new, {"loss": sums.nll / sums.count, "grad_norm": optax.tree.norm(grads)}
+        return new, {"loss": sums.nll / sums.targets, "grad_norm": optax.tree.norm(grads)}
 
     sharded = train_state.shardings(config, mesh)
     tokens = {"inputs": batch_sharding(mesh), "targets": batch_sharding(mesh)}
@@ -104,4 +104,4 @@ def make_eval_step(config: cfg.Config, mesh: Mesh, eot: int) -> Callable[[Any, B
     params = train_state.shardings(config, mesh)["params"]
     tokens = {"inputs": batch_sharding(mesh), "targets": batch_sharding(mesh)}
     none = replicated(mesh)
-    return jax.jit(evaluate, in_shardings=(params, tokens), out_shardings=Sums(none, none, none))
+    return jax.jit(evaluate, in_shardings=(params, tokens), out_shardings=none)

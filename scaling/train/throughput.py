@@ -47,12 +47,14 @@ def peak(devices: list[jax.Device]) -> Peak:
     kind = devices[0].device_kind
     for name, flops in BF16_PEAK:
         if name.lower() in kind.lower():
-            return Peak(flops * len(devices), f"data sheet, bfloat16 dense: {flops / 1e12:g} TFLOP/s x {len(devices)} {kind}")
+            source = f"data sheet, bfloat16 dense: {flops / 1e12:g} TFLOP/s x {len(devices)} {kind}"
+            return Peak(flops * len(devices), source)
     size = 2048
     measured = _matmul_flops(size)
+    source = f"measured: float32 {size}x{size} matrix product, {measured / 1e9:.0f} GFLOP/s"
     if devices[0].platform == "cpu":
-        return Peak(measured, f"measured: float32 {size}x{size} matrix product, {measured / 1e9:.0f} GFLOP/s on this machine")
-    return Peak(measured * len(devices), f"measured: float32 {size}x{size} matrix product x {len(devices)} {kind}")
+        return Peak(measured, f"{source} on this machine")
+    return Peak(measured * len(devices), f"{source} x {len(devices)} {kind}")
 
 
 def _matmul_flops(size: int) -> float:

@@ -37,7 +37,7 @@ def test_value_and_gradients_equal_the_whole_logits(chunk, mesh):
             (value, sums), grads = run(HIDDEN, TABLE)
     want, want_grads = jax.value_and_grad(reference, (0, 1))(HIDDEN, TABLE)
     np.testing.assert_allclose(value, 2 * want, rtol=1e-6)
-    assert sums.count == (TARGETS >= 0).sum()
+    assert sums.targets == (TARGETS >= 0).sum()
     assert sums.nll < sums.objective
     for got, expected in zip(grads, want_grads, strict=True):
         np.testing.assert_allclose(got, 2 * expected, atol=5e-6)

@@ -82,9 +82,7 @@ def test_parameters_are_gathered_narrow():
     assert gathers and all("all-gather(%convert" in line for line in gathers), gathers
 
 
-@pytest.mark.parametrize(
-    "mesh", [cfg.Mesh(fsdp=3), cfg.Mesh(data=4, tensor=4), cfg.Mesh(data=1), cfg.Mesh(slices=16)]
-)
+@pytest.mark.parametrize("mesh", [cfg.Mesh(fsdp=3), cfg.Mesh(data=4, tensor=4), cfg.Mesh(data=1), cfg.Mesh(slices=16)])
 def test_a_mesh_that_does_not_fit_is_refused(mesh):
     with pytest.raises(ValueError, match="does not make the 8 devices present"):
         make_mesh(mesh)

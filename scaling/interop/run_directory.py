@@ -1,0 +1,57 @@
+"""Reading the model of a run directory, for the verbs that use what ``train`` made."""
+
+import json
+from typing import Any
+
+import jax
+from etils import epath
+
+from scaling import config as cfg
+from scaling.model import decoder
+from scaling.train.checkpoint import Checkpoints
+
+
+def read_config_json(folder: epath.PathLike) -> dict[str, Any]:
+    """The ``config.json`` of a run directory or a Hugging Face folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not a JSON object.
+    """
+    path = epath.Path(folder) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{folder} has no config.json; it must be a run directory of `scaling train` or a Hugging Face folder"
+        )
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:  # bad JSON, or not UTF-8
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(values).__name__}")
+    return values
+
+
+def load_run(run_dir: epath.PathLike) -> tuple[cfg.Model, decoder.Params]:
+    """The model of the newest whole checkpoint.
+
+    Returns:
+        The resolved model config, and the float32 parameters on the first device of this process.
+
+    Raises:
+        FileNotFoundError: no config.json.
+        ValueError: not a run directory, or one without a whole checkpoint.
+    """
+    if "config" not in read_config_json(run_dir):
+        raise ValueError(f"{epath.Path(run_dir) / 'config.json'} was not written by `scaling train`: no key 'config'")
+    checkpoints = Checkpoints(run_dir)
+    try:
+        step, meta = checkpoints.newest_whole()
+        model = cfg.freeze(meta["config"]).model  # the checkpoint's own: config.json may be of a later attempt
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), decoder.abstract(model)
+        )
+        return model, checkpoints.read_params(step, target)
+    finally:
+        checkpoints.close()

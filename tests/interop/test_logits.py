@@ -1,0 +1,104 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scaling import config as cfg
+from scaling.interop import huggingface
+from scaling.interop import logits as logits_module
+from scaling.interop.logits import compute, logits
+from scaling.interop.run_directory import load_run
+from scaling.model import decoder
+from scaling.parallel.mesh import make_mesh
+from scaling.train import state as train_state
+from scaling.train.checkpoint import Checkpoints
+from tests import tiny
+from tests.interop.test_huggingface import FIXTURES, assert_same_trees
+
+IDS = np.random.default_rng(0).integers(0, tiny.VOCAB, (3, 12))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run directory as training leaves it, on 4 devices and in bfloat16; and its parameters."""
+    run_dir = tmp_path_factory.mktemp("run")
+    model = {"attention_pattern": ("dense",), "compute_dtype": "bfloat16", "remat": "full"}
+    config = dataclasses.replace(tiny.config(model), mesh=cfg.Mesh(data=1, fsdp=2, tensor=2))
+    state = train_state.create_state(config, make_mesh(config.mesh, jax.devices()[:4]))
+    (run_dir / "config.json").write_text(json.dumps({"config": cfg.to_dict(config)}))
+    checkpoints = Checkpoints(run_dir)
+    checkpoints.save(1, jax.tree.map(jnp.zeros_like, state), {"config": cfg.to_dict(config)})
+    checkpoints.save(2, state, {"config": cfg.to_dict(config)})
+    checkpoints.close()
+    return run_dir, config.model, jax.device_get(state["params"])
+
+
+def test_a_run_directory_in_float32(run):
+    run_dir, model, params = run
+    loaded, same = load_run(run_dir)
+    assert loaded == model
+    assert_same_trees(jax.device_get(same), params)
+    assert {d for leaf in jax.tree.leaves(same) for d in leaf.devices()} == {jax.devices()[0]}
+
+    wide = decoder.merge(dataclasses.replace(model, compute_dtype="float32"), params)
+    result = logits(str(run_dir), IDS)
+    assert result.shape == (3, 12, tiny.VOCAB)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, wide.logits(wide(jnp.asarray(IDS))), atol=1e-6)
+    narrow = decoder.merge(model, params)
+    assert np.abs(result - narrow.logits(narrow(jnp.asarray(IDS)))).max() > 1e-4
+
+
+def test_rows_are_computed_in_parts(run, monkeypatch):
+    _, model, params = run
+    whole = compute(model, params, IDS)
+    monkeypatch.setattr(logits_module, "_FLOATS_AT_ONCE", 2 * 12 * model.d_ff)  # two rows, then one and padding
+    np.testing.assert_allclose(compute(model, params, IDS), whole, atol=1e-6)
+
+
+def test_one_dimension_is_one_row(run):
+    run_dir, model, params = run
+    np.testing.assert_allclose(logits(run_dir, IDS[0].astype(np.uint16)), compute(model, params, IDS[:1]), atol=1e-6)
+
+
+def test_export_of_a_run(run, tmp_path):
+    run_dir, model, params = run
+    huggingface.export(run_dir, tmp_path / "out")
+    np.testing.assert_allclose(logits(tmp_path / "out", IDS), compute(model, params, IDS), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        (np.zeros((1, 4)), ["integers", "float64"]),
+        (np.zeros((1, 4), bool), ["integers", "bool"]),
+        (np.zeros((1, 2, 3), int), ["[1, 2, 3]"]),
+        (np.zeros((2, 0), int), ["at least one token"]),
+        (np.zeros((1, 33), int), ["33", "32 positions"]),
+        (np.asarray([[0, 1], [100, 101]]), ["ids[1, 1] is 101", "101 tokens", "0 to 100"]),
+        (np.asarray([5, -1]), ["ids[0, 1] is -1"]),
+        (np.asarray([2**40]), [str(2**40)]),
+    ],
+)
+def test_wrong_ids_are_refused(ids, words):
+    with pytest.raises(ValueError) as caught:
+        logits(FIXTURES / "gpt2", ids)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_what_is_no_model_is_refused(tmp_path, run):
+    with pytest.raises(FileNotFoundError, match=r"nowhere has no config\.json"):
+        logits(tmp_path / "nowhere", IDS)
+    path = tmp_path / "config.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="neither 'config'"):
+        logits(tmp_path, IDS)
+    with pytest.raises(ValueError, match="not written by `scaling train`"):
+        huggingface.export(tmp_path, tmp_path / "out")
+    path.write_text((run[0] / "config.json").read_text())
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        logits(tmp_path, IDS)

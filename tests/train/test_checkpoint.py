@@ -1,0 +1,161 @@
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from scaling import config as cfg
+from scaling.parallel.mesh import make_mesh
+from scaling.train import state as train_state
+from scaling.train.checkpoint import Checkpoints, DamagedCheckpoint, verify
+from tests import tiny
+
+CONFIG = tiny.config()
+
+
+@pytest.fixture(scope="module")
+def state():
+    return train_state.create_state(CONFIG, make_mesh(cfg.Mesh(fsdp=4, tensor=2)))
+
+
+@pytest.fixture
+def saved(tmp_path, state):
+    """A run with whole checkpoints of steps 1 and 2."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, state, {"note": f"step {step}"})
+    checkpoints.wait()
+    yield checkpoints
+    checkpoints.close()
+
+
+def restore(checkpoints, mesh=None, devices=8):
+    target = train_state.abstract_state(CONFIG, make_mesh(mesh or cfg.Mesh(), jax.devices()[:devices]))
+    return checkpoints.restore(target)
+
+
+def files(checkpoints, step):
+    return [p for p in sorted((checkpoints.directory / f"{step:09d}").glob("*/*")) if not p.is_dir()] + [
+        p for p in sorted((checkpoints.directory / f"{step:09d}").glob("*/d/*"))
+    ]
+
+
+@pytest.mark.parametrize(("devices", "mesh"), [(1, cfg.Mesh()), (2, cfg.Mesh(tensor=2)), (8, cfg.Mesh(fsdp=8))])
+def test_restores_every_bit_onto_another_mesh(saved, state, devices, mesh):
+    restored, meta = restore(saved, mesh, devices)
+    assert meta["step"] == 2 and meta["note"] == "step 2" and int(restored["step"]) == 2
+    jax.tree.map(np.testing.assert_array_equal, restored["params"], state["params"])
+    jax.tree.map(np.testing.assert_array_equal, restored["optimizer"], state["optimizer"])
+    assert restored["params"]["tokens"].sharding.mesh.size == devices
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def zero(path):
+    path.write_bytes(bytes(len(path.read_bytes())))
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def delete(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, zero, flip, delete])
+def test_any_damaged_file_is_named_and_the_step_before_is_used(saved, caplog, damage):
+    caplog.set_level(logging.WARNING)
+    folder = saved.directory / "000000002"
+    victims = [p for p in files(saved, 2) if p.stat().length > 0]
+    assert len(victims) > 6
+    for victim in victims:
+        before = victim.read_bytes()
+        damage(victim)
+        with pytest.raises(DamagedCheckpoint, match=victim.name):
+            verify(folder)
+        victim.write_bytes(before)
+    verify(folder)
+    damage(victims[len(victims) // 2])
+    logger = logging.getLogger("scaling")
+    logger.propagate = True
+    _, meta = restore(saved)
+    assert meta["step"] == 1
+    assert "checkpoint of step 2 passed over" in caplog.text and victims[len(victims) // 2].name in caplog.text
+
+
+@pytest.mark.parametrize("name", ["meta.json", "checksums-00000.json"])
+def test_a_step_without_its_marks_is_unfinished(saved, name):
+    (saved.directory / "000000002" / name).unlink()
+    with pytest.raises(DamagedCheckpoint, match="unfinished"):
+        verify(saved.directory / "000000002")
+    assert restore(saved)[1]["step"] == 1
+    (saved.directory / "000000001" / name).write_text("{")
+    with pytest.raises(ValueError, match=r"none of the checkpoints \[1, 2\] is whole"):
+        restore(saved)
+
+
+def test_an_empty_or_foreign_folder_is_not_a_checkpoint(saved):
+    (saved.directory / "000000009").mkdir()
+    (saved.directory / "notes").mkdir()
+    (saved.directory / "000000010.orbax-checkpoint-tmp").mkdir()
+    assert restore(saved)[1]["step"] == 2
+
+
+def test_nothing_saved_is_no_checkpoint(tmp_path):
+    assert restore(Checkpoints(tmp_path)) is None
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        Checkpoints(tmp_path).newest_whole()
+
+
+def test_keep_last_and_keep_every(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path, cfg.Checkpoint(keep_last=2, keep_every_steps=4))
+    for step in range(1, 8):
+        checkpoints.save(step, state, {})
+    checkpoints.close()
+    assert checkpoints.steps() == [4, 6, 7]
+
+
+def test_a_damaged_step_reached_again_is_set_aside(saved, state):
+    flip(files(saved, 2)[-1])
+    saved.save(2, state, {"note": "again"})
+    saved.wait()
+    assert restore(saved)[1]["note"] == "again"
+    assert (saved.directory / "000000002.damaged").exists()
+
+
+def test_a_save_that_fails_says_where_and_keeps_the_last_good_one(saved, state, monkeypatch):
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(saved.directory), "write_text", full)
+    with pytest.raises(OSError, match=r"step 3 could not be written to .*No space left.*last good one is step 2"):
+        saved.save(3, state, {})
+        saved.wait()
+    monkeypatch.undo()
+    saved.close()
+    assert restore(Checkpoints(saved.directory.parent))[1]["step"] == 2
+
+
+def test_parameters_alone(saved, state):
+    step, meta = saved.newest_whole()
+    params = saved.read_params(step, train_state.abstract_state(CONFIG, make_mesh(cfg.Mesh()))["params"])
+    jax.tree.map(np.testing.assert_array_equal, params, state["params"])
+    assert json.dumps(meta)
+
+
+def test_large_and_small_files_hash_alike(tmp_path):
+    import hashlib
+
+    from scaling.train.checkpoint import _sha256
+
+    data = np.random.default_rng(0).bytes(9_000_000)
+    path = epath.Path(tmp_path / "file")
+    path.write_bytes(data)
+    assert _sha256(path) == hashlib.sha256(data).hexdigest()
