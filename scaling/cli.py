@@ -152,11 +152,19 @@ def _logits(options: argparse.Namespace) -> int:
         ids = np.load(options.ids, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{options.ids} is not a NumPy .npy file: {error}") from error
-    if not isinstance(ids, np.ndarray) or ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"{options.ids} must hold token ids, an integer array of shape [batch, time]")
+    if not isinstance(ids, np.ndarray) or ids.ndim not in (1, 2) or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"{options.ids} must hold token ids, an integer array of shape [batch, time] or [time]")
     from scaling.interop.logits import logits
 
     np.save(options.output, logits(options.model, ids))
+    print(options.output)
+    return exit_codes.OK
+
+
+def _export(options: argparse.Namespace) -> int:
+    from scaling.interop.huggingface import export
+
+    export(options.run_directory, options.output)
     print(options.output)
     return exit_codes.OK
 
@@ -175,7 +183,7 @@ def _bench_dispatch(options: argparse.Namespace) -> int:
     return exit_codes.OK
 
 
-_VERBS = ("train", "config", "sizes", "tokenizer", "tokenize", "logits", "plot", "bench")
+_VERBS = ("train", "config", "sizes", "tokenizer", "tokenize", "logits", "export", "plot", "bench")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -216,6 +224,10 @@ def _parser() -> argparse.ArgumentParser:
     logits.add_argument("model", metavar="MODEL", help="run directory, or folder with config.json, model.safetensors")
     logits.add_argument("--ids", required=True, metavar="IDS.npy", help="token ids, integers [batch, time]")
     logits.add_argument("--output", required=True, metavar="LOGITS.npy", help="float32 [batch, time, vocabulary]")
+
+    export = _add(verbs, "export", _export, "write a run's model as a Hugging Face folder")
+    export.add_argument("run_directory", metavar="RUN", help="run directory")
+    export.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
 
     plot = _add(verbs, "plot", _plot, "draw the loss curve of a run directory")
     plot.add_argument("directory", metavar="RUN", help="run directory")

@@ -46,7 +46,10 @@ def load_run(run_dir: epath.PathLike) -> tuple[cfg.Model, decoder.Params]:
         raise ValueError(f"{epath.Path(run_dir) / 'config.json'} was not written by `scaling train`: no key 'config'")
     checkpoints = Checkpoints(run_dir)
     try:
-        step, meta = checkpoints.newest_whole()
+        saved = checkpoints.newest_whole()
+        if saved is None:
+            raise ValueError(f"{run_dir} holds no checkpoint yet")
+        step, meta = saved
         model = cfg.freeze(meta["config"]).model  # the checkpoint's own: config.json may be of a later attempt
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(

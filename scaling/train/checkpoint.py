@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -87,10 +88,10 @@ class Checkpoints:
             with contextlib.suppress(*((Exception,) if self._broken else ())):
                 self._saver.close()
 
-    def restore(self, target: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest whole step laid out like ``target`` (shapes with shardings), and its meta; None if there is none.
+    def newest_whole(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and meta of the newest whole checkpoint, every byte of it verified; None if nothing was ever saved.
 
-        Steps passed over are named in the log. If every step is damaged, that is an error, not a fresh start.
+        Steps passed over are named in the log. If all are damaged, that is an error, not a fresh start.
 
         Raises:
             ValueError: steps exist, and none is whole.
@@ -99,9 +100,7 @@ class Checkpoints:
         for step in reversed(steps):
             meta = self._checked_meta(step)
             if meta is not None:
-                state = self._read(step, {"params": target["params"], "optimizer": target["optimizer"]})
-                counter = jax.device_put(np.asarray(step, np.int32), target["step"].sharding)
-                return TrainState(params=state["params"], optimizer=state["optimizer"], step=counter), meta
+                return step, meta
         if steps:
             raise ValueError(
                 f"{self.directory}: none of the checkpoints {steps} is whole; "
@@ -109,17 +108,11 @@ class Checkpoints:
             )
         return None
 
-    def newest_whole(self) -> tuple[int, dict[str, Any]]:
-        """Step number and meta of the newest whole step.
-
-        Raises:
-            ValueError: there is none.
-        """
-        for step in reversed(self.steps()):
-            meta = self._checked_meta(step)
-            if meta is not None:
-                return step, meta
-        raise ValueError(f"{self.directory} holds no whole checkpoint")
+    def read_state(self, step: int, target: TrainState) -> TrainState:
+        """The state of a step that ``newest_whole`` found, laid out like ``target`` (shapes with shardings)."""
+        state = self._read(step, {"params": target["params"], "optimizer": target["optimizer"]})
+        counter = jax.device_put(np.asarray(step, np.int32), target["step"].sharding)
+        return TrainState(params=state["params"], optimizer=state["optimizer"], step=counter)
 
     def read_params(self, step: int, target: Any) -> Any:
         """Only the parameters of a step that ``newest_whole`` found."""
@@ -201,10 +194,13 @@ class Checkpoints:
         self._broken = True
         good = [s for s in self.steps() if (self._path(s) / META).exists() and s != step]
         last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        text = str(error).strip() or type(error).__name__
+        # TensorStore wraps the system's words: "...: No space left on device [os_error_code='28']".
+        words = re.search(r": ([^:]+) \[os_error_code", text)
+        reason = words[1] if words else text.splitlines()[0][:200]
         free = shutil.disk_usage(self.directory).free if self.directory.exists() else 0
         return OSError(
-            f"the checkpoint of step {step} could not be written to {self.directory} ({reason[:200]}; "
+            f"the checkpoint of step {step} could not be written to {self.directory} ({reason}; "
             f"{free / 1e9:.2f} GB free); {last}"
         )
 

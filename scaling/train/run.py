@@ -27,6 +27,7 @@ from scaling.resolve import resolve
 from scaling.train import state as train_state
 from scaling.train import throughput
 from scaling.train.checkpoint import Checkpoints
+from scaling.train.lineage import refuse_other_run
 from scaling.train.loop import Diverged, Loop
 from scaling.train.metrics import Console, MetricWriter
 from scaling.train.placement import local_rows, place, prefetched
@@ -66,13 +67,15 @@ def train(config: cfg.Config, name: str = "default") -> int:
     meta = {"config": cfg.to_dict(config), "data": data.fingerprint}
 
     checkpoints = Checkpoints(run_dir, config.checkpoint)
-    target = train_state.abstract_state(config, mesh)
-    _refuse_other_run(checkpoints, config, schedule, data.fingerprint)
-    restored = checkpoints.restore(target)
-    if restored:
-        state, old = restored
-        first_step = int(old["step"])
-        log.info("resuming %s from step %d", run_dir, first_step)
+    saved = checkpoints.newest_whole()
+    if saved:
+        first_step, old = saved
+        refuse_other_run(checkpoints.directory, old, config, data.fingerprint)
+        state = checkpoints.read_state(first_step, train_state.abstract_state(config, mesh))
+        if first_step == schedule.num_steps:
+            log.info("%s is already finished; another run needs another config.workdir", run_dir)
+        else:
+            log.info("resuming %s from step %d", run_dir, first_step)
     else:
         state, first_step = train_state.create_state(config, mesh), 0
 
@@ -166,47 +169,6 @@ def _evaluator(config: cfg.Config, mesh: jax.sharding.Mesh, words: Any) -> Any:
     return evaluate
 
 
-def _refuse_other_run(
-    checkpoints: Checkpoints, config: cfg.Config, schedule: BatchSchedule, data_fingerprint: str
-) -> None:
-    """Checkpoints here must be of this model, data order and batch schedule, or resuming would silently differ."""
-    if not checkpoints.steps():
-        return
-    try:
-        step, meta = checkpoints.newest_whole()
-    except ValueError:
-        return  # restore says it better
-    old = cfg.freeze(meta["config"])
-    before, now = dict(_values(old)), dict(_values(config))
-    fixed, free = ("config.model.", "config.seed"), ("config.model.remat", "config.model.compute_dtype")
-    changed = [k for k in now if before[k] != now[k]]
-    for knob in changed:
-        if knob.startswith(fixed) and not knob.startswith(free):
-            raise ValueError(
-                f"{checkpoints.directory} holds checkpoints of another run: {knob} is {before[knob]!r} there and "
-                f"{now[knob]!r} here; use another config.workdir, or the same value"
-            )
-    if schedule.first_sequence(step) != meta["sequences"] or old.train.sequence_length != schedule.sequence_length:
-        raise ValueError(
-            f"the checkpoint of step {step} in {checkpoints.directory} has consumed {meta['sequences']} sequences of "
-            f"{old.train.sequence_length} tokens; this config's batches would have consumed "
-            f"{schedule.first_sequence(step)} of {schedule.sequence_length}: keep config.train's batch, ramp and "
-            "sequence length, or use another config.workdir"
-        )
-    if meta["data"] != data_fingerprint:
-        raise ValueError(
-            f"the checkpoints in {checkpoints.directory} were trained on other data than config.data gives now "
-            "(files, tokenizer, mixture or held-out part); use the same, or another config.workdir"
-        )
-    for knob in changed:
-        log.warning("resuming with %s = %r (was %r)", knob, now[knob], before[knob])
-
-
-def _values(config: cfg.Config) -> Iterator[tuple[str, Any]]:
-    for name, value, _, _ in cfg.knobs(config):
-        yield name, value
-
-
 def _write_run_json(run_dir: epath.Path, config: cfg.Config, mesh: Any, peak: throughput.Peak) -> None:
     """config.json: the resolved config, and all that is needed to understand the numbers beside it."""
     path = run_dir / "config.json"
@@ -272,12 +234,9 @@ def _enable_compilation_cache() -> None:
 
 
 def _configure_logging(first: bool) -> None:
-    """Our messages as plain lines on stderr, from the first process; the libraries' only when they are errors."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    """Our messages as plain lines on stderr, from the first process; the libraries' not at all: they raise."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     ours = logging.getLogger("scaling")
     ours.setLevel(logging.INFO if first else logging.ERROR)
-    if not ours.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        ours.addHandler(handler)
-        ours.propagate = False
+    ours.handlers = [logging.StreamHandler()]  # anew each time: stderr may be another one than at the last call
+    ours.propagate = False

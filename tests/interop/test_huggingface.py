@@ -163,13 +163,14 @@ def test_untied_and_narrow_models_round_trip(tmp_path):
         vocab_size=13, vocab_multiple=8, context_length=8, num_layers=2, d_model=8, num_heads=2, d_head=4, d_ff=24,
         tied_embedding=False, activation="relu", attention_pattern=("dense", "banded"), band_width=8,
     )  # fmt: skip
-    params = decoder.initialize(model, jax.random.key(0))
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: random.standard_normal(x.shape, np.float32), decoder.abstract(model))
     for table in ("tokens", "unembedding"):  # the padding is not exported
-        params[table] = params[table].at[model.vocab_size :].set(0)
+        params[table][model.vocab_size :] = 0
     huggingface.save(model, params, tmp_path / "out")
     assert tensors_of(tmp_path / "out")["lm_head.weight"].shape == (13, 8)
     again, same = huggingface.load(tmp_path / "out", vocab_multiple=8)
-    assert_same_trees(same, jax.device_get(params))
+    assert_same_trees(same, params)
     assert (again.d_ff, again.activation, again.tied_embedding) == (24, "relu", False)
 
 

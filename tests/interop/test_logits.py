@@ -100,5 +100,5 @@ def test_what_is_no_model_is_refused(tmp_path, run):
     with pytest.raises(ValueError, match="not written by `scaling train`"):
         huggingface.export(tmp_path, tmp_path / "out")
     path.write_text((run[0] / "config.json").read_text())
-    with pytest.raises(ValueError, match="no whole checkpoint"):
+    with pytest.raises(ValueError, match="holds no checkpoint yet"):
         logits(tmp_path, IDS)
