@@ -4,7 +4,6 @@ from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -28,9 +27,14 @@ def shardings(config: cfg.Config, mesh: Mesh) -> dict[str, Any]:
 
     params = jax.tree.map(of, decoder.axes_tree(config.model), is_leaf=lambda x: isinstance(x, tuple))
     scalar = NamedSharding(mesh, P())
-    optimizer = adamw(config.optimizer, config.model)
-    state = jax.eval_shape(optimizer.init, decoder.abstract(config.model))
-    moments = optax.tree.map_params(optimizer, lambda _, s: s, state, params, transform_non_params=lambda _: scalar)
+    state = jax.eval_shape(adamw(config.optimizer, config.model).init, decoder.abstract(config.model))
+    structure = jax.tree.structure(params)
+
+    def like_params(part: Any) -> bool:
+        return jax.tree.structure(part) == structure
+
+    # (optax.tree.map_params does this too, but makes arrays, which a mesh without hardware cannot hold.)
+    moments = jax.tree.map(lambda part: params if like_params(part) else scalar, state, is_leaf=like_params)
     return {"params": params, "optimizer": moments, "step": scalar}
 
 

@@ -1,0 +1,118 @@
+"""Two processes that find each other, as on two hosts: the same run as one process."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scaling import config as cfg
+from scaling.parallel import distributed
+from scaling.train.placement import local_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+MESH = ["--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.train.microbatch_sequences=8"]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def launch(run_dir, processes, *overrides):
+    address = f"127.0.0.1:{free_port()}"
+    commands = []
+    for index in range(processes):
+        command = [sys.executable, "-m", "scaling", "train", f"--config={ROOT / 'experiments/cpu/smoke.py'}"]
+        command += [f"--config.workdir={run_dir}", f"--config.mesh.cpu_devices={8 // processes}", *MESH, *overrides]
+        if processes > 1:
+            command += [
+                f"--config.distributed.coordinator_address={address}",
+                f"--config.distributed.num_processes={processes}",
+                f"--config.distributed.process_id={index}",
+            ]
+        commands.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+    outputs = [p.communicate(timeout=300) for p in commands]
+    for process, (_, error) in zip(commands, outputs, strict=True):
+        assert process.returncode == 0, error
+    return outputs
+
+
+def losses(run_dir):
+    return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run_and_resume_as_one(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    launch(one, 1)
+    outputs = launch(two, 2, "--config.train.tokens=4096", "--config.optimizer.decay_tokens=8192")
+    assert ["validation loss" in out for out, _ in outputs] == [True, False]  # only the first process speaks
+    half = len(losses(two))
+    np.testing.assert_allclose(losses(two), losses(one)[:half], rtol=1e-5)
+    (_, error), _ = launch(two, 2)
+    assert "resuming" in error
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
+    newest = sorted((two / "checkpoints").iterdir())[-1]
+    assert {p.name for p in newest.glob("checksums-*")} == {"checksums-00000.json", "checksums-00001.json"}
+    first, second = (json.loads((newest / f"checksums-0000{i}.json").read_text()) for i in (0, 1))
+    assert first and second and not set(first) & set(second)
+    # and one process can take over what two have saved
+    launch(two, 1, "--config.train.tokens=9216", "--config.optimizer.decay_tokens=8192")
+    assert len(losses(two)) == len(losses(one)) + 2
+
+
+def test_the_coordinator_needs_its_numbers(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234")
+    with pytest.raises(ValueError, match=r"10\.0\.0\.1:1234 also needs num_processes"):
+        distributed.initialize(cfg.Distributed())
+    with pytest.raises(ValueError, match="num_processes=2, process_id=2"):
+        distributed.initialize(cfg.Distributed(num_processes=2, process_id=2))
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments"),
+    [
+        (
+            {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4", "JOB_COMPLETION_INDEX": "3"},
+            ("host:1", 4, 3),
+        ),
+        ({"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}, ("host:1", 4, 2)),
+        ({"SLURM_NTASKS": "2"}, ()),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, ()),
+        ({"MEGASCALE_NUM_SLICES": "2"}, ()),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, ()),
+        ({"SLURM_NTASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({}, None),
+    ],
+)
+def test_launchers_are_recognised(monkeypatch, environment, arguments):
+    """Which environments join processes, and with what; joining itself is tested above."""
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *a: calls.append(a))
+    for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "TPU_WORKER_HOSTNAMES", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    distributed.initialize(cfg.Distributed())
+    assert calls == ([] if arguments is None else [arguments])
+
+
+def test_rows_of_one_process_are_all_rows():
+    import jax
+
+    from scaling.parallel.mesh import make_mesh
+    from scaling.parallel.sharding import batch_sharding
+
+    for mesh in (cfg.Mesh(), cfg.Mesh(tensor=8)):
+        rows = local_rows(batch_sharding(make_mesh(mesh, jax.devices())), 16)
+        np.testing.assert_array_equal(rows, np.arange(16))
