@@ -28,10 +28,10 @@ def shardings(config: cfg.Config, mesh: Mesh) -> dict[str, Any]:
     params = jax.tree.map(of, decoder.axes_tree(config.model), is_leaf=lambda x: isinstance(x, tuple))
     scalar = NamedSharding(mesh, P())
     state = jax.eval_shape(adamw(config.optimizer, config.model).init, decoder.abstract(config.model))
-    structure = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(params)
 
     def like_params(part: Any) -> bool:
-        return jax.tree.structure(part) == structure
+        return bool(structure == jax.tree.structure(part))
 
     # (optax.tree.map_params does this too, but makes arrays, which a mesh without hardware cannot hold.)
     moments = jax.tree.map(lambda part: params if like_params(part) else scalar, state, is_leaf=like_params)
