@@ -88,7 +88,6 @@ class Train:
     ramp_tokens: int = knob(0, "tokens", "the batch grows linearly over this many tokens; 0 = no ramp")
     loss_chunk: int = knob(512, "tokens", "positions of each sequence unembedded at a time; 0 = all at once")
     z_loss: float = knob(0.0, "", "coefficient of the squared log-partition penalty")
-    debug_nans: bool = knob(False, "", "JAX stops at the first operation that makes a NaN (slow)")
 
 
 @dataclasses.dataclass(frozen=True)

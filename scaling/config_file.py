@@ -181,7 +181,8 @@ def _import(path: str) -> ModuleType:
 
 def _mistake(path: str, error: Exception) -> ValueError:
     """One sentence with file and line for whatever an experiment file did wrong."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    here = str(Path(path).absolute())  # as the import names it
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in (path, here)]
     where = f"{path}:{frames[-1].lineno}" if frames else path
     access = _config_access(error)
     if access is not None:

@@ -234,9 +234,9 @@ def _check_mesh(config: Config, device_count: int | None) -> None:
     model, train, mesh = config.model, config.train, config.mesh
     if device_count is not None and mesh.slices * mesh.data * mesh.fsdp * mesh.tensor != device_count:
         raise ValueError(f"{_describe(mesh)} but there are {_devices(device_count)}; the product must be that")
-    _must_be_multiple("model.d_model", model.d_model, mesh.fsdp, "config.mesh.fsdp")
+    _must_divide("mesh.fsdp", mesh.fsdp, "model.d_model", model.d_model)
     for name, value in (("num_heads", model.num_heads), ("d_ff", model.d_ff)):
-        _must_be_multiple(f"model.{name}", value, mesh.tensor, "config.mesh.tensor")
+        _must_divide("mesh.tensor", mesh.tensor, f"model.{name}", value)
     if model.padded_vocab % mesh.tensor:
         raise _refused(
             "model.vocab_multiple",
@@ -287,6 +287,12 @@ def _must_be_multiple(name: str, value: int, divisor: int, what: str) -> None:
         shown = f"{what}={divisor}" if what.startswith("config.") else what
         near = _nearest_multiples(value, divisor)
         raise _refused(name, value, f"must be a multiple of {shown}, as {near} would be")
+
+
+def _must_divide(name: str, divisor: int, what: str, value: int) -> None:
+    if value % divisor:
+        near = _nearest_divisors(value, divisor)
+        raise _refused(name, divisor, f"must divide config.{what}={value}, as {near} would")
 
 
 def _nearest_multiples(value: int, divisor: int) -> str:

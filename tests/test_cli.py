@@ -254,7 +254,7 @@ def test_logits_refuses_bad_ids(run, tmp_path):
     ids, output = tmp_path / "ids.npy", tmp_path / "logits.npy"
     command = ("logits", "runs/x", f"--ids={ids}", f"--output={output}")
     refused(run(*command), "ids.npy", verb="logits")
-    for bad in (np.zeros((2, 5)), np.zeros(5, np.int32)):
+    for bad in (np.zeros((2, 5)), np.zeros((2, 3, 4), np.int32)):
         np.save(ids, bad)
         refused(run(*command), "ids.npy", "integer", "[batch, time]", verb="logits")
     ids.write_text("not numpy")

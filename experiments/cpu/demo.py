@@ -14,25 +14,26 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.data.tokenizer = "books"
 
-    config.model.context_length = 256
-    config.model.num_layers = 4
-    config.model.d_model = 256
+    config.model.context_length = 128
+    config.model.num_layers = 2
+    config.model.d_model = 128
     config.model.num_heads = 4
     config.model.attention_pattern = ("dense", "banded")
-    config.model.band_width = 64
+    config.model.band_width = 32
     config.model.compute_dtype = "float32"  # CPUs have no fast bfloat16
 
-    config.train.tokens = 1_024_000
-    config.train.batch_tokens = 4_096
+    config.train.tokens = 1_600_000  # about one epoch
+    config.train.batch_tokens = 1_024  # so small a model learns more from many steps than from large ones
     config.train.loss_chunk = 0  # the vocabulary is small
 
-    config.optimizer.peak_lr = 2e-3
-    config.optimizer.warmup_tokens = 100_000
+    config.optimizer.peak_lr = 4e-3
+    config.optimizer.warmup_tokens = 50_000
 
-    config.eval.every_steps = 50
-    config.eval.tokens = 32_768
-    config.log.every_steps = 5
-    config.checkpoint.every_steps = 100
+    config.eval.every_steps = 250
+    config.eval.tokens = 65_536
+    config.log.every_steps = 10
+    config.checkpoint.every_steps = 500
     config.sample.prompts = ("It was a dark night, and", '"My dear,"', "The captain")
-    config.sample.tokens = 60
+    config.sample.tokens = 80
+    config.sample.temperature = 0.6
     return config

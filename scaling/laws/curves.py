@@ -1,5 +1,6 @@
 """The loss curve of one run, from its metrics.jsonl alone: no accelerator, no model code."""
 
+import io
 import json
 from typing import Any
 
@@ -58,6 +59,8 @@ def plot(run_dir: epath.PathLike) -> epath.Path:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     path = run_dir / "loss.png"
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150)
     plt.close(figure)
+    path.write_bytes(picture.getvalue())
     return path

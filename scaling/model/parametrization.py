@@ -3,7 +3,7 @@
 ``standard`` is GPT-2/3's: nothing depends on width. ``mup`` is the maximal update parametrization for
 Adam (arXiv 2203.03466, table 8, with the output multiplier form); ``completep`` adds depth with
 alpha = 1 (arXiv 2505.01618, table 1). m_N = d_model / base_width, m_L = num_layers / base_depth; at the
-base sizes all three agree, so hyperparameters tuned there carry over.
+base sizes (and heads of 64 features) all three agree, so hyperparameters tuned there carry over.
 """
 
 import dataclasses

@@ -91,7 +91,8 @@ class Checkpoints:
     def newest_whole(self) -> tuple[int, dict[str, Any]] | None:
         """Step and meta of the newest whole checkpoint, every byte of it verified; None if nothing was ever saved.
 
-        Steps passed over are named in the log. If all are damaged, that is an error, not a fresh start.
+        Steps passed over are named in the log. If all are damaged, that is an error, not a fresh start;
+        only a very first save that was cut short counts as nothing saved.
 
         Raises:
             ValueError: steps exist, and none is whole.
@@ -101,12 +102,19 @@ class Checkpoints:
             meta = self._checked_meta(step)
             if meta is not None:
                 return step, meta
-        if steps:
+        if steps and not (len(steps) == 1 and self._unfinished(steps[0])):
             raise ValueError(
                 f"{self.directory}: none of the checkpoints {steps} is whole; "
                 "restore one from a backup, or use another config.workdir to start afresh"
             )
         return None
+
+    def remove_partial(self) -> None:
+        """Deletes what saves that were killed have left behind; call it before the first save of a process."""
+        if jax.process_index() == 0 and self.directory.exists():
+            for path in self.directory.iterdir():
+                if path.name.endswith(".orbax-checkpoint-tmp"):
+                    path.rmtree()
 
     def read_state(self, step: int, target: TrainState) -> TrainState:
         """The state of a step that ``newest_whole`` found, laid out like ``target`` (shapes with shardings)."""
@@ -150,6 +158,10 @@ class Checkpoints:
             if mine in owned or (not owned and jax.process_index() == 0):
                 own.append(name)
         return own
+
+    def _unfinished(self, step: int) -> bool:
+        marks = [META, *(f"checksums-{i:05d}.json" for i in range(jax.process_count()))]
+        return not all((self._path(step) / name).exists() for name in marks)
 
     def _checked_meta(self, step: int) -> dict[str, Any] | None:
         """Meta of a step if it is whole for all processes; else None, with the reason logged."""
@@ -198,10 +210,11 @@ class Checkpoints:
         # TensorStore wraps the system's words: "...: No space left on device [os_error_code='28']".
         words = re.search(r": ([^:]+) \[os_error_code", text)
         reason = words[1] if words else text.splitlines()[0][:200]
-        free = shutil.disk_usage(self.directory).free if self.directory.exists() else 0
+        room = ""
+        if "://" not in str(self.directory) and self.directory.exists():
+            room = f"; {shutil.disk_usage(self.directory).free / 1e9:.2f} GB free"
         return OSError(
-            f"the checkpoint of step {step} could not be written to {self.directory} ({reason}; "
-            f"{free / 1e9:.2f} GB free); {last}"
+            f"the checkpoint of step {step} could not be written to {self.directory} ({reason}{room}); {last}"
         )
 
 

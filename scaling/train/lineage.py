@@ -51,4 +51,6 @@ def refuse_other_run(directory: epath.Path, meta: dict[str, Any], config: cfg.Co
             "(files, tokenizer, mixture or held-out part); use the same, or another config.workdir"
         )
     for name in changed:
+        if name == "config.workdir":  # moved or copied: the same run
+            continue
         log.warning("resuming with %s = %r (was %r)", name, now[name], before[name])

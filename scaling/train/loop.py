@@ -16,9 +16,11 @@ from scaling.train.schedule import BatchSchedule, learning_rate
 from scaling.train.signals import StopRequest
 from scaling.train.state import TrainState
 
+_WINDOW_SECONDS = 0.5  # speeds are measured over at least this long
+
 
 class Diverged(Exception):
-    """The loss is not a finite number any more."""
+    """The loss or its gradient is not a finite number any more."""
 
 
 @dataclasses.dataclass
@@ -102,16 +104,14 @@ class Loop:
         self._paused = 0.0  # seconds of the window spent on validation and saving
 
     def _log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Waits for a step's loss; checks it, and writes it if it is due."""
+        """Waits for a step's loss; checks it (on every process, so that all stop together); writes it if it is due."""
         due = step % self.config.log.every_steps == 0 or step == self.schedule.num_steps or step == 1
-        if not due and self.console is None:
-            return
-        loss = float(metrics["loss"])
-        if not math.isfinite(loss):
+        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             steps = self.checkpoints.steps()
             where = f"the last checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
             raise Diverged(
-                f"the loss became {loss} at step {step} (learning rate {metrics['lr']:.3g}); {where}; "
+                f"loss {loss} and gradient norm {norm} at step {step} (learning rate {metrics['lr']:.3g}); {where}; "
                 "try a lower config.optimizer.peak_lr or a longer config.optimizer.warmup_tokens"
             )
         if not due:
@@ -125,18 +125,20 @@ class Loop:
             "tokens": tokens,
             "loss": loss,
             "lr": metrics["lr"],
-            "grad_norm": float(metrics["grad_norm"]),
+            "grad_norm": norm,
             "tokens_per_second": rate,
             "mfu": rate * self.flops_per_token / self.peak_flops,
             "flops": tokens * self.flops_per_token,
             "seconds": now - self._started,
         }
-        self._window_start, self._window_step, self._paused = now, step, 0.0
+        compiled = self._window_step == self._first_step  # the first window holds the compilation
+        if compiled or seconds > _WINDOW_SECONDS:
+            self._window_start, self._window_step, self._paused = now, step, 0.0
         if self.writer:
             self.writer.train(record)
         if self.console:
             remaining = self.schedule.tokens(self.schedule.num_steps) - tokens
-            self.console.update(record, remaining / rate if rate else 0.0)
+            self.console.update(record, None if compiled else remaining / rate)
 
     def _note(self, text: str) -> None:
         if self.console:

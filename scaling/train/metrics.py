@@ -63,9 +63,10 @@ def _step_of(line: str) -> float:
 class MetricWriter:
     """Writes training and evaluation records; in a run of several processes, only the first writes."""
 
-    def __init__(self, run_dir: epath.Path, config: cfg.Config, resume_step: int):
+    def __init__(self, run_dir: epath.Path, config: cfg.Config, resume_step: int, resume_eval_step: int):
+        """Opens the files; records after ``resume_step`` (evaluations: ``resume_eval_step``) are dropped."""
         self._train = JsonLines(run_dir / "metrics.jsonl", resume_step)
-        self._evals = JsonLines(run_dir / "evals.jsonl", resume_step)
+        self._evals = JsonLines(run_dir / "evals.jsonl", resume_eval_step)
         self._board = self._wandb = None
         if config.log.tensorboard:
             from tensorboardX import SummaryWriter
@@ -136,7 +137,8 @@ class Console:
             self._task = self._bar.add_task("compiling", total=total_steps, completed=first_step)
             self._bar.start()
 
-    def update(self, record: dict[str, Any], seconds_left: float) -> None:
+    def update(self, record: dict[str, Any], seconds_left: float | None) -> None:
+        """Shows a logged step; ``seconds_left`` None = not known yet."""
         text = (
             f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tok/s  MFU {100 * record['mfu']:.1f} %  "
             f"lr {record['lr']:.2e}"
@@ -160,7 +162,9 @@ class Console:
             self._bar.stop()
 
 
-def _clock(seconds: float) -> str:
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -21,6 +21,7 @@ from scaling import config as cfg
 from scaling import exit_codes, flops
 from scaling.data import loader, tokenizer
 from scaling.parallel import distributed
+from scaling.parallel.host_memory import keep_freed_memory
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
 from scaling.resolve import resolve
@@ -53,21 +54,24 @@ def train(config: cfg.Config, name: str = "default") -> int:
         OSError: the run directory cannot be written.
     """
     distributed.initialize(config.distributed, config.mesh.cpu_devices)
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     first = jax.process_index() == 0
     _configure_logging(first)
-    jax.config.update("jax_debug_nans", config.train.debug_nans)
     _enable_compilation_cache()
     words = tokenizer.load(config.data.tokenizer)
-    config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count())
-    run_dir = open_run_directory(config.workdir or f"runs/{name}")
+    config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
+    data = loader.training_set(config.data, words, config.train.sequence_length, config.seed)
+    held_out = loader.validation_set(config.data, words, config.train.sequence_length)
+    run_dir = open_run_directory(config.workdir)
     mesh = make_mesh(config.mesh)
     schedule = BatchSchedule.from_config(config.train)
     peak = throughput.peak(list(mesh.devices.flat))
-    data = loader.training_set(config.data, words, config.train.sequence_length, config.seed)
     meta = {"config": cfg.to_dict(config), "data": data.fingerprint}
 
     checkpoints = Checkpoints(run_dir, config.checkpoint)
     saved = checkpoints.newest_whole()
+    checkpoints.remove_partial()
     if saved:
         first_step, old = saved
         refuse_other_run(checkpoints.directory, old, config, data.fingerprint)
@@ -94,17 +98,26 @@ def train(config: cfg.Config, name: str = "default") -> int:
     )
     if first:
         _write_run_json(run_dir, config, mesh, peak)
-    writer = MetricWriter(run_dir, config, first_step) if first else None
+    # A finished run is validated again, so its last validation is dropped.
+    finished = first_step == schedule.num_steps
+    writer = MetricWriter(run_dir, config, first_step, first_step - finished) if first else None
     console = Console(schedule.num_steps, first_step) if first else None
     if first:
         count = train_state.parameter_count(state["params"])
-        log.info("%s: %s parameters, %d steps, %d devices", run_dir, f"{count:,}", schedule.num_steps, mesh.size)
+        log.info(
+            "%s: %s parameters, %d steps, %d device%s",
+            run_dir,
+            f"{count:,}",
+            schedule.num_steps,
+            mesh.size,
+            "s" * (mesh.size > 1),
+        )
     with jax.set_mesh(mesh), _closing(writer, console, checkpoints), stop_request() as stop:
         run = Loop(
             config=config,
             schedule=schedule,
             train_step=make_train_step(config, mesh, words.eot),
-            evaluate=_evaluator(config, mesh, words),
+            evaluate=_evaluator(config, mesh, words, held_out),
             batches=prefetched(batches, rows, config.train.microbatch_sequences, sharding),
             checkpoints=checkpoints,
             meta=meta,
@@ -135,7 +148,8 @@ def open_run_directory(path: str) -> epath.Path:
     Raises:
         OSError: it cannot.
     """
-    run_dir = epath.Path(path)
+    # Orbax wants absolute paths.
+    run_dir = epath.Path(path if "://" in path else Path(path).expanduser().absolute())
     probe = run_dir / f".writable-{jax.process_index()}"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -149,10 +163,9 @@ def open_run_directory(path: str) -> epath.Path:
     return run_dir
 
 
-def _evaluator(config: cfg.Config, mesh: jax.sharding.Mesh, words: Any) -> Any:
+def _evaluator(config: cfg.Config, mesh: jax.sharding.Mesh, words: Any, data: Any) -> Any:
     """A function from parameters to {"loss": nats a token, "eval_tokens": targets counted}."""
     length, size = config.train.sequence_length, config.eval.batch_sequences
-    data = loader.validation_set(config.data, words, length)
     count = min(len(data), max(1, config.eval.tokens // length))
     sharding = batch_sharding(mesh)
     rows = local_rows(sharding, size)
