@@ -53,9 +53,8 @@ def train(config: cfg.Config, name: str = "default") -> int:
         ValueError: an impossible config, unusable data, a run directory of another model.
         OSError: the run directory cannot be written.
     """
+    keep_freed_memory()
     distributed.initialize(config.distributed, config.mesh.cpu_devices)
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
     first = jax.process_index() == 0
     _configure_logging(first)
     _enable_compilation_cache()
