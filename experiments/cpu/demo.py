@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_tokens = 50_000
 
     config.eval.every_steps = 250
-    config.eval.tokens = 65_536
+    config.eval.tokens = 32_768
     config.log.every_steps = 10
     config.checkpoint.every_steps = 500
     config.sample.prompts = ("It was a dark night, and", '"My dear,"', "The captain")

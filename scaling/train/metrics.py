@@ -131,6 +131,7 @@ class Console:
                 TextColumn("step {task.completed}/{task.total}"),
                 BarColumn(),
                 TextColumn("{task.description}"),
+                TextColumn("left"),
                 TimeRemainingColumn(),
                 console=RichConsole(stderr=True),
             )

@@ -100,17 +100,10 @@ def train(config: cfg.Config, name: str = "default") -> int:
     # A finished run is validated again, so its last validation is dropped.
     finished = first_step == schedule.num_steps
     writer = MetricWriter(run_dir, config, first_step, first_step - finished) if first else None
+    devices = f"{mesh.size} device{'s' * (mesh.size > 1)}"
+    count = train_state.parameter_count(state["params"])
+    log.info(f"{run_dir}: {count:,} parameters, {schedule.num_steps} steps, {devices}")
     console = Console(schedule.num_steps, first_step) if first else None
-    if first:
-        count = train_state.parameter_count(state["params"])
-        log.info(
-            "%s: %s parameters, %d steps, %d device%s",
-            run_dir,
-            f"{count:,}",
-            schedule.num_steps,
-            mesh.size,
-            "s" * (mesh.size > 1),
-        )
     with jax.set_mesh(mesh), _closing(writer, console, checkpoints), stop_request() as stop:
         run = Loop(
             config=config,
