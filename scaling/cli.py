@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(argv)
     except KeyboardInterrupt:
+        print(f"scaling {verb}: interrupted", file=sys.stderr)
         return exit_codes.SIGINT
     except BrokenPipeError:  # the reader of our output has gone (`scaling sizes | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -33,12 +33,14 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "0 or more",
         lambda v: v >= 0,
-        "seed model.vocab_size model.d_head model.d_ff model.init_std train.sequence_length "
+        "model.vocab_size model.d_head model.d_ff model.init_std train.sequence_length "
         "train.microbatch_sequences train.ramp_tokens train.loss_chunk train.z_loss optimizer.peak_lr "
         "optimizer.weight_decay optimizer.clip_norm optimizer.warmup_tokens optimizer.decay_tokens "
-        "mesh.cpu_devices distributed.num_processes eval.every_steps eval.batch_sequences "
+        "distributed.num_processes eval.every_steps eval.batch_sequences "
         "checkpoint.every_steps checkpoint.keep_every_steps sample.temperature sample.top_k",
     ),
+    ("in [0, 2^32)", lambda v: 0 <= v < 2**32, "seed"),
+    ("in [0, 1024]", lambda v: 0 <= v <= 1024, "mesh.cpu_devices"),
     ("more than 0", lambda v: v > 0, "model.norm_epsilon optimizer.epsilon"),
     (
         "in [0, 1)",

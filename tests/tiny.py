@@ -49,7 +49,7 @@ def batch(step: int, microbatches: int = 1, sequences: int = 8, length: int = 16
     total = microbatches * sequences
     tokens = np.random.default_rng(step).integers(1, VOCAB, (total, length + 1)).astype(np.int32)
     tokens = tokens.reshape(microbatches, sequences, length + 1)
-    return {"inputs": tokens[..., :-1], "targets": tokens[..., 1:]}
+    return {"inputs": tokens[..., :-1].copy(), "targets": tokens[..., 1:].copy()}
 
 
 def train(

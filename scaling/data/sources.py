@@ -121,6 +121,8 @@ def _json_lines(file: str, stream: IO[bytes], text_key: str) -> Iterator[str]:
 def _field(line: str, text_key: str, where: str) -> str:
     try:
         record = json.loads(line)
+    except RecursionError:
+        raise ValueError(f"{where} is JSON nested too deeply to read") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
     if not isinstance(record, dict):

@@ -6,7 +6,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling import config as cfg
-from scaling.model.layers import constant, dropout, normal, use
+from scaling.model.layers import add_bias, constant, dropout, normal, use
 from scaling.model.parametrization import parametrization
 from scaling.parallel.sharding import constrain
 
@@ -106,7 +106,7 @@ class SelfAttention(nnx.Module):
     ) -> jax.Array:
         """[B, T, D] to [B, T, D]; ``window`` 0 = dense."""
         qkv = jnp.einsum("btd,dchk->cbhtk", x, use(self.qkv, x.dtype))
-        qkv = qkv + use(self.qkv_bias, x.dtype)[:, None, :, None, :]
+        qkv = add_bias(qkv, self.qkv_bias, 1, 3)
         qkv = checkpoint_name(constrain(qkv, None, "batch", "heads", None, None), "projections")
         mixed = attend(
             *qkv,
@@ -118,4 +118,4 @@ class SelfAttention(nnx.Module):
         )
         mixed = checkpoint_name(constrain(mixed, "batch", "heads", None, None), "projections")
         out = jnp.einsum("bhtk,hkd->btd", mixed, use(self.out, x.dtype))
-        return constrain(out + use(self.out_bias, x.dtype), "batch", "sequence", None)
+        return constrain(add_bias(out, self.out_bias), "batch", "sequence", None)

@@ -7,7 +7,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from scaling import config as cfg
 from scaling.model.attention import SelfAttention
-from scaling.model.layers import LayerNorm, constant, dropout, normal, use
+from scaling.model.layers import LayerNorm, add_bias, constant, dropout, normal, use
 from scaling.model.parametrization import parametrization
 from scaling.parallel.sharding import constrain
 
@@ -32,10 +32,10 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] to [B, T, D]."""
-        hidden = x @ use(self.up, x.dtype) + use(self.up_bias, x.dtype)
+        hidden = add_bias(x @ use(self.up, x.dtype), self.up_bias)
         hidden = checkpoint_name(constrain(hidden, "batch", None, "mlp"), "projections")
         out = ACTIVATIONS[self.activation](hidden) @ use(self.down, x.dtype)
-        return constrain(out + use(self.down_bias, x.dtype), "batch", "sequence", None)
+        return constrain(add_bias(out, self.down_bias), "batch", "sequence", None)
 
 
 class Block(nnx.Module):

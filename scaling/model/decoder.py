@@ -13,7 +13,7 @@ from flax import nnx
 
 from scaling import config as cfg
 from scaling.model.block import Block
-from scaling.model.layers import LayerNorm, dropout, normal, use
+from scaling.model.layers import LayerNorm, dropout, lookup, normal, use
 from scaling.model.parametrization import parametrization
 from scaling.parallel.sharding import Axes, constrain
 
@@ -63,9 +63,9 @@ class Decoder(nnx.Module):
         dtype = jnp.dtype(config.compute_dtype)
         if tokens.shape[1] > config.context_length:
             raise ValueError(f"{tokens.shape[1]} tokens do not fit the {config.context_length} positions of the model")
-        x = use(self.tokens, dtype)[tokens]
-        positions = use(self.positions, dtype)
-        x = x + (positions[: tokens.shape[1]] if segments is None else positions[_restarted(segments)])
+        x = lookup(use(self.tokens, dtype), tokens).astype(jnp.float32)
+        positions = use(self.positions, jnp.dtype(jnp.float32))
+        x = (x + (positions[: tokens.shape[1]] if segments is None else positions[_restarted(segments)])).astype(dtype)
         embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
         x = dropout(x, config.dropout_embedding, embedding_key)
         x = constrain(x, "batch", "sequence", None)

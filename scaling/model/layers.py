@@ -4,6 +4,8 @@ Shape legend of the package: B batch, T time, S time of keys, D model, H heads, 
 F MLP width, V padded vocabulary, L layers.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -32,6 +34,38 @@ def constant(value: float, shape: tuple[int, ...], axes: Axes, kind: str) -> Par
 def use(parameter: Parameter, dtype: jnp.dtype) -> jax.Array:
     """A parameter as it enters a product: cast first, so that FSDP gathers the narrow type."""
     return gathered(parameter[...].astype(dtype), parameter.axes)
+
+
+def add_bias(x: jax.Array, bias: Parameter, *new_axes: int) -> jax.Array:
+    """x plus a bias (given new axes to line it up), added in float32.
+
+    Not for the sum's sake but for the gradient's: a bias is shared by all tokens, and adding up thousands of bfloat16
+    gradients in bfloat16 loses half of them.
+    """
+    wide = jnp.expand_dims(use(bias, jnp.dtype(jnp.float32)), new_axes)
+    return (x.astype(jnp.float32) + wide).astype(x.dtype)
+
+
+@jax.custom_vjp
+def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of a table [V, D] by ids [B, T]: [B, T, D]; the gradients of a row are added up in float32.
+
+    Frequent tokens get thousands of gradients a step; a bfloat16 sum of them stops growing early.
+    """
+    return table[ids]
+
+
+def _lookup_forward(table: jax.Array, ids: jax.Array) -> tuple[jax.Array, Any]:
+    return table[ids], (ids, table)
+
+
+def _lookup_backward(saved: Any, grad: jax.Array) -> tuple[jax.Array, None]:
+    ids, table = saved
+    total = jnp.zeros(table.shape, jnp.float32).at[ids].add(grad.astype(jnp.float32))
+    return total.astype(table.dtype), None
+
+
+lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 class LayerNorm(nnx.Module):

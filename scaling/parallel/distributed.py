@@ -1,18 +1,32 @@
 """Joining the processes of a multi-host run: TPU pods, Slurm, Kubernetes, MPI, or a plain address."""
 
+import importlib.util
 import os
+from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 
 from scaling import config as cfg
 
-# Any of these says that the launcher started several processes that should find each other.
-_CLUSTER_HINTS = (
-    ("SLURM_NTASKS", lambda v: int(v) > 1),
-    ("OMPI_COMM_WORLD_SIZE", lambda v: int(v) > 1),
-    ("TPU_WORKER_HOSTNAMES", lambda v: "," in v),
-    ("MEGASCALE_NUM_SLICES", lambda v: int(v) > 1),
-)
+
+def _several(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher that JAX knows started several processes that should find each other."""
+
+    def count(name: str) -> int:
+        value = environment.get(name, "1")
+        return int(value) if value.isdecimal() else 1
+
+    # A shell inside an allocation has SLURM_NTASKS too; only a task that srun started has a rank.
+    slurm = count("SLURM_NTASKS") > 1 and {"SLURM_PROCID", "SLURM_STEP_NODELIST"} <= environment.keys()
+    gke = "," in environment.get("TPU_WORKER_HOSTNAMES", "") or count("MEGASCALE_NUM_SLICES") > 1
+    return slurm or gke or count("OMPI_COMM_WORLD_SIZE") > 1
+
+
+def _on_tpu_vm(environment: Mapping[str, str]) -> bool:
+    """Whether this is a Cloud TPU VM, whose metadata tell JAX the other hosts (also if there are none)."""
+    chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None and environment.get("JAX_PLATFORMS") != "cpu"
 
 
 def initialize(config: cfg.Distributed, cpu_devices: int = 0) -> None:
@@ -48,5 +62,5 @@ def initialize(config: cfg.Distributed, cpu_devices: int = 0) -> None:
                 f"process_id in [0, num_processes); got num_processes={count}, process_id={index}"
             )
         jax.distributed.initialize(address, count, index)
-    elif any(name in os.environ and test(os.environ[name]) for name, test in _CLUSTER_HINTS):
+    elif not cpu_devices and (_several(os.environ) or _on_tpu_vm(os.environ)):
         jax.distributed.initialize()

@@ -14,6 +14,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ class Checkpoints:
     """Saves and restores the training state of one run directory."""
 
     def __init__(self, run_dir: epath.PathLike, config: cfg.Checkpoint | None = None):
-        self.directory = epath.Path(run_dir) / "checkpoints"
+        self.directory = absolute(run_dir) / "checkpoints"
         self.config = config or cfg.Checkpoint()
         self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._committer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
@@ -60,8 +61,7 @@ class Checkpoints:
         """
         self.wait()
         path = self._path(step)
-        if path.exists():
-            self._make_room(step)
+        self._make_room(step)
         try:
             items = {"params": state["params"], "optimizer": state["optimizer"]}
             self._saver.save(
@@ -92,7 +92,7 @@ class Checkpoints:
         """Step and meta of the newest whole checkpoint, every byte of it verified; None if nothing was ever saved.
 
         Steps passed over are named in the log. If all are damaged, that is an error, not a fresh start;
-        only a very first save that was cut short counts as nothing saved.
+        only first saves that were cut short count as nothing saved.
 
         Raises:
             ValueError: steps exist, and none is whole.
@@ -102,7 +102,7 @@ class Checkpoints:
             meta = self._checked_meta(step)
             if meta is not None:
                 return step, meta
-        if steps and not (len(steps) == 1 and self._unfinished(steps[0])):
+        if not all(self._unfinished(step) for step in steps):
             raise ValueError(
                 f"{self.directory}: none of the checkpoints {steps} is whole; "
                 "restore one from a backup, or use another config.workdir to start afresh"
@@ -160,8 +160,12 @@ class Checkpoints:
         return own
 
     def _unfinished(self, step: int) -> bool:
-        marks = [META, *(f"checksums-{i:05d}.json" for i in range(jax.process_count()))]
-        return not all((self._path(step) / name).exists() for name in marks)
+        """Whether a mark is missing; a mark that is there but unreadable is damage."""
+        try:
+            processes = json.loads((self._path(step) / META).read_text())["processes"]
+        except (FileNotFoundError, ValueError, KeyError):
+            return not (self._path(step) / META).exists()
+        return not all((self._path(step) / f"checksums-{i:05d}.json").exists() for i in range(processes))
 
     def _checked_meta(self, step: int) -> dict[str, Any] | None:
         """Meta of a step if it is whole for all processes; else None, with the reason logged."""
@@ -181,7 +185,7 @@ class Checkpoints:
 
     def _prune(self, newest: int) -> None:
         """Deletes all but the newest ``keep_last`` finished steps and multiples of ``keep_every_steps``."""
-        finished = [s for s in self.steps() if s <= newest and (self._path(s) / META).exists()]
+        finished = [s for s in self.steps() if s <= newest and not self._unfinished(s)]
         every = self.config.keep_every_steps
         for step in finished[: -self.config.keep_last]:
             if not (every and step % every == 0):
@@ -190,17 +194,18 @@ class Checkpoints:
                 self._path(step).rmtree()
 
     def _make_room(self, step: int) -> None:
-        """A step that was passed over as damaged, and is now reached again, is set aside and never overwritten."""
-        if jax.process_index() == 0:
-            aside = self._path(step).with_name(f"{step:09d}.damaged")
-            count = 1
-            while aside.exists():
-                count += 1
-                aside = aside.with_name(f"{step:09d}.damaged-{count}")
-            self._path(step).rename(aside)
-            log.warning("the damaged checkpoint of step %d was moved to %s", step, aside)
+        """A step that was passed over, and is now reached again: deleted if unfinished, set aside if damaged."""
+        path = self._path(step)
+        if jax.process_index() == 0 and path.exists():
+            if self._unfinished(step):
+                path.rmtree()
+            else:
+                aside = [path.with_name(f"{path.name}.damaged{n}") for n in ("", *(f"-{i}" for i in range(2, 100)))]
+                free = next(name for name in aside if not name.exists())
+                path.rename(free)
+                log.warning("the damaged checkpoint of step %d was moved to %s", step, free)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"aside-{step}")
+            multihost_utils.sync_global_devices(f"room for {step}")
 
     def _failed(self, step: int, error: Exception) -> OSError:
         self._broken = True
@@ -216,6 +221,11 @@ class Checkpoints:
         return OSError(
             f"the checkpoint of step {step} could not be written to {self.directory} ({reason}{room}); {last}"
         )
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """Orbax takes only absolute paths; remote ones (``gs://...``) are so already."""
+    return epath.Path(path if "://" in str(path) else Path(path).expanduser().absolute())
 
 
 def verify(path: epath.Path) -> dict[str, Any]:

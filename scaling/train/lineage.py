@@ -37,13 +37,18 @@ def refuse_other_run(directory: epath.Path, meta: dict[str, Any], config: cfg.Co
                 f"{directory} holds checkpoints of another run: {name} is {before[name]!r} there and "
                 f"{now[name]!r} here; use another config.workdir, or the same value"
             )
-    length = config.train.sequence_length
-    expected = BatchSchedule.from_config(config.train).first_sequence(meta["step"])
+    length, schedule = config.train.sequence_length, BatchSchedule.from_config(config.train)
+    expected = schedule.first_sequence(meta["step"])
     if (meta["sequences"], old.train.sequence_length) != (expected, length):
         raise ValueError(
             f"the checkpoint of step {meta['step']} in {directory} has consumed {meta['sequences']} sequences of "
             f"{old.train.sequence_length} tokens; this config's batches would have consumed {expected} of {length}: "
             "keep config.train's batch, ramp and sequence length, or use another config.workdir"
+        )
+    if meta["step"] > schedule.num_steps:
+        raise ValueError(
+            f"{directory} holds a checkpoint of step {meta['step']}, and config.train.tokens={config.train.tokens} "
+            f"ends at step {schedule.num_steps}; use at least {meta['tokens']}, or another config.workdir"
         )
     if meta["data"] != data_fingerprint:
         raise ValueError(

@@ -64,7 +64,9 @@ class Loop:
             pending = (done, {**metrics, "lr": lr})
             validates = self.config.eval.every_steps and done % self.config.eval.every_steps == 0 and done < last
             saves = every and done % every == 0
-            stopped = stop.agreed()
+            # Agreeing waits for the devices, so several processes do it only when they wait anyway.
+            asks = done % self.config.log.every_steps == 0 or saves or done == last
+            stopped = stop.agreed() if asks or jax.process_count() == 1 else exit_codes.OK
             if validates or saves or stopped or done == last:
                 self._log(*pending)  # before a save: a diverged state must not become a checkpoint
                 pending = None
@@ -75,7 +77,7 @@ class Loop:
                 saved = done
             if stopped:
                 self.checkpoints.wait()
-                self._note(f"stopped by a signal after step {done}; saved, and the same command goes on from there")
+                self.note(f"stopped by a signal after step {done}; saved, and the same command goes on from there")
                 return state, stopped
         if saved == last:
             self.checkpoints.wait()
@@ -88,7 +90,7 @@ class Loop:
         record = {"step": step, "tokens": self.schedule.tokens(step), **result}
         if self.writer:
             self.writer.evaluation(record)
-        self._note(f"step {step}  validation loss {result['loss']:.4f}  ({time.monotonic() - start:.1f} s)")
+        self.note(f"step {step}  validation loss {result['loss']:.4f}  ({time.monotonic() - start:.1f} s)")
         self._paused += time.monotonic() - start
         return result["loss"]
 
@@ -140,6 +142,7 @@ class Loop:
             remaining = self.schedule.tokens(self.schedule.num_steps) - tokens
             self.console.update(record, None if compiled else remaining / rate)
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """A line on the console of the first process."""
         if self.console:
             self.console.note(text)

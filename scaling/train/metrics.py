@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+import uuid
 from typing import Any
 
 from etils import epath
@@ -71,7 +72,7 @@ class MetricWriter:
         if config.log.tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(str(run_dir), purge_step=resume_step + 1 if resume_step else None)
+            self._board = SummaryWriter(str(run_dir), purge_step=resume_step + 1)
         if config.log.wandb_project:
             self._wandb = _start_wandb(run_dir, config)
 
@@ -108,8 +109,15 @@ def _start_wandb(run_dir: epath.Path, config: cfg.Config) -> Any:
         raise ValueError(
             "config.log.wandb_project is set but wandb is not installed; pip install 'scaling[wandb]' or set it to ''"
         ) from None
+    identity = run_dir / "wandb_id"  # a resumed run goes on in the same W&B run
+    if not identity.exists():
+        identity.write_text(uuid.uuid4().hex[:12])
     return wandb.init(
-        project=config.log.wandb_project, name=run_dir.name, id=run_dir.name, resume="allow", config=cfg.to_dict(config)
+        project=config.log.wandb_project,
+        name=run_dir.name,
+        id=identity.read_text(),
+        resume="allow",
+        config=cfg.to_dict(config),
     )
 
 

@@ -1,6 +1,7 @@
 """The verb ``train``: from a config to a finished run directory, resuming whatever is there."""
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -12,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
 import scaling
 from scaling import config as cfg
 from scaling import exit_codes, flops
 from scaling.data import loader, tokenizer
+from scaling.generate.sample import continue_texts
+from scaling.laws.curves import plot
 from scaling.parallel import distributed
 from scaling.parallel.host_memory import keep_freed_memory
 from scaling.parallel.mesh import make_mesh
@@ -27,7 +28,7 @@ from scaling.parallel.sharding import batch_sharding
 from scaling.resolve import resolve
 from scaling.train import state as train_state
 from scaling.train import throughput
-from scaling.train.checkpoint import Checkpoints
+from scaling.train.checkpoint import Checkpoints, absolute
 from scaling.train.lineage import refuse_other_run
 from scaling.train.loop import Diverged, Loop
 from scaling.train.metrics import Console, MetricWriter
@@ -55,83 +56,142 @@ def train(config: cfg.Config, name: str = "default") -> int:
     """
     keep_freed_memory()
     distributed.initialize(config.distributed, config.mesh.cpu_devices)
-    first = jax.process_index() == 0
-    _configure_logging(first)
-    _enable_compilation_cache()
+    _configure(config)
     words = tokenizer.load(config.data.tokenizer)
     config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
     data = loader.training_set(config.data, words, config.train.sequence_length, config.seed)
     held_out = loader.validation_set(config.data, words, config.train.sequence_length)
     run_dir = open_run_directory(config.workdir)
-    mesh = make_mesh(config.mesh)
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(only_one(run_dir))
+        checkpoints = Checkpoints(run_dir, config.checkpoint)
+        stack.callback(checkpoints.close)
+        mesh = make_mesh(config.mesh)
+        stack.enter_context(jax.set_mesh(mesh))
+        state, first_step = _restore_or_create(config, checkpoints, mesh, data.fingerprint)
+        run = _loop(config, run_dir, checkpoints, mesh, words, data, held_out, first_step)
+        for part in (run.writer, run.console):
+            if part:
+                stack.callback(part.close)
+        count = train_state.parameter_count(state["params"])
+        devices = f"{mesh.size} device{'s' * (mesh.size > 1)}"
+        run.note(f"{run_dir}: {count:,} parameters, {run.schedule.num_steps} steps, {devices}")
+        try:
+            with stop_request() as stop:
+                state, code = run.run(state, first_step, stop)
+            if code:
+                return code
+            # From here on everything is saved, so a signal may end the process at once.
+            loss = run.validate(run.schedule.num_steps, state)
+            texts = continue_texts(config, state["params"], words) if config.sample.prompts else []
+        except Diverged as diverged:
+            print(f"scaling train: error: {diverged}", file=sys.stderr)
+            return exit_codes.DIVERGED
+        except jax.errors.JaxRuntimeError as error:
+            raise _out_of_memory(error) from error
+    if jax.process_index() == 0:
+        tokens = run.schedule.tokens(run.schedule.num_steps)
+        print(f"validation loss {loss:.4f} nats/token after {tokens:,} tokens", *texts, sep="\n\n")
+        print(f"\nloss curve: {plot(run_dir)}")
+    return exit_codes.OK
+
+
+def _restore_or_create(
+    config: cfg.Config, checkpoints: Checkpoints, mesh: jax.sharding.Mesh, data_fingerprint: str
+) -> tuple[train_state.TrainState, int]:
+    """The state of the newest whole checkpoint and its step, or a fresh one and 0."""
+    saved = checkpoints.newest_whole()
+    if saved:
+        refuse_other_run(checkpoints.directory, saved[1], config, data_fingerprint)
+    checkpoints.remove_partial()
+    if saved is None:
+        return train_state.create_state(config, mesh), 0
+    step = saved[0]
+    if step == BatchSchedule.from_config(config.train).num_steps:
+        log.info("%s is already finished; another run needs another config.workdir", config.workdir)
+    else:
+        log.info("resuming %s from step %d", config.workdir, step)
+    return checkpoints.read_state(step, train_state.abstract_state(config, mesh)), step
+
+
+def _loop(
+    config: cfg.Config,
+    run_dir: epath.Path,
+    checkpoints: Checkpoints,
+    mesh: jax.sharding.Mesh,
+    words: Any,
+    data: loader.TrainingSet,
+    held_out: Any,
+    first_step: int,
+) -> Loop:
+    """Puts the loop together: compiled steps, batches from ``first_step`` on, and where numbers go."""
     schedule = BatchSchedule.from_config(config.train)
     peak = throughput.peak(list(mesh.devices.flat))
-    meta = {"config": cfg.to_dict(config), "data": data.fingerprint}
-
-    checkpoints = Checkpoints(run_dir, config.checkpoint)
-    saved = checkpoints.newest_whole()
-    checkpoints.remove_partial()
-    if saved:
-        first_step, old = saved
-        refuse_other_run(checkpoints.directory, old, config, data.fingerprint)
-        state = checkpoints.read_state(first_step, train_state.abstract_state(config, mesh))
-        if first_step == schedule.num_steps:
-            log.info("%s is already finished; another run needs another config.workdir", run_dir)
-        else:
-            log.info("resuming %s from step %d", run_dir, first_step)
-    else:
-        state, first_step = train_state.create_state(config, mesh), 0
-
     sharding = batch_sharding(mesh)
-    rows = local_rows(sharding, config.train.microbatch_sequences)
+    rows = local_rows(sharding, schedule.microbatch)
     batches = loader.batches(
         data,
         schedule.span,
         rows,
-        config.train.microbatch_sequences,
+        schedule.microbatch,
         schedule.max_microbatches,
         first_step,
         schedule.num_steps,
         config.data.workers,
         config.data.prefetch,
     )
-    if first:
+    writer = console = None
+    if jax.process_index() == 0:
         _write_run_json(run_dir, config, mesh, peak)
-    # A finished run is validated again, so its last validation is dropped.
-    finished = first_step == schedule.num_steps
-    writer = MetricWriter(run_dir, config, first_step, first_step - finished) if first else None
-    devices = f"{mesh.size} device{'s' * (mesh.size > 1)}"
-    count = train_state.parameter_count(state["params"])
-    log.info(f"{run_dir}: {count:,} parameters, {schedule.num_steps} steps, {devices}")
-    console = Console(schedule.num_steps, first_step) if first else None
-    with jax.set_mesh(mesh), _closing(writer, console, checkpoints), stop_request() as stop:
-        run = Loop(
-            config=config,
-            schedule=schedule,
-            train_step=make_train_step(config, mesh, words.eot),
-            evaluate=_evaluator(config, mesh, words, held_out),
-            batches=prefetched(batches, rows, config.train.microbatch_sequences, sharding),
-            checkpoints=checkpoints,
-            meta=meta,
-            flops_per_token=flops.training_per_token(config.model, config.train.sequence_length),
-            peak_flops=peak.flops,
-            writer=writer,
-            console=console,
-        )
+        # A finished run is validated again, so its last validation is dropped.
+        writer = MetricWriter(run_dir, config, first_step, first_step - (first_step == schedule.num_steps))
+        console = Console(schedule.num_steps, first_step)
+    return Loop(
+        config=config,
+        schedule=schedule,
+        train_step=make_train_step(config, mesh, words.eot),
+        evaluate=_evaluator(config, mesh, words, held_out),
+        batches=prefetched(batches, rows, schedule.microbatch, sharding),
+        checkpoints=checkpoints,
+        meta={"config": cfg.to_dict(config), "data": data.fingerprint},
+        flops_per_token=flops.training_per_token(config.model, config.train.sequence_length),
+        peak_flops=peak.flops,
+        writer=writer,
+        console=console,
+    )
+
+
+@contextlib.contextmanager
+def only_one(run_dir: epath.Path) -> Iterator[None]:
+    """Holds the run directory's lock: two trainings in one directory would undo each other's checkpoints.
+
+    The lock goes with the process, however it ends. Object stores have none, and there it is not held.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    if "://" in str(run_dir):
+        yield
+        return
+    with (run_dir / ".lock").open("w") as file:
         try:
-            state, code = run.run(state, first_step, stop)
-        except Diverged as diverged:
-            print(f"scaling train: error: {diverged}", file=sys.stderr)
-            return exit_codes.DIVERGED
-        if code:
-            return code
-        loss = run.validate(schedule.num_steps, state)
-        if first:
-            print(f"validation loss {loss:.4f} nats/token after {schedule.tokens(schedule.num_steps):,} tokens")
-        _print_samples(config, state, words, first)
-    if first:
-        _plot(run_dir)
-    return exit_codes.OK
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is training in {run_dir}; wait for it, stop it, or use another config.workdir"
+            ) from None
+        yield
+
+
+def _out_of_memory(error: Exception) -> Exception:
+    """Says what helps when a device ran out of memory; other runtime errors stay as they are."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return error
+    return ValueError(
+        "a device ran out of memory; lower config.train.microbatch_sequences, choose another config.model.remat, or "
+        f"shard further with config.mesh.fsdp or tensor ({str(error).splitlines()[0][:200]})"
+    )
 
 
 def open_run_directory(path: str) -> epath.Path:
@@ -140,8 +200,7 @@ def open_run_directory(path: str) -> epath.Path:
     Raises:
         OSError: it cannot.
     """
-    # Orbax wants absolute paths.
-    run_dir = epath.Path(path if "://" in path else Path(path).expanduser().absolute())
+    run_dir = absolute(path)
     probe = run_dir / f".writable-{jax.process_index()}"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -204,44 +263,19 @@ def _git_commit() -> str:
         return ""
 
 
-def _print_samples(config: cfg.Config, state: Any, words: Any, first: bool) -> None:
-    if not config.sample.prompts:
-        return
-    from scaling.generate.sample import continue_texts
-
-    texts = continue_texts(config, state["params"], words, jnp.asarray(config.seed, np.uint32))
-    if first:
-        for text in texts:
-            print(f"\n{text}")
-
-
-def _plot(run_dir: epath.Path) -> None:
-    from scaling.laws.curves import plot
-
-    print(f"\nloss curve: {plot(run_dir)}")
-
-
-@contextlib.contextmanager
-def _closing(*parts: Any) -> Iterator[None]:
-    """Closes what is open, checkpoints last, whatever happened; the first error is the one that counts."""
-    with contextlib.ExitStack() as stack:
-        for part in reversed([p for p in parts if p is not None]):
-            stack.callback(part.close)
-        yield
-
-
-def _enable_compilation_cache() -> None:
-    """Compiled programs are kept between runs, unless the user's JAX settings already say where."""
+def _configure(config: cfg.Config) -> None:
+    """Process-wide settings: messages, kept compilations, precision."""
+    # Ours as plain lines on stderr, from the first process; the libraries' not at all: they raise.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    ours = logging.getLogger("scaling")
+    ours.setLevel(logging.INFO if jax.process_index() == 0 else logging.ERROR)
+    ours.handlers = [logging.StreamHandler()]  # anew each time: stderr may be another one than at the last call
+    ours.propagate = False
+    # Unless the user's JAX settings already say where.
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         base = Path(os.environ.get("SCALING_CACHE", "~/.cache/scaling")).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(base / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def _configure_logging(first: bool) -> None:
-    """Our messages as plain lines on stderr, from the first process; the libraries' not at all: they raise."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    ours = logging.getLogger("scaling")
-    ours.setLevel(logging.INFO if first else logging.ERROR)
-    ours.handlers = [logging.StreamHandler()]  # anew each time: stderr may be another one than at the last call
-    ours.propagate = False
+    # float32 means float32 on accelerators too, not TensorFloat-32 or bfloat16 passes.
+    precision = "highest" if config.model.compute_dtype == "float32" else None
+    jax.config.update("jax_default_matmul_precision", precision)

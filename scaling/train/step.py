@@ -35,6 +35,11 @@ def loss_sums(config: cfg.Config, params: Any, inputs: jax.Array, targets: jax.A
     return cross_entropy(hidden, model.output_table(hidden.dtype), targets, loss_config)
 
 
+def dropout_key(seed: int) -> jax.Array:
+    """Key of all dropout of a run, apart from the one that initial weights come from."""
+    return jax.random.fold_in(jax.random.key(seed), 1)
+
+
 def make_train_step(
     config: cfg.Config, mesh: Mesh, eot: int
 ) -> Callable[[train_state.TrainState, Batch, Any, Any], tuple[train_state.TrainState, Metrics]]:
@@ -73,7 +78,7 @@ def make_train_step(
         return jax.lax.fori_loop(0, count, body, start)
 
     def step(state: Any, batch: Batch, lr: Any, microbatches: Any) -> tuple[Any, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed + 1), state["step"])
+        key = jax.random.fold_in(dropout_key(config.seed), state["step"])
         grads, sums = accumulate(state["params"], batch, key, microbatches)
         grads = jax.tree.map(lambda g: g / sums.targets, grads)
         updates, moments = optimizer.update(grads, state["optimizer"], state["params"])

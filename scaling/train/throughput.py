@@ -10,6 +10,7 @@ import jax.numpy as jnp
 # device_kind counts, so the longer names come first.
 BF16_PEAK = (
     ("TPU v7", 2307e12),
+    ("TPU7x", 2307e12),
     ("TPU v6 lite", 918e12),
     ("TPU v6e", 918e12),
     ("TPU v5p", 459e12),
@@ -17,13 +18,14 @@ BF16_PEAK = (
     ("TPU v5e", 197e12),
     ("TPU v5", 459e12),
     ("TPU v4", 275e12),
-    ("TPU v3", 123e12),
-    ("TPU v2", 45e12),
+    ("TPU v3", 61.5e12),  # a JAX device is one of the chip's two cores
+    ("TPU v2", 22.5e12),
     ("B200", 2250e12),
     ("H200", 989e12),
     ("H100 PCIe", 756e12),
     ("H100", 989e12),
     ("A100", 312e12),
+    ("L40S", 362e12),
     ("L4", 121e12),
     ("V100", 125e12),
 )

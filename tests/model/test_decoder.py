@@ -106,6 +106,26 @@ def test_bfloat16_stays_near_float32(params):
     np.testing.assert_allclose(narrow.astype(np.float32), wide, atol=0.06)
 
 
+def test_bfloat16_gradients_stay_near_float32():
+    """Also where thousands of tokens share a parameter: biases, positions, the rows of frequent tokens."""
+    tokens = np.random.default_rng(0).zipf(1.5, (128, 32)).clip(max=tiny.VOCAB - 1).astype(np.int32)
+    params = decoder.initialize(tiny.model(), jax.random.key(0))
+    probe = jax.random.normal(jax.random.key(1), (128, 32, 32)) + 1.0  # a common part, which adds up
+
+    def gradient(dtype):
+        def loss(p):
+            return (decoder.merge(tiny.model(compute_dtype=dtype), p)(tokens) * probe).mean()
+
+        return jax.jit(jax.grad(loss))(params)
+
+    narrow, wide = gradient("bfloat16"), gradient("float32")
+    for (path, got), want in zip(jax.tree.leaves_with_path(narrow), jax.tree.leaves(wide), strict=True):
+        name = jax.tree_util.keystr(path)
+        if "qkv_bias" in name:  # the keys' third has no gradient in truth
+            got, want = got[:, ::2], want[:, ::2]
+        assert np.linalg.norm(got - want) < 0.03 * np.linalg.norm(want), name
+
+
 def test_abstract_tree_matches_the_real_one(params):
     shapes = jax.tree.map(lambda a: (a.shape, a.dtype), params)
     assert shapes == jax.tree.map(lambda a: (a.shape, a.dtype), decoder.abstract(tiny.model()))

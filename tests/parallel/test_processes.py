@@ -87,7 +87,9 @@ def test_the_coordinator_needs_its_numbers(monkeypatch):
             ("host:1", 4, 3),
         ),
         ({"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}, ("host:1", 4, 2)),
-        ({"SLURM_NTASKS": "2"}, ()),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a[1-2]"}, ()),
+        ({"SLURM_NTASKS": "2"}, None),  # a shell of salloc
+        ({"OMPI_COMM_WORLD_SIZE": "x"}, None),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, ()),
         ({"MEGASCALE_NUM_SLICES": "2"}, ()),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, ()),

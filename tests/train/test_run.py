@@ -1,5 +1,6 @@
 """Whole runs through the command line: resuming, refusing, stopping, failing."""
 
+import fcntl
 import json
 import math
 import os
@@ -149,6 +150,7 @@ def test_resumes_on_another_mesh_and_microbatch(finished, tmp_path):
     ("override", "sentence"),
     [
         ("--config.model.d_model=64", "config.model.d_model is 32 there and 64 here"),
+        ("--config.train.tokens=4096", "holds a checkpoint of step 20, and config.train.tokens=4096 ends at step 12"),
         ("--config.seed=3", "config.seed is 0 there and 3 here"),
         ("--config.train.batch_tokens=1024", "this config's batches would have consumed"),
         ("--config.data.tokenizer=books", "config.model.vocab_size is 257 there and 4096 here"),
@@ -190,7 +192,25 @@ def test_a_kill_inside_the_first_save_is_a_fresh_start(finished, tmp_path, capfd
     assert "is unfinished (checksums-00000.json is missing)" in capfd.readouterr().err
     assert [r["step"] for r in curve(run_dir)] == list(range(1, 21))
     left = {p.name for p in (run_dir / "checkpoints").iterdir()}
-    assert left == {"000000008", "000000008.damaged", "000000016", "000000020"}
+    assert left == {"000000008", "000000016", "000000020"}
+
+
+def test_one_directory_one_training(tmp_path, capfd):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with (run_dir / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert train(run_dir) == exit_codes.USAGE
+    assert f"another process is training in {run_dir}" in capfd.readouterr().err
+    assert [p.name for p in run_dir.iterdir()] == [".lock"]
+
+
+def test_reading_verbs_take_relative_paths(finished, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(finished.parent)
+    np.save(tmp_path / "ids.npy", np.arange(8)[None])
+    assert cli.main(["logits", "run", f"--ids={tmp_path}/ids.npy", f"--output={tmp_path}/logits.npy"]) == 0
+    assert np.load(tmp_path / "logits.npy").shape == (1, 8, 257)
+    assert cli.main(["plot", "run"]) == 0
 
 
 def test_divergence_stops_with_its_own_code_and_saves_nothing_after(tmp_path, capfd):
