@@ -43,17 +43,8 @@ def plot(run_dir: epath.PathLike) -> epath.Path:
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     axes.plot([r["tokens"] for r in steps], [r["loss"] for r in steps], color="#7aa6c2", lw=1, label="training")
     if evals:
-        axes.plot(
-            [r["tokens"] for r in evals], [r["loss"] for r in evals], "o-", color="#c23b22", ms=4, label="validation"
-        )
-        axes.annotate(
-            f"{evals[-1]['loss']:.3f}",
-            (evals[-1]["tokens"], evals[-1]["loss"]),
-            textcoords="offset points",
-            xytext=(-4, 8),
-            ha="right",
-            color="#c23b22",
-        )
+        label = f"validation, {evals[-1]['loss']:.3f} at the end"
+        axes.plot([r["tokens"] for r in evals], [r["loss"] for r in evals], "o-", color="#c23b22", ms=4, label=label)
     axes.set(xlabel="tokens", ylabel="loss (nats/token)", title=run_dir.name)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
