@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SMOKE = f"--config={ROOT / 'experiments/cpu/smoke.py'}"
 # The smoke run without what does not matter here: 20 steps.
 PLAIN = ["--config.sample.prompts=()", "--config.log.tensorboard=false"]
+# Long enough to be stopped in the middle: 100 steps.
+LONG = ["--config.train.tokens=49152", "--config.checkpoint.every_steps=10", "--config.eval.every_steps=25"]
 SAME = ("step", "tokens", "loss", "lr", "grad_norm")
 
 
@@ -74,6 +76,16 @@ def finished(tmp_path_factory):
     return run_dir
 
 
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+    """The same, 100 steps."""
+    run_dir = tmp_path_factory.mktemp("long") / "run"
+    process = start(run_dir, *LONG)
+    _, err = process.communicate()
+    assert process.returncode == 0 and len(curve(run_dir)) == 100, err
+    return run_dir
+
+
 def test_a_run_directory_holds_what_the_docs_say(finished):
     record = json.loads((finished / "config.json").read_text())
     assert record["config"]["model"]["d_ff"] == 128 and record["config"]["model"]["vocab_size"] == 257
@@ -88,38 +100,37 @@ def test_a_run_directory_holds_what_the_docs_say(finished):
 
 
 @pytest.mark.slow
-def test_killed_at_random_steps_and_resumed_is_bit_identical(finished, tmp_path):
+def test_killed_at_random_steps_and_resumed_is_bit_identical(long_run, tmp_path):
     run_dir, dice = tmp_path / "run", random.Random(7)
-    for _ in range(3):
-        done = len(curve(run_dir)) if run_dir.exists() else 0
-        process = start(run_dir)
-        wait_for_step(run_dir, dice.randint(done + 1, 19) if done < 19 else 19, process)
+    for step in sorted(dice.sample(range(5, 85), 3)):
+        process = start(run_dir, *LONG)
+        wait_for_step(run_dir, step, process)
         process.kill()
         process.communicate()
-    process = start(run_dir)
+    process = start(run_dir, *LONG)
     _, err = process.communicate()
     assert process.returncode == 0 and "resuming" in err, err
-    assert curve(run_dir) == curve(finished)
-    assert curve(run_dir, "evals.jsonl") == curve(finished, "evals.jsonl")
-    assert weights(run_dir) == weights(finished)
+    assert curve(run_dir) == curve(long_run)
+    assert curve(run_dir, "evals.jsonl") == curve(long_run, "evals.jsonl")
+    assert weights(run_dir) == weights(long_run)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, exit_codes.SIGTERM), (signal.SIGINT, exit_codes.SIGINT)])
-def test_signals_save_at_the_current_step_and_exit_with_their_code(finished, tmp_path, number, code):
+def test_signals_save_at_the_current_step_and_exit_with_their_code(long_run, tmp_path, number, code):
     run_dir = tmp_path / "run"
-    process = start(run_dir, "--config.checkpoint.every_steps=0")
+    process = start(run_dir, *LONG, "--config.checkpoint.every_steps=0")
     wait_for_step(run_dir, 3, process)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     saved = [int(p.name) for p in (run_dir / "checkpoints").iterdir()]
-    assert len(saved) == 1 and 3 <= saved[0] < 20 and f"stopped by a signal after step {saved[0]}" in err
+    assert len(saved) == 1 and 3 <= saved[0] < 100 and f"stopped by a signal after step {saved[0]}" in err
     assert [r["step"] for r in curve(run_dir)] == list(range(1, saved[0] + 1))
-    process = start(run_dir, "--config.checkpoint.every_steps=0")
+    process = start(run_dir, *LONG, "--config.checkpoint.every_steps=0")
     _, err = process.communicate()
     assert process.returncode == 0 and f"from step {saved[0]}" in err
-    assert curve(run_dir) == curve(finished) and weights(run_dir) == weights(finished)
+    assert curve(run_dir) == curve(long_run) and weights(run_dir) == weights(long_run)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, capfd):
