@@ -67,6 +67,7 @@ def gradients(model, params):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["dots", "projections", "full"])
 def test_remat_equals_no_remat(params, remat):
     changes = dict(dropout_residual=0.1, dropout_attention=0.1, dropout_embedding=0.1)
@@ -106,6 +107,7 @@ def test_bfloat16_stays_near_float32(params):
     np.testing.assert_allclose(narrow.astype(np.float32), wide, atol=0.06)
 
 
+@pytest.mark.slow
 def test_bfloat16_gradients_stay_near_float32():
     """Also where thousands of tokens share a parameter: biases, positions, the rows of frequent tokens."""
     tokens = np.random.default_rng(0).zipf(1.5, (128, 32)).clip(max=tiny.VOCAB - 1).astype(np.int32)

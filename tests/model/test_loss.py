@@ -20,8 +20,13 @@ def reference(hidden, table):
     return jnp.where(TARGETS >= 0, nll + 0.01 * log_z**2, 0).sum()
 
 
-@pytest.mark.parametrize("chunk", [0, 4, 5, 100])
-@pytest.mark.parametrize("mesh", [None, cfg.Mesh(), cfg.Mesh(fsdp=2, tensor=2), cfg.Mesh(tensor=8)])
+MIXED = cfg.Mesh(fsdp=2, tensor=2)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "mesh"),
+    [*((chunk, None) for chunk in (0, 4, 5, 100)), (0, MIXED), (5, MIXED), (5, cfg.Mesh()), (5, cfg.Mesh(tensor=8))],
+)
 def test_value_and_gradients_equal_the_whole_logits(chunk, mesh):
     config = LossConfig(vocab_size=50, logit_multiplier=0.5, z_loss=0.01, chunk=chunk)
 

@@ -28,7 +28,10 @@ def one_device():
     return tiny.train(tiny.config(), STEPS)
 
 
-@pytest.mark.parametrize("name", MESHES)
+FAST = ("fsdp2", "data2-fsdp2-tensor2")
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MESHES])
 def test_same_loss_curve_and_weights_on_every_mesh(name, one_device):
     devices, mesh = MESHES[name]
     losses, state = tiny.train(tiny.config(), STEPS, mesh, devices)
@@ -43,6 +46,7 @@ def test_the_curve_is_a_curve(one_device):
     assert len(set(losses)) == STEPS and abs(losses[0] - np.log(tiny.VOCAB)) < 0.2
 
 
+@pytest.mark.slow
 def test_dropout_is_the_same_on_every_mesh():
     config = tiny.config({"dropout_residual": 0.2, "dropout_attention": 0.2})
     alone, _ = tiny.train(config, 3)

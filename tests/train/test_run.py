@@ -133,6 +133,7 @@ def test_signals_save_at_the_current_step_and_exit_with_their_code(long_run, tmp
     assert curve(run_dir) == curve(long_run) and weights(run_dir) == weights(long_run)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(tmp_path, capfd):
     run_dir = tmp_path / "run"
     assert train(run_dir) == 0
@@ -142,6 +143,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, capfd):
     assert "already finished" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_resumes_on_another_mesh_and_microbatch(finished, tmp_path):
     run_dir = tmp_path / "run"
     assert train(run_dir, "--config.mesh.fsdp=4", "--config.train.tokens=4096") == 0
@@ -194,6 +196,7 @@ def test_a_relative_run_directory_in_the_default_place(tmp_path, monkeypatch):
     assert record["config"]["workdir"] == "runs/smoke"
 
 
+@pytest.mark.slow
 def test_a_kill_inside_the_first_save_is_a_fresh_start(finished, tmp_path, capfd):
     run_dir = tmp_path / "run"
     assert train(run_dir, "--config.train.tokens=2048", "--config.optimizer.decay_tokens=8192") == 0
@@ -216,6 +219,7 @@ def test_one_directory_one_training(tmp_path, capfd):
     assert [p.name for p in run_dir.iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 def test_reading_verbs_take_relative_paths(finished, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(finished.parent)
     np.save(tmp_path / "ids.npy", np.arange(8)[None])
@@ -231,6 +235,7 @@ def test_divergence_stops_with_its_own_code_and_saves_nothing_after(tmp_path, ca
     assert len(error) == 1 and "nan" in error[0] and "at step" in error[0] and "peak_lr" in error[0]
 
 
+@pytest.mark.slow
 def test_weights_gone_bad_never_become_a_checkpoint(tmp_path):
     """Here the loss of a step is still finite, and its gradient is not."""
     overrides = [
@@ -244,6 +249,7 @@ def test_weights_gone_bad_never_become_a_checkpoint(tmp_path):
         assert np.isfinite(np.frombuffer(values, np.float32)).all()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, capfd):
     run_dir = tmp_path / "run"
     assert train(run_dir) == 0

@@ -11,6 +11,7 @@ from scaling.train.step import make_eval_step, make_train_step
 from tests import tiny
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_large_batch():
     whole, state = tiny.train(tiny.config(), 6)
     for microbatch in (1, 4):
