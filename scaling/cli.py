@@ -179,6 +179,18 @@ def _plot(options: argparse.Namespace) -> int:
     return exit_codes.OK
 
 
+def _fit(options: argparse.Namespace) -> int:
+    from scaling.laws import command
+
+    return command.fit(options)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from scaling.laws import command
+
+    return command.predict(options)
+
+
 def _bench_dispatch(options: argparse.Namespace) -> int:
     from scaling.train.bench import dispatch
 
@@ -186,7 +198,7 @@ def _bench_dispatch(options: argparse.Namespace) -> int:
     return exit_codes.OK
 
 
-_VERBS = ("train", "config", "sizes", "tokenizer", "tokenize", "logits", "export", "plot", "bench")
+_VERBS = ("train", "config", "sizes", "tokenizer", "tokenize", "logits", "export", "plot", "fit", "predict", "bench")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -234,6 +246,11 @@ def _parser() -> argparse.ArgumentParser:
 
     plot = _add(verbs, "plot", _plot, "draw the loss curve of a run directory")
     plot.add_argument("directory", metavar="RUN", help="run directory")
+
+    from scaling.laws import command
+
+    command.add_fit_options(_add(verbs, "fit", _fit, "fit a scaling law to run directories or a table"))
+    command.add_predict_options(_add(verbs, "predict", _predict, "predict from a fit: optimal size, loss, price"))
 
     bench = verbs.add_parser("bench", help="measure the framework itself", allow_abbrev=False)
     benches = bench.add_subparsers(title="benchmarks", metavar="WHAT", required=True, parser_class=_Parser)
