@@ -53,7 +53,6 @@ class Loop:
         last = self.schedule.num_steps
         self._clock(first_step)
         pending: tuple[int, dict[str, Any]] | None = None
-        saved = first_step
         for step in range(first_step, last):
             _, sequences = self.schedule.span(step)
             done = step + 1
@@ -74,13 +73,11 @@ class Loop:
                 self.validate(done, state)
             if saves or stopped or done == last:
                 self.save(done, state)
-                saved = done
             if stopped:
                 self.checkpoints.wait()
                 self.note(f"stopped by a signal after step {done}; saved, and the same command goes on from there")
                 return state, stopped
-        if saved == last:
-            self.checkpoints.wait()
+        self.checkpoints.wait()
         return state, exit_codes.OK
 
     def validate(self, step: int, state: TrainState) -> float:

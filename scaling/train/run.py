@@ -89,7 +89,13 @@ def train(config: cfg.Config, name: str = "default") -> int:
             print(f"scaling train: error: {diverged}", file=sys.stderr)
             return exit_codes.DIVERGED
         except jax.errors.JaxRuntimeError as error:
-            raise _out_of_memory(error) from error
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ValueError(
+                "a device ran out of memory; lower config.train.microbatch_sequences, choose another "
+                "config.model.remat, or shard further with config.mesh.fsdp or tensor "
+                f"({str(error).splitlines()[0][:200]})"
+            ) from error
     if jax.process_index() == 0:
         tokens = run.schedule.tokens(run.schedule.num_steps)
         print(f"validation loss {loss:.4f} nats/token after {tokens:,} tokens", *texts, sep="\n\n")
@@ -182,16 +188,6 @@ def only_one(run_dir: epath.Path) -> Iterator[None]:
                 f"another process is training in {run_dir}; wait for it, stop it, or use another config.workdir"
             ) from None
         yield
-
-
-def _out_of_memory(error: Exception) -> Exception:
-    """Says what helps when a device ran out of memory; other runtime errors stay as they are."""
-    if "RESOURCE_EXHAUSTED" not in str(error):
-        return error
-    return ValueError(
-        "a device ran out of memory; lower config.train.microbatch_sequences, choose another config.model.remat, or "
-        f"shard further with config.mesh.fsdp or tensor ({str(error).splitlines()[0][:200]})"
-    )
 
 
 def open_run_directory(path: str) -> epath.Path:
