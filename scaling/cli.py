@@ -110,6 +110,12 @@ def _train(options: argparse.Namespace) -> int:
     return train(config, name)
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    from scaling.sweep import command
+
+    return command.run(options)
+
+
 def _config(options: argparse.Namespace) -> int:
     from scaling.config import to_json
     from scaling.config_file import load, run_name
@@ -198,7 +204,20 @@ def _bench_dispatch(options: argparse.Namespace) -> int:
     return exit_codes.OK
 
 
-_VERBS = ("train", "config", "sizes", "tokenizer", "tokenize", "logits", "export", "plot", "fit", "predict", "bench")
+_VERBS = (
+    "train",
+    "sweep",
+    "config",
+    "sizes",
+    "tokenizer",
+    "tokenize",
+    "logits",
+    "export",
+    "plot",
+    "fit",
+    "predict",
+    "bench",
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -213,6 +232,12 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=_Parser)
 
     _add(verbs, "train", _train, "train the model of --config=FILE, or resume it", takes_config=True)
+
+    from scaling.sweep import command as sweep_command
+
+    sweep_command.add_options(
+        _add(verbs, "sweep", _sweep, "train all runs of the sweep in --config=FILE, or resume them", takes_config=True)
+    )
 
     config = _add(verbs, "config", _config, "print the resolved config as JSON", takes_config=True)
     config.add_argument("--describe", action="store_true", help="print a Markdown table of all knobs instead")
@@ -278,6 +303,6 @@ def _add(
 def _experiments() -> list[str]:
     """Experiment files, seen from here, else those of the checkout that this package lies in."""
     for root in (Path("experiments"), PACKAGE.parent / "experiments"):
-        if found := sorted(str(path) for path in root.glob("*/*.py")):
+        if found := sorted(str(path) for path in root.glob("*/*.py") if path.parent.name != "sweeps"):
             return found
     return []

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib.util
+import json
 import re
 import sys
 import traceback
@@ -14,12 +15,13 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from scaling.config import Config, default_config, freeze, knobs
+from scaling.config import Config, default_config, freeze, knobs, to_dict
 
 KNOBS = {name: value for name, value, _, _ in knobs()}
 _SECTIONS = {tuple(sorted(section)): name for name, section in default_config().items() if hasattr(section, "keys")}
 _SECTIONS[tuple(sorted(default_config()))] = ""
 _TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list"}
+_VERB_OF = {"get_config": "train", "get_sweep": "sweep"}
 _OVERRIDE = re.compile(r"--?(?P<no>no)?(?P<name>config\.[^=]*)(=(?P<value>.*))?", re.DOTALL)
 
 
@@ -56,10 +58,11 @@ def split_arguments(argv: Sequence[str]) -> tuple[str | None, list[str], list[st
 
 
 def load(spec: str | None, overrides: Sequence[str] = ()) -> Config:
-    """Runs ``get_config`` of an experiment file and applies the overrides.
+    """Runs ``get_config`` of an experiment file, or reads the config of a run, and applies the overrides.
 
     Args:
-        spec: ``FILE`` or ``FILE:argument`` (the argument is passed to ``get_config``); None = all defaults.
+        spec: ``FILE`` or ``FILE:argument`` (the argument is passed to ``get_config``), or the ``config.json`` of a
+            run; None = all defaults.
         overrides: ``--config.a.b=value``, as ``split_arguments`` returns them.
 
     Raises:
@@ -67,7 +70,17 @@ def load(spec: str | None, overrides: Sequence[str] = ()) -> Config:
         ValueError: the file raises, has no ``get_config``, sets an unknown knob or a wrong type (with file
             and line), or an override has a wrong type.
     """
-    config = default_config() if spec is None else _get_config(spec)
+    if spec is not None and spec.endswith(".json"):
+        return _load_json(spec, overrides)
+    return apply_overrides(default_config() if spec is None else _get_config(spec), overrides)
+
+
+def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> Config:
+    """Freezes a config after ``--config.a.b=value`` overrides.
+
+    Raises:
+        ValueError: an override of a wrong type.
+    """
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=list(overrides))
     try:
@@ -77,6 +90,36 @@ def load(spec: str | None, overrides: Sequence[str] = ()) -> Config:
     except ValueError as error:  # the tuple parser's own
         raise ValueError(f"command line: {' '.join(str(error).split())}") from error
     return freeze(holder.value)
+
+
+def call(spec: str, function: str, other: str) -> Any:
+    """What ``function`` of an experiment file returns.
+
+    Args:
+        spec: ``FILE`` or ``FILE:argument``, which is passed on.
+        function: ``get_config`` or ``get_sweep``.
+        other: the function that such a file may have instead, for the message.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file has no such function, or raises (with file and line).
+    """
+    path, colon, argument = spec.partition(":")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config file {path} does not exist")
+    try:
+        module = _import(path)
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        raise _mistake(path, error) from error
+    if not callable(getattr(module, function, None)):
+        hint = f", but {other}(): use the verb {_VERB_OF[other]}" if hasattr(module, other) else ""
+        raise ValueError(f"{path} has no function {function}(){hint}")
+    try:
+        return getattr(module, function)(*([argument] if colon else []))
+    except Exception as error:
+        raise _mistake(path, error) from error
 
 
 def run_name(spec: str) -> str:
@@ -146,24 +189,28 @@ def _wrong_type(name: str, value: Any) -> ValueError:
 
 
 def _get_config(spec: str) -> ConfigDict:
-    path, colon, argument = spec.partition(":")
+    config = call(spec, "get_config", "get_sweep")
+    if not isinstance(config, ConfigDict):
+        path = spec.partition(":")[0]
+        raise ValueError(f"{path}: get_config() must return the ConfigDict of default_config(), got {config!r}")
+    return config
+
+
+def _load_json(path: str, overrides: Sequence[str]) -> Config:
+    """The config of a ``config.json`` (or ``plan.json``) of a run."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"config file {path} does not exist")
     try:
-        module = _import(path)
-    except SyntaxError as error:
-        raise ValueError(f"{error.filename}:{error.lineno}: {error.msg}") from error
-    except Exception as error:
-        raise _mistake(path, error) from error
-    if not callable(getattr(module, "get_config", None)):
-        raise ValueError(f"{path} has no function get_config() that returns a config")
+        values = json.loads(Path(path).read_text())
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a JSON object of knobs, such as the config.json of a run")
     try:
-        config = module.get_config(*([argument] if colon else []))
-    except Exception as error:
-        raise _mistake(path, error) from error
-    if not isinstance(config, ConfigDict):
-        raise ValueError(f"{path}: get_config() must return the ConfigDict of default_config(), got {config!r}")
-    return config
+        config = to_dict(freeze(values.get("config", values)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return apply_overrides(ConfigDict(config).lock(), overrides)
 
 
 def _import(path: str) -> ModuleType:

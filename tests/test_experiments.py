@@ -3,11 +3,13 @@ from pathlib import Path
 import pytest
 
 from scaling import sizes
-from scaling.config_file import load, run_name
+from scaling.config_file import call, load, run_name
 from scaling.resolve import resolve
+from scaling.sweep.plan import plan
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(ROOT.glob("experiments/*/*.py"))
+FILES = sorted(p for p in ROOT.glob("experiments/*/*.py") if p.parent.name != "sweeps")
+SWEEPS = sorted(ROOT.glob("experiments/sweeps/*.py"))
 
 
 def _load(path, **kwargs):
@@ -83,3 +85,23 @@ def test_gpt3_125m_runs_on_eight_devices_and_on_one():
 def test_run_names():
     assert run_name("experiments/gpt3/125m.py") == "125m"
     assert run_name("my sweep.py:width=3, lr") == "my sweep-width=3-lr"
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
+def test_sweeps_expand_and_say_how_they_are_run(path):
+    runs = plan(call(str(path), "get_sweep", "get_config"), name=path.stem)
+    assert len(runs) >= 5
+    assert len({run.scale.params.total for run in runs}) >= 5
+    assert all(0 < run.config.optimizer.peak_lr < 0.1 and run.steps >= 100 for run in runs)
+    docstring = path.read_text().split('"""')[1]
+    assert f"scaling sweep --config={path.relative_to(ROOT)}" in docstring
+    assert "Machine:" in docstring and "hour" in docstring
+
+
+def test_the_parts_of_the_ladder_are_the_same_runs():
+    path = str(ROOT / "experiments/sweeps/cpu_ladder.py")
+    demo, full = (plan(call(f"{path}{part}", "get_sweep", "get_config")) for part in (":demo", ""))
+    assert {run.name for run in demo} < {run.name for run in full}
+    assert len({run.scale.params.total for run in demo}) >= 5
+    with pytest.raises(ValueError, match="is not a part"):
+        call(f"{path}:none", "get_sweep", "get_config")

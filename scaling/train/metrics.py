@@ -157,7 +157,7 @@ class Console:
         elif time.monotonic() - self._last_line > self._PLAIN_SECONDS or record["step"] == self._total:
             self._last_line = time.monotonic()
             print(
-                f"step {record['step']}/{self._total}  {text}  left {_clock(seconds_left)}", file=sys.stderr, flush=True
+                f"step {record['step']}/{self._total}  {text}  left {clock(seconds_left)}", file=sys.stderr, flush=True
             )
 
     def note(self, text: str) -> None:
@@ -171,7 +171,8 @@ class Console:
             self._bar.stop()
 
 
-def _clock(seconds: float | None) -> str:
+def clock(seconds: float | None) -> str:
+    """Hours, minutes and seconds, ``h:mm:ss``; None = not known."""
     if seconds is None:
         return "?"
     minutes, seconds = divmod(int(seconds), 60)

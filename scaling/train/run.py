@@ -1,14 +1,12 @@
 """The verb ``train``: from a config to a finished run directory, resuming whatever is there."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from scaling.train import state as train_state
 from scaling.train import throughput
 from scaling.train.checkpoint import Checkpoints, absolute
 from scaling.train.lineage import refuse_other_run
+from scaling.train.lock import only_one
 from scaling.train.loop import Diverged, Loop
 from scaling.train.metrics import Console, MetricWriter
 from scaling.train.placement import local_rows, place, prefetched
@@ -166,28 +165,6 @@ def _loop(
         writer=writer,
         console=console,
     )
-
-
-@contextlib.contextmanager
-def only_one(run_dir: epath.Path) -> Iterator[None]:
-    """Holds the run directory's lock: two trainings in one directory would undo each other's checkpoints.
-
-    The lock goes with the process, however it ends. Object stores have none, and there it is not held.
-
-    Raises:
-        ValueError: another process has it.
-    """
-    if "://" in str(run_dir):
-        yield
-        return
-    with (run_dir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another process is training in {run_dir}; wait for it, stop it, or use another config.workdir"
-            ) from None
-        yield
 
 
 def open_run_directory(path: str) -> epath.Path:

@@ -47,16 +47,22 @@ def peak(devices: list[jax.Device]) -> Peak:
     Virtual CPU devices share one machine, so there the measurement is of the whole machine.
     """
     kind = devices[0].device_kind
-    for name, flops in BF16_PEAK:
-        if name.lower() in kind.lower():
-            source = f"data sheet, bfloat16 dense: {flops / 1e12:g} TFLOP/s x {len(devices)} {kind}"
-            return Peak(flops * len(devices), source)
+    if known := data_sheet(kind, len(devices)):
+        return known
     size = 2048
     measured = _matmul_flops(size)
     source = f"measured: float32 {size}x{size} matrix product, {measured / 1e9:.0f} GFLOP/s"
     if devices[0].platform == "cpu":
         return Peak(measured, f"{source} on this machine")
     return Peak(measured * len(devices), f"{source} x {len(devices)} {kind}")
+
+
+def data_sheet(kind: str, count: int) -> Peak | None:
+    """Peak FLOP/s of ``count`` devices of a kind, such as "TPU v5p"; None if the kind is not in the table."""
+    for name, flops in BF16_PEAK:
+        if name.lower() in kind.lower():
+            return Peak(flops * count, f"data sheet, bfloat16 dense: {flops / 1e12:g} TFLOP/s x {count} {kind}")
+    return None
 
 
 def _matmul_flops(size: int) -> float:

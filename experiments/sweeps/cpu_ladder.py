@@ -1,0 +1,59 @@
+"""isoFLOP curves of byte models on the embedded books, and larger runs to predict: a scaling law on a laptop.
+
+scaling sweep --config=experiments/sweeps/cpu_ladder.py --dry_run
+scaling sweep --config=experiments/sweeps/cpu_ladder.py
+scaling report runs/cpu_ladder
+"""
+
+from scaling.config import default_config
+from scaling.sweep.plan import Shape, Sweep, isoflop
+from scaling.sweep.rules import power
+
+# About a factor of two in parameters from one to the next, 13 thousand to 4.8 million.
+SHAPES = (
+    Shape(2, 16, 1),
+    Shape(2, 24, 2),
+    Shape(2, 32, 2),
+    Shape(2, 48, 3),
+    Shape(2, 64, 4),
+    Shape(4, 64, 4),
+    Shape(4, 96, 6),
+    Shape(4, 128, 8),
+    Shape(4, 192, 12),
+    Shape(6, 256, 16),
+)
+
+
+# Training FLOPs of each isoFLOP curve, three a decade every two curves.
+BUDGETS = (2e10, 6.3e10, 2e11, 6.3e11, 2e12, 6.3e12, 2e13)
+PARTS = {"smoke": 2, "demo": 5, "full": 7}  # curves
+
+
+def get_sweep(part: str = "full") -> Sweep:
+    if part not in PARTS:
+        raise ValueError(f"{part!r} is not a part of this ladder; one of {', '.join(PARTS)}")
+    config = default_config()
+    config.data.tokenizer = "bytes"
+    config.model.context_length = 128
+    # Attention to the last few bytes in every other layer (GPT-3's pattern) is learned at once; with dense layers
+    # alone, runs of fewer than a million bytes end on the plateau of bigrams and follow no law.
+    config.model.attention_pattern = ("banded", "dense")
+    config.model.band_width = 4
+    config.model.compute_dtype = "float32"  # CPUs have no fast bfloat16
+    # muP: one learning rate for every width, and larger initial weights for narrow models.
+    config.model.parametrization = "mup"
+    config.model.base_width = 64
+    config.model.init_std = 0.08
+    config.train.loss_chunk = 0  # the vocabulary is small
+    config.optimizer.peak_lr = 5e-3
+    config.eval.tokens = 131_072
+    config.checkpoint.every_steps = 1000
+    config.checkpoint.keep_last = 1
+    config.log.tensorboard = False
+    return Sweep(
+        base=config,
+        shapes=SHAPES,
+        budgets=[isoflop(*BUDGETS[: PARTS[part]], between=(1, 100))],
+        batch_tokens=power(0.5, 0.5, of="tokens", between=(256, 4096)),
+        warmup_fraction=0.1,
+    )

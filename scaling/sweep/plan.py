@@ -1,0 +1,274 @@
+"""A sweep as data: shapes times budgets, with learning rate and batch by rule, expanded into one config a run.
+
+An experiment file describes a sweep by ``get_sweep()``; see ``experiments/sweeps/``. Nothing here needs JAX.
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from scaling import config as cfg
+from scaling import flops
+from scaling.config_file import KNOBS, apply_overrides, check_knob
+from scaling.data import tokenizer
+from scaling.resolve import resolve
+from scaling.sizes import Parameters, Size, parameters
+
+_SHAPE_KNOBS = ("num_layers", "d_model", "num_heads", "d_head", "d_ff")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Depth and width of one model; ``d_head`` 0 = d_model / num_heads, ``d_ff`` 0 = 4 d_model."""
+
+    num_layers: int
+    d_model: int
+    num_heads: int
+    d_head: int = 0
+    d_ff: int = 0
+
+    @classmethod
+    def of(cls, size: Size) -> "Shape":
+        """The shape of a published size."""
+        return cls(size.num_layers, size.d_model, size.num_heads, size.d_head)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """What rules and budgets know of a run: its model, and for rules also its length.
+
+    Attributes:
+        params: parameters by every convention.
+        flops_per_token: training FLOPs of a token, attention and logits included (``scaling.flops``).
+        tokens: length of the run; 0 while the budget is being decided.
+    """
+
+    params: Parameters
+    flops_per_token: float
+    tokens: float = 0
+
+    @property
+    def flops(self) -> float:
+        return self.flops_per_token * self.tokens
+
+
+Budget = Callable[[Scale], Sequence[float]]  # tokens of each run of a model
+Rule = Callable[[Scale], float]
+
+
+def tokens(*lengths: float) -> Budget:
+    """A grid: each model for each of these numbers of tokens."""
+    return lambda scale: lengths
+
+
+def tokens_per_parameter(*ratios: float) -> Budget:
+    """A ladder: D = ratio * N, N the total parameters; about 20 was optimal in arXiv 2203.15556, GPT-3 had 1.7."""
+    return lambda scale: [ratio * scale.params.total for ratio in ratios]
+
+
+def isoflop(*budgets: float, between: tuple[float, float] = (0, math.inf)) -> Budget:
+    """Each model for each budget of training FLOPs, if its tokens per (total) parameter lie ``between`` two ratios.
+
+    Arguments choose the sizes around each budget's optimum (approach 2 of arXiv 2203.15556): a curve needs sizes on
+    both sides of it.
+    """
+
+    def lengths(scale: Scale) -> list[float]:
+        found = [budget / scale.flops_per_token for budget in budgets]
+        return [d for d in found if between[0] <= d / scale.params.total <= between[1]]
+
+    return lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Runs: every shape for every length that a budget gives it, times the grid.
+
+    Attributes:
+        base: what all runs share, from ``default_config()``; its workdir is the folder of the sweep.
+        shapes: the models.
+        budgets: from a model to lengths; all of them count, equal lengths once.
+        peak_lr: learning rate by rule from size; None = base's for all (with muP one serves every width).
+        batch_tokens: batch by rule from size, rounded to a power of two of sequences; None = base's for all.
+        warmup_fraction: part of each run that warms up; None = base's tokens for all.
+        evaluations: validations in a run, at equal distances.
+        grid: knob (``optimizer.peak_lr``, ``seed``) -> values; each combination is a run of its own.
+    """
+
+    base: ConfigDict
+    shapes: Sequence[Shape]
+    budgets: Sequence[Budget]
+    peak_lr: Rule | None = None
+    batch_tokens: Rule | None = None
+    warmup_fraction: float | None = None
+    evaluations: int = 10
+    grid: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def sets(self) -> dict[str, str]:
+        """Knobs that differ from run to run -> what sets them."""
+        found = {f"config.model.{knob}": "shapes" for knob in _SHAPE_KNOBS}
+        found |= {"config.train.tokens": "budgets", "config.eval.every_steps": "evaluations"}
+        if self.peak_lr is not None:
+            found["config.optimizer.peak_lr"] = "peak_lr"
+        if self.batch_tokens is not None:
+            found["config.train.batch_tokens"] = "batch_tokens"
+        if self.warmup_fraction is not None:
+            found["config.optimizer.warmup_tokens"] = "warmup_fraction"
+        return found | {f"config.{knob}": "grid" for knob in self.grid}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a sweep: its resolved config (the mesh still open) and what it will take."""
+
+    name: str
+    config: cfg.Config
+    scale: Scale
+
+    @property
+    def steps(self) -> int:
+        return self.config.train.tokens // self.config.train.batch_tokens
+
+
+def plan(sweep: Sweep, overrides: Sequence[str] = (), name: str = "sweep") -> list[Run]:
+    """Expands a sweep into its runs, cheapest first.
+
+    Args:
+        sweep: from ``get_sweep()``.
+        overrides: ``--config.a.b=value`` for all runs, as ``config_file.split_arguments`` returns them.
+        name: of the sweep; its runs lie in ``runs/<name>/`` unless ``config.workdir`` says otherwise.
+
+    Raises:
+        ValueError: an override of a knob that the sweep sets, an impossible config (named with its run), no run, or
+            two of the same name.
+    """
+    _check(sweep, overrides)
+    base = apply_overrides(sweep.base, overrides)
+    vocab_size = base.model.vocab_size or tokenizer.load(base.data.tokenizer).vocab_size
+    folder = base.workdir or f"runs/{name}"
+    runs = {}
+    for shape, length, variant in _combinations(sweep, base, vocab_size):
+        run = _run(sweep, base, shape, length, variant, folder, vocab_size)
+        if run.name in runs:
+            raise ValueError(f"two runs of the sweep are named {run.name}; their lengths or grid values are too close")
+        runs[run.name] = run
+    if not runs:
+        raise ValueError("the sweep has no runs: no budget gives any of its shapes a length")
+    return sorted(runs.values(), key=lambda run: run.scale.flops)
+
+
+def _check(sweep: Sweep, overrides: Sequence[str]) -> None:
+    for override in overrides:
+        knob = override.removeprefix("--").split("=", 1)[0]
+        if knob in sweep.sets:
+            raise ValueError(f"{knob} differs from run to run, by the sweep's {sweep.sets[knob]}; change that instead")
+    if not isinstance(sweep.base, ConfigDict):
+        raise ValueError(f"the sweep's base must be the ConfigDict of default_config(), got {sweep.base!r}")
+    if sweep.warmup_fraction is not None and not 0 <= sweep.warmup_fraction <= 1:
+        raise ValueError(f"the sweep's warmup_fraction={sweep.warmup_fraction} must be in [0, 1]")
+    if sweep.evaluations < 1:
+        raise ValueError(f"the sweep's evaluations={sweep.evaluations} must be at least 1")
+    others = dataclasses.replace(sweep, grid={}).sets
+    for knob in sweep.grid:
+        check_knob(f"config.{knob}")
+        if f"config.{knob}" in others:
+            raise ValueError(f"the sweep's grid sets {knob}, which its {others[f'config.{knob}']} set too")
+
+
+def _combinations(sweep: Sweep, base: cfg.Config, vocab_size: int) -> Iterator[tuple[Shape, float, dict[str, Any]]]:
+    variants = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
+    for shape in sweep.shapes:
+        scale = _scale(resolve(_shaped(base, shape), vocab_size=vocab_size))
+        lengths = {round(length): None for budget in sweep.budgets for length in budget(scale)}
+        for length in lengths:
+            if not length > 0:
+                raise ValueError(f"a budget of the sweep gives {shape} {length} tokens; it must give at least 1")
+            for variant in variants:
+                yield shape, length, variant
+
+
+def _run(
+    sweep: Sweep,
+    base: cfg.Config,
+    shape: Shape,
+    length: float,
+    variant: dict[str, Any],
+    folder: str,
+    vocab_size: int,
+) -> Run:
+    # A grid may change what the FLOPs depend on, so it comes first.
+    config = _with(_shaped(base, shape), {f"config.{knob}": value for knob, value in variant.items()})
+    scale = dataclasses.replace(_scale(resolve(config, vocab_size=vocab_size)), tokens=length)
+    batch = config.train.batch_tokens
+    if sweep.batch_tokens is not None:
+        batch = _whole_batch(config, sweep.batch_tokens(scale))
+    steps = max(1, round(length / batch))
+    scale = dataclasses.replace(scale, tokens=steps * batch)
+    values: dict[str, Any] = {
+        "config.train.batch_tokens": batch,
+        "config.train.tokens": steps * batch,
+        "config.eval.every_steps": max(1, steps // sweep.evaluations),
+    }
+    if sweep.peak_lr is not None:
+        values["config.optimizer.peak_lr"] = sweep.peak_lr(scale)
+    if sweep.warmup_fraction is not None:
+        values["config.optimizer.warmup_tokens"] = round(sweep.warmup_fraction * steps * batch)
+    run_name = f"l{shape.num_layers}-d{shape.d_model}-t{_compact(length)}"
+    run_name += "".join(f"-{knob.rpartition('.')[2]}{_slug(value)}" for knob, value in variant.items())
+    values["config.workdir"] = f"{folder.rstrip('/')}/{run_name}"
+    try:
+        return Run(run_name, resolve(_with(config, values), vocab_size=vocab_size), scale)
+    except ValueError as error:
+        raise ValueError(f"run {run_name}: {error}") from error
+
+
+def _shaped(config: cfg.Config, shape: Shape) -> cfg.Config:
+    return _with(config, {f"config.model.{knob}": getattr(shape, knob) for knob in _SHAPE_KNOBS})
+
+
+def _with(config: cfg.Config, values: Mapping[str, Any]) -> cfg.Config:
+    """A config with some knobs changed, by dotted name."""
+    tree = cfg.to_dict(config)
+    for knob, value in values.items():
+        assert knob in KNOBS, knob
+        *sections, last = knob.split(".")[1:]
+        section = tree
+        for part in sections:
+            section = section[part]
+        section[last] = value
+    return cfg.freeze(tree)
+
+
+def _scale(config: cfg.Config) -> Scale:
+    per_token = flops.training_per_token(config.model, config.train.sequence_length)
+    return Scale(parameters(config.model), per_token)
+
+
+def _whole_batch(config: cfg.Config, wanted: float) -> int:
+    """The batch nearest to ``wanted`` tokens that is a power of two of sequences on each shard of the mesh.
+
+    Powers of two, so that runs of one shape share one compiled program where they can.
+    """
+    mesh = config.mesh
+    unit = (config.train.sequence_length or config.model.context_length) * mesh.slices * max(1, mesh.data) * mesh.fsdp
+    if not wanted > 0:
+        raise ValueError(f"the sweep's rule for batch_tokens gives {wanted}; it must be positive")
+    return unit * 2 ** max(0, round(math.log2(wanted / unit)))
+
+
+def _compact(number: float) -> str:
+    """``1.5e6`` -> ``1.5m``: three digits, safe in a file name."""
+    for limit, suffix in ((1e12, "t"), (1e9, "b"), (1e6, "m"), (1e3, "k")):
+        if number >= 0.9995 * limit:
+            return f"{number / limit:.3g}{suffix}"
+    return f"{number:.0f}"
+
+
+def _slug(value: Any) -> str:
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", f"{value:g}" if isinstance(value, float) else str(value))

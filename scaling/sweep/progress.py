@@ -1,0 +1,122 @@
+"""Where the runs of a sweep stand, from their run directories alone, and how long the rest will take."""
+
+import dataclasses
+import heapq
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from scaling import config as cfg
+from scaling.laws.curves import read_lines
+from scaling.sweep.plan import Run
+
+_STARTUP_SECONDS = 15.0  # imports and compilation
+_UTILISATION = 0.3  # of the peak, until a run has been measured
+# Knobs that make another result, and those among them that do not.
+_DECISIVE = ("config.model.", "config.optimizer.", "config.train.", "config.seed", "config.data.")
+_FREE = (
+    "config.model.remat",
+    "config.train.microbatch_sequences",
+    "config.train.loss_chunk",
+    "config.data.cache_dir",
+    "config.data.workers",
+    "config.data.prefetch",
+)
+
+
+@dataclasses.dataclass
+class Progress:
+    """A run so far.
+
+    Attributes:
+        tokens: trained on, by the last logged step.
+        loss: the last validation loss where there is one, else the last training loss, nats a token.
+        flops_per_second: of the last logged window.
+        finished: its last validation is that of the end.
+    """
+
+    tokens: float = 0
+    loss: float = math.nan
+    flops_per_second: float = math.nan
+    finished: bool = False
+
+
+def progress(run: Run) -> Progress:
+    """Reads ``metrics.jsonl`` and ``evals.jsonl`` of a run that may not have begun."""
+    folder = epath.Path(run.config.workdir)
+    found = Progress()
+    if steps := _records(folder / "metrics.jsonl"):
+        last = steps[-1]
+        found = Progress(last["tokens"], last["loss"], last["tokens_per_second"] * run.scale.flops_per_token)
+    if evals := _records(folder / "evals.jsonl"):
+        found.loss = evals[-1]["loss"]
+        found.finished = evals[-1]["tokens"] >= run.config.train.tokens and math.isfinite(found.loss)
+    return found
+
+
+def _records(path: epath.Path) -> list[dict[str, Any]]:
+    return [record for record in read_lines(path) if "loss" in record]
+
+
+def changed_knobs(run: Run) -> list[str]:
+    """What the run's directory was made with, where that would make another result; empty if nothing.
+
+    Returns:
+        Sentences "knob is x there and y here".
+
+    Raises:
+        ValueError: the ``plan.json`` there is damaged.
+    """
+    path = epath.Path(run.config.workdir) / "plan.json"
+    if not path.exists():
+        return []
+    try:
+        before = {name: value for name, value, _, _ in cfg.knobs(cfg.freeze(json.loads(path.read_text())))}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to plan the run anew") from None
+    now = {name: value for name, value, _, _ in cfg.knobs(run.config)}
+    names = [n for n in now if n.startswith(_DECISIVE) and not n.startswith(_FREE) and before[n] != now[n]]
+    return [f"{name} is {before[name]!r} there and {now[name]!r} here" for name in names]
+
+
+class Clock:
+    """Estimates seconds: measured FLOP/s of the run nearest in size, else a part of the peak."""
+
+    def __init__(self, slot_flops: float, utilisation: float = _UTILISATION):
+        """Args: peak FLOP/s of what one run uses, and the part of it that is assumed before a run was measured."""
+        self._assumed = slot_flops * utilisation
+        self._measured: dict[float, float] = {}  # log FLOPs a token -> FLOP/s
+
+    def learn(self, run: Run, found: Progress) -> None:
+        if math.isfinite(found.flops_per_second) and found.flops_per_second > 0:
+            self._measured[math.log(run.scale.flops_per_token)] = found.flops_per_second
+
+    @property
+    def measured(self) -> int:
+        """Sizes whose speed is known."""
+        return len(self._measured)
+
+    def seconds(self, run: Run, tokens: float = 0) -> float:
+        """Time from ``tokens`` to the end of the run."""
+        rate = self._assumed
+        if self._measured:
+            sizes = np.array(list(self._measured))
+            nearest = sizes[np.argmin(np.abs(sizes - math.log(run.scale.flops_per_token)))]
+            rate = self._measured[float(nearest)]
+        startup = 0.0 if tokens else _STARTUP_SECONDS
+        return startup + max(0.0, run.config.train.tokens - tokens) * run.scale.flops_per_token / rate
+
+    def makespan(self, running: Sequence[float], waiting: Sequence[float], slots: int) -> float:
+        """Seconds until all is done: ``running`` and, in order, ``waiting`` runs' seconds over the slots."""
+        ends = list(running) + [0.0] * max(0, slots - len(running))
+        heapq.heapify(ends)
+        last = max(ends)
+        for seconds in waiting:
+            end = heapq.heappop(ends) + seconds
+            heapq.heappush(ends, end)
+            last = max(last, end)
+        return last

@@ -1,0 +1,40 @@
+"""One process at a time in a run directory. Imports no JAX, so that a sweep can look too."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+
+from etils import epath
+
+
+@contextlib.contextmanager
+def only_one(run_dir: epath.Path) -> Iterator[None]:
+    """Holds the run directory's lock: two trainings in one directory would undo each other's checkpoints.
+
+    The lock goes with the process, however it ends. Object stores have none, and there it is not held.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    if "://" in str(run_dir):
+        yield
+        return
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is training in {run_dir}; wait for it, stop it, or use another config.workdir"
+            ) from None
+        yield
+
+
+def is_locked(run_dir: epath.Path) -> bool:
+    """Whether another process is training in the directory now."""
+    if not (run_dir / ".lock").exists():
+        return False
+    try:
+        with only_one(run_dir):
+            return False
+    except ValueError:
+        return True

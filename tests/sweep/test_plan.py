@@ -1,0 +1,192 @@
+"""From a sweep to its runs: lengths, rules, names, and what is refused."""
+
+import dataclasses
+import json
+
+import pytest
+
+from scaling import flops, sizes
+from scaling.config import default_config, freeze, to_json
+from scaling.config_file import load
+from scaling.sweep import plan as sweeps
+from scaling.sweep import rules
+from scaling.sweep.plan import Shape, Sweep, plan
+
+
+def base(**train):
+    config = default_config()
+    config.data.tokenizer = "bytes"
+    config.model.context_length = 64
+    config.optimizer.warmup_tokens = 0
+    config.train.update(train)
+    return config
+
+
+SMALL, LARGE = Shape(2, 32, 2), Shape(4, 64, 4)
+
+
+def test_isoflop_runs_spend_their_budget_to_a_batch():
+    runs = plan(Sweep(base(batch_tokens=256), [SMALL, LARGE], [sweeps.isoflop(1e11, 4e11)]))
+    assert [run.config.model.d_model for run in runs[:2]] != [run.config.model.d_model for run in runs[1:3]]
+    for run, budget in zip(sorted(runs, key=lambda r: r.scale.flops), (1e11, 1e11, 4e11, 4e11), strict=True):
+        per_token = flops.training_per_token(run.config.model)
+        assert run.scale.flops == per_token * run.config.train.tokens
+        assert abs(run.scale.flops - budget) <= per_token * 256 / 2 + 1
+    assert [run.scale.flops for run in runs] == sorted(run.scale.flops for run in runs)
+
+
+def test_isoflop_keeps_only_sizes_between_the_ratios():
+    sweep = Sweep(base(batch_tokens=256), [SMALL, LARGE], [sweeps.isoflop(1e11, between=(2, 100))])
+    (run,) = plan(sweep)
+    assert run.config.model.d_model == 32
+    everywhere = plan(dataclasses.replace(sweep, budgets=[sweeps.isoflop(1e11)]))
+    assert {r.config.model.d_model: r.config.train.tokens / r.scale.params.total > 2 for r in everywhere} == {
+        32: True,
+        64: False,
+    }
+
+
+def test_a_ladder_trains_each_size_on_a_multiple_of_its_parameters():
+    runs = plan(Sweep(base(batch_tokens=256), [SMALL, LARGE], [sweeps.tokens_per_parameter(20)]))
+    for run in runs:
+        assert run.config.train.tokens == pytest.approx(20 * run.scale.params.total, abs=128)
+        assert run.config.train.tokens % 256 == 0
+        assert run.scale.params == sizes.parameters(run.config.model)
+
+
+def test_a_grid_takes_every_combination_and_equal_lengths_once():
+    sweep = Sweep(
+        base(batch_tokens=256),
+        [SMALL],
+        [sweeps.tokens(10_000, 20_000), sweeps.tokens(20_000)],
+        grid={"optimizer.peak_lr": (1e-3, 2e-3), "seed": (0, 1, 2)},
+    )
+    runs = plan(sweep)
+    assert len(runs) == len({run.name for run in runs}) == 2 * 2 * 3
+    assert {(run.config.optimizer.peak_lr, run.config.seed) for run in runs} == {
+        (lr, seed) for lr in (1e-3, 2e-3) for seed in (0, 1, 2)
+    }
+    assert "l2-d32-t20k-peak_lr0.001-seed2" in {run.name for run in runs}
+    assert all(run.config.workdir == f"runs/sweep/{run.name}" for run in runs)
+
+
+def test_rules_set_learning_rate_batch_and_warm_up_of_each_run():
+    seen = []
+
+    def lr(scale):
+        seen.append(scale)
+        return 1.0 / scale.params.total
+
+    sweep = Sweep(
+        base(),
+        [SMALL, LARGE],
+        [sweeps.tokens(40_000)],
+        peak_lr=lr,
+        batch_tokens=rules.power(2.0, 0.5, of="tokens"),
+        warmup_fraction=0.1,
+        evaluations=4,
+    )
+    runs = plan(sweep)
+    assert [scale.tokens for scale in seen] == [run.config.train.tokens for run in runs]
+    for run in runs:
+        train, optimizer = run.config.train, run.config.optimizer
+        assert optimizer.peak_lr == 1.0 / run.scale.params.total
+        assert train.batch_tokens == 512  # 2 sqrt(40000) = 400, and 8 * 64 is the power of two next to it
+        assert optimizer.warmup_tokens == round(0.1 * train.tokens)
+        assert run.config.eval.every_steps == run.steps // 4
+        assert run.steps * train.batch_tokens == train.tokens
+
+
+def test_batches_divide_over_the_mesh():
+    config = base()
+    config.mesh.fsdp = 8
+    (run,) = plan(Sweep(config, [SMALL], [sweeps.tokens(40_000)], batch_tokens=lambda scale: 100))
+    assert run.config.train.batch_tokens == 8 * 64
+
+
+def test_the_gpt3_rules_are_the_table_and_go_on_beyond_it():
+    def scale(total):
+        found = sizes.parameters(sizes.GPT3["125m"].model())
+        return sweeps.Scale(dataclasses.replace(found, blocks=found.blocks + total - found.total), 1.0)
+
+    for size in sizes.GPT3.values():
+        at = scale(int(size.printed_parameters))
+        assert rules.gpt3_peak_lr(at) == pytest.approx(size.peak_lr)
+        assert rules.gpt3_batch_tokens(at) == pytest.approx(size.batch_tokens)
+    between = rules.gpt3_peak_lr(scale(500_000_000))
+    assert 2.5e-4 < between < 3.0e-4
+    small, smaller = rules.gpt3_peak_lr(scale(10**7)), rules.gpt3_peak_lr(scale(10**6))
+    assert 6e-4 < small < smaller
+    assert smaller / small == pytest.approx(10**0.32, rel=0.05)
+    assert rules.gpt3_peak_lr(scale(10**12)) < 0.6e-4
+
+
+def test_published_shapes_replace_the_whole_shape_of_the_base():
+    config = sizes.GPT3["125m"].apply(base(batch_tokens=2048))
+    runs = plan(Sweep(config, [Shape.of(size) for size in sizes.GPT3.values()], [sweeps.tokens(1e6)]))
+    assert {run.scale.params.total for run in runs} == {
+        sizes.parameters(size.model()).total for size in sizes.GPT3.values()
+    }
+
+
+def test_power_keeps_its_limits():
+    scale = sweeps.Scale(sizes.parameters(sizes.GPT3["125m"].model()), 1e9, tokens=1e6)
+    assert rules.power(2, 0.5, of="tokens")(scale) == pytest.approx(2000)
+    assert rules.power(3, 1, of="flops")(scale) == pytest.approx(3e15)
+    assert rules.power(1, 1)(scale) == scale.params.without_embeddings
+    assert rules.power(2, 0.5, of="tokens", between=(1, 512))(scale) == 512
+    assert rules.power(2, 0.5, of="tokens", between=(4096, 8192))(scale) == 4096
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "sentence"),
+    [
+        ({}, ["--config.train.tokens=5"], "config.train.tokens differs from run to run, by the sweep's budgets"),
+        ({}, ["--config.model.d_model=5"], "config.model.d_model differs from run to run, by the sweep's shapes"),
+        ({"budgets": [sweeps.isoflop(1e11, between=(1e5, 1e6))]}, [], "the sweep has no runs"),
+        ({"budgets": [sweeps.tokens(-5)]}, [], "it must give at least 1"),
+        ({"shapes": [Shape(2, 30, 4)]}, [], "num_heads=4 must divide"),
+        ({"budgets": [sweeps.tokens(50_000, 50_001)]}, [], "two runs of the sweep are named l2-d32-t50k"),
+        ({"grid": {"optimizer.peaklr": (1,)}}, [], "did you mean config.optimizer.peak_lr"),
+        ({"grid": {"model.d_model": (1,)}}, [], "which its shapes set too"),
+        ({"warmup_fraction": 1.5}, [], "warmup_fraction=1.5"),
+        ({"peak_lr": lambda scale: -1.0}, [], "run l2-d32-t50k: config.optimizer.peak_lr=-1.0 must be"),
+        ({"batch_tokens": lambda scale: 0}, [], "must be positive"),
+        ({"evaluations": 0}, [], "evaluations=0"),
+    ],
+)
+def test_refused_in_one_sentence(changes, overrides, sentence):
+    sweep = dataclasses.replace(Sweep(base(batch_tokens=256), [SMALL], [sweeps.tokens(50_000)]), **changes)
+    with pytest.raises(ValueError) as error:
+        plan(sweep, overrides)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_overrides_reach_every_run():
+    sweep = Sweep(base(batch_tokens=256), [SMALL, LARGE], [sweeps.tokens(50_000)])
+    runs = plan(sweep, ["--config.seed=7", "--config.workdir=/tmp/x/"], "name")
+    assert [run.config.seed for run in runs] == [7, 7]
+    assert [run.config.workdir for run in runs] == [f"/tmp/x/{run.name}" for run in runs]
+
+
+def test_a_plan_written_as_json_is_read_back_as_the_same_config(tmp_path):
+    (run,) = plan(Sweep(base(batch_tokens=256), [SMALL], [sweeps.tokens(50_000)]))
+    path = tmp_path / "plan.json"
+    path.write_text(to_json(run.config))
+    assert load(str(path)) == run.config
+    assert load(str(path), ["--config.seed=3"]) == dataclasses.replace(run.config, seed=3)
+    path.write_text(json.dumps({"config": json.loads(to_json(run.config)), "versions": {}}))
+    assert load(str(path)) == run.config
+    assert freeze(json.loads(to_json(run.config))) == run.config
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("[1]", "is not a JSON object"), ("{", "is not a JSON object"), ('{"modle": {}}', "did you mean config.model")],
+)
+def test_a_json_config_that_is_none_is_refused(tmp_path, text, sentence):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        load(str(path))
