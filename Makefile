@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-DEMO_CONFIG := experiments/cpu/demo.py
-DEMO_ARGS ?=
+# A part of the ladder, and where its runs go.
+DEMO ?= experiments/sweeps/cpu_ladder.py:demo
+DEMO_DIR ?= runs/demo
 PYTEST_ARGS ?=
 
 # -qq: only errors; pip's notices about its own version or unused indexes help nobody here.
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 help:
 	@echo "make setup      create $(VENV) with the locked dependencies and this package"
-	@echo "make demo       train a small GPT-3-shaped model on the embedded books"
+	@echo "make demo       train a ladder of sizes on the embedded books, fit its scaling law, write the report"
 	@echo "make test       all tests"
 	@echo "make test-fast  the tests that are not marked slow"
 	@echo "make lint       ruff and mypy"
@@ -37,7 +38,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 demo: setup
-	@$(BIN)/scaling train --config=$(DEMO_CONFIG) $(DEMO_ARGS)
+	@$(BIN)/scaling sweep --config=$(DEMO) --config.workdir=$(DEMO_DIR)
+	@$(BIN)/scaling report $(DEMO_DIR)
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

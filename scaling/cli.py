@@ -191,6 +191,12 @@ def _fit(options: argparse.Namespace) -> int:
     return command.fit(options)
 
 
+def _report(options: argparse.Namespace) -> int:
+    from scaling.laws.report import command
+
+    return command.run(options)
+
+
 def _predict(options: argparse.Namespace) -> int:
     from scaling.laws import command
 
@@ -215,6 +221,7 @@ _VERBS = (
     "export",
     "plot",
     "fit",
+    "report",
     "predict",
     "bench",
 )
@@ -276,6 +283,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command.add_fit_options(_add(verbs, "fit", _fit, "fit a scaling law to run directories or a table"))
     command.add_predict_options(_add(verbs, "predict", _predict, "predict from a fit: optimal size, loss, price"))
+
+    from scaling.laws.report import command as report_command
+
+    report_command.add_options(_add(verbs, "report", _report, "one page about runs: laws, figures, tables"))
 
     bench = verbs.add_parser("bench", help="measure the framework itself", allow_abbrev=False)
     benches = bench.add_subparsers(title="benchmarks", metavar="WHAT", required=True, parser_class=_Parser)

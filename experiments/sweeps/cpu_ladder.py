@@ -9,29 +9,33 @@ from scaling.config import default_config
 from scaling.sweep.plan import Shape, Sweep, isoflop
 from scaling.sweep.rules import power
 
-# About a factor of two in parameters from one to the next, 13 thousand to 4.8 million.
+# One depth, for a law of width alone; about a factor of two in parameters from one to the next, 13 thousand to
+# 1.9 million.
 SHAPES = (
-    Shape(2, 16, 1),
-    Shape(2, 24, 2),
-    Shape(2, 32, 2),
-    Shape(2, 48, 3),
-    Shape(2, 64, 4),
+    Shape(4, 12, 1),
+    Shape(4, 16, 1),
+    Shape(4, 24, 2),
+    Shape(4, 32, 2),
+    Shape(4, 48, 3),
     Shape(4, 64, 4),
     Shape(4, 96, 6),
     Shape(4, 128, 8),
     Shape(4, 192, 12),
-    Shape(6, 256, 16),
 )
 
-
-# Training FLOPs of each isoFLOP curve, three a decade every two curves.
+# Training FLOPs of the isoFLOP curves, two a decade.
 BUDGETS = (2e10, 6.3e10, 2e11, 6.3e11, 2e12, 6.3e12, 2e13)
 PARTS = {"smoke": 2, "demo": 5, "full": 7}  # curves
+# One run three times larger than all others, of 1.9M parameters on one epoch, to be predicted.
+LARGEST = isoflop(6e13, between=(2.5, 5))
 
 
 def get_sweep(part: str = "full") -> Sweep:
     if part not in PARTS:
         raise ValueError(f"{part!r} is not a part of this ladder; one of {', '.join(PARTS)}")
+    budgets = [isoflop(*BUDGETS[: PARTS[part]], between=(0.75, 100))]
+    if part == "full":
+        budgets.append(LARGEST)
     config = default_config()
     config.data.tokenizer = "bytes"
     config.model.context_length = 128
@@ -53,7 +57,7 @@ def get_sweep(part: str = "full") -> Sweep:
     return Sweep(
         base=config,
         shapes=SHAPES,
-        budgets=[isoflop(*BUDGETS[: PARTS[part]], between=(1, 100))],
+        budgets=budgets,
         batch_tokens=power(0.5, 0.5, of="tokens", between=(256, 4096)),
         warmup_fraction=0.1,
     )

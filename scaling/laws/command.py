@@ -72,7 +72,7 @@ def fit(options: argparse.Namespace) -> int:
 
         found = envelope(points, resamples=options.resamples, seed=options.seed)
     else:
-        _only_cpu()
+        only_cpu()
         from scaling.laws.fit import fit_law
         from scaling.laws.summary import law_to_text
 
@@ -100,7 +100,7 @@ def predict(options: argparse.Namespace) -> int:
     Raises:
         ValueError: a file that is no fit, or sizes that it cannot use.
     """
-    _only_cpu()
+    only_cpu()
     from scaling.laws.fit import load_fit
     from scaling.laws.predict import predict
     from scaling.laws.summary import prediction_to_text
@@ -148,7 +148,7 @@ def _form_options(options: argparse.Namespace) -> dict[str, Any]:
     return {"equal_exponents": True} if options.equal_exponents else {}
 
 
-def _only_cpu() -> None:
+def only_cpu() -> None:
     """Keeps JAX from claiming an accelerator that a training run may need."""
     import jax
 

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from scaling.laws import forms
-from scaling.laws.points import Points, require_variety
+from scaling.laws.points import Points, require_independence, require_variety
 from scaling.laws.solver import Minima, minimise
 
 _POLISHED = 64  # best starts that are followed to the end
@@ -116,6 +116,8 @@ def fit_law(
             f"it needs at least {len(law.names) + 1}"
         )
     needs = [quantity for quantity in law.needs if quantity != "unique"]
+    if {"params", "tokens"} <= set(needs):
+        require_independence(points)
     require_variety(points, needs, 3 if "e" in law.names and not options.get("equal_exponents") else 2)
     if "unique" in law.needs and not np.any(points["tokens"] > points["unique"]):
         raise ValueError("no run sees its unique tokens more than once; R_D* cannot be told, use --form=chinchilla")

@@ -72,7 +72,7 @@ def isoflop(points: Points, *, noise: float = 0.005, resamples: int = 1000, seed
     rng = np.random.default_rng(seed)
     flops, params = points["flops"], points["params"]
     budgets, minima, spread, left_out = [], [], [], list(points.left_out)
-    for budget in _budgets(flops):
+    for budget in isoflop_budgets(flops):
         curve = points.take(budget)
         found, reason = _minima(curve, noise, resamples, rng)
         center = float(np.exp(np.log(flops[budget]).mean()))
@@ -106,7 +106,7 @@ def isoflop(points: Points, *, noise: float = 0.005, resamples: int = 1000, seed
     return _frontier("isoflop", points, theta, np.array(draws), x, middle, held_out, left_out)
 
 
-def _budgets(flops: np.ndarray) -> list[np.ndarray]:
+def isoflop_budgets(flops: np.ndarray) -> list[np.ndarray]:
     """Masks [n] of the isoFLOP curves, by growing budget."""
     order = np.argsort(flops)
     first, masks = 0.0, []

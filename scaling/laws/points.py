@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+_TOGETHER = 0.2  # tokens that follow a power of the parameters this closely tell nothing that these do not
 QUANTITIES = ("params", "tokens", "loss", "flops", "unique")
 
 
@@ -144,3 +145,21 @@ def require_variety(points: Points, needs: Sequence[str], distinct: int) -> None
                 f"the {len(points)} points have only {len(found)} value{plural} of {quantity} ({shown}); "
                 f"this law needs at least {distinct}"
             )
+
+
+def require_independence(points: Points) -> None:
+    """Refuses runs whose tokens follow from their parameters, as D = 20 N: no law of both can tell them apart.
+
+    Raises:
+        ValueError: log D is a straight line of log N.
+    """
+    log_n, log_d = np.log(points["params"]), np.log(points["tokens"])
+    if min(np.ptp(log_n), np.ptp(log_d)) < _TOGETHER:
+        return  # one of them hardly varies: another refusal or warning says that better
+    slope, start = np.polyfit(log_n, log_d, 1)
+    off = float(np.max(np.abs(np.expm1(start + slope * log_n - log_d))))
+    if off < _TOGETHER:
+        raise ValueError(
+            f"tokens follow the parameters, D = {np.exp(start):.3g} N^{slope:.3g} within {off:.1%}, so a law of both "
+            "cannot tell them apart; vary them apart, or fit --form=power"
+        )

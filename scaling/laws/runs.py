@@ -1,8 +1,10 @@
 """Points from run directories: ``config.json``, ``metrics.jsonl``, ``evals.jsonl``, nothing else. No JAX, no model."""
 
+import dataclasses
+import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,12 @@ def find_runs(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
 
     Raises:
         ValueError: a path that neither is nor holds a run directory.
+        FileNotFoundError: no such path.
     """
     found = []
     for path in map(epath.Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
         if (path / "config.json").exists():
             found.append(path)
             continue
@@ -34,13 +39,90 @@ def find_runs(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory: ``values`` of its config.json, and its records, read when they are asked for."""
+
+    path: epath.Path
+    values: Mapping[str, Any]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved config."""
+        return self.values["config"]
+
+    @functools.cached_property
+    def model(self) -> cfg.Model:
+        try:
+            return cfg.freeze({"model": self.config["model"]}).model
+        except ValueError as error:
+            raise ValueError(f"{self.path}/config.json: {error}") from None
+
+    @functools.cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Logged steps."""
+        return [line for line in read_lines(self.path / "metrics.jsonl") if "loss" in line]
+
+    @functools.cached_property
+    def evals(self) -> list[dict[str, Any]]:
+        """Validation losses; evaluations of tasks have none."""
+        return [line for line in read_lines(self.path / "evals.jsonl") if "loss" in line]
+
+    def records(self, loss: str) -> list[dict[str, Any]]:
+        """Records of the validation or the training loss."""
+        return self.evals if loss == "validation" else self.metrics
+
+    def num_params(self, count: str) -> int:
+        """N by a convention of ``COUNTS``."""
+        return getattr(parameters(self.model), count)
+
+    @property
+    def flops_per_token(self) -> float:
+        """As the run counted them, forward and backward."""
+        return self.values.get("flops_per_token", 6 * self.num_params("total"))
+
+    def unusable(self, loss: str, curves: bool = False) -> str:
+        """Why the run gives no point (with ``curves``, no curve); empty if it does."""
+        records, planned = self.records(loss), self.config["train"]["tokens"]
+        for record in (*records, *self.metrics[-1:]):  # a diverged run ends with the step that was no number
+            if not all(math.isfinite(record.get(key, 0.0)) for key in ("loss", "grad_norm")):
+                return f"diverged, its loss is {record['loss']} at step {record['step']}"
+        if not records:
+            return f"has no {loss} loss yet"
+        if not curves and records[-1]["tokens"] < planned - self.config["train"]["batch_tokens"]:
+            return f"is not finished, {records[-1]['tokens']:,} of {planned:,} tokens"
+        return ""
+
+
+def load(path: epath.PathLike) -> Run:
+    """Opens a run directory.
+
+    Raises:
+        ValueError: a config.json that is not that of a run.
+    """
+    path = epath.Path(path)
+    try:
+        values = json.loads((path / "config.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}/config.json is not JSON ({error}); the file is damaged") from None
+    config = values.get("config") if isinstance(values, dict) else None
+    if not isinstance(config, dict) or not {"model", "data", "train"} <= config.keys():
+        raise ValueError(f"{path}/config.json is not that of a run: it has no 'config' with model, data and train")
+    return Run(path, values)
+
+
 def read_runs(
     paths: Sequence[epath.PathLike], *, count: str = "total", loss: str = "validation", curves: bool = False
 ) -> Points:
+    """One point a finished run, or every evaluation of every run: ``run_points`` of the runs in ``paths``."""
+    return run_points((load(path) for path in find_runs(paths)), count=count, loss=loss, curves=curves)
+
+
+def run_points(runs: Iterable[Run], *, count: str = "total", loss: str = "validation", curves: bool = False) -> Points:
     """One point a finished run, or every evaluation of every run.
 
     Args:
-        paths: run directories, or folders of them.
+        runs: run directories.
         count: convention by which parameters are counted: total, without_embeddings, kaplan or chinchilla
             (``scaling.sizes.Parameters``).
         loss: validation (``evals.jsonl``) or training (``metrics.jsonl``).
@@ -59,21 +141,16 @@ def read_runs(
         raise ValueError(f"--loss={loss} of run directories must be validation or training")
     rows: list[tuple[str, float, float, float, float]] = []
     left_out, measured = [], {}
-    for run in find_runs(paths):
-        values = _config(run)
-        lines = read_lines(run / ("evals.jsonl" if loss == "validation" else "metrics.jsonl"))
-        records = [line for line in lines if "loss" in line]  # evaluations of tasks have none
-        reason = _unusable(values["config"], records, loss, curves)
+    for run in runs:
+        reason = run.unusable(loss, curves)
         if reason:
-            left_out.append(f"{run}: {reason}")
+            left_out.append(f"{run.path}: {reason}")
             continue
-        measured[str(run)] = _measured_on(values["config"])
-        size = float(getattr(parameters(_model(run, values["config"])), count))
-        for record in records if curves else records[-1:]:
+        name, size = str(run.path), float(run.num_params(count))
+        measured[name] = _measured_on(run.config)
+        for record in run.records(loss)[slice(None) if curves else slice(-1, None)]:
             tokens = float(record["tokens"])
-            rows.append(
-                (str(run), size, tokens, float(record["loss"]), values.get("flops_per_token", 6 * size) * tokens)
-            )
+            rows.append((name, size, tokens, float(record["loss"]), run.flops_per_token * tokens))
     if not rows:
         raise ValueError("no run can be used: " + "; ".join(left_out))
     _refuse_mixture(measured)
@@ -84,37 +161,7 @@ def read_runs(
     return Points(names, names, columns, tuple(left_out))
 
 
-def _config(run: epath.Path) -> dict[str, Any]:
-    try:
-        values = json.loads((run / "config.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{run}/config.json is not JSON ({error}); the file is damaged") from None
-    if not isinstance(values, dict) or not {"model", "data", "train"} <= values.get("config", {}).keys():
-        raise ValueError(f"{run}/config.json is not that of a run: it has no 'config' with model, data and train")
-    return values
-
-
-def _model(run: epath.Path, config: dict[str, Any]) -> cfg.Model:
-    try:
-        return cfg.freeze({"model": config["model"]}).model
-    except ValueError as error:
-        raise ValueError(f"{run}/config.json: {error}") from None
-
-
-def _unusable(config: dict[str, Any], records: list[dict[str, Any]], loss: str, curves: bool) -> str:
-    """Why a run gives no point; empty if it does."""
-    if not records:
-        return f"has no {loss} loss yet"
-    for record in records:
-        if not math.isfinite(record["loss"]):
-            return f"diverged, its {loss} loss is {record['loss']} at step {record['step']}"
-    planned = config["train"]["tokens"]
-    if not curves and records[-1]["tokens"] < planned - config["train"]["batch_tokens"]:
-        return f"is not finished, {records[-1]['tokens']:,} of {planned:,} tokens"
-    return ""
-
-
-def _measured_on(config: dict[str, Any]) -> dict[str, Any]:
+def _measured_on(config: Mapping[str, Any]) -> dict[str, Any]:
     data = config["data"]
     keys = ("tokenizer", "train", "mixture", "validation", "validation_fraction")
     return {f"config.data.{key}": data.get(key) for key in keys} | {

@@ -51,7 +51,8 @@ def progress(run: Run) -> Progress:
     found = Progress()
     if steps := _records(folder / "metrics.jsonl"):
         last = steps[-1]
-        found = Progress(last["tokens"], last["loss"], last["tokens_per_second"] * run.scale.flops_per_token)
+        rate = last.get("tokens_per_second", math.nan)  # a diverged run's last line has none
+        found = Progress(last["tokens"], last["loss"], rate * run.scale.flops_per_token)
     if evals := _records(folder / "evals.jsonl"):
         found.loss = evals[-1]["loss"]
         found.finished = evals[-1]["tokens"] >= run.config.train.tokens and math.isfinite(found.loss)

@@ -108,6 +108,11 @@ class Loop:
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
             steps = self.checkpoints.steps()
+            if self.writer:  # readers of the run see why it ended; resuming from before drops the line
+                tokens = self.schedule.tokens(step)
+                self.writer.train(
+                    {"step": step, "tokens": tokens, "loss": loss, "lr": metrics["lr"], "grad_norm": norm}
+                )
             where = f"the last checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
             raise Diverged(
                 f"loss {loss} and gradient norm {norm} at step {step} (learning rate {metrics['lr']:.3g}); {where}; "

@@ -95,7 +95,7 @@ def test_unusable_runs_are_left_out_aloud(tmp_path):
     assert len(points) == 1
     empty, nan, short = points.left_out
     assert "empty: has no validation loss yet" in empty
-    assert "nan: diverged, its validation loss is nan at step 2" in nan
+    assert "nan: diverged, its loss is nan at step 2" in nan
     assert "short: is not finished, 500 of 1,000 tokens" in short
     with pytest.raises(ValueError, match=r"no run can be used: .*empty"):
         read_runs([tmp_path / "empty"])

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from scaling import cli, exit_codes
+from scaling.laws.runs import read_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = f"--config={ROOT / 'experiments/cpu/smoke.py'}"
@@ -233,6 +234,8 @@ def test_divergence_stops_with_its_own_code_and_saves_nothing_after(tmp_path, ca
     assert code == exit_codes.DIVERGED
     error = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
     assert len(error) == 1 and "nan" in error[0] and "at step" in error[0] and "peak_lr" in error[0]
+    with pytest.raises(ValueError, match=r"run: diverged, its loss is \S+ at step \d+"):
+        read_runs([tmp_path / "run"])
 
 
 @pytest.mark.slow
@@ -244,7 +247,8 @@ def test_weights_gone_bad_never_become_a_checkpoint(tmp_path):
         "--config.checkpoint.every_steps=1",
     ]
     assert train(tmp_path / "run", *overrides) == exit_codes.DIVERGED
-    assert all(np.isfinite(r["loss"]) and np.isfinite(r["grad_norm"]) for r in curve(tmp_path / "run"))
+    finite = [np.isfinite(r["loss"]) and np.isfinite(r["grad_norm"]) for r in curve(tmp_path / "run")]
+    assert all(finite[:-1]) and not finite[-1]
     for values in weights(tmp_path / "run").values():
         assert np.isfinite(np.frombuffer(values, np.float32)).all()
 
