@@ -12,8 +12,9 @@ import pytest
 
 from scaling import config as cfg
 from scaling.flops import training_per_token
-from scaling.laws.points import Points, require_independence
+from scaling.laws.points import Points, read_table, require_independence
 from scaling.laws.report.collect import collect, frontier_of
+from scaling.laws.report.records import write_points
 from scaling.laws.report.command import write_report
 from scaling.sizes import parameters
 
@@ -248,3 +249,17 @@ def test_reading_and_drawing_need_no_jax():
     modules = "command, collect, optimum, style, tables, compute_figures, law_figures, sections, page"
     code = f"import sys\nfrom scaling.laws.report import {modules}\nassert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_points_read_back_as_the_runs(tmp_path):
+    sweep(tmp_path)
+    run(tmp_path, "broken", 64, 1e6, stop=0.5, ends_in=math.nan)
+    ladder = collect([tmp_path])
+    write_points(ladder, tmp_path / "points.csv")
+    for count, column in (("total", "params"), ("kaplan", "params_kaplan")):
+        table = read_table(tmp_path / "points.csv", {"params": column}, run="run")
+        expected = ladder.points_by(count)
+        order = [expected.names.index(name) for name in table.runs]
+        assert len(table) == len(expected)
+        for quantity in ("params", "tokens", "flops", "loss"):
+            np.testing.assert_allclose(table[quantity], expected[quantity][order], rtol=1e-9)

@@ -169,7 +169,7 @@ def _entry(name: str, run: Run, count: str, loss: str) -> Entry:
 
 def _seconds(metrics: Sequence[dict[str, Any]]) -> float:
     """``seconds`` counts from the start of each attempt; their sum."""
-    seconds = [float(record.get("seconds", math.nan)) for record in metrics]
+    seconds = [float(record["seconds"]) for record in metrics if "seconds" in record]
     if not seconds:
         return math.nan
     return seconds[-1] + sum(this for this, following in itertools.pairwise(seconds) if following < this)

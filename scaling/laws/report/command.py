@@ -13,9 +13,10 @@ from scaling import __version__
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was written: the page, its figures, and the lines that a terminal shows."""
+    """What was written: the page, the table of points, the figures, and the lines that a terminal shows."""
 
     page: epath.Path
+    points: epath.Path
     figures: tuple[epath.Path, ...]
     summary: tuple[str, ...]
 
@@ -57,7 +58,7 @@ def write_report(
     loss: str = "validation",
     resamples: int = 1000,
 ) -> Report:
-    """Writes ``report.html`` and ``figures/*.png``, ``*.svg``; shows progress on a terminal.
+    """Writes ``report.html``, ``points.csv`` and ``figures/*.png``, ``*.svg``; shows progress on a terminal.
 
     Args:
         paths: run directories, or folders of them.
@@ -76,11 +77,13 @@ def write_report(
     if output is None and len(paths) != 1:
         raise ValueError("several RUNS need --output=DIR, the folder for the page")
     from scaling.laws.report.collect import collect
+    from scaling.laws.report.records import write_points
 
     ladder = collect(paths, count=count, loss=loss)
     folder = epath.Path(output) if output is not None else epath.Path(paths[0]) / "report"
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)  # before the fits: a folder that cannot be written is known at once
+    write_points(ladder, folder / "points.csv")
 
     from scaling.laws.command import only_cpu
 
@@ -104,6 +107,7 @@ def write_report(
     lines += [f"left out: {entry.name}: {entry.reason}" for entry in ladder.entries if entry.reason]
     return Report(
         page=folder / "report.html",
+        points=folder / "points.csv",
         figures=tuple(figures / f"{drawing.name}.{kind}" for drawing in drawings for kind in ("png", "svg")),
         summary=tuple(line for line in lines if line),
     )
