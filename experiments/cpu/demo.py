@@ -1,6 +1,6 @@
-"""The demo: a small GPT-3-shaped model on the embedded books, alternating dense and banded attention.
+"""A small GPT-3-shaped model on the embedded books, alternating dense and banded attention.
 
-    make demo        (or: scaling train --config=experiments/cpu/demo.py)
+    scaling train --config=experiments/cpu/demo.py
 
 Machine: 2 CPU cores, about two minutes. Validation loss 4.70 nats a token.
 """

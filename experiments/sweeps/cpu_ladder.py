@@ -1,8 +1,13 @@
-"""isoFLOP curves of byte models on the embedded books, and larger runs to predict: a scaling law on a laptop.
+"""isoFLOP curves of byte models on the embedded books, and a larger run to predict: a scaling law on a laptop.
 
-scaling sweep --config=experiments/sweeps/cpu_ladder.py --dry_run
-scaling sweep --config=experiments/sweeps/cpu_ladder.py
-scaling report runs/cpu_ladder
+    scaling sweep --config=experiments/sweeps/cpu_ladder.py --dry_run
+    scaling sweep --config=experiments/sweeps/cpu_ladder.py
+    scaling report runs/cpu_ladder
+
+`make demo` runs its first five curves (cpu_ladder.py:demo).
+
+Machine: 2 CPU cores, about an hour for all of it. Losses: 2.25 nats a byte at 2e10 FLOPs to 1.31 at 6e13;
+docs/results/cpu_ladder has the law, and what was tried to make the runs follow one.
 """
 
 from scaling.config import default_config

@@ -4,7 +4,7 @@
     scaling sweep --config=experiments/sweeps/gpt3_isoflop.py --config.data.train='gs://BUCKET/text-*.jsonl.gz'
     scaling report runs/gpt3_isoflop
 
-Machine: accelerators; 2,700 hours of one TPU v5p at 40 % MFU, so about 11 hours of 256. Expected loss: not known;
+Machine: accelerators; 6,500 hours of one TPU v5p at 40 % MFU, so about 26 hours of 256. Expected loss: not known;
 none of these runs has been made with this code.
 """
 
