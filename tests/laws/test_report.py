@@ -14,8 +14,8 @@ from scaling import config as cfg
 from scaling.flops import training_per_token
 from scaling.laws.points import Points, read_table, require_independence
 from scaling.laws.report.collect import collect, frontier_of
-from scaling.laws.report.records import write_points
 from scaling.laws.report.command import write_report
+from scaling.laws.report.records import write_points
 from scaling.sizes import parameters
 
 ALPHA, BETA, E, A, B = 0.36, 0.32, 0.8, 40.0, 60.0
