@@ -4,7 +4,7 @@
     scaling sweep --config=experiments/sweeps/cpu_ladder.py
     scaling report runs/cpu_ladder
 
-`make demo` runs its first five curves (cpu_ladder.py:demo).
+`make demo` runs its first four curves (cpu_ladder.py:demo).
 
 Machine: 2 CPU cores, about an hour for all of it. Losses: 2.25 nats a byte at 2e10 FLOPs to 1.31 at 6e13;
 docs/results/cpu_ladder has the law, and what was tried to make the runs follow one.
@@ -30,7 +30,7 @@ SHAPES = (
 
 # Training FLOPs of the isoFLOP curves, two a decade.
 BUDGETS = (2e10, 6.3e10, 2e11, 6.3e11, 2e12, 6.3e12, 2e13)
-PARTS = {"smoke": 2, "demo": 5, "full": 7}  # curves
+PARTS = {"smoke": 2, "demo": 4, "full": 7}  # curves
 # One run three times larger than all others, of 1.9M parameters on one epoch, to be predicted.
 LARGEST = isoflop(6e13, between=(2.5, 5))
 

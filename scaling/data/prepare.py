@@ -65,12 +65,12 @@ def cached(data: Data, tokenizer: Tokenizer, split: str, source: str | None = No
     assert split in ("train", "validation"), split
     source = data.train if source is None else source
     held_out = not data.validation and source != "books"
+    if split == "validation" and data.validation:
+        source = data.validation
     if not source:
         raise ValueError("config.data.train is empty; name text files, a token directory, or 'books'")
     if held_out and not 0 < data.validation_fraction < 1:
         raise ValueError(f"config.data.validation_fraction must lie between 0 and 1, not {data.validation_fraction}")
-    if split == "validation" and data.validation:
-        source = data.validation
     whole = (0.0, 1.0)
     if source != "books" and _is_token_directory(source):
         path = _local(source, data)

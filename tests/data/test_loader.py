@@ -164,6 +164,21 @@ def test_reading_ahead_is_bounded_and_its_threads_end(training):
     assert not threads() - before
 
 
+def test_a_mixture_is_validated_on_the_files_that_are_named(tmp_path):
+    for name in ("a", "b", "held"):
+        (tmp_path / f"{name}.txt").write_text(name * 500)
+    data = Data(
+        train="",
+        mixture=((str(tmp_path / "a.txt"), 0.5), (str(tmp_path / "b.txt"), 0.5)),
+        validation=str(tmp_path / "held.txt"),
+        tokenizer="bytes",
+        cache_dir=str(tmp_path / "c"),
+    )
+    held_out = loader.validation_set(data, BYTES, T)
+    assert BYTES.decode(held_out[0][:8]) == "heldheld"
+    assert len(loader.training_set(data, BYTES, T, 0).fingerprint) > 0
+
+
 def test_mixture_keeps_its_proportions_and_each_source_its_epochs(tmp_path):
     weights = {"a": 6.0, "b": 3.0, "c": 1.0}
     sources = {letter: write_documents(tmp_path / f"{letter}.jsonl", 120, letter) for letter in weights}
