@@ -112,14 +112,14 @@ def call(spec: str, function: str, other: str) -> Any:
     except SyntaxError as error:
         raise ValueError(f"{error.filename}:{error.lineno}: {error.msg}") from error
     except Exception as error:
-        raise _mistake(path, error) from error
+        raise mistake(path, error) from error
     if not callable(getattr(module, function, None)):
         hint = f", but {other}(): use the verb {_VERB_OF[other]}" if hasattr(module, other) else ""
         raise ValueError(f"{path} has no function {function}(){hint}")
     try:
         return getattr(module, function)(*([argument] if colon else []))
     except Exception as error:
-        raise _mistake(path, error) from error
+        raise mistake(path, error) from error
 
 
 def run_name(spec: str) -> str:
@@ -226,8 +226,8 @@ def _import(path: str) -> ModuleType:
     return module
 
 
-def _mistake(path: str, error: Exception) -> ValueError:
-    """One sentence with file and line for whatever an experiment file did wrong."""
+def mistake(path: str, error: Exception) -> ValueError:
+    """One sentence with file and line (where it shows) for whatever an experiment file did wrong."""
     here = str(Path(path).absolute())  # as the import names it
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in (path, here)]
     where = f"{path}:{frames[-1].lineno}" if frames else path

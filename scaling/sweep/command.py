@@ -1,10 +1,17 @@
 """The options of ``scaling sweep``, and what they run."""
 
 import argparse
+import shlex
 import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scaling import exit_codes
-from scaling.sweep.machine import Machine
+
+if TYPE_CHECKING:
+    from scaling.sweep.machine import Machine
+    from scaling.sweep.plan import Run
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--dry_run", action="store_true", help="print every run with parameters, tokens, FLOPs and hours; train none")
     add("--parallel", type=int, default=0, metavar="N", help="runs at a time (default: as many as there is room for)")
     add("--device", metavar="KIND", help="dry_run: estimate for this kind of device, such as 'TPU v5p' or H100")
-    add("--devices", type=int, default=1, metavar="N", help="dry_run: how many of them (default: 1)")
+    add("--devices", type=int, metavar="N", help="dry_run: how many of them (default: 1)")
     add("--mfu", type=float, default=0.3, metavar="X", help="utilisation assumed until runs are measured (0.3)")
 
 
@@ -26,37 +33,66 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: a file that describes no sweep, options that make no sense, or runs that were made otherwise.
     """
-    from scaling.config_file import call, run_name
     from scaling.sweep.machine import probe
-    from scaling.sweep.plan import Sweep, plan
+    from scaling.sweep.progress import changed_knobs
 
     if options.config is None:
         raise ValueError("needs --config=FILE, a sweep such as experiments/sweeps/cpu_ladder.py")
-    if options.parallel < 0 or options.devices < 1 or not 0 < options.mfu <= 1:
+    if options.parallel < 0 or not 0 < options.mfu <= 1 or (options.devices is not None and options.devices < 1):
         raise ValueError("--parallel must not be negative, --devices at least 1, --mfu in (0, 1]")
-    sweep = call(options.config, "get_sweep", "get_config")
-    if not isinstance(sweep, Sweep):
-        raise ValueError(f"{options.config}: get_sweep() must return a scaling.sweep.plan.Sweep, got {sweep!r}")
-    runs = plan(sweep, options.overrides, run_name(options.config))
+    if options.device and (options.parallel or not options.dry_run):
+        raise ValueError(
+            "--device belongs to --dry_run, without --parallel; a sweep trains on the devices that are here"
+        )
+    if options.devices and not options.device:
+        raise ValueError(f"--devices={options.devices} belongs to --device=KIND")
+    runs = _plan(options)
     first = runs[0].config
     if first.distributed.coordinator_address or first.mesh.slices > 1:
         raise ValueError(
             "a sweep starts its runs on this machine, and these ask for several processes (config.distributed, "
             "config.mesh.slices); give each run's plan to your cluster instead"
         )
-    elsewhere = options.dry_run and options.device
-    machine = _named(options.device, options.devices) if elsewhere else probe(first.mesh.cpu_devices)
-    slots = 1 if elsewhere else machine.slots(first.mesh, options.parallel)
+    if options.device:
+        return _dry_run(options, runs, _named(options.device, options.devices or 1), 1)
+    for run in runs:
+        if changed := changed_knobs(run):
+            raise ValueError(
+                f"{run.config.workdir} was made by another sweep: {changed[0]}; "
+                "use another config.workdir, or delete it"
+            )
+    machine = probe(first.mesh.cpu_devices)
+    slots = machine.slots(first.mesh, options.parallel)
     return _dry_run(options, runs, machine, slots) if options.dry_run else _train(options, runs, machine, slots)
 
 
-def _dry_run(options: argparse.Namespace, runs: list, machine: Machine, slots: int) -> int:
+def _plan(options: argparse.Namespace) -> list["Run"]:
+    from scaling.config_file import call, mistake, run_name
+    from scaling.sweep.plan import Sweep, plan
+
+    sweep = call(options.config, "get_sweep", "get_config")
+    if not isinstance(sweep, Sweep):
+        raise ValueError(f"{options.config}: get_sweep() must return a scaling.sweep.plan.Sweep, got {sweep!r}")
+    try:
+        return plan(sweep, options.overrides, run_name(options.config))
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        path = options.config.partition(":")[0]
+        here = (path, str(Path(path).absolute()))
+        if not any(frame.filename in here for frame in traceback.extract_tb(error.__traceback__)):
+            raise  # a bug of ours
+        raise mistake(path, error) from error  # its rules and budgets are called here
+
+
+def _dry_run(options: argparse.Namespace, runs: list["Run"], machine: "Machine", slots: int) -> int:
     from scaling.sweep.display import plan_to_text
     from scaling.sweep.progress import Clock, progress
 
     clock = Clock(machine.unit_flops * len(machine.units) / slots, options.mfu)
-    found = {run.name: progress(run) for run in runs}
-    for run in () if options.device else runs:
+    # Of devices that are elsewhere, what has been trained here says nothing.
+    found = {} if options.device else {run.name: progress(run) for run in runs}
+    for run in runs if found else ():
         clock.learn(run, found[run.name])
     source = f"{options.mfu:.0%} of {machine.source}"
     if clock.measured:
@@ -66,29 +102,27 @@ def _dry_run(options: argparse.Namespace, runs: list, machine: Machine, slots: i
     return exit_codes.OK
 
 
-def _train(options: argparse.Namespace, runs: list, machine: Machine, slots: int) -> int:
-    from scaling.sweep.display import Display, outcome
-    from scaling.sweep.progress import changed_knobs
-    from scaling.sweep.runner import Runner
+def _train(options: argparse.Namespace, runs: list["Run"], machine: "Machine", slots: int) -> int:
+    from etils import epath
 
-    if options.device:
-        raise ValueError("--device belongs to --dry_run; a sweep trains on the devices that are here")
-    for run in runs:
-        if changed := changed_knobs(run):
-            raise ValueError(
-                f"{run.config.workdir} was made by another sweep: {changed[0]}; "
-                "use another config.workdir, or delete it"
-            )
-    runner = Runner(runs, machine, slots)
-    with Display() as display:
-        code = runner.run(display)
+    from scaling.sweep.display import Display, outcome
+    from scaling.sweep.runner import Runner
+    from scaling.train.lock import held
+
+    folder = epath.Path(runs[0].config.workdir).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder / ".lock", f"another sweep is running in {folder}; wait for it, or use another config.workdir"):
+        runner = Runner(runs, machine, slots, options.mfu)
+        with Display() as display:
+            code = runner.run(display)
     print(outcome(runner), file=sys.stderr if code else sys.stdout)
     if not code:
-        print(f"next: scaling report {runs[0].config.workdir.rpartition('/')[0]}")
+        print(f"next: scaling report {shlex.quote(str(folder))}")
     return code
 
 
-def _named(kind: str, count: int) -> Machine:
+def _named(kind: str, count: int) -> "Machine":
+    from scaling.sweep.machine import Machine
     from scaling.train.throughput import BF16_PEAK, data_sheet
 
     peak = data_sheet(kind, count)

@@ -122,13 +122,16 @@ def outcome(runner: Runner) -> str:
         lines.append(f"failed: {job.run.name}: {job.reason}  (exit code {job.exit_code}, log {job.log})")
     if stopped := runner.of(STOPPED):
         lines.append(f"stopped: {', '.join(job.run.name for job in stopped)}")
+    if elsewhere := runner.of(ELSEWHERE):
+        lines.append(f"still trained by another process: {', '.join(job.run.name for job in elsewhere)}")
     if runner.of(FAILED, STOPPED, WAITING, ELSEWHERE):
         lines.append("the same command goes on with what is not finished")
     return "\n".join(lines)
 
 
 def _summary(runner: Runner) -> str:
-    counts = [f"{len(jobs)} {state}" for state in (FINISHED, RUNNING, WAITING, FAILED) if (jobs := runner.of(state))]
+    states = (FINISHED, RUNNING, ELSEWHERE, WAITING, STOPPED, FAILED)
+    counts = [f"{len(jobs)} {state}" for state in states if (jobs := runner.of(state))]
     return f"{', '.join(counts)}, left about {clock(runner.seconds_left())}"
 
 

@@ -19,6 +19,7 @@ from scaling.data import tokenizer
 from scaling.resolve import resolve
 from scaling.sizes import Parameters, Size, parameters
 
+_ROUNDING = 0.1  # a length may change by this part in becoming whole batches
 _SHAPE_KNOBS = ("num_layers", "d_model", "num_heads", "d_head", "d_ff")
 
 
@@ -152,45 +153,100 @@ def plan(sweep: Sweep, overrides: Sequence[str] = (), name: str = "sweep") -> li
     base = apply_overrides(sweep.base, overrides)
     vocab_size = base.model.vocab_size or tokenizer.load(base.data.tokenizer).vocab_size
     folder = base.workdir or f"runs/{name}"
-    runs = {}
+    if "://" in folder:
+        raise ValueError(
+            f"config.workdir={folder}: the folder of a sweep must be local; its runs keep their logs there"
+        )
+    runs: dict[str, Run] = {}
+    same: dict[cfg.Config, str] = {}
     for shape, length, variant in _combinations(sweep, base, vocab_size):
         run = _run(sweep, base, shape, length, variant, folder, vocab_size)
+        key = dataclasses.replace(run.config, workdir="")
         if run.name in runs:
             raise ValueError(f"two runs of the sweep are named {run.name}; their lengths or grid values are too close")
-        runs[run.name] = run
+        if key in same:
+            raise ValueError(
+                f"{same[key]} and {run.name} are the same run: a shape is given twice, or both lengths are "
+                f"{run.config.train.tokens} tokens in whole batches of {run.config.train.batch_tokens}"
+            )
+        runs[run.name], same[key] = run, run.name
     if not runs:
         raise ValueError("the sweep has no runs: no budget gives any of its shapes a length")
     return sorted(runs.values(), key=lambda run: run.scale.flops)
 
 
 def _check(sweep: Sweep, overrides: Sequence[str]) -> None:
+    """Each field by itself."""
+    _check_types(sweep)
     for override in overrides:
         knob = override.removeprefix("--").split("=", 1)[0]
         if knob in sweep.sets:
             raise ValueError(f"{knob} differs from run to run, by the sweep's {sweep.sets[knob]}; change that instead")
-    if not isinstance(sweep.base, ConfigDict):
-        raise ValueError(f"the sweep's base must be the ConfigDict of default_config(), got {sweep.base!r}")
     if sweep.warmup_fraction is not None and not 0 <= sweep.warmup_fraction <= 1:
         raise ValueError(f"the sweep's warmup_fraction={sweep.warmup_fraction} must be in [0, 1]")
     if sweep.evaluations < 1:
         raise ValueError(f"the sweep's evaluations={sweep.evaluations} must be at least 1")
-    others = dataclasses.replace(sweep, grid={}).sets
+    others = dataclasses.replace(sweep, grid={}).sets | {"config.workdir": "plan"}
     for knob in sweep.grid:
         check_knob(f"config.{knob}")
         if f"config.{knob}" in others:
             raise ValueError(f"the sweep's grid sets {knob}, which its {others[f'config.{knob}']} set too")
 
 
+def _check_types(sweep: Sweep) -> None:
+    def refuse(field: str, right: str, value: Any) -> ValueError:
+        return ValueError(f"the sweep's {field} must be {right}, got {value!r}")
+
+    def whole(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool)
+
+    if not isinstance(sweep.base, ConfigDict):
+        raise refuse("base", "the ConfigDict of default_config()", sweep.base)
+    for field, kind, right in (
+        ("shapes", Shape, "Shape(...)"),
+        ("budgets", Callable, "isoflop(...) or another budget"),
+    ):
+        values = getattr(sweep, field)
+        if not isinstance(values, list | tuple) or not all(isinstance(value, kind) for value in values):  # type: ignore[arg-type]
+            raise refuse(field, f"a list of {right}", values)
+    for shape in sweep.shapes:
+        if not all(whole(size) for size in dataclasses.astuple(shape)):
+            raise refuse("shapes", "of whole numbers", shape)
+    for field in ("peak_lr", "batch_tokens"):
+        if not (getattr(sweep, field) is None or callable(getattr(sweep, field))):
+            raise refuse(field, "a rule, a function of a Scale (set the base's for one value)", getattr(sweep, field))
+    if not isinstance(sweep.warmup_fraction, int | float | None):
+        raise refuse("warmup_fraction", "a number", sweep.warmup_fraction)
+    if not whole(sweep.evaluations):
+        raise refuse("evaluations", "a whole number", sweep.evaluations)
+    if not isinstance(sweep.grid, Mapping) or not all(isinstance(v, list | tuple) for v in sweep.grid.values()):
+        raise refuse("grid", "a dict from knobs to lists of values", sweep.grid)
+
+
 def _combinations(sweep: Sweep, base: cfg.Config, vocab_size: int) -> Iterator[tuple[Shape, float, dict[str, Any]]]:
     variants = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
     for shape in sweep.shapes:
-        scale = _scale(resolve(_shaped(base, shape), vocab_size=vocab_size))
-        lengths = {round(length): None for budget in sweep.budgets for length in budget(scale)}
-        for length in lengths:
-            if not length > 0:
-                raise ValueError(f"a budget of the sweep gives {shape} {length} tokens; it must give at least 1")
+        try:
+            scale = _scale(resolve(_shaped(base, shape), vocab_size=vocab_size))
+        except ValueError as error:
+            raise ValueError(f"{shape}: {error}") from error
+        for length in _lengths(sweep, shape, scale):
             for variant in variants:
                 yield shape, length, variant
+
+
+def _lengths(sweep: Sweep, shape: Shape, scale: Scale) -> list[int]:
+    """Tokens of each run of a shape, equal ones once."""
+    lengths: dict[int, None] = {}
+    for budget in sweep.budgets:
+        found = budget(scale)
+        if not isinstance(found, Sequence) or not all(isinstance(length, int | float) for length in found):
+            raise ValueError(f"a budget of the sweep gives {found!r} for {shape}; it must give a list of tokens")
+        for length in found:
+            if not (math.isfinite(length) and round(length) > 0):
+                raise ValueError(f"a budget of the sweep gives {shape} {length} tokens; it must give at least 1")
+            lengths[round(length)] = None
+    return list(lengths)
 
 
 def _run(
@@ -202,13 +258,21 @@ def _run(
     folder: str,
     vocab_size: int,
 ) -> Run:
-    # A grid may change what the FLOPs depend on, so it comes first.
-    config = _with(_shaped(base, shape), {f"config.{knob}": value for knob, value in variant.items()})
-    scale = dataclasses.replace(_scale(resolve(config, vocab_size=vocab_size)), tokens=length)
+    name = _name(sweep, shape, length, variant)
+    try:
+        # A grid may change what the FLOPs depend on, so it comes first.
+        config = _with(_shaped(base, shape), {f"config.{knob}": value for knob, value in variant.items()})
+        scale = dataclasses.replace(_scale(resolve(config, vocab_size=vocab_size)), tokens=length)
+    except ValueError as error:
+        raise ValueError(f"run {name}: {error}") from error
     batch = config.train.batch_tokens
     if sweep.batch_tokens is not None:
         batch = _whole_batch(config, sweep.batch_tokens(scale))
     steps = max(1, round(length / batch))
+    if abs(steps * batch / length - 1) > _ROUNDING:
+        raise ValueError(
+            f"run {name}: {length} tokens are {steps * batch} in whole batches of {batch}; smaller batches must be used"
+        )
     scale = dataclasses.replace(scale, tokens=steps * batch)
     values: dict[str, Any] = {
         "config.train.batch_tokens": batch,
@@ -219,13 +283,22 @@ def _run(
         values["config.optimizer.peak_lr"] = sweep.peak_lr(scale)
     if sweep.warmup_fraction is not None:
         values["config.optimizer.warmup_tokens"] = round(sweep.warmup_fraction * steps * batch)
-    run_name = f"l{shape.num_layers}-d{shape.d_model}-t{_compact(length)}"
-    run_name += "".join(f"-{knob.rpartition('.')[2]}{_slug(value)}" for knob, value in variant.items())
-    values["config.workdir"] = f"{folder.rstrip('/')}/{run_name}"
+    values["config.workdir"] = f"{folder.rstrip('/')}/{name}"
     try:
-        return Run(run_name, resolve(_with(config, values), vocab_size=vocab_size), scale)
+        return Run(name, resolve(_with(config, values), vocab_size=vocab_size), scale)
     except ValueError as error:
-        raise ValueError(f"run {run_name}: {error}") from error
+        raise ValueError(f"run {name}: {error}") from error
+
+
+def _name(sweep: Sweep, shape: Shape, length: float, variant: dict[str, Any]) -> str:
+    """Depth, width and tokens; heads and MLP where these do not tell the shapes apart; values of the grid."""
+    name = f"l{shape.num_layers}-d{shape.d_model}"
+    alike = {s for s in sweep.shapes if (s.num_layers, s.d_model) == (shape.num_layers, shape.d_model)}
+    for letter, field in (("h", "num_heads"), ("k", "d_head"), ("ff", "d_ff")):
+        if len({getattr(s, field) for s in alike}) > 1:
+            name += f"-{letter}{getattr(shape, field)}"
+    name += f"-t{_compact(length)}"
+    return name + "".join(f"-{knob.rpartition('.')[2]}{_slug(value)}" for knob, value in variant.items())
 
 
 def _shaped(config: cfg.Config, shape: Shape) -> cfg.Config:
@@ -257,7 +330,7 @@ def _whole_batch(config: cfg.Config, wanted: float) -> int:
     """
     mesh = config.mesh
     unit = (config.train.sequence_length or config.model.context_length) * mesh.slices * max(1, mesh.data) * mesh.fsdp
-    if not wanted > 0:
+    if not (math.isfinite(wanted) and wanted > 0):
         raise ValueError(f"the sweep's rule for batch_tokens gives {wanted}; it must be positive")
     return unit * 2 ** max(0, round(math.log2(wanted / unit)))
 

@@ -15,9 +15,8 @@ from scaling.laws.curves import read_lines
 from scaling.sweep.plan import Run
 
 _STARTUP_SECONDS = 15.0  # imports and compilation
-_UTILISATION = 0.3  # of the peak, until a run has been measured
 # Knobs that make another result, and those among them that do not.
-_DECISIVE = ("config.model.", "config.optimizer.", "config.train.", "config.seed", "config.data.")
+_DECISIVE = ("config.model.", "config.optimizer.", "config.train.", "config.seed", "config.data.", "config.eval.tokens")
 _FREE = (
     "config.model.remat",
     "config.train.microbatch_sequences",
@@ -70,15 +69,18 @@ def changed_knobs(run: Run) -> list[str]:
         Sentences "knob is x there and y here".
 
     Raises:
-        ValueError: the ``plan.json`` there is damaged.
+        ValueError: the ``plan.json`` (or ``config.json``) there is damaged.
     """
-    path = epath.Path(run.config.workdir) / "plan.json"
-    if not path.exists():
+    folder = epath.Path(run.config.workdir)
+    path = next((p for p in (folder / "plan.json", folder / "config.json") if p.exists()), None)
+    if path is None:
         return []
     try:
-        before = {name: value for name, value, _, _ in cfg.knobs(cfg.freeze(json.loads(path.read_text())))}
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to plan the run anew") from None
+        values = json.loads(path.read_text())
+        found = cfg.freeze(values.get("config", values))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete the run's folder to train it anew") from None
+    before = {name: value for name, value, _, _ in cfg.knobs(found)}
     now = {name: value for name, value, _, _ in cfg.knobs(run.config)}
     names = [n for n in now if n.startswith(_DECISIVE) and not n.startswith(_FREE) and before[n] != now[n]]
     return [f"{name} is {before[name]!r} there and {now[name]!r} here" for name in names]
@@ -87,7 +89,7 @@ def changed_knobs(run: Run) -> list[str]:
 class Clock:
     """Estimates seconds: measured FLOP/s of the run nearest in size, else a part of the peak."""
 
-    def __init__(self, slot_flops: float, utilisation: float = _UTILISATION):
+    def __init__(self, slot_flops: float, utilisation: float):
         """Args: peak FLOP/s of what one run uses, and the part of it that is assumed before a run was measured."""
         self._assumed = slot_flops * utilisation
         self._measured: dict[float, float] = {}  # log FLOPs a token -> FLOP/s

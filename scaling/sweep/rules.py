@@ -35,6 +35,8 @@ def power(
     X = params: all parameters but embeddings; tokens: the run's; flops: the run's. Examples: for C, arXiv 2401.02954,
     section 3.1, found a learning rate of 0.3118 C^-0.1250 and a batch of 0.2920 C^0.3271 tokens.
     """
+    if of not in ("params", "tokens", "flops"):
+        raise ValueError(f"power(..., of={of!r}) must be of 'params', 'tokens' or 'flops'")
 
     def rule(scale: Scale) -> float:
         sizes = {"params": scale.params.without_embeddings, "tokens": scale.tokens, "flops": scale.flops}

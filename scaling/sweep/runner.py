@@ -18,6 +18,7 @@ from scaling.sweep.progress import Clock, Progress, progress
 from scaling.train.lock import is_locked
 
 _POLL_SECONDS = 0.5
+_ERROR = "scaling train: error: "
 _STOPPED = (exit_codes.SIGINT, exit_codes.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = "waiting", "running", "finished", "failed", "stopped"
@@ -34,17 +35,22 @@ class Job:
     units: list[int] = dataclasses.field(default_factory=list)
     process: "subprocess.Popen[bytes] | None" = None
     exit_code: int = 0
+    reason: str = ""  # of a failure
+    logged: int = 0  # bytes of the log that earlier attempts wrote
 
     @property
     def log(self) -> epath.Path:
         """What the run's process printed."""
         return epath.Path(self.run.config.workdir) / "train.log"
 
-    @property
-    def reason(self) -> str:
-        """The last line of the log of a failed run."""
-        lines = self.log.read_text().strip().splitlines() if self.log.exists() else []
-        return lines[-1].removeprefix("scaling train: error: ") if lines else f"exit code {self.exit_code}"
+    def why(self) -> str:
+        """The reason of a failure: a signal, else the error in the log of this attempt, else its last line."""
+        if self.exit_code < 0:
+            name = signal.Signals(-self.exit_code).name
+            return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        lines = self.log.read_bytes()[self.logged :].decode(errors="replace").strip().splitlines()
+        errors = [line for line in lines if line.startswith(_ERROR)]
+        return [f"exit code {self.exit_code}", *lines[-1:], *errors[-1:]][-1].removeprefix(_ERROR)
 
 
 class Runner:
@@ -55,18 +61,24 @@ class Runner:
         slots: runs at a time.
     """
 
-    def __init__(self, runs: Sequence[Run], machine: Machine, slots: int):
+    def __init__(self, runs: Sequence[Run], machine: Machine, slots: int, utilisation: float):
+        """Args: a plan, where it runs, runs at a time, and the part of the peak that is assumed before a measurement.
+
+        Runs that another process is training (of a sweep that was killed, say) are waited for.
+        """
         self.jobs = [Job(run) for run in runs]
         self.slots = slots
         self._machine = machine
         self._free = list(machine.units)
         self._stop = 0
-        self.clock = Clock(machine.unit_flops * len(machine.units) / slots)
+        self.clock = Clock(machine.unit_flops * len(machine.units) / slots, utilisation)
         for job in self.jobs:
             job.progress = progress(job.run)
             self.clock.learn(job.run, job.progress)
             if job.progress.finished:
                 job.state = FINISHED
+            elif is_locked(epath.Path(job.run.config.workdir)):
+                job.state = ELSEWHERE
 
     def of(self, *states: str) -> list[Job]:
         """The jobs in these states."""
@@ -92,6 +104,8 @@ class Runner:
                 time.sleep(_POLL_SECONDS)
                 for job in self.of(RUNNING):
                     self._look(job)
+                for job in self.of(ELSEWHERE):
+                    self._look_elsewhere(job)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -106,7 +120,7 @@ class Runner:
     def seconds_left(self) -> float:
         """Estimated time until the last run ends."""
         running = [self.clock.seconds(job.run, job.progress.tokens) for job in self.of(RUNNING, ELSEWHERE)]
-        waiting = [self.clock.seconds(job.run, job.progress.tokens) for job in self.of(WAITING)]
+        waiting = [self.clock.seconds(job.run, job.progress.tokens) for job in self.of(WAITING) if not self._stop]
         return self.clock.makespan(running, waiting, self.slots)
 
     def _note(self, number: int, frame: object) -> None:
@@ -117,25 +131,22 @@ class Runner:
         self._stop = number
 
     def _start_more(self) -> None:
-        for job in self.of(ELSEWHERE):
-            if not is_locked(epath.Path(job.run.config.workdir)):
-                job.progress = progress(job.run)
-                job.state = FINISHED if job.progress.finished else WAITING
+        if self.of(ELSEWHERE):  # they use cores or devices that are not ours to give away
+            return
         share = len(self._machine.units) // self.slots
         while (waiting := self.of(WAITING)) and len(self._free) >= share and len(self.of(RUNNING)) < self.slots:
-            job = waiting[0]
-            if is_locked(epath.Path(job.run.config.workdir)):
-                job.state = ELSEWHERE
-                continue
             # The last runs share what would otherwise lie idle.
-            take = max(share, len(self._free) // len(waiting))
-            self._start(job, take)
+            self._start(waiting[0], max(share, len(self._free) // len(waiting)))
+            if self._stop:
+                return
 
     def _start(self, job: Job, take: int) -> None:
         folder = epath.Path(job.run.config.workdir)
         folder.mkdir(parents=True, exist_ok=True)
-        plan = folder / "plan.json"
-        plan.write_text(cfg.to_json(job.run.config))
+        plan, partial = folder / "plan.json", folder / "plan.json.partial"
+        partial.write_text(cfg.to_json(job.run.config))
+        partial.replace(plan)
+        job.logged = job.log.stat().length if job.log.exists() else 0
         job.units, self._free = self._free[:take], self._free[take:]
         command = [sys.executable, "-m", "scaling", "train", f"--config={plan}"]
         with job.log.open("ab") as log, self._machine.restrict(job.units) as environment:
@@ -144,6 +155,8 @@ class Runner:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
             )
         job.state = RUNNING
+        if self._stop:  # the signal came while the process was being made
+            job.process.send_signal(self._stop)
 
     def _look(self, job: Job) -> None:
         assert job.process is not None
@@ -156,5 +169,13 @@ class Runner:
         job.exit_code = code
         if job.progress.finished and code == 0:
             job.state = FINISHED
+        elif self._stop or code in _STOPPED:
+            job.state = STOPPED
         else:
-            job.state = STOPPED if code in _STOPPED else FAILED
+            job.state, job.reason = FAILED, job.why()
+
+    def _look_elsewhere(self, job: Job) -> None:
+        job.progress = progress(job.run)
+        if not is_locked(epath.Path(job.run.config.workdir)):
+            job.progress = progress(job.run)  # the last validation may have come since
+            job.state = FINISHED if job.progress.finished else WAITING

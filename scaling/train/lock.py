@@ -19,13 +19,23 @@ def only_one(run_dir: epath.Path) -> Iterator[None]:
     if "://" in str(run_dir):
         yield
         return
-    with (run_dir / ".lock").open("w") as file:
+    busy = f"another process is training in {run_dir}; wait for it, stop it, or use another config.workdir"
+    with held(run_dir / ".lock", busy):
+        yield
+
+
+@contextlib.contextmanager
+def held(path: epath.Path, busy: str) -> Iterator[None]:
+    """Holds the lock of a local file, which is made if need be.
+
+    Raises:
+        ValueError: another process has it; ``busy`` is the sentence.
+    """
+    with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
-                f"another process is training in {run_dir}; wait for it, stop it, or use another config.workdir"
-            ) from None
+            raise ValueError(busy) from None
         yield
 
 
@@ -33,8 +43,9 @@ def is_locked(run_dir: epath.Path) -> bool:
     """Whether another process is training in the directory now."""
     if not (run_dir / ".lock").exists():
         return False
-    try:
-        with only_one(run_dir):
-            return False
-    except ValueError:
-        return True
+    with (run_dir / ".lock").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False

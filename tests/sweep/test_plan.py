@@ -70,6 +70,12 @@ def test_a_grid_takes_every_combination_and_equal_lengths_once():
     assert all(run.config.workdir == f"runs/sweep/{run.name}" for run in runs)
 
 
+def test_names_tell_shapes_of_one_width_apart():
+    shapes = [Shape(2, 32, 2), Shape(2, 32, 4), Shape(2, 64, 4)]
+    runs = plan(Sweep(base(batch_tokens=256), shapes, [sweeps.tokens(10_240)]))
+    assert {run.name for run in runs} == {"l2-d32-h2-t10.2k", "l2-d32-h4-t10.2k", "l2-d64-t10.2k"}
+
+
 def test_rules_set_learning_rate_batch_and_warm_up_of_each_run():
     seen = []
 
@@ -130,6 +136,8 @@ def test_published_shapes_replace_the_whole_shape_of_the_base():
 
 
 def test_power_keeps_its_limits():
+    with pytest.raises(ValueError, match="must be of 'params'"):
+        rules.power(1, 1, of="size")
     scale = sweeps.Scale(sizes.parameters(sizes.GPT3["125m"].model()), 1e9, tokens=1e6)
     assert rules.power(2, 0.5, of="tokens")(scale) == pytest.approx(2000)
     assert rules.power(3, 1, of="flops")(scale) == pytest.approx(3e15)
@@ -153,6 +161,26 @@ def test_power_keeps_its_limits():
         ({"peak_lr": lambda scale: -1.0}, [], "run l2-d32-t50k: config.optimizer.peak_lr=-1.0 must be"),
         ({"batch_tokens": lambda scale: 0}, [], "must be positive"),
         ({"evaluations": 0}, [], "evaluations=0"),
+        ({"evaluations": 2.5}, [], "evaluations must be a whole number, got 2.5"),
+        ({"budgets": sweeps.tokens(50_000)}, [], "budgets must be a list of isoflop(...)"),
+        ({"budgets": [50_000]}, [], "budgets must be a list of isoflop(...)"),
+        ({"budgets": [sweeps.tokens([1, 2])]}, [], "it must give a list of tokens"),
+        ({"budgets": [sweeps.tokens(float("nan"))]}, [], "it must give at least 1"),
+        ({"budgets": [lambda scale: 1024]}, [], "gives 1024 for Shape"),
+        ({"budgets": [sweeps.tokens(100)]}, [], "100 tokens are 256 in whole batches of 256"),
+        ({"budgets": [sweeps.tokens(49_900, 50_100)], "base": base(batch_tokens=4096)}, [], "are the same run"),
+        ({"shapes": [(2, 32, 2)]}, [], "shapes must be a list of Shape"),
+        ({"shapes": [Shape(2, 32.0, 2)]}, [], "of whole numbers"),
+        ({"shapes": [SMALL, SMALL]}, [], "two runs of the sweep are named"),
+        ({"shapes": [SMALL, Shape(2, 30, 4)]}, [], "Shape(num_layers=2, d_model=30"),
+        ({"peak_lr": 1e-3}, [], "peak_lr must be a rule"),
+        ({"batch_tokens": lambda scale: float("inf")}, [], "must be positive"),
+        ({"warmup_fraction": "0.1"}, [], "warmup_fraction must be a number"),
+        ({"grid": {"seed": 3}}, [], "grid must be a dict from knobs to lists"),
+        ({"grid": {"data.tokenizer": "bytes"}}, [], "grid must be a dict from knobs to lists"),
+        ({"grid": {"workdir": ("a", "b")}}, [], "sets workdir, which its plan set too"),
+        ({"grid": {"seed": (0, "x")}}, [], "run l2-d32-t50k-seedx: config.seed must be a int"),
+        ({"base": 5}, [], "base must be the ConfigDict"),
     ],
 )
 def test_refused_in_one_sentence(changes, overrides, sentence):

@@ -14,6 +14,7 @@ from scaling import cli, exit_codes
 from scaling.laws.runs import read_runs
 from scaling.sweep.machine import Machine
 from scaling.sweep.progress import Clock
+from scaling.train.lock import only_one
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,6 +94,10 @@ def test_finishes_resumes_and_names_what_failed(sweep):
     assert {name: (runs / name / "metrics.jsonl").stat().st_mtime_ns for name in good} == before
     assert err.count(" running") == err.count("+30-clip_norm0 running") == 2 or "1e+30" in err
 
+    # What is refused stays as it is in a dry run; what was measured elsewhere is not mixed in.
+    code, _, err = run(path, "--dry_run", "--config.eval.tokens=512")
+    assert code == exit_codes.USAGE and "eval.tokens is 256 there and 512 here" in err
+
     # A sweep that would make other runs of the same names is refused.
     path.write_text(path.read_text().replace("warmup_tokens = 0", "warmup_tokens = 128"))
     code, _, err = run(path)
@@ -113,10 +118,10 @@ def test_a_signal_stops_all_runs_and_the_same_command_goes_on(sweep, number, exp
     _, err = process.communicate(timeout=120)
     assert process.returncode == expected, err
     assert "stopped: " in err and "the same command goes on" in err
-    steps = {p.name: json.loads((p / "metrics.jsonl").read_text().splitlines()[-1])["step"] for p in runs.iterdir()}
+    steps = {p.name: json.loads((p / "metrics.jsonl").read_text().splitlines()[-1])["step"] for p in runs.glob("l*")}
     assert all(0 < step < 1024 for step in steps.values()), steps
-    assert all((p / "checkpoints").is_dir() for p in runs.iterdir())
-    logs = {p: (p / "train.log").read_text() for p in runs.iterdir()}
+    assert all((p / "checkpoints").is_dir() for p in runs.glob("l*"))
+    logs = {p: (p / "train.log").read_text() for p in runs.glob("l*")}
     assert all("stopped by a signal" in text for text in logs.values())
 
 
@@ -135,10 +140,48 @@ def test_wrong_files_and_options_are_refused(sweep, tmp_path, capsys):
     assert "must not be negative" in refused(f"--config={path}", "--parallel=-1")
     assert "is not a device whose peak is known" in refused(f"--config={path}", "--dry_run", "--device=abacus")
     assert "belongs to --dry_run" in refused(f"--config={path}", "--device=TPU v4")
+    assert "belongs to --device" in refused(f"--config={path}", "--dry_run", "--devices=4")
+    assert "must be local" in refused(f"--config={path}", "--config.workdir=gs://bucket/runs")
+    text = path.read_text()
+    path.write_text(text.replace("grid={}", "peak_lr=lambda scale: 1 / 0"))
+    assert "small.py:18: ZeroDivisionError" in refused(f"--config={path}", "--dry_run")
     path.write_text("def get_sweep():\n    return 5\n")
     assert "must return a scaling.sweep.plan.Sweep" in refused(f"--config={path}")
     assert cli.main(["train", f"--config={path}"]) == exit_codes.USAGE
     assert "use the verb sweep" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_sweep_waits_for_what_another_process_trains(sweep):
+    path, runs = sweep(tokens="4096")
+    busy = runs / "l1-d8-t4.1k"
+    busy.mkdir(parents=True)
+    with only_one(busy):
+        process = start(path)
+        time.sleep(8)
+        assert process.poll() is None
+        assert not (runs / "l1-d16-t4.1k").exists()  # its cores may be those of the other process
+        second, _, err = run(path)
+        assert second == exit_codes.USAGE and "another sweep is running" in err
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "elsewhere" in err
+    assert len(read_runs([runs]).names) == 2
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_named_with_its_signal(sweep):
+    path, runs = sweep(tokens="131072")
+    process = start(path)
+    metrics = runs / "l1-d8-t131k/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.05)
+    subprocess.run(["pkill", "-KILL", "-f", f"{runs}/l1-d8-t131k/plan.json"], check=True)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "failed: l1-d8-t131k: killed by SIGKILL (out of memory?)" in err
+    assert "1 of 2 runs finished" in err
 
 
 def machine(platform, count):
@@ -172,7 +215,7 @@ def test_gpu_runs_see_their_own_devices(monkeypatch):
 
 
 def test_makespan_fills_the_slots_in_order():
-    clock = Clock(1e12)
+    clock = Clock(1e12, 0.3)
     assert clock.makespan([], [4, 3, 2], 1) == 9
     assert clock.makespan([], [4, 3, 2], 2) == 5
     assert clock.makespan([10], [4, 3, 2], 2) == 10
