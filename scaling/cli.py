@@ -191,6 +191,24 @@ def _fit(options: argparse.Namespace) -> int:
     return command.fit(options)
 
 
+def _generate(options: argparse.Namespace) -> int:
+    from scaling.generate import command
+
+    return command.run(options)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from scaling.evaluate import command
+
+    return command.run(options)
+
+
+def _bench_generate(options: argparse.Namespace) -> int:
+    from scaling.generate import command
+
+    return command.run_bench(options)
+
+
 def _report(options: argparse.Namespace) -> int:
     from scaling.laws.report import command
 
@@ -217,6 +235,8 @@ _VERBS = (
     "sizes",
     "tokenizer",
     "tokenize",
+    "generate",
+    "evaluate",
     "logits",
     "export",
     "plot",
@@ -267,6 +287,12 @@ def _parser() -> argparse.ArgumentParser:
     tokenize.add_argument("--output", required=True, metavar="DIR", help="where the shards go")
     tokenize.add_argument("--text_key", default="text", help="field of the text in records (default: text)")
 
+    from scaling.evaluate import command as evaluate_command
+    from scaling.generate import command as generate_command
+
+    generate_command.add_options(_add(verbs, "generate", _generate, "continue prompts with a model"))
+    evaluate_command.add_options(_add(verbs, "evaluate", _evaluate, "zero-, one- and few-shot scores of models"))
+
     logits = _add(verbs, "logits", _logits, "float32 logits of a run directory or a Hugging Face folder")
     logits.add_argument("model", metavar="MODEL", help="run directory, or folder with config.json, model.safetensors")
     logits.add_argument("--ids", required=True, metavar="IDS.npy", help="token ids, integers [batch, time]")
@@ -293,6 +319,7 @@ def _parser() -> argparse.ArgumentParser:
     dispatch = _add(benches, "dispatch", _bench_dispatch, "host time to dispatch one training step")
     dispatch.add_argument("--num_layers", type=int, default=48, help="depth of the model (default: 48)")
     dispatch.add_argument("--steps", type=int, default=50, help="steps timed (default: 50)")
+    generate_command.add_bench_options(_add(benches, "generate", _bench_generate, "decoding speed of GPT-2 small"))
     return parser
 
 

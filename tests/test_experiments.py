@@ -8,7 +8,7 @@ from scaling.resolve import resolve
 from scaling.sweep.plan import plan
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(p for p in ROOT.glob("experiments/*/*.py") if p.parent.name != "sweeps")
+FILES = sorted(p for p in ROOT.glob("experiments/*/*.py") if p.parent.name not in ("sweeps", "in_context"))
 SWEEPS = sorted(ROOT.glob("experiments/sweeps/*.py"))
 
 

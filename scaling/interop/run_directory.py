@@ -1,5 +1,6 @@
 """Reading the model of a run directory, for the verbs that use what ``train`` made."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -32,11 +33,29 @@ def read_config_json(folder: epath.PathLike) -> dict[str, Any]:
     return values
 
 
-def load_run(run_dir: epath.PathLike) -> tuple[cfg.Model, decoder.Params]:
-    """The model of the newest whole checkpoint.
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """The model of a run at a step.
 
-    Returns:
-        The resolved model config, and the float32 parameters on the first device of this process.
+    Attributes:
+        model: resolved config.
+        params: float32.
+        step: steps done.
+        tokens: trained on so far.
+    """
+
+    model: cfg.Model
+    params: decoder.Params
+    step: int
+    tokens: int
+
+
+def load_checkpoint(run_dir: epath.PathLike, mesh: jax.sharding.Mesh | None = None) -> Checkpoint:
+    """The newest whole checkpoint.
+
+    Args:
+        run_dir: of ``scaling train``.
+        mesh: the parameters are laid out on it as in training; None = on the first device of this process.
 
     Raises:
         FileNotFoundError: no config.json.
@@ -51,10 +70,19 @@ def load_run(run_dir: epath.PathLike) -> tuple[cfg.Model, decoder.Params]:
             raise ValueError(f"{run_dir} holds no checkpoint yet")
         step, meta = saved
         model = cfg.freeze(meta["config"]).model  # the checkpoint's own: config.json may be of a later attempt
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), decoder.abstract(model)
-        )
-        return model, checkpoints.read_params(step, target)
+        shapes = decoder.abstract(model)
+        if mesh is None:
+            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            where = jax.tree.map(lambda _: device, shapes)
+        else:
+            where = decoder.shardings(model, mesh)
+        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
+        return Checkpoint(model, checkpoints.read_params(step, target), step, meta["tokens"])
     finally:
         checkpoints.close()
+
+
+def load_run(run_dir: epath.PathLike) -> tuple[cfg.Model, decoder.Params]:
+    """Config and parameters of ``load_checkpoint``, on one device."""
+    found = load_checkpoint(run_dir)
+    return found.model, found.params

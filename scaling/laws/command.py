@@ -6,9 +6,22 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scaling.laws.fit import Fit
+    from scaling.laws.frontier import Frontier
     from scaling.laws.points import Points
 
-FORMS = ("power", "kaplan", "chinchilla", "envelope", "isoflop", "data_constrained")
+LAWS = ("power", "kaplan", "chinchilla", "data_constrained")
+FORMS = (*LAWS[:3], "envelope", "isoflop", LAWS[3])
+_FORMS_OF = {  # options that only some forms have; None = not given
+    "against": ("power",),
+    "no_irreducible": ("power",),
+    "equal_exponents": ("chinchilla",),
+    "unique": ("data_constrained",),
+    "noise": ("isoflop",),
+    "delta": LAWS,
+    "error": LAWS,
+    "drop_outliers": LAWS,
+}
 
 
 def add_fit_options(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +43,18 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
         help="column that tells runs apart where a table has several points of each",
     )
     add("--against", choices=("params", "tokens", "flops"), help="variable of power (default: flops)")
-    add("--no_irreducible", action="store_true", help="power without its constant term")
-    add("--equal_exponents", action="store_true", help="chinchilla with beta = alpha")
-    add("--delta", type=float, default=1e-3, metavar="X", help="Huber's delta (default: 1e-3)")
-    add("--error", choices=("log", "loss"), default="log", help="error of the log loss (default) or of the loss")
-    add("--noise", type=float, default=0.005, metavar="NATS", help="isoflop: spread of the loss over seeds (0.005)")
-    add("--resamples", type=int, default=1000, metavar="N", help="resamples for the intervals (default: 1000)")
-    add("--drop_outliers", action="store_true", help="fit without the outliers; they are named either way")
+    add("--no_irreducible", action="store_true", default=None, help="power without its constant term")
+    add("--equal_exponents", action="store_true", default=None, help="chinchilla with beta = alpha")
+    add("--delta", type=float, metavar="X", help="of a law: Huber's delta (default: 1e-3)")
+    add("--error", choices=("log", "loss"), help="of a law: error of the log loss (default) or of the loss")
+    add("--noise", type=float, metavar="NATS", help="isoflop: spread of the loss over seeds (default: 0.005)")
+    add("--resamples", type=int, default=1000, metavar="N", help="for the intervals (default: 1000; 0 = no intervals)")
+    add(
+        "--drop_outliers",
+        action="store_true",
+        default=None,
+        help="of a law: fit without the outliers; they are named either way",
+    )
     add("--seed", type=int, default=0, metavar="N", help="of the resamples")
     add("--json", action="store_true", help="for programs, and for `scaling predict`")
 
@@ -60,38 +78,44 @@ def fit(options: argparse.Namespace) -> int:
     """
     if options.resamples < 0:
         raise ValueError(f"--resamples={options.resamples} must not be negative")
+    given = _given(options)
     points = _points(options)
-    for sentence in points.left_out:
-        print(f"left out: {sentence}", file=sys.stderr)
+    try:
+        found = _fit(points, options, given)
+    except ValueError:
+        _name_left_out(points)  # may be why
+        raise
+    if options.json:
+        _name_left_out(points)
+        print(found.to_json())
+        return 0
+    from scaling.laws.fit import Fit
+    from scaling.laws.summary import frontier_to_text, law_to_text
+
+    print(law_to_text(found) if isinstance(found, Fit) else frontier_to_text(found))  # with what was left out
+    return 0
+
+
+def _fit(points: "Points", options: argparse.Namespace, given: dict[str, Any]) -> "Fit | Frontier":
+    shared = {"resamples": options.resamples, "seed": options.seed}
     if options.form == "isoflop":
         from scaling.laws.frontier import isoflop
 
-        found = isoflop(points, noise=options.noise, resamples=options.resamples, seed=options.seed)
-    elif options.form == "envelope":
+        return isoflop(points, **given, **shared)
+    if options.form == "envelope":
         from scaling.laws.frontier import envelope
 
-        found = envelope(points, resamples=options.resamples, seed=options.seed)
-    else:
-        only_cpu()
-        from scaling.laws.fit import fit_law
-        from scaling.laws.summary import law_to_text
+        return envelope(points, **shared)
+    only_cpu()
+    from scaling.laws.fit import fit_law
 
-        law = fit_law(
-            points,
-            options.form,
-            delta=options.delta,
-            error=options.error,
-            resamples=options.resamples,
-            drop_outliers=options.drop_outliers,
-            seed=options.seed,
-            **_form_options(options),
-        )
-        print(law.to_json() if options.json else law_to_text(law))
-        return 0
-    from scaling.laws.summary import frontier_to_text
+    return fit_law(points, options.form, **given, **shared)
 
-    print(found.to_json() if options.json else frontier_to_text(found))
-    return 0
+
+def _name_left_out(points: "Points") -> None:
+    """Where the text that names them on stdout is not printed."""
+    for sentence in points.left_out:
+        print(f"left out: {sentence}", file=sys.stderr)
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -137,15 +161,21 @@ def _points(options: argparse.Namespace) -> "Points":
     )
 
 
-def _form_options(options: argparse.Namespace) -> dict[str, Any]:
-    power = options.against is not None or options.no_irreducible
-    if power and options.form != "power":
-        raise ValueError(f"--against and --no_irreducible belong to --form=power, not {options.form}")
-    if options.equal_exponents and options.form != "chinchilla":
-        raise ValueError(f"--equal_exponents belongs to --form=chinchilla, not {options.form}")
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of the form that were given, as its function takes them.
+
+    Raises:
+        ValueError: an option of another form, which would be ignored.
+    """
+    given = {name: value for name in _FORMS_OF if (value := getattr(options, name)) is not None}
+    for name in given:
+        if options.form not in _FORMS_OF[name]:
+            forms = ", ".join(_FORMS_OF[name])
+            raise ValueError(f"--{name} belongs to --form={forms}, not {options.form}")
+    given.pop("unique", None)  # a column, read with the points
     if options.form == "power":
-        return {"against": options.against or "flops", "irreducible": not options.no_irreducible}
-    return {"equal_exponents": True} if options.equal_exponents else {}
+        given |= {"against": options.against or "flops", "irreducible": not given.pop("no_irreducible", False)}
+    return given
 
 
 def only_cpu() -> None:

@@ -2,26 +2,49 @@
 
 import io
 import json
+import sys
 from typing import Any
 
 from etils import epath
 
 
 def read_lines(path: epath.Path) -> list[dict[str, Any]]:
-    """Records of a .jsonl file; a torn last line (the run was killed while writing) is left out.
+    """Records of a .jsonl file; blank lines and a torn last one (the run was killed while writing) are left out.
 
     Raises:
-        ValueError: a line in the middle is not JSON.
+        ValueError: a line in the middle is not JSON, or one is no object.
     """
-    lines = path.read_text().splitlines() if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); the file is damaged") from None
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     records = []
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
-            if number < len(lines):
-                raise ValueError(f"{path}:{number} is not JSON; the file is damaged") from None
+            if number == lines[-1][0]:
+                break
+            raise ValueError(f"{path}:{number} is not JSON; the file is damaged") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}:{number} is not a JSON object; the file is damaged")
+        records.append(record)
     return records
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a record is a finite number that is not negative; booleans are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+
+
+def is_sound(record: dict[str, Any]) -> bool:
+    """Whether a record says after how many steps and tokens the loss was what; tokens and loss are positive."""
+    return (
+        all(is_number(record.get(key)) for key in ("step", "tokens", "loss")) and record["tokens"] * record["loss"] > 0
+    )
 
 
 def plot(run_dir: epath.PathLike) -> epath.Path:
@@ -36,8 +59,8 @@ def plot(run_dir: epath.PathLike) -> epath.Path:
     import matplotlib.pyplot as plt
 
     run_dir = epath.Path(run_dir)
-    steps = read_lines(run_dir / "metrics.jsonl")
-    evals = read_lines(run_dir / "evals.jsonl")
+    steps = [record for record in read_lines(run_dir / "metrics.jsonl") if is_sound(record)]
+    evals = [record for record in read_lines(run_dir / "evals.jsonl") if is_sound(record)]  # tasks have no loss
     if not steps:
         raise ValueError(f"{run_dir} has no logged step (metrics.jsonl is missing or empty); is it a run directory?")
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")

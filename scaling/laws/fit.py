@@ -27,7 +27,7 @@ class Fit:
     Attributes:
         form: name of the law, and ``options`` of ``forms.form``.
         theta: fitted parameters, logarithms as fitted.
-        intervals: 95 % percentile interval of each.
+        intervals: 95 % percentile interval of each; empty without resamples.
         objective: sum of Huber terms at ``theta``.
         draws: parameters fitted to each bootstrap resample, [resamples, P].
         held_out: the run with the largest compute left out of the fit and predicted: name, observed, predicted,
@@ -119,6 +119,7 @@ def fit_law(
     if {"params", "tokens"} <= set(needs):
         require_independence(points)
     require_variety(points, needs, 3 if "e" in law.names and not options.get("equal_exponents") else 2)
+    require_variety(points, ["loss"], 2)
     if "unique" in law.needs and not np.any(points["tokens"] > points["unique"]):
         raise ValueError("no run sees its unique tokens more than once; R_D* cannot be told, use --form=chinchilla")
     problem = _Problem(law, points, delta, error)
@@ -131,11 +132,12 @@ def fit_law(
     off = _outliers(residuals)
     outliers = tuple(f"{points.names[i]} ({100 * np.expm1(-residuals[i]):+.1f} %)" for i in np.flatnonzero(off))
     if drop_outliers and outliers:
-        kept = fit_law(points.take(~off), form, delta=delta, resamples=resamples, seed=seed, starts=starts, **options)
+        again: dict[str, Any] = {"delta": delta, "error": error, "resamples": resamples, "seed": seed, "starts": starts}
+        kept = fit_law(points.take(~off), form, **again, **options)
         return dataclasses.replace(kept, outliers=outliers, outliers_dropped=True)
     rivals = _rivals(law, minima)
     draws = problem.bootstrap(rivals, resamples, np.random.default_rng(seed))
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0) if resamples else (best, best)
+    intervals = np.percentile(draws, [2.5, 97.5], axis=0).T.tolist() if resamples else []
     return Fit(
         form=form,
         options=options,
@@ -143,7 +145,7 @@ def fit_law(
         error=error,
         num_points=len(points),
         theta=dict(zip(law.names, best.tolist(), strict=True)),
-        intervals=dict(zip(law.names, zip(low.tolist(), high.tolist(), strict=True), strict=True)),
+        intervals={name: (low, high) for name, (low, high) in zip(law.names, intervals, strict=False)},
         objective=float(minima.objective.min()),
         held_out=problem.held_out(np.concatenate([rivals, grid[:: max(1, len(grid) // _HELD_OUT_STARTS)]])),
         outliers=outliers,
@@ -217,7 +219,7 @@ class _Problem:
                 )
         runs = len(set(self.points.runs))
         if runs < 3 * len(law.names):
-            doubts.append(f"{runs} runs are few for the intervals of {len(law.names)} parameters")
+            doubts.append(f"{runs} runs are few for {len(law.names)} parameters")
         return doubts
 
     def _profile(self, best: np.ndarray, objective: float) -> dict[str, float]:
@@ -230,8 +232,10 @@ class _Problem:
             size = 1.0 if name == "e" else abs(best[column])  # e is a logarithm: 0.2 is 20 % of E
             starts[row, column] += sign * _FLAT_MOVE * size
             free[row, column] = 0
-        rises = self.solve(starts, free=free).objective / max(objective, 1e-300) - 1
-        return {name: float(rises[2 * i : 2 * i + 2].min()) for i, name in enumerate(names)}
+        moved = self.solve(starts, free=free).objective
+        # Nothing is a part of an objective of 0, that of points exactly on the law: any rise from it is steep.
+        rises = moved / objective - 1 if objective > 0 else np.where(moved > 0, np.inf, 0.0)
+        return {name: max(0.0, float(rises[2 * i : 2 * i + 2].min())) for i, name in enumerate(names)}
 
 
 def predict_log_loss(law: forms.Form, theta: Any, sizes: Mapping[str, Any]) -> np.ndarray:

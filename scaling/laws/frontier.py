@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.interpolate import Akima1DInterpolator
 
-from scaling.laws.points import Points
+from scaling.laws.points import Points, require_variety
 
 _SAME_BUDGET = 1.1  # runs of one isoFLOP curve may differ by this factor in FLOPs
 _SIZES = 4  # of one isoFLOP curve, at least
@@ -29,7 +29,7 @@ class Frontier:
 
     Attributes:
         theta: ``log_k_params``, ``params_exponent`` and so on for tokens and loss.
-        intervals: 95 % percentile interval of each.
+        intervals: 95 % percentile interval of each; empty without resamples.
         optima: budgets with their optimum: flops, params, tokens, loss.
         held_out: the optimum of the largest budget, predicted from smaller ones.
         draws: ``theta`` of each resample.
@@ -69,9 +69,10 @@ def isoflop(points: Points, *, noise: float = 0.005, resamples: int = 1000, seed
     """
     if not (noise > 0 and resamples > 0):
         raise ValueError(f"--noise={noise} and --resamples={resamples} must be positive")
+    require_variety(points, ["loss"], 2)
     rng = np.random.default_rng(seed)
     flops, params = points["flops"], points["params"]
-    budgets, minima, spread, left_out = [], [], [], list(points.left_out)
+    budgets, minima, spread, left_out = [], [], [], []
     for budget in isoflop_budgets(flops):
         curve = points.take(budget)
         found, reason = _minima(curve, noise, resamples, rng)
@@ -149,6 +150,7 @@ def envelope(points: Points, *, resamples: int = 1000, seed: int = 0) -> Frontie
     Raises:
         ValueError: runs of one point each, or fewer than 3 sizes on the envelope.
     """
+    require_variety(points, ["loss"], 2)
     runs = points.groups
     curves = [np.flatnonzero(runs == run)[np.argsort(points["flops"][runs == run])] for run in range(runs.max() + 1)]
     curves = [index for index in curves if len(index) > 1]
@@ -184,7 +186,7 @@ def envelope(points: Points, *, resamples: int = 1000, seed: int = 0) -> Frontie
             f"the envelope of the curves touches {sizes} sizes between the smallest and the largest of a budget, "
             f"at least {_BUDGETS} are needed; train more sizes"
         )
-    left_out = list(points.left_out)
+    left_out = []
     if len(budgets) < len(x):
         part = 1 - len(budgets) / len(x)
         left_out.append(f"{part:.0%} of the budgets: the smallest or largest size trained with them is the best")
@@ -233,17 +235,17 @@ def _frontier(
     held_out: dict[str, Any],
     left_out: list[str],
 ) -> Frontier:
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0) if len(draws) else (theta, theta)
+    intervals = np.percentile(draws, [2.5, 97.5], axis=0).T.tolist() if len(draws) else []
     warnings = [] if len(x) >= 5 else [f"{len(x)} budgets are few for an interval"]
     rows = np.exp(np.column_stack([x, optima]))
     return Frontier(
         form=form,
         num_points=len(points),
         theta=dict(zip(NAMES, theta.tolist(), strict=True)),
-        intervals=dict(zip(NAMES, zip(low.tolist(), high.tolist(), strict=True), strict=True)),
+        intervals={name: (low, high) for name, (low, high) in zip(NAMES, intervals, strict=False)},
         optima=tuple(dict(zip(("flops", *QUANTITIES), row.tolist(), strict=True)) for row in rows),
         held_out=held_out,
-        left_out=tuple(left_out),
+        left_out=(*points.left_out, *left_out),
         warnings=tuple(warnings),
         draws=tuple(map(tuple, draws.tolist())),
     )

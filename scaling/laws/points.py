@@ -2,9 +2,10 @@
 
 import csv
 import dataclasses
+import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,12 +76,13 @@ def read_table(path: epath.PathLike, columns: Mapping[str, str], run: str | None
         run: column that tells the runs apart, where several rows are points of one run; None = each row is a run.
 
     Raises:
-        ValueError: a column that is not there, or a value that is no positive number; names the row.
+        ValueError: a column that is not there, a row with more or fewer cells than the header, or a value that is no
+            positive number; names the row.
         FileNotFoundError: no such file.
     """
     path = epath.Path(path)
     rows = _rows(path)
-    header = [str(column) for column in rows[0][1] if column is not None]
+    header = list(rows[0][1])
     for column in [*columns.values(), *([run] if run else [])]:
         if column not in header:
             raise ValueError(f"{path} has no column {column!r}; it has {', '.join(header)}")
@@ -88,26 +90,58 @@ def read_table(path: epath.PathLike, columns: Mapping[str, str], run: str | None
     if "loss" not in chosen:
         raise ValueError(f"{path} has no column 'loss'; name it with --loss=COL, one of {', '.join(header)}")
     values = {
-        quantity: np.array([_positive(row.get(column), f"{path}:{line}", column) for line, row in rows])
+        quantity: np.array(
+            [_positive(_cell(row, column, f"{path}:{line}"), f"{path}:{line}", column) for line, row in rows]
+        )
         for quantity, column in chosen.items()
     }
     names = tuple(f"{path.name}:{line}" for line, _ in rows)
-    return Points(names, tuple(str(row[run]) for _, row in rows) if run else names, values)
+    runs = tuple(str(_cell(row, run, f"{path}:{line}")) for line, row in rows) if run else names
+    return Points(names, runs, values)
 
 
 def _rows(path: epath.Path) -> list[tuple[int, dict[str, Any]]]:
-    """(line, row) of each row; line 1 is the header of a .csv file."""
+    """(line, row) of each row that is not blank; the line is that where the row begins, from 1."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
-    if path.suffix == ".jsonl":
-        rows = [(number, _record(path, number, line)) for number, line in enumerate(path.read_text().splitlines(), 1)]
-    elif path.suffix == ".csv":
-        rows = list(enumerate(csv.DictReader(path.read_text().splitlines()), 2))
-    else:
+    if path.suffix not in (".csv", ".jsonl"):
         raise ValueError(f"{path} must be a run directory, or a table that ends in .csv or .jsonl")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets write a byte order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    if path.suffix == ".csv":
+        rows = list(_csv_rows(path, text))
+    else:
+        lines = enumerate(io.StringIO(text), 1)
+        rows = [(number, _record(path, number, line)) for number, line in lines if line.strip()]
     if not rows:
         raise ValueError(f"{path} has no rows")
     return rows
+
+
+def _csv_rows(path: epath.Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.reader(io.StringIO(text, newline=""))  # not its lines: a quoted cell may hold line breaks
+    header: list[str] = []
+    line = 0
+    try:
+        for cells in reader:
+            first, line = line + 1, reader.line_num
+            if not any(cell.strip() for cell in cells):
+                continue
+            if header and len(cells) != len(header):
+                raise ValueError(f"{path}:{first} has {len(cells)} of {len(header)} columns")
+            if header:
+                yield first, dict(zip(header, cells, strict=True))
+                continue
+            header = cells
+            for column in header:
+                if column and header.count(column) > 1:
+                    raise ValueError(
+                        f"{path}:{first} has {header.count(column)} columns {column!r}; rename all but one"
+                    )
+    except csv.Error as error:
+        raise ValueError(f"{path}:{line + 1} is not CSV: {error}") from None
 
 
 def _record(path: epath.Path, number: int, line: str) -> dict[str, Any]:
@@ -120,10 +154,16 @@ def _record(path: epath.Path, number: int, line: str) -> dict[str, Any]:
     return record
 
 
+def _cell(row: Mapping[str, Any], column: str, where: str) -> Any:
+    if column not in row:
+        raise ValueError(f"{where} has no column {column!r}; mend or delete the row")
+    return row[column]
+
+
 def _positive(value: Any, where: str, column: str) -> float:
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{where}: {column} is {value!r} but must be a positive number; mend or delete the row")
@@ -143,7 +183,7 @@ def require_variety(points: Points, needs: Sequence[str], distinct: int) -> None
             plural = "s" if len(found) > 1 else ""
             raise ValueError(
                 f"the {len(points)} points have only {len(found)} value{plural} of {quantity} ({shown}); "
-                f"this law needs at least {distinct}"
+                f"the fit needs at least {distinct}"
             )
 
 

@@ -19,16 +19,18 @@ def law_to_text(fit: Fit) -> str:
         "",
     ]
     for name, value in fit.theta.items():
-        low, high = fit.intervals[name]
-        line = f"  {name:<8} {value:>10.5g}   [{low:.5g}, {high:.5g}]"
+        line = f"  {name:<8} {value:>10.5g}"
+        if name in fit.intervals:
+            line += "   [{:.5g}, {:.5g}]".format(*fit.intervals[name])
         if name in law.logs:
             line += f"   {law.logs[name]} = {np.exp(value):.4g}"
         lines.append(line)
     lines += [
         "",
         f"objective {fit.objective:.6g} (sum of Huber terms); {fit.starts_at_best:.0%} of the starts end there",
-        f"intervals: 95 %, {len(fit.draws)} bootstrap resamples",
     ]
+    if fit.intervals:
+        lines.append(f"intervals: 95 %, {len(fit.draws)} bootstrap resamples")
     if fit.held_out:
         lines.append("largest run left out: " + _error(fit.held_out["name"], fit.held_out))
     if fit.outliers:
@@ -42,14 +44,13 @@ def frontier_to_text(fit: Frontier) -> str:
     lines = [f"compute-optimal runs by {fit.form}, {fit.num_points} points", ""]
     for quantity in QUANTITIES:
         k, exponent = fit.theta[f"log_k_{quantity}"], fit.theta[f"{quantity}_exponent"]
-        low, high = fit.intervals[f"{quantity}_exponent"]
-        lines.append(f"  {_LETTERS[quantity]} = {np.exp(k):.4g} C^{exponent:.4f}   [{low:.4f}, {high:.4f}]")
-    lines += [
-        "",
-        f"intervals of the exponents: 95 %, {len(fit.draws)} resamples",
-        "",
-        "  FLOPs     N*        D*        L*",
-    ]
+        line = f"  {_LETTERS[quantity]} = {np.exp(k):.4g} C^{exponent:.4f}"
+        if fit.intervals:
+            line += "   [{:.4f}, {:.4f}]".format(*fit.intervals[f"{quantity}_exponent"])
+        lines.append(line)
+    if fit.intervals:
+        lines += ["", f"intervals of the exponents: 95 %, {len(fit.draws)} resamples"]
+    lines += ["", "  FLOPs     N*        D*        L*"]
     lines += [f"  {o['flops']:.2e}  {o['params']:.2e}  {o['tokens']:.2e}  {o['loss']:.4f}" for o in fit.optima]
     if fit.held_out:
         lines.append(f"\nlargest left out, {fit.held_out['name']}:")

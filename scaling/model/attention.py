@@ -1,5 +1,7 @@
 """Causal self-attention: dense, or in a local band (Sparse Transformer, arXiv 1904.10509; GPT-3, section 2.1)."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,6 +12,20 @@ from scaling.model.layers import add_bias, constant, dropout, normal, use
 from scaling.model.parametrization import parametrization
 from scaling.parallel.sharding import constrain
 
+
+class Tree(NamedTuple):
+    """Several continuations of one context in one row: each sees the context and itself.
+
+    Attributes:
+        positions: of each token in its text, int32 [B, T].
+        branches: 0 for the context, 1, 2, ... for the continuations, -1 for padding, int32 [B, T].
+    """
+
+    positions: jax.Array
+    branches: jax.Array
+
+
+Memory = tuple[jax.Array, jax.Array]  # cached keys and values of one layer, [B, H, S, K] each
 _MASKED = -1e30  # not -inf: a fully masked row (padding) must give finite gradients
 
 
@@ -75,6 +91,64 @@ def attend(
     return out.reshape(*q.shape[:2], length + pad, -1)[:, :, :length]
 
 
+def attend_tree(q: jax.Array, k: jax.Array, v: jax.Array, *, tree: Tree, scale: float, window: int = 0) -> jax.Array:
+    """Causal attention along the branches of a tree; shapes, scale and window as in ``attend``."""
+    mine, other = tree.branches[:, :, None], tree.branches[:, None, :]
+    age = tree.positions[:, :, None] - tree.positions[:, None, :]
+    mask = (age >= 0) & ((other == 0) | (other == mine))
+    if window:
+        mask &= age < window
+    return _weighed(q, k, v, mask[:, None], scale, 0.0, None)
+
+
+def attend_cached(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    memory: Memory,
+    slot: jax.Array,
+    starts: jax.Array,
+    *,
+    scale: float,
+    window: int = 0,
+) -> jax.Array:
+    """Causal attention of a few new positions over a cache of those before them, and over each other.
+
+    A banded layer reads its band of the cache only.
+
+    Args:
+        q: queries of the slots ``slot``, ``slot + 1``, ..., [B, H, T, K].
+        k: their keys [B, H, T, K].
+        v: their values [B, H, T, K].
+        memory: keys and values [B, H, S, K] of the slots before ``slot``; what lies behind is not looked at.
+        slot: where the first query stands, int32 scalar.
+        starts: first slot of each row that is not padding, int32 [B].
+        scale: multiplies q.k.
+        window: band width as in ``attend``; 0 = dense.
+
+    Returns:
+        [B, H, T, K], in q's type; scores and softmax are float32.
+    """
+    keys, values = memory
+    length, slots = q.shape[2], keys.shape[2]
+    first: jax.Array | int = 0
+    if window and window - 1 < slots:  # the first query sees window - 1 slots before it, the others fewer
+        first = jnp.clip(slot - (window - 1), 0, slots - (window - 1))
+        keys, values = (jax.lax.dynamic_slice_in_dim(x, first, window - 1, axis=2) for x in memory)
+    new = slot + jnp.arange(length)
+    old = first + jnp.arange(keys.shape[2])
+    times = jnp.concatenate([old, new])
+    age = new[:, None] - times
+    mask = (age >= 0) & jnp.concatenate([old < slot, jnp.ones(length, bool)])
+    if window:
+        mask &= age < window
+    mask = mask & (times >= starts[:, None])[:, None, :]  # [B, T, S + T]
+    scores = [jnp.einsum("bhtk,bhsk->bhts", q, x, preferred_element_type=jnp.float32) for x in (keys, k)]
+    weights = jax.nn.softmax(jnp.where(mask[:, None], jnp.concatenate(scores, -1) * scale, _MASKED), axis=-1)
+    past, present = jnp.split(weights.astype(q.dtype), [keys.shape[2]], axis=-1)
+    return jnp.einsum("bhts,bhsk->bhtk", past, values) + jnp.einsum("bhts,bhsk->bhtk", present, v)
+
+
 def _masked(q, k, v, tq, tk, sq, sk, scale, window, rate, key):
     """Attention of queries at times tq [T] over keys at times tk [S]; segments [B or 1, T] and [B or 1, S]."""
     age = tq[:, None] - tk[None, :]
@@ -82,6 +156,11 @@ def _masked(q, k, v, tq, tk, sq, sk, scale, window, rate, key):
     if window:
         mask &= age < window
     mask = mask[None, None] & (sq[:, None, :, None] == sk[:, None, None, :])
+    return _weighed(q, k, v, mask, scale, rate, key)
+
+
+def _weighed(q, k, v, mask, scale, rate, key):
+    """Values weighed by the softmax of the scores where the mask, [B or 1, 1, T, S], allows."""
     scores = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32) * scale
     weights = jax.nn.softmax(jnp.where(mask, scores, _MASKED), axis=-1)
     weights = dropout(weights.astype(v.dtype), rate, key)
@@ -102,20 +181,82 @@ class SelfAttention(nnx.Module):
         self.out_bias = constant(0.0, (d,), (None,), "bias")
 
     def __call__(
-        self, x: jax.Array, window: int, segments: jax.Array | None = None, key: jax.Array | None = None
+        self,
+        x: jax.Array,
+        window: int,
+        segments: jax.Array | None = None,
+        key: jax.Array | None = None,
+        tree: Tree | None = None,
     ) -> jax.Array:
-        """[B, T, D] to [B, T, D]; ``window`` 0 = dense."""
-        qkv = jnp.einsum("btd,dchk->cbhtk", x, use(self.qkv, x.dtype))
-        qkv = add_bias(qkv, self.qkv_bias, 1, 3)
-        qkv = checkpoint_name(constrain(qkv, None, "batch", "heads", None, None), "projections")
+        """[B, T, D] to [B, T, D]; ``window`` 0 = dense; with a tree, neither segments nor dropout."""
+        if tree is not None:
+            return self._merge(attend_tree(*self._project(x), tree=tree, scale=self.scale, window=window))
         mixed = attend(
-            *qkv,
+            *self._project(x),
             scale=self.scale,
             window=window,
             segments=segments,
             rate=self.config.dropout_attention,
             key=key,
         )
+        return self._merge(mixed)
+
+    def prefill(self, x: jax.Array, window: int, starts: jax.Array, slots: int) -> tuple[jax.Array, Memory]:
+        """Attention among the first tokens of each row, [B, T, D] to [B, T, D], and their cache of ``slots`` slots.
+
+        Rows are padded at the front: row b begins at position ``starts[b]``.
+        """
+        q, k, v = self._project(x)
+        segments = (jnp.arange(x.shape[1]) >= starts[:, None]).astype(jnp.int32)
+        mixed = attend(q, k, v, scale=self.scale, window=window, segments=segments)
+        room = [(0, 0), (0, 0), (0, slots - x.shape[1]), (0, 0)]
+        return self._merge(mixed), (_laid_out(jnp.pad(k, room)), _laid_out(jnp.pad(v, room)))
+
+    def extend(
+        self, x: jax.Array, window: int, memory: Memory, slot: jax.Array, starts: jax.Array
+    ) -> tuple[jax.Array, Memory]:
+        """Attention of tokens at slots ``slot``, ... over the cache, to which they are added."""
+        q, k, v = self._project_few(x)
+        mixed = attend_cached(q, k, v, memory, slot, starts, scale=self.scale, window=window)
+        slot = _once_known(mixed, slot)
+        keys, values = (
+            _laid_out(jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=2))
+            for old, new in zip(memory, (k, v), strict=True)
+        )
+        return self._merge(mixed), (keys, values)
+
+    def _project(self, x: jax.Array) -> jax.Array:
+        """Queries, keys and values, [3, B, H, T, K]."""
+        qkv = jnp.einsum("btd,dchk->cbhtk", x, use(self.qkv, x.dtype))
+        qkv = add_bias(qkv, self.qkv_bias, 1, 3)
+        return checkpoint_name(constrain(qkv, None, "batch", "heads", None, None), "projections")
+
+    def _project_few(self, x: jax.Array) -> jax.Array:
+        """``_project`` for a few tokens: the result is turned round, which is small then, and not the weights."""
+        config, batch = self.config, x.shape[:2]
+        qkv = x @ use(self.qkv, x.dtype).reshape(config.d_model, -1)
+        qkv = qkv.reshape(*batch, 3, config.num_heads, config.d_head).transpose(2, 0, 3, 1, 4)
+        qkv = constrain(qkv, None, "batch", "heads", None, None)
+        return add_bias(qkv, self.qkv_bias, 1, 3)
+
+    def _merge(self, mixed: jax.Array) -> jax.Array:
+        """Heads [B, H, T, K] back into the residual stream [B, T, D]."""
         mixed = checkpoint_name(constrain(mixed, "batch", "heads", None, None), "projections")
-        out = jnp.einsum("bhtk,hkd->btd", mixed, use(self.out, x.dtype))
+        out = jnp.einsum("bhtk,hkd->btd", mixed, use(self.out, mixed.dtype))
         return constrain(add_bias(out, self.out_bias), "batch", "sequence", None)
+
+
+def _laid_out(cache: jax.Array) -> jax.Array:
+    return constrain(cache, "batch", "heads", None, None)
+
+
+def _once_known(mixed: jax.Array, slot: jax.Array) -> jax.Array:
+    """``slot``, in a form that XLA can only compute after ``mixed``.
+
+    So the cache is read before it is written, and written in place. XLA's CPU compiler otherwise keeps the order open
+    and copies the cache each step, and optimisation barriers are gone before it decides. Over a mesh the dependence
+    would cost a broadcast, so it is left out.
+    """
+    if not jax.sharding.get_abstract_mesh().empty:
+        return slot
+    return slot + (mixed[0, 0, 0, 0] > jnp.inf)  # adds 0: nothing is more than infinite

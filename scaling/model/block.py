@@ -1,15 +1,19 @@
 """One Transformer block: attention and MLP around a residual stream."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling import config as cfg
-from scaling.model.attention import SelfAttention
+from scaling.model.attention import Memory, SelfAttention, Tree
 from scaling.model.layers import LayerNorm, add_bias, constant, dropout, normal, use
 from scaling.model.parametrization import parametrization
 from scaling.parallel.sharding import constrain
+
+Sublayer = Callable[[jax.Array], jax.Array]
 
 ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -49,7 +53,12 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs)
 
     def __call__(
-        self, x: jax.Array, window: int, segments: jax.Array | None = None, key: jax.Array | None = None
+        self,
+        x: jax.Array,
+        window: int,
+        segments: jax.Array | None = None,
+        key: jax.Array | None = None,
+        tree: Tree | None = None,
     ) -> jax.Array:
         """[B, T, D] to [B, T, D].
 
@@ -58,22 +67,51 @@ class Block(nnx.Module):
             window: band width of the attention; 0 = dense.
             segments: document number of each token [B, T], or None.
             key: dropout key of this layer; None = no dropout.
+            tree: rows are a context and several continuations; then neither segments nor dropout.
         """
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         rate = self.config.dropout_residual
-        multiplier = parametrization(self.config).residual_multiplier
 
         def attention(h: jax.Array) -> jax.Array:
-            return _times(dropout(self.attention(h, window, segments, keys[0]), rate, keys[1]), multiplier)
+            return dropout(self.attention(h, window, segments, keys[0], tree), rate, keys[1])
 
         def mlp(h: jax.Array) -> jax.Array:
-            return _times(dropout(self.mlp(h), rate, keys[2]), multiplier)
+            return dropout(self.mlp(h), rate, keys[2])
 
+        return self._around(x, attention, mlp)
+
+    def prefill(self, x: jax.Array, window: int, starts: jax.Array, slots: int) -> tuple[jax.Array, Memory]:
+        """``__call__`` on the first tokens of padded rows, and their cache; see ``SelfAttention.prefill``."""
+        memory: list[Memory] = []
+
+        def attention(h: jax.Array) -> jax.Array:
+            out, new = self.attention.prefill(h, window, starts, slots)
+            memory.append(new)
+            return out
+
+        return self._around(x, attention, self.mlp), memory[0]
+
+    def extend(
+        self, x: jax.Array, window: int, memory: Memory, slot: jax.Array, starts: jax.Array
+    ) -> tuple[jax.Array, Memory]:
+        """``__call__`` on the next tokens, and the cache with them; see ``SelfAttention.extend``."""
+        extended: list[Memory] = []
+
+        def attention(h: jax.Array) -> jax.Array:
+            out, new = self.attention.extend(h, window, memory, slot, starts)
+            extended.append(new)
+            return out
+
+        return self._around(x, attention, self.mlp), extended[0]
+
+    def _around(self, x: jax.Array, attention: Sublayer, mlp: Sublayer) -> jax.Array:
+        """The residual stream around both sublayers."""
+        multiplier = parametrization(self.config).residual_multiplier
         if self.config.norm == "pre":
-            x = x + attention(self.attention_norm(x))
-            return x + mlp(self.mlp_norm(x))
-        x = self.attention_norm(x + attention(x))
-        return self.mlp_norm(x + mlp(x))
+            x = x + _times(attention(self.attention_norm(x)), multiplier)
+            return x + _times(mlp(self.mlp_norm(x)), multiplier)
+        x = self.attention_norm(x + _times(attention(x), multiplier))
+        return self.mlp_norm(x + _times(mlp(x), multiplier))
 
 
 def _times(x: jax.Array, multiplier: float) -> jax.Array:

@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from scaling import config as cfg
+from scaling.model.attention import Tree
 from scaling.model.block import Block
 from scaling.model.layers import LayerNorm, dropout, lookup, normal, use
 from scaling.model.parametrization import parametrization
-from scaling.parallel.sharding import Axes, constrain
+from scaling.parallel.sharding import Axes, constrain, stored_spec
 
 Params = dict[str, Any]
 STACK = "blocks"  # the subtree whose leaves carry a leading layer axis
@@ -46,7 +48,12 @@ class Decoder(nnx.Module):
             self.unembedding = normal(rngs.params(), (vocab, config.d_model), std, ("vocab", "embed"), "embedding")
 
     def __call__(
-        self, tokens: jax.Array, *, segments: jax.Array | None = None, key: jax.Array | None = None
+        self,
+        tokens: jax.Array,
+        *,
+        segments: jax.Array | None = None,
+        key: jax.Array | None = None,
+        tree: Tree | None = None,
     ) -> jax.Array:
         """Final hidden states.
 
@@ -55,24 +62,37 @@ class Decoder(nnx.Module):
             segments: non-decreasing document number of each token [B, T]; attention stays inside a
                 document and positions restart in each. None = one document.
             key: dropout key; None = no dropout.
+            tree: each row is a context and several continuations side by side, whose positions (at most
+                ``context_length``) it gives; for scoring, without segments and dropout.
 
         Returns:
             [B, T, D] in the compute dtype, after the final norm.
         """
         config = self.config
-        dtype = jnp.dtype(config.compute_dtype)
+        assert tree is None or (segments is None and key is None)
+        if tree is not None:
+            return self.normalize(self._stack(self.embed(tokens, tree.positions), None, None, tree))
         if tokens.shape[1] > config.context_length:
             raise ValueError(f"{tokens.shape[1]} tokens do not fit the {config.context_length} positions of the model")
-        x = lookup(use(self.tokens, dtype), tokens).astype(jnp.float32)
-        positions = use(self.positions, jnp.dtype(jnp.float32))
-        x = (x + (positions[: tokens.shape[1]] if segments is None else positions[_restarted(segments)])).astype(dtype)
+        x = self.embed(tokens, None if segments is None else _restarted(segments))
         embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
         x = dropout(x, config.dropout_embedding, embedding_key)
         x = constrain(x, "batch", "sequence", None)
-        x = self._stack(x, segments, layers_key)
-        return self.final_norm(x) if config.norm == "pre" else x
+        x = self._stack(x, segments, layers_key, None)
+        return self.normalize(x)
 
-    def _stack(self, x: jax.Array, segments: jax.Array | None, key: jax.Array | None) -> jax.Array:
+    def embed(self, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
+        """Tokens [B, T] at positions [B, T] (None: 0, 1, ...) to [B, T, D] in the compute dtype."""
+        dtype = jnp.dtype(self.config.compute_dtype)
+        x = lookup(use(self.tokens, dtype), tokens).astype(jnp.float32)
+        table = use(self.positions, jnp.dtype(jnp.float32))
+        return (x + (table[: tokens.shape[1]] if positions is None else table[positions])).astype(dtype)
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        """The norm after the last block, if the model has one."""
+        return self.final_norm(x) if self.config.norm == "pre" else x
+
+    def _stack(self, x: jax.Array, segments: jax.Array | None, key: jax.Array | None, tree: Tree | None) -> jax.Array:
         """Scans over groups of layers, one period of the attention pattern a group, so that windows are static."""
         config = self.config
         period = len(config.attention_pattern)
@@ -81,7 +101,7 @@ class Decoder(nnx.Module):
         groups = jax.tree.map(lambda a: a.reshape(-1, period, *a.shape[1:]), (self.blocks, keys))
 
         def layer(block: Block, x: jax.Array, window: int, key: jax.Array | None) -> jax.Array:
-            return block(x, window, segments, key)
+            return block(x, window, segments, key, tree)
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False, static_argnums=(2,))
@@ -148,9 +168,40 @@ def axes_tree(config: cfg.Model) -> dict[str, Axes]:
     return metadata(config, "axes")
 
 
+def shardings(config: cfg.Model, mesh: Mesh) -> Params:
+    """Where every parameter is stored on a mesh."""
+    return jax.tree.map(
+        lambda axes: NamedSharding(mesh, stored_spec(axes)), axes_tree(config), is_leaf=lambda x: isinstance(x, tuple)
+    )
+
+
 def merge(config: cfg.Model, params: Params) -> Decoder:
     """A callable decoder around a parameter tree."""
-    graph, state = _template(config)
+    return _filled(_template(config), params)
+
+
+def merge_layers(config: cfg.Model, params: Params) -> tuple[Decoder, list[Block]]:
+    """A decoder and its blocks, around a tree whose ``blocks`` are a sequence of layers instead of a stack.
+
+    Of the decoder, only what lies outside the blocks can be called.
+    """
+    outside = {name: value for name, value in params.items() if name != STACK}
+    return _filled(_template(config), outside), [_filled(_block_template(config), layer) for layer in params[STACK]]
+
+
+@functools.lru_cache(maxsize=16)
+def _block_template(config: cfg.Model) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
+
+
+def _filled(template: tuple[nnx.GraphDef, nnx.State], params: Params) -> Any:
+    """The module of a template with these parameters; of the stack, if it is left out, only the shapes."""
+    graph, state = template
     flat = nnx.traversals.flatten_mapping(params)
-    state = nnx.from_flat_state([(path, variable.replace(flat[path])) for path, variable in nnx.to_flat_state(state)])
+    state = nnx.from_flat_state(
+        [
+            (path, variable if path[0] == STACK and STACK not in params else variable.replace(flat[path]))
+            for path, variable in nnx.to_flat_state(state)
+        ]
+    )
     return nnx.merge(graph, state)

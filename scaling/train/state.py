@@ -9,7 +9,6 @@ from jax.sharding import PartitionSpec as P
 
 from scaling import config as cfg
 from scaling.model import decoder
-from scaling.parallel.sharding import stored_spec
 from scaling.train.optimizer import adamw
 
 
@@ -21,11 +20,7 @@ class TrainState(TypedDict):
 
 def shardings(config: cfg.Config, mesh: Mesh) -> dict[str, Any]:
     """NamedSharding of every leaf of the state: moments lie like their parameters, scalars are replicated."""
-
-    def of(axes: Any) -> NamedSharding:
-        return NamedSharding(mesh, stored_spec(axes))
-
-    params = jax.tree.map(of, decoder.axes_tree(config.model), is_leaf=lambda x: isinstance(x, tuple))
+    params = decoder.shardings(config.model, mesh)
     scalar = NamedSharding(mesh, P())
     state = jax.eval_shape(adamw(config.optimizer, config.model).init, decoder.abstract(config.model))
     structure: Any = jax.tree.structure(params)

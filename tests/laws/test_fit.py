@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scaling.laws import forms, solver
-from scaling.laws.fit import fit_law, predict_log_loss
+from scaling.laws.fit import _Problem, fit_law, predict_log_loss
 from scaling.laws.points import Points
 
 CHINCHILLA = np.array([6.0, 7.0, 0.55, 0.34, 0.37])
@@ -80,6 +80,21 @@ def test_outliers_are_named_and_dropped_only_when_asked():
     assert (kept.num_points, kept.outliers_dropped) == (96, False)
     assert dropped.outliers == kept.outliers
     assert (dropped.num_points, dropped.outliers_dropped) == (96 - len(kept.outliers), True)
+
+
+def test_dropping_outliers_keeps_the_error():
+    points = with_loss(grid(8, 6), forms.form("power"), [5.0, 0.12, 0.4], noise=0.003)
+    points.columns["loss"][17] *= 1.3
+    starts = np.array([[5.0, 0.1, 0.5]])
+    fit = fit_law(points, "power", error="loss", delta=1.0, resamples=0, starts=starts, drop_outliers=True)
+    assert (fit.error, fit.outliers_dropped) == ("loss", True)
+
+
+def test_an_exact_fit_is_not_flat():
+    """Nothing is a part of an objective of 0; a rise from it is not -100 %."""
+    law, theta = forms.form("power", against="params"), np.array([5.0, 0.12, 0.4])
+    problem = _Problem(law, with_loss(grid(6, 2), law, theta), 1e-3, "log")
+    assert set(problem._profile(theta, 0.0).values()) == {np.inf}
 
 
 def test_points_of_one_run_are_resampled_together():

@@ -1,4 +1,4 @@
-"""Tables and run directories: what is read, and what is said of bad ones."""
+"""Tables and the command line: what is read, and what is said of bad ones."""
 
 import json
 import subprocess
@@ -7,11 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from scaling import config as cfg
 from scaling.cli import main
 from scaling.laws.points import read_table
-from scaling.laws.runs import read_runs
-from scaling.sizes import parameters
 
 COLUMNS = {"params": "n", "tokens": "t", "loss": "l"}
 
@@ -61,61 +58,52 @@ def test_bad_tables(tmp_path):
         read_table(lines, {})
 
 
-def run(folder, name, losses, layers=2, **changes):
-    """A run directory as training leaves it: ``losses`` at equal distances over 1,000 tokens."""
-    model = cfg.Model(vocab_size=64, context_length=8, num_layers=layers, d_model=16, num_heads=2, d_head=8, d_ff=64)
-    config = cfg.to_dict(cfg.Config(model=model, train=cfg.Train(tokens=1000, batch_tokens=100)))
-    config["data"] |= changes
-    path = folder / name
-    path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps({"config": config, "flops_per_token": 1234.0}))
-    records = [{"step": i, "tokens": 1000 * i // len(losses), "loss": loss} for i, loss in enumerate(losses, 1) if loss]
-    for file in ("metrics.jsonl", "evals.jsonl"):
-        (path / file).write_text("".join(json.dumps(record) + "\n" for record in records))
-    return model
+def test_csv_as_spreadsheets_write_it(tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_bytes(b'\xef\xbb\xbfn,t,l,note\r\n1e6,2e7,4.5,"two\r\nlines"\r\n\r\n  \r\n,,,\r\n2e6,4e7,4.0,\r\n')
+    points = read_table(path, COLUMNS)
+    assert points["params"].tolist() == [1e6, 2e6]
+    assert points.names == ("points.csv:2", "points.csv:7")
 
 
-def test_runs(tmp_path):
-    small = run(tmp_path, "a", [5.0, 4.0])
-    run(tmp_path, "b", [5.0, 3.0], layers=4)
-    points = read_runs([tmp_path])
-    assert points["loss"].tolist() == [4.0, 3.0]
-    assert points["flops"].tolist() == [1_234_000.0] * 2
-    assert points["params"][0] == parameters(small).total
-    assert read_runs([tmp_path / "a"], count="kaplan")["params"].tolist() == [parameters(small).kaplan]
-    assert read_runs([tmp_path], curves=True)["loss"].tolist() == [5.0, 4.0, 5.0, 3.0]
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["1e6,2e7,4.5", "", "2e6,4e7"], r"points\.csv:4 has 2 of 3 columns"),
+        (["1e6,2e7,4.5", "2,000,000,4e7,4.0"], r"points\.csv:3 has 5 of 3 columns"),
+        (["1e6,2e7,4.5", "", "2e6,4e7,x"], r"points\.csv:4: l is 'x' but must be a positive number"),
+    ],
+)
+def test_bad_rows_are_named_by_their_line(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        read_table(table(tmp_path, *rows), COLUMNS)
 
 
-def test_unusable_runs_are_left_out_aloud(tmp_path):
-    run(tmp_path, "good", [5.0, 4.0])
-    run(tmp_path, "empty", [])
-    run(tmp_path, "nan", [5.0, float("nan")])
-    run(tmp_path, "short", [5.0, None])
-    points = read_runs([tmp_path])
-    assert len(points) == 1
-    empty, nan, short = points.left_out
-    assert "empty: has no validation loss yet" in empty
-    assert "nan: diverged, its loss is nan at step 2" in nan
-    assert "short: is not finished, 500 of 1,000 tokens" in short
-    with pytest.raises(ValueError, match=r"no run can be used: .*empty"):
-        read_runs([tmp_path / "empty"])
+def test_columns_of_one_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"points\.csv:1 has 2 columns 'l'"):
+        read_table(table(tmp_path, "1e6,2e7,4.5,5", header="n,t,l,l"), COLUMNS)
 
 
-def test_losses_that_cannot_be_compared_are_refused(tmp_path):
-    run(tmp_path, "a", [4.0])
-    run(tmp_path, "b", [4.0], tokenizer="bytes")
-    with pytest.raises(ValueError, match=r"b has config\.data\.tokenizer='bytes' but .*a has 'gpt2'"):
-        read_runs([tmp_path])
+def test_other_encodings_are_refused_by_name(tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_bytes("n,t,l,who\n1e6,2e7,4.5,Zoé\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"points\.csv is not UTF-8 text \(byte 24\)"):
+        read_table(path, COLUMNS)
 
 
-def test_other_folders_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="is not a run directory"):
-        read_runs([tmp_path])
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="is not that of a run"):
-        read_runs([tmp_path])
-    with pytest.raises(ValueError, match="--params=guessed"):
-        read_runs([tmp_path], count="guessed")
+def test_jsonl(tmp_path):
+    path = tmp_path / "points.jsonl"
+    path.write_text('{"n": 1e6, "l": 4.5, "who": "a"}\n\n{"n": 2e6, "l": 4.0, "who": "b"}\n')
+    assert read_table(path, {"params": "n", "loss": "l"}, "who").names == ("points.jsonl:1", "points.jsonl:3")
+    for row, message in (
+        ('{"n": true, "l": 4}', "n is True but must be a positive number"),
+        ('{"n": 1%s, "l": 4}' % ("0" * 400), "n is 1.* but must be"),
+        ('{"l": 4}', "has no column 'n'"),
+        ('{"n": 1, "l": 4}', "has no column 'who'"),
+    ):
+        path.write_text('{"n": 1e6, "l": 4.5, "who": "a"}\n' + row)
+        with pytest.raises(ValueError, match=rf"points\.jsonl:2:? {message}"):
+            read_table(path, {"params": "n", "loss": "l"}, "who")
 
 
 def test_reading_runs_needs_no_jax():
@@ -143,3 +131,35 @@ def test_command_line(tmp_path, capsys):
     assert main(["fit", str(path), *arguments[:3], "--form=kaplan", "--against=params"]) == 2
     assert main(["fit", str(path), *arguments[:3]]) == 2
     assert "only 1 value of tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("form", "option", "belongs"),
+    [
+        ("isoflop", "--equal_exponents", "chinchilla"),
+        ("envelope", "--against=params", "power"),
+        ("isoflop", "--no_irreducible", "power"),
+        ("envelope", "--drop_outliers", "power, kaplan, chinchilla, data_constrained"),
+        ("isoflop", "--delta=1e-3", "power, kaplan, chinchilla, data_constrained"),
+        ("envelope", "--error=log", "power, kaplan, chinchilla, data_constrained"),
+        ("envelope", "--noise=0.005", "isoflop"),
+        ("chinchilla", "--noise=0.01", "isoflop"),
+        ("chinchilla", "--unique=n", "data_constrained"),
+    ],
+)
+def test_options_of_another_form_are_refused(tmp_path, capsys, form, option, belongs):
+    path = table(tmp_path, "1e6,2e7,4.5")
+    assert main(["fit", str(path), f"--form={form}", option]) == 2
+    name = option.partition("=")[0]
+    assert f"{name} belongs to --form={belongs}, not {form}" in capsys.readouterr().err
+
+
+def test_no_resamples_no_intervals(tmp_path, capsys):
+    rows = [f"{size},{2 + 50 / size**0.3}" for size in np.geomspace(1e6, 1e9, 8)]
+    path = table(tmp_path, *rows, header="params,loss")
+    arguments = ["fit", str(path), "--form=power", "--against=params", "--resamples=0"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "alpha" in out and "[" not in out and "interval" not in out and "resamples" not in out
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["intervals"] == {}

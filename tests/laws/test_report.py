@@ -16,6 +16,7 @@ from scaling.laws.points import Points, read_table, require_independence
 from scaling.laws.report.collect import collect, frontier_of
 from scaling.laws.report.command import write_report
 from scaling.laws.report.records import write_points
+from scaling.laws.report.tables import configs
 from scaling.sizes import parameters
 
 ALPHA, BETA, E, A, B = 0.36, 0.32, 0.8, 40.0, 60.0
@@ -204,6 +205,35 @@ def test_states_and_times(tmp_path):
     assert {curve.run: np.isfinite(curve.loss).all() for curve in ladder.curves} == dict.fromkeys(entries, True)
 
 
+def test_odd_runs_are_listed_and_not_fitted(tmp_path):
+    run(tmp_path, "good", 32, 1e6)
+    run(tmp_path, "other", 48, 1e6)
+    run(tmp_path, "good_copy", 32, 1e6)
+    run(tmp_path, "zero", 32, 1e6, ends_in=0.0)
+    run(tmp_path, "null", 32, 1e6)
+    with (tmp_path / "null/metrics.jsonl").open("a") as file:
+        file.write('{"loss": null, "seconds": null}\n')
+    run(tmp_path, "failed", 64, 1e6)
+    values = json.loads((tmp_path / "failed/config.json").read_text())
+    (tmp_path / "failed/plan.json").write_text(json.dumps(values["config"]))
+    for name in ("config.json", "metrics.jsonl", "evals.jsonl"):
+        (tmp_path / "failed" / name).unlink()
+    ladder = collect([tmp_path])
+    assert {entry.name: entry.state for entry in ladder.entries} == {
+        "good": "finished",
+        "other": "finished",
+        "good_copy": "copy",
+        "zero": "damaged",
+        "null": "damaged",
+        "failed": "unfinished",
+    }
+    assert len(ladder.points) == 2
+    assert set(ladder.curve_points().runs) == {"good", "other"}
+    assert all((curve.loss > 0).all() for curve in ladder.curves)
+    different, _, same = configs(ladder).partition("<details>")
+    assert "failed" not in different and "jax" in same
+
+
 def test_frontier_is_the_best_of_each_budget_while_it_falls():
     names = tuple("abcde")
     flops, loss = np.array([1.0, 1.05, 10, 100, 1000]), np.array([3.0, 2.9, 2.5, 2.6, 2.0])
@@ -212,8 +242,8 @@ def test_frontier_is_the_best_of_each_budget_while_it_falls():
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
-    for folder in ("a", "b"):
-        run(tmp_path / folder, "same", 32, 1e6)
+    for folder, tokens in (("a", 1e6), ("b", 2e6)):
+        run(tmp_path / folder, "same", 32, tokens)
     assert {entry.name for entry in collect([tmp_path / "a", tmp_path / "b"]).entries} == {"a/same", "b/same"}
 
 

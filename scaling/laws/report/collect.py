@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from scaling.laws.curves import is_number, is_sound
 from scaling.laws.points import Points
-from scaling.laws.runs import Run, find_runs, load, run_points
+from scaling.laws.runs import Run, find_runs, load, reasons_left_out, run_points
 
 _EVALUATIONS = 5  # of each run, at least, to draw its validation loss; else the training loss is drawn
 _SMOOTHING = 1.06  # a training loss is the mean over records from tokens / this to tokens * this
 _DRAWN = 300  # points of a curve, spread evenly over log tokens
+
+
+STATES = ("finished", "unfinished", "diverged", "damaged", "copy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +40,8 @@ class Entry:
 
     Attributes:
         name: short name, unique on the page.
-        state: finished, unfinished or diverged.
-        reason: why it is not finished; empty if it is.
+        state: one of ``STATES``.
+        reason: why it is not used; empty if it is.
         seconds: of training, all attempts together; NaN where nothing was logged.
         loss: the last one; NaN where there is none.
     """
@@ -64,7 +68,7 @@ class Ladder:
     Attributes:
         entries: every run, by growing compute.
         points: one a finished run.
-        curves: one a run that logged any loss.
+        curves: one a run that logged any loss, copies excepted.
         curve_loss: what the curves show, validation or training.
         count: convention of N, ``loss`` of the points.
     """
@@ -83,7 +87,7 @@ class Ladder:
 
     def curve_points(self) -> Points:
         """The curves of finished and unfinished runs as points, for an envelope."""
-        curves = [curve for curve in self.curves if curve.state != "diverged"]
+        curves = [curve for curve in self.curves if curve.state in ("finished", "unfinished")]
         names = tuple(curve.run for curve in curves for _ in curve.loss)
         columns = {name: np.concatenate([getattr(c, name) for c in curves]) for name in ("flops", "tokens", "loss")}
         columns["params"] = np.concatenate([np.full(len(c.loss), c.params) for c in curves])
@@ -102,14 +106,14 @@ def collect(paths: Sequence[epath.PathLike], *, count: str = "total", loss: str 
         ValueError: no usable run, runs that cannot be compared, or a damaged config.
         FileNotFoundError: no such path.
     """
-    runs = [load(path) for path in dict.fromkeys(find_runs(paths))]
+    runs = [load(path) for path in find_runs(paths)]
     points = run_points(runs, count=count, loss=loss)
-    names = _short_names([str(run.path) for run in runs])
-    entries = sorted((_entry(name, run, count, loss) for name, run in zip(names, runs, strict=True)), key=_by_compute)
+    named = zip(_short_names([str(run.path) for run in runs]), runs, reasons_left_out(runs, loss), strict=True)
+    entries = sorted((_entry(name, run, count, loss, reason) for name, run, reason in named), key=_by_compute)
     drawn = "training"
     if all(len(e.run.evals) >= _EVALUATIONS for e in entries if e.state == "finished") and loss == "validation":
         drawn = "validation"
-    curves = [_curve(entry, drawn) for entry in entries]
+    curves = [_curve(entry, drawn) for entry in entries if entry.state != "copy"]
     return Ladder(
         entries=tuple(entries),
         points=_named(points, entries),
@@ -148,35 +152,42 @@ def _by_compute(entry: Entry) -> tuple[float, float, str]:
     return round(math.log10(flops), 1), entry.params, entry.name
 
 
-def _entry(name: str, run: Run, count: str, loss: str) -> Entry:
-    records, reason, trained = run.records(loss), run.unusable(loss), run.unusable("training")
-    logged = [*run.metrics[-1:], *records[-1:]]
-    if reason and trained:  # says more than that there is no validation loss yet
-        reason = trained
-    state = "finished" if not reason else "diverged" if reason.startswith("diverged") else "unfinished"
+def _entry(name: str, run: Run, count: str, loss: str, reason: str) -> Entry:
+    last = run.records(loss)[-1:]
+    logged = [record for record in (*run.metrics[-1:], *last) if is_number(record.get("tokens"))]
     return Entry(
         name=name,
         run=run,
         params=float(run.num_params(count)),
         tokens=max((float(record["tokens"]) for record in logged), default=0.0),
-        steps=max((int(record["step"]) for record in logged), default=0),
+        steps=max((int(record["step"]) for record in logged if is_number(record.get("step"))), default=0),
         seconds=_seconds(run.metrics),
-        loss=float(records[-1]["loss"]) if records else math.nan,
-        state=state,
+        loss=float(last[0]["loss"]) if last and is_number(last[0]["loss"]) else math.nan,
+        state=_state(run, loss, reason),
         reason=reason,
     )
 
 
+def _state(run: Run, loss: str, reason: str) -> str:
+    if not reason:
+        return "finished"
+    if reason.startswith("diverged"):
+        return "diverged"
+    if not run.unusable(loss):
+        return "copy"
+    return "damaged" if run.fault(loss) or run.fault("training") else "unfinished"
+
+
 def _seconds(metrics: Sequence[dict[str, Any]]) -> float:
     """``seconds`` counts from the start of each attempt; their sum."""
-    seconds = [float(record["seconds"]) for record in metrics if "seconds" in record]
+    seconds = [float(record["seconds"]) for record in metrics if is_number(record.get("seconds"))]
     if not seconds:
         return math.nan
     return seconds[-1] + sum(this for this, following in itertools.pairwise(seconds) if following < this)
 
 
 def _curve(entry: Entry, loss: str) -> Curve:
-    records = {float(r["tokens"]): float(r["loss"]) for r in entry.run.records(loss) if math.isfinite(r["loss"])}
+    records = {float(r["tokens"]): float(r["loss"]) for r in entry.run.records(loss) if is_sound(r)}
     tokens = np.array(sorted(records))
     values = np.array([records[t] for t in tokens])
     if loss == "training" and len(tokens):

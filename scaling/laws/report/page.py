@@ -30,7 +30,7 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; bo
 th { font-weight: 600; color: var(--soft); vertical-align: bottom; } .n { text-align: right; white-space: nowrap; }
 th.n { white-space: normal; } td { overflow-wrap: anywhere; } td:first-child { white-space: nowrap; }
 ul.note, ul.warnings { font-size: .92rem; padding-left: 1.2rem; } ul.warnings { color: #8a4b00; }
-.finished { color: #00694c; } .unfinished { color: #8a4b00; } .diverged { color: #b03a00; font-weight: 600; }
+.finished { color: #00694c; } .unfinished { color: #8a4b00; } .diverged, .damaged { color: #b03a00; font-weight: 600; }
 summary { cursor: pointer; color: var(--accent); font-size: .92rem; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; } nav { display: none; } .wide { overflow: visible; }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scaling.laws.report import compute_figures, law_figures, tables
-from scaling.laws.report.collect import Ladder
+from scaling.laws.report.collect import STATES, Ladder
 from scaling.laws.report.optimum import Optimum, interval
 from scaling.laws.report.style import Drawing, human
 from scaling.laws.report.tables import escape, scientific, with_interval
@@ -118,7 +118,7 @@ def _prediction(name: str, predicted: float, observed: float) -> str:
 
 def _summary(ladder: Ladder, fits: "Fits") -> str:
     states = [entry.state for entry in ladder.entries]
-    counted = [f"{states.count(s)} {s}" for s in ("finished", "unfinished", "diverged") if s in states]
+    counted = [f"{states.count(s)} {s}" for s in STATES if s in states]
     points = ladder.points
     tiles = [
         ("runs", str(len(states)), ", ".join(counted)),
@@ -164,7 +164,7 @@ def _optima(ladder: Ladder, fits: "Fits") -> tuple[list[list[str]], list[str]]:
             refused.append(f"{name}: {fit}")
             continue
         exponents = ("params_exponent", "tokens_exponent")
-        rows.append([name, *(with_interval(fit.theta[each], *fit.intervals[each]) for each in exponents)])
+        rows.append([name, *(with_interval(fit.theta[each], *fit.intervals.get(each, ())) for each in exponents)])
     if isinstance(found.optimum, Optimum):
         middle, low, high = interval(found.optimum.exponents())
         rows.append(["joint law (3)", *(with_interval(middle[i], low[i], high[i]) for i in range(2))])

@@ -46,9 +46,10 @@ def scientific(value: float) -> str:
     return f"{mantissa}×10<sup>{int(exponent)}</sup>"
 
 
-def with_interval(value: float, low: float, high: float, digits: int = 3) -> str:
-    """0.451 [0.440, 0.466]."""
-    return f"{value:.{digits}f} <small>[{low:.{digits}f}, {high:.{digits}f}]</small>"
+def with_interval(value: float, *low_high: float, digits: int = 3) -> str:
+    """0.451 [0.440, 0.466]; the value alone where there is no interval."""
+    bounds = ", ".join(f"{bound:.{digits}f}" for bound in low_high)
+    return f"{value:.{digits}f}" + (f" <small>[{bounds}]</small>" if bounds else "")
 
 
 def duration(seconds: float) -> str:
@@ -78,7 +79,7 @@ def conventions(ladder: Ladder, fits: "Fits") -> str:
             reasons.append(f"isoFLOP minima, N {count}: {found.isoflop}")
         else:
             name = "params_exponent"
-            by_curves = with_interval(found.isoflop.theta[name], *found.isoflop.intervals[name])
+            by_curves = with_interval(found.isoflop.theta[name], *found.isoflop.intervals.get(name, ()))
         name = f"<b>{escape(count)}</b>" if count == ladder.count else escape(count)
         sizes = [entry.run.num_params(count) for entry in ladder.entries]
         cells = [name, escape(_CONVENTIONS[count]), f"{human(min(sizes))} – {human(max(sizes))}"]
@@ -122,7 +123,8 @@ def _run_row(entry: Entry) -> list[str]:
 def configs(ladder: Ladder) -> str:
     """Knobs, versions and devices: those that differ as columns, all others folded."""
     known = ("config", "versions", "devices", "mesh", "mfu", "flops_per_token")
-    each = [flatten({k: v for k, v in entry.run.values.items() if k in known}) for entry in ladder.entries]
+    begun = [entry for entry in ladder.entries if entry.run.begun]  # the others have a plan and nothing to compare
+    each = [flatten({k: v for k, v in entry.run.values.items() if k in known}) for entry in begun]
     keys = [key for key in dict.fromkeys(key for values in each for key in values) if key not in _NEVER_SHOWN]
     varied = [key for key in keys if len({_shown(values.get(key)) for values in each}) > 1]
     common = [[escape(key), escape(_shown(each[0].get(key)))] for key in keys if key not in varied]
@@ -130,7 +132,7 @@ def configs(ladder: Ladder) -> str:
         header = ["run", *(escape(key.removeprefix("config.")).replace(".", ".<wbr>") for key in varied)]
         rows = [
             [escape(entry.name), *(escape(_shown(values.get(key))) for key in varied)]
-            for entry, values in zip(ladder.entries, each, strict=True)
+            for entry, values in zip(begun, each, strict=True)
         ]
         different = table(header, rows, range(1, len(header)))
     else:

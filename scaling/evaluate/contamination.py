@@ -1,0 +1,167 @@
+"""How much of a task's items stands in a training corpus: the n-gram report of GPT-3's Appendix C.
+
+An item is dirty if any of its n-grams of words occurs in the corpus, or all of it where it is shorter than n. Words
+are what white space separates, in lower case and without punctuation. n is the 5th percentile of the items' lengths in
+words, at least 8 (generated tasks, whose items are short: no less than their length) and at most 13.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from scaling.evaluate.items import read_items
+from scaling.evaluate.metrics import mean_with_error
+from scaling.evaluate.prompts import example_text
+from scaling.evaluate.task import Task
+
+MIN_WORDS = 8
+MAX_WORDS = 13
+PERCENTILE = 5
+
+_PUNCTUATION = re.compile(r"[^\w\s]|_")
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bits are lost
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    count: int
+    mean: float  # NaN without items
+    error: float  # standard error
+
+
+@dataclasses.dataclass(frozen=True)
+class Contamination:
+    task: str
+    n: int  # words in a gram
+    total: int
+    dirty: tuple[str, ...]  # ids of items
+    documents: int  # that were searched
+
+    @property
+    def clean(self) -> int:
+        return self.total - len(self.dirty)
+
+    def scores(self, scores: Mapping[str, float]) -> dict[str, Score]:
+        """Mean scores of all, dirty and clean items.
+
+        Args:
+            scores: id of an item -> its score; items without one are left out.
+        """
+        dirty = set(self.dirty)
+        groups = {
+            "all": list(scores.values()),
+            "dirty": [score for item, score in scores.items() if item in dirty],
+            "clean": [score for item, score in scores.items() if item not in dirty],
+        }
+        nothing = (float("nan"), float("nan"))
+        return {
+            name: Score(len(group), *(mean_with_error(group) if group else nothing)) for name, group in groups.items()
+        }
+
+
+def words_of(text: str) -> list[str]:
+    """Lower case, punctuation removed, split at white space."""
+    return _PUNCTUATION.sub("", text.lower()).split()
+
+
+def gram_length(lengths: Sequence[int], minimum: int = MIN_WORDS) -> int:
+    """n for items of these lengths in words."""
+    return int(np.clip(np.percentile(lengths, PERCENTILE, method="lower"), max(minimum, 1), MAX_WORDS))
+
+
+def contamination(
+    tasks: Sequence[Task], corpus: str, text_key: str = "text", data: str | Path | None = None
+) -> list[Contamination]:
+    """Searches a corpus for the items of tasks. The corpus is streamed, once for all tasks.
+
+    Args:
+        tasks: whose test items are searched for.
+        corpus: path or glob of .txt, .jsonl(.gz) or .parquet; 'books' = the embedded corpus.
+        text_key: field of the text in records.
+        data: directory of the tasks' files.
+
+    Raises:
+        FileNotFoundError: no such corpus, or a task's files are not there.
+        ValueError: a malformed file.
+    """
+    from scaling.data import books, sources
+
+    files = sources.find(str(books.TRAIN) if corpus == "books" else corpus)
+    examples = {}
+    for task in tasks:
+        items = read_items(task, data, demonstrations=False).test
+        examples[task.name] = ({item.id: example_text(task, item) for item in items}, task.generator is not None)
+    return search(examples, sources.documents(files, text_key))
+
+
+def search(examples: Mapping[str, tuple[Mapping[str, str], bool]], documents: Iterable[str]) -> list[Contamination]:
+    """As ``contamination``, of texts.
+
+    Args:
+        examples: name of a task -> (id of an item -> its text, whether it is generated, which lifts the least n).
+        documents: texts of the corpus.
+    """
+    grams = _Grams()
+    lengths = {}
+    for name, (texts, generated) in examples.items():
+        words = {item: words_of(text) for item, text in texts.items()}
+        n = lengths[name] = gram_length([len(w) for w in words.values()], 1 if generated else MIN_WORDS)
+        for item, its_words in words.items():
+            grams.add((name, item), its_words, n)
+    grams.freeze()
+    searched = 0
+    for text in documents:
+        grams.search(words_of(text))
+        searched += 1
+    return [
+        Contamination(
+            name, lengths[name], len(texts), tuple(item for item in texts if (name, item) in grams.dirty), searched
+        )
+        for name, (texts, _) in examples.items()
+    ]
+
+
+class _Grams:
+    """All n-grams of the items. Documents are compared by rolling hashes of word numbers; hits are checked."""
+
+    def __init__(self) -> None:
+        self.dirty: set[tuple[str, str]] = set()
+        self.numbers: dict[str, int] = {}  # word -> 1, 2, ...; 0 = in no item
+        self.owners: dict[int, dict[tuple[int, ...], list[tuple[str, str]]]] = {}  # n -> gram -> items
+        self.hashes: dict[int, np.ndarray] = {}  # n -> sorted hashes
+
+    def add(self, owner: tuple[str, str], words: Sequence[str], n: int) -> None:
+        if not words:
+            return
+        n = min(n, len(words))
+        ids = [self.numbers.setdefault(word, len(self.numbers) + 1) for word in words]
+        owners = self.owners.setdefault(n, {})
+        for gram in {tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)}:
+            owners.setdefault(gram, []).append(owner)
+
+    def freeze(self) -> None:
+        for n, owners in self.owners.items():
+            grams = np.array(list(owners), np.uint64)
+            self.hashes[n] = np.unique(_rolling(grams.reshape(-1), n)[::n])
+
+    def search(self, words: Sequence[str]) -> None:
+        ids = np.fromiter((self.numbers.get(word, 0) for word in words), np.uint64, len(words))
+        for n, hashes in self.hashes.items():
+            if len(ids) < n:
+                continue
+            rolled = _rolling(ids, n)
+            places = np.minimum(np.searchsorted(hashes, rolled), len(hashes) - 1)
+            for start in np.flatnonzero(hashes[places] == rolled):
+                self.dirty.update(self.owners[n].get(tuple(ids[start : start + n].tolist()), ()))
+
+
+def _rolling(ids: np.ndarray, n: int) -> np.ndarray:
+    """Hash of each window of n ids, modulo 2**64: [len(ids) - n + 1]."""
+    count = len(ids) - n + 1
+    total = np.zeros(count, np.uint64)
+    for offset in range(n):
+        total = total * _MULTIPLIER + ids[offset : offset + count]
+    return total

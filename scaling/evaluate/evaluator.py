@@ -1,0 +1,281 @@
+"""Runs tasks on a model: requests to likelihoods and texts, these to scores with standard errors."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from scaling import config as cfg
+from scaling.data.tokenizer import Tokenizer
+from scaling.evaluate import metrics
+from scaling.evaluate.prompts import Request, Requests
+from scaling.evaluate.scoring import Group, Score, Scorer, Work, encode_group
+from scaling.evaluate.task import Scoring
+from scaling.generate.generator import Generator
+from scaling.generate.sampling import Sampling
+from scaling.model import decoder
+
+BATCH_SIZE = 32  # beams at a time, of free-form answers
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One item as it was asked and answered."""
+
+    id: str
+    prompt: str
+    answer: str  # the completion chosen, or the text generated
+    expected: str
+    scores: Mapping[str, float]  # metric -> score of this item, where the metric has one
+    log_likelihoods: tuple[float, ...]  # of the options, as compared
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A task at a number of shots.
+
+    Attributes:
+        group: the file of the task; the variants in it share it.
+        shots: demonstrations asked for.
+        scores: metric -> (value, standard error).
+        count: items.
+        chance: accuracy of guessing, where there are choices.
+    """
+
+    task: str
+    group: str
+    shots: int
+    scores: Mapping[str, tuple[float, float]]
+    count: int
+    chance: float | None
+    samples: tuple[Sample, ...]
+    notes: tuple[str, ...]
+
+
+class Evaluator:
+    """One model and its tokenizer, for any number of tasks.
+
+    Args:
+        config: resolved.
+        params: as training holds them, on the mesh if there is one.
+        words: tokenizer of the model.
+        mesh: devices; None = one.
+        prefix: whether texts begin after an end-of-text token, as documents do in training;
+            lm-evaluation-harness does without for GPT-2.
+    """
+
+    def __init__(
+        self,
+        config: cfg.Model,
+        params: decoder.Params,
+        words: Tokenizer,
+        mesh: Mesh | None = None,
+        prefix: bool = True,
+    ):
+        self._config, self._params, self._words, self._mesh = config, params, words, mesh
+        self._prefix = (words.eot,) if prefix else ()
+        self._scorer = Scorer(config, params, mesh)
+
+    @property
+    def room(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self._config.context_length - len(self._prefix)
+
+    @property
+    def work(self) -> Work:
+        """Tokens that the likelihoods took, and the padding among them."""
+        return self._scorer.work
+
+    def evaluate(self, requests: Requests, watch: Callable[[int], Any] = lambda done: None) -> Result:
+        """Scores the requests of a task.
+
+        Args:
+            requests: from ``build_requests``.
+            watch: told how many items are done.
+
+        Raises:
+            ValueError: an item that the model cannot read, or a metric whose library is missing.
+        """
+        task = requests.task
+        kind = task.scoring.kind
+        items = [request for request in requests.items if request.fits or kind == "text"]
+        if not items:
+            raise ValueError(f"task {task.name}: no item fits the model's context of {self._config.context_length}")
+        if kind == "free_form":
+            samples = self._free_form(items, task.scoring, watch)
+            values = self._text_scores(task.metrics, items, samples)
+        elif kind == "text":
+            samples = [self._running_text(item) for item in items]
+            values = {metric: self._weighted(metric, samples) for metric in task.metrics}
+        else:
+            samples = self._likelihoods(items, task.scoring, watch)
+            values = self._choice_scores(task.metrics, items, samples)
+        watch(len(items))
+        chance = None
+        if kind in ("choices", "partial"):
+            chance = sum(1 / len(item.options) for item in items) / len(items)
+        return Result(task.name, task.group, requests.shots, values, len(items), chance, tuple(samples), requests.notes)
+
+    def _likelihoods(self, items: Sequence[Request], scoring: Scoring, watch: Callable[[int], Any]) -> list[Sample]:
+        samples = []
+        step = 1000  # items scored at a time, sorted by length inside
+        for first in range(0, len(items), step):
+            part = items[first : first + step]
+            samples += [self._chosen(*pair, scoring) for pair in zip(part, self._options(part), strict=True)]
+            watch(first + len(part))
+        return samples
+
+    def _options(self, items: Sequence[Request]) -> list[list[tuple[Score, Score | None]]]:
+        """The score of each option of each item, and that after the answer context where it is divided out."""
+        groups: list[Group] = []
+        where: dict[tuple[int, int, bool], tuple[int, int]] = {}
+
+        def add(number: int, options: Sequence[int], context: str, unconditional: bool) -> None:
+            texts = [items[number].options[i].completion for i in options]
+            for place, option in enumerate(options):
+                where[number, option, unconditional] = len(groups), place
+            groups.append(encode_group(self._words, context, texts, self._prefix))
+
+        for number, item in enumerate(items):
+            contexts: dict[str, list[int]] = {}
+            for option, one in enumerate(item.options):
+                contexts.setdefault(one.context, []).append(option)
+            for context, options in contexts.items():
+                add(number, options, context, False)
+            if item.answer_context:
+                add(number, range(len(item.options)), item.answer_context, True)
+        scores = self._scorer.score(groups)
+
+        def score(*key: Any) -> Score | None:
+            return scores[where[key][0]][where[key][1]] if key in where else None
+
+        found = []
+        for number, item in enumerate(items):
+            pairs = []
+            for option in range(len(item.options)):
+                conditional = score(number, option, False)
+                assert conditional is not None
+                pairs.append((conditional, score(number, option, True)))
+            found.append(pairs)
+        return found
+
+    def _chosen(self, item: Request, scores: list[tuple[Score, Score | None]], scoring: Scoring) -> Sample:
+        compared = tuple(_compared(*pair, scoring) for pair in scores)
+        if scoring.kind == "completion":
+            (score, _), (only,) = scores[0], item.options
+            found = {"accuracy": float(score.greedy), "log_likelihood": score.logprob, "tokens": float(score.tokens)}
+            answer = only.completion if score.greedy else ""
+            return Sample(item.id, item.context, answer, only.completion, found, (score.logprob,))
+        best = max(range(len(compared)), key=compared.__getitem__)
+        return Sample(
+            item.id,
+            item.options[best].context,
+            item.options[best].completion,
+            item.options[item.gold].completion,
+            {"accuracy": float(best == item.gold), "choice": float(best)},
+            compared,
+        )
+
+    def _choice_scores(
+        self, names: Sequence[str], items: Sequence[Request], samples: Sequence[Sample]
+    ) -> dict[str, tuple[float, float]]:
+        found = {}
+        for name in names:
+            if name == "perplexity":
+                found[name] = self._weighted(name, samples)
+            elif name == "macro_f1":
+                golds, choices = [item.gold for item in items], [int(s.scores["choice"]) for s in samples]
+
+                def f1(places: Sequence[int], golds: Any = golds, choices: Any = choices) -> float:
+                    return metrics.macro_f1([golds[p] for p in places], [choices[p] for p in places])
+
+                found[name] = f1(range(len(golds))), metrics.bootstrap_error(f1, len(golds))
+            else:
+                found[name] = metrics.mean_with_error([sample.scores[name] for sample in samples])
+        return found
+
+    def _weighted(self, name: str, samples: Sequence[Sample]) -> tuple[float, float]:
+        """Perplexity per token, or bits per byte: sums over items, with a bootstrap over them."""
+        unit = "tokens" if name == "perplexity" else "bytes"
+        nats = [-sample.scores["log_likelihood"] for sample in samples]
+        sizes = [sample.scores[unit] for sample in samples]
+
+        def value(places: Sequence[int]) -> float:
+            mean = sum(nats[p] for p in places) / sum(sizes[p] for p in places)
+            return math.exp(min(mean, 700.0)) if name == "perplexity" else mean / math.log(2)
+
+        return value(range(len(samples))), metrics.bootstrap_error(value, len(samples))
+
+    @functools.cached_property
+    def _generator(self) -> Generator:
+        return Generator(self._config, self._params, self._words, self._mesh)
+
+    def _free_form(self, items: Sequence[Request], scoring: Scoring, watch: Callable[[int], Any]) -> list[Sample]:
+        """Beam search with GPT-3's width and length penalty (section 2.4), cut at the task's stop strings."""
+        sampling = Sampling(
+            tokens=scoring.max_tokens,
+            beams=scoring.beams,
+            temperature=1.0 if scoring.beams > 1 else 0.0,
+            length_penalty=scoring.length_penalty if scoring.beams > 1 else 1.0,
+            stop=tuple(scoring.stop),
+        )
+        samples: list[Sample] = []
+        step = max(1, BATCH_SIZE // scoring.beams) * 8
+        for first in range(0, len(items), step):
+            part = items[first : first + step]
+            prompts = [[*self._prefix, *self._words.encode(item.context)] for item in part]
+            for item, (best, *_) in zip(
+                part, self._generator.generate(prompts, sampling, batch_size=BATCH_SIZE), strict=True
+            ):
+                answer = metrics.extract(best.text, scoring.extract, scoring.remove)
+                samples.append(Sample(item.id, item.context, answer, item.target.strip(), {}, ()))
+            watch(len(samples))
+        return samples
+
+    def _text_scores(
+        self, names: Sequence[str], items: Sequence[Request], samples: list[Sample]
+    ) -> dict[str, tuple[float, float]]:
+        """Scores of generated answers; puts each item's own into its sample."""
+        single = {"exact": metrics.exact, "exact_match": metrics.exact_match, "f1": metrics.f1}
+        found = {}
+        for i, (item, sample) in enumerate(zip(items, samples, strict=True)):
+            scores = {name: single[name](sample.answer, item.references) for name in names if name in single}
+            samples[i] = dataclasses.replace(sample, scores=scores)
+        for name in names:
+            if name == "bleu":
+                found[name] = metrics.bleu_with_error([s.answer for s in samples], [i.references for i in items])
+            else:
+                found[name] = metrics.mean_with_error([sample.scores[name] for sample in samples])
+        return found
+
+    def _running_text(self, item: Request) -> Sample:
+        """Log-likelihood of a whole text by windows of the context length that move by half of it.
+
+        Each token is predicted once, from at least half a window where the text has it.
+        """
+        ids = tuple(map(int, self._words.encode(item.context)))
+        length = self._config.context_length
+        stride = max(1, length // 2)
+        groups = [Group((self._words.eot,), (ids[:length],))]
+        for start in range(length, len(ids), stride):
+            new = ids[start : start + stride]
+            groups.append(Group(ids[start - (length - len(new) + 1) : start], (new,)))
+        logprob = sum(score.logprob for (score,) in self._scorer.score(groups))
+        size = float(len(item.context.encode()))
+        scores = {"log_likelihood": logprob, "tokens": float(len(ids)), "bytes": size}
+        return Sample(item.id, item.context[:200], "", "", scores, (logprob,))
+
+
+def _compared(score: Score, unconditional: Score | None, scoring: Scoring) -> float:
+    """What options are compared by (arXiv 2005.14165, section 2.4): per token, as a sum, or P(completion | context) /
+    P(completion | answer context).
+    """
+    if scoring.kind != "choices" or scoring.normalisation == "sum":
+        return score.logprob
+    if scoring.normalisation == "unconditional":
+        assert unconditional is not None
+        return score.logprob - unconditional.logprob
+    return score.logprob / score.tokens

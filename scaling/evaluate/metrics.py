@@ -1,0 +1,129 @@
+"""Scores of answers, and their standard errors. Imports sacrebleu only where BLEU is asked for."""
+
+import collections
+import math
+import random
+import re
+import string
+from collections.abc import Callable, Sequence
+from typing import Any
+
+RESAMPLES = 1000  # of the bootstrap
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without punctuation, articles and extra white space.
+
+    Source: the official script of SQuAD 1.1 (Rajpurkar et al. 2016), also TriviaQA's and Natural Questions'.
+    """
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def exact(prediction: str, references: Sequence[str]) -> float:
+    """1 if the answer is one of the references to the letter, but for white space around it.
+
+    For numbers and words: ``exact_match`` takes -5 for 5.
+    """
+    return float(prediction.strip() in {reference.strip() for reference in references})
+
+
+def exact_match(prediction: str, references: Sequence[str]) -> float:
+    """1 if the normalized answer is one of the normalized references."""
+    return float(normalize_answer(prediction) in map(normalize_answer, references))
+
+
+def f1(prediction: str, references: Sequence[str]) -> float:
+    """The best F1 of the bags of normalized words over the references; 1 if both are empty, as in SQuAD 2.0."""
+    return max(_f1(normalize_answer(prediction).split(), normalize_answer(r).split()) for r in references)
+
+
+def _f1(prediction: list[str], reference: list[str]) -> float:
+    if not prediction or not reference:
+        return float(prediction == reference)
+    common = sum((collections.Counter(prediction) & collections.Counter(reference)).values())
+    return 2 * common / (len(prediction) + len(reference))
+
+
+def extract(text: str, pattern: str, remove: str) -> str:
+    """What a task compares of a generated text: the first match of ``pattern`` (its first group), less ``remove``.
+
+    A text without a match gives "", which is no right answer.
+    """
+    if pattern:
+        found = re.search(pattern, text)
+        text = "" if found is None else found[1] if found.re.groups else found[0]
+    return (re.sub(remove, "", text) if remove else text).strip()
+
+
+def macro_f1(golds: Sequence[int], predictions: Sequence[int]) -> float:
+    """The mean over classes of their F1, as SuperGLUE scores CB; classes that occur in neither are left out."""
+    scores = []
+    for label in sorted({*golds, *predictions}):
+        right = sum(g == p == label for g, p in zip(golds, predictions, strict=True))
+        scores.append(2 * right / (sum(g == label for g in golds) + sum(p == label for p in predictions)))
+    return sum(scores) / len(scores)
+
+
+def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Corpus BLEU by sacrebleu with its defaults, 0 to 100. Items may have different numbers of references.
+
+    Raises:
+        ValueError: sacrebleu is not installed.
+    """
+    return _bleu_metric().corpus_score(list(predictions), _streams(references)).score
+
+
+def bleu_with_error(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Corpus BLEU and the standard deviation of BLEU over resamples of the items (bootstrap).
+
+    Raises:
+        ValueError: sacrebleu is not installed.
+    """
+    metric = _bleu_metric()
+    # Counts of n-grams an item, once; a resample only adds them up. sacrebleu's own bootstrap does the same.
+    statistics = metric._extract_corpus_statistics(list(predictions), _streams(references))
+
+    def score(places: Sequence[int]) -> float:
+        return metric._aggregate_and_compute([statistics[place] for place in places]).score
+
+    return score(range(len(predictions))), bootstrap_error(score, len(predictions), resamples, seed)
+
+
+def _streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    longest = max(map(len, references))
+    return [[r[k] if k < len(r) else None for r in references] for k in range(longest)]
+
+
+def _bleu_metric() -> Any:
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError:
+        raise ValueError("BLEU needs sacrebleu; pip install 'scaling[eval]'") from None
+    return BLEU()
+
+
+def mean_with_error(scores: Sequence[float]) -> tuple[float, float]:
+    """The mean of per-item scores and its standard error, sqrt(variance / n).
+
+    For scores of 0 and 1 this is the binomial one, sqrt(p (1 - p) / n).
+
+    Raises:
+        ValueError: no scores.
+    """
+    if not scores:
+        raise ValueError("there are no scores to average")
+    mean = sum(scores) / len(scores)
+    return mean, math.sqrt(sum((score - mean) ** 2 for score in scores)) / len(scores)
+
+
+def bootstrap_error(
+    score: Callable[[Sequence[int]], float], count: int, resamples: int = RESAMPLES, seed: int = 0
+) -> float:
+    """Standard deviation of ``score(places)`` over resamples of ``count`` items, for scores that are no means."""
+    rng = random.Random(seed)
+    scores = [score(rng.choices(range(count), k=count)) for _ in range(resamples)]
+    mean = sum(scores) / resamples
+    return math.sqrt(sum((value - mean) ** 2 for value in scores) / max(resamples - 1, 1))

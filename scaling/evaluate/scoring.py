@@ -1,0 +1,243 @@
+"""Log-likelihoods of completions: batched, bucketed by length, each shared context computed once.
+
+A row holds a context and, behind it, all its completions side by side. Each completion sees the context and itself
+(``attention.Tree``), so one forward pass scores them all, on any mesh, with the parameters as training holds them.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from scaling import config as cfg
+from scaling.data.tokenizer import Tokenizer
+from scaling.model import decoder
+from scaling.model.attention import Tree
+
+_BATCH_TOKENS = 8192  # of one forward pass
+_SMALLEST = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A context and the completions to be scored after it, as token ids; neither is empty."""
+
+    context: tuple[int, ...]
+    completions: tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Of one completion.
+
+    Attributes:
+        logprob: natural logarithm of its probability after the context.
+        tokens: its length.
+        greedy: whether greedy decoding would have given it.
+    """
+
+    logprob: float
+    tokens: int
+    greedy: bool
+
+
+@dataclasses.dataclass
+class Work:
+    """Tokens that the model has read, and those among them that were padding."""
+
+    real: int = 0
+    padded: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """Tokens computed for each real one."""
+        return self.padded / self.real if self.real else 1.0
+
+
+class Scorer:
+    """Scores groups with one model.
+
+    Attributes:
+        work: what it has computed so far.
+    """
+
+    def __init__(
+        self, config: cfg.Model, params: decoder.Params, mesh: Mesh | None = None, batch_tokens: int = _BATCH_TOKENS
+    ):
+        """Args: resolved config, parameters (laid out on the mesh, if there is one), tokens of one forward pass."""
+        self.config = dataclasses.replace(config, remat="none")
+        self.work = Work()
+        self._params, self._mesh, self._batch_tokens = params, mesh, batch_tokens
+
+    def score(self, groups: Sequence[Group]) -> list[list[Score]]:
+        """Scores of every completion of every group, in order.
+
+        What is longer than the model's context loses tokens at the front of its context; a completion longer than
+        that is refused.
+
+        Raises:
+            ValueError: an empty context or completion, or one too long.
+        """
+        rows = [row for number, group in enumerate(groups) for row in self._rows(number, group)]
+        results: list[list[Score | None]] = [[None] * len(group.completions) for group in groups]
+        for batch, length in self._batches(rows):
+            for row, scores in zip(batch, self._run(batch, length), strict=True):
+                for place, score in zip(row.places, scores, strict=True):
+                    results[row.group][place] = score
+        return [[score for score in scores if score is not None] for scores in results]
+
+    def _rows(self, number: int, group: Group) -> Iterator["_Row"]:
+        """One row for all completions, or several where they do not fit the longest row together."""
+        limit = self.config.context_length
+        if not group.context or not all(group.completions):
+            raise ValueError("a context and a completion must each have at least one token")
+        longest = max(map(len, group.completions))
+        if longest > limit:
+            raise ValueError(f"a completion of {longest} tokens does not fit the model's context of {limit}")
+        # The last token of a completion is only a target.
+        context = group.context[-(limit - longest + 1) :]
+        room = max(limit, _SMALLEST) - len(context)
+        places: list[int] = []
+        used = 0
+        for place, completion in enumerate(group.completions):
+            if places and used + len(completion) - 1 > room:
+                yield _Row(number, context, tuple(places), tuple(group.completions[p] for p in places))
+                places, used = [], 0
+            places.append(place)
+            used += len(completion) - 1
+        yield _Row(number, context, tuple(places), tuple(group.completions[p] for p in places))
+
+    def _batches(self, rows: Sequence["_Row"]) -> Iterator[tuple[list["_Row"], int]]:
+        """Rows of like length, and the length to which they are padded."""
+        waiting: dict[int, list[_Row]] = {}
+        for row in sorted(rows, key=lambda row: row.targets):
+            waiting.setdefault(bucket(row.length), []).append(row)
+        for length, rows in sorted(waiting.items(), reverse=True):
+            size = max(1, self._batch_tokens // length)
+            for start in range(0, len(rows), size):
+                yield rows[start : start + size], length
+
+    def _run(self, rows: list["_Row"], length: int) -> list[list[Score]]:
+        count = self._row_count(rows, length)
+        targets = bucket(max(row.targets for row in rows), smallest=2)
+        tokens, positions, branches = (np.zeros((count, length), np.int32) for _ in range(3))
+        where, wanted = (np.zeros((count, targets), np.int32) for _ in range(2))
+        for b, row in enumerate(rows):
+            row.write(tokens[b], positions[b], branches[b], where[b], wanted[b])
+        self.work.real += sum(row.length for row in rows)
+        self.work.padded += count * length
+        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+            found = _score(self.config, self._params, *map(self._put, (tokens, positions, branches, where, wanted)))
+        logprobs, greedy = (np.asarray(jax.device_get(x)) for x in found)
+        return [row.read(logprobs[b], greedy[b]) for b, row in enumerate(rows)]
+
+    def _row_count(self, rows: list["_Row"], length: int) -> int:
+        """Rows with padding: a full batch, or a power of two; a multiple of the shards of the batch."""
+        shards = 1 if self._mesh is None else self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        full = max(1, self._batch_tokens // length)
+        count = full if len(rows) == full else 2 ** (len(rows) - 1).bit_length()
+        return -(-count // shards) * shards
+
+    def _put(self, x: np.ndarray) -> jax.Array:
+        if self._mesh is None:
+            return jnp.asarray(x)
+        return jax.make_array_from_callback(x.shape, NamedSharding(self._mesh, P()), lambda index: x[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """A context and completions of one group; ``places`` are their numbers in it."""
+
+    group: int
+    context: tuple[int, ...]
+    places: tuple[int, ...]
+    completions: tuple[tuple[int, ...], ...]
+
+    @property
+    def length(self) -> int:
+        return len(self.context) + sum(len(c) - 1 for c in self.completions)
+
+    @property
+    def targets(self) -> int:
+        return sum(map(len, self.completions))
+
+    def write(
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        branches: np.ndarray,
+        where: np.ndarray,
+        wanted: np.ndarray,
+    ) -> None:
+        """Fills one row of each array: inputs, and for each target the input that predicts it."""
+        end = len(self.context)
+        tokens[:end], positions[:end] = self.context, np.arange(end)
+        target, at = 0, end
+        for number, completion in enumerate(self.completions, 1):
+            size = len(completion)
+            stop = at + size - 1
+            tokens[at:stop], branches[at:stop] = completion[:-1], number
+            positions[at:stop] = np.arange(end, end + size - 1)
+            where[target], where[target + 1 : target + size] = end - 1, np.arange(at, stop)
+            wanted[target : target + size] = completion
+            target, at = target + size, stop
+        branches[at:] = -1  # padding: of no branch, so that nothing sees it
+        positions[at:] = 0
+
+    def read(self, logprobs: np.ndarray, greedy: np.ndarray) -> list[Score]:
+        ends = np.cumsum([len(c) for c in self.completions])
+        parts = zip(np.split(logprobs, ends)[:-1], np.split(greedy, ends)[:-1], strict=True)
+        return [Score(float(p.sum(dtype=np.float64)), len(p), bool(g.all())) for p, g in parts]
+
+
+def bucket(size: int, smallest: int = _SMALLEST) -> int:
+    """The next of 16, 24, 32, 48, 64, 96, ...: few shapes to compile, and a sixth of padding on average."""
+    power = max(smallest, 2 ** (size - 1).bit_length() if size > 1 else 1)
+    return power * 3 // 4 if power > smallest and size <= power * 3 // 4 else power
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(
+    config: cfg.Model,
+    params: decoder.Params,
+    tokens: jax.Array,
+    positions: jax.Array,
+    branches: jax.Array,
+    where: jax.Array,
+    wanted: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability float32 [B, S] of each wanted token, and whether it is the most likely; inputs [B, T], [B, S].
+
+    Only the hidden states that predict a target meet the vocabulary.
+    """
+    model = decoder.merge(config, params)
+    hidden = model(tokens, tree=Tree(positions, branches))
+    logits = model.logits(jnp.take_along_axis(hidden, where[..., None], axis=1))
+    chosen = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1), wanted == jnp.argmax(logits, axis=-1)
+
+
+def encode_group(words: Tokenizer, context: str, completions: Sequence[str], prefix: tuple[int, ...] = ()) -> Group:
+    """Tokens of a context and its completions.
+
+    A completion's tokens are those of context and completion together, without as many as the context alone has (the
+    rule of lm-evaluation-harness, so that numbers agree). ``prefix`` stands before the context; where both are empty,
+    the end-of-text token does.
+
+    Raises:
+        ValueError: a completion that adds no token.
+    """
+    first = tuple(map(int, words.encode(context))) if context else ()
+    found = []
+    for completion in completions:
+        whole = tuple(map(int, words.encode(context + completion)))
+        if len(whole) <= len(first):
+            raise ValueError(f"the completion {completion[:40]!r} adds no token to its context ...{context[-40:]!r}")
+        found.append(whole[len(first) :])
+    return Group((*prefix, *first) or (words.eot,), tuple(found))

@@ -1,0 +1,176 @@
+"""Beam search with a length penalty, step for step that of Hugging Face's ``generate`` (transformers 5).
+
+As there: twice as many candidates as beams are kept, so that beams go on although others end; a complete text scores
+its log-likelihood divided by (new tokens, the end included) ** length_penalty, and is only taken if it was among the
+``beams`` best candidates; a prompt is finished when its best running beam, at its present length, cannot beat its
+worst complete text (``early_stopping`` False), or as soon as ``beams`` texts are complete (True). Hugging Face's
+third way, "never", is not here.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scaling import config as cfg
+from scaling.generate.sampling import Rules
+from scaling.model import cache as cached
+from scaling.model import decoder
+from scaling.parallel.sharding import constrain
+
+_NEVER = -1e9  # Hugging Face's: scores are compared after such numbers were added to them
+
+
+class State(NamedTuple):
+    """What the loop carries; W beams, K candidates."""
+
+    step: jax.Array  # tokens chosen so far, int32 scalar
+    running: jax.Array  # int32 [B, W, N]; -1 where nothing was chosen
+    running_scores: jax.Array  # log-likelihoods, float32 [B, W]
+    complete: jax.Array  # int32 [B, W, N]
+    complete_scores: jax.Array  # penalised, float32 [B, W]
+    is_complete: jax.Array  # bool [B, W]
+    improvable: jax.Array  # bool [B]: a running beam may still beat a complete text
+    cache: cached.Cache  # rows [B * W]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "rules", "beams", "room"))
+@jax.default_matmul_precision("highest")
+def search(
+    config: cfg.Model,
+    rules: Rules,
+    beams: int,
+    room: int,
+    params: decoder.Params,
+    tokens: jax.Array,
+    starts: jax.Array,
+    limit: jax.Array,
+    penalties: jax.Array,
+    end_ids: jax.Array,
+    early_stopping: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Searches on the device from the prompts to the end.
+
+    Args:
+        config: of the model.
+        rules: vocabulary and the tokens that end a text.
+        beams: W, width of the search.
+        room: N, at least ``limit``.
+        params: from ``cache.split_layers``.
+        tokens: prompts, int32 [B, P], padded at the front.
+        starts: first slot of each row that is not padding, int32 [B]; P = the row is padding.
+        limit: new tokens at most, int32 scalar.
+        penalties: float32 [N + 1], what the score of a text of each length is divided by.
+        end_ids: tokens that end a text, int32 [rules.ends].
+        early_stopping: see the module, bool scalar.
+
+    Returns:
+        Complete texts, int32 [B, W, N] filled up with -1, best first, and their scores float32 [B, W].
+    """
+    batch, length = tokens.shape
+    hidden, memory = cached.prefill(config, params, tokens, starts, length + room)
+    logits = cached.next_logits(config, params, hidden[:, -1], rules.vocab)
+    memory = jax.tree.map(lambda x: _rows(jnp.repeat(x, beams, axis=0)), memory)
+    nothing = jnp.full((batch, beams, room), -1, jnp.int32)
+    state = State(
+        step=jnp.zeros((), jnp.int32),
+        running=nothing,
+        # Beams are still alike: only the first counts.
+        running_scores=jnp.tile(jnp.where(jnp.arange(beams) == 0, 0.0, _NEVER), (batch, 1)),
+        complete=nothing,
+        complete_scores=jnp.full((batch, beams), _NEVER),
+        is_complete=jnp.tile(starts[:, None] >= length, (1, beams)),  # padding holds nobody up
+        improvable=starts < length,
+        cache=memory,
+    )
+    update = functools.partial(
+        _with_choice,
+        rules=rules,
+        early_stopping=early_stopping,
+        limit=limit,
+        penalties=penalties,
+        end_ids=end_ids,
+        prompt=length,
+    )
+    state = update(state, jnp.repeat(logits[:, None], beams, axis=1))
+    starts = jnp.repeat(starts, beams)
+
+    def unfinished(state: State) -> jax.Array:
+        closed = early_stopping & state.is_complete.all()
+        return (state.step < limit) & state.improvable.any() & ~closed
+
+    def body(state: State) -> State:
+        last = jax.lax.dynamic_index_in_dim(state.running, state.step - 1, axis=2, keepdims=False)
+        hidden, memory = cached.extend(
+            config, params, last.reshape(-1, 1), state.cache, length + state.step - 1, starts
+        )
+        logits = cached.next_logits(config, params, hidden[:, 0], rules.vocab).reshape(batch, beams, -1)
+        return update(state._replace(cache=memory), logits)
+
+    state = jax.lax.while_loop(unfinished, body, state)
+    return constrain(state.complete, None, None, None), constrain(state.complete_scores, None, None)
+
+
+def _with_choice(
+    state: State,
+    logits: jax.Array,
+    *,
+    rules: Rules,
+    early_stopping: jax.Array,
+    limit: jax.Array,
+    penalties: jax.Array,
+    end_ids: jax.Array,
+    prompt: int,
+) -> State:
+    """One step, from logits [B, W, V] of the running beams."""
+    batch, beams, vocab = logits.shape
+    scores = jax.nn.log_softmax(logits, axis=-1) + state.running_scores[:, :, None]
+    count = max(2, 1 + rules.ends) * beams
+    scores, flat = jax.lax.top_k(scores.reshape(batch, -1), count)  # [B, K]
+    parents, ids = flat // vocab, (flat % vocab).astype(jnp.int32)
+    texts = _pick(state.running, parents)
+    texts = jax.lax.dynamic_update_slice_in_dim(texts, ids[:, :, None], state.step, axis=2)
+    step = state.step + 1
+    ending = jnp.isin(ids, end_ids) | (step >= limit)
+
+    running_scores, best = jax.lax.top_k(scores + ending * _NEVER, beams)
+    parents = _pick(parents, best)
+
+    ended = ending & (jnp.arange(count) < beams)
+    penalised = scores / penalties[step]
+    penalised += (early_stopping & state.is_complete.all(1, keepdims=True)) * _NEVER
+    penalised += ~state.improvable[:, None] * _NEVER
+    penalised += ~ended * _NEVER
+    complete_scores, kept = jax.lax.top_k(jnp.concatenate([state.complete_scores, penalised], 1), beams)
+    is_complete = _pick(jnp.concatenate([state.is_complete, ended], 1), kept)
+
+    worst = jnp.where(is_complete, complete_scores.min(1, keepdims=True), _NEVER)
+    reachable = running_scores[:, :1] / penalties[step]
+    return State(
+        step=step,
+        running=_pick(texts, best),
+        running_scores=running_scores,
+        complete=_pick(jnp.concatenate([state.complete, texts], 1), kept),
+        complete_scores=complete_scores,
+        is_complete=is_complete,
+        improvable=state.improvable & (reachable > worst).any(1),
+        cache=jax.tree.map(lambda x: _inherit(x, parents, prompt), state.cache),
+    )
+
+
+def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x[b, index[b, j]] for all b and j."""
+    return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+def _inherit(x: jax.Array, parents: jax.Array, prompt: int) -> jax.Array:
+    """Each beam's cache [B * W, H, S, K] from its parent's; the slots of the prompt are the same in all beams."""
+    batch, beams = parents.shape
+    new: Any = x[:, :, prompt:]
+    new = _pick(new.reshape(batch, beams, *new.shape[1:]), parents).reshape(new.shape)
+    return _rows(jax.lax.dynamic_update_slice_in_dim(x, new, prompt, axis=2))
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    return constrain(x, "batch", "heads", None, None)

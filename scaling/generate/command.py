@@ -1,0 +1,205 @@
+"""The options of ``scaling generate`` and ``scaling bench generate``, and what they run. Imports JAX only then."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scaling import config as cfg
+    from scaling.data.tokenizer import Tokenizer
+    from scaling.generate.generator import Completion, Generator
+    from scaling.generate.sampling import Sampling
+
+_STREAMED = 4  # tokens between two pieces of text on the terminal
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares what ``generate`` reads."""
+    add = parser.add_argument
+    add("model", metavar="RUN", help="run directory, or Hugging Face folder with config.json, model.safetensors")
+    add("--prompt", action="append", default=[], metavar="TEXT", help="a text to continue; may be given several times")
+    add("--prompts", metavar="FILE", help="texts to continue: one a line, or .jsonl with a field 'prompt'")
+    add("--tokenizer", metavar="NAME", help="gpt2, bytes, books or a path (default: the run's, or the folder's files)")
+    add("--tokens", type=int, default=100, metavar="N", help="new tokens at most (default: 100)")
+    add("--temperature", type=float, default=1.0, metavar="X", help="of the softmax; 0 = greedy (default: 1)")
+    add("--top_k", type=int, default=0, metavar="K", help="among the K most likely tokens; 0 = all (default)")
+    add("--top_p", type=float, default=1.0, metavar="P", help="among the fewest tokens of probability P (default: 1)")
+    add("--repetition_penalty", type=float, default=1.0, metavar="X", help="divides logits of past tokens (default: 1)")
+    add("--stop", action="append", default=[], metavar="TEXT", help="ends before this; may be given several times")
+    add("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    add("--num_samples", type=int, default=1, metavar="N", help="continuations of each prompt (default: 1)")
+    add("--beams", type=int, default=1, metavar="N", help="width of a beam search instead of sampling (default: 1)")
+    add("--length_penalty", type=float, default=0.6, metavar="X", help="of the beam search (default: 0.6, GPT-3's)")
+    add("--early_stopping", action="store_true", help="beam search: end with as many complete texts as beams")
+    add("--batch_size", type=int, default=8, metavar="N", help="continuations at a time (default: 8)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products")
+    add("--mesh", default="", metavar="AXES", help="devices to use, as in fsdp=2,tensor=4 (default: one device)")
+    add("--json", action="store_true", help="one JSON object a continuation, for programs")
+
+
+def add_bench_options(parser: argparse.ArgumentParser) -> None:
+    """Declares what ``bench generate`` reads."""
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], metavar="N", help="rows (default: 1 8)")
+    parser.add_argument("--repetitions", type=int, default=3, metavar="N", help="timed calls (default: 3)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Continues the prompts and prints.
+
+    Raises:
+        FileNotFoundError: no model, tokenizer or file of prompts.
+        ValueError: options, prompts or a model that cannot be used.
+    """
+    from scaling.generate.sampling import Sampling
+
+    if options.batch_size < 1:
+        raise ValueError(f"--batch_size={options.batch_size} must be 1 or more")
+    texts = _texts(options)
+    knobs = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Sampling)}
+    sampling = Sampling(**knobs | {"stop": tuple(options.stop), "end_ids": None})
+    generator, words = _generator(options)
+    # Texts begin after an end-of-text token in training; so do prompts.
+    prompts = [[words.eot, *words.encode(text).tolist()] for text in texts]
+    if len(prompts) == 1 and sampling.num_samples == sampling.beams == 1 and not options.json:
+        _stream(generator, texts[0], prompts[0], sampling)
+        return 0
+    found = generator.generate(prompts, sampling, options.batch_size)
+    for number, (text, completions) in enumerate(zip(texts, found, strict=True)):
+        for sample, completion in enumerate(completions):
+            print(_record(number, sample, text, completion) if options.json else f"{text}{completion.text}\n")
+    return 0
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    """Measures and prints a line for each batch size.
+
+    Raises:
+        ValueError: numbers below 1.
+    """
+    from scaling.generate.bench import bench
+
+    if min(*options.batch, options.repetitions, 1) < 1:
+        raise ValueError("--batch and --repetitions must be 1 or more")
+    for batch in options.batch:
+        print(bench(batch, options.repetitions, options.dtype), flush=True)
+    return 0
+
+
+def _texts(options: argparse.Namespace) -> list[str]:
+    """The prompts, checked."""
+    texts = [(text, "--prompt") for text in options.prompt]
+    if options.prompts is not None:
+        path = Path(options.prompts)
+        for number, line in enumerate(_lines(path), start=1):
+            texts.append((_field(line, f"{path}:{number}") if path.suffix == ".jsonl" else line, f"{path}:{number}"))
+    if not texts:
+        raise ValueError("needs --prompt=TEXT or --prompts=FILE with at least one prompt")
+    for text, where in texts:
+        if not text:
+            raise ValueError(f"{where}: the prompt is empty; give at least one character")
+    return [text for text, _ in texts]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _field(line: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: not a JSON object: {error}") from error
+    text = record.get("prompt") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: must be an object with a text in its field 'prompt'")
+    return text
+
+
+def _generator(options: argparse.Namespace) -> "tuple[Generator, Tokenizer]":
+    from scaling.parallel import distributed
+
+    axes = _mesh(options.mesh)
+    if axes is not None:
+        from scaling import config as cfg
+
+        distributed.initialize(cfg.Distributed(), axes.cpu_devices)
+
+    from scaling.data import tokenizer
+    from scaling.generate.generator import Generator
+    from scaling.interop.logits import load_model
+    from scaling.interop.run_directory import read_config_json
+    from scaling.parallel.mesh import make_mesh
+
+    name = options.tokenizer or _tokenizer_name(options.model, read_config_json(options.model))
+    words = tokenizer.load(name)
+    config, params = load_model(options.model)
+    config = dataclasses.replace(config, compute_dtype=options.dtype)
+    mesh = None
+    if axes is not None:
+        mesh = make_mesh(axes)
+        for axis, knob in (
+            ("fsdp", "d_model"),
+            ("tensor", "num_heads"),
+            ("tensor", "d_ff"),
+            ("tensor", "padded_vocab"),
+        ):
+            size, features = getattr(axes, axis), getattr(config, knob)
+            if features % size:
+                raise ValueError(f"--mesh: {axis}={size} must divide the model's {knob} of {features}")
+    return Generator(config, params, words, mesh), words
+
+
+def _mesh(text: str) -> "cfg.Mesh | None":
+    """``fsdp=2,tensor=4`` as a config; None for nothing."""
+    from scaling import config as cfg
+
+    if not text:
+        return None
+    known = [field.name for field in dataclasses.fields(cfg.Mesh)]
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in known or not size.isdecimal() or int(size) < 1:
+            raise ValueError(f"--mesh={text}: {part!r} must be AXIS=DEVICES, with AXIS one of {', '.join(known)}")
+        sizes[axis] = int(size)
+    return cfg.Mesh(**sizes)
+
+
+def _tokenizer_name(model: str, values: dict[str, Any]) -> str:
+    """What a run was trained with, or the folder itself where it has GPT-2's two files."""
+    if "config" in values:
+        return values["config"]["data"]["tokenizer"]
+    for files in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        if all((Path(model) / file).exists() for file in files):
+            return model
+    raise ValueError(
+        f"{model} has no tokenizer of GPT-2's kind (vocab.json and merges.txt); name one with --tokenizer, such as "
+        "--tokenizer=gpt2"
+    )
+
+
+def _stream(generator: "Generator", text: str, prompt: list[int], sampling: "Sampling") -> None:
+    """Prints the prompt and, as it comes, its continuation."""
+    pieces = generator.stream(prompt, sampling, _STREAMED)
+    shown = 0
+    for number, completion in enumerate(pieces):
+        if not number:
+            sys.stdout.write(text)
+        sys.stdout.write(completion.text[shown:])
+        sys.stdout.flush()
+        shown = len(completion.text)
+    sys.stdout.write("\n")
+
+
+def _record(prompt: int, sample: int, text: str, completion: "Completion") -> str:
+    record = {"prompt": text, "number": prompt, "sample": sample} | dataclasses.asdict(completion)
+    if completion.score is None:
+        del record["score"]
+    return json.dumps(record)

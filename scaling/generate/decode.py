@@ -1,0 +1,120 @@
+"""Compiled programs that continue a batch of prompts by choosing token after token.
+
+Two programs for each bucket of lengths: ``start`` reads the prompts and chooses the first token, ``proceed`` runs the
+whole loop on the device, with the cache donated. How far it runs is an argument, so the same program serves a batch
+in one go and a terminal a few tokens at a time.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scaling import config as cfg
+from scaling.generate.sampling import Dials, Rules, choose
+from scaling.model import cache as cached
+from scaling.model import decoder
+from scaling.parallel.sharding import constrain
+
+
+class State(NamedTuple):
+    """What the loop carries."""
+
+    step: jax.Array  # tokens chosen so far, int32 scalar
+    chosen: jax.Array  # int32 [B, N]; -1 where nothing was chosen
+    last: jax.Array  # int32 [B]
+    done: jax.Array  # bool [B]
+    seen: jax.Array | None  # tokens of prompt and continuation, bool [B, V], if repetition is penalised
+    cache: cached.Cache
+
+
+@functools.partial(jax.jit, static_argnames=("config", "rules", "room"))
+# Accelerators otherwise round the inputs of float32 products to fewer bits.
+@jax.default_matmul_precision("highest")
+def start(
+    config: cfg.Model,
+    rules: Rules,
+    room: int,
+    params: decoder.Params,
+    dials: Dials,
+    keys: jax.Array,
+    tokens: jax.Array,
+    starts: jax.Array,
+) -> State:
+    """Reads the prompts and chooses the first token of each.
+
+    Args:
+        config: of the model.
+        rules: what of the sampling is static.
+        room: tokens that can be chosen, N.
+        params: from ``cache.split_layers``.
+        dials: the rest of the sampling.
+        keys: a random key for each row [B].
+        tokens: prompts, int32 [B, P], padded at the front.
+        starts: first slot of each row that is not padding, int32 [B]; P = the row is padding.
+    """
+    batch, length = tokens.shape
+    hidden, memory = cached.prefill(config, params, tokens, starts, length + room)
+    logits = cached.next_logits(config, params, hidden[:, -1], rules.vocab)
+    seen = None
+    if rules.penalised:
+        real = jnp.where(jnp.arange(length) >= starts[:, None], tokens, config.padded_vocab)
+        seen = jnp.zeros((batch, config.padded_vocab), bool)
+        seen = seen.at[jnp.arange(batch)[:, None], real].set(True, mode="drop")
+    empty = State(
+        step=jnp.zeros((), jnp.int32),
+        chosen=jnp.full((batch, room), -1, jnp.int32),
+        last=jnp.zeros(batch, jnp.int32),
+        done=starts >= length,
+        seen=seen,
+        cache=memory,
+    )
+    return _with_choice(empty, logits, rules, dials, keys)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "rules"), donate_argnames="state")
+@jax.default_matmul_precision("highest")
+def proceed(
+    config: cfg.Model,
+    rules: Rules,
+    params: decoder.Params,
+    dials: Dials,
+    keys: jax.Array,
+    starts: jax.Array,
+    state: State,
+    until: jax.Array,
+) -> State:
+    """Chooses on until every row is done or has ``until`` tokens (at most N)."""
+    prompt = state.cache[0][0].shape[2] - state.chosen.shape[1]
+
+    def unfinished(state: State) -> jax.Array:
+        return (state.step < until) & ~state.done.all()
+
+    def body(state: State) -> State:
+        hidden, memory = cached.extend(
+            config, params, state.last[:, None], state.cache, prompt + state.step - 1, starts
+        )
+        logits = cached.next_logits(config, params, hidden[:, 0], rules.vocab)
+        return _with_choice(state._replace(cache=memory), logits, rules, dials, keys)
+
+    return jax.lax.while_loop(unfinished, body, state)
+
+
+def _with_choice(state: State, logits: jax.Array, rules: Rules, dials: Dials, keys: jax.Array) -> State:
+    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
+    ids = choose(logits, step_keys, rules, dials, state.seen)
+    # Small and needed by every process: whole on each device.
+    shown = constrain(jnp.where(state.done, -1, ids), None)
+    chosen = jax.lax.dynamic_update_slice_in_dim(state.chosen, shown[:, None], state.step, axis=1)
+    seen = state.seen
+    if seen is not None:
+        seen = seen.at[jnp.arange(len(ids)), ids].set(True)
+    return State(
+        step=state.step + 1,
+        chosen=constrain(chosen, None, None),
+        last=ids,
+        done=constrain(state.done | jnp.isin(ids, dials.end_ids), None),
+        seen=seen,
+        cache=state.cache,
+    )

@@ -1,0 +1,268 @@
+"""Continuing prompts with a model: batches of like lengths, bucketed shapes, stop strings, streaming."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from scaling import config as cfg
+from scaling.data.tokenizer import Tokenizer
+from scaling.generate import beam, decode
+from scaling.generate.sampling import Dials, Rules, Sampling, row_keys, rules
+from scaling.model import cache, decoder
+
+SMALLEST_BUCKET = 16  # tokens
+STOP_CHECK = 16  # tokens decoded between two looks for stop strings
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One continuation of a prompt."""
+
+    ids: tuple[int, ...]  # new tokens, without the one that ended the text
+    text: str  # of the new tokens, cut before a stop string; empty without a tokenizer
+    finish: str  # "end" (a token that ends texts), "stop" (a stop string), "length"; "" = it goes on
+    score: float | None = None  # beam search: log-likelihood / length ** length_penalty
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    prompt: int  # its number
+    sample: int
+    ids: np.ndarray
+
+
+def bucket(size: int, smallest: int = SMALLEST_BUCKET, largest: int | None = None) -> int:
+    """The next power of two, at least ``smallest``, at most ``largest``: one compiled program for a range of sizes."""
+    assert largest is None or size <= largest
+    rounded = max(smallest, 1 << max(0, size - 1).bit_length())
+    return rounded if largest is None else min(rounded, largest)
+
+
+class Generator:
+    """A model that continues prompts.
+
+    Args:
+        config: resolved; matrix products are computed in ``compute_dtype``.
+        params: parameter tree as training or ``load_model`` gives it; a copy in the compute dtype is made.
+        words: tokenizer, for texts and the end of text; None = ids only.
+        mesh: devices to lay model and batch over; None = one device.
+    """
+
+    def __init__(self, config: cfg.Model, params: decoder.Params, words: Tokenizer | None, mesh: Mesh | None = None):
+        if words is not None and words.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"tokenizer {words.name!r} has {words.vocab_size} tokens, but the model only {config.vocab_size}; "
+                "it must be the one that the model was trained with"
+            )
+        self.config = dataclasses.replace(config, remat="none")
+        self.words, self.mesh = words, mesh
+        with self._on_mesh():
+            self._params = cache.split_layers(self.config, params, mesh)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int] | np.ndarray], sampling: Sampling, batch_size: int = 8
+    ) -> list[list[Completion]]:
+        """Continues each prompt; which batch it is in changes nothing but the time.
+
+        Args:
+            prompts: token ids.
+            sampling: how.
+            batch_size: texts that are continued at a time, a power of two; beams count.
+
+        Returns:
+            For each prompt ``num_samples`` completions; those of a beam search best first.
+
+        Raises:
+            ValueError: a prompt that is empty, has ids outside the vocabulary, or leaves no room in the context.
+        """
+        arrays = [self._checked(number, ids, sampling) for number, ids in enumerate(prompts)]
+        samples = 1 if sampling.beams > 1 else sampling.num_samples
+        rows = [_Row(n, s, ids) for n, ids in enumerate(arrays) for s in range(samples)]
+        rows.sort(key=lambda row: len(row.ids))  # like lengths together: little padding
+        size = max(1, batch_size // sampling.beams)
+        found: dict[tuple[int, int], Completion] = {}
+        for first in range(0, len(rows), size):
+            batch = rows[first : first + size]
+            if sampling.beams > 1:
+                for row, best in zip(batch, self._beam_search(batch, sampling), strict=True):
+                    found.update({(row.prompt, i): completion for i, completion in enumerate(best)})
+                continue
+            every = STOP_CHECK if sampling.stop else sampling.tokens
+            *_, last = self._sample(batch, sampling, every)
+            found.update({(row.prompt, row.sample): completion for row, completion in zip(batch, last, strict=True)})
+        return [[found[n, s] for s in range(sampling.num_samples)] for n in range(len(arrays))]
+
+    def stream(self, prompt: Sequence[int] | np.ndarray, sampling: Sampling, every: int = 4) -> Iterator[Completion]:
+        """The first sample of one prompt as it grows, ``every`` tokens at a time; the last has a ``finish``.
+
+        Text only ever grows: what may still become a stop string, or is half a character, is held back.
+
+        Raises:
+            ValueError: as in ``generate``, and for beam search, which knows its text only at the end.
+        """
+        if sampling.beams > 1:
+            raise ValueError(f"beam search (beams={sampling.beams}) cannot be streamed")
+        row = _Row(0, 0, self._checked(0, prompt, sampling))
+        for (completion,) in self._sample([row], sampling, every):
+            yield (
+                completion
+                if completion.finish
+                else dataclasses.replace(completion, text=_settled(completion.text, sampling.stop))
+            )
+
+    def _checked(self, number: int, ids: Sequence[int] | np.ndarray, sampling: Sampling) -> np.ndarray:
+        array = np.asarray(ids)
+        where, context, vocab = f"prompt {number + 1}", self.config.context_length, self.config.vocab_size
+        if sampling.stop and self.words is None:
+            raise ValueError("stop strings need a tokenizer")
+        if array.ndim != 1 or not array.size:
+            raise ValueError(f"{where} is empty; it must have at least one token")
+        if not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"{where} must hold token ids, integers, not {array.dtype}")
+        outside = array[(array < 0) | (array >= vocab)]
+        if outside.size:
+            raise ValueError(f"{where} holds token {outside[0]}, outside the vocabulary of {vocab} (0 to {vocab - 1})")
+        if len(array) >= context:
+            raise ValueError(
+                f"{where} has {len(array)} tokens, which leaves no room in the model's context of {context}; "
+                f"it must have at most {context - 1}"
+            )
+        if len(array) + sampling.tokens > context:
+            raise ValueError(
+                f"{where} has {len(array)} tokens, and {sampling.tokens} new ones make {len(array) + sampling.tokens}, "
+                f"more than the model's context of {context}; ask for at most {context - len(array)} new ones"
+            )
+        return array.astype(np.int32)
+
+    def _sample(self, rows: list[_Row], sampling: Sampling, every: int) -> Iterator[list[Completion]]:
+        """Completions of a batch after every ``every`` tokens; the last time all are finished."""
+        static, dials = self._rules(sampling)
+        tokens, starts = self._padded(rows)
+        padding = [0] * (len(tokens) - len(rows))
+        with self._on_mesh():
+            keys = row_keys(
+                sampling.seed,
+                self._put(np.asarray([row.prompt for row in rows] + padding, np.int32)),
+                self._put(np.asarray([row.sample for row in rows] + padding, np.int32)),
+            )
+            room = bucket(sampling.tokens)
+            starts_there = self._put(starts)
+            state = decode.start(self.config, static, room, self._params, dials, keys, self._put(tokens), starts_there)
+        step, completions = 1, [Completion((), "", "")] * len(rows)
+        while True:
+            until = min(sampling.tokens, (step - 1) // every * every + every)
+            with self._on_mesh():
+                state = decode.proceed(
+                    self.config, static, self._params, dials, keys, starts_there, state, np.int32(until)
+                )
+            chosen = np.asarray(state.chosen)
+            step = until + 1
+            completions = [
+                old if old.finish else self._completion(row, ids[:until], dials, sampling)
+                for row, ids, old in zip(rows, chosen, completions, strict=False)
+            ]
+            yield completions
+            finished = np.asarray([bool(completion.finish) for completion in completions])
+            if finished.all():
+                return
+            done = np.concatenate([finished, np.ones(len(padding), bool)])
+            state = state._replace(done=self._put(done))
+
+    def _beam_search(self, rows: list[_Row], sampling: Sampling) -> list[list[Completion]]:
+        static, dials = self._rules(sampling)
+        tokens, starts = self._padded(rows)
+        room = bucket(sampling.tokens)
+        lengths = np.maximum(1, np.arange(room + 1, dtype=np.float64))
+        with self._on_mesh():
+            texts, scores = beam.search(
+                self.config,
+                static,
+                sampling.beams,
+                room,
+                self._params,
+                self._put(tokens),
+                self._put(starts),
+                np.int32(sampling.tokens),
+                self._put((lengths**sampling.length_penalty).astype(np.float32)),
+                dials.end_ids,
+                np.asarray(sampling.early_stopping),
+            )
+        texts, scores = np.asarray(texts), np.asarray(scores)
+        return [
+            [
+                dataclasses.replace(
+                    self._completion(row, texts[b, i][texts[b, i] >= 0], dials, sampling, complete=True),
+                    score=float(scores[b, i]),
+                )
+                for i in range(sampling.num_samples)
+            ]
+            for b, row in enumerate(rows)
+        ]
+
+    def _rules(self, sampling: Sampling) -> tuple[Rules, Dials]:
+        # A model may have rows beyond its tokenizer's ids (GPT-1's shape with another tokenizer).
+        vocab = self.config.vocab_size if self.words is None else self.words.vocab_size
+        return rules(sampling, vocab, None if self.words is None else self.words.eot)
+
+    def _padded(self, rows: list[_Row]) -> tuple[np.ndarray, np.ndarray]:
+        """Prompts padded at the front to one bucket, and where each starts; rows of padding fill the batch."""
+        shards = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        length = bucket(max(len(row.ids) for row in rows), largest=self.config.context_length)
+        batch = -(-bucket(len(rows), smallest=1) // shards) * shards
+        tokens, starts = np.zeros((batch, length), np.int32), np.full(batch, length, np.int32)
+        for b, row in enumerate(rows):
+            starts[b] = length - len(row.ids)
+            tokens[b, starts[b] :] = row.ids
+        return tokens, starts
+
+    def _completion(
+        self, row: _Row, ids: np.ndarray, dials: Dials, sampling: Sampling, complete: bool = False
+    ) -> Completion:
+        """What a row's new tokens amount to; -1 = nothing was chosen."""
+        chosen: list[int] = ids[ids >= 0].tolist()
+        finish = "length" if complete or len(chosen) >= sampling.tokens else ""
+        ending = next((i for i, token in enumerate(chosen) if token in dials.end_ids), None)
+        if ending is not None:
+            chosen, finish = chosen[:ending], "end"
+        text = self._text(row.ids, chosen)
+        if any(stop in text for stop in sampling.stop):
+            # The token that completes the first stop string is the last.
+            count = next(n for n in range(1, len(chosen) + 1) if _cut(self._text(row.ids, chosen[:n]), sampling.stop))
+            chosen, finish = chosen[:count], "stop"
+            text = self._text(row.ids, chosen)
+            text = text[: min(at for stop in sampling.stop if (at := text.find(stop)) >= 0)]
+        return Completion(tuple(chosen), text, finish)
+
+    def _text(self, prompt: np.ndarray, ids: list[int]) -> str:
+        """Text of new tokens as it reads behind the prompt (sentencepiece drops a space at the front of a text)."""
+        if self.words is None:
+            return ""
+        before = self.words.decode(prompt)
+        whole = self.words.decode(np.concatenate([prompt, np.asarray(ids, np.int32)]))
+        return whole[len(before) :] if whole.startswith(before) else self.words.decode(ids)
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def _put(self, x: np.ndarray) -> jax.Array:
+        """The same on every device; every process passes the same."""
+        if self.mesh is None:
+            return jnp.asarray(x)
+        return jax.make_array_from_callback(x.shape, NamedSharding(self.mesh, P()), lambda index: x[index])
+
+
+def _cut(text: str, stops: Sequence[str]) -> bool:
+    return any(stop in text for stop in stops)
+
+
+def _settled(text: str, stops: Sequence[str]) -> str:
+    """The part of a growing text that cannot change any more."""
+    text = text.rstrip("\ufffd")  # half a character
+    held = max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+    return text[: len(text) - held]

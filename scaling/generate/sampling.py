@@ -1,0 +1,137 @@
+"""How the next token is chosen: the knobs, and the choice itself."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How texts are continued.
+
+    With ``beams`` > 1, beam search: nothing is drawn, ``num_samples`` best texts are returned, and temperature,
+    top_k, top_p and repetition_penalty must be at their defaults.
+    """
+
+    tokens: int = 100  # new tokens at most
+    temperature: float = 1.0  # of the softmax; 0 = always the most likely token
+    top_k: int = 0  # only this many most likely tokens; 0 = all
+    top_p: float = 1.0  # only the fewest most likely tokens that have this probability together
+    repetition_penalty: float = 1.0  # divides positive, multiplies negative logits of tokens that occurred
+    stop: tuple[str, ...] = ()  # a text ends before the first of these
+    end_ids: tuple[int, ...] | None = None  # tokens that end a text; None = the tokenizer's end of text
+    seed: int = 0  # a draw depends on it, on the number of the prompt, of the sample and of the token
+    num_samples: int = 1  # texts a prompt
+    beams: int = 1  # width of the beam search; 1 = none
+    length_penalty: float = 1.0  # beam search: log-likelihoods are divided by length ** this
+    early_stopping: bool = False  # beam search: ends once ``beams`` texts are complete, better ones possible or not
+
+    def __post_init__(self) -> None:
+        for name, right, fine in (
+            ("tokens", "1 or more", self.tokens >= 1),
+            ("temperature", "0 or more", 0 <= self.temperature < math.inf),
+            ("top_k", "0 or more", self.top_k >= 0),
+            ("top_p", "in (0, 1]", 0 < self.top_p <= 1),
+            ("repetition_penalty", "more than 0", 0 < self.repetition_penalty < math.inf),
+            ("stop", "texts that are not empty", all(self.stop)),
+            ("seed", "in [0, 2^32)", 0 <= self.seed < 2**32),
+            ("num_samples", "1 or more", self.num_samples >= 1),
+            ("beams", "1 or more", self.beams >= 1),
+            ("length_penalty", "a finite number", math.isfinite(self.length_penalty)),
+        ):
+            if not fine:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {right}")
+        if self.beams == 1:
+            return
+        for name in ("temperature", "top_k", "top_p", "repetition_penalty"):
+            value = getattr(self, name)
+            if value != type(self).__dataclass_fields__[name].default:
+                raise ValueError(f"beam search draws nothing: {name}={value} and beams={self.beams} exclude each other")
+        if self.num_samples > self.beams:
+            raise ValueError(f"num_samples={self.num_samples} must be at most beams={self.beams}")
+
+
+class Rules(NamedTuple):
+    """What is compiled into a program."""
+
+    vocab: int  # ids from here on are never chosen: ``next_logits`` makes them -inf
+    ends: int  # how many tokens end a text
+    greedy: bool
+    top_k: int
+    nucleus: bool
+    penalised: bool
+
+
+class Dials(NamedTuple):
+    """Numbers that a program takes as arguments, so that another value needs no compilation."""
+
+    temperature: float
+    top_p: float
+    repetition_penalty: float
+    end_ids: np.ndarray  # int32 [ends]
+
+
+def rules(sampling: Sampling, vocab: int, eot: int | None) -> tuple[Rules, Dials]:
+    """What of the knobs is static, and the rest."""
+    end_ids = sampling.end_ids if sampling.end_ids is not None else () if eot is None else (eot,)
+    greedy = sampling.temperature == 0
+    static = Rules(
+        vocab=vocab,
+        ends=len(end_ids),
+        greedy=greedy,
+        top_k=0 if greedy or sampling.top_k >= vocab else sampling.top_k,
+        nucleus=not greedy and sampling.top_p < 1,
+        penalised=sampling.repetition_penalty != 1,
+    )
+    return static, Dials(
+        sampling.temperature or 1.0, sampling.top_p, sampling.repetition_penalty, np.asarray(end_ids, np.int32)
+    )
+
+
+def choose(logits: jax.Array, keys: jax.Array, rules: Rules, dials: Dials, seen: jax.Array | None = None) -> jax.Array:
+    """One token a row; the order of the steps is Hugging Face's: penalty, temperature, top-k, top-p.
+
+    Args:
+        logits: float32 [B, V]; -inf = never.
+        keys: a random key for each row [B].
+        rules: what is static.
+        dials: the rest.
+        seen: which tokens occurred, bool [B, V], where repetition is penalised (arXiv 1909.05858, section 4.1).
+
+    Returns:
+        int32 [B].
+    """
+    if rules.penalised:
+        assert seen is not None
+        lowered = jnp.where(logits > 0, logits / dials.repetition_penalty, logits * dials.repetition_penalty)
+        logits = jnp.where(seen, lowered, logits)
+    if rules.greedy:
+        return jnp.argmax(logits, -1).astype(jnp.int32)
+    logits = logits / dials.temperature
+    candidates = None
+    if rules.top_k:
+        logits, candidates = jax.lax.top_k(logits, rules.top_k)
+    if rules.nucleus:
+        ordered = logits if rules.top_k else -jnp.sort(-logits, axis=-1)
+        probabilities = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities  # of the more likely ones
+        last = jnp.maximum(1, (before < dials.top_p).sum(-1)) - 1
+        floor = jnp.take_along_axis(ordered, last[:, None], axis=-1)
+        logits = jnp.where(logits < floor, -jnp.inf, logits)
+    drawn = jax.vmap(jax.random.categorical)(keys, logits)
+    if candidates is not None:
+        drawn = jnp.take_along_axis(candidates, drawn[:, None], axis=-1)[:, 0]
+    return drawn.astype(jnp.int32)
+
+
+def row_keys(seed: int, prompts: jax.Array, samples: jax.Array) -> jax.Array:
+    """A random key for each row [B], from the numbers of its prompt and of its sample: never of its batch."""
+
+    def key(prompt: jax.Array, sample: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(np.uint32(seed)), prompt), sample)
+
+    return jax.vmap(key)(prompts, samples)

@@ -1,0 +1,118 @@
+"""A model with its tokenizer, ready to be used: what ``generate`` and ``evaluate`` begin with."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from scaling import config as cfg
+from scaling.data import tokenizer
+from scaling.data.tokenizer import Tokenizer
+from scaling.interop import huggingface
+from scaling.interop.run_directory import load_checkpoint, read_config_json
+from scaling.model import decoder
+from scaling.parallel import distributed
+from scaling.parallel.mesh import make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A model, its tokenizer and where it lies.
+
+    Attributes:
+        config: resolved, with the compute dtype that was asked for.
+        params: float32, on the mesh as in training; on one device without a mesh.
+        words: tokenizer.
+        mesh: None = one device.
+        step: of the checkpoint; None of a Hugging Face folder.
+        tokens: that the model was trained on by then; None of a Hugging Face folder.
+    """
+
+    config: cfg.Model
+    params: decoder.Params
+    words: Tokenizer
+    mesh: jax.sharding.Mesh | None
+    step: int | None
+    tokens: int | None
+
+
+def load_served(
+    model: str | os.PathLike[str], tokenizer_name: str | None = None, axes: str = "", dtype: str = "float32"
+) -> Served:
+    """Loads a run directory (its newest whole checkpoint) or a Hugging Face folder.
+
+    Args:
+        model: path.
+        tokenizer_name: gpt2, bytes, books or a path; None = the run's, or the folder's own files.
+        axes: devices, as in ``fsdp=2,tensor=4``; empty = one device.
+        dtype: of the matrix products.
+
+    Raises:
+        FileNotFoundError: no model there.
+        ValueError: a model, tokenizer or mesh that cannot be used.
+    """
+    sizes = _mesh(axes)
+    if sizes is not None:
+        distributed.initialize(cfg.Distributed(), sizes.cpu_devices)
+    values = read_config_json(model)
+    words = tokenizer.load(tokenizer_name or _tokenizer_name(model, values))
+    mesh = None if sizes is None else make_mesh(sizes)
+    step = tokens = None
+    if "config" in values:
+        if mesh is not None:
+            _check_mesh(cfg.freeze(values["config"]).model, sizes)
+        found = load_checkpoint(model, mesh)
+        config, params, step, tokens = found.model, found.params, found.step, found.tokens
+    elif "model_type" in values:
+        config, params = huggingface.load(model)
+        if mesh is not None:
+            _check_mesh(config, sizes)
+            params = jax.device_put(params, decoder.shardings(config, mesh))
+    else:
+        raise ValueError(
+            f"{os.fspath(model)}: config.json has neither 'config', as in a run directory, nor 'model_type', "
+            "as in a Hugging Face folder"
+        )
+    if words.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"tokenizer {words.name!r} has {words.vocab_size} tokens, but {os.fspath(model)} only "
+            f"{config.vocab_size}; it must be the one that the model was trained with"
+        )
+    return Served(dataclasses.replace(config, compute_dtype=dtype), params, words, mesh, step, tokens)
+
+
+def _mesh(text: str) -> cfg.Mesh | None:
+    """``fsdp=2,tensor=4`` as a config; None for nothing."""
+    if not text:
+        return None
+    known = [field.name for field in dataclasses.fields(cfg.Mesh)]
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in known or not size.isdecimal() or int(size) < 1:
+            raise ValueError(f"--mesh={text}: {part!r} must be AXIS=DEVICES, with AXIS one of {', '.join(known)}")
+        sizes[axis] = int(size)
+    return cfg.Mesh(**sizes)
+
+
+def _check_mesh(config: cfg.Model, mesh: cfg.Mesh | None) -> None:
+    assert mesh is not None
+    for axis, knob in (("fsdp", "d_model"), ("tensor", "num_heads"), ("tensor", "d_ff"), ("tensor", "padded_vocab")):
+        size, features = getattr(mesh, axis), getattr(config, knob)
+        if features % size:
+            raise ValueError(f"--mesh: {axis}={size} must divide the model's {knob} of {features}")
+
+
+def _tokenizer_name(model: str | os.PathLike[str], values: dict[str, Any]) -> str:
+    """What a run was trained with, or the folder itself where it has GPT-2's two files."""
+    if "config" in values:
+        return values["config"]["data"]["tokenizer"]
+    for files in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        if all((Path(model) / file).exists() for file in files):
+            return os.fspath(model)
+    raise ValueError(
+        f"{os.fspath(model)} has no tokenizer of GPT-2's kind (vocab.json and merges.txt); name one with "
+        "--tokenizer, such as --tokenizer=gpt2"
+    )

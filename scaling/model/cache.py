@@ -1,0 +1,135 @@
+"""Decoding with a key-value cache: the prompt once (``prefill``), then a few tokens at a time (``extend``).
+
+Rows of a batch are padded at the front, so that all of them write to the same slot of the cache, in place. A cache
+is a plain tree: for each layer keys and values, [B, H, S, K] each, batch and heads sharded as in training.
+
+Layers are separate arrays here and not a stack as in training. A scan over a stack reads each layer through a
+dynamic slice, which is a copy of the weights a token; decoding is bound by reading the weights once
+(docs/generation.md has the measurements).
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from scaling import config as cfg
+from scaling.model import decoder
+from scaling.model.attention import Memory
+from scaling.model.parametrization import parametrization
+from scaling.parallel.sharding import constrain, stored_spec
+
+Cache = tuple[Memory, ...]
+
+
+def split_layers(config: cfg.Model, params: decoder.Params, mesh: Mesh | None = None) -> decoder.Params:
+    """Parameters for decoding: each layer's by itself, matrices and token tables in the compute dtype.
+
+    Args:
+        config: resolved.
+        params: as ``decoder.initialize`` makes them, anywhere.
+        mesh: they are laid out on it as in training; None = one device.
+
+    Returns:
+        The tree, with a tuple of ``num_layers`` trees as ``blocks``.
+    """
+    kinds, dtype = decoder.metadata(config, "kind"), jnp.dtype(config.compute_dtype)
+
+    def unstacked(tree: Any, layer: Any) -> Any:
+        return tuple(
+            jax.tree.map(functools.partial(layer, i), tree, is_leaf=_is_axes) for i in range(config.num_layers)
+        )
+
+    def split(params: decoder.Params) -> decoder.Params:
+        # Biases, gains and positions are added in float32 whatever the compute dtype.
+        narrow = jax.tree.map(lambda x, kind: x.astype(dtype) if kind in ("matrix", "embedding") else x, params, kinds)
+        narrow["positions"] = params["positions"]
+        return narrow | {decoder.STACK: unstacked(narrow[decoder.STACK], lambda i, x: x[i])}
+
+    if mesh is None:
+        return jax.jit(split)(params)
+
+    def shardings(axes: Any) -> Any:
+        return jax.tree.map(lambda names: NamedSharding(mesh, stored_spec(names)), axes, is_leaf=_is_axes)
+
+    axes = decoder.axes_tree(config)
+    params = jax.device_put(params, shardings(axes))  # from one device or the host; as training has them: nothing
+    axes[decoder.STACK] = unstacked(axes[decoder.STACK], lambda _, names: names[1:])
+    return jax.jit(split, out_shardings=shardings(axes))(params)
+
+
+def prefill(
+    config: cfg.Model, params: decoder.Params, tokens: jax.Array, starts: jax.Array, slots: int
+) -> tuple[jax.Array, Cache]:
+    """Reads the prompts.
+
+    Args:
+        config: resolved.
+        params: from ``split_layers``.
+        tokens: ids, int32 [B, T], padded at the front with any ids.
+        starts: first slot of each row that is not padding, int32 [B]; T for a row that is all padding.
+        slots: S, of the cache; at least T.
+
+    Returns:
+        Final hidden states [B, T, D] (those of padding mean nothing), and the cache with slots 0 to T - 1 filled.
+    """
+    model, blocks = decoder.merge_layers(config, params)
+    x = model.embed(tokens, _positions(config, jnp.arange(tokens.shape[1]), starts))
+    cache = []
+    for block, window in zip(blocks, _windows(config), strict=True):
+        x, memory = block.prefill(x, window, starts, slots)
+        cache.append(memory)
+    return model.normalize(x), tuple(cache)
+
+
+def extend(
+    config: cfg.Model, params: decoder.Params, tokens: jax.Array, cache: Cache, slot: jax.Array, starts: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """Reads the next tokens [B, T] of every row, at slots ``slot`` to ``slot + T - 1``.
+
+    Returns:
+        Final hidden states [B, T, D], and the cache with these slots filled.
+    """
+    model, blocks = decoder.merge_layers(config, params)
+    x = model.embed(tokens, _positions(config, slot + jnp.arange(tokens.shape[1]), starts))
+    extended = []
+    for block, window, memory in zip(blocks, _windows(config), cache, strict=True):
+        x, memory = block.extend(x, window, memory, slot, starts)
+        extended.append(memory)
+    return model.normalize(x), tuple(extended)
+
+
+def next_logits(config: cfg.Model, params: decoder.Params, hidden: jax.Array, vocab: int) -> jax.Array:
+    """Logits of the next token.
+
+    Args:
+        config: resolved.
+        params: from ``split_layers``.
+        hidden: final hidden states [B, D].
+        vocab: ids from here on get -inf.
+
+    Returns:
+        float32 [B, padded_vocab].
+    """
+    table = decoder.merge_layers(config, params)[0].output_table(hidden.dtype)
+    # XLA's CPU products read a large matrix about twice as fast as the left factor. The mask keeps the compiler
+    # from turning the product round again.
+    logits = jnp.einsum("vd,bd->vb", table, hidden, preferred_element_type=jnp.float32)
+    logits = jnp.where(jnp.arange(len(table))[:, None] < vocab, logits, -jnp.inf).T
+    return constrain(logits * parametrization(config).logit_multiplier, "batch", "vocab")
+
+
+def _windows(config: cfg.Model) -> list[int]:
+    pattern = config.attention_pattern
+    kinds = (pattern[i % len(pattern)] for i in range(config.num_layers))
+    return [config.band_width if kind == "banded" else 0 for kind in kinds]
+
+
+def _positions(config: cfg.Model, slots: jax.Array, starts: jax.Array) -> jax.Array:
+    return jnp.clip(slots - starts[:, None], 0, config.context_length - 1)
+
+
+def _is_axes(x: Any) -> bool:
+    return isinstance(x, tuple) and all(name is None or isinstance(name, str) for name in x)

@@ -1,0 +1,78 @@
+"""Metrics against values worked out by hand, and BLEU against sacrebleu."""
+
+import math
+import random
+import sys
+
+import pytest
+
+from scaling.evaluate import metrics
+
+
+def test_squad_normalisation():
+    assert metrics.normalize_answer("  The  Cat's\tHAT, an egg! ") == "cats hat egg"
+    assert metrics.normalize_answer("theatre, another") == "theatre another"
+
+
+def test_exact_keeps_the_sign_that_exact_match_loses():
+    assert metrics.exact(" -5 ", ["-5"]) == 1 and metrics.exact("5", ["-5"]) == 0
+    assert metrics.exact_match("5", ["-5"]) == 1
+    assert metrics.exact_match("the Beatles.", ["Rolling Stones", "Beatles"]) == 1
+
+
+def test_f1_is_the_best_over_the_references():
+    # 'cat sat' with 'cat sat down': 2 common, 2 + 3 words
+    assert metrics.f1("the cat sat", ["a dog", "the cat sat down"]) == pytest.approx(2 * 2 / 5)
+    assert metrics.f1("cat cat", ["cat"]) == pytest.approx(2 * 1 / 3)
+    assert metrics.f1("dog", ["cat"]) == 0
+    assert metrics.f1("the", ["a"]) == 1 and metrics.f1("", ["cat"]) == 0
+
+
+def test_extract():
+    assert metrics.extract("so $1,234 in all\n#### 1,234", r"#### *([-0-9.,$]*[0-9])", "[,$]") == "1234"
+    assert metrics.extract("#### -5.", r"#### *([-0-9.,$]*[0-9])", "[,$]") == "-5"
+    assert metrics.extract("no answer", r"#### *(\d+)", "") == ""
+    assert metrics.extract(" whole ", "", "") == "whole"
+
+
+def test_macro_f1():
+    golds, predictions = [0, 0, 1, 2], [0, 1, 1, 1]
+    # class 0: 2*1/(2+1); class 1: 2*1/(1+3); class 2: 0
+    assert metrics.macro_f1(golds, predictions) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    assert metrics.macro_f1([1, 1], [1, 1]) == 1
+
+
+def test_standard_error_of_a_proportion():
+    mean, error = metrics.mean_with_error([1.0] * 30 + [0.0] * 70)
+    assert mean == pytest.approx(0.3) and error == pytest.approx(math.sqrt(0.3 * 0.7 / 100))
+    assert metrics.mean_with_error([1.0, 1.0]) == (1.0, 0.0)
+    with pytest.raises(ValueError, match="no scores"):
+        metrics.mean_with_error([])
+
+
+def test_bootstrap_of_a_mean_is_its_standard_error():
+    rng = random.Random(0)
+    scores = [rng.random() for _ in range(200)]
+    error = metrics.bootstrap_error(lambda places: sum(scores[p] for p in places) / len(places), len(scores))
+    assert error == pytest.approx(metrics.mean_with_error(scores)[1], rel=0.1)
+
+
+def test_bleu():
+    sacrebleu = pytest.importorskip("sacrebleu")
+    predictions = ["the cat sat on the mat today", "it is raining in the town", "we saw a red house there"]
+    references = [["the cat sat on the mat"], ["it rains in town", "it is raining in town now"], ["we saw a red house"]]
+    streams = [[r[0] for r in references], ["", references[1][1], ""]]
+    streams[1] = [r[1] if len(r) > 1 else None for r in references]
+    expected = sacrebleu.corpus_bleu(predictions, streams).score
+    assert metrics.bleu(predictions, references) == pytest.approx(expected) and 10 < expected < 100
+    score, error = metrics.bleu_with_error(predictions * 20, references * 20, resamples=100)
+    assert score == pytest.approx(expected) and 0 < error < 10
+    assert metrics.bleu_with_error(predictions, references, 20, seed=1) == metrics.bleu_with_error(
+        predictions, references, 20, seed=1
+    )
+
+
+def test_bleu_without_sacrebleu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    with pytest.raises(ValueError, match=r"pip install 'scaling\[eval\]'"):
+        metrics.bleu(["a"], [["a"]])

@@ -1,0 +1,151 @@
+"""Likelihoods against plain forward passes, one completion at a time."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from scaling import config as cfg
+from scaling.evaluate.scoring import Group, Scorer, bucket, encode_group
+from scaling.interop.logits import compute
+from scaling.model import decoder
+from scaling.parallel.mesh import make_mesh
+from tests import tiny
+
+MODEL = tiny.model(band_width=3)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return decoder.initialize(MODEL, jax.random.key(3))
+
+
+def plainly(params, group, model=MODEL):
+    """(sum of log-probabilities, greedy) of each completion, from whole logits of context and completion."""
+    found = []
+    for completion in group.completions:
+        ids = np.asarray([*group.context, *completion])[-(model.context_length + 1) :]
+        end = len(ids) - 1
+        padded = np.pad(ids[:-1], (0, model.context_length - end))  # causal: what follows changes nothing
+        logits = compute(model, params, padded[None])[0, end - len(completion) : end].astype(np.float64)
+        logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        own = logprobs[np.arange(len(completion)), completion]
+        found.append((own.sum(), bool((logits.argmax(-1) == completion).all())))
+    return found
+
+
+def random_groups(count, seed=0, longest=20, choices=4):
+    rng = np.random.default_rng(seed)
+
+    def ids(low, high):
+        return tuple(rng.integers(1, tiny.VOCAB, rng.integers(low, high)).tolist())
+
+    return [Group(ids(1, longest), tuple(ids(1, 7) for _ in range(rng.integers(1, choices + 1)))) for _ in range(count)]
+
+
+def agree(scores, groups, params, model=MODEL):
+    for group, found in zip(groups, scores, strict=True):
+        for score, (logprob, greedy), completion in zip(
+            found, plainly(params, group, model), group.completions, strict=True
+        ):
+            assert score.logprob == pytest.approx(logprob, abs=2e-5)
+            assert (score.greedy, score.tokens) == (greedy, len(completion))
+
+
+def test_completions_side_by_side_score_as_they_do_alone(params):
+    groups = random_groups(20)
+    agree(Scorer(MODEL, params, batch_tokens=256).score(groups), groups, params)
+
+
+def test_greedy_is_the_argmax_of_every_token(params):
+    context, chosen = (5, 6, 7), []
+    for _ in range(3):
+        chosen.append(int(compute(MODEL, params, np.asarray([[*context, *chosen]]))[0, -1].argmax()))
+    wrong = (*chosen[:2], (chosen[2] + 1) % tiny.VOCAB)
+    ((right, other),) = Scorer(MODEL, params).score([Group(context, (tuple(chosen), wrong))])
+    assert right.greedy and not other.greedy
+
+
+def test_long_contexts_lose_their_front_and_many_completions_take_several_rows(params):
+    rng = np.random.default_rng(1)
+    long = tuple(rng.integers(1, tiny.VOCAB, 100).tolist())
+    groups = [
+        Group(long, ((3, 4, 5),)),
+        Group(long[:20], tuple(tuple(rng.integers(1, tiny.VOCAB, 9).tolist()) for _ in range(6))),
+        Group((7,), (long[: MODEL.context_length],)),
+    ]
+    agree(Scorer(MODEL, params).score(groups), groups, params)
+
+
+def test_the_same_on_meshes(params):
+    groups = random_groups(7)
+    expected = Scorer(MODEL, params).score(groups)
+    for sizes in (cfg.Mesh(fsdp=4), cfg.Mesh(data=2, tensor=2), cfg.Mesh(fsdp=2, tensor=4)):
+        resolved = dataclasses.replace(sizes, data=max(1, sizes.data))
+        mesh = make_mesh(resolved, jax.devices()[: resolved.data * resolved.fsdp * resolved.tensor])
+        placed = jax.device_put(params, decoder.shardings(MODEL, mesh))
+        found = Scorer(MODEL, placed, mesh).score(groups)
+        for a, b in zip(expected, found, strict=True):
+            assert [s.logprob for s in a] == pytest.approx([s.logprob for s in b], abs=1e-5)
+
+
+def test_ten_thousand_items_pad_less_than_a_third(params):
+    """Contexts of 10 to 400 tokens, four completions each: what multiple-choice sets look like. Nothing is computed."""
+    rng = np.random.default_rng(0)
+    model = dataclasses.replace(MODEL, context_length=1024)
+    lengths = rng.lognormal(4.5, 0.8, 10_000).clip(10, 400).astype(int)
+    groups = [Group((1,) * n, tuple((1,) * k for k in rng.integers(1, 30, 4))) for n in lengths]
+
+    class Counting(Scorer):
+        def _run(self, rows, length):
+            self.work.real += sum(row.length for row in rows)
+            self.work.padded += self._row_count(rows, length) * length
+            shapes.add((self._row_count(rows, length), length))
+            return [[None] * len(row.places) for row in rows]
+
+    shapes: set[tuple[int, int]] = set()
+    scorer = Counting(model, params)
+    scorer.score(groups)
+    assert sum(n + sum(map(len, g.completions)) - 4 for n, g in zip(lengths, groups, strict=True)) == scorer.work.real
+    assert scorer.work.ratio < 1.3
+    assert len(shapes) < 40
+
+
+@pytest.mark.parametrize("group", [Group((), ((1,),)), Group((1,), ((),)), Group((1,), (tuple(range(1, 40)),))])
+def test_what_cannot_be_scored_is_refused(params, group):
+    with pytest.raises(ValueError, match=r"at least one token|does not fit"):
+        Scorer(MODEL, params).score([group])
+
+
+def test_buckets():
+    assert [bucket(n) for n in (1, 16, 17, 24, 25, 32, 33, 48, 49, 64, 65)] == [
+        16,
+        16,
+        24,
+        24,
+        32,
+        32,
+        48,
+        48,
+        64,
+        64,
+        96,
+    ]
+    assert all(n <= bucket(n) <= max(16, 1.5 * n) for n in range(1, 5000))
+
+
+def test_tokens_of_a_pair_are_those_of_both_together():
+    class Words:
+        eot = 0
+
+        def encode(self, text):  # pairs of letters are one token
+            return np.asarray([sum(map(ord, text[i : i + 2])) for i in range(0, len(text), 2)])
+
+    words = Words()
+    assert encode_group(words, "ab", ["cd"]) == Group((195,), ((199,),))
+    # The last letter of the context and the first of the completion share a token of the whole text.
+    assert encode_group(words, "abc", ["def"]) == Group((195, 99), ((203,),))
+    assert encode_group(words, "", ["ab"]) == Group((0,), ((195,),))
+    with pytest.raises(ValueError, match="adds no token"):
+        encode_group(words, "abc", ["d"])

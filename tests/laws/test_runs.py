@@ -1,0 +1,225 @@
+"""Run directories: what is read, what is left out aloud, and what cannot be compared."""
+
+import json
+import math
+
+import pytest
+
+from scaling import config as cfg
+from scaling.cli import main
+from scaling.laws.curves import plot, read_lines
+from scaling.laws.runs import read_runs
+from scaling.sizes import parameters
+
+
+def run(folder, name, losses, layers=2, **changes):
+    """A run directory as training leaves it: ``losses`` at equal distances over 1,000 tokens."""
+    model = cfg.Model(vocab_size=64, context_length=8, num_layers=layers, d_model=16, num_heads=2, d_head=8, d_ff=64)
+    config = cfg.to_dict(cfg.Config(model=model, train=cfg.Train(tokens=1000, batch_tokens=100)))
+    config["data"] |= changes
+    path = folder / name
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps({"config": config, "flops_per_token": 1234.0}))
+    records = [{"step": i, "tokens": 1000 * i // len(losses), "loss": loss} for i, loss in enumerate(losses, 1) if loss]
+    for file in ("metrics.jsonl", "evals.jsonl"):
+        (path / file).write_text("".join(json.dumps(record) + "\n" for record in records))
+    return model
+
+
+def test_runs(tmp_path):
+    small = run(tmp_path, "a", [5.0, 4.0])
+    run(tmp_path, "b", [5.0, 3.0], layers=4)
+    points = read_runs([tmp_path])
+    assert points["loss"].tolist() == [4.0, 3.0]
+    assert points["flops"].tolist() == [1_234_000.0] * 2
+    assert points["params"][0] == parameters(small).total
+    assert read_runs([tmp_path / "a"], count="kaplan")["params"].tolist() == [parameters(small).kaplan]
+    assert read_runs([tmp_path], curves=True)["loss"].tolist() == [5.0, 4.0, 5.0, 3.0]
+
+
+def test_unusable_runs_are_left_out_aloud(tmp_path):
+    run(tmp_path, "good", [5.0, 4.0])
+    run(tmp_path, "empty", [])
+    run(tmp_path, "nan", [5.0, float("nan")])
+    run(tmp_path, "short", [5.0, None])
+    points = read_runs([tmp_path])
+    assert len(points) == 1
+    empty, nan, short = points.left_out
+    assert "empty: has no validation loss yet" in empty
+    assert "nan: diverged, its loss is nan at step 2" in nan
+    assert "short: is not finished, 500 of 1,000 tokens" in short
+    with pytest.raises(ValueError, match=r"no run can be used: .*empty"):
+        read_runs([tmp_path / "empty"])
+
+
+def test_losses_that_cannot_be_compared_are_refused(tmp_path):
+    run(tmp_path, "a", [4.0])
+    run(tmp_path, "b", [4.0], tokenizer="bytes")
+    with pytest.raises(ValueError, match=r"b has config\.data\.tokenizer='bytes' but .*a has 'gpt2'"):
+        read_runs([tmp_path])
+
+
+def test_other_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="is not a run directory"):
+        read_runs([tmp_path])
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not that of a run"):
+        read_runs([tmp_path])
+    with pytest.raises(ValueError, match="--params=guessed"):
+        read_runs([tmp_path], count="guessed")
+
+
+def edit(path, change):
+    """Applies ``change`` to the JSON of a file, in place."""
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def planned(folder, name):
+    """What a sweep leaves of a run that failed at once."""
+    (folder / name).mkdir()
+    (folder / name / "plan.json").write_text(cfg.to_json(cfg.Config(train=cfg.Train(tokens=1000, batch_tokens=100))))
+    (folder / name / "train.log").write_text("out of memory")
+
+
+def test_runs_that_did_not_begin_are_named(tmp_path):
+    run(tmp_path, "good", [5.0, 4.0])
+    planned(tmp_path, "failed")
+    points = read_runs([tmp_path])
+    assert len(points) == 1
+    (sentence,) = points.left_out
+    assert "failed: has not begun, or failed before its first step; see train.log" in sentence
+    with pytest.raises(ValueError, match=r"no run can be used: .*failed: has not begun"):
+        read_runs([tmp_path / "failed"])
+    (tmp_path / "failed/plan.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"failed/plan\.json is not that of a run"):
+        read_runs([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"loss": None}, "its loss is null, not a positive number, at step 2"),
+        ({"loss": 0.0}, "its loss is 0.0, not a positive number, at step 2"),
+        ({"loss": -1}, "its loss is -1, not a positive number, at step 2"),
+        ({"loss": "4.0"}, 'its loss is "4.0", not a positive number, at step 2'),
+        ({"loss": True}, "its loss is true, not a positive number, at step 2"),
+        ({"loss": math.inf}, "diverged, its loss is inf at step 2"),
+        ({"grad_norm": math.nan}, "diverged, its gradient norm is nan at step 2"),
+        ({"tokens": None}, "its tokens are null, not a positive number, at step 2"),
+        ({"tokens": 0}, "its tokens are 0, not a positive number, at step 2"),
+        ({"step": None}, "its step is null, not a number, in its record 2"),
+    ],
+)
+def test_records_that_are_no_numbers_leave_the_run_out(tmp_path, record, reason):
+    run(tmp_path, "good", [5.0, 4.0])
+    run(tmp_path, "odd", [5.0, 4.5])
+    path = tmp_path / "odd/evals.jsonl"
+    first, second = map(json.loads, path.read_text().splitlines())
+    path.write_text(f"{json.dumps(first)}\n{json.dumps(second | record)}\n")
+    for curves in (False, True):
+        (sentence,) = read_runs([tmp_path], curves=curves).left_out
+        assert sentence.endswith(f"odd: {reason}")
+
+
+def test_lines_that_are_no_records_are_refused(tmp_path):
+    path = tmp_path / "evals.jsonl"
+    path.write_text('{"loss": 1}\n\n5\n')
+    with pytest.raises(ValueError, match=r"evals\.jsonl:3 is not a JSON object"):
+        read_lines(path)
+    path.write_text('{"loss": 1}\n\n{"lo')
+    assert read_lines(path) == [{"loss": 1}]
+    path.write_bytes(b'{"loss": 1}\n{"task": "\xe9"}\n')
+    with pytest.raises(ValueError, match=r"evals\.jsonl is not UTF-8 text"):
+        read_lines(path)
+
+
+def test_plot_passes_over_records_without_a_loss(tmp_path):
+    run(tmp_path, "a", [5.0, 4.0])
+    with (tmp_path / "a/evals.jsonl").open("a") as file:
+        file.write('{"step": 2, "tokens": 1000, "task": "lambada"}\n{"step": 2, "tokens": 1000, "loss": null}\n')
+    assert plot(tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v["config"]["train"].pop("tokens"), "train.tokens is null but must be a positive number"),
+        (lambda v: v.update(flops_per_token=0), "flops_per_token is 0 but must be a positive number"),
+        (lambda v: v["config"].update(data=5), "is not that of a run"),
+    ],
+)
+def test_damaged_configs_are_refused(tmp_path, change, message):
+    run(tmp_path, "a", [4.0])
+    edit(tmp_path / "a/config.json", change)
+    with pytest.raises(ValueError, match=rf"a/config\.json:? {message}"):
+        read_runs([tmp_path])
+
+
+@pytest.mark.parametrize(("section", "knob"), [("model", "context_length"), ("train", "sequence_length")])
+def test_other_lengths_of_sequences_are_refused(tmp_path, section, knob):
+    run(tmp_path, "a", [4.0])
+    run(tmp_path, "b", [4.1])
+    edit(tmp_path / "b/config.json", lambda v: v["config"][section].update({knob: 16}))
+    with pytest.raises(ValueError, match=r"b has config\.train\.sequence_length=16 but .*a has 8"):
+        read_runs([tmp_path])
+
+
+def test_other_validation_sets_are_refused(tmp_path):
+    run(tmp_path, "a", [4.0])
+    run(tmp_path, "b", [4.1])
+    edit(tmp_path / "b/config.json", lambda v: v["config"]["eval"].update(tokens=64))
+    with pytest.raises(ValueError, match=r"b has eval_tokens=64 but .*a has 1048576"):
+        read_runs([tmp_path])
+    assert len(read_runs([tmp_path], loss="training")) == 2
+    for name in ("a", "b"):  # both were cut to the same held-out data
+        edit(tmp_path / name / "evals.jsonl", lambda v: v.update(eval_tokens=64.0))
+    assert len(read_runs([tmp_path])) == 2
+
+
+def test_copies_count_once(tmp_path):
+    run(tmp_path, "a", [5.0, 4.0])
+    run(tmp_path, "b", [5.0, 4.0])
+    run(tmp_path, "c", [5.0, 4.1])
+    points = read_runs([tmp_path, tmp_path / "a"])
+    assert points["loss"].tolist() == [4.0, 4.1]
+    (sentence,) = points.left_out
+    assert "b: is a copy of " in sentence and sentence.endswith("a, with the same parameters, tokens and loss")
+
+
+def test_reasons_say_how_far_a_run_is(tmp_path):
+    run(tmp_path, "good", [5.0, 4.0])
+    run(tmp_path, "early", [5.0, 4.5, None, None])
+    (tmp_path / "early/evals.jsonl").write_text("")
+    run(tmp_path, "late", [5.0, 4.5, 4.4, None])
+    evals = (tmp_path / "late/evals.jsonl").read_text().splitlines()
+    (tmp_path / "late/evals.jsonl").write_text(evals[0] + "\n")
+    run(tmp_path, "unvalidated", [5.0, 4.0])
+    (tmp_path / "unvalidated/evals.jsonl").write_text("")
+    early, late, unvalidated = read_runs([tmp_path]).left_out
+    assert early.endswith("early: is not finished, 500 of 1,000 tokens")
+    assert late.endswith("late: is not finished, 750 of 1,000 tokens")
+    assert unvalidated.endswith("unvalidated: has no validation loss of its end")
+
+
+def test_fit_names_what_was_left_out_once(tmp_path, capsys):
+    for i, layers in enumerate(range(1, 7)):
+        run(tmp_path, f"r{i}", [5.0, 4.0 + 3 / layers], layers=layers)
+    planned(tmp_path, "failed")
+    arguments = ["fit", str(tmp_path), "--form=power", "--against=params", "--resamples=0"]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("\nleft out: ") == 1 and "left out" not in captured.err
+    assert main([*arguments, "--json"]) == 0
+    assert capsys.readouterr().err.count("left out: ") == 1
+    assert main(["fit", str(tmp_path), "--form=chinchilla"]) == 2
+    assert capsys.readouterr().err.count("left out: ") == 1
+
+
+def test_constant_loss_is_refused(tmp_path, capsys):
+    for layers in range(1, 7):
+        run(tmp_path, f"r{layers}", [4.0], layers=layers)
+    for form in ("--form=power --against=params", "--form=isoflop"):
+        assert main(["fit", str(tmp_path), *form.split()]) == 2
+        assert "the 6 points have only 1 value of loss (4)" in capsys.readouterr().err
