@@ -16,7 +16,7 @@ from scaling.laws.points import Points, read_table, require_independence
 from scaling.laws.report.collect import collect, frontier_of
 from scaling.laws.report.command import write_report
 from scaling.laws.report.records import write_points
-from scaling.laws.report.tables import configs
+from scaling.laws.report.tables import configs, runs
 from scaling.sizes import parameters
 
 ALPHA, BETA, E, A, B = 0.36, 0.32, 0.8, 40.0, 60.0
@@ -230,6 +230,7 @@ def test_odd_runs_are_listed_and_not_fitted(tmp_path):
     assert len(ladder.points) == 2
     assert set(ladder.curve_points().runs) == {"good", "other"}
     assert all((curve.loss > 0).all() for curve in ladder.curves)
+    assert "is a copy of" in runs(ladder) and "its loss is 0.0, not a positive number" in runs(ladder)
     different, _, same = configs(ladder).partition("<details>")
     assert "failed" not in different and "jax" in same
 

@@ -105,7 +105,7 @@ def _run_row(entry: Entry) -> list[str]:
     config = entry.run.config
     status = f'<span class="{entry.state}">{entry.state}</span>'
     if entry.reason:
-        status += f" <small>{escape(entry.reason.split(', ', 1)[-1])}</small>"
+        status += f" <small>{escape(_detail(entry))}</small>"
     return [
         escape(entry.name),
         human(entry.params),
@@ -118,6 +118,11 @@ def _run_row(entry: Entry) -> list[str]:
         duration(entry.seconds),
         status,
     ]
+
+
+def _detail(entry: Entry) -> str:
+    """The reason without what the state says already."""
+    return entry.reason.removeprefix("is not finished, ").removeprefix("diverged, ")
 
 
 def configs(ladder: Ladder) -> str:
