@@ -5,10 +5,9 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scaling import config as cfg
     from scaling.data.tokenizer import Tokenizer
     from scaling.generate.generator import Completion, Generator
     from scaling.generate.sampling import Sampling
@@ -123,66 +122,11 @@ def _field(line: str, where: str) -> str:
 
 
 def _generator(options: argparse.Namespace) -> "tuple[Generator, Tokenizer]":
-    from scaling.parallel import distributed
-
-    axes = _mesh(options.mesh)
-    if axes is not None:
-        from scaling import config as cfg
-
-        distributed.initialize(cfg.Distributed(), axes.cpu_devices)
-
-    from scaling.data import tokenizer
     from scaling.generate.generator import Generator
-    from scaling.interop.logits import load_model
-    from scaling.interop.run_directory import read_config_json
-    from scaling.parallel.mesh import make_mesh
+    from scaling.interop.served import load_served
 
-    name = options.tokenizer or _tokenizer_name(options.model, read_config_json(options.model))
-    words = tokenizer.load(name)
-    config, params = load_model(options.model)
-    config = dataclasses.replace(config, compute_dtype=options.dtype)
-    mesh = None
-    if axes is not None:
-        mesh = make_mesh(axes)
-        for axis, knob in (
-            ("fsdp", "d_model"),
-            ("tensor", "num_heads"),
-            ("tensor", "d_ff"),
-            ("tensor", "padded_vocab"),
-        ):
-            size, features = getattr(axes, axis), getattr(config, knob)
-            if features % size:
-                raise ValueError(f"--mesh: {axis}={size} must divide the model's {knob} of {features}")
-    return Generator(config, params, words, mesh), words
-
-
-def _mesh(text: str) -> "cfg.Mesh | None":
-    """``fsdp=2,tensor=4`` as a config; None for nothing."""
-    from scaling import config as cfg
-
-    if not text:
-        return None
-    known = [field.name for field in dataclasses.fields(cfg.Mesh)]
-    sizes: dict[str, int] = {}
-    for part in text.split(","):
-        axis, _, size = part.partition("=")
-        if axis not in known or not size.isdecimal() or int(size) < 1:
-            raise ValueError(f"--mesh={text}: {part!r} must be AXIS=DEVICES, with AXIS one of {', '.join(known)}")
-        sizes[axis] = int(size)
-    return cfg.Mesh(**sizes)
-
-
-def _tokenizer_name(model: str, values: dict[str, Any]) -> str:
-    """What a run was trained with, or the folder itself where it has GPT-2's two files."""
-    if "config" in values:
-        return values["config"]["data"]["tokenizer"]
-    for files in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
-        if all((Path(model) / file).exists() for file in files):
-            return model
-    raise ValueError(
-        f"{model} has no tokenizer of GPT-2's kind (vocab.json and merges.txt); name one with --tokenizer, such as "
-        "--tokenizer=gpt2"
-    )
+    served = load_served(options.model, options.tokenizer, options.mesh, options.dtype)
+    return Generator(served.config, served.params, served.words, served.mesh), served.words
 
 
 def _stream(generator: "Generator", text: str, prompt: list[int], sampling: "Sampling") -> None:

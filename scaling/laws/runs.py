@@ -81,6 +81,11 @@ class Run:
         """Validation losses, sound or not; evaluations of tasks have none."""
         return [line for line in read_lines(self.path / "evals.jsonl") if "loss" in line]
 
+    @functools.cached_property
+    def task_evals(self) -> list[dict[str, Any]]:
+        """Results of ``scaling evaluate``."""
+        return [line for line in read_lines(self.path / "evals.jsonl") if {"task", "shots", "scores"} <= line.keys()]
+
     def records(self, loss: str) -> list[dict[str, Any]]:
         """Records of the validation or the training loss."""
         return self.evals if loss == "validation" else self.metrics

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scaling.laws.report import compute_figures, law_figures, tables
+from scaling.laws.report import compute_figures, law_figures, tables, task_figures
 from scaling.laws.report.collect import STATES, Ladder
 from scaling.laws.report.optimum import Optimum, interval
 from scaling.laws.report.style import Drawing, human
@@ -60,6 +60,8 @@ def sections(ladder: Ladder, fits: "Fits") -> list[Section]:
         drawing = compute_figures.residuals(ladder, joint, fits.held_out)
         outliers = tables.notes([f"outlier, kept in the fit: {name}" for name in joint.outliers])
         parts.append(Section("residuals", "Residuals of the joint law", outliers, (drawing,)))
+    if scores := task_figures.task_scores(ladder):
+        parts.append(Section("tasks", "Tasks", tables.tasks(scores), tuple(task_figures.accuracy(scores))))
     about = "<p>C is what the runs counted, whichever way N is counted. The page uses the convention in bold.</p>"
     parts += [
         Section("counts", "How N is counted", about + tables.conventions(ladder, fits)),

@@ -14,6 +14,7 @@ from scaling.laws.report.style import human
 
 if TYPE_CHECKING:
     from scaling.laws.report.fits import Fits
+    from scaling.laws.report.task_figures import TaskScore
 
 _NEVER_SHOWN = ("config.workdir",)  # differs always, and is the name of the run
 _CONVENTIONS = {
@@ -86,6 +87,18 @@ def conventions(ladder: Ladder, fits: "Fits") -> str:
         rows.append([*cells, e, alpha, beta, by_law, by_curves])
     header = ["N", "counts", "range", "E", "α", "β", "N* exponent, joint law", "N* exponent, isoFLOP"]
     return table(header, rows, range(3, 8)) + notes(reasons)
+
+
+def tasks(scores: "Sequence[TaskScore]") -> str:
+    """A row a run and group, a column a number of shots; values with standard errors."""
+    shots = sorted({score.shots for score in scores})
+    rows: dict[tuple[str, str], dict[int, str]] = {}
+    for score in scores:
+        row = rows.setdefault((score.group, score.run), {})
+        row[score.shots] = f"{score.value:.3f} ± {score.error:.3f}"
+    header = ["tasks", "run", *(f"{k} shots" for k in shots)]
+    body = [[escape(group), escape(run), *(row.get(k, "") for k in shots)] for (group, run), row in rows.items()]
+    return table(header, body, numeric=range(2, 2 + len(shots)))
 
 
 def notes(sentences: Sequence[str], kind: str = "note") -> str:
