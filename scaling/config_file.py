@@ -204,10 +204,12 @@ def _load_json(path: str, overrides: Sequence[str]) -> Config:
         values = json.loads(Path(path).read_text())
     except ValueError:
         values = None
-    if not isinstance(values, dict):
+    if isinstance(values, dict):
+        values = values.get("config", values)
+    if not isinstance(values, dict) or not values:
         raise ValueError(f"{path} is not a JSON object of knobs, such as the config.json of a run")
     try:
-        config = to_dict(freeze(values.get("config", values)))
+        config = to_dict(freeze(values))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return apply_overrides(ConfigDict(config).lock(), overrides)

@@ -111,9 +111,12 @@ def test_bad_experiment_files(run, tmp_path, experiment):
     empty.write_text("x = 1\n")
     refused(run("train", f"--config={empty}"), str(empty), "get_config")
     refused(run("train", f"--config={experiment('config = None')}"), "ConfigDict", "None")
-    no_python = tmp_path / "config.json"
+    no_python = tmp_path / "config.yaml"
     no_python.write_text("{}")
     refused(run("train", f"--config={no_python}"), str(no_python), ".py")
+    no_run = tmp_path / "config.json"
+    no_run.write_text("{}")
+    refused(run("train", f"--config={no_run}"), str(no_run), "JSON object of knobs")
     refused(run("train", "--config"), "--config needs a value")
 
 

@@ -64,7 +64,7 @@ def test_a_run_directory_knows_its_tokenizer(capsys, tmp_path):
     state = train_state.create_state(config, make_mesh(cfg.Mesh(), jax.devices()[:1]))
     (tmp_path / "config.json").write_text(json.dumps({"config": cfg.to_dict(config)}))
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state, {"config": cfg.to_dict(config)})
+    checkpoints.save(1, state, {"config": cfg.to_dict(config), "tokens": 0})
     checkpoints.close()
     plain = run(capsys, str(tmp_path), "--prompt=ab", "--tokens=4", "--temperature=0")
     assert plain.startswith("ab")

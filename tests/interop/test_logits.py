@@ -30,8 +30,8 @@ def run(tmp_path_factory):
     state = train_state.create_state(config, make_mesh(config.mesh, jax.devices()[:4]))
     (run_dir / "config.json").write_text(json.dumps({"config": cfg.to_dict(config)}))
     checkpoints = Checkpoints(run_dir)
-    checkpoints.save(1, jax.tree.map(jnp.zeros_like, state), {"config": cfg.to_dict(config)})
-    checkpoints.save(2, state, {"config": cfg.to_dict(config)})
+    checkpoints.save(1, jax.tree.map(jnp.zeros_like, state), {"config": cfg.to_dict(config), "tokens": 0})
+    checkpoints.save(2, state, {"config": cfg.to_dict(config), "tokens": 0})
     checkpoints.close()
     return run_dir, config.model, jax.device_get(state["params"])
 
