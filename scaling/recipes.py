@@ -88,3 +88,28 @@ def gpt1() -> ConfigDict:
     config.optimizer.final_fraction = 0.0
     config.optimizer.warmup_tokens = 2000 * config.train.batch_tokens
     return config
+
+
+def small_bytes(band_width: int) -> ConfigDict:
+    """Byte models of 10 thousand to a few million parameters on a CPU; docs/results/cpu_ladder says what was tried.
+
+    Args:
+        band_width: of every other layer (GPT-3's alternation). What lies in a narrow band is learned at once; with
+            dense layers alone, runs of fewer than a million bytes end on the plateau of bigrams and follow no law.
+    """
+    config = default_config()
+    config.data.tokenizer = "bytes"
+    config.model.context_length = 128
+    config.model.attention_pattern = ("banded", "dense")
+    config.model.band_width = band_width
+    config.model.compute_dtype = "float32"  # CPUs have no fast bfloat16
+    # muP: one learning rate for every width, and larger initial weights for narrow models.
+    config.model.parametrization = "mup"
+    config.model.base_width = 64
+    config.model.init_std = 0.08
+    config.train.loss_chunk = 0  # the vocabulary is small
+    config.optimizer.peak_lr = 5e-3
+    config.checkpoint.every_steps = 1000
+    config.checkpoint.keep_last = 1
+    config.log.tensorboard = False
+    return config

@@ -10,7 +10,7 @@ Machine: 2 CPU cores, about an hour for all of it. Losses: 2.25 nats a byte at 2
 docs/results/cpu_ladder has the law, and what was tried to make the runs follow one.
 """
 
-from scaling.config import default_config
+from scaling import recipes
 from scaling.sweep.plan import Shape, Sweep, isoflop
 from scaling.sweep.rules import power
 
@@ -41,24 +41,8 @@ def get_sweep(part: str = "full") -> Sweep:
     budgets = [isoflop(*BUDGETS[: PARTS[part]], between=(0.75, 100))]
     if part == "full":
         budgets.append(LARGEST)
-    config = default_config()
-    config.data.tokenizer = "bytes"
-    config.model.context_length = 128
-    # Attention to the last few bytes in every other layer (GPT-3's pattern) is learned at once; with dense layers
-    # alone, runs of fewer than a million bytes end on the plateau of bigrams and follow no law.
-    config.model.attention_pattern = ("banded", "dense")
-    config.model.band_width = 4
-    config.model.compute_dtype = "float32"  # CPUs have no fast bfloat16
-    # muP: one learning rate for every width, and larger initial weights for narrow models.
-    config.model.parametrization = "mup"
-    config.model.base_width = 64
-    config.model.init_std = 0.08
-    config.train.loss_chunk = 0  # the vocabulary is small
-    config.optimizer.peak_lr = 5e-3
+    config = recipes.small_bytes(band_width=4)
     config.eval.tokens = 131_072
-    config.checkpoint.every_steps = 1000
-    config.checkpoint.keep_last = 1
-    config.log.tensorboard = False
     return Sweep(
         base=config,
         shapes=SHAPES,

@@ -10,7 +10,7 @@ scaling evaluate runs/in_context/l4-* --tasks=experiments/in_context/tasks/code_
 Machine: 2 CPU cores, about half an hour. Documents elsewhere: --config=experiments/sweeps/in_context.py:DIRECTORY.
 """
 
-from scaling.config import default_config
+from scaling import recipes
 from scaling.sweep.plan import Shape, Sweep, tokens
 
 # One depth, 13 thousand to 0.8 million parameters.
@@ -29,24 +29,10 @@ BOOKS = 0.25  # part of the tokens that is ordinary text
 
 
 def get_sweep(documents: str = "data/in_context") -> Sweep:
-    config = default_config()
-    config.data.tokenizer = "bytes"
+    config = recipes.small_bytes(band_width=8)  # one example; the context is one document
     config.data.train = ""
     config.data.mixture = (("books", BOOKS), (f"{documents}/train.jsonl", 1 - BOOKS))
     config.data.validation = f"{documents}/validation.jsonl"
-    config.model.context_length = 128  # a document
-    # As in cpu_ladder.py: a narrow band in every other layer, here of one example, and muP.
-    config.model.attention_pattern = ("banded", "dense")
-    config.model.band_width = 8
-    config.model.compute_dtype = "float32"  # CPUs have no fast bfloat16
-    config.model.parametrization = "mup"
-    config.model.base_width = 64
-    config.model.init_std = 0.08
     config.train.batch_tokens = 1024
-    config.train.loss_chunk = 0  # the vocabulary is small
-    config.optimizer.peak_lr = 5e-3
     config.eval.tokens = 65_536
-    config.checkpoint.every_steps = 1000
-    config.checkpoint.keep_last = 1
-    config.log.tensorboard = False
     return Sweep(base=config, shapes=SHAPES, budgets=[tokens(TOKENS)], warmup_fraction=0.1)

@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
         ValueError: options or data that cannot be used.
     """
     from scaling.evaluate.catalogue import find_tasks
+    from scaling.evaluate.evaluator import Evaluator
     from scaling.interop.served import load_served
 
     tasks = find_tasks(options.tasks)
@@ -47,8 +48,6 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--shots={options.shots} must be numbers and 'few', with commas, such as 0,1,few")
     for model in options.models:
         served = load_served(model, options.tokenizer, options.mesh, options.dtype)
-        from scaling.evaluate.evaluator import Evaluator
-
         evaluator = Evaluator(served.config, served.params, served.words, served.mesh, not options.no_prefix)
         results = []
         for requests in _requests(tasks, shots, evaluator, served.words, options):

@@ -10,7 +10,7 @@ import jax
 from scaling import config as cfg
 from scaling.data import tokenizer
 from scaling.data.tokenizer import Tokenizer
-from scaling.interop import huggingface
+from scaling.interop.logits import load_model
 from scaling.interop.run_directory import load_checkpoint, read_config_json
 from scaling.model import decoder
 from scaling.parallel import distributed
@@ -65,16 +65,11 @@ def load_served(
             _check_mesh(cfg.freeze(values["config"]).model, sizes)
         found = load_checkpoint(model, mesh)
         config, params, step, tokens = found.model, found.params, found.step, found.tokens
-    elif "model_type" in values:
-        config, params = huggingface.load(model)
+    else:
+        config, params = load_model(model)
         if mesh is not None:
             _check_mesh(config, sizes)
             params = jax.device_put(params, decoder.shardings(config, mesh))
-    else:
-        raise ValueError(
-            f"{os.fspath(model)}: config.json has neither 'config', as in a run directory, nor 'model_type', "
-            "as in a Hugging Face folder"
-        )
     if words.vocab_size > config.vocab_size:
         raise ValueError(
             f"tokenizer {words.name!r} has {words.vocab_size} tokens, but {os.fspath(model)} only "
