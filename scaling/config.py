@@ -130,6 +130,11 @@ class Eval:
     every_steps: int = knob(1000, "steps", "validation interval; 0 = only at the end")
     tokens: int = knob(1_048_576, "tokens", "size of the fixed validation set, cut to what the held-out data holds")
     batch_sequences: int = knob(0, "sequences", "sequences in one validation batch; 0 = the training microbatch")
+    tasks: str = knob("", "", "tasks run during training, as scaling evaluate --tasks; empty = none")
+    tasks_every_steps: int = knob(1000, "steps", "interval of the tasks; 0 = only at the end")
+    tasks_shots: str = knob("0,1,few", "", "demonstrations: numbers and few")
+    tasks_limit: int = knob(200, "items", "of each task, always the same; 0 = all")
+    tasks_data: str = knob("", "path", "directory of the tasks' local files; generated tasks need none")
 
 
 @dataclasses.dataclass(frozen=True)

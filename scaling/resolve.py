@@ -36,7 +36,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "model.vocab_size model.d_head model.d_ff model.init_std train.sequence_length "
         "train.microbatch_sequences train.ramp_tokens train.loss_chunk train.z_loss optimizer.peak_lr "
         "optimizer.weight_decay optimizer.clip_norm optimizer.warmup_tokens optimizer.decay_tokens "
-        "distributed.num_processes eval.every_steps eval.batch_sequences "
+        "distributed.num_processes eval.every_steps eval.batch_sequences eval.tasks_every_steps eval.tasks_limit "
         "checkpoint.every_steps checkpoint.keep_every_steps sample.temperature sample.top_k",
     ),
     ("in [0, 2^32)", lambda v: 0 <= v < 2**32, "seed"),
@@ -73,6 +73,7 @@ def resolve(
     _check_data(config)
     _check_model(config)
     _check_train(config)
+    _check_tasks(config)
     _check_mesh(config, device_count)
     return config
 
@@ -230,6 +231,23 @@ def _check_train(config: Config) -> None:
             optimizer.warmup_tokens,
             f"must be less than config.optimizer.decay_tokens={optimizer.decay_tokens}, where the decay ends",
         )
+
+
+def _check_tasks(config: Config) -> None:
+    if not config.eval.tasks:
+        return
+    # Here, since most runs have none, and the verbs that only need a config start faster without.
+    from scaling.evaluate.catalogue import find_tasks
+    from scaling.evaluate.prompts import parse_shots
+
+    for name, value, read in (
+        ("eval.tasks", config.eval.tasks, find_tasks),
+        ("eval.tasks_shots", config.eval.tasks_shots, parse_shots),
+    ):
+        try:
+            read(value)
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"config.{name}={value!r}: {error}") from None
 
 
 def _check_mesh(config: Config, device_count: int | None) -> None:

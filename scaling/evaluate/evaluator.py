@@ -101,9 +101,7 @@ class Evaluator:
         """
         task = requests.task
         kind = task.scoring.kind
-        items = [request for request in requests.items if request.fits or kind == "text"]
-        if not items:
-            raise ValueError(f"task {task.name}: no item fits the model's context of {self._config.context_length}")
+        items = requests.usable()
         if kind == "free_form":
             samples = self._free_form(items, task.scoring, watch)
             values = self._text_scores(task.metrics, items, samples)

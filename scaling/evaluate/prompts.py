@@ -7,7 +7,7 @@ context is left off at the end, so that the numbers of shots can be compared.
 
 import dataclasses
 import random
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +54,17 @@ class Requests:
     items: tuple[Request, ...]
     notes: tuple[str, ...]  # sentences for the user: what was left off or stood in for
 
+    def usable(self) -> tuple[Request, ...]:
+        """The items that fit the context for which they were built; running text always does.
+
+        Raises:
+            ValueError: there is none.
+        """
+        found = tuple(item for item in self.items if item.fits or self.task.scoring.kind == "text")
+        if not found:
+            raise ValueError(f"task {self.task.name}: none of {len(self.items):,} items fits the model's context")
+        return found
+
 
 def build_requests(
     task: Task,
@@ -94,6 +105,33 @@ def build_requests(
     return Requests(task, count, seed, requests, tuple(_notes(task, items, requests, count, context_length)))
 
 
+def parse_shots(text: str) -> list[int | str]:
+    """``0,1,few`` as numbers and "few".
+
+    Raises:
+        ValueError: something else.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or any(part != "few" and not part.isdecimal() for part in parts):
+        raise ValueError(f"shots {text!r} must be numbers and 'few', with commas, such as 0,1,few")
+    return [part if part == "few" else int(part) for part in parts]
+
+
+def all_requests(
+    tasks: Sequence[Task],
+    shots: Sequence[int | str],
+    seed: int,
+    data: str | Path | None,
+    tokenizer: Encoder,
+    context_length: int,
+    limit: int | None,
+) -> Iterator[Requests]:
+    """The requests of every task at every number of shots, once where "few" is one of the numbers."""
+    for task in tasks:
+        for count in dict.fromkeys(_shots(task, wanted) for wanted in shots):
+            yield build_requests(task, count, seed, data, tokenizer, context_length, limit)
+
+
 def example_text(task: Task, item: Item) -> str:
     """An item and its right answer as running text, without description: what is searched for in training text."""
     rendered = render_item(task, task.prompt, item)
@@ -105,8 +143,6 @@ def _shots(task: Task, shots: int | str) -> int:
         return 0  # running text has no demonstrations
     if shots == "few":
         return task.few_shot
-    if isinstance(shots, str) and shots.isdigit():
-        shots = int(shots)
     if not isinstance(shots, int) or shots < 0:
         raise ValueError(f"shots must be 0, 1, a larger number or 'few', got {shots!r}")
     return shots

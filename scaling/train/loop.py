@@ -10,6 +10,8 @@ import jax
 
 from scaling import config as cfg
 from scaling import exit_codes
+from scaling.evaluate import records
+from scaling.evaluate.in_loop import InLoopTasks
 from scaling.train.checkpoint import Checkpoints
 from scaling.train.metrics import Console, MetricWriter
 from scaling.train.schedule import BatchSchedule, learning_rate
@@ -31,6 +33,7 @@ class Loop:
     schedule: BatchSchedule
     train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     evaluate: Callable[[Any], dict[str, float]]  # parameters -> loss and tokens on the validation set
+    tasks: InLoopTasks | None
     batches: Iterator[dict[str, jax.Array]]
     checkpoints: Checkpoints
     meta: dict[str, Any]  # goes into every checkpoint
@@ -62,15 +65,19 @@ class Loop:
                 self._log(*pending)
             pending = (done, {**metrics, "lr": lr})
             validates = self.config.eval.every_steps and done % self.config.eval.every_steps == 0 and done < last
+            every_tasks = self.config.eval.tasks_every_steps
+            asks_tasks = self.tasks and every_tasks and done % every_tasks == 0 and done < last
             saves = every and done % every == 0
             # Agreeing waits for the devices, so several processes do it only when they wait anyway.
             asks = done % self.config.log.every_steps == 0 or saves or done == last
             stopped = stop.agreed() if asks or jax.process_count() == 1 else exit_codes.OK
-            if validates or saves or stopped or done == last:
+            if validates or asks_tasks or saves or stopped or done == last:
                 self._log(*pending)  # before a save: a diverged state must not become a checkpoint
                 pending = None
             if validates:
                 self.validate(done, state)
+            if asks_tasks and not stopped:
+                self.evaluate_tasks(done, state)
             if saves or stopped or done == last:
                 self.save(done, state)
             if stopped:
@@ -90,6 +97,19 @@ class Loop:
         self.note(f"step {step}  validation loss {result['loss']:.4f}  ({time.monotonic() - start:.1f} s)")
         self._paused += time.monotonic() - start
         return result["loss"]
+
+    def evaluate_tasks(self, step: int, state: TrainState) -> None:
+        """Writes the results of ``config.eval.tasks`` at a step to evals.jsonl."""
+        if not self.tasks:
+            return
+        start = time.monotonic()
+        results = self.tasks.run(state["params"])
+        seconds = time.monotonic() - start
+        if self.writer:
+            for result in results:
+                self.writer.task({"step": step, "tokens": self.schedule.tokens(step)} | records.record(result))
+        self.note(f"step {step}  tasks ({seconds:.1f} s)\n{records.table(results)}")
+        self._paused += seconds
 
     def save(self, step: int, state: TrainState) -> None:
         start = time.monotonic()

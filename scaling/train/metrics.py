@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -19,14 +20,14 @@ _REMOTE_FLUSH_SECONDS = 60.0  # object stores cannot append: the whole file is r
 class JsonLines:
     """An append-only .jsonl file that survives being killed and resumed."""
 
-    def __init__(self, path: epath.Path, resume_step: int):
-        """Opens the file and drops lines after ``resume_step`` (and a torn last line), so no step appears twice."""
+    def __init__(self, path: epath.Path, is_stale: Callable[[dict[str, Any]], bool]):
+        """Opens the file and drops stale lines (and a torn last line), so no step appears twice."""
         self._path = path
         self._lines: list[str] = []
         self._flushed = time.monotonic()
         self._remote = "://" in str(path)
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resume_step]
+            kept = [line for line in path.read_text().splitlines() if not _is_stale(line, is_stale)]
             partial = path.with_name(path.name + ".partial")
             partial.write_text("".join(line + "\n" for line in kept))
             partial.replace(path)
@@ -54,20 +55,27 @@ class JsonLines:
             self._file.close()
 
 
-def _step_of(line: str) -> float:
+def _is_stale(line: str, is_stale: Callable[[dict[str, Any]], bool]) -> bool:
     try:
-        return json.loads(line)["step"]
+        return is_stale(json.loads(line))
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return True
 
 
 class MetricWriter:
     """Writes training and evaluation records; in a run of several processes, only the first writes."""
 
-    def __init__(self, run_dir: epath.Path, config: cfg.Config, resume_step: int, resume_eval_step: int):
-        """Opens the files; records after ``resume_step`` (evaluations: ``resume_eval_step``) are dropped."""
-        self._train = JsonLines(run_dir / "metrics.jsonl", resume_step)
-        self._evals = JsonLines(run_dir / "evals.jsonl", resume_eval_step)
+    def __init__(self, run_dir: epath.Path, config: cfg.Config, resume_step: int, finished: bool):
+        """Opens the files; records after ``resume_step`` are dropped.
+
+        A ``finished`` run is validated again, so its last validation is dropped; what tasks gave there stays, since
+        `scaling evaluate` may have written it.
+        """
+        self._train = JsonLines(run_dir / "metrics.jsonl", lambda record: record["step"] > resume_step)
+        self._evals = JsonLines(
+            run_dir / "evals.jsonl",
+            lambda record: record["step"] > resume_step - (finished and "task" not in record),
+        )
         self._board = self._wandb = None
         if config.log.tensorboard:
             from tensorboardX import SummaryWriter
@@ -84,6 +92,14 @@ class MetricWriter:
     def evaluation(self, record: dict[str, Any]) -> None:
         self._evals.write(record)
         self._scalars("eval", record)
+
+    def task(self, record: dict[str, Any]) -> None:
+        """The result of a task, as a line of ``scaling.evaluate.records``, with its ``step``."""
+        self._evals.write(record)
+        name = f"{record['task']}/{record['shots']}_shots"
+        self._scalars(
+            "task", {"step": record["step"]} | {f"{name}/{k}": value for k, (value, _) in record["scores"].items()}
+        )
 
     def _scalars(self, prefix: str, record: dict[str, Any]) -> None:
         values = {f"{prefix}/{k}": v for k, v in record.items() if k != "step" and isinstance(v, int | float)}

@@ -17,6 +17,7 @@ import scaling
 from scaling import config as cfg
 from scaling import exit_codes, flops
 from scaling.data import loader, tokenizer
+from scaling.evaluate.in_loop import InLoopTasks
 from scaling.generate.sample import continue_texts
 from scaling.laws.curves import plot
 from scaling.parallel import distributed
@@ -68,14 +69,17 @@ def train(config: cfg.Config, name: str = "default") -> int:
         stack.callback(checkpoints.close)
         mesh = make_mesh(config.mesh)
         stack.enter_context(jax.set_mesh(mesh))
+        tasks = InLoopTasks(config, words, mesh) if config.eval.tasks else None
         state, first_step = _restore_or_create(config, checkpoints, mesh, data.fingerprint)
-        run = _loop(config, run_dir, checkpoints, mesh, words, data, held_out, first_step)
+        run = _loop(config, run_dir, checkpoints, mesh, words, data, held_out, tasks, first_step)
         for part in (run.writer, run.console):
             if part:
                 stack.callback(part.close)
         count = train_state.parameter_count(state["params"])
         devices = f"{mesh.size} device{'s' * (mesh.size > 1)}"
         run.note(f"{run_dir}: {count:,} parameters, {run.schedule.num_steps} steps, {devices}")
+        for note in run.tasks.notes if run.tasks else ():
+            run.note(note)
         try:
             with stop_request() as stop:
                 state, code = run.run(state, first_step, stop)
@@ -83,6 +87,7 @@ def train(config: cfg.Config, name: str = "default") -> int:
                 return code
             # From here on everything is saved, so a signal may end the process at once.
             loss = run.validate(run.schedule.num_steps, state)
+            run.evaluate_tasks(run.schedule.num_steps, state)
             texts = continue_texts(config, state["params"], words) if config.sample.prompts else []
         except Diverged as diverged:
             print(f"scaling train: error: {diverged}", file=sys.stderr)
@@ -128,6 +133,7 @@ def _loop(
     words: Any,
     data: loader.TrainingSet,
     held_out: Any,
+    tasks: InLoopTasks | None,
     first_step: int,
 ) -> Loop:
     """Puts the loop together: compiled steps, batches from ``first_step`` on, and where numbers go."""
@@ -149,14 +155,14 @@ def _loop(
     writer = console = None
     if jax.process_index() == 0:
         _write_run_json(run_dir, config, mesh, peak)
-        # A finished run is validated again, so its last validation is dropped.
-        writer = MetricWriter(run_dir, config, first_step, first_step - (first_step == schedule.num_steps))
+        writer = MetricWriter(run_dir, config, first_step, finished=first_step == schedule.num_steps)
         console = Console(schedule.num_steps, first_step)
     return Loop(
         config=config,
         schedule=schedule,
         train_step=make_train_step(config, mesh, words.eot),
         evaluate=_evaluator(config, mesh, words, held_out),
+        tasks=tasks,
         batches=prefetched(batches, rows, schedule.microbatch, sharding),
         checkpoints=checkpoints,
         meta={"config": cfg.to_dict(config), "data": data.fingerprint},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scaling.data import tokenizer
-from scaling.evaluate import command
+from scaling.evaluate import records
 from scaling.evaluate.evaluator import Evaluator
 from scaling.evaluate.prompts import build_requests
 from scaling.evaluate.task_file import load
@@ -168,7 +168,7 @@ def test_table_and_lines_of_results(evaluator, tmp_path):
     requests = build_requests(task(tmp_path, CHOICES, ITEMS), 0, data=tmp_path)
     result = evaluator.evaluate(requests)
     two = [dataclasses.replace(result, task="a"), dataclasses.replace(result, task="b")]
-    shown = command.table(two)
+    shown = records.table(two)
     assert "task, mean of 2" in shown and "6 items" in shown and "(chance 0.361)" in shown
-    record = json.loads(json.dumps(command.record(result)))
+    record = json.loads(json.dumps(records.record(result)))
     assert record["shots"] == 0 and record["count"] == 3 and set(record["scores"]) == {"accuracy", "macro_f1"}

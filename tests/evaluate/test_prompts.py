@@ -63,7 +63,7 @@ def test_the_whole_prompt(task, tmp_path):
 
 def test_demonstrations_are_nested_and_seeded(task, tmp_path):
     few = build_requests(task, "few", data=tmp_path).items
-    two = build_requests(task, "2", data=tmp_path).items
+    two = build_requests(task, 2, data=tmp_path).items
     assert all(len(set(request.demonstrations)) == 4 for request in few)
     assert [request.demonstrations[:2] for request in few] == [request.demonstrations for request in two]
     assert few == build_requests(task, 4, seed=0, data=tmp_path).items

@@ -1,0 +1,60 @@
+"""Tasks inside training: the requests are built once, before the first step; then only the parameters change."""
+
+from collections.abc import Sequence
+
+from jax.sharding import Mesh
+
+from scaling import config as cfg
+from scaling.data.tokenizer import Tokenizer
+from scaling.evaluate.catalogue import find_tasks
+from scaling.evaluate.evaluator import Evaluator, Result
+from scaling.evaluate.prompts import all_requests, parse_shots
+from scaling.model import decoder
+
+
+class InLoopTasks:
+    """``config.eval.tasks`` on the parameters as training holds them, on its mesh.
+
+    The items and their demonstrations are the same each time and for every run with the same tasks, whatever its
+    seed, so that curves and runs can be compared; and after the first time nothing is compiled any more.
+
+    Attributes:
+        notes: sentences for the user: demonstrations that were left off, items that do not fit.
+    """
+
+    def __init__(self, config: cfg.Config, words: Tokenizer, mesh: Mesh):
+        """Builds the requests.
+
+        Args:
+            config: resolved; ``eval.tasks`` is not empty.
+            words: the run's tokenizer.
+            mesh: the run's.
+
+        Raises:
+            FileNotFoundError: a task's files are not there.
+            ValueError: an unknown task, a malformed record, no item that fits the context.
+        """
+        self._model, self._words, self._mesh = config.model, words, mesh
+        wanted = config.eval
+        self._requests = list(
+            all_requests(
+                find_tasks(wanted.tasks),
+                parse_shots(wanted.tasks_shots),
+                seed=0,
+                data=wanted.tasks_data or None,
+                tokenizer=words,
+                context_length=self._evaluator({}).room,
+                limit=wanted.tasks_limit or None,
+            )
+        )
+        self.notes = [note for requests in self._requests for note in requests.notes]
+        for requests in self._requests:
+            requests.usable()
+
+    def _evaluator(self, params: decoder.Params) -> Evaluator:
+        return Evaluator(self._model, params, self._words, self._mesh)
+
+    def run(self, params: decoder.Params) -> Sequence[Result]:
+        """Results in the order of tasks and shots; the same in every process."""
+        evaluator = self._evaluator(params)
+        return [evaluator.evaluate(requests) for requests in self._requests]
