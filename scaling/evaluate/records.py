@@ -23,14 +23,17 @@ def record(result: "Result") -> dict[str, Any]:
 
 
 def table(results: Sequence["Result"]) -> str:
-    """A line a task and number of shots: metrics with standard errors; then the mean over each group of tasks."""
+    """A line a task and number of shots: metrics with standard errors; then the mean over each group of tasks.
+
+    The tasks of a group may have no metric in common; then there is no mean.
+    """
     rows = [(result.task, result.shots, result.count, result.scores, result.chance) for result in results]
     for group in dict.fromkeys(result.group for result in results):
         inside = [result for result in results if result.group == group]
         for shots in dict.fromkeys(result.shots for result in inside):
             found = [result for result in inside if result.shots == shots]
-            if len({result.task for result in found}) > 1:
-                rows.append((f"{group}, mean of {len(found)}", shots, sum(r.count for r in found), _mean(found), None))
+            if len({result.task for result in found}) > 1 and (means := _mean(found)):
+                rows.append((f"{group}, mean of {len(found)}", shots, sum(r.count for r in found), means, None))
     width = max(len(row[0]) for row in rows)
     lines = []
     for name, shots, count, pairs, guess in rows:

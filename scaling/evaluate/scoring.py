@@ -78,8 +78,8 @@ class Scorer:
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
         """Scores of every completion of every group, in order.
 
-        What is longer than the model's context loses tokens at the front of its context; a completion longer than
-        that is refused.
+        What is longer than the model's context loses tokens at the front of its context, each completion as many as
+        it must; a completion longer than that is refused.
 
         Raises:
             ValueError: an empty context or completion, or one too long.
@@ -93,25 +93,27 @@ class Scorer:
         return [[score for score in scores if score is not None] for scores in results]
 
     def _rows(self, number: int, group: Group) -> Iterator["_Row"]:
-        """One row for all completions, or several where they do not fit the longest row together."""
+        """One row for all completions, or several where they do not fit together or not with the same context."""
         limit = self.config.context_length
         if not group.context or not all(group.completions):
             raise ValueError("a context and a completion must each have at least one token")
-        longest = max(map(len, group.completions))
-        if longest > limit:
+        if (longest := max(map(len, group.completions))) > limit:
             raise ValueError(f"a completion of {longest} tokens does not fit the model's context of {limit}")
-        # The last token of a completion is only a target.
-        context = group.context[-(limit - longest + 1) :]
-        room = max(limit, _SMALLEST) - len(context)
-        places: list[int] = []
-        used = 0
+        alike: dict[int, list[int]] = {}  # tokens of the context that are kept -> places of completions
         for place, completion in enumerate(group.completions):
-            if places and used + len(completion) - 1 > room:
-                yield _Row(number, context, tuple(places), tuple(group.completions[p] for p in places))
-                places, used = [], 0
-            places.append(place)
-            used += len(completion) - 1
-        yield _Row(number, context, tuple(places), tuple(group.completions[p] for p in places))
+            # The last token of a completion is only a target.
+            alike.setdefault(min(len(group.context), limit - len(completion) + 1), []).append(place)
+        for kept, candidates in alike.items():
+            places: list[int] = []
+            used = 0
+            for place in candidates:
+                size = len(group.completions[place]) - 1
+                if places and kept + used + size > max(limit, _SMALLEST):
+                    yield _Row.of(number, group, kept, places)
+                    places, used = [], 0
+                places.append(place)
+                used += size
+            yield _Row.of(number, group, kept, places)
 
     def _batches(self, rows: Sequence["_Row"]) -> Iterator[tuple[list["_Row"], int]]:
         """Rows of like length, and the length to which they are padded."""
@@ -158,6 +160,11 @@ class _Row:
     context: tuple[int, ...]
     places: tuple[int, ...]
     completions: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, number: int, group: Group, kept: int, places: Sequence[int]) -> "_Row":
+        """Some completions of a group behind the last ``kept`` tokens of its context."""
+        return cls(number, group.context[-kept:], tuple(places), tuple(group.completions[place] for place in places))
 
     @property
     def length(self) -> int:

@@ -83,10 +83,10 @@ class Run:
 
     @functools.cached_property
     def task_evals(self) -> list[dict[str, Any]]:
-        """Results of tasks; of the same step, task and shots the last counts."""
+        """Results of tasks; of the same step, group, task and shots the last counts."""
         lines = read_lines(self.path / "evals.jsonl")
         results = [line for line in lines if {"step", "task", "shots", "scores"} <= line.keys()]
-        return list({(line["step"], line["task"], line["shots"]): line for line in results}.values())
+        return list({(x["step"], x.get("group"), x["task"], x["shots"]): x for x in results}.values())
 
     def records(self, loss: str) -> list[dict[str, Any]]:
         """Records of the validation or the training loss."""

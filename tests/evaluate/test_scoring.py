@@ -74,6 +74,7 @@ def test_long_contexts_lose_their_front_and_many_completions_take_several_rows(p
         Group(long, ((3, 4, 5),)),
         Group(long[:20], tuple(tuple(rng.integers(1, tiny.VOCAB, 9).tolist()) for _ in range(6))),
         Group((7,), (long[: MODEL.context_length],)),
+        Group(long[:30], ((3, 4, 5), (3,), (8, 4, 5, 6, 7, 8, 9), (9, 8, 7))),  # each is cut as far as it must
     ]
     agree(Scorer(MODEL, params).score(groups), groups, params)
 
