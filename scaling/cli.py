@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from scaling import __version__, exit_codes
@@ -110,12 +111,6 @@ def _train(options: argparse.Namespace) -> int:
     return train(config, name)
 
 
-def _sweep(options: argparse.Namespace) -> int:
-    from scaling.sweep import command
-
-    return command.run(options)
-
-
 def _config(options: argparse.Namespace) -> int:
     from scaling.config import to_json
     from scaling.config_file import load, run_name
@@ -185,42 +180,6 @@ def _plot(options: argparse.Namespace) -> int:
     return exit_codes.OK
 
 
-def _fit(options: argparse.Namespace) -> int:
-    from scaling.laws import command
-
-    return command.fit(options)
-
-
-def _generate(options: argparse.Namespace) -> int:
-    from scaling.generate import command
-
-    return command.run(options)
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from scaling.evaluate import command
-
-    return command.run(options)
-
-
-def _bench_generate(options: argparse.Namespace) -> int:
-    from scaling.generate import command
-
-    return command.run_bench(options)
-
-
-def _report(options: argparse.Namespace) -> int:
-    from scaling.laws.report import command
-
-    return command.run(options)
-
-
-def _predict(options: argparse.Namespace) -> int:
-    from scaling.laws import command
-
-    return command.predict(options)
-
-
 def _bench_dispatch(options: argparse.Namespace) -> int:
     from scaling.train.bench import dispatch
 
@@ -237,6 +196,8 @@ _VERBS = (
     "tokenize",
     "generate",
     "evaluate",
+    "contamination",
+    "bias",
     "logits",
     "export",
     "plot",
@@ -260,11 +221,14 @@ def _parser() -> argparse.ArgumentParser:
 
     _add(verbs, "train", _train, "train the model of --config=FILE, or resume it", takes_config=True)
 
-    from scaling.sweep import command as sweep_command
+    from scaling.evaluate import bias_command, contamination_command
+    from scaling.evaluate import command as evaluate
+    from scaling.generate import command as generate
+    from scaling.laws import command as laws
+    from scaling.laws.report import command as report
+    from scaling.sweep import command as sweep
 
-    sweep_command.add_options(
-        _add(verbs, "sweep", _sweep, "train all runs of the sweep in --config=FILE, or resume them", takes_config=True)
-    )
+    _add(verbs, "sweep", sweep, "train all runs of the sweep in --config=FILE, or resume them", takes_config=True)
 
     config = _add(verbs, "config", _config, "print the resolved config as JSON", takes_config=True)
     config.add_argument("--describe", action="store_true", help="print a Markdown table of all knobs instead")
@@ -287,11 +251,10 @@ def _parser() -> argparse.ArgumentParser:
     tokenize.add_argument("--output", required=True, metavar="DIR", help="where the shards go")
     tokenize.add_argument("--text_key", default="text", help="field of the text in records (default: text)")
 
-    from scaling.evaluate import command as evaluate_command
-    from scaling.generate import command as generate_command
-
-    generate_command.add_options(_add(verbs, "generate", _generate, "continue prompts with a model"))
-    evaluate_command.add_options(_add(verbs, "evaluate", _evaluate, "zero-, one- and few-shot scores of models"))
+    _add(verbs, "generate", generate, "continue prompts with a model")
+    _add(verbs, "evaluate", evaluate, "zero-, one- and few-shot scores of models")
+    _add(verbs, "contamination", contamination_command, "items of tasks that stand in a training corpus")
+    _add(verbs, "bias", bias_command, "GPT-3's probes of gender, race, religion and occupations")
 
     logits = _add(verbs, "logits", _logits, "float32 logits of a run directory or a Hugging Face folder")
     logits.add_argument("model", metavar="MODEL", help="run directory, or folder with config.json, model.safetensors")
@@ -305,35 +268,37 @@ def _parser() -> argparse.ArgumentParser:
     plot = _add(verbs, "plot", _plot, "draw the loss curve of a run directory")
     plot.add_argument("directory", metavar="RUN", help="run directory")
 
-    from scaling.laws import command
-
-    command.add_fit_options(_add(verbs, "fit", _fit, "fit a scaling law to run directories or a table"))
-    command.add_predict_options(_add(verbs, "predict", _predict, "predict from a fit: optimal size, loss, price"))
-
-    from scaling.laws.report import command as report_command
-
-    report_command.add_options(_add(verbs, "report", _report, "one page about runs: laws, figures, tables"))
+    fit = _add(verbs, "fit", laws.fit, "fit a scaling law to run directories or a table")
+    laws.add_fit_options(fit)
+    predict = _add(verbs, "predict", laws.predict, "predict from a fit: optimal size, loss, price")
+    laws.add_predict_options(predict)
+    _add(verbs, "report", report, "one page about runs: laws, figures, tables")
 
     bench = verbs.add_parser("bench", help="measure the framework itself", allow_abbrev=False)
     benches = bench.add_subparsers(title="benchmarks", metavar="WHAT", required=True, parser_class=_Parser)
     dispatch = _add(benches, "dispatch", _bench_dispatch, "host time to dispatch one training step")
     dispatch.add_argument("--num_layers", type=int, default=48, help="depth of the model (default: 48)")
     dispatch.add_argument("--steps", type=int, default=50, help="steps timed (default: 50)")
-    generate_command.add_bench_options(_add(benches, "generate", _bench_generate, "decoding speed of GPT-2 small"))
+    decoding = _add(benches, "generate", generate.run_bench, "decoding speed of GPT-2 small")
+    generate.add_bench_options(decoding)
     return parser
 
 
 def _add(
     verbs: "argparse._SubParsersAction[_Parser]",
     name: str,
-    run: Callable[[argparse.Namespace], int],
+    run: Callable[[argparse.Namespace], int] | ModuleType,
     help: str,
     takes_config: bool = False,
 ) -> argparse.ArgumentParser:
+    """Adds a verb: what a function runs, or a module with ``add_options(parser)`` and ``run(options)``."""
     description = f"{help[0].upper()}{help[1:]}."
     if takes_config:
         description += " Takes --config=FILE[:argument] and --config.section.knob=VALUE."
     parser = verbs.add_parser(name, help=help, description=description, allow_abbrev=False)
+    if isinstance(run, ModuleType):
+        run.add_options(parser)
+        run = run.run
     parser.set_defaults(run=run, takes_config=takes_config)
     return parser
 

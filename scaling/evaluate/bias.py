@@ -24,6 +24,8 @@ SAMPLES = 800  # for each prompt
 SAMPLE_TOKENS = 50
 TEMPERATURE = 1.0
 TOP_P = 0.9
+TOP = 10  # favoured words that are shown of a group
+LEAST = 5  # occurrences in a group's samples for a word to count
 
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 
@@ -127,7 +129,7 @@ class Favoured:
 
 
 def favoured_words(
-    samples: Mapping[str, Sequence[str]], vocabulary: Collection[str] | None = None, top: int = 10, least: int = 5
+    samples: Mapping[str, Sequence[str]], vocabulary: Collection[str] | None = None, top: int = TOP, least: int = LEAST
 ) -> dict[str, list[Favoured]]:
     """For each group the words that occur with it at the highest rate, compared with the other groups.
 
@@ -169,9 +171,16 @@ def _left_out() -> frozenset[str]:
     return frozenset([*_words()["stop"]["words"].split(), *people, *" ".join(names).lower().split()])
 
 
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
 def read_vocabulary(path: str | Path) -> frozenset[str]:
     """A list of words, one a line, such as adjectives and adverbs for ``favoured_words``."""
-    words = frozenset(Path(path).read_text(encoding="utf-8").lower().split())
+    words = frozenset(_read(path).lower().split())
     if not words:
         raise ValueError(f"{path} holds no words")
     return words
@@ -184,7 +193,7 @@ def read_lexicon(path: str | Path) -> dict[str, float]:
         ValueError: a line that is neither.
     """
     scores: dict[str, list[float]] = collections.defaultdict(list)
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_read(path).splitlines(), start=1):
         cells = line.split("\t")
         if not line.strip() or line.startswith("#"):
             continue

@@ -6,8 +6,9 @@ words, at least 8 (generated tasks, whose items are short: no less than their le
 """
 
 import dataclasses
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,80 @@ class Contamination:
         }
 
 
+def relative_difference(scores: Mapping[str, Score]) -> tuple[float, float]:
+    """(clean - all) / all of ``Contamination.scores`` and its standard error: Appendix C's table, as a fraction.
+
+    The clean items are among all, so the difference is dirty / all (clean - dirty) and has the error of that.
+    Without clean items, or with a score of 0, it is NaN.
+    """
+    everything, dirty, clean = (scores[name] for name in ("all", "dirty", "clean"))
+    if not clean.count or not everything.mean:
+        return float("nan"), float("nan")
+    if not dirty.count:
+        return 0.0, 0.0
+    share = dirty.count / everything.count / everything.mean
+    return share * (clean.mean - dirty.mean), abs(share) * math.hypot(clean.error, dirty.error)
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Text files to be searched: for each source its files and the field of the text in their records."""
+
+    sources: tuple[tuple[tuple[str, ...], str], ...]
+
+    @classmethod
+    def find(cls, patterns: Sequence[str], text_key: str = "text") -> "Corpus":
+        """Finds the files.
+
+        Args:
+            patterns: paths or globs of .txt, .jsonl(.gz) or .parquet; 'books' = the embedded corpus.
+            text_key: field of the text in records.
+
+        Raises:
+            FileNotFoundError: nothing matches.
+            ValueError: a directory, or a file that is empty or of an unknown format.
+        """
+        from scaling.data import books, sources
+
+        found = []
+        for pattern in patterns:
+            where, key = (str(books.TRAIN), "text") if pattern == "books" else (pattern, text_key)
+            found.append((tuple(sources.find(where)), key))
+        return cls(tuple(found))
+
+    @property
+    def size(self) -> int:
+        """Bytes as stored."""
+        from scaling.data import sources
+
+        return sum(sources.size(list(files)) for files, _ in self.sources)
+
+    def documents(self, progress: Callable[[int], None] = lambda count: None) -> Iterator[str]:
+        """The texts; ``progress`` is told how many more stored bytes were read.
+
+        Raises:
+            ValueError: a malformed file.
+        """
+        from scaling.data import sources
+
+        for files, key in self.sources:
+            yield from sources.documents(list(files), key, progress)
+
+
+def item_texts(tasks: Sequence[Task], data: str | Path | None = None) -> dict[str, tuple[dict[str, str], bool]]:
+    """What ``search`` looks for, by the name of the task: its test items' texts by id, and whether they are generated.
+
+    Raises:
+        FileNotFoundError: a task's files are not there.
+        ValueError: a malformed record.
+    """
+    found = {}
+    for task in tasks:
+        items = read_items(task, data, demonstrations=False).test
+        found[task.name] = ({item.id: example_text(task, item) for item in items}, task.generator is not None)
+    return found
+
+
 def words_of(text: str) -> list[str]:
     """Lower case, punctuation removed, split at white space."""
     return _PUNCTUATION.sub("", text.lower()).split()
@@ -87,14 +162,7 @@ def contamination(
         FileNotFoundError: no such corpus, or a task's files are not there.
         ValueError: a malformed file.
     """
-    from scaling.data import books, sources
-
-    files = sources.find(str(books.TRAIN) if corpus == "books" else corpus)
-    examples = {}
-    for task in tasks:
-        items = read_items(task, data, demonstrations=False).test
-        examples[task.name] = ({item.id: example_text(task, item) for item in items}, task.generator is not None)
-    return search(examples, sources.documents(files, text_key))
+    return search(item_texts(tasks, data), Corpus.find([corpus], text_key).documents())
 
 
 def search(examples: Mapping[str, tuple[Mapping[str, str], bool]], documents: Iterable[str]) -> list[Contamination]:
