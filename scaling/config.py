@@ -43,6 +43,7 @@ class Model:
         ("dense",), "", "attention of layers 0, 1, ...: 'dense' or 'banded', repeated through the depth"
     )
     band_width: int = knob(256, "tokens", "a banded layer sees this many positions, its own included")
+    attention_block: int = knob(512, "tokens", "block of queries and keys in the TPU's attention kernel")
     document_mask: bool = knob(False, "", "no attention across documents, positions restart (GPT-3: False)")
     dropout_embedding: float = knob(0.0, "probability", "dropout after the embeddings")
     dropout_attention: float = knob(0.0, "probability", "dropout on attention weights")

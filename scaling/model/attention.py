@@ -8,6 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling import config as cfg
+from scaling.model import kernels
 from scaling.model.layers import add_bias, constant, dropout, normal, use
 from scaling.model.parametrization import parametrization
 from scaling.parallel.sharding import constrain
@@ -26,6 +27,7 @@ class Tree(NamedTuple):
 
 
 Memory = tuple[jax.Array, jax.Array]  # cached keys and values of one layer, [B, H, S, K] each
+SAVED = "projections"  # what remat policies may keep for the backward pass
 _MASKED = -1e30  # not -inf: a fully masked row (padding) must give finite gradients
 
 
@@ -39,10 +41,12 @@ def attend(
     segments: jax.Array | None = None,
     rate: float = 0.0,
     key: jax.Array | None = None,
+    block: int = 512,
 ) -> jax.Array:
     """Causal attention; position t sees s with t - window < s <= t (window 0: all s <= t).
 
-    A window narrower than half the sequence costs its band, not the square.
+    On a TPU or a GPU by the kernel that serves the call (``kernels.serving``), else as written here. A window narrower
+    than half the sequence costs its band, not the square.
 
     Args:
         q: queries [B, H, T, K].
@@ -53,10 +57,33 @@ def attend(
         segments: document number of each token [B, T]; tokens see only their own document.
         rate: dropout rate on the weights.
         key: dropout key; None = no dropout.
+        block: positions in a block of the TPU's kernel.
 
     Returns:
         [B, H, T, K], in q's dtype; scores and softmax are float32.
     """
+    length, dropped = q.shape[2], key is not None and rate > 0
+    kernel = kernels.serving(
+        kernels.platform(), length, q.shape[3], q.dtype, segments=segments is not None, dropout=dropped
+    )
+    if kernel == "splash":
+        return kernels.splash(q, k, v, scale=scale, window=window, segments=segments, block=block, residuals=SAVED)
+    if kernel == "cudnn":
+        return checkpoint_name(kernels.cudnn(q, k, v, scale=scale, window=window), SAVED)
+    return checkpoint_name(_reference(q, k, v, scale, window, segments, rate, key), SAVED)
+
+
+def _reference(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    scale: float,
+    window: int,
+    segments: jax.Array | None,
+    rate: float,
+    key: jax.Array | None,
+) -> jax.Array:
+    """``attend`` in plain JAX."""
     length = q.shape[2]
     t = jnp.arange(length)
     if segments is None:
@@ -198,6 +225,7 @@ class SelfAttention(nnx.Module):
             segments=segments,
             rate=self.config.dropout_attention,
             key=key,
+            block=self.config.attention_block,
         )
         return self._merge(mixed)
 
@@ -208,7 +236,7 @@ class SelfAttention(nnx.Module):
         """
         q, k, v = self._project(x)
         segments = (jnp.arange(x.shape[1]) >= starts[:, None]).astype(jnp.int32)
-        mixed = attend(q, k, v, scale=self.scale, window=window, segments=segments)
+        mixed = attend(q, k, v, scale=self.scale, window=window, segments=segments, block=self.config.attention_block)
         room = [(0, 0), (0, 0), (0, slots - x.shape[1]), (0, 0)]
         return self._merge(mixed), (_laid_out(jnp.pad(k, room)), _laid_out(jnp.pad(v, room)))
 
@@ -229,7 +257,7 @@ class SelfAttention(nnx.Module):
         """Queries, keys and values, [3, B, H, T, K]."""
         qkv = jnp.einsum("btd,dchk->cbhtk", x, use(self.qkv, x.dtype))
         qkv = add_bias(qkv, self.qkv_bias, 1, 3)
-        return checkpoint_name(constrain(qkv, None, "batch", "heads", None, None), "projections")
+        return checkpoint_name(constrain(qkv, None, "batch", "heads", None, None), SAVED)
 
     def _project_few(self, x: jax.Array) -> jax.Array:
         """``_project`` for a few tokens: the result is turned round, which is small then, and not the weights."""
@@ -241,7 +269,7 @@ class SelfAttention(nnx.Module):
 
     def _merge(self, mixed: jax.Array) -> jax.Array:
         """Heads [B, H, T, K] back into the residual stream [B, T, D]."""
-        mixed = checkpoint_name(constrain(mixed, "batch", "heads", None, None), "projections")
+        mixed = constrain(mixed, "batch", "heads", None, None)
         out = jnp.einsum("bhtk,hkd->btd", mixed, use(self.out, mixed.dtype))
         return constrain(add_bias(out, self.out_bias), "batch", "sequence", None)
 

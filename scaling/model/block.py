@@ -8,7 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling import config as cfg
-from scaling.model.attention import Memory, SelfAttention, Tree
+from scaling.model.attention import SAVED, Memory, SelfAttention, Tree
 from scaling.model.layers import LayerNorm, add_bias, constant, dropout, normal, use
 from scaling.model.parametrization import parametrization
 from scaling.parallel.sharding import constrain
@@ -37,7 +37,7 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] to [B, T, D]."""
         hidden = add_bias(x @ use(self.up, x.dtype), self.up_bias)
-        hidden = checkpoint_name(constrain(hidden, "batch", None, "mlp"), "projections")
+        hidden = checkpoint_name(constrain(hidden, "batch", None, "mlp"), SAVED)
         out = ACTIVATIONS[self.activation](hidden) @ use(self.down, x.dtype)
         return constrain(add_bias(out, self.down_bias), "batch", "sequence", None)
 

@@ -18,6 +18,7 @@ from scaling.parallel.sharding import BATCH_AXES
 
 _MASKED = -1e30
 VOCAB_AXIS = "tensor"
+SCATTER_AXIS = "fsdp"
 
 
 class LossConfig(NamedTuple):
@@ -71,20 +72,23 @@ _cross_entropy.defvjp(_forward, _backward)
 def _sharded(hidden, table, targets, config, with_grads):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return _local(hidden, table, targets, config, with_grads, None)
+        return _local(hidden, table, targets, config, with_grads, None, False)
     batch = BATCH_AXES if hidden.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
     hidden_spec, table_spec = P(batch, None, None), P(VOCAB_AXIS, None)
+    # The table's gradient is wanted as parameters are stored: summed and scattered in one, half of an all-reduce.
+    scatters = batch is not None and table.shape[1] % mesh.shape[SCATTER_AXIS] == 0
+    gradient_spec = P(VOCAB_AXIS, SCATTER_AXIS) if scatters else table_spec
     outputs = (P(), P(), P())
     run = jax.shard_map(
-        functools.partial(_local, config=config, with_grads=with_grads, batch_axes=batch or ()),
+        functools.partial(_local, config=config, with_grads=with_grads, batch_axes=batch or (), scatters=scatters),
         in_specs=(hidden_spec, table_spec, P(batch, None)),
-        out_specs=(outputs, (hidden_spec, table_spec)) if with_grads else outputs,
+        out_specs=(outputs, (hidden_spec, gradient_spec)) if with_grads else outputs,
         check_vma=False,
     )
     return run(hidden, table, targets)
 
 
-def _local(hidden, table, targets, config, with_grads, batch_axes):
+def _local(hidden, table, targets, config, with_grads, batch_axes, scatters):
     """One device's share: its rows of the batch against its rows of the vocabulary (``batch_axes`` None: all)."""
     sharded = batch_axes is not None
     length, rows = hidden.shape[1], table.shape[0]
@@ -136,5 +140,8 @@ def _local(hidden, table, targets, config, with_grads, batch_axes):
         return sums
     if sharded:
         grad_hidden = over_vocab(grad_hidden)
+        if scatters:
+            grad_table = jax.lax.psum_scatter(grad_table, SCATTER_AXIS, scatter_dimension=1, tiled=True)
+            batch_axes = tuple(axis for axis in batch_axes if axis != SCATTER_AXIS)
         grad_table = jax.lax.psum(grad_table, batch_axes) if batch_axes else grad_table
     return sums, (grad_hidden, grad_table.astype(table.dtype))

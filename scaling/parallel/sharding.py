@@ -9,6 +9,7 @@ activation lies, ``gathered`` says in which layout a parameter enters a product,
 collectives. Without a mesh both do nothing, so the same code runs on one device.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -62,16 +63,32 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gathered(w: jax.Array, axes: Axes) -> jax.Array:
     """Lays a parameter out for use: whole over ``fsdp``, still sharded over ``tensor``.
 
     The first constraint keeps ``w`` (already cast to the compute dtype) sharded as it is stored, so that
-    the cast happens before the gather: otherwise XLA gathers float32 and casts afterwards.
+    the cast happens before the gather: otherwise XLA gathers float32 and casts afterwards. The gradient is wanted as
+    parameters are stored, and never whole: by themselves the constraints would ask for it as ``w`` is used, by an
+    all-reduce where a reduce-scatter does.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return w
     return constrain(jax.lax.with_sharding_constraint(w, stored_spec(axes)), *axes)
+
+
+def _gathered_forward(w: jax.Array, axes: Axes) -> tuple[jax.Array, None]:
+    return gathered(w, axes), None
+
+
+def _gathered_backward(axes: Axes, _: None, grad: jax.Array) -> tuple[jax.Array]:
+    if jax.sharding.get_abstract_mesh().empty:
+        return (grad,)
+    return (jax.lax.with_sharding_constraint(grad, stored_spec(axes)),)
+
+
+gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def _extent(mesh: Any, axes: MeshAxes) -> int:

@@ -12,6 +12,7 @@ from scaling import config as cfg
 from scaling.model import decoder
 from scaling.model.loss import LossConfig, Sums, cross_entropy
 from scaling.model.parametrization import parametrization
+from scaling.parallel import compiler
 from scaling.parallel.sharding import batch_sharding, replicated
 from scaling.train import state as train_state
 from scaling.train.optimizer import adamw
@@ -94,6 +95,7 @@ def make_train_step(
         in_shardings=(sharded, tokens, none, none),
         out_shardings=(sharded, {"loss": none, "grad_norm": none}),
         donate_argnums=0,
+        compiler_options=compiler.options(list(mesh.devices.flat)),
     )
 
 
@@ -109,4 +111,9 @@ def make_eval_step(config: cfg.Config, mesh: Mesh, eot: int) -> Callable[[Any, B
     params = train_state.shardings(config, mesh)["params"]
     tokens = {"inputs": batch_sharding(mesh), "targets": batch_sharding(mesh)}
     none = replicated(mesh)
-    return jax.jit(evaluate, in_shardings=(params, tokens), out_shardings=none)
+    return jax.jit(
+        evaluate,
+        in_shardings=(params, tokens),
+        out_shardings=none,
+        compiler_options=compiler.options(list(mesh.devices.flat)),
+    )

@@ -86,6 +86,19 @@ def test_parameters_are_gathered_narrow():
     assert gathers and all("all-gather(%convert" in line for line in gathers), gathers
 
 
+def test_the_gradient_of_a_gathered_parameter_is_asked_for_in_shards():
+    """Nothing asks for it whole, which would be an all-reduce, before it is cut."""
+
+    def loss(w, x):
+        return jax.numpy.square(x @ sharding.gathered(w, ("embed", "mlp"))).sum()
+
+    with jax.set_mesh(make_mesh(cfg.Mesh(fsdp=8))):
+        program = jax.make_jaxpr(jax.grad(loss))(np.ones((64, 32), np.float32), np.ones((8, 64), np.float32))
+    asked = [e.params["sharding"].spec for e in program.jaxpr.eqns if e.primitive.name == "sharding_constraint"]
+    stored, used = (rule(("embed", "mlp")) for rule in (sharding.stored_spec, sharding.used_spec))
+    assert asked == [stored, used, stored]  # forward as stored, then for use; backward
+
+
 @pytest.mark.parametrize("mesh", [cfg.Mesh(fsdp=3), cfg.Mesh(data=4, tensor=4), cfg.Mesh(data=1), cfg.Mesh(slices=16)])
 def test_a_mesh_that_does_not_fit_is_refused(mesh):
     with pytest.raises(ValueError, match="does not make the 8 devices present"):

@@ -1,7 +1,6 @@
 """Two processes that find each other, as on two hosts: the same run as one process."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -13,9 +12,16 @@ import pytest
 from scaling import config as cfg
 from scaling.parallel import distributed
 from scaling.train.placement import local_rows
+from tests.programs import environment
 
 ROOT = Path(__file__).resolve().parents[2]
-MESH = ["--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.train.microbatch_sequences=8"]
+COMMON = [
+    "--config.mesh.fsdp=2",
+    "--config.mesh.tensor=2",
+    "--config.train.microbatch_sequences=8",
+    "--config.log.tensorboard=False",
+]
+NO_SAMPLES = "--config.sample.prompts=()"
 
 
 def free_port():
@@ -29,7 +35,7 @@ def launch(run_dir, processes, *overrides):
     commands = []
     for index in range(processes):
         command = [sys.executable, "-m", "scaling", "train", f"--config={ROOT / 'experiments/cpu/smoke.py'}"]
-        command += [f"--config.workdir={run_dir}", f"--config.mesh.cpu_devices={8 // processes}", *MESH, *overrides]
+        command += [f"--config.workdir={run_dir}", f"--config.mesh.cpu_devices={8 // processes}", *COMMON, *overrides]
         if processes > 1:
             command += [
                 f"--config.distributed.coordinator_address={address}",
@@ -38,7 +44,7 @@ def launch(run_dir, processes, *overrides):
             ]
         commands.append(
             subprocess.Popen(
-                command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
         )
     outputs = [p.communicate(timeout=300) for p in commands]
@@ -54,12 +60,12 @@ def losses(run_dir):
 @pytest.mark.slow
 def test_two_processes_are_one_run_and_resume_as_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    launch(one, 1)
+    launch(one, 1, NO_SAMPLES)
     outputs = launch(two, 2, "--config.train.tokens=4096", "--config.optimizer.decay_tokens=8192")
     assert ["validation loss" in out for out, _ in outputs] == [True, False]  # only the first process speaks
     half = len(losses(two))
     np.testing.assert_allclose(losses(two), losses(one)[:half], rtol=1e-5)
-    (_, error), _ = launch(two, 2)
+    (_, error), _ = launch(two, 2, NO_SAMPLES)
     assert "resuming" in error
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
     newest = sorted((two / "checkpoints").iterdir())[-1]
@@ -67,7 +73,7 @@ def test_two_processes_are_one_run_and_resume_as_one(tmp_path):
     first, second = (json.loads((newest / f"checksums-0000{i}.json").read_text()) for i in (0, 1))
     assert first and second and not set(first) & set(second)
     # and one process can take over what two have saved
-    launch(two, 1, "--config.train.tokens=9216", "--config.optimizer.decay_tokens=8192")
+    launch(two, 1, "--config.train.tokens=9216", "--config.optimizer.decay_tokens=8192", NO_SAMPLES)
     assert len(losses(two)) == len(losses(one)) + 2
 
 

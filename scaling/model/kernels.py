@@ -1,0 +1,128 @@
+"""Attention kernels: JAX's splash attention on TPUs, cuDNN's flash attention on GPUs.
+
+Neither forms the scores [T, T] in memory, and both skip what lies outside a band: a banded layer costs its band. One
+function, ``serving``, says which kernel serves a call; what none serves, the reference in ``attention`` does.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from scaling.parallel.sharding import BATCH_AXES
+
+LANES = 128  # of a TPU's vector registers: blocks of the sequence are multiples of it
+HEAD_AXIS = "tensor"
+
+
+def platform() -> str:
+    """Where the computation being traced will run: the platform of the mesh, else of this process."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else getattr(mesh, "abstract_device", None)
+    return getattr(device, "platform", None) or jax.default_backend()
+
+
+def serving(where: str, length: int, d_head: int, dtype: Any, *, segments: bool, dropout: bool) -> str:
+    """The kernel for a call: "splash", "cudnn" or "reference".
+
+    Args:
+        where: platform.
+        length: positions of queries and keys.
+        d_head: width of a head.
+        dtype: of queries, keys and values; float32 means float32 here, which the kernels' products do not keep.
+        segments: whether tokens see only their own document.
+        dropout: whether weights are dropped.
+    """
+    if dropout or dtype != jnp.bfloat16:
+        return "reference"
+    if where == "tpu" and length % LANES == 0:
+        return "splash"
+    if where in ("gpu", "cuda") and not segments and d_head % 8 == 0 and d_head <= 128:
+        return "cudnn"
+    return "reference"
+
+
+def splash(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    scale: float,
+    window: int,
+    segments: jax.Array | None,
+    block: int,
+    residuals: str,
+    interpret: bool = False,
+) -> jax.Array:
+    """Causal attention by JAX's Pallas kernel for TPUs; arguments as of ``attention.attend``.
+
+    Args:
+        q: [B, H, T, K], T a multiple of 128.
+        k: as q.
+        v: as q.
+        scale: multiplies q.k.
+        window: band width; 0 = dense.
+        segments: document numbers [B, T], or None.
+        block: positions in a block of queries and of keys, at most; a multiple of 128.
+        residuals: name under which remat policies find what the backward pass needs.
+        interpret: run the kernel's program without a TPU (for tests).
+    """
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None) -> jax.Array:
+        kernel = _splash_kernel(q.shape[1], q.shape[2], window, block, residuals, interpret)
+        if segments is None:
+            return jax.vmap(kernel)(q, k, v)
+        from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+        return jax.vmap(kernel)(q, k, v, SegmentIds(segments, segments))
+
+    q = (q * jnp.asarray(scale, jnp.float32)).astype(q.dtype)  # the kernel does not scale
+    if jax.sharding.get_abstract_mesh().empty:
+        return local(q, k, v, segments)
+    heads = P(BATCH_AXES, HEAD_AXIS, None, None)
+    tokens = None if segments is None else P(BATCH_AXES, None)
+    # Pallas calls cannot be partitioned by the compiler; each device runs its rows and heads.
+    sharded = jax.shard_map(local, in_specs=(heads, heads, heads, tokens), out_specs=heads, check_vma=False)
+    return sharded(q, k, v, segments)
+
+
+def _splash_kernel(heads: int, length: int, window: int, block: int, residuals: str, interpret: bool) -> Any:
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    shape = (length, length)
+    mask = library.LocalMask(shape, (window - 1, 0), 0) if window else library.CausalMask(shape)
+    size = largest_block(length, block)
+    sizes = library.BlockSizes(
+        block_q=size,
+        block_kv=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_q_dq=None,
+        block_kv_dq=None,
+        use_fused_bwd_kernel=True,
+    )
+    return library.make_splash_mha(
+        library.MultiHeadMask([mask] * heads),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=residuals,
+        interpret=interpret,
+    )
+
+
+def largest_block(length: int, most: int) -> int:
+    """The largest multiple of 128 up to ``most`` that divides ``length``, itself a multiple of 128."""
+    assert length % LANES == 0
+    return max(size for size in range(LANES, max(most, LANES) + 1, LANES) if length % size == 0)
+
+
+def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, window: int) -> jax.Array:
+    """Causal attention by cuDNN; arguments as of ``attention.attend``."""
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # [B, T, H, K]
+    band = (window - 1, 0) if window else None
+    out = jax.nn.dot_product_attention(
+        q, k, v, scale=scale, is_causal=True, local_window_size=band, implementation="cudnn"
+    )
+    return jnp.swapaxes(out, 1, 2)

@@ -1,0 +1,80 @@
+"""The TPU's attention kernel, interpreted, against the reference; and which kernel serves which call."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scaling import config as cfg
+from scaling.model import kernels
+from scaling.model.attention import attend
+from scaling.parallel.mesh import make_mesh
+
+B, H, T, K = 2, 2, 256, 64
+
+
+def inputs(dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 4)
+    return [jax.random.normal(key, (B, H, T, K), dtype) for key in keys]
+
+
+def splash(q, k, v, window, segments=None):
+    return kernels.splash(
+        q, k, v, scale=0.3, window=window, segments=segments, block=128, residuals="saved", interpret=True
+    )
+
+
+def with_gradients(function, q, k, v, weights):
+    """Output, and gradients with respect to queries, keys and values of a weighed sum of it."""
+    out, back = jax.vjp(function, q, k, v)
+    return out, *back(weights)
+
+
+@pytest.mark.parametrize("window", [0, 96, 200])
+@pytest.mark.parametrize("documents", [False, True])
+def test_splash_is_the_reference_with_its_gradients(window, documents):
+    q, k, v, weights = inputs()
+    segments = jnp.cumsum(jnp.arange(T) % 100 == 99) * jnp.ones((B, 1), jnp.int32) if documents else None
+    ours = jax.jit(lambda *x: with_gradients(lambda *y: splash(*y, window, segments), *x))(q, k, v, weights)
+    reference = with_gradients(lambda *y: attend(*y, scale=0.3, window=window, segments=segments), q, k, v, weights)
+    for mine, other in zip(ours, reference, strict=True):
+        np.testing.assert_allclose(mine, other, atol=2e-5 * float(jnp.abs(other).max()))
+
+
+def test_splash_over_a_mesh_is_splash_on_one_device():
+    q, k, v, weights = inputs()
+    single = with_gradients(lambda *y: splash(*y, 96), q, k, v, weights)
+    mesh = make_mesh(cfg.Mesh(data=1, fsdp=2, tensor=2), jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        sharded = jax.jit(lambda *x: with_gradients(lambda *y: splash(*y, 96), *x))(q, k, v, weights)
+    for mine, other in zip(sharded, single, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "kernel"),
+    [
+        (("tpu", 2048, 64, jnp.bfloat16, False, False), "splash"),
+        (("tpu", 2048, 80, jnp.bfloat16, True, False), "splash"),
+        (("tpu", 2000, 64, jnp.bfloat16, False, False), "reference"),  # no multiple of 128
+        (("tpu", 2048, 64, jnp.float32, False, False), "reference"),
+        (("tpu", 2048, 64, jnp.bfloat16, False, True), "reference"),  # dropout
+        (("gpu", 1000, 64, jnp.bfloat16, False, False), "cudnn"),
+        (("gpu", 1000, 64, jnp.bfloat16, True, False), "reference"),  # documents
+        (("gpu", 1000, 192, jnp.bfloat16, False, False), "reference"),
+        (("cpu", 2048, 64, jnp.bfloat16, False, False), "reference"),
+    ],
+)
+def test_which_kernel_serves(call, kernel):
+    where, length, d_head, dtype, segments, dropout = call
+    assert kernels.serving(where, length, d_head, dtype, segments=segments, dropout=dropout) == kernel
+
+
+def test_the_platform_is_that_of_the_mesh():
+    assert kernels.platform() == jax.default_backend()
+    with jax.set_mesh(make_mesh(cfg.Mesh(), jax.devices()[:1])):
+        assert kernels.platform() == "cpu"
+
+
+def test_blocks_divide_the_sequence():
+    assert [kernels.largest_block(length, 512) for length in (2048, 1024, 640, 384, 128)] == [512, 512, 128, 384, 128]
