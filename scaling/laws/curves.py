@@ -7,6 +7,8 @@ from typing import Any
 
 from etils import epath
 
+_TAIL = 1 << 14  # bytes read at a time from the end of a file
+
 
 def read_lines(path: epath.Path) -> list[dict[str, Any]]:
     """Records of a .jsonl file; blank lines and a torn last one (the run was killed while writing) are left out.
@@ -33,6 +35,42 @@ def read_lines(path: epath.Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}:{number} is not a JSON object; the file is damaged")
         records.append(record)
     return records
+
+
+def last_record(path: epath.Path, key: str) -> dict[str, Any] | None:
+    """The last record of a .jsonl file that has ``key``, read from its end; None where there is none.
+
+    What ``read_lines`` gives last, but for damage further up, which is not seen. Local files only.
+
+    Raises:
+        ValueError: a line that was read, and is not the last, is not JSON, or one is no object.
+    """
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        end = file.seek(0, io.SEEK_END)
+        torn, rest = True, b""  # only the last line may be torn; rest: the later part of the line that is being read
+        while end:
+            begin = max(0, end - _TAIL)
+            file.seek(begin)
+            block = file.read(end - begin) + rest
+            rest, *lines = block.split(b"\n") if begin else [b"", *block.split(b"\n")]
+            for line in reversed(lines):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    if not torn:
+                        raise ValueError(f"{path} has a line that is not JSON; the file is damaged") from None
+                    record = {}
+                torn = False
+                if not isinstance(record, dict):
+                    raise ValueError(f"{path} has a line that is not a JSON object; the file is damaged")
+                if key in record:
+                    return record
+            end = begin
+    return None
 
 
 def is_number(value: Any) -> bool:

@@ -23,7 +23,7 @@ _POLISH_STEPS = 120
 _TOLERANCE = 1e-13  # relative decrease of the objective that the quadratic still promises
 _MAX_DAMPING = 1e12  # no step is short enough: the objective is at its rounding error
 _STEPS_DONE = -2  # index into the state of the loop
-_CHUNK = 256  # problems solved together: few enough for the caches; one shape, so one compilation
+_CHUNK = 16  # problems solved together: few, since all wait for the slowest; one shape, so one compilation
 
 
 class Minima(NamedTuple):

@@ -122,11 +122,12 @@ def _train(options: argparse.Namespace, runs: list["Run"], machine: "Machine", s
 
 
 def _named(kind: str, count: int) -> "Machine":
+    from scaling.chips import CHIPS
     from scaling.sweep.machine import Machine
-    from scaling.train.throughput import BF16_PEAK, data_sheet
+    from scaling.train.throughput import data_sheet
 
     peak = data_sheet(kind, count)
     if peak is None:
-        known = ", ".join(name for name, _ in BF16_PEAK)
+        known = ", ".join(dict.fromkeys(chip.kinds[0] for chip in CHIPS))
         raise ValueError(f"--device={kind} is not a device whose peak is known; one of {known}")
     return Machine("tpu", kind, tuple(range(count)), peak.flops / count, peak.source)

@@ -5,13 +5,12 @@ import heapq
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from etils import epath
 
 from scaling import config as cfg
-from scaling.laws.curves import read_lines
+from scaling.laws.curves import last_record
 from scaling.sweep.plan import Run
 
 _STARTUP_SECONDS = 15.0  # imports and compilation
@@ -45,21 +44,16 @@ class Progress:
 
 
 def progress(run: Run) -> Progress:
-    """Reads ``metrics.jsonl`` and ``evals.jsonl`` of a run that may not have begun."""
+    """Reads the ends of ``metrics.jsonl`` and ``evals.jsonl`` of a run that may not have begun."""
     folder = epath.Path(run.config.workdir)
     found = Progress()
-    if steps := _records(folder / "metrics.jsonl"):
-        last = steps[-1]
+    if last := last_record(folder / "metrics.jsonl", "loss"):
         rate = last.get("tokens_per_second", math.nan)  # a diverged run's last line has none
         found = Progress(last["tokens"], last["loss"], rate * run.scale.flops_per_token)
-    if evals := _records(folder / "evals.jsonl"):
-        found.loss = evals[-1]["loss"]
-        found.finished = evals[-1]["tokens"] >= run.config.train.tokens and math.isfinite(found.loss)
+    if validation := last_record(folder / "evals.jsonl", "loss"):  # results of tasks have none
+        found.loss = validation["loss"]
+        found.finished = validation["tokens"] >= run.config.train.tokens and math.isfinite(found.loss)
     return found
-
-
-def _records(path: epath.Path) -> list[dict[str, Any]]:
-    return [record for record in read_lines(path) if "loss" in record]
 
 
 def changed_knobs(run: Run) -> list[str]:

@@ -6,29 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Dense peak FLOP/s of one device in bfloat16, from the vendors' data sheets; the first match in
-# device_kind counts, so the longer names come first.
-BF16_PEAK = (
-    ("TPU v7", 2307e12),
-    ("TPU7x", 2307e12),
-    ("TPU v6 lite", 918e12),
-    ("TPU v6e", 918e12),
-    ("TPU v5p", 459e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5", 459e12),
-    ("TPU v4", 275e12),
-    ("TPU v3", 61.5e12),  # a JAX device is one of the chip's two cores
-    ("TPU v2", 22.5e12),
-    ("B200", 2250e12),
-    ("H200", 989e12),
-    ("H100 PCIe", 756e12),
-    ("H100", 989e12),
-    ("A100", 312e12),
-    ("L40S", 362e12),
-    ("L4", 121e12),
-    ("V100", 125e12),
-)
+from scaling import chips
 
 FORMULA = (
     "MFU = FLOPs of one token (forward + backward, causal attention counted half, no recomputation) "
@@ -59,10 +37,11 @@ def peak(devices: list[jax.Device]) -> Peak:
 
 def data_sheet(kind: str, count: int) -> Peak | None:
     """Peak FLOP/s of ``count`` devices of a kind, such as "TPU v5p"; None if the kind is not in the table."""
-    for name, flops in BF16_PEAK:
-        if name.lower() in kind.lower():
-            return Peak(flops * count, f"data sheet, bfloat16 dense: {flops / 1e12:g} TFLOP/s x {count} {kind}")
-    return None
+    chip = chips.find(kind)
+    if chip is None:
+        return None
+    flops = chip.flops / chip.devices
+    return Peak(flops * count, f"data sheet, bfloat16 dense: {flops / 1e12:g} TFLOP/s x {count} {kind}")
 
 
 def _matmul_flops(size: int) -> float:

@@ -1,20 +1,21 @@
 """Sweeps of real trainings through the command line: finished once, failed ones named, stopped and resumed."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from scaling import cli, exit_codes
 from scaling.laws.runs import read_runs
 from scaling.sweep.machine import Machine
-from scaling.sweep.progress import Clock
+from scaling.sweep.progress import Clock, progress
 from scaling.train.lock import only_one
+from tests.programs import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,7 +55,7 @@ def sweep(tmp_path):
 def start(path, *options):
     command = [sys.executable, "-m", "scaling", "sweep", f"--config={path}", *options]
     return subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=-1, stderr=-1, text=True
+        command, cwd=ROOT, env=environment() | {"JAX_PLATFORMS": "cpu"}, stdout=-1, stderr=-1, text=True
     )
 
 
@@ -75,7 +76,7 @@ def test_dry_run_lists_runs_and_trains_none(sweep, capsys):
 
 
 @pytest.mark.slow
-def test_finishes_resumes_and_names_what_failed(sweep):
+def test_finishes_resumes_and_names_what_failed(sweep, capsys):
     # The learning rate of some runs is absurd: they diverge.
     path, runs = sweep(grid='{"optimizer.peak_lr": (1e-3, 1e30), "optimizer.clip_norm": (0.0,)}')
     code, _, err = run(path)
@@ -95,12 +96,14 @@ def test_finishes_resumes_and_names_what_failed(sweep):
     assert err.count(" running") == err.count("+30-clip_norm0 running") == 2 or "1e+30" in err
 
     # What is refused stays as it is in a dry run; what was measured elsewhere is not mixed in.
-    code, _, err = run(path, "--dry_run", "--config.eval.tokens=512")
+    code = cli.main(["sweep", f"--config={path}", "--dry_run", "--config.eval.tokens=512"])
+    err = capsys.readouterr().err
     assert code == exit_codes.USAGE and "eval.tokens is 256 there and 512 here" in err
 
     # A sweep that would make other runs of the same names is refused.
     path.write_text(path.read_text().replace("warmup_tokens = 0", "warmup_tokens = 128"))
-    code, _, err = run(path)
+    code = cli.main(["sweep", f"--config={path}"])
+    err = capsys.readouterr().err
     assert code == exit_codes.USAGE and "warmup_tokens is 0 there and 128 here" in err
 
 
@@ -212,6 +215,21 @@ def test_gpu_runs_see_their_own_devices(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     with machine("gpu", 4).restrict([2, 3]) as environment:
         assert environment["CUDA_VISIBLE_DEVICES"] == "6,7"
+
+
+def test_progress_is_the_last_loss_whatever_follows_it(tmp_path):
+    config = SimpleNamespace(workdir=str(tmp_path), train=SimpleNamespace(tokens=200))
+    job = SimpleNamespace(config=config, scale=SimpleNamespace(flops_per_token=6.0))
+    assert (progress(job).tokens, progress(job).finished) == (0, False)
+    steps = [{"step": i, "tokens": 100 * i, "loss": 3.0 / i, "tokens_per_second": 50.0} for i in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps) + '{"step": 3, "lo')
+    found = progress(job)
+    assert (found.tokens, found.loss, found.flops_per_second, found.finished) == (200, 1.5, 300.0, False)
+    task = {"step": 2, "tokens": 200, "task": "t", "shots": 0, "scores": {}}
+    lines = [{"step": 2, "tokens": 200, "loss": 1.25}] + [task] * 1000
+    (tmp_path / "evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = progress(job)
+    assert (found.tokens, found.loss, found.finished) == (200, 1.25, True)
 
 
 def test_makespan_fills_the_slots_in_order():

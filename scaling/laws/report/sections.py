@@ -12,6 +12,7 @@ from scaling.laws.report.collect import STATES, Ladder
 from scaling.laws.report.optimum import Optimum, interval
 from scaling.laws.report.style import Drawing, human
 from scaling.laws.report.tables import escape, scientific, with_interval
+from scaling.laws.report.task_scores import group_means, last, overall, task_scores
 
 if TYPE_CHECKING:
     from scaling.laws.fit import Fit
@@ -60,8 +61,7 @@ def sections(ladder: Ladder, fits: "Fits") -> list[Section]:
         drawing = compute_figures.residuals(ladder, joint, fits.held_out)
         outliers = tables.notes([f"outlier, kept in the fit: {name}" for name in joint.outliers])
         parts.append(Section("residuals", "Residuals of the joint law", outliers, (drawing,)))
-    if scores := task_figures.task_scores(ladder):
-        parts.append(Section("tasks", "Tasks", tables.tasks(scores), tuple(task_figures.accuracy(scores))))
+    parts += _tasks(ladder)
     about = "<p>C is what the runs counted, whichever way N is counted. The page uses the convention in bold.</p>"
     parts += [
         Section("counts", "How N is counted", about + tables.conventions(ladder, fits)),
@@ -69,6 +69,22 @@ def sections(ladder: Ladder, fits: "Fits") -> list[Section]:
         Section("configs", "Configs", tables.configs(ladder)),
         Section("left_out", "Left out and doubtful", _doubts(ladder, fits)),
     ]
+    return parts
+
+
+def _tasks(ladder: Ladder) -> list[Section]:
+    """Scores of tasks, and how they grew; nothing where none was evaluated."""
+    scores = task_scores(ladder)
+    if not scores:
+        return []
+    groups, everything = group_means(scores), overall(scores)
+    drawings = [task_figures.of_all(everything)] if everything else []
+    drawings += [task_figures.of_group(means) for means in groups]
+    body = tables.tasks([score for means in groups for score in last(means.scores)])
+    body += tables.notes([note for means in (everything, *groups) if means for note in means.notes])
+    parts = [Section("tasks", "Tasks", body, tuple(drawings))]
+    if training := task_figures.over_training(scores):
+        parts.append(Section("training", "Tasks over training", "", tuple(training)))
     return parts
 
 

@@ -80,11 +80,13 @@ class Drawing:
 
 
 @contextlib.contextmanager
-def canvas(columns: int = 1, width: float = 9.0, height: float = 5.2) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure with axes side by side; inches. What is drawn inside the context has the style of the page."""
+def canvas(
+    columns: int = 1, width: float = 9.0, height: float = 5.2, rows: int = 1, sharey: bool = False
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure with axes row by row; inches. What is drawn inside the context has the style of the page."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, list(np.atleast_1d(figure.subplots(1, columns)))
+        yield figure, list(np.ravel(figure.subplots(rows, columns, sharey=sharey)))
 
 
 def human(value: float, _: Any = None) -> str:

@@ -14,7 +14,7 @@ from scaling.laws.report.style import human
 
 if TYPE_CHECKING:
     from scaling.laws.report.fits import Fits
-    from scaling.laws.report.task_figures import TaskScore
+    from scaling.laws.report.task_scores import TaskScore
 
 _NEVER_SHOWN = ("config.workdir",)  # differs always, and is the name of the run
 _CONVENTIONS = {

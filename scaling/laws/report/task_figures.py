@@ -1,102 +1,232 @@
-"""Accuracy of tasks against size and number of examples, as GPT-3's figures 1.2 and 1.3 show it."""
+"""Accuracy of tasks against size, compute and number of examples, as GPT-3's figures 1.2 and 1.3, and over training."""
 
-import collections
-import dataclasses
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from scaling.laws.report.collect import Ladder
-from scaling.laws.report.style import BLUE, GREEN, ORANGE, PURPLE, VERMILION, Colours, Drawing, around, canvas, log_axis
+from scaling.laws.report.compute_figures import FLOPS
+from scaling.laws.report.style import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    Colours,
+    Drawing,
+    around,
+    canvas,
+    human,
+    log_axis,
+)
+from scaling.laws.report.task_scores import Means, TaskScore, last, run_means
 
-_COLOURS = (BLUE, ORANGE, VERMILION, GREEN, PURPLE)
-_METRICS = ("accuracy", "exact_match", "exact", "f1", "macro_f1")  # the first that a task has is drawn
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskScore:
-    """The mean over the tasks of a group of one run at one number of shots, and its standard error."""
-
-    run: str
-    params: float
-    group: str
-    metric: str
-    shots: int
-    value: float
-    error: float
-    tasks: int
-    items: int
-
-
-def task_scores(ladder: Ladder) -> list[TaskScore]:
-    """The last evaluation of every task in every run, averaged over groups."""
-    found = []
-    for entry in ladder.entries:
-        last: dict[tuple[str, str, int], dict[str, Any]] = {}
-        for record in entry.run.task_evals:
-            last[record.get("group", record["task"]), record["task"], record["shots"]] = record
-        groups = collections.defaultdict(list)
-        for (group, _, shots), record in last.items():
-            groups[group, shots].append(record)
-        for (group, shots), records in groups.items():
-            shared = [m for m in _METRICS if all(m in record["scores"] for record in records)]
-            if not shared:
-                continue
-            pairs = np.array([record["scores"][shared[0]] for record in records], float)
-            found.append(
-                TaskScore(
-                    run=entry.name,
-                    params=entry.params,
-                    group=group,
-                    metric=shared[0],
-                    shots=shots,
-                    value=float(pairs[:, 0].mean()),
-                    error=float(math.sqrt((pairs[:, 1] ** 2).sum()) / len(records)),
-                    tasks=len(records),
-                    items=sum(record["count"] for record in records),
-                )
-            )
-    return found
+_INTERVAL = 1.96  # standard errors to each side
+_STEPS = 3  # of a run, at least, to draw its scores over training
+_COLUMNS = 3
+_Panel = Callable[[Figure, Axes, Means], None]
+_TICKED = 8  # numbers of examples that get a tick
 
 
-def accuracy(scores: Sequence[TaskScore]) -> list[Drawing]:
-    """A figure for each group: against size, one line a number of shots; against that number, one line a size."""
-    return [_group([s for s in scores if s.group == group]) for group in dict.fromkeys(s.group for s in scores)]
-
-
-def _group(scores: Sequence[TaskScore]) -> Drawing:
+def of_group(means: Means) -> Drawing:
+    """Scores of a group of tasks against size, compute and number of examples, and of its single tasks."""
+    scores, final = means.scores, last(means.scores)
     first = scores[0]
-    shots = sorted({s.shots for s in scores})
-    with canvas(columns=2, width=10, height=4.6) as (figure, (by_size, by_shots)):
-        drawn = [k for k in shots if k in (0, 1)] + [k for k in shots if k == max(shots) and k > 1]
-        for k, colour in zip(drawn, _COLOURS, strict=False):
-            line = sorted((s for s in scores if s.shots == k), key=lambda s: s.params)
-            label = {0: "zero-shot", 1: "one-shot"}.get(k, f"few-shot (K = {k})")
-            by_size.errorbar(
-                [s.params for s in line],
-                [s.value for s in line],
-                yerr=[1.96 * s.error for s in line],
-                color=colour,
-                marker="o",
-                ms=5,
-                capsize=2,
-                label=label,
-            )
-        sizes = sorted({s.params for s in scores})
-        log_axis(by_size, "x", "count", *around(sizes), "parameters N")
-        by_size.set(ylabel=first.metric.replace("_", " "))
-        by_size.legend(loc="best")
-        colours = Colours(sizes)
-        for size in sizes:
-            line = sorted((s for s in scores if s.params == size), key=lambda s: s.shots)
-            by_shots.plot([s.shots for s in line], [s.value for s in line], "o-", ms=4, color=colours(size))
-        by_shots.set(xlabel="examples in the context, K", ylabel=first.metric.replace("_", " "))
-        colours.bar(figure, by_shots, "parameters N")
-    tasks = f"mean of {first.tasks} tasks" if first.tasks > 1 else "one task"
+    panels: list[_Panel] = [_by_size, _by_compute]
+    if len(first.tasks) > 1:
+        panels.append(_by_task)
+    if len({score.shots for score in final}) > 1:
+        panels.append(_by_shots)
+    figure = _drawn(panels, means)
+    tasks = f"mean of {len(first.tasks)} tasks" if len(first.tasks) > 1 else "one task"
     return Drawing(
-        f"task_{first.group}",
-        f"{first.group}: {tasks}, {first.items:,} items at each number of shots. Bars are 95 % intervals.",
+        "task_" + re.sub(r"[^\w.-]", "_", first.group),
+        f"{first.group}: {tasks}, {first.items:,} items at each number of shots. {_about(means)}",
         figure,
     )
+
+
+def of_all(means: Means) -> Drawing:
+    """The mean over all tasks against size and compute, in front of the single tasks."""
+    first = means.scores[0]
+    return Drawing(
+        "tasks",
+        f"Mean accuracy over {len(first.tasks)} tasks, all that the runs share; few-shot is the most examples that a "
+        f"task was given. {_about(means)}",
+        _drawn([_by_task, _by_compute], means),
+    )
+
+
+def over_training(scores: Sequence[TaskScore]) -> list[Drawing]:
+    """For each group, the scores along every run that was evaluated at three steps or more."""
+    groups: dict[str, list[Means]] = {}
+    for run in dict.fromkeys(score.run for score in scores):
+        for means in run_means(scores, run):
+            if len({score.step for score in means.scores}) >= _STEPS:
+                groups.setdefault(means.scores[0].group, []).append(means)
+    return [_training(group, runs) for group, runs in groups.items()]
+
+
+def _about(means: Means) -> str:
+    """What the lines of a figure are."""
+    curves = "lines against compute are runs as they train; " if _has_curves(means.scores) else ""
+    single = "pale lines are single tasks; " if len(means.scores[0].tasks) > 1 else ""
+    return f"{curves}{single}bars are 95 % intervals at the last step of a run.".capitalize()
+
+
+def _drawn(panels: Sequence[_Panel], means: Means) -> Figure:
+    columns, rows, width, height = {2: (2, 1, 10, 4.6), 3: (3, 1, 12, 4.2), 4: (2, 2, 10, 8.2)}[len(panels)]
+    with canvas(columns, width, height, rows, sharey=True) as (figure, axes):
+        for panel, place in zip(panels, axes, strict=True):
+            panel(figure, place, means)
+        for place in axes[::columns]:
+            place.set_ylabel(means.scores[0].metric.replace("_", " "))
+        for place in axes:
+            _chance(place, means)
+        _legend(axes[0])
+    return figure
+
+
+def _kinds(scores: Sequence[TaskScore]) -> Iterator[tuple[int, str, str]]:
+    """Number of examples, label and colour of zero-, one- and few-shot; few is the largest number."""
+    shots = sorted({score.shots for score in scores})
+    group = scores[0].group
+    for k, label, colour in ((0, "zero-shot", BLUE), (1, "one-shot", ORANGE)):
+        if k in shots:
+            yield k, label, colour
+    if shots[-1] > 1:
+        yield shots[-1], "few-shot" if group == "all" else f"few-shot (K = {shots[-1]})", VERMILION
+
+
+def _by_size(_: Figure, axes: Axes, means: Means) -> None:
+    final = last(means.scores)
+    for k, label, colour in _kinds(means.scores):
+        longest, others = _one_a_size([score for score in final if score.shots == k])
+        _bars(axes, [score.params for score in longest], longest, colour, "-", label)
+        axes.plot([s.params for s in others], [s.value for s in others], "o", mfc="none", mec=colour, ms=4, alpha=0.7)
+    log_axis(axes, "x", "count", *around([score.params for score in final]), "parameters N")
+
+
+def _by_compute(_: Figure, axes: Axes, means: Means) -> None:
+    final, curves = last(means.scores), _has_curves(means.scores)
+    for k, label, colour in _kinds(means.scores):
+        for run in dict.fromkeys(score.run for score in final):
+            line = sorted((s for s in means.scores if (s.run, s.shots) == (run, k)), key=lambda s: s.flops)
+            axes.plot([s.flops for s in line], [s.value for s in line], color=colour, lw=1, alpha=0.6)
+        longest, others = _one_a_size([score for score in final if score.shots == k])
+        longest.sort(key=lambda s: s.flops)
+        _bars(axes, [score.flops for score in longest], longest, colour, "" if curves else "-", label)
+        axes.plot([s.flops for s in others], [s.value for s in others], "o", mfc="none", mec=colour, ms=4, alpha=0.7)
+    log_axis(axes, "x", "flops", *around([score.flops for score in means.scores]), FLOPS)
+
+
+def _by_shots(figure: Figure, axes: Axes, means: Means) -> None:
+    final = last(means.scores)
+    colours = Colours([score.params for score in final])
+    for run in dict.fromkeys(score.run for score in final):
+        line = sorted((score for score in final if score.run == run), key=lambda s: s.shots)
+        _bars(axes, [score.shots for score in line], line, colours(line[0].params), "-", None)
+    shots = sorted({score.shots for score in final})
+    if shots[-1] > 1:  # 0, then a logarithmic axis from 1
+        axes.set_xscale("symlog", linthresh=1, linscale=0.7, base=2)
+    stride = math.ceil(len(shots) / _TICKED)
+    axes.xaxis.set_major_locator(FixedLocator(shots[::-1][::stride]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:.0f}"))
+    axes.set_xlabel("examples in the context, K")
+    colours.bar(figure, axes, "parameters N")
+
+
+def _by_task(figure: Figure, axes: Axes, means: Means) -> None:
+    """As ``_by_size``, in front of the single tasks."""
+    final = {(score.run, score.step) for score in last(means.scores)}
+    single = [score for score in means.single if (score.run, score.step) in final]
+    for k, _, colour in _kinds(means.scores):
+        for task in dict.fromkeys((score.group, score.tasks) for score in single):
+            line, _ = _one_a_size([s for s in single if (s.group, s.tasks) == task and s.shots == k])
+            axes.plot([s.params for s in line], [s.value for s in line], color=colour, lw=0.8, alpha=0.3)
+    _by_size(figure, axes, means)
+
+
+def _training(group: str, runs: Sequence[Means]) -> Drawing:
+    columns = min(_COLUMNS, len(runs))
+    rows = math.ceil(len(runs) / columns)
+    with canvas(columns, (6.5, 9, 10)[columns - 1], 1 + (3.4, 2.9, 2.5)[columns - 1] * rows, rows, sharey=True) as (
+        figure,
+        panels,
+    ):
+        shots = sorted({score.shots for means in runs for score in means.scores})
+        between = dict(zip([k for k in shots if 1 < k < shots[-1]], (GREEN, PURPLE, "#777777"), strict=False))
+        colours = between | {shots[-1]: VERMILION} | {0: BLUE, 1: ORANGE}
+        for axes, means in zip(panels, runs, strict=False):
+            for k in [k for k in shots if k in colours]:
+                for task in dict.fromkeys(score.tasks for score in means.single if len(means.scores[0].tasks) > 1):
+                    line = sorted((s for s in means.single if (s.tasks, s.shots) == (task, k)), key=lambda s: s.tokens)
+                    axes.plot([s.tokens for s in line], [s.value for s in line], color=colours[k], lw=0.6, alpha=0.25)
+                line = sorted((s for s in means.scores if s.shots == k), key=lambda s: s.tokens)
+                _bars(axes, [score.tokens for score in line], line, colours[k], "-", f"K = {k}")
+            _chance(axes, means)
+            axes.set_title(means.scores[0].run, fontsize=9.5, fontweight="normal")
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_major_formatter(FuncFormatter(human))
+        for axes in panels[len(runs) :]:
+            axes.remove()
+        for axes in panels[max(0, len(runs) - columns) : len(runs)]:
+            axes.set_xlabel("tokens")
+        for axes in panels[::columns]:
+            axes.set_ylabel(runs[0].scores[0].metric.replace("_", " "))
+        _legend(panels[0])
+    pale = "Pale lines are single tasks. " if len(runs[0].scores[0].tasks) > 1 else ""
+    return Drawing(
+        "training_" + re.sub(r"[^\w.-]", "_", group),
+        f"{group} over the training of each run. {pale}Bars are 95 % intervals.",
+        figure,
+    )
+
+
+def _bars(
+    axes: Axes, x: Sequence[float], scores: Sequence[TaskScore], colour: Any, line: str, label: str | None
+) -> None:
+    """Scores with their 95 % intervals."""
+    errors = [_INTERVAL * score.error for score in scores]
+    axes.errorbar(
+        x,
+        [score.value for score in scores],
+        errors,
+        color=colour,
+        ls=line,
+        marker="o",
+        ms=4,
+        lw=1.5,
+        elinewidth=1,
+        capsize=2,
+        label=label,
+    )
+
+
+def _chance(axes: Axes, means: Means) -> None:
+    if (chance := means.scores[0].chance) is not None:
+        axes.axhline(chance, color=INK, ls=(0, (4, 3)), lw=1, alpha=0.7, label="chance", zorder=1.5)
+
+
+def _legend(axes: Axes) -> None:
+    """In the order in which things were drawn but for chance, which matplotlib would put first, as it has no bars."""
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: labels[i] == "chance")
+    axes.legend([handles[i] for i in order], [labels[i] for i in order], loc="best")
+
+
+def _one_a_size(scores: Sequence[TaskScore]) -> tuple[list[TaskScore], list[TaskScore]]:
+    """The run of each size that was trained the longest, by growing size; and the others."""
+    longest = {score.params: score for score in sorted(scores, key=lambda s: s.tokens)}
+    return [longest[size] for size in sorted(longest)], [s for s in scores if longest[s.params] is not s]
+
+
+def _has_curves(scores: Sequence[TaskScore]) -> bool:
+    """Whether any run was evaluated at several steps."""
+    return len({(score.run, score.step) for score in scores}) > len({score.run for score in scores})

@@ -1,0 +1,59 @@
+"""Accelerators as numbers, from the vendors' data sheets. Nothing here needs JAX."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator.
+
+    Attributes:
+        name: as users write it.
+        flops: dense peak in bfloat16, FLOP/s.
+        hbm: bytes of memory.
+        hbm_bandwidth: bytes/s.
+        link: bytes/s that a chip can send to its neighbours over all its links together, one way.
+        clock: Hz of a TPU's matrix units: peak FLOP/s over what its units do in a cycle; 0 for GPUs.
+        kinds: beginnings of JAX's ``device_kind``.
+        devices: JAX devices a chip.
+    """
+
+    name: str
+    flops: float
+    hbm: float
+    hbm_bandwidth: float
+    link: float
+    clock: float
+    kinds: tuple[str, ...]
+    devices: int = 1
+
+
+GIB = 2**30
+# The first whose kind stands in a device_kind counts, so longer ones come first. Links of TPUs, one way: 45 GB/s each
+# on v4 and v5e, 90 on later ones; 4 links on v5e and v6e, else 6. NVLink halved to one way; PCIe where there is none.
+CHIPS = (
+    Chip("v7x", 2307e12, 192 * GIB, 7.37e12, 540e9, 2.2e9, ("TPU v7", "TPU7x"), devices=2),
+    Chip("v6e", 918e12, 32 * GIB, 1.64e12, 360e9, 1.75e9, ("TPU v6 lite", "TPU v6e")),
+    Chip("v5p", 459e12, 95 * GIB, 2.765e12, 540e9, 1.75e9, ("TPU v5p",)),
+    Chip("v5e", 197e12, 16 * GIB, 8.19e11, 180e9, 1.5e9, ("TPU v5 lite", "TPU v5e")),
+    Chip("v5p", 459e12, 95 * GIB, 2.765e12, 540e9, 1.75e9, ("TPU v5",)),
+    Chip("v4", 275e12, 32 * GIB, 1.228e12, 270e9, 1.05e9, ("TPU v4",)),
+    Chip("v3", 123e12, 32 * GIB, 9e11, 140e9, 0.94e9, ("TPU v3",), devices=2),
+    Chip("v2", 45e12, 16 * GIB, 7e11, 100e9, 0.7e9, ("TPU v2",), devices=2),
+    Chip("B200", 2250e12, 180 * GIB, 8.0e12, 900e9, 0, ("B200",)),
+    Chip("H200", 989e12, 141 * GIB, 4.8e12, 450e9, 0, ("H200",)),
+    Chip("H100 PCIe", 756e12, 80 * GIB, 2.0e12, 64e9, 0, ("H100 PCIe",)),
+    Chip("H100", 989e12, 80 * GIB, 3.35e12, 450e9, 0, ("H100",)),
+    Chip("A100", 312e12, 80 * GIB, 2.039e12, 300e9, 0, ("A100",)),
+    Chip("L40S", 362e12, 48 * GIB, 8.64e11, 32e9, 0, ("L40S",)),
+    Chip("L4", 121e12, 24 * GIB, 3e11, 32e9, 0, ("L4",)),
+    Chip("V100", 125e12, 32 * GIB, 9e11, 150e9, 0, ("V100",)),
+)
+
+
+def find(kind: str) -> Chip | None:
+    """The chip of JAX's ``device_kind``, or by its name; None if it is not in the table."""
+    for chip in CHIPS:
+        if kind.lower() == chip.name.lower() or any(part.lower() in kind.lower() for part in chip.kinds):
+            return chip
+    return None
