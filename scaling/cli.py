@@ -190,6 +190,7 @@ def _bench_dispatch(options: argparse.Namespace) -> int:
 _VERBS = (
     "train",
     "sweep",
+    "plan",
     "config",
     "sizes",
     "tokenizer",
@@ -226,9 +227,18 @@ def _parser() -> argparse.ArgumentParser:
     from scaling.generate import command as generate
     from scaling.laws import command as laws
     from scaling.laws.report import command as report
+    from scaling.plan import command as plan
     from scaling.sweep import command as sweep
 
     _add(verbs, "sweep", sweep, "train all runs of the sweep in --config=FILE, or resume them", takes_config=True)
+
+    _add(
+        verbs,
+        "plan",
+        plan,
+        "memory and step time of --config=FILE on TPUs or GPUs that are not here",
+        takes_config=True,
+    )
 
     config = _add(verbs, "config", _config, "print the resolved config as JSON", takes_config=True)
     config.add_argument("--describe", action="store_true", help="print a Markdown table of all knobs instead")

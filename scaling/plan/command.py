@@ -1,0 +1,106 @@
+"""The options of ``scaling plan``, and what they run: memory and step time on devices that are not there."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from scaling import exit_codes
+
+if TYPE_CHECKING:
+    from scaling.plan.plan import Plan
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares what ``plan`` reads; ``--config`` and its overrides are read before."""
+    add = parser.add_argument
+    add("--topology", metavar="NAME", help="compile for TPU slices of this form, such as v5e:4x4 or v5p:4x4x8")
+    add("--slices", type=int, default=1, metavar="N", help="slices of that form (default: 1)")
+    add("--device", metavar="KIND", help="without compiling: estimate for this chip, such as v5p or H100")
+    add("--devices", type=int, metavar="N", help="how many of them")
+    add("--step", choices=("train", "eval"), default="train", help="which step (default: train)")
+    add("--price", type=float, metavar="X", help="cost of a chip for an hour")
+    add("--fresh", action="store_true", help="compile again, also where the result is cached")
+    add("--json", action="store_true", help="for programs")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the plan of a config.
+
+    Returns:
+        0 if the step fits the memory with 5 % to spare, else the code of a mistake.
+
+    Raises:
+        ValueError: options that cannot be used, an impossible config, no compiler.
+    """
+    from scaling.config_file import load, run_name
+    from scaling.plan import plan, topology
+
+    if options.config is None:
+        raise ValueError("needs --config=FILE, such as experiments/gpt3/1300m.py")
+    if bool(options.topology) == bool(options.device):
+        raise ValueError("needs --topology=NAME to compile, or --device=KIND with --devices=N to estimate")
+    config, name = load(options.config, options.overrides), run_name(options.config)
+    if options.price is not None and not options.price > 0:
+        raise ValueError(f"--price={options.price} must be more than 0")
+    if options.slices < 1:
+        raise ValueError(f"--slices={options.slices} must be at least 1")
+    if options.topology:
+        if options.devices is not None:
+            raise ValueError("--devices belongs to --device; --topology has its own number")
+        config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=options.slices))
+        resolved = plan.resolved(config, topology.count(options.topology, options.slices), name)
+        if not options.json:
+            print(f"compiling {name} for {options.slices} x {options.topology} ...", file=sys.stderr)
+        found = plan.compiled(resolved, options.topology, options.slices, options.step, options.fresh)
+    else:
+        if not options.devices or options.devices < 1:
+            raise ValueError(f"--device={options.device} needs --devices=N, at least 1")
+        if options.step != "train":
+            raise ValueError(f"--step={options.step} needs --topology; only the train step is estimated")
+        found = plan.estimated(plan.resolved(config, options.devices, name), options.device, options.devices)
+    print(json.dumps(to_json(found, options.price), indent=2) if options.json else to_text(name, found, options.price))
+    return exit_codes.OK if found.fits else exit_codes.USAGE
+
+
+def to_json(plan: "Plan", price: float | None) -> dict[str, Any]:
+    """Everything that is known, for programs."""
+    values = dataclasses.asdict(plan) | {
+        "fits": plan.fits,
+        "headroom": plan.headroom,
+        "tokens_per_second": plan.tokens_per_second,
+        "mfu": plan.mfu,
+        "days": plan.days,
+        "chip_hours": plan.chip_hours,
+    }
+    return values | ({"cost": plan.chip_hours * price} if price else {})
+
+
+def to_text(name: str, plan: "Plan", price: float | None) -> str:
+    """The plan as a person reads it."""
+    gib = 2**30
+    lines = [f"{name} on {plan.where}, {plan.chips:,} chips: {plan.layout}"]
+    parts = ", ".join(f"{part.replace('_', ' ')} {size / gib:.2f}" for part, size in plan.memory.items() if size)
+    verdict = f"{100 * plan.headroom:.0f} % to spare" if plan.headroom >= 0 else "does NOT fit"
+    if plan.refusal:
+        lines.append(f"memory       does NOT fit: {plan.refusal}")
+        return "\n".join(lines)
+    lines.append(f"memory       {plan.bytes / gib:.2f} of {plan.hbm / gib:.0f} GiB a chip, {verdict}: {parts} GiB")
+    rate = f"{plan.tokens_per_second:,.0f} tokens/s, MFU {100 * plan.mfu:.1f} %"
+    lines.append(f"{plan.step + ' step':<12} {plan.seconds:.3g} s, {plan.tokens:,} tokens: {rate}")
+    if plan.step == "train":
+        cost = f", {plan.chip_hours * price:,.0f} at {price:g} a chip-hour" if price else ""
+        lines.append(
+            f"run          {plan.run_tokens:,} tokens: {plan.days:,.1f} days, {plan.chip_hours:,.0f} chip-hours{cost}"
+        )
+    lines.append("where it goes")
+    for part, seconds in sorted(plan.parts.items(), key=lambda pair: -pair[1]):
+        if seconds > 0:
+            lines.append(f"  {part:<24} {1e3 * seconds:>10,.1f} ms  {100 * seconds / plan.seconds:>5.1f} %")
+    for kind, (sent, hidden, calls) in sorted(plan.collectives.items()):
+        share = 100 * hidden / sent if sent else 0
+        lines.append(
+            f"  {kind:<24} {sent / 1e9:>10,.2f} GB sent by a chip in {calls:,} calls, {share:.0f} % of it hidden"
+        )
+    return "\n".join([*lines, "", *plan.assumptions])

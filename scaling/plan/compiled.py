@@ -1,0 +1,141 @@
+"""Compiles the real steps of a run for devices that are not there, and reads what the compiler says of them."""
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from scaling import config as cfg
+from scaling.parallel.mesh import make_mesh
+from scaling.parallel.sharding import batch_sharding, replicated
+from scaling.train import state as train_state
+from scaling.train.schedule import BatchSchedule
+from scaling.train.step import make_eval_step, make_train_step
+
+STEPS = ("train", "eval")
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes a device, as compiled.
+
+    Attributes:
+        params: parameters.
+        optimizer: its state.
+        batch: tokens of one step.
+        temporary: activations, gradients and everything else that lives inside the step.
+        other: results that do not take the place of an input.
+    """
+
+    params: int
+    optimizer: int
+    batch: int
+    temporary: int
+    other: int
+
+    @property
+    def total(self) -> int:
+        return self.params + self.optimizer + self.batch + self.temporary + self.other
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled step.
+
+    Attributes:
+        step: train or eval.
+        memory: bytes a device.
+        text: the optimized program.
+        seconds: that compiling took.
+        tokens: that one call of it reads, over all devices.
+        microbatches: that a train step accumulates.
+    """
+
+    step: str
+    memory: Memory
+    text: str
+    seconds: float
+    tokens: int
+    microbatches: int
+
+
+class DoesNotFit(Exception):
+    """The compiler found no way to fit the step into the memory of a device."""
+
+
+def compile_step(config: cfg.Config, devices: list[Any], step: str = "train") -> Program:
+    """Compiles one step.
+
+    Args:
+        config: resolved for these devices.
+        devices: of a topology or of this machine.
+        step: train or eval.
+
+    Raises:
+        DoesNotFit: there is not enough memory; the compiler's sentence.
+        ValueError: the partitioner had to make an array whole to lay it out anew.
+    """
+    assert step in STEPS
+    mesh = make_mesh(config.mesh, devices)
+    schedule = BatchSchedule.from_config(config.train)
+    length = config.train.sequence_length
+    with jax.set_mesh(mesh):
+        state = train_state.abstract_state(config, mesh)
+        if step == "train":
+            shape = (schedule.max_microbatches, schedule.microbatch, length)
+            scalars = [_scalar(mesh, kind) for kind in ("float32", "int32")]
+            jitted: Any = make_train_step(config, mesh, eot=0)
+            arguments: list[Any] = [state, _batch(mesh, shape), *scalars]
+        else:
+            shape = (1, config.eval.batch_sequences, length)
+            jitted, arguments = make_eval_step(config, mesh, eot=0), [state["params"], _batch(mesh, shape)]
+        start = time.monotonic()
+        try:
+            compiled = jitted.lower(*arguments).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise DoesNotFit(_sentence(str(error))) from None
+            raise
+    seconds = time.monotonic() - start
+    found = compiled.memory_analysis()
+    params = shard_bytes(state["params"])
+    optimizer = shard_bytes([state["optimizer"], state["step"]]) if step == "train" else 0
+    batch = max(0, found.argument_size_in_bytes - params - optimizer)
+    memory = Memory(
+        params=params,
+        optimizer=optimizer,
+        batch=batch,
+        temporary=found.temp_size_in_bytes,
+        other=max(0, found.output_size_in_bytes - found.alias_size_in_bytes) + found.generated_code_size_in_bytes,
+    )
+    tokens = math.prod(shape)
+    return Program(step, memory, compiled.as_text(), seconds, tokens, shape[0])
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes that one device holds of a tree of arrays with shardings."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.shape else ()
+        total += math.prod(shape) * leaf.dtype.itemsize
+    return total
+
+
+def _batch(mesh: Mesh, shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    tokens = jax.ShapeDtypeStruct(shape, "int32", sharding=batch_sharding(mesh))
+    return {"inputs": tokens, "targets": tokens}
+
+
+def _scalar(mesh: Mesh, kind: str) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((), kind, sharding=replicated(mesh))
+
+
+def _sentence(text: str) -> str:
+    """The first sentence that says how much is missing."""
+    for line in text.splitlines():
+        if "exceed" in line.lower() or "ran out of memory" in line.lower():
+            return line.strip()[:300]
+    return text.splitlines()[0][:300]

@@ -1,0 +1,203 @@
+"""Reads the optimized program that a compiler prints: instructions, their cycles and bytes, loops and their trips.
+
+The TPU compiler writes its own estimate, ``estimated_cycles``, on every fusion and copy. A loop's body is printed
+once, so sums multiply by the trip count. Calls of kernels (Pallas) carry no cycles.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Mapping
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_OPCODE = re.compile(r"^(.*?) ([a-z][\w\-]*)\((.*)$", re.DOTALL)
+_CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)="
+    r"(\{[^}]*\}|%?[\w.\-]+)"
+)
+_ARRAY = re.compile(r"\b(pred|[subf]\d+\w*|bf16|c64|c128)\[([\d,]*)\]")
+_TRIPS = re.compile(r'"?known_trip_count"?[:=]\{"?n"?:"?(\d+)')
+_CONSTANT = re.compile(r"^[su](?:32|64)\[\]\S* constant\((\d+)\)")
+
+_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+        shape: text of its result's type.
+        opcode: such as fusion, copy, all-gather, while.
+        operands: names of other instructions.
+        cycles: the compiler's estimate; 0 where it gives none.
+        op_name: the path of JAX's operations that it came from.
+        called: computations that it runs or maps.
+        text: the whole line, for what is not parsed.
+    """
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    cycles: int
+    op_name: str
+    called: Mapping[str, tuple[str, ...]]
+    text: str
+
+    @property
+    def bytes(self) -> int:
+        """Of its result, all parts of a tuple together."""
+        return shape_bytes(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A printed program: computations by name, and which one is the entry."""
+
+    computations: Mapping[str, tuple[Instruction, ...]]
+    entry: str
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, str]:
+        """Types of all instructions by name; names are unique in a program."""
+        return {i.name: i.shape for instructions in self.computations.values() for i in instructions}
+
+    def walk(self, computation: str | None = None, times: int = 1) -> Iterator[tuple[Instruction, int]]:
+        """Every instruction that is scheduled, with how often it runs; those inside fusions are not.
+
+        Raises:
+            ValueError: a loop whose trip count cannot be read.
+        """
+        for instruction in self.computations[computation or self.entry]:
+            yield instruction, times
+            if instruction.opcode == "while":
+                (body,) = instruction.called["body"]
+                yield from self.walk(body, times * self.trips(instruction))
+            elif instruction.opcode in ("call", "conditional", "async-start"):
+                for name in (n for names in instruction.called.values() for n in names):
+                    yield from self.walk(name, times)
+
+    def trips(self, loop: Instruction) -> int:
+        """How often a while loop runs: the compiler's own count, or the bound in its condition."""
+        if found := _TRIPS.search(loop.text):
+            return int(found[1])
+        (condition,) = loop.called["condition"]
+        bounds = {int(found[1]) for found in self._constants(condition)}
+        if len(bounds) != 1:
+            raise ValueError(f"the trip count of {loop.name} cannot be read: its bound is {bounds or 'unknown'}")
+        return bounds.pop()
+
+    def _constants(self, computation: str) -> Iterator[re.Match[str]]:
+        for instruction in self.computations[computation]:
+            if found := _CONSTANT.match(f"{instruction.shape} {instruction.opcode}({','.join(instruction.operands)})"):
+                yield found
+            for names in instruction.called.values():
+                for name in names:
+                    yield from self._constants(name)
+
+    def inside(self, instruction: Instruction) -> Iterator[Instruction]:
+        """The instructions of a fusion, and of fusions in it."""
+        for names in instruction.called.values():
+            for name in names:
+                for inner in self.computations.get(name, ()):
+                    yield inner
+                    yield from self.inside(inner)
+
+
+def parse(text: str) -> Module:
+    """The module of ``compiled.as_text()``.
+
+    Raises:
+        ValueError: there is no entry computation.
+    """
+    computations: dict[str, tuple[Instruction, ...]] = {}
+    entry = ""
+    name, lines = "", list[Instruction]()
+    for line in _joined(text):
+        if (head := _COMPUTATION.match(line)) and not line.startswith(" "):
+            name, lines = head[2], []
+            entry = name if head[1] else entry
+        elif line.startswith("}") and name:
+            computations[name] = tuple(lines)
+            name = ""
+        elif name and (found := _INSTRUCTION.match(line)) and (instruction := _instruction(found[2], found[3])):
+            lines.append(instruction)
+    if not entry:
+        raise ValueError("the text has no ENTRY computation; it is no optimized HLO module")
+    return Module(computations, entry)
+
+
+def _joined(text: str) -> Iterator[str]:
+    """Lines of the program; an instruction that is broken (the metadata of kernels is) in one piece."""
+    waiting = ""
+    for line in text.splitlines():
+        if line.startswith(('"', "}}")):
+            waiting += line
+            continue
+        yield waiting
+        waiting = line
+    yield waiting
+
+
+def _instruction(name: str, rest: str) -> Instruction | None:
+    shape, rest = _split_shape(rest)
+    found = re.match(r"([a-z][\w\-]*)\(", rest)
+    if not found:
+        return None
+    operands, attributes = _split_operands(rest[found.end() :])
+    cycles, op_name = _CYCLES.search(attributes), _OP_NAME.search(attributes)
+    called: dict[str, tuple[str, ...]] = {}
+    for match in _CALLED.finditer(attributes):
+        key = match[0].split("=", 1)[0]
+        called[key] = tuple(part.strip(" %") for part in match[1].strip("{}").split(","))
+    return Instruction(
+        name=name,
+        shape=shape,
+        opcode=found[1],
+        operands=operands,
+        cycles=int(cycles[1]) if cycles else 0,
+        op_name=op_name[1] if op_name else "",
+        called=called,
+        text=rest,
+    )
+
+
+def _split_shape(text: str) -> tuple[str, str]:
+    """A type in front, which may be a tuple in brackets, and the rest."""
+    if not text.startswith("("):
+        shape, _, rest = text.partition(" ")
+        return shape, rest
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if not depth:
+            return text[: place + 1], text[place + 2 :]
+    return text, ""
+
+
+def _split_operands(text: str) -> tuple[tuple[str, ...], str]:
+    """What stands before the closing bracket, as names, and what follows."""
+    depth = 1
+    for place, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if not depth:
+            inner = re.sub(r"/\*.*?\*/", "", text[:place])
+            return tuple(part.strip(" %") for part in inner.split(",") if part.strip()), text[place + 1 :]
+    return (), text
+
+
+@functools.lru_cache(maxsize=4096)
+def shape_bytes(shape: str) -> int:
+    """Bytes of a type as printed, without padding of its layout; parts of a tuple are added up."""
+    total = 0
+    for kind, sizes in _ARRAY.findall(shape):
+        bits = _BITS.get(kind) or int(re.sub(r"\D", " ", kind).split()[0])
+        count = 1
+        for size in filter(None, sizes.split(",")):
+            count *= int(size)
+        total += count * bits // 8
+    return total

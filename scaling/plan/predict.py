@@ -1,0 +1,227 @@
+"""Step time from a compiled program: the compiler's cycles for what it estimates well, stated models for the rest.
+
+The model, and what it rests on (docs/planning.md has the measurements):
+
+* matrix products take the compiler's ``estimated_cycles`` at the clock of the matrix units. For large ones these are
+  within 5 % of what the units can do;
+* everything else moves memory: its bytes, read and written, at ``MEMORY_EFFICIENCY`` of the data sheet's bandwidth, or
+  the compiler's cycles where those are fewer (arrays that never leave the chip's fast memory);
+* attention kernels carry no cycles: the products of the blocks that they visit, at ``KERNEL_EFFICIENCY`` of the peak;
+* collectives send their bytes over all links of a chip; those that the compiler runs asynchronously take no time
+  unless they are longer than all computation.
+"""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterable
+
+from scaling.chips import Chip
+from scaling.plan.hlo import Instruction, Module, shape_bytes
+
+MEMORY_EFFICIENCY = 0.8
+KERNEL_EFFICIENCY = 0.5
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# Opcodes that take no time, or whose time is that of what they start.
+_FREE = re.compile(
+    "parameter|constant|tuple|get-tuple-element|bitcast|while|conditional|call|after-all|partition-id|replica-id|"
+    "(copy|slice|async)-(start|update|done)"
+)
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\]|mesh\[([^\]]*)\] \{([^}]*)\})")
+
+
+@dataclasses.dataclass
+class Part:
+    """One kind of work in a step: seconds by the model, the compiler's cycles, calls."""
+
+    seconds: float = 0.0
+    cycles: int = 0
+    calls: int = 0
+
+    def add(self, seconds: float, cycles: int, calls: int) -> None:
+        self.seconds += seconds
+        self.cycles += cycles
+        self.calls += calls
+
+
+@dataclasses.dataclass
+class Collective:
+    """Traffic of one kind of collective: bytes that a chip sends, calls, and those hidden behind computation."""
+
+    bytes: float = 0.0
+    hidden_bytes: float = 0.0
+    calls: int = 0
+    hidden_calls: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Where the time of a step goes.
+
+    Attributes:
+        seconds: of one step.
+        parts: kind of work -> its part; without collectives.
+        collectives: kind -> traffic.
+        exposed: seconds of collectives that nothing hides.
+        cycles: sum of the compiler's cycles, loops counted as often as they run; no kernels.
+    """
+
+    seconds: float
+    parts: dict[str, Part]
+    collectives: dict[str, Collective]
+    exposed: float
+    cycles: int
+
+
+def predict(module: Module, chip: Chip) -> Prediction:
+    """Step time of a program on one kind of chip."""
+    parts: dict[str, Part] = collections.defaultdict(Part)
+    collectives: dict[str, Collective] = collections.defaultdict(Collective)
+    seen: set[tuple[str, str, int]] = set()
+    for instruction, times in module.walk():
+        if _FREE.fullmatch(instruction.opcode):
+            continue
+        for found, hidden in _collectives(module, instruction):
+            key = (found.opcode, _channel(found), times)
+            if key in seen:  # start, middle and end of an asynchronous one each print it
+                continue
+            seen.add(key)
+            traffic = collectives[found.opcode.removesuffix("-start")]
+            sent = times * sent_bytes(found)
+            traffic.bytes += sent
+            traffic.calls += times
+            if hidden:
+                traffic.hidden_bytes += sent
+                traffic.hidden_calls += times
+        if _kind_of_collective(instruction.opcode):
+            continue
+        kind, seconds = _cost(module, instruction, chip)
+        parts[kind].add(times * seconds, times * instruction.cycles, times)
+    work = sum(part.seconds for part in parts.values())
+    link = chip.link / chip.devices
+    behind = sum(c.hidden_bytes for c in collectives.values()) / link
+    exposed = sum(c.bytes - c.hidden_bytes for c in collectives.values()) / link + max(0.0, behind - work)
+    cycles = sum(part.cycles for part in parts.values())
+    return Prediction(work + exposed, dict(parts), dict(collectives), exposed, cycles)
+
+
+def _cost(module: Module, instruction: Instruction, chip: Chip) -> tuple[str, float]:
+    """The kind of work of an instruction, and its seconds."""
+    if instruction.opcode == "custom-call":
+        if "tpu_custom_call" in instruction.text:
+            return "attention kernels", kernel_flops(instruction) / (KERNEL_EFFICIENCY * chip.flops / chip.devices)
+        return "other", 0.0
+    clock = chip.clock
+    if _has_product(module, instruction):
+        kind = "unembedding" if re.search(r"bt[dv],[bv]", instruction.op_name) else "matrix products"
+        return kind, instruction.cycles / clock
+    moved = _bytes_moved(module, instruction) / (MEMORY_EFFICIENCY * chip.hbm_bandwidth / chip.devices)
+    seconds = min(moved, instruction.cycles / clock) if instruction.cycles else moved
+    if "jvp" not in instruction.op_name and instruction.op_name.startswith("jit(step)/"):
+        kind = "optimizer"
+    elif instruction.opcode in ("copy", "transpose") or not instruction.op_name:
+        kind = "copies and layouts"
+    else:
+        kind = "norms and elementwise"
+    return kind, seconds
+
+
+def _has_product(module: Module, instruction: Instruction) -> bool:
+    products = ("dot", "convolution")
+    return instruction.opcode in products or any(i.opcode in products for i in module.inside(instruction))
+
+
+def _bytes_moved(module: Module, instruction: Instruction) -> int:
+    """Bytes of result and operands that lie in the chip's main memory."""
+    shapes = module.shapes
+    arrays = [instruction.shape, *(shapes.get(name, "") for name in instruction.operands)]
+    return sum(shape_bytes(_without_fast_memory(shape)) for shape in arrays)
+
+
+def _without_fast_memory(shape: str) -> str:
+    """A type without those of its arrays that lie in fast memory, which the layout marks S(1)."""
+    return re.sub(r"\b\w+\[[\d,]*\]\{[^{}]*S\([1-9]\)\}", "", shape)
+
+
+def kernel_flops(instruction: Instruction) -> float:
+    """Operations of the products of one splash attention call, in the blocks that it visits.
+
+    Forward: two products (scores, values). Backward in one kernel: five; for keys and values alone four, for queries
+    alone three. The head is padded to 128 lanes. From the grid of the mask, the kernel's first operand, follow the
+    blocks: a whole grid is causal, a shrunken one (band) is visited whole.
+    """
+    operands = instruction.text.partition("operand_layout_constraints={")[2]
+    grid = re.search(r"s\d+\[(\d+),(\d+),(\d+)\]", operands)
+    sizes = re.search(r"bf16\[(\d+),(\d+),(\d+),(\d+)\]", operands)
+    if not grid or not sizes:
+        return 0.0
+    batch, heads, length, head = map(int, sizes.groups())
+    _, rows, columns = map(int, grid.groups())
+    names = {"fwd": 2, "dkv": 5 if 'dq\\": null' in instruction.text else 4, "dq": 3}
+    products = next((n for name, n in names.items() if f"mha_{name}" in instruction.name), 2)
+    blocks = rows * (rows + 1) / 2 if rows == columns else rows * columns
+    area = blocks * (length / max(rows, columns)) ** 2
+    return products * 2 * batch * heads * area * max(head, 128)
+
+
+def _kind_of_collective(opcode: str) -> str:
+    return next((kind for kind in COLLECTIVES if opcode in (kind, f"{kind}-start", f"{kind}-done")), "")
+
+
+def _collectives(module: Module, instruction: Instruction) -> Iterable[tuple[Instruction, bool]]:
+    """The collectives that an instruction runs, and whether they run behind computation."""
+    if instruction.opcode.endswith("-done"):
+        return
+    if _kind_of_collective(instruction.opcode):
+        yield instruction, instruction.opcode.endswith("-start")
+        return
+    for inner in module.inside(instruction):
+        if _kind_of_collective(inner.opcode) and not inner.opcode.endswith("-done"):
+            yield inner, True
+
+
+def _channel(instruction: Instruction) -> str:
+    found = _CHANNEL.search(instruction.text)
+    return found[1] if found else instruction.name
+
+
+def group_size(instruction: Instruction) -> int:
+    """Devices that take part in one collective together."""
+    found = _GROUP.search(instruction.text)
+    if not found:
+        return 2
+    members, _, each, sizes, axes = found.groups()
+    if members:
+        return members.count(",") + 1
+    if each:
+        return int(each)
+    by_name = dict(re.findall(r"'(\w+)'=(\d+)", sizes))
+    size = 1
+    for axis in re.findall(r"'(\w+)'", axes):
+        size *= int(by_name[axis])
+    return size
+
+
+def sent_bytes(instruction: Instruction) -> float:
+    """Bytes that each device sends in a ring (the least that any algorithm needs)."""
+    size, kind = group_size(instruction), _kind_of_collective(instruction.opcode)
+    whole = instruction.bytes
+    if instruction.opcode.endswith("-start"):
+        whole //= 2  # its result holds the operand too
+    part = (size - 1) / size
+    if kind == "all-reduce":
+        return 2 * whole * part
+    if kind == "reduce-scatter":
+        return whole * (size - 1)
+    return whole if kind == "collective-permute" else whole * part
+
+
+def assumptions() -> tuple[str, ...]:
+    """What a prediction rests on, for those who read it."""
+    return (
+        "A prediction, not a measurement: matrix products by the compiler's cycles; other work by its bytes at "
+        f"{100 * MEMORY_EFFICIENCY:.0f} % of the memory's bandwidth;",
+        f"attention kernels at {100 * KERNEL_EFFICIENCY:.0f} % of the peak in the blocks that they visit; collectives "
+        "at the links' data sheet, asynchronous ones hidden.",
+    )

@@ -1,0 +1,93 @@
+"""Reading compiled programs: what is in them, how often it runs, what it costs by the stated model."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from scaling import chips
+from scaling.plan import hlo, predict
+
+V5E = chips.find("v5e")
+
+# In the form in which the TPU's compiler prints it: a loop of 12 over a product, a copy in fast memory, an asynchronous
+# gather (printed at its start and its end), a kernel whose metadata breaks the line; outside a sum and an all-reduce.
+TPU = Path(__file__).with_name("step.hlo").read_text()
+
+
+def test_loops_count_as_often_as_they_run():
+    module = hlo.parse(TPU)
+    runs = {instruction.name: times for instruction, times in module.walk()}
+    assert (runs["loop"], runs["product"], runs["sum"]) == (1, 12, 1)
+    assert "convolution.1" not in runs  # inside a fusion
+    assert sum(instruction.cycles * times for instruction, times in module.walk()) == 12 * 1_003_000 + 90_000
+
+
+def test_an_instruction_is_what_is_printed():
+    module = hlo.parse(TPU)
+    product = next(i for i in module.computations["body"] if i.name == "product")
+    assert (product.opcode, product.operands, product.called) == (
+        "fusion",
+        ("x", "gather-done"),
+        {"calls": ("fused_product",)},
+    )
+    assert product.op_name.endswith("dot_general") and product.bytes == 2 * 4096 * 8192
+    assert [i.opcode for i in module.inside(product)] == ["parameter", "parameter", "convolution"]
+    kernel = next(i for i in module.computations["body"] if i.opcode == "custom-call")
+    assert kernel.op_name.endswith("pallas_call")  # behind the broken line
+
+
+def test_what_this_machine_compiles_is_read_too():
+    def chain(x):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ x), None), x, length=7)[0]
+
+    text = jax.jit(chain).lower(jax.ShapeDtypeStruct((64, 64), jnp.float32)).compile().as_text()
+    module = hlo.parse(text)
+    (loop,) = [i for i, _ in module.walk() if i.opcode == "while"]
+    assert module.trips(loop) == 7
+    assert {times for i, times in module.walk() if i.op_name.endswith("tanh")} == {7}
+
+
+def test_a_text_that_is_no_program_is_refused():
+    with pytest.raises(ValueError, match="no ENTRY computation"):
+        hlo.parse("HloModule nothing\n")
+
+
+def test_the_step_is_the_sum_of_its_parts():
+    found = predict.predict(hlo.parse(TPU), V5E)
+    assert found.parts["matrix products"].seconds == pytest.approx(12 * 1e6 / 1.5e9)
+    # 16 heads, 4 rows, the 10 of 16 blocks of 512 x 512 on and under the diagonal, two products: half of the peak.
+    kernel = 12 * 2 * 2 * 4 * 16 * 10 * 512**2 * 128 / (0.5 * 197e12)
+    assert found.parts["attention kernels"].seconds == pytest.approx(kernel)
+    # The sum reads its operand from memory; the compiler's cycles are more.
+    moved = (2 * 4096 * 2048 + 4 * 2048) / (0.8 * 819e9)
+    assert found.parts["norms and elementwise"].seconds == pytest.approx(moved)
+    sent = 4 * 2048 * 2 * 3 / 4
+    assert found.collectives["all-reduce"].bytes == sent and found.collectives["all-reduce"].hidden_bytes == 0
+    gathered = 12 * 2 * 2048 * 8192 * 15 / 16
+    assert found.collectives["all-gather"].bytes == found.collectives["all-gather"].hidden_bytes == gathered
+    assert found.collectives["all-gather"].calls == 12  # start and end are one
+    assert found.exposed == pytest.approx(sent / 180e9)
+    assert found.seconds == pytest.approx(sum(part.seconds for part in found.parts.values()) + found.exposed)
+
+
+def test_collectives_that_outlast_the_work_are_not_hidden():
+    slow = chips.Chip("slow", 197e12, 16e9, 8.19e11, 1e9, 1.5e9, ())
+    found = predict.predict(hlo.parse(TPU), slow)
+    assert found.seconds == pytest.approx(sum(c.bytes for c in found.collectives.values()) / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("[2,8]<=[16]", 8),
+        ("mesh['axis_0'=4,'axis_1'=2,'axis_2'=16] {'axis_0','axis_2'}", 64),
+    ],
+)
+def test_groups_of_devices_in_all_their_spellings(groups, size):
+    line = f"  ROOT %r = f32[8]{{0}} all-reduce(%p), replica_groups={groups}, x=1"
+    text = f"ENTRY %main (p: f32[8]) -> f32[8] {{\n{line}\n}}"
+    ((instruction, _),) = hlo.parse(text).walk()
+    assert predict.group_size(instruction) == size

@@ -1,0 +1,110 @@
+"""Plans: from shapes alone, from the compiler where it is installed, and what is said of mistakes."""
+
+import importlib.util
+import json
+
+import pytest
+
+from scaling import chips, cli, exit_codes
+from scaling.config_file import load
+from scaling.plan import estimate, plan, topology
+
+XL = "--config=experiments/gpt3/1300m.py"
+STEADY = "--config.train.ramp_tokens=0"
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed (extra 'plan')"
+)
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch, pytestconfig):
+    monkeypatch.chdir(pytestconfig.rootpath)
+
+
+def resolved(path, count, *overrides):
+    return plan.resolved(load(path, [f"--config.{text}" for text in (*overrides, "train.ramp_tokens=0")]), count)
+
+
+def test_parameters_and_moments_are_what_the_mesh_holds():
+    """12 bytes a parameter in all, cut over the shards; only biases, norms and the padded vocabulary add to it."""
+    config = resolved("experiments/gpt3/1300m.py", 16, "mesh.fsdp=16", "train.microbatch_sequences=64")
+    memory = estimate.train_step(config, chips.find("v5e")).memory
+    assert memory["params"] + memory["optimizer"] == pytest.approx(12 * 1.3157e9 / 16, rel=0.01)
+
+
+def test_more_remat_takes_less_memory_and_more_time():
+    plans = [
+        plan.estimated(
+            resolved("experiments/gpt3/1300m.py", 16, f"model.remat={remat}", "train.microbatch_sequences=64"),
+            "v5p",
+            16,
+        )
+        for remat in ("none", "projections", "full")
+    ]
+    assert plans[0].bytes > plans[1].bytes > plans[2].bytes
+    assert plans[2].seconds > plans[1].seconds
+    assert all(found.fits for found in plans)
+
+
+def test_time_and_cost_follow_from_the_step(capsys):
+    arguments = [XL, STEADY, "--config.train.microbatch_sequences=16", "--device=v5p", "--devices=16", "--price=4"]
+    assert cli.main(["plan", *arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["days"] == pytest.approx(found["run_tokens"] / found["tokens"] * found["seconds"] / 86400)
+    assert found["chip_hours"] == pytest.approx(16 * 24 * found["days"])
+    assert found["cost"] == pytest.approx(4 * found["chip_hours"])
+    flops = found["tokens"] * found["flops_per_token"] / found["seconds"]
+    assert found["mfu"] == pytest.approx(flops / (16 * 459e12))
+    assert cli.main(["plan", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "of 95 GiB a chip" in text and "chip-hours" in text and "not a measurement" in text
+
+
+def test_what_does_not_fit_is_said_and_exits_so(capsys):
+    arguments = [XL, STEADY, "--config.mesh.fsdp=1", "--config.train.microbatch_sequences=512"]
+    assert cli.main(["plan", *arguments, "--device=v5e", "--devices=1"]) == exit_codes.USAGE
+    assert "does NOT fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "needs --config=FILE"),
+        ([XL], "needs --topology=NAME to compile, or --device=KIND"),
+        ([XL, "--topology=v5e:4x4", "--device=v5e"], "needs --topology=NAME to compile, or --device=KIND"),
+        ([XL, "--topology=v9:4x4"], "'v9' is no TPU that is known; one of v4, v5p"),
+        ([XL, "--topology=v5e:4x4x4"], "sizes of v5e must be like v5e:4x8"),
+        ([XL, "--topology=v5p:4x4"], "sizes of v5p must be like v5p:4x4x8"),
+        ([XL, "--topology=v5e:4x4", "--slices=0"], "--slices=0 must be at least 1"),
+        ([XL, "--topology=v5e:4x4", "--devices=3"], "--devices belongs to --device"),
+        ([XL, "--device=v5e"], "--device=v5e needs --devices=N"),
+        ([XL, STEADY, "--device=abacus", "--devices=4"], "--device=abacus is no chip that is known; one of v7x"),
+        ([XL, "--device=v5e", "--devices=4", "--step=eval"], "--step=eval needs --topology"),
+        ([XL, "--device=v5e", "--devices=4", "--price=0"], "must be more than 0"),
+        ([XL, "--device=v5e", "--devices=3"], "must divide that"),
+    ],
+)
+def test_mistakes(arguments, sentence, capsys):
+    assert cli.main(["plan", *arguments]) == exit_codes.USAGE
+    assert sentence in capsys.readouterr().err
+
+
+def test_sizes_of_topologies():
+    assert topology.count("v5e:4x8", 2) == 64
+    assert topology.count("v7x:2x2x1", 1) == 8  # two devices a chip
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_compiler_agrees_on_what_is_stored(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCALING_CACHE", str(tmp_path))
+    config = resolved(
+        "experiments/gpt3/125m.py", 8, "model.num_layers=2", "model.remat=full", "train.microbatch_sequences=16"
+    )
+    found = plan.compiled(config, "v5e:2x4", 1)
+    guess = estimate.train_step(config, chips.find("v5e"))
+    assert found.fits and found.seconds > 0 and found.cycles > 0
+    assert found.memory["params"] == pytest.approx(guess.memory["params"], rel=0.01)
+    assert found.memory["optimizer"] == pytest.approx(guess.memory["optimizer"], rel=0.01)
+    again = plan.compiled(config, "v5e:2x4", 1)
+    assert again == found  # from the cache
