@@ -22,6 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--step", choices=("train", "eval"), default="train", help="which step (default: train)")
     add("--price", type=float, metavar="X", help="cost of a chip for an hour")
     add("--fresh", action="store_true", help="compile again, also where the result is cached")
+    add("--top", type=int, default=0, metavar="N", help="the N operations that take longest, too")
     add("--json", action="store_true", help="for programs")
 
 
@@ -60,7 +61,11 @@ def run(options: argparse.Namespace) -> int:
         if options.step != "train":
             raise ValueError(f"--step={options.step} needs --topology; only the train step is estimated")
         found = plan.estimated(plan.resolved(config, options.devices, name), options.device, options.devices)
-    print(json.dumps(to_json(found, options.price), indent=2) if options.json else to_text(name, found, options.price))
+    print(
+        json.dumps(to_json(found, options.price), indent=2)
+        if options.json
+        else to_text(name, found, options.price, options.top)
+    )
     return exit_codes.OK if found.fits else exit_codes.USAGE
 
 
@@ -77,7 +82,7 @@ def to_json(plan: "Plan", price: float | None) -> dict[str, Any]:
     return values | ({"cost": plan.chip_hours * price} if price else {})
 
 
-def to_text(name: str, plan: "Plan", price: float | None) -> str:
+def to_text(name: str, plan: "Plan", price: float | None, top: int = 0) -> str:
     """The plan as a person reads it."""
     gib = 2**30
     lines = [f"{name} on {plan.where}, {plan.chips:,} chips: {plan.layout}"]
@@ -103,4 +108,8 @@ def to_text(name: str, plan: "Plan", price: float | None) -> str:
         lines.append(
             f"  {kind:<24} {sent / 1e9:>10,.2f} GB sent by a chip in {calls:,} calls, {share:.0f} % of it hidden"
         )
+    if top:
+        lines.append("operations")
+    for operation, seconds in list(plan.operations.items())[:top]:
+        lines.append(f"  {1e3 * seconds:>10,.1f} ms  {operation}")
     return "\n".join([*lines, "", *plan.assumptions])

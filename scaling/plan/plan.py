@@ -17,6 +17,7 @@ from scaling.plan import estimate, topology
 from scaling.resolve import resolve
 
 HEADROOM = 0.05  # of the memory that should stay free
+OPERATIONS = 40  # the longest that are kept
 VOCABULARIES = {"gpt2": 50257}  # known without the tokenizer's files
 PACKAGE = Path(__file__).resolve().parents[1]
 _REMATERIALIZED = "Involuntary full rematerialization"
@@ -41,6 +42,7 @@ class Plan:
         peak: FLOP/s of all chips.
         parts: kind of work -> seconds of a step.
         collectives: kind -> bytes that a chip sends in a step, those of them hidden behind computation, calls.
+        operations: the longest of JAX's operations -> seconds of a step.
         cycles: that the compiler estimates, summed over the step; 0 without it.
         compile_seconds: that compiling took; 0 without.
         assumptions: sentences.
@@ -60,6 +62,7 @@ class Plan:
     peak: float
     parts: dict[str, float]
     collectives: dict[str, tuple[float, float, int]]
+    operations: dict[str, float]
     cycles: int
     compile_seconds: float
     assumptions: tuple[str, ...]
@@ -152,6 +155,7 @@ def compiled(config: cfg.Config, name: str, slices: int, step: str = "train", fr
             tokens=program.tokens,
             parts={kind: part.seconds for kind, part in guess.parts.items()} | {"exposed collectives": guess.exposed},
             collectives={k: (c.bytes, c.hidden_bytes, c.calls) for k, c in guess.collectives.items()},
+            operations=dict(list(guess.operations.items())[:OPERATIONS]),
             cycles=guess.cycles,
             compile_seconds=program.seconds,
             assumptions=predict.assumptions(),
@@ -208,6 +212,7 @@ def _empty(config: cfg.Config, where: str, chip: chips.Chip, device_count: int, 
         peak=chip.flops / chip.devices * device_count,
         parts={},
         collectives={},
+        operations={},
         cycles=0,
         compile_seconds=0.0,
         assumptions=(),

@@ -65,6 +65,7 @@ class Prediction:
         collectives: kind -> traffic.
         exposed: seconds of collectives that nothing hides.
         cycles: sum of the compiler's cycles, loops counted as often as they run; no kernels.
+        operations: JAX's operation, as its path in the program -> seconds, the longest first.
     """
 
     seconds: float
@@ -72,12 +73,14 @@ class Prediction:
     collectives: dict[str, Collective]
     exposed: float
     cycles: int
+    operations: dict[str, float]
 
 
 def predict(module: Module, chip: Chip) -> Prediction:
     """Step time of a program on one kind of chip."""
     parts: dict[str, Part] = collections.defaultdict(Part)
     collectives: dict[str, Collective] = collections.defaultdict(Collective)
+    operations: dict[str, float] = collections.defaultdict(float)
     seen: set[tuple[str, str, int]] = set()
     for instruction, times in module.walk():
         if _FREE.fullmatch(instruction.opcode):
@@ -98,12 +101,14 @@ def predict(module: Module, chip: Chip) -> Prediction:
             continue
         kind, seconds = _cost(module, instruction, chip)
         parts[kind].add(times * seconds, times * instruction.cycles, times)
+        operations[_operation(instruction)] += times * seconds
     work = sum(part.seconds for part in parts.values())
     link = chip.link / chip.devices
     behind = sum(c.hidden_bytes for c in collectives.values()) / link
     exposed = sum(c.bytes - c.hidden_bytes for c in collectives.values()) / link + max(0.0, behind - work)
     cycles = sum(part.cycles for part in parts.values())
-    return Prediction(work + exposed, dict(parts), dict(collectives), exposed, cycles)
+    longest = dict(sorted(operations.items(), key=lambda pair: -pair[1]))
+    return Prediction(work + exposed, dict(parts), dict(collectives), exposed, cycles, longest)
 
 
 def _cost(module: Module, instruction: Instruction, chip: Chip) -> tuple[str, float]:
@@ -125,6 +130,16 @@ def _cost(module: Module, instruction: Instruction, chip: Chip) -> tuple[str, fl
     else:
         kind = "norms and elementwise"
     return kind, seconds
+
+
+def _operation(instruction: Instruction) -> str:
+    """Forward or backward, and the last parts of the path."""
+    path = instruction.op_name.split("/")
+    when = "again" if "rematted_computation" in path else "back" if "transpose" in instruction.op_name else "forward"
+    parts = [
+        part for part in path if part not in ("while", "body", "closed_call", "checkpoint", "rematted_computation")
+    ]
+    return f"{when}: {'/'.join(parts[-2:])}" if instruction.op_name else f"{instruction.opcode} of the compiler"
 
 
 def _has_product(module: Module, instruction: Instruction) -> bool:
