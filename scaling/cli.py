@@ -180,13 +180,6 @@ def _plot(options: argparse.Namespace) -> int:
     return exit_codes.OK
 
 
-def _bench_dispatch(options: argparse.Namespace) -> int:
-    from scaling.train.bench import dispatch
-
-    print(dispatch(num_layers=options.num_layers, steps=options.steps))
-    return exit_codes.OK
-
-
 _VERBS = (
     "train",
     "sweep",
@@ -222,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add(verbs, "train", _train, "train the model of --config=FILE, or resume it", takes_config=True)
 
+    from scaling.bench import command as bench_command
     from scaling.evaluate import bias_command, contamination_command
     from scaling.evaluate import command as evaluate
     from scaling.generate import command as generate
@@ -286,11 +280,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = verbs.add_parser("bench", help="measure the framework itself", allow_abbrev=False)
     benches = bench.add_subparsers(title="benchmarks", metavar="WHAT", required=True, parser_class=_Parser)
-    dispatch = _add(benches, "dispatch", _bench_dispatch, "host time to dispatch one training step")
-    dispatch.add_argument("--num_layers", type=int, default=48, help="depth of the model (default: 48)")
-    dispatch.add_argument("--steps", type=int, default=50, help="steps timed (default: 50)")
-    decoding = _add(benches, "generate", generate.run_bench, "decoding speed of GPT-2 small")
-    generate.add_bench_options(decoding)
+    bench_command.add_options(lambda name, run, help: _add(benches, name, run, help))
     return parser
 
 

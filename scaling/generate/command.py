@@ -39,13 +39,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="one JSON object a continuation, for programs")
 
 
-def add_bench_options(parser: argparse.ArgumentParser) -> None:
-    """Declares what ``bench generate`` reads."""
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], metavar="N", help="rows (default: 1 8)")
-    parser.add_argument("--repetitions", type=int, default=3, metavar="N", help="timed calls (default: 3)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products")
-
-
 def run(options: argparse.Namespace) -> int:
     """Continues the prompts and prints.
 
@@ -70,21 +63,6 @@ def run(options: argparse.Namespace) -> int:
     for number, (text, completions) in enumerate(zip(texts, found, strict=True)):
         for sample, completion in enumerate(completions):
             print(_record(number, sample, text, completion) if options.json else f"{text}{completion.text}\n")
-    return 0
-
-
-def run_bench(options: argparse.Namespace) -> int:
-    """Measures and prints a line for each batch size.
-
-    Raises:
-        ValueError: numbers below 1.
-    """
-    from scaling.generate.bench import bench
-
-    if min(*options.batch, options.repetitions, 1) < 1:
-        raise ValueError("--batch and --repetitions must be 1 or more")
-    for batch in options.batch:
-        print(bench(batch, options.repetitions, options.dtype), flush=True)
     return 0
 
 

@@ -1,0 +1,85 @@
+"""The options of ``scaling bench``, and what they run."""
+
+import argparse
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scaling.bench.peer import Peer
+
+
+def add_options(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
+    """Declares the benchmarks.
+
+    Args:
+        add: makes a parser from name, what to run, and help.
+    """
+    dispatch = add("dispatch", _dispatch, "host time to dispatch one training step")
+    dispatch.add_argument("--num_layers", type=int, default=48, help="depth of the model (default: 48)")
+    dispatch.add_argument("--steps", type=int, default=50, help="steps timed (default: 50)")
+
+    train = add("train", _train, "speed of a training step of three small shapes")
+    train.add_argument("--shapes", nargs="+", default=["16m", "11m", "124m"], metavar="SHAPE", help="16m, 11m, 124m")
+    train.add_argument("--remat", choices=("none", "dots", "projections", "full"), default="none", help="recomputation")
+
+    generate = add("generate", _generate, "decoding speed of GPT-2 small")
+    generate.add_argument("--batch", type=int, nargs="+", default=[1, 8], metavar="N", help="rows (default: 1 8)")
+    for parser in (train, generate):
+        parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="timed calls (default: 5)")
+        parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of matrix products")
+        parser.add_argument(
+            "--peer",
+            nargs="?",
+            const="",
+            metavar="PYTHON",
+            help="PyTorch beside it, in turns; PYTHON is an interpreter that has torch (default: this one)",
+        )
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    from scaling.bench.dispatch import dispatch
+
+    print(dispatch(num_layers=options.num_layers, steps=options.steps))
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from scaling.bench import train
+    from scaling.parallel.host_memory import keep_freed_memory
+
+    if unknown := [shape for shape in options.shapes if shape not in train.SHAPES]:
+        raise ValueError(f"--shapes: {unknown[0]!r} is none of {', '.join(train.SHAPES)}")
+    _at_least_one(options, "repetitions")
+    keep_freed_memory()
+    with _peer(options) as peer:
+        for shape in options.shapes:
+            for line in train.bench(shape, options.repetitions, options.remat, options.dtype, peer):
+                print(line, flush=True)
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from scaling.bench.generate import bench
+
+    _at_least_one(options, "repetitions", "batch")
+    with _peer(options) as peer:
+        for batch in options.batch:
+            for line in bench(batch, options.repetitions, options.dtype, peer):
+                print(line, flush=True)
+    return 0
+
+
+def _at_least_one(options: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        value: Any = getattr(options, name)
+        if min(value if isinstance(value, list) else [value]) < 1:
+            raise ValueError(f"--{name} must be 1 or more")
+
+
+def _peer(options: argparse.Namespace) -> "contextlib.AbstractContextManager[Peer | None]":
+    if options.peer is None:
+        return contextlib.nullcontext()
+    from scaling.bench.peer import Peer
+
+    return Peer(options.peer)

@@ -1,0 +1,47 @@
+"""Timing on a shared machine: how much of it others took while we measured."""
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+QUIET = 0.05  # of the machine, that others may take of a step that counts
+
+
+@dataclasses.dataclass
+class Timing:
+    """One timed piece of work.
+
+    Attributes:
+        seconds: wall time.
+        cpu: CPU seconds of this process.
+        others: part of the machine's CPU time that other processes took; 0 where that is not known.
+    """
+
+    seconds: float = 0.0
+    cpu: float = 0.0
+    others: float = 0.0
+
+    def __enter__(self) -> "Timing":
+        self._busy, self._cpu, self._wall = busy(), time.process_time(), time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._wall
+        self.cpu = time.process_time() - self._cpu
+        taken = busy() - self._busy - self.cpu
+        self.others = max(0.0, taken) / (self.seconds * (os.cpu_count() or 1))
+
+
+def busy() -> float:
+    """CPU seconds that all processes of the machine have used since it started; 0 where the kernel does not say."""
+    path = Path("/proc/stat")
+    if not path.exists():
+        return 0.0
+    numbers = [int(word) for word in path.read_text().splitlines()[0].split()[1:9]]
+    return (sum(numbers) - numbers[3] - numbers[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def quiet(timings: list[Timing]) -> list[Timing]:
+    """Those during which others took little; all of them where there are none such."""
+    return [timing for timing in timings if timing.others < QUIET] or timings
