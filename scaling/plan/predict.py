@@ -27,6 +27,7 @@ _FREE = re.compile(
     "parameter|constant|tuple|get-tuple-element|bitcast|while|conditional|call|after-all|partition-id|replica-id|"
     "(copy|slice|async)-(start|update|done)"
 )
+SLICE, UPDATE = "dynamic-slice", "dynamic-update-slice"
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\]|mesh\[([^\]]*)\] \{([^}]*)\})")
 
@@ -148,10 +149,31 @@ def _has_product(module: Module, instruction: Instruction) -> bool:
 
 
 def _bytes_moved(module: Module, instruction: Instruction) -> int:
-    """Bytes of result and operands that lie in the chip's main memory."""
-    shapes = module.shapes
-    arrays = [instruction.shape, *(shapes.get(name, "") for name in instruction.operands)]
-    return sum(shape_bytes(_without_fast_memory(shape)) for shape in arrays)
+    """Bytes that are read and written in the chip's main memory.
+
+    Operands and result; but of an array that is only sliced, the slice, and of one that is updated in place, the update
+    (a loop over layers slices its stacked weights and writes into stacked activations).
+    """
+    inner = [i for names in instruction.called.values() for name in names for i in module.computations.get(name, ())]
+    touched = _touched(inner)
+    total = 0
+    for place, name in enumerate(instruction.operands):
+        whole = shape_bytes(_without_fast_memory(module.shapes.get(name, "")))
+        total += min(whole, touched.get(place, whole))
+    result = shape_bytes(_without_fast_memory(instruction.shape))
+    updates = [shape_bytes(module.shapes.get(i.operands[1], "")) for i in inner if i.opcode == UPDATE]
+    return total + (min(result, sum(updates)) if updates else result)
+
+
+def _touched(inner: list[Instruction]) -> dict[int, int]:
+    """Parameters of a fusion that are only sliced or updated in place -> the bytes of them that are touched."""
+    numbers = {i.name: int(i.operands[0]) for i in inner if i.opcode == "parameter"}
+    found: dict[int, int] = {}
+    for name, number in numbers.items():
+        users = [i for i in inner if name in i.operands]
+        if users and all(i.opcode == SLICE or (i.opcode == UPDATE and i.operands[0] == name) for i in users):
+            found[number] = sum(i.bytes for i in users if i.opcode == SLICE)
+    return found
 
 
 def _without_fast_memory(shape: str) -> str:

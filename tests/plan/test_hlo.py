@@ -91,3 +91,33 @@ def test_groups_of_devices_in_all_their_spellings(groups, size):
     text = f"ENTRY %main (p: f32[8]) -> f32[8] {{\n{line}\n}}"
     ((instruction, _),) = hlo.parse(text).walk()
     assert predict.group_size(instruction) == size
+
+
+def test_slices_and_updates_of_stacks_move_only_what_they_touch():
+    text = """\
+%layer (s: bf16[24,64,256], i: s32[]) -> bf16[64,256] {
+  %s = bf16[24,64,256]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %one = bf16[1,64,256]{2,1,0} dynamic-slice(%s, %i), dynamic_slice_sizes={1,64,256}
+  ROOT %flat = bf16[64,256]{1,0} bitcast(%one)
+}
+
+%keep (t: bf16[24,64,256], u: bf16[64,256], j: s32[]) -> bf16[24,64,256] {
+  %t = bf16[24,64,256]{2,1,0} parameter(0)
+  %u = bf16[64,256]{1,0} parameter(1)
+  %j = s32[] parameter(2)
+  %new = bf16[1,64,256]{2,1,0} bitcast(%u)
+  ROOT %updated = bf16[24,64,256]{2,1,0} dynamic-update-slice(%t, %new, %j)
+}
+
+ENTRY %main (w: bf16[24,64,256], n: s32[]) -> bf16[24,64,256] {
+  %w = bf16[24,64,256]{2,1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %read = bf16[64,256]{1,0} fusion(%w, %n), kind=kLoop, calls=%layer
+  ROOT %written = bf16[24,64,256]{2,1,0} fusion(%w, %read, %n), kind=kLoop, calls=%keep
+}
+"""
+    found = predict.predict(hlo.parse(text), V5E)
+    layer = 2 * 64 * 256
+    moved = (layer + 4 + layer) + (layer + 4 + layer)  # slice, index, result; update, index, what is written
+    assert sum(part.seconds for part in found.parts.values()) == pytest.approx(moved / (0.8 * 819e9))
