@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from scaling import exit_codes
 
 if TYPE_CHECKING:
+    from scaling import config as cfg
     from scaling.plan.plan import Plan
 
 
@@ -20,6 +21,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--device", metavar="KIND", help="without compiling: estimate for this chip, such as v5p or H100")
     add("--devices", type=int, metavar="N", help="how many of them")
     add("--step", choices=("train", "eval"), default="train", help="which step (default: train)")
+    add(
+        "--search",
+        type=int,
+        nargs="?",
+        const=4,
+        metavar="N",
+        help="try mesh shapes, remat and microbatches and rank what fits: the best N (default: 4), with --topology "
+        "compiled",
+    )
     add("--price", type=float, metavar="X", help="cost of a chip for an hour")
     add("--fresh", action="store_true", help="compile again, also where the result is cached")
     add("--top", type=int, default=0, metavar="N", help="the N operations that take longest, too")
@@ -30,43 +40,105 @@ def run(options: argparse.Namespace) -> int:
     """Prints the plan of a config.
 
     Returns:
-        0 if the step fits the memory with 5 % to spare, else the code of a mistake.
+        0 if the step (with ``--search``: any layout) fits the memory with 5 % to spare, else the code of a mistake.
 
     Raises:
         ValueError: options that cannot be used, an impossible config, no compiler.
     """
     from scaling.config_file import load, run_name
-    from scaling.plan import plan, topology
+    from scaling.plan import plan
 
+    _check(options)
+    config, name = load(options.config, options.overrides), run_name(options.config)
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=options.slices))
+    where = _where(options)
+    if options.search:
+        return _search(options, config, name, where)
+    resolved = plan.resolved(config, where.devices, name)
+    if where.topology:
+        print(f"compiling {name} for {options.slices} x {where.topology} ...", file=sys.stderr)
+        found = plan.compiled(resolved, where.topology, options.slices, options.step, options.fresh)
+    else:
+        found = plan.estimated(resolved, where.chip, where.chips)
+    if options.json:
+        print(json.dumps(to_json(found, options.price), indent=2))
+    else:
+        print(to_text(name, found, options.price, options.top))
+    return exit_codes.OK if found.fits else exit_codes.USAGE
+
+
+@dataclasses.dataclass(frozen=True)
+class _Where:
+    """What was asked for: ``topology`` is empty where nothing is compiled."""
+
+    topology: str
+    chip: str
+    chips: int
+    devices: int
+
+
+def _where(options: argparse.Namespace) -> _Where:
+    from scaling import chips
+    from scaling.plan import topology
+
+    if options.topology:
+        chip, _ = topology.parse(options.topology)
+        devices = topology.count(options.topology, options.slices)
+        return _Where(options.topology, chip.name, devices // chip.devices, devices)
+    found = chips.find(options.device)
+    if found is None:
+        known = ", ".join(dict.fromkeys(chip.name for chip in chips.CHIPS))
+        raise ValueError(f"--device={options.device} is no chip that is known; one of {known}")
+    return _Where("", found.name, options.devices, options.devices * found.devices)
+
+
+def _check(options: argparse.Namespace) -> None:
     if options.config is None:
         raise ValueError("needs --config=FILE, such as experiments/gpt3/1300m.py")
     if bool(options.topology) == bool(options.device):
         raise ValueError("needs --topology=NAME to compile, or --device=KIND with --devices=N to estimate")
-    config, name = load(options.config, options.overrides), run_name(options.config)
     if options.price is not None and not options.price > 0:
         raise ValueError(f"--price={options.price} must be more than 0")
     if options.slices < 1:
         raise ValueError(f"--slices={options.slices} must be at least 1")
-    if options.topology:
-        if options.devices is not None:
-            raise ValueError("--devices belongs to --device; --topology has its own number")
-        config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=options.slices))
-        resolved = plan.resolved(config, topology.count(options.topology, options.slices), name)
-        if not options.json:
-            print(f"compiling {name} for {options.slices} x {options.topology} ...", file=sys.stderr)
-        found = plan.compiled(resolved, options.topology, options.slices, options.step, options.fresh)
-    else:
-        if not options.devices or options.devices < 1:
-            raise ValueError(f"--device={options.device} needs --devices=N, at least 1")
-        if options.step != "train":
-            raise ValueError(f"--step={options.step} needs --topology; only the train step is estimated")
-        found = plan.estimated(plan.resolved(config, options.devices, name), options.device, options.devices)
-    print(
-        json.dumps(to_json(found, options.price), indent=2)
-        if options.json
-        else to_text(name, found, options.price, options.top)
+    if options.search is not None and options.search < 1:
+        raise ValueError(f"--search={options.search} must be at least 1")
+    if options.topology and options.devices is not None:
+        raise ValueError("--devices belongs to --device; --topology has its own number")
+    if options.device and (not options.devices or options.devices < 1):
+        raise ValueError(f"--device={options.device} needs --devices=N, at least 1")
+    if options.step != "train" and (options.device or options.search):
+        raise ValueError(f"--step={options.step} needs --topology, without --search; else only train steps are planned")
+
+
+def _search(options: argparse.Namespace, config: "cfg.Config", name: str, where: _Where) -> int:
+    """Ranks layouts and prints them, the fastest first, with the knobs that give it."""
+    from scaling.plan import plan
+    from scaling.plan.search import Candidate, search
+
+    def compiles(config: "cfg.Config") -> "Plan":
+        return plan.compiled(config, where.topology, options.slices, "train", options.fresh)
+
+    def watch(number: int, candidate: Candidate) -> None:
+        print(f"compiling {number} of {options.search}: {candidate.guess.layout} ...", file=sys.stderr)
+
+    open_config = plan.for_search(config, where.devices, name)
+    found = search(
+        open_config, where.chip, where.chips, where.devices, compiles if where.topology else None, options.search, watch
     )
-    return exit_codes.OK if found.fits else exit_codes.USAGE
+    if options.json:
+        plans = [to_json(c.best, options.price) | {"knobs": c.knobs} for c in found]
+        print(json.dumps(plans, indent=2))
+        return exit_codes.OK
+    print(f"{name} on {where.chips:,} x {where.chip}: {len(found)} layouts fit, the fastest first")
+    for candidate in found[: options.search]:
+        best = candidate.best
+        print(
+            f"  {best.seconds:.3g} s a step, MFU {100 * best.mfu:.1f} %, {best.days:,.1f} days, "
+            f"{best.bytes / 2**30:.1f} GiB a chip: {candidate.knobs}"
+        )
+    print("", *found[0].best.assumptions, sep="\n")
+    return exit_codes.OK
 
 
 def to_json(plan: "Plan", price: float | None) -> dict[str, Any]:

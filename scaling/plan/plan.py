@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import sys
 import tempfile
@@ -113,6 +114,21 @@ def resolved(config: cfg.Config, device_count: int, name: str | None = None) -> 
     return resolve(config, vocab_size=vocab, device_count=device_count, name=name)
 
 
+def for_search(config: cfg.Config, device_count: int, name: str | None = None) -> cfg.Config:
+    """The config without a layout of its own, and without a batch ramp, whose first batches would bound every layout.
+
+    Raises:
+        ValueError: an impossible config.
+    """
+    mesh = dataclasses.replace(config.mesh, data=-1, fsdp=1, tensor=1)
+    train = dataclasses.replace(config.train, microbatch_sequences=0, ramp_tokens=0)
+    try:
+        return resolved(dataclasses.replace(config, mesh=mesh, train=train), device_count, name)
+    except ValueError:  # more devices than sequences: the tensor axis takes the rest
+        mesh = dataclasses.replace(mesh, tensor=math.gcd(device_count // mesh.slices, config.model.num_heads))
+        return resolved(dataclasses.replace(config, mesh=mesh, train=train), device_count, name)
+
+
 def compiled(config: cfg.Config, name: str, slices: int, step: str = "train", fresh: bool = False) -> Plan:
     """Compiles a step for a TPU topology and reads what the compiler says; results are cached by content.
 
@@ -168,15 +184,9 @@ def compiled(config: cfg.Config, name: str, slices: int, step: str = "train", fr
 
 
 def estimated(config: cfg.Config, kind: str, count: int) -> Plan:
-    """Memory and time from shapes alone, in milliseconds.
-
-    Raises:
-        ValueError: an unknown chip.
-    """
+    """Memory and time from shapes alone, in milliseconds; ``kind`` is a chip of ``scaling.chips``."""
     chip = chips.find(kind)
-    if chip is None:
-        known = ", ".join(dict.fromkeys(chip.name for chip in chips.CHIPS))
-        raise ValueError(f"--device={kind} is no chip that is known; one of {known}")
+    assert chip is not None
     guess = estimate.train_step(config, chip)
     return dataclasses.replace(
         _empty(config, chip.name, chip, count * chip.devices, "train"),

@@ -1,5 +1,6 @@
 """Plans: from shapes alone, from the compiler where it is installed, and what is said of mistakes."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -108,3 +109,55 @@ def test_the_compiler_agrees_on_what_is_stored(tmp_path, monkeypatch):
     assert found.memory["optimizer"] == pytest.approx(guess.memory["optimizer"], rel=0.01)
     again = plan.compiled(config, "v5e:2x4", 1)
     assert again == found  # from the cache
+
+
+# Bytes a chip in GiB that the TPU's compiler (libtpu 0.0.42.1) needs for a train step of 2,048-token sequences.
+COMPILED = [
+    ("125m", "v5e", 8, "projections", 1, 64, 9.23),
+    ("125m", "v5p", 4, "none", 1, 64, 33.35),
+    ("350m", "v5e", 16, "projections", 1, 64, 16.53),
+    ("1300m", "v5e", 32, "full", 32, 128, 3.86),
+    ("1300m", "v5p", 16, "projections", 16, 128, 19.10),
+]
+
+
+@pytest.mark.parametrize(("size", "chip", "count", "remat", "fsdp", "sequences", "gib"), COMPILED)
+def test_the_estimate_agrees_with_the_compiler_on_memory(size, chip, count, remat, fsdp, sequences, gib):
+    layout = (f"model.remat={remat}", f"mesh.fsdp={fsdp}", f"train.microbatch_sequences={sequences}")
+    config = resolved(f"experiments/gpt3/{size}.py", count, *layout)
+    assert plan.estimated(config, chip, count).bytes / 2**30 == pytest.approx(gib, rel=0.1)
+
+
+def test_search_ranks_what_fits(capsys):
+    arguments = [XL, "--device=v5e", "--devices=16", "--search=3"]
+    assert cli.main(["plan", *arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found) > 20 and all(one["fits"] for one in found)
+    assert [one["seconds"] for one in found] == sorted(one["seconds"] for one in found)
+    # The knobs that are printed give the plan that is printed.
+    again = [XL, STEADY, *found[0]["knobs"].split(), "--device=v5e", "--devices=16", "--json"]
+    assert cli.main(["plan", *again]) == 0
+    assert json.loads(capsys.readouterr().out)["seconds"] == found[0]["seconds"]
+    assert cli.main(["plan", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "layouts fit" in lines[0] and sum("--config.mesh.fsdp=" in line for line in lines) == 3
+
+
+def test_search_compiles_the_best_and_drops_what_does_not_fit(monkeypatch, capsys):
+    asked = []
+
+    def compiled(config, name, slices, step, fresh):
+        asked.append(config)
+        guess = plan.estimated(config, "v5e", 16)
+        return dataclasses.replace(guess, refusal="too much" if len(asked) == 1 else "", seconds=10.0 - len(asked))
+
+    monkeypatch.setattr(plan, "compiled", compiled)
+    assert cli.main(["plan", XL, "--topology=v5e:4x4", "--search=3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(asked) == 3 and [one["seconds"] for one in found] == [7.0, 8.0]
+
+
+def test_search_says_what_is_missing(capsys):
+    arguments = ["--config=experiments/gpt3/175b.py", "--device=v5e", "--devices=8", "--search"]
+    assert cli.main(["plan", *arguments]) == exit_codes.USAGE
+    assert "nothing fits 8 x v5e: the leanest layout needs" in capsys.readouterr().err

@@ -1,0 +1,107 @@
+"""Layouts that could serve a run on given devices, ranked: by shapes all of them, by the compiler the best few."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+
+from scaling import config as cfg
+from scaling.plan import plan
+from scaling.resolve import resolve
+
+REMATS = ("none", "projections", "full")
+MOST_SEQUENCES = 64  # of one shard in a microbatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A layout and what it would take, by shapes (``guess``) and, if it was compiled, by the compiler."""
+
+    config: cfg.Config
+    guess: plan.Plan
+    compiled: plan.Plan | None = None
+
+    @property
+    def best(self) -> plan.Plan:
+        """What is known best."""
+        return self.compiled or self.guess
+
+    @property
+    def knobs(self) -> str:
+        """As they are given on the command line."""
+        mesh, train = self.config.mesh, self.config.train
+        return (
+            f"--config.mesh.data={mesh.data} --config.mesh.fsdp={mesh.fsdp} --config.mesh.tensor={mesh.tensor} "
+            f"--config.model.remat={self.config.model.remat} "
+            f"--config.train.microbatch_sequences={train.microbatch_sequences}"
+        )
+
+
+def candidates(config: cfg.Config, device_count: int) -> Iterator[cfg.Config]:
+    """Every layout of a config that its shapes allow: mesh, remat, microbatch.
+
+    Args:
+        config: resolved for one layout; its slices stay.
+        device_count: devices of all slices.
+    """
+    inside = device_count // config.mesh.slices
+    sizes = [n for n in range(1, inside + 1) if inside % n == 0]
+    for fsdp, tensor in itertools.product(sizes, sizes):
+        if inside % (fsdp * tensor) or tensor > config.model.num_heads:
+            continue
+        mesh = dataclasses.replace(config.mesh, data=inside // (fsdp * tensor), fsdp=fsdp, tensor=tensor)
+        shards = mesh.slices * mesh.data * mesh.fsdp
+        for remat, power in itertools.product(REMATS, range(MOST_SEQUENCES.bit_length())):
+            train = dataclasses.replace(config.train, microbatch_sequences=shards * 2**power)
+            model = dataclasses.replace(config.model, remat=remat)
+            evaluation = dataclasses.replace(config.eval, batch_sequences=0)
+            try:
+                yield resolve(
+                    dataclasses.replace(config, model=model, mesh=mesh, train=train, eval=evaluation),
+                    device_count=device_count,
+                )
+            except ValueError:
+                continue  # shapes that do not divide
+
+
+def search(
+    config: cfg.Config,
+    kind: str,
+    chips: int,
+    device_count: int,
+    compile_layout: Callable[[cfg.Config], plan.Plan] | None = None,
+    most: int = 0,
+    watch: Callable[[int, Candidate], None] = lambda number, candidate: None,
+) -> list[Candidate]:
+    """Ranks the layouts that fit, fastest first.
+
+    Args:
+        config: resolved for one layout.
+        kind: chip.
+        chips: how many.
+        device_count: devices of them.
+        compile_layout: compiles one; None = shapes alone.
+        most: layouts that are compiled, the best by shapes.
+        watch: told before each compilation.
+
+    Returns:
+        Candidates; where some were compiled, those alone, without those that do not fit.
+
+    Raises:
+        ValueError: nothing fits.
+    """
+    guesses = [Candidate(c, plan.estimated(c, kind, chips)) for c in candidates(config, device_count)]
+    fitting = sorted((c for c in guesses if c.guess.fits), key=lambda c: c.guess.seconds)
+    if not fitting:
+        least = min(guesses, key=lambda c: c.guess.bytes, default=None)
+        need = f"the leanest layout needs {least.guess.bytes / 2**30:.1f} GiB a chip" if least else "no layout divides"
+        raise ValueError(f"nothing fits {chips} x {kind}: {need}; use more chips")
+    if compile_layout is None:
+        return fitting
+    found = []
+    for number, candidate in enumerate(fitting[:most], 1):
+        watch(number, candidate)
+        found.append(dataclasses.replace(candidate, compiled=compile_layout(candidate.config)))
+    found = sorted((c for c in found if c.best.fits), key=lambda c: c.best.seconds)
+    if not found:
+        raise ValueError(f"none of the {most} layouts that were compiled fits; compile more with --search=N")
+    return found
