@@ -129,7 +129,7 @@ def _field(line: str, text_key: str, where: str) -> str:
         raise ValueError(f"{where}: a JSON object with the key {text_key!r} was expected, not {line.strip()[:40]!r}")
     if text_key not in record:
         keys = ", ".join(map(repr, record)) or "none"
-        raise ValueError(f"{where}: no key {text_key!r}; there are {keys} (choose with config.data.text_key)")
+        raise ValueError(f"{where}: no key {text_key!r}; there are {keys} (choose with text_key)")
     return _text(record[text_key], text_key, where)
 
 

@@ -36,7 +36,7 @@ def find_tasks(names: str) -> list[Task]:
             near = nearest(name, [*groups, *tasks])
             raise ValueError(f"{name} is no task; did you mean {near}? A task file's path must end in .toml")
         for task in new:
-            if found.setdefault(task.name, task).path != task.path:
+            if Path(found.setdefault(task.name, task).path).resolve() != Path(task.path).resolve():
                 raise ValueError(f"two tasks are named {task.name}: {found[task.name].path} and {task.path}")
     if not found:
         raise ValueError(f"no task is named; the shipped groups are {', '.join(groups)}")

@@ -44,8 +44,13 @@ def run(options: argparse.Namespace) -> int:
         FileNotFoundError: no model, no task file, no data.
         ValueError: options or data that cannot be used.
     """
+    from scaling.interop.run_directory import read_config_json
     from scaling.interop.served import load_served
 
+    if options.harness and options.no_prefix:
+        raise ValueError("--no_prefix belongs to our own tasks; lm-evaluation-harness has its own rule")
+    for model in options.models:
+        read_config_json(model)  # a model that is not there is told before another is evaluated
     evaluate = _harness(options) if options.harness else _own(options)
     for model in options.models:
         served = load_served(model, options.tokenizer, options.mesh, options.dtype)

@@ -111,8 +111,8 @@ def _source(task: Task, source: Source) -> None:
         _field(task, f"source.fields.{name}", field)
     for name, pattern in source.keep.items():
         if name not in source.fields:
-            near = nearest(name, source.fields)
-            raise ValueError(f"{task.path}: source.keep.{name} is not one of its fields; did you mean {near!r}?")
+            near = f"did you mean {nearest(name, source.fields)!r}?" if source.fields else "it has none"
+            raise ValueError(f"{task.path}: source.keep.{name} is not one of its fields; {near}")
         _pattern(task, f"source.keep.{name}", pattern)
 
 

@@ -46,6 +46,8 @@ def _variants(table: Any, path: str) -> dict[str, dict[str, str]]:
     if not isinstance(table, dict) or not all(isinstance(v, dict) for v in table.values()):
         raise ValueError(f"{path}: variants must be tables, [variants.NAME], of constants")
     for name, constants in table.items():
+        if not re.fullmatch(r"[\w.\-]+", name):  # it names files of samples
+            raise ValueError(f"{path}: variants.{name!r} must be letters, digits, '_', '-' and '.'")
         for key, value in constants.items():
             if not isinstance(value, str):
                 raise ValueError(f"{path}: variants.{name}.{key} must be text, got {value!r}")
@@ -92,6 +94,8 @@ def _task(name: str, path: Path, table: Mapping[str, Any]) -> Task:
     sources = table.get("source", [])
     if not isinstance(sources, list):
         raise ValueError(f"{file}: source must be written [[source]], since there can be several")
+    if not sources and "generator" not in table:
+        raise ValueError(f"{file}: source is empty; items come from at least one [[source]]")
     task = Task(
         name=name,
         group=path.stem,

@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
     add("--num_samples", type=int, default=1, metavar="N", help="continuations of each prompt (default: 1)")
     add("--beams", type=int, default=1, metavar="N", help="width of a beam search instead of sampling (default: 1)")
-    add("--length_penalty", type=float, default=0.6, metavar="X", help="of the beam search (default: 0.6, GPT-3's)")
+    add("--length_penalty", type=float, metavar="X", help="of the beam search (default: 0.6, GPT-3's)")
     add("--early_stopping", action="store_true", help="beam search: end with as many complete texts as beams")
     add("--batch_size", type=int, default=8, metavar="N", help="continuations at a time (default: 8)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products")
@@ -50,9 +50,12 @@ def run(options: argparse.Namespace) -> int:
 
     if options.batch_size < 1:
         raise ValueError(f"--batch_size={options.batch_size} must be 1 or more")
+    if options.beams == 1 and (options.length_penalty is not None or options.early_stopping):
+        raise ValueError("--length_penalty and --early_stopping belong to a beam search; give --beams=N")
     texts = _texts(options)
     knobs = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Sampling)}
-    sampling = Sampling(**knobs | {"stop": tuple(options.stop), "end_ids": None})
+    penalty = 0.6 if options.length_penalty is None else options.length_penalty
+    sampling = Sampling(**knobs | {"stop": tuple(options.stop), "end_ids": None, "length_penalty": penalty})
     generator, words = _generator(options)
     # Texts begin after an end-of-text token in training; so do prompts.
     prompts = [[words.eot, *words.encode(text).tolist()] for text in texts]
@@ -73,9 +76,13 @@ def _texts(options: argparse.Namespace) -> list[str]:
         path = Path(options.prompts)
         for number, line in enumerate(_lines(path), start=1):
             texts.append((_field(line, f"{path}:{number}") if path.suffix == ".jsonl" else line, f"{path}:{number}"))
+    if options.prompts is not None and len(texts) == len(options.prompt):
+        raise ValueError(f"{options.prompts} holds no prompts")
     if not texts:
         raise ValueError("needs --prompt=TEXT or --prompts=FILE with at least one prompt")
     for text, where in texts:
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"{where}: the prompt is not valid Unicode text")
         if not text:
             raise ValueError(f"{where}: the prompt is empty; give at least one character")
     return [text for text, _ in texts]
@@ -83,7 +90,8 @@ def _texts(options: argparse.Namespace) -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        text = path.read_text(encoding="utf-8").removesuffix("\n")
+        return text.split("\n") if text else []
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 

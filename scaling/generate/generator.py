@@ -76,7 +76,8 @@ class Generator:
             batch_size: texts that are continued at a time, a power of two; beams count.
 
         Returns:
-            For each prompt ``num_samples`` completions; those of a beam search best first.
+            For each prompt ``num_samples`` completions; those of a beam search best first, and fewer where there are
+            not as many texts.
 
         Raises:
             ValueError: a prompt that is empty, has ids outside the vocabulary, or leaves no room in the context.
@@ -96,7 +97,7 @@ class Generator:
             every = STOP_CHECK if sampling.stop else sampling.tokens
             *_, last = self._sample(batch, sampling, every)
             found.update({(row.prompt, row.sample): completion for row, completion in zip(batch, last, strict=True)})
-        return [[found[n, s] for s in range(sampling.num_samples)] for n in range(len(arrays))]
+        return [[found[n, s] for s in range(sampling.num_samples) if (n, s) in found] for n in range(len(arrays))]
 
     def stream(self, prompt: Sequence[int] | np.ndarray, sampling: Sampling, every: int = 4) -> Iterator[Completion]:
         """The first sample of one prompt as it grows, ``every`` tokens at a time; the last has a ``finish``.
@@ -201,6 +202,7 @@ class Generator:
                     score=float(scores[b, i]),
                 )
                 for i in range(sampling.num_samples)
+                if (texts[b, i] >= 0).any()  # there may be fewer texts of one token than beams
             ]
             for b, row in enumerate(rows)
         ]

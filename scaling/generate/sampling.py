@@ -33,7 +33,8 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, right, fine in (
             ("tokens", "1 or more", self.tokens >= 1),
-            ("temperature", "0 or more", 0 <= self.temperature < math.inf),
+            # Smaller ones are flushed to 0 in float32, and logits divided by them are infinite.
+            ("temperature", "0, or at least 1e-30", self.temperature == 0 or 1e-30 <= self.temperature < math.inf),
             ("top_k", "0 or more", self.top_k >= 0),
             ("top_p", "in (0, 1]", 0 < self.top_p <= 1),
             ("repetition_penalty", "more than 0", 0 < self.repetition_penalty < math.inf),

@@ -58,7 +58,7 @@ def load_served(
         distributed.initialize(cfg.Distributed(), sizes.cpu_devices)
     values = read_config_json(model)
     words = tokenizer.load(tokenizer_name or _tokenizer_name(model, values))
-    mesh = None if sizes is None else make_mesh(sizes)
+    mesh = None if sizes is None else _make_mesh(axes, sizes)
     step = tokens = None
     if "config" in values:
         if mesh is not None:
@@ -90,6 +90,14 @@ def _mesh(text: str) -> cfg.Mesh | None:
             raise ValueError(f"--mesh={text}: {part!r} must be AXIS=DEVICES, with AXIS one of {', '.join(known)}")
         sizes[axis] = int(size)
     return cfg.Mesh(**sizes)
+
+
+def _make_mesh(text: str, sizes: cfg.Mesh) -> jax.sharding.Mesh:
+    count = jax.device_count()
+    if sizes.data != -1 and sizes.slices * sizes.data * sizes.fsdp * sizes.tensor != count:
+        hint = "; cpu_devices=N makes N of this machine" if jax.devices()[0].platform == "cpu" else ""
+        raise ValueError(f"--mesh={text} does not make the {count} devices that there are{hint}")
+    return make_mesh(sizes)
 
 
 def _check_mesh(config: cfg.Model, mesh: cfg.Mesh | None) -> None:

@@ -142,6 +142,7 @@ answer = "a"
         ('question = "q"', 'question = { from = "q", edits = ["upper"] }', "did you mean 'upper_first'?"),
         ('"Q: {question}"', '"Q: {question} "', "prompt.context ends in white space"),
         ("[prompt]", "[prompt", "is not TOML"),
+        ("few_shot = 2", "few_shot = 2\n[variants.'a/b']", "variants.'a/b' must be letters, digits"),
         ("[[source]]", "[source]", "source must be written [[source]]"),
         ('gold = "{answer}"', 'gold = "{answer}"\nnormalisation = "unconditional"', "answer_context belongs to"),
     ],

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 
 import jax
 import pytest
@@ -58,6 +59,13 @@ def test_files_of_prompts_samples_and_beams(capsys, folder, tmp_path):
         assert all(("score" in r) == ("--beams=3" in extra) for r in found)
 
 
+def test_more_beams_than_texts_give_what_there_is(capsys, folder):
+    arguments = ["--tokenizer=bytes", "--prompt=a", "--tokens=1", "--beams=300", "--num_samples=300", "--json"]
+    found = [json.loads(line) for line in run(capsys, folder, *arguments).splitlines()]
+    assert len(found) == 257 and len({tuple(r["ids"]) for r in found if r["finish"] != "end"}) == 256
+    assert sum(math.exp(r["score"]) for r in found) == pytest.approx(1, abs=1e-5)  # every token, once
+
+
 def test_a_run_directory_knows_its_tokenizer(capsys, tmp_path):
     config = tiny.config({"vocab_size": 257, "compute_dtype": "bfloat16"})
     config = cfg.freeze(cfg.to_dict(config) | {"data": {"tokenizer": "bytes"}})
@@ -82,15 +90,23 @@ def test_a_run_directory_knows_its_tokenizer(capsys, tmp_path):
         (["--prompt=" + "a" * 40], "no room in the model's context of 32"),
         (["--prompt=a", "--mesh=fsdp"], "'fsdp' must be AXIS=DEVICES"),
         (["--prompt=a", "--mesh=tensor=8"], "tensor=8 must divide the model's num_heads of 4"),
+        (["--prompt=a", "--mesh=data=3"], "--mesh=data=3 does not make the 8 devices that there are; cpu_devices=N"),
+        (["--prompt=a", "--length_penalty=2"], "belong to a beam search"),
+        (["--prompt=a", "--early_stopping"], "belong to a beam search"),
+        (["--prompt=a", "--temperature=1e-39"], "temperature=1e-39 must be 0, or at least 1e-30"),
+        (["--prompt=\udcff"], "--prompt: the prompt is not valid Unicode text"),
+        (["--prompts=EMPTY"], "empty.txt holds no prompts"),
         (["--prompts=BAD"], r"bad.jsonl:2: must be an object with a text in its field 'prompt'"),
     ],
 )
 def test_mistakes_are_sentences(folder, tmp_path, arguments, words):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "x"}\n{"text": "y"}\n')
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
     parser = argparse.ArgumentParser()
     command.add_options(parser)
-    arguments = [argument.replace("BAD", str(bad)) for argument in arguments]
+    arguments = [argument.replace("BAD", str(bad)).replace("EMPTY", str(empty)) for argument in arguments]
     with pytest.raises(ValueError, match=words):
         command.run(parser.parse_args([folder, "--tokenizer=bytes", *arguments]))
 
