@@ -36,6 +36,14 @@ def add_options(add: Callable[[str, Callable[[argparse.Namespace], int], str], a
             help="PyTorch beside it, in turns; PYTHON is an interpreter that has torch (default: this one)",
         )
 
+    startup = add("startup", _startup, "seconds from the command to the first step of a training")
+    startup.add_argument("--experiment", default="experiments/cpu/demo.py", metavar="FILE", help="an experiment file")
+    startup.add_argument("--repetitions", type=int, default=2, metavar="N", help="warm starts (default: 2)")
+
+    data = add("data", _data, "speed of the loader, without a model")
+    data.add_argument("--experiment", default="experiments/cpu/demo.py", metavar="FILE", help="an experiment file")
+    data.add_argument("--steps", type=int, default=200, metavar="N", help="batches that are read (default: 200)")
+
 
 def _dispatch(options: argparse.Namespace) -> int:
     from scaling.bench.dispatch import dispatch
@@ -67,6 +75,26 @@ def _generate(options: argparse.Namespace) -> int:
         for batch in options.batch:
             for line in bench(batch, options.repetitions, options.dtype, peer):
                 print(line, flush=True)
+    return 0
+
+
+def _startup(options: argparse.Namespace) -> int:
+    from scaling.bench.startup import startup
+
+    _at_least_one(options, "repetitions")
+    for line in startup(options.experiment, options.repetitions):
+        print(line, flush=True)
+    return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    from scaling.bench.data import data
+    from scaling.config_file import load
+
+    if options.steps < 2:
+        raise ValueError(f"--steps={options.steps} must be at least 2")
+    for line in data(load(options.experiment, []), options.steps):
+        print(line, flush=True)
     return 0
 
 

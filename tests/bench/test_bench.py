@@ -70,3 +70,17 @@ def test_time_that_passes_is_counted():
             pass
     assert timing.seconds >= 0.05 and timing.cpu >= 0.05
     assert busy() >= before and timing.others >= 0
+
+
+@pytest.mark.slow
+def test_start_and_data_are_timed(capsys, pytestconfig, monkeypatch):
+    monkeypatch.chdir(pytestconfig.rootpath)
+    smoke = "--experiment=experiments/cpu/smoke.py"
+    assert cli.main(["bench", "startup", smoke, "--repetitions=1"]) == 0
+    cold, warm = (float(line.split(" after ")[1].split()[0]) for line in capsys.readouterr().out.splitlines())
+    assert 0.2 < warm < cold
+    assert cli.main(["bench", "data", smoke, "--steps=8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "(7 batches, 2 threads)" in lines[1] and float(lines[1].split()[1].replace(",", "")) > 1000
+    assert cli.main(["bench", "startup", "--experiment=nowhere.py", "--repetitions=1"]) == exit_codes.USAGE
+    assert "nowhere.py logs no step: scaling train: error: config file nowhere.py does not" in capsys.readouterr().err
