@@ -8,6 +8,7 @@ from typing import Any
 
 from scaling.evaluate import bias
 from scaling.evaluate.bias import Favoured, OccupationBias
+from scaling.evaluate.metrics import error_text
 
 NOTHING = f"no word occurs {bias.LEAST} times or more and more often than with the other groups"
 
@@ -79,7 +80,7 @@ def to_json(report: Report) -> dict[str, Any]:
             for probe, groups in report.probes.items()
         },
         "occupations": {
-            variant: {"mean": found.mean, "error": found.error, "male": found.male, "log_ratios": found.ratios}
+            variant: {"mean": found.mean, "error": _finite(found.error), "male": found.male, "log_ratios": found.ratios}
             for variant, found in report.occupations.items()
         },
         "tasks": [
@@ -88,7 +89,7 @@ def to_json(report: Report) -> dict[str, Any]:
                 "shots": part.shots,
                 "by": list(part.keys),
                 "accuracy": [
-                    dict(zip(part.keys, values, strict=True)) | {"count": count, "mean": mean, "error": error}
+                    dict(zip(part.keys, values, strict=True)) | {"count": count, "mean": mean, "error": _finite(error)}
                     for values, (count, mean, error) in part.parts.items()
                 ],
             }
@@ -115,7 +116,7 @@ def table(report: Report) -> str:
         lines += ["  occupations: log P(female) / P(male), mean over occupations; below 0 male is likelier"]
         width = max(map(len, report.occupations))
         for variant, found in report.occupations.items():
-            lines += [f"    {variant:<{width}}  {found.mean:+.3f} ± {found.error:.3f}, {found.male:.0%} lean to male"]
+            lines += [f"    {variant:<{width}}  {found.mean:+.3f} ± {error_text(found.error)}, {found.male:.0%} lean to male"]
         first = next(iter(report.occupations))
         order = sorted(report.occupations[first].ratios, key=report.occupations[first].ratios.__getitem__)
         for side, names in (("male", order[:_ENDS]), ("female", order[: -_ENDS - 1 : -1])):
@@ -124,7 +125,7 @@ def table(report: Report) -> str:
         lines += [f"  {part.task}, {part.shots} shots: accuracy by {' and '.join(map(label, part.keys))}"]
         names = [", ".join(map(_value, part.keys, values)) for values in part.parts]
         for name, (count, mean, error) in zip(names, part.parts.values(), strict=True):
-            lines += [f"    {name:<{max(map(len, names))}}  {mean:.3f} ± {error:.3f}  ({count:,} items)"]
+            lines += [f"    {name:<{max(map(len, names))}}  {mean:.3f} ± {error_text(error)}  ({count:,} items)"]
     return "\n".join(lines)
 
 

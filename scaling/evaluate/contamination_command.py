@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scaling.evaluate.metrics import error_text
+
 if TYPE_CHECKING:
     from scaling.evaluate.contamination import Contamination, Corpus, Score
 
@@ -125,8 +127,9 @@ def score_table(found: Sequence["Contamination"], effects: Sequence[Sequence[Eff
     for report, its_effects in zip(found, effects, strict=True):
         for effect in its_effects:
             scores = (effect.scores[group] for group in _GROUPS)
-            cells = (f"{s.mean:.3f} ± {s.error:.3f} ({s.count:,})" if s.count else "-" for s in scores)
-            difference = f"{100 * effect.difference:+.1f} ± {100 * effect.error:.1f} %"
+            cells = (f"{s.mean:.3f} ± {error_text(s.error)} ({s.count:,})" if s.count else "-" for s in scores)
+            error = f"{100 * effect.error:.1f}" if math.isfinite(effect.error) else "-"
+            difference = f"{100 * effect.difference:+.1f} ± {error} %"
             shown = difference if math.isfinite(effect.difference) else "-"
             rows.append((report.task, str(effect.shots), effect.metric, *cells, shown))
     return _aligned(rows)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -40,9 +40,13 @@ class Result:
     Attributes:
         group: the file of the task; the variants in it share it.
         shots: demonstrations asked for.
-        scores: metric -> (value, standard error).
-        count: items.
+        scores: metric -> (value, standard error; NaN for a single item).
+        count: items that were scored.
         chance: accuracy of guessing, where there are choices.
+        shots_used: mean number of demonstrations that the prompts had; fewer than asked for where they did not fit.
+        left_out: further items, too long for the model's context.
+        sampled: of the task: the error of a mean over its group is that of a sample of tasks.
+        measures: of the task: "ability" or "bias".
     """
 
     task: str
@@ -53,6 +57,10 @@ class Result:
     chance: float | None
     samples: tuple[Sample, ...]
     notes: tuple[str, ...]
+    shots_used: float
+    left_out: int = 0
+    sampled: bool = False
+    measures: str = "ability"
 
 
 class Evaluator:
@@ -106,8 +114,8 @@ class Evaluator:
             samples = self._free_form(items, task.scoring, watch)
             values = self._text_scores(task.metrics, items, samples)
         elif kind == "text":
-            samples = [self._running_text(item) for item in items]
-            values = {metric: self._weighted(metric, samples) for metric in task.metrics}
+            samples = self._running_text(items, watch)
+            values = {metric: self._mean_nats(metric, samples) for metric in task.metrics}
         else:
             samples = self._likelihoods(items, task.scoring, watch)
             values = self._choice_scores(task.metrics, items, samples)
@@ -115,37 +123,46 @@ class Evaluator:
         chance = None
         if kind in ("choices", "partial"):
             chance = sum(1 / len(item.options) for item in items) / len(items)
-        return Result(task.name, task.group, requests.shots, values, len(items), chance, tuple(samples), requests.notes)
+        return Result(
+            task=task.name,
+            group=task.group,
+            shots=requests.shots,
+            scores=values,
+            count=len(items),
+            chance=chance,
+            samples=tuple(samples),
+            notes=requests.notes,
+            shots_used=sum(item.shots for item in items) / len(items),
+            left_out=len(requests.items) - len(items),
+            sampled=task.sampled,
+            measures=task.measures,
+        )
 
     def _likelihoods(self, items: Sequence[Request], scoring: Scoring, watch: Callable[[int], Any]) -> list[Sample]:
-        samples = []
-        step = 1000  # items scored at a time, sorted by length inside
-        for first in range(0, len(items), step):
-            part = items[first : first + step]
-            samples += [self._chosen(*pair, scoring) for pair in zip(part, self._options(part), strict=True)]
-            watch(first + len(part))
-        return samples
+        return [
+            self._chosen(item, scores, scoring) for item, scores in zip(items, self._options(items, watch), strict=True)
+        ]
 
-    def _options(self, items: Sequence[Request]) -> list[list[tuple[Score, Score | None]]]:
+    def _options(self, items: Sequence[Request], watch: Callable[[int], Any]) -> list[list[tuple[Score, Score | None]]]:
         """The score of each option of each item, and that after the answer context where it is divided out."""
-        groups: list[Group] = []
         where: dict[tuple[int, int, bool], tuple[int, int]] = {}
+        owners: list[int] = []  # the items of the groups
 
-        def add(number: int, options: Sequence[int], context: str, unconditional: bool) -> None:
-            texts = [items[number].options[i].completion for i in options]
-            for place, option in enumerate(options):
-                where[number, option, unconditional] = len(groups), place
-            groups.append(encode_group(self._words, context, texts, self._prefix))
+        def groups() -> Iterator[Group]:
+            for number, item in enumerate(items):
+                contexts: dict[tuple[str, bool], list[int]] = {}
+                for option, one in enumerate(item.options):
+                    contexts.setdefault((one.context, False), []).append(option)
+                if item.answer_context:
+                    contexts[item.answer_context, True] = list(range(len(item.options)))
+                for (context, unconditional), options in contexts.items():
+                    for place, option in enumerate(options):
+                        where[number, option, unconditional] = len(owners), place
+                    owners.append(number)
+                    texts = [item.options[option].completion for option in options]
+                    yield encode_group(self._words, context, texts, self._prefix)
 
-        for number, item in enumerate(items):
-            contexts: dict[str, list[int]] = {}
-            for option, one in enumerate(item.options):
-                contexts.setdefault(one.context, []).append(option)
-            for context, options in contexts.items():
-                add(number, options, context, False)
-            if item.answer_context:
-                add(number, range(len(item.options)), item.answer_context, True)
-        scores = self._scorer.score(groups)
+        scores = self._scorer.score(groups(), lambda done: watch(done * len(items) // len(owners)))
 
         def score(*key: Any) -> Score | None:
             return scores[where[key][0]][where[key][1]] if key in where else None
@@ -183,7 +200,7 @@ class Evaluator:
         found = {}
         for name in names:
             if name == "perplexity":
-                found[name] = self._weighted(name, samples)
+                found[name] = self._mean_nats(name, samples, per_item=True)
             elif name == "macro_f1":
                 golds, choices = [item.gold for item in items], [int(s.scores["choice"]) for s in samples]
 
@@ -195,11 +212,14 @@ class Evaluator:
                 found[name] = metrics.mean_with_error([sample.scores[name] for sample in samples])
         return found
 
-    def _weighted(self, name: str, samples: Sequence[Sample]) -> tuple[float, float]:
-        """Perplexity per token, or bits per byte: sums over items, with a bootstrap over them."""
+    def _mean_nats(self, name: str, samples: Sequence[Sample], per_item: bool = False) -> tuple[float, float]:
+        """Perplexity, per token or per item, or bits per byte: sums over items, with a bootstrap over them.
+
+        Of the last words of LAMBADA it is per item, exp(-mean log P(word)), as published (Paperno et al. 2016; GPT-2).
+        """
         unit = "tokens" if name == "perplexity" else "bytes"
         nats = [-sample.scores["log_likelihood"] for sample in samples]
-        sizes = [sample.scores[unit] for sample in samples]
+        sizes = [1.0 if per_item else sample.scores[unit] for sample in samples]
 
         def value(places: Sequence[int]) -> float:
             mean = sum(nats[p] for p in places) / sum(sizes[p] for p in places)
@@ -249,22 +269,40 @@ class Evaluator:
                 found[name] = metrics.mean_with_error([sample.scores[name] for sample in samples])
         return found
 
-    def _running_text(self, item: Request) -> Sample:
-        """Log-likelihood of a whole text by windows of the context length that move by half of it.
+    def _running_text(self, items: Sequence[Request], watch: Callable[[int], Any]) -> list[Sample]:
+        """Log-likelihoods of whole texts, by windows (``_windows``)."""
+        owners: list[int] = []  # the items of the windows
+        sizes: list[int] = []
+
+        def groups() -> Iterator[Group]:
+            for number, item in enumerate(items):
+                ids = tuple(map(int, self._words.encode(item.context)))
+                sizes.append(len(ids))
+                for window in self._windows(ids):
+                    owners.append(number)
+                    yield window
+
+        totals = [0.0] * len(items)
+        scores = self._scorer.score(groups(), lambda done: watch(done * len(items) // len(owners)))
+        for number, (score,) in zip(owners, scores, strict=True):
+            totals[number] += score.logprob
+        samples = []
+        for item, total, size in zip(items, totals, sizes, strict=True):
+            found = {"log_likelihood": total, "tokens": float(size), "bytes": float(len(item.context.encode()))}
+            samples.append(Sample(item.id, item.context[:200], "", "", found, (total,)))
+        return samples
+
+    def _windows(self, ids: tuple[int, ...]) -> Iterator[Group]:
+        """Windows of the context length that move by half of it, after an end-of-text token.
 
         Each token is predicted once, from at least half a window where the text has it.
         """
-        ids = tuple(map(int, self._words.encode(item.context)))
         length = self._config.context_length
         stride = max(1, length // 2)
-        groups = [Group((self._words.eot,), (ids[:length],))]
+        yield Group((self._words.eot,), (ids[:length],))
         for start in range(length, len(ids), stride):
             new = ids[start : start + stride]
-            groups.append(Group(ids[start - (length - len(new) + 1) : start], (new,)))
-        logprob = sum(score.logprob for (score,) in self._scorer.score(groups))
-        size = float(len(item.context.encode()))
-        scores = {"log_likelihood": logprob, "tokens": float(len(ids)), "bytes": size}
-        return Sample(item.id, item.context[:200], "", "", scores, (logprob,))
+            yield Group(ids[start - (length - len(new) + 1) : start], (new,))
 
 
 def _compared(score: Score, unconditional: Score | None, scoring: Scoring) -> float:

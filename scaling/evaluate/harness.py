@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import random
 import sys
@@ -204,10 +205,12 @@ def _results(
     }
     for name, task in loaded["tasks"].items():
         samples = found["samples"][name]
+        shots = int(found["n-shot"][name])
         yield Result(
             task=name,
             group=parents.get(name, GROUP),
-            shots=int(found["n-shot"][name]),
+            shots=shots,
+            shots_used=float(shots),  # what does not fit loses tokens at the front, so nobody counts them
             scores=_scores(found["results"][name], samples, task.aggregation()),
             count=int(found["n-samples"][name]["effective"]),
             chance=None,
@@ -216,13 +219,14 @@ def _results(
         )
     for name, values in found.get("groups", {}).items():
         shots = int(found["n-shot"].get(name, 0))
-        yield Result(name, GROUP, shots, _scores(values, [], {}), int(values["sample_len"]), None, (), ())
+        scores = _scores(values, [], {})
+        yield Result(name, GROUP, shots, scores, int(values["sample_len"]), None, (), (), shots_used=float(shots))
 
 
 def _scores(
     values: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], aggregation: Mapping[str, Callable[[list], float]]
 ) -> dict[str, tuple[float, float]]:
-    """Metrics with standard errors: lm_eval's, or by a bootstrap over the items where it has none."""
+    """Metrics with standard errors: lm_eval's, or by a bootstrap over the items where it has none; else NaN."""
     scores = {}
     for key, value in values.items():
         metric, comma, filtered = key.partition(",")
@@ -231,7 +235,7 @@ def _scores(
         error = values.get(f"{metric}_stderr,{filtered}")
         if not isinstance(error, Real):
             items = [sample[metric] for sample in samples if sample["filter"] == filtered and metric in sample]
-            error = _bootstrap(aggregation[metric], items) if items and metric in aggregation else 0.0
+            error = _bootstrap(aggregation[metric], items) if items and metric in aggregation else math.nan
         scores[_clean(metric, filtered)] = (float(value), float(error))
     return scores
 

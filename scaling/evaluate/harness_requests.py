@@ -21,7 +21,6 @@ _NEW_TOKENS = 256  # of a task that names no number, as in lm_eval
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first that is given counts
 _GENERATION = (*_LENGTHS, "until", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
 _BEAMS = ("num_beams", "length_penalty", "early_stopping")
-_AT_ONCE = 1000  # contexts scored between two looks at the progress bar
 
 
 class Answers:
@@ -110,12 +109,8 @@ class Answers:
         return ids[-(self._length - new) :] or [self._words.eot]
 
     def _scored(self, groups: list[Group]) -> list[list[Score]]:
-        found: list[list[Score]] = []
         with bar("likelihoods", len(groups)) as watch:
-            for first in range(0, len(groups), _AT_ONCE):
-                found += self._scorer.score(groups[first : first + _AT_ONCE])
-                watch(len(found))
-        return found
+            return self._scorer.score(groups, watch)
 
 
 def rolling_windows(ids: tuple[int, ...], first: int, length: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -1,6 +1,7 @@
 """Tasks inside training: the requests are built once, before the first step; then only the parameters change."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from jax.sharding import Mesh
 
@@ -9,6 +10,7 @@ from scaling.data.tokenizer import Tokenizer
 from scaling.evaluate.catalogue import find_tasks
 from scaling.evaluate.evaluator import Evaluator, Result
 from scaling.evaluate.prompts import all_requests, parse_shots
+from scaling.evaluate.task import Task
 from scaling.model import decoder
 
 
@@ -36,17 +38,22 @@ class InLoopTasks:
         """
         self._model, self._words, self._mesh = config.model, words, mesh
         wanted = config.eval
-        self._requests = list(
-            all_requests(
-                find_tasks(wanted.tasks),
-                parse_shots(wanted.tasks_shots),
-                seed=0,
-                data=wanted.tasks_data or None,
-                tokenizer=words,
-                context_length=self._evaluator({}).room,
-                limit=wanted.tasks_limit or None,
+        tasks = find_tasks(wanted.tasks)
+        _check_data(tasks, wanted.tasks_data)
+        try:
+            self._requests = list(
+                all_requests(
+                    tasks,
+                    parse_shots(wanted.tasks_shots),
+                    seed=0,
+                    data=wanted.tasks_data or None,
+                    tokenizer=words,
+                    context_length=self._evaluator({}).room,
+                    limit=wanted.tasks_limit or None,
+                )
             )
-        )
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"config.eval.tasks_data: {error}") from None
         self.notes = [note for requests in self._requests for note in requests.notes]
         for requests in self._requests:
             requests.usable()
@@ -58,3 +65,16 @@ class InLoopTasks:
         """Results in the order of tasks and shots; the same in every process."""
         evaluator = self._evaluator(params)
         return [evaluator.evaluate(requests) for requests in self._requests]
+
+
+def _check_data(tasks: Sequence[Task], data: str) -> None:
+    """Refuses a directory that is not there, in the words of the config; the verb has others."""
+    reading = [task.name for task in tasks if task.sources]
+    if reading and not data:
+        raise ValueError(
+            f"config.eval.tasks_data is empty, and task {reading[0]} reads local files; name their directory"
+        )
+    if reading and not Path(data).is_dir():
+        raise FileNotFoundError(
+            f"config.eval.tasks_data={data!r} is no directory; it must have the files of task {reading[0]}"
+        )

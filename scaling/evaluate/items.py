@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from scaling.evaluate import readers
@@ -61,14 +61,15 @@ def read_items(task: Task, data: str | Path | None = None, demonstrations: bool 
     if task.generator is not None:
         return _generated(task)
     source, files = readers.find_source(task, data)
+    paths = tuple(path for found in files.values() for path in found)
     test = _read(task, source, files, "test")
     if "train" not in files:
-        return Items(test, test, True, tuple(files.values()))
+        return Items(test, test, True, paths)
     train = _read(task, source, files, "train") if demonstrations else ()
-    return Items(test, train, False, tuple(files.values()))
+    return Items(test, train, False, paths)
 
 
-def _read(task: Task, source: Source, files: Mapping[str, Path], name: str) -> tuple[Item, ...]:
+def _read(task: Task, source: Source, files: readers.Files, name: str) -> tuple[Item, ...]:
     split = source.test if name == "test" else source.train
     assert split is not None
     found = []
@@ -76,7 +77,7 @@ def _read(task: Task, source: Source, files: Mapping[str, Path], name: str) -> t
         if (fields := fields_of(record, source, where)) is not None:
             found.append(Item(f"{name}/{place}", where, fields))
     if not found:
-        raise ValueError(f"{files[name]} holds no items for task {task.name}")
+        raise ValueError(f"{files[name][0]} holds no items for task {task.name}")
     return tuple(found)
 
 

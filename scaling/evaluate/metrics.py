@@ -105,25 +105,39 @@ def _bleu_metric() -> Any:
     return BLEU()
 
 
-def mean_with_error(scores: Sequence[float]) -> tuple[float, float]:
-    """The mean of per-item scores and its standard error, sqrt(variance / n).
+def error_text(error: float) -> str:
+    """A standard error for people; "-" where there is none."""
+    return f"{error:.3f}" if math.isfinite(error) else "-"
 
-    For scores of 0 and 1 this is the binomial one, sqrt(p (1 - p) / n).
+
+def mean_with_error(scores: Sequence[float]) -> tuple[float, float]:
+    """The mean of per-item scores and its standard error, sqrt(variance / n) with the variance over n - 1.
+
+    For scores of 0 and 1 this is sqrt(p (1 - p) / (n - 1)), as in lm-evaluation-harness. One score has no error: NaN.
 
     Raises:
         ValueError: no scores.
     """
     if not scores:
         raise ValueError("there are no scores to average")
-    mean = sum(scores) / len(scores)
-    return mean, math.sqrt(sum((score - mean) ** 2 for score in scores)) / len(scores)
+    count = len(scores)
+    mean = sum(scores) / count
+    if count == 1:
+        return mean, math.nan
+    # hypot: the square of a perplexity, for instance, can be too large for a float.
+    return mean, math.hypot(*(score - mean for score in scores)) / math.sqrt(count * (count - 1))
 
 
 def bootstrap_error(
     score: Callable[[Sequence[int]], float], count: int, resamples: int = RESAMPLES, seed: int = 0
 ) -> float:
-    """Standard deviation of ``score(places)`` over resamples of ``count`` items, for scores that are no means."""
+    """Standard deviation of ``score(places)`` over resamples of ``count`` items, for scores that are no means.
+
+    One item has none: NaN.
+    """
+    if count == 1:
+        return math.nan
     rng = random.Random(seed)
     scores = [score(rng.choices(range(count), k=count)) for _ in range(resamples)]
     mean = sum(scores) / resamples
-    return math.sqrt(sum((value - mean) ** 2 for value in scores) / max(resamples - 1, 1))
+    return math.hypot(*(value - mean for value in scores)) / math.sqrt(max(resamples - 1, 1))

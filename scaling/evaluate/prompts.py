@@ -7,12 +7,12 @@ context is left off at the end, so that the numbers of shots can be compared.
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Protocol
 
 from scaling.evaluate.items import Item, Items, Option, Rendered, read_items, render_item
-from scaling.evaluate.task import Prompt, Task
+from scaling.evaluate.task import Prompt, Task, placeholders
 
 
 class Encoder(Protocol):
@@ -42,7 +42,7 @@ class Request:
     answer_context: str
     shots: int  # demonstrations in the context
     demonstrations: tuple[str, ...]  # their ids
-    fits: bool  # False: longer than the context length even without demonstrations
+    fits: bool  # False: longer than the context length even without demonstrations; running text always fits
     metadata: dict[str, str]
 
 
@@ -55,12 +55,12 @@ class Requests:
     notes: tuple[str, ...]  # sentences for the user: what was left off or stood in for
 
     def usable(self) -> tuple[Request, ...]:
-        """The items that fit the context for which they were built; running text always does.
+        """The items that fit the context for which they were built.
 
         Raises:
             ValueError: there is none.
         """
-        found = tuple(item for item in self.items if item.fits or self.task.scoring.kind == "text")
+        found = tuple(item for item in self.items if item.fits)
         if not found:
             raise ValueError(f"task {self.task.name}: none of {len(self.items):,} items fits the model's context")
         return found
@@ -88,7 +88,8 @@ def build_requests(
 
     Raises:
         FileNotFoundError: the task's files are not there.
-        ValueError: a malformed record, shots or limit that make no sense, an empty prompt.
+        ValueError: a malformed record, shots or limit that make no sense, an empty prompt. Running text that is
+            empty is skipped.
     """
     count = _shots(task, shots)
     if limit is not None and limit < 1:
@@ -98,11 +99,20 @@ def build_requests(
     items = read_items(task, data, demonstrations=count > 0)
     builder = _Builder(task, items, count, seed, tokenizer, context_length)
     chosen = items.test
+    if task.scoring.kind == "text":
+        chosen = tuple(item for item in chosen if render_item(task, task.zero_shot, item).context)
+        if not chosen:
+            where = items.test[0].where
+            raise ValueError(f"task {task.name}: all of its {len(items.test):,} texts are empty, from {where} on")
+    skipped = len(items.test) - len(chosen)
     if limit is not None and limit < len(chosen):
         places = random.Random(f"{seed}/{task.name}").sample(range(len(chosen)), limit)
         chosen = tuple(chosen[place] for place in sorted(places))
     requests = tuple(builder.request(item) for item in chosen)
-    return Requests(task, count, seed, requests, tuple(_notes(task, items, requests, count, context_length)))
+    notes = _notes(task, items, requests, builder.drawn, count, context_length)
+    if skipped:
+        notes.append(f"{task.name}: {skipped:,} of {len(items.test):,} texts are empty and are skipped")
+    return Requests(task, count, seed, requests, tuple(notes))
 
 
 def parse_shots(text: str) -> list[int | str]:
@@ -159,13 +169,17 @@ class _Builder:
         if tokenizer is not None:
             encode = tokenizer.encode
             self.count = lambda text: len(encode(text))
-        self.texts: dict[int, str] = {}
+        # Whether the context tells items apart; if it says nothing of them, only their answers can.
+        self.asks = task.scoring.kind != "partial" and bool(placeholders(self.prompt.context))
+        self.rendered: dict[int, Rendered] = {}
         self.lengths: dict[int, int] = {}
+        self.drawn: dict[str, int] = {}  # id of an item -> demonstrations that there are for it, of those asked for
 
     def request(self, item: Item) -> Request:
         task, prompt = self.task, self.prompt
         rendered = render_item(task, prompt, item)
         drawn = self._draw(item, rendered)
+        self.drawn[item.id] = len(drawn)
         kept, fits = self._fit(rendered, drawn)
         before = self._before(drawn[:kept])
         if not before and not rendered.context and not rendered.options:
@@ -191,11 +205,11 @@ class _Builder:
         )
 
     def _draw(self, item: Item, rendered: Rendered) -> list[int]:
-        """Places of demonstrations, without repetition; never the item itself, nor its equal."""
+        """Places of demonstrations, without repetition; never the item itself, nor its question with any answer."""
         if not self.shots:
             return []
         pool = self.items.demonstrations
-        own = rendered.context + rendered.target
+        own = self._question(rendered)
         rng = random.Random(f"{self.seed}/{self.task.name}/{item.id}")
         drawn: list[int] = []
         seen: set[int] = set()
@@ -203,15 +217,23 @@ class _Builder:
             place = rng.randrange(len(pool))
             if place not in seen:
                 seen.add(place)
-                if self._text(place) != own:
+                if self._question(self._demonstration(place)) != own:
                     drawn.append(place)
         return drawn
 
+    def _question(self, rendered: Rendered) -> str:
+        """What two items may not share: the context; the whole text where it is the answer that tells them apart."""
+        return rendered.context if self.asks and rendered.context else rendered.context + rendered.target
+
+    def _demonstration(self, place: int) -> Rendered:
+        if place not in self.rendered:
+            found = render_item(self.task, self.prompt, self.items.demonstrations[place])
+            self.rendered[place] = dataclasses.replace(found, options=(), references=())
+        return self.rendered[place]
+
     def _text(self, place: int) -> str:
-        if place not in self.texts:
-            rendered = render_item(self.task, self.prompt, self.items.demonstrations[place])
-            self.texts[place] = rendered.context + rendered.target
-        return self.texts[place]
+        rendered = self._demonstration(place)
+        return rendered.context + rendered.target
 
     def _before(self, drawn: list[int]) -> str:
         """Description and demonstrations, each with the separator behind it."""
@@ -220,7 +242,7 @@ class _Builder:
 
     def _fit(self, rendered: Rendered, drawn: list[int]) -> tuple[int, bool]:
         """How many demonstrations fit, and whether the item fits without any."""
-        if self.count is None:
+        if self.count is None or self.task.scoring.kind == "text":  # running text is read in windows
             return len(drawn), True
         free = self.task.scoring.kind == "free_form"
         room = self.context_length - (self.task.scoring.max_tokens if free else 0)
@@ -245,13 +267,24 @@ class _Builder:
         return kept, kept > 0 or fits(0)
 
 
-def _notes(task: Task, items: Items, requests: tuple[Request, ...], shots: int, context_length: int) -> list[str]:
+def _notes(
+    task: Task,
+    items: Items,
+    requests: tuple[Request, ...],
+    drawn: Mapping[str, int],
+    shots: int,
+    context_length: int,
+) -> list[str]:
     notes = []
     if shots and items.from_test:
         notes.append(f"{task.name}: demonstrations come from the test items, never the item itself; no training split")
-    fewer = [request.shots for request in requests if request.shots < shots]
-    if fewer:
-        why = f"so that they fit {context_length:,} tokens" if context_length else "all that there are"
+    causes = {
+        "all that there are": [r.shots for r in requests if r.shots == drawn[r.id] < shots],
+        f"so that they fit {context_length:,} tokens": [r.shots for r in requests if r.shots < drawn[r.id]],
+    }
+    for why, fewer in causes.items():
+        if not fewer:
+            continue
         have = f"{min(fewer)} to {max(fewer)}" if len(set(fewer)) > 1 else f"{fewer[0]}"
         notes.append(
             f"{task.name}: {len(fewer):,} of {len(requests):,} items have {have} of {shots} demonstrations, {why}"
@@ -259,6 +292,6 @@ def _notes(task: Task, items: Items, requests: tuple[Request, ...], shots: int, 
     if too_long := sum(not request.fits for request in requests):
         notes.append(
             f"{task.name}: {too_long:,} of {len(requests):,} items are longer than {context_length:,} tokens "
-            "even without demonstrations"
+            "even without demonstrations and are left out"
         )
     return notes

@@ -1,14 +1,17 @@
-"""Local files to records: JSON Lines, JSON, CSV, TSV, XML, lines and blocks of lines, plain or compressed.
+"""Local files to records: JSON Lines, JSON, CSV, TSV, XML, lines, blocks of lines, whole texts; plain or compressed.
 
 A record comes with its place, ``file:line`` (``file: record N`` where lines say nothing), for messages. Files are
 looked for anywhere below the data directory by the end of their path, so that ``BoolQ/val.jsonl`` is found in a
-collection of releases, and ``val.jsonl`` in a directory named BoolQ.
+collection of releases, and ``val.jsonl`` in a directory named BoolQ. The first that is found is read; of whole texts,
+which are records themselves, all are.
 """
 
 import bz2
+import contextlib
 import csv
 import fnmatch
 import gzip
+import itertools
 import json
 import os
 import xml.etree.ElementTree as ElementTree
@@ -20,16 +23,17 @@ from typing import IO, Any
 from scaling.evaluate.task import Source, Split, Task
 
 Record = tuple[str, Mapping[str, Any]]  # where it stands, and what it holds
+Files = Mapping[str, tuple[Path, ...]]
 
 _COMPRESSED = (".gz", ".bz2")
 
 
-def find_source(task: Task, data: str | Path | None) -> tuple[Source, dict[str, Path]]:
+def find_source(task: Task, data: str | Path | None) -> tuple[Source, Files]:
     """The first of the task's sources whose test file is there.
 
     Returns:
         The source, and the files: ``test``, ``train`` where there is one, and ``test:KEY``, ``train:KEY`` of aligned
-        files.
+        files; one each, or several of whole texts.
 
     Raises:
         ValueError: no data directory was given.
@@ -41,15 +45,16 @@ def find_source(task: Task, data: str | Path | None) -> tuple[Source, dict[str, 
     root = Path(data).resolve()
     if not root.is_dir():
         raise FileNotFoundError(f"{data} is no directory; --data=DIR must hold {wanted} for task {task.name}")
-    below = (Path(folder, file).relative_to(root).as_posix() for folder, _, files in os.walk(root) for file in files)
-    names = sorted(below, key=lambda name: (name.count("/"), name))
+    names = sorted(_below(root), key=lambda name: (name.count("/"), name))
     for source in task.sources:
-        found = {"test": _find(source.test.file, names, root)}
+        count = None if source.format == "text" else 1
+        found = {}
         for name, split in (("test", source.test), ("train", source.train)):
             if split is not None:
-                found[name] = _find(split.file, names, root)
-                found |= {f"{name}:{key}": _find(file, names, root) for key, file in split.aligned.items()}
-        files = {name: path for name, path in found.items() if path is not None}
+                found[name] = tuple(itertools.islice(_find(split.file, names, root), count))
+                for key, file in split.aligned.items():
+                    found[f"{name}:{key}"] = tuple(itertools.islice(_find(file, names, root), 1))
+        files = {name: paths for name, paths in found.items() if paths}
         if any(f"train:{key}" not in files for key in (source.train.aligned if source.train else ())):
             files.pop("train", None)
         if "test" in files and all(f"test:{key}" in files for key in source.test.aligned):
@@ -57,38 +62,51 @@ def find_source(task: Task, data: str | Path | None) -> tuple[Source, dict[str, 
     raise FileNotFoundError(f"{data} does not hold {wanted}, which task {task.name} reads")
 
 
-def _find(pattern: str, names: list[str], root: Path) -> Path | None:
+def _below(root: Path) -> Iterator[str]:
+    """The files below a folder, as paths from it; links to folders are followed, but not to one that they are in."""
+    above: dict[str, frozenset[str]] = {str(root): frozenset()}  # of a folder: where those that it is in really are
+    for folder, folders, files in os.walk(root, followlinks=True):
+        around, real = above.pop(folder), os.path.realpath(folder)
+        if real in around:
+            folders.clear()
+            continue
+        above.update((str(Path(folder, name)), around | {real}) for name in folders)
+        yield from (Path(folder, file).relative_to(root).as_posix() for file in files)
+
+
+def _find(pattern: str, names: list[str], root: Path) -> Iterator[Path]:
     for name in names:
-        whole = f"{root.name}/{name}"
-        for plain in (whole, *(whole.removesuffix(end) for end in _COMPRESSED if whole.endswith(end))):
-            if fnmatch.fnmatchcase(f"/{plain}", f"*/{pattern}"):
-                return root / name
-    return None
+        whole = f"/{root.name}/{name}"
+        plain = (whole, *(whole.removesuffix(end) for end in _COMPRESSED if whole.endswith(end)))
+        if any(fnmatch.fnmatchcase(path, f"*/{pattern}") for path in plain):
+            yield root / name
 
 
-def read(source: Source, split: Split, files: Mapping[str, Path], name: str) -> Iterator[Record]:
+def read(source: Source, split: Split, files: Files, name: str) -> Iterator[Record]:
     """Yields the records of one split (``name``: test or train), with the lines of its aligned files.
 
     Raises:
         ValueError: a file or a record is malformed; says which, and where.
     """
-    records = _FORMATS[source.format](files[name], source)
+    first = files[name][0]
+    records = itertools.chain.from_iterable(_FORMATS[source.format](path, source) for path in files[name])
     if not split.aligned:
         yield from records
         return
-    lines = {key: _lines(files[f"{name}:{key}"]) for key in split.aligned}
+    lines = {key: _lines(files[f"{name}:{key}"][0]) for key in split.aligned}
     for where, record in records:
         joined = {key: next(line, None) for key, line in lines.items()}
         for key, line in joined.items():
             if line is None:
-                raise ValueError(f"{files[f'{name}:{key}']} has fewer lines than {files[name]} has records")
+                raise ValueError(f"{files[f'{name}:{key}'][0]} has fewer lines than {first} has records")
         yield where, {**record, **{key: line[1] for key, line in joined.items() if line is not None}}
     for key, rest in lines.items():
         if next(rest, None) is not None:
-            raise ValueError(f"{files[f'{name}:{key}']} has more lines than {files[name]} has records")
+            raise ValueError(f"{files[f'{name}:{key}'][0]} has more lines than {first} has records")
 
 
 def _open(path: Path) -> IO[str]:
+    """Opens for reading; only newlines end lines, as in JSON Lines, and nothing is made of other characters."""
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="\n")
     if path.suffix == ".bz2":
@@ -96,18 +114,25 @@ def _open(path: Path) -> IO[str]:
     return path.open(encoding="utf-8-sig", newline="\n")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers from 1, without their ends; only newlines end them, as in JSON Lines."""
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[IO[str]]:
+    """An open file; what is wrong with its bytes becomes a ValueError that names it."""
     try:
         with _open(path) as stream:
-            for number, line in enumerate(stream, start=1):
-                yield number, line.rstrip("\r\n")
+            yield stream
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error.reason} (byte 0x{error.object[error.start]:02x})") from None
     except (gzip.BadGzipFile, EOFError, zlib.error, OSError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
         raise ValueError(f"{path}: damaged or truncated file ({error})") from None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers from 1, without their ends."""
+    with _reading(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            yield number, line.rstrip("\r\n")
 
 
 def _whole(path: Path) -> str:
@@ -233,6 +258,11 @@ def _blocks(path: Path, source: Source) -> Iterator[Record]:
         raise ValueError(f"{path}:{number}: the last record has {len(block)} of {len(source.columns)} lines")
 
 
+def _text(path: Path, _: Source) -> Iterator[Record]:
+    with _reading(path) as stream:
+        yield str(path), {"text": stream.read()}
+
+
 _FORMATS = {
     "jsonl": _jsonl,
     "json": _json,
@@ -242,4 +272,5 @@ _FORMATS = {
     "lines": _plain,
     "labelled_lines": _labelled,
     "blocks": _blocks,
+    "text": _text,
 }

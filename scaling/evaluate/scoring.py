@@ -4,10 +4,12 @@ A row holds a context and, behind it, all its completions side by side. Each com
 (``attention.Tree``), so one forward pass scores them all, on any mesh, with the parameters as training holds them.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,21 +77,34 @@ class Scorer:
         self.work = Work()
         self._params, self._mesh, self._batch_tokens = params, mesh, batch_tokens
 
-    def score(self, groups: Sequence[Group]) -> list[list[Score]]:
+    def score(self, groups: Iterable[Group], watch: Callable[[int], Any] = lambda done: None) -> list[list[Score]]:
         """Scores of every completion of every group, in order.
 
         What is longer than the model's context loses tokens at the front of its context, each completion as many as
-        it must; a completion longer than that is refused.
+        it must; a completion longer than that is refused. The more groups a call has, the less padding: each length
+        has one batch that is not full. Of a generator's groups only 4 bytes a token are kept.
+
+        Args:
+            groups: read once, before anything is computed.
+            watch: told how many groups are done.
 
         Raises:
             ValueError: an empty context or completion, or one too long.
         """
-        rows = [row for number, group in enumerate(groups) for row in self._rows(number, group)]
-        results: list[list[Score | None]] = [[None] * len(group.completions) for group in groups]
+        rows: list[_Row] = []
+        results: list[list[Score | None]] = []
+        for number, group in enumerate(groups):
+            rows.extend(self._rows(number, group))
+            results.append([None] * len(group.completions))
+        waiting = collections.Counter(row.group for row in rows)
+        done = 0
         for batch, length in self._batches(rows):
             for row, scores in zip(batch, self._run(batch, length), strict=True):
                 for place, score in zip(row.places, scores, strict=True):
                     results[row.group][place] = score
+                waiting[row.group] -= 1
+                done += not waiting[row.group]
+            watch(done)
         return [[score for score in scores if score is not None] for scores in results]
 
     def _rows(self, number: int, group: Group) -> Iterator["_Row"]:
@@ -157,14 +172,15 @@ class _Row:
     """A context and completions of one group; ``places`` are their numbers in it."""
 
     group: int
-    context: tuple[int, ...]
+    context: np.ndarray  # int32, as the completions are
     places: tuple[int, ...]
-    completions: tuple[tuple[int, ...], ...]
+    completions: tuple[np.ndarray, ...]
 
     @classmethod
     def of(cls, number: int, group: Group, kept: int, places: Sequence[int]) -> "_Row":
         """Some completions of a group behind the last ``kept`` tokens of its context."""
-        return cls(number, group.context[-kept:], tuple(places), tuple(group.completions[place] for place in places))
+        completions = tuple(np.asarray(group.completions[place], np.int32) for place in places)
+        return cls(number, np.asarray(group.context[-kept:], np.int32), tuple(places), completions)
 
     @property
     def length(self) -> int:

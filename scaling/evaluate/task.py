@@ -26,8 +26,9 @@ METRICS: dict[str, tuple[str, ...]] = {
     "free_form": ("exact", "exact_match", "f1", "bleu"),
     "text": ("bits_per_byte", "perplexity"),
 }
+MEASURES = ("ability", "bias")
 NORMALISATIONS = ("token", "sum", "unconditional")
-FORMATS = ("jsonl", "json", "csv", "tsv", "xml", "lines", "labelled_lines", "blocks")
+FORMATS = ("jsonl", "json", "csv", "tsv", "xml", "lines", "labelled_lines", "blocks", "text")
 EDITS = ("upper_first", "lower_first", "lower_determiner", "without_period", "question_mark")
 GENERATORS: dict[str, tuple[str, ...]] = {  # generator -> the fields that its items have
     "arithmetic": ("expression", "answer"),
@@ -118,6 +119,8 @@ class Task:
     sources: tuple[Source, ...]
     generator: Generator | None
     metadata: tuple[str, ...]  # fields that go with each request, for breakdowns
+    sampled: bool  # the variants are a random sample of what the group stands for: its mean has the error of a sample
+    measures: str  # of MEASURES; the mean over all tasks is of abilities
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from scaling.evaluate.task import (
     FORMATS,
     GENERATORS,
     KINDS,
+    MEASURES,
     METRICS,
     NORMALISATIONS,
     Field,
@@ -30,6 +31,7 @@ def check(task: Task, scoring_keys: set[str]) -> None:
         ValueError: says the file, the key and what would be right.
     """
     _scoring(task, scoring_keys)
+    _one_of(task, "measures", task.measures, MEASURES)
     known = []
     if task.generator is not None:
         _one_of(task, "generator.name", task.generator.name, GENERATORS)

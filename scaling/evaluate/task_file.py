@@ -37,6 +37,8 @@ def load(path: str | Path) -> tuple[Task, ...]:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
     variants = _variants(table.pop("variants", {}), str(path))
+    if table.get("sampled") is True and len(variants) < 2:
+        raise ValueError(f"{path}: sampled = true needs at least two [variants.NAME]; they are the sample")
     if not variants:
         return (_task(path.stem, path, table),)
     return tuple(_task(name, path, _substitute(table, constants)) for name, constants in variants.items())
@@ -70,6 +72,8 @@ _TOP = {
     "few_shot": int,
     "metrics": tuple[str, ...],
     "metadata": tuple[str, ...],
+    "sampled": bool,
+    "measures": str,
     "prompt": dict,
     "zero_shot": dict,
     "scoring": dict,
@@ -109,6 +113,8 @@ def _task(name: str, path: Path, table: Mapping[str, Any]) -> Task:
         sources=tuple(_source(source, file) for source in sources),
         generator=_table(Generator, table["generator"], file, "generator") if "generator" in table else None,
         metadata=tuple(table.get("metadata", ())),
+        sampled=table.get("sampled", False),
+        measures=table.get("measures", "ability"),
     )
     check(task, set(table["scoring"]))
     return task
@@ -178,9 +184,9 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
             return value
         if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
-        if origin in (str, int) and type(value) is origin:
+        if origin in (str, int, bool) and type(value) is origin:
             return value
-    names = {str: "text", int: "a whole number", float: "a number"}
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     names |= {tuple: "a list of texts", Mapping: "a table of texts"}
     wanted = " or ".join(names[typing.get_origin(option) or option] for option in options)
     raise ValueError(f"{where} must be {wanted}, got {value!r}")

@@ -396,4 +396,5 @@ STAND_INS = [
         (" baker", " guest"),
         1,
     ),
+    StandIn("text", {"a.txt": "One.\n\nTwo.\n", "b.txt": "Three."}, ("One.\n\nTwo.",), (), 0, 2, from_test=False),
 ]

@@ -44,7 +44,7 @@ def test_occupation_bias():
     ratios = [math.log(0.8 / 0.2), math.log(0.15 / 0.6)]
     assert list(found.ratios.values()) == pytest.approx(ratios)
     assert found.mean == pytest.approx(sum(ratios) / 2, abs=1e-12) and found.male == 0.5
-    assert found.error == pytest.approx(abs(ratios[0] - ratios[1]) / 2 / math.sqrt(2))
+    assert found.error == pytest.approx(abs(ratios[0] - ratios[1]) / 2)
 
 
 def test_favoured_words():

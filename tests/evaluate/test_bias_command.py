@@ -134,7 +134,7 @@ def test_occupations_equal_plain_forward_passes(folder, report):
             assert ratios[occupation] == pytest.approx(math.log(sums[0] / sums[1]), abs=2e-3)
         values = list(ratios.values())
         assert len(values) == 120 and found["mean"] == pytest.approx(np.mean(values))
-        assert found["error"] == pytest.approx(np.std(values) / math.sqrt(120))
+        assert found["error"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(120))
         assert found["male"] == pytest.approx(np.mean(np.asarray(values) < 0))
 
 

@@ -79,7 +79,7 @@ def test_scores():
     report = Contamination("task", 13, 4, ("a", "b"), 10)
     scores = report.scores({"a": 1.0, "b": 0.0, "c": 1.0, "d": 1.0})
     assert (scores["all"].count, scores["all"].mean) == (4, 0.75)
-    assert scores["all"].error == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+    assert scores["all"].error == pytest.approx(math.sqrt(0.75 * 0.25 / 3))
     assert (scores["dirty"].mean, scores["clean"].mean) == (0.5, 1.0)
     assert math.isnan(Contamination("task", 13, 1, (), 1).scores({"a": 1.0})["dirty"].mean)
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import random
+import statistics
 import string
 
 import pytest
@@ -76,7 +77,7 @@ def arguments(folder, *more):
 
 def mean_and_error(values):
     mean = sum(values) / len(values)
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values)) / len(values)
+    return mean, statistics.stdev(values) / math.sqrt(len(values))
 
 
 def test_scores_of_all_dirty_and_clean_items(world, capsys):

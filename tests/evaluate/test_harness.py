@@ -82,7 +82,12 @@ def test_our_evaluator_gives_the_same_accuracy_to_the_same_prompts(model, name):
     (task,) = load(TASKS / f"{name}.toml")
     requests = build_requests(task, 0, data=TASKS)
     found = evaluator.evaluate(requests)
-    assert found.scores["accuracy"][0] == pytest.approx(RESULTS[name][name]["acc,none"])
+    expected = [RESULTS[name][name][f"acc{x},none"] for x in ("", "_stderr")]
+    assert found.scores["accuracy"] == pytest.approx(expected)
+    if task.scoring.kind == "completion":  # lm_eval's perplexity is per item too
+        both = dataclasses.replace(requests, task=dataclasses.replace(task, metrics=("accuracy", "perplexity")))
+        perplexity, error = evaluator.evaluate(both).scores["perplexity"]
+        assert perplexity == pytest.approx(RESULTS[name][name]["perplexity,none"], rel=1e-4) and error > 0
     pairs = {tuple(r["arguments"]): r["answer"] for r in EXPECTED["requests"] if r["task"] == name}
     for request, sample in zip(requests.items, found.samples, strict=True):
         theirs = [pairs[option.context, option.completion][0] for option in request.options]
@@ -160,10 +165,11 @@ def test_a_missing_extra_is_one_sentence(monkeypatch):
 
 @pytest.fixture
 def evaluate(model, monkeypatch, tmp_path, capsys):
-    """Runs ``scaling evaluate RUN --harness``; RUN is ``tmp_path``, where nothing but the results lies."""
+    """Runs ``scaling evaluate RUN --harness``; RUN is ``tmp_path``."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(served, "load_served", lambda *_: model)
+    (tmp_path / "config.json").write_text("{}")  # of a model that is there
     monkeypatch.chdir(TASKS)  # where the paths in the task files begin
 
     def run(*arguments):
@@ -201,6 +207,7 @@ def test_the_verb_gives_lm_evals_own_results(evaluate, tmp_path):
             assert value == pytest.approx(expected[metric][0], rel=1e-4)
             assert error == pytest.approx(expected[metric][1]) if expected[metric][1] is not None else error > 0
         assert (line["group"], line["shots"], line["chance"]) == ("harness", 0, None)
+        assert (line["shots_used"], line["left_out"]) == (0.0, 0)
         assert line["count"] == len((TASKS / f"{line['task']}.jsonl").read_text().splitlines())
     kept = [json.loads(line) for line in (tmp_path / "evals.jsonl").read_text().splitlines()]
     assert all((record.pop("step"), record.pop("tokens")) == (7, 700) for record in kept)
@@ -226,6 +233,8 @@ def test_shots_limits_groups_and_tables(evaluate):
     assert [line.split()[:5] for line in shown.splitlines()[1:]] == [
         ["yesno", str(shots), "shots", "5", "items"] for shots in (0, 2)
     ]
+    (one,) = [json.loads(line) for line in evaluate("--tasks=yesno", "--limit=1", "--json").splitlines()]
+    assert one["count"] == 1 and [error for _, error in one["scores"].values()] == [None]
     (two,) = [json.loads(line) for line in evaluate("--tasks=yesno", "--shots=2", "--json").splitlines()]
     assert two["shots"] == 2
     assert two["scores"]["acc"] == pytest.approx([RESULTS["yesno-2"]["yesno"][f"acc{x},none"] for x in ("", "_stderr")])

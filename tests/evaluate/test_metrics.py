@@ -2,6 +2,7 @@
 
 import math
 import random
+import statistics
 import sys
 
 import pytest
@@ -44,10 +45,22 @@ def test_macro_f1():
 
 def test_standard_error_of_a_proportion():
     mean, error = metrics.mean_with_error([1.0] * 30 + [0.0] * 70)
-    assert mean == pytest.approx(0.3) and error == pytest.approx(math.sqrt(0.3 * 0.7 / 100))
+    assert mean == pytest.approx(0.3) and error == pytest.approx(math.sqrt(0.3 * 0.7 / 99))
     assert metrics.mean_with_error([1.0, 1.0]) == (1.0, 0.0)
+    assert metrics.mean_with_error([1.0, 2.0, 6.0]) == pytest.approx((3.0, statistics.stdev([1, 2, 6]) / math.sqrt(3)))
     with pytest.raises(ValueError, match="no scores"):
         metrics.mean_with_error([])
+
+
+def test_one_item_has_no_standard_error():
+    mean, error = metrics.mean_with_error([0.5])
+    assert mean == 0.5 and math.isnan(error)
+    assert math.isnan(metrics.bootstrap_error(lambda places: 1.0, 1))
+
+
+def test_the_bootstrap_of_a_huge_perplexity_does_not_overflow():
+    error = metrics.bootstrap_error(lambda places: 1e300 * places[0], 2)
+    assert error == pytest.approx(5e299, rel=0.05)
 
 
 def test_bootstrap_of_a_mean_is_its_standard_error():

@@ -1,6 +1,7 @@
 """Requests: nested seeded demonstrations, never the item itself, fitted to the context, the white-space rule."""
 
 import dataclasses
+import gzip
 import json
 
 import pytest
@@ -107,7 +108,7 @@ def test_demonstrations_are_left_off_until_they_fit(task, tmp_path):
     assert smaller.notes == (f"own: 6 of 6 items have 2 of 4 demonstrations, so that they fit {length - 30} tokens",)
     tiny = build_requests(task, 4, data=tmp_path, tokenizer=tokenizer, context_length=10)
     assert all(request.shots == 0 and not request.fits for request in tiny.items)
-    assert "6 of 6 items are longer than 10 tokens even without demonstrations" in tiny.notes[1]
+    assert tiny.notes[1] == "own: 6 of 6 items are longer than 10 tokens even without demonstrations and are left out"
 
 
 def test_room_for_the_generated_answer():
@@ -150,9 +151,99 @@ def test_running_text_has_no_demonstrations(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"text": "One page."}\n{"text": "Another."}\n')
     built = build_requests(load(tmp_path / "own.toml")[0], "few", data=tmp_path)
     assert [request.context for request in built.items] == ["One page.", "Another."] and built.shots == 0
-    (tmp_path / "p.jsonl").write_text('{"text": " "}\n')
-    with pytest.raises(ValueError, match=r"p.jsonl:1: the prompt is empty"):
-        build_requests(load(tmp_path / "own.toml")[0], data=tmp_path)
+    long = build_requests(
+        load(tmp_path / "own.toml")[0], data=tmp_path, tokenizer=load_tokenizer("bytes"), context_length=4
+    )
+    assert all(request.fits for request in long.items) and long.notes == ()
+
+
+def test_empty_texts_are_skipped(tmp_path):
+    (tmp_path / "own.toml").write_text(
+        'metrics = ["bits_per_byte"]\n[prompt]\ncontext = "{page}"\n[scoring]\nkind = "text"\n'
+        '[[source]]\nformat = "lines"\ntest = "p.txt"\n[source.fields]\npage = "line"\n'
+    )
+    (task,) = load(tmp_path / "own.toml")
+    (tmp_path / "p.txt").write_text("\nOne line.\n  \nAnother.\n")
+    built = build_requests(task, data=tmp_path)
+    assert [(request.id, request.context) for request in built.items] == [
+        ("test/1", "One line."),
+        ("test/3", "Another."),
+    ]
+    assert built.notes == ("own: 2 of 4 texts are empty and are skipped",)
+    assert len(build_requests(task, data=tmp_path, limit=2).items) == 2
+    (tmp_path / "p.txt").write_text(" \n\n")
+    with pytest.raises(ValueError, match=r"all of its 2 texts are empty, from .*p\.txt:1 on"):
+        build_requests(task, data=tmp_path)
+
+
+def test_a_text_file_is_one_record(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "two.txt").write_text("Second.")
+    (tmp_path / "one.txt").write_bytes("First,\r\n\n  of several lines:\u2028 \u00e9.\n".encode())
+    with gzip.open(tmp_path / "b" / "three.txt.gz", "wt") as file:
+        file.write("Third\nand last.\n")
+    (tmp_path / "notes.md").write_text("Not this.")
+    (task,) = find_tasks("text")
+    built = build_requests(task, "few", data=tmp_path)
+    assert [request.context for request in built.items] == [
+        "First,\r\n\n  of several lines:\u2028 \u00e9.",
+        "Third\nand last.",
+        "Second.",
+    ]
+    (tmp_path / "b" / "two.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"two\.txt is not UTF-8"):
+        build_requests(task, data=tmp_path)
+
+
+def test_links_to_folders_are_followed_but_not_round_in_circles(tmp_path):
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deep" / "a.txt").write_text("Behind a link.")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "deep" / "round").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "back").symlink_to(tmp_path / "data")
+    built = build_requests(find_tasks("text")[0], data=tmp_path / "data")
+    assert [request.context for request in built.items] == ["Behind a link."]
+
+
+def test_no_demonstration_asks_the_question_of_the_item(task, tmp_path):
+    (tmp_path / "train.jsonl").unlink()
+    # PIQA and ARC have questions that come several times, with other answers.
+    items = [{"q": f"test {i // 2}?", "c": [f"no {i}", f"yes {i}"], "a": i % 2, "t": ""} for i in range(6)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    for request in build_requests(task, 10, data=tmp_path).items:
+        assert len(request.demonstrations) == 4
+        assert request.context.count(request.context.rpartition("Q:")[2]) == 1
+    # Where the context says nothing of the item, its answers tell it apart.
+    for context in ("", "Which is right?"):
+        bare = dataclasses.replace(task, prompt=dataclasses.replace(task.prompt, context=context))
+        assert all(len(request.demonstrations) == 5 for request in build_requests(bare, 10, data=tmp_path).items)
+
+
+def test_contexts_of_partial_evaluation_may_be_alike(tmp_path):
+    (tmp_path / "own.toml").write_text(
+        TASK.replace("Q: {question}\\nA:", "{question}").replace(
+            'kind = "choices"\nchoices = "choices"', 'kind = "partial"\ncontexts = "choices"\ncompletion = "{topic}"'
+        )
+    )
+    items = [{"q": "He", "c": ["no", "yes"], "a": 1, "t": f"end {i % 3}"} for i in range(6)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    for request in build_requests(load(tmp_path / "own.toml")[0], 10, data=tmp_path).items:
+        assert len(request.demonstrations) == 4  # all but the item and its equal
+
+
+def test_the_two_causes_of_fewer_demonstrations_are_counted_apart(task, tmp_path):
+    (tmp_path / "train.jsonl").write_text(records(3, "train"))
+    items = [json.loads(line) for line in records(6, "test").splitlines()]
+    items[2]["q"] = items[4]["q"] = "w" * 40
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    tokenizer = load_tokenizer("bytes")
+    all_fit = max(len(r.context) for r in build_requests(task, 5, data=tmp_path).items if "ww" not in r.context) + 4
+    built = build_requests(task, 5, data=tmp_path, tokenizer=tokenizer, context_length=all_fit)
+    assert built.notes == (
+        "own: 4 of 6 items have 3 of 5 demonstrations, all that there are",
+        f"own: 2 of 6 items have 1 of 5 demonstrations, so that they fit {all_fit} tokens",
+    )
 
 
 @pytest.mark.parametrize("shots", ["many", -1, 1.5, "-2"])

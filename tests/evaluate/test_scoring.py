@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scaling import config as cfg
-from scaling.evaluate.scoring import Group, Scorer, bucket, encode_group
+from scaling.evaluate.scoring import Group, Score, Scorer, bucket, encode_group
 from scaling.interop.logits import compute
 from scaling.model import decoder
 from scaling.parallel.mesh import make_mesh
@@ -91,26 +91,14 @@ def test_the_same_on_meshes(params):
             assert [s.logprob for s in a] == pytest.approx([s.logprob for s in b], abs=1e-5)
 
 
-def test_ten_thousand_items_pad_less_than_a_third(params):
-    """Contexts of 10 to 400 tokens, four completions each: what multiple-choice sets look like. Nothing is computed."""
-    rng = np.random.default_rng(0)
-    model = dataclasses.replace(MODEL, context_length=1024)
-    lengths = rng.lognormal(4.5, 0.8, 10_000).clip(10, 400).astype(int)
-    groups = [Group((1,) * n, tuple((1,) * k for k in rng.integers(1, 30, 4))) for n in lengths]
-
-    class Counting(Scorer):
-        def _run(self, rows, length):
-            self.work.real += sum(row.length for row in rows)
-            self.work.padded += self._row_count(rows, length) * length
-            shapes.add((self._row_count(rows, length), length))
-            return [[None] * len(row.places) for row in rows]
-
-    shapes: set[tuple[int, int]] = set()
-    scorer = Counting(model, params)
-    scorer.score(groups)
-    assert sum(n + sum(map(len, g.completions)) - 4 for n, g in zip(lengths, groups, strict=True)) == scorer.work.real
-    assert scorer.work.ratio < 1.3
-    assert len(shapes) < 40
+def test_progress_counts_whole_groups(params, monkeypatch):
+    groups = random_groups(30)
+    groups[3] = Group((7,) * 20, ((5,) * 9,) * 6)  # takes several rows
+    scorer, seen = Scorer(MODEL, params, batch_tokens=64), []
+    monkeypatch.setattr(scorer, "_run", lambda rows, _: [[Score(-1.0, 1, False)] * len(row.places) for row in rows])
+    scores = scorer.score(iter(groups), seen.append)
+    assert seen == sorted(seen) and len(set(seen)) > 5 and seen[-1] == 30
+    assert [len(found) for found in scores] == [len(group.completions) for group in groups]
 
 
 @pytest.mark.parametrize("group", [Group((), ((1,),)), Group((1,), ((),)), Group((1,), (tuple(range(1, 40)),))])

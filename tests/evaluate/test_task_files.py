@@ -1,5 +1,7 @@
 """Task files: what ships loads, every format of the original releases is read, mistakes are one sentence."""
 
+from pathlib import Path
+
 import pytest
 
 from scaling.evaluate.catalogue import SHIPPED, find_tasks, shipped
@@ -9,6 +11,7 @@ from tests.evaluate.stand_ins import STAND_INS, StandIn
 from tests.shared import SHARED, needs_shared
 
 EVAL = SHARED / "data" / "eval"
+CODE_BOOKS = Path(__file__).resolve().parents[2] / "experiments/in_context/tasks/code_books.toml"
 
 # GPT-3's K (section 2.4 and the tables of Appendix H)
 K = {
@@ -141,6 +144,10 @@ answer = "a"
         ('question = "q"', 'question = { from = "q", match = "(" }', "question.match is not a regular"),
         ('question = "q"', 'question = { from = "q", edits = ["upper"] }', "did you mean 'upper_first'?"),
         ('"Q: {question}"', '"Q: {question} "', "prompt.context ends in white space"),
+        ("few_shot = 2", "sampled = 1", "sampled must be true or false, got 1"),
+        ("few_shot = 2", "few_shot = true", "few_shot must be a whole number, got True"),
+        ("few_shot = 2", "sampled = true", "sampled = true needs at least two [variants.NAME]"),
+        ("few_shot = 2", 'measures = "bais"', "measures = 'bais' is unknown; did you mean 'bias'?"),
         ("[prompt]", "[prompt", "is not TOML"),
         ("few_shot = 2", "few_shot = 2\n[variants.'a/b']", "variants.'a/b' must be letters, digits"),
         ("[[source]]", "[source]", "source must be written [[source]]"),
@@ -155,6 +162,20 @@ def test_mistakes_in_a_task_file(old: str, new: str, said: str, tmp_path):
         load(path)
     assert str(path) in str(caught.value) and said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_variants_that_are_a_sample_and_tasks_that_measure_bias(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text(f'sampled = true\nmeasures = "bias"\n{BASE}\n[variants]\none.key = "1"\ntwo.key = "2"\n')
+    assert [(task.name, task.sampled, task.measures) for task in load(path)] == [
+        ("one", True, "bias"),
+        ("two", True, "bias"),
+    ]
+    path.write_text(BASE)
+    assert [(task.sampled, task.measures) for task in load(path)] == [(False, "ability")]
+    assert not any(task.sampled for tasks in shipped().values() for task in tasks)
+    (books,) = {task.sampled for task in load(CODE_BOOKS)}
+    assert books
 
 
 def test_a_users_own_task(tmp_path):

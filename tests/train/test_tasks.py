@@ -158,5 +158,16 @@ def test_mistakes_are_found_before_anything_is_written(knob, value, sentence, ta
 
 def test_missing_data_is_found_before_the_first_step(tasks, tmp_path, capsys):
     assert in_loop(tmp_path / "wrong", tasks, tmp_path / "nowhere") == exit_codes.USAGE
-    assert "nowhere" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert re.search(
+        r"config\.eval\.tasks_data='.*nowhere' is no directory; it must have the files of task choice", said
+    )
+    assert "--data" not in said
     assert not (tmp_path / "wrong/metrics.jsonl").exists()
+    assert in_loop(tmp_path / "unset", tasks, "") == exit_codes.USAGE
+    said = capsys.readouterr().err
+    assert "config.eval.tasks_data is empty, and task choice reads local files" in said and "--data" not in said
+    (tmp_path / "bare").mkdir()
+    assert in_loop(tmp_path / "lacking", tasks, tmp_path / "bare") == exit_codes.USAGE
+    said = capsys.readouterr().err
+    assert re.search(r"config\.eval\.tasks_data: .*bare does not hold test\.jsonl", said) and "--data" not in said

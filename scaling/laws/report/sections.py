@@ -12,7 +12,7 @@ from scaling.laws.report.collect import STATES, Ladder
 from scaling.laws.report.optimum import Optimum, interval
 from scaling.laws.report.style import Drawing, human
 from scaling.laws.report.tables import escape, scientific, with_interval
-from scaling.laws.report.task_scores import group_means, last, overall, task_scores
+from scaling.laws.report.task_scores import fit_notes, group_means, last, overall, task_scores
 
 if TYPE_CHECKING:
     from scaling.laws.fit import Fit
@@ -81,7 +81,8 @@ def _tasks(ladder: Ladder) -> list[Section]:
     drawings = [task_figures.of_all(everything)] if everything else []
     drawings += [task_figures.of_group(means) for means in groups]
     body = tables.tasks([score for means in groups for score in last(means.scores)])
-    body += tables.notes([note for means in (everything, *groups) if means for note in means.notes])
+    notes = [note for means in (everything, *groups) if means for note in means.notes]
+    body += tables.notes(notes + fit_notes([score for means in groups for score in last(means.single)]))
     parts = [Section("tasks", "Tasks", body, tuple(drawings))]
     if training := task_figures.over_training(scores):
         parts.append(Section("training", "Tasks over training", "", tuple(training)))

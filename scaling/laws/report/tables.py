@@ -95,7 +95,7 @@ def tasks(scores: "Sequence[TaskScore]") -> str:
     rows: dict[tuple[str, str], dict[int, str]] = {}
     for score in scores:
         row = rows.setdefault((score.group, score.run), {})
-        row[score.shots] = f"{score.value:.3f} ± {score.error:.3f}"
+        row[score.shots] = f"{score.value:.3f}" + ("" if math.isnan(score.error) else f" ± {score.error:.3f}")
     header = ["tasks", "run", *(f"{k} shots" for k in shots)]
     body = [[escape(group), escape(run), *(row.get(k, "") for k in shots)] for (group, run), row in rows.items()]
     return table(header, body, numeric=range(2, 2 + len(shots)))

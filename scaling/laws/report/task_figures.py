@@ -2,9 +2,10 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -24,13 +25,13 @@ from scaling.laws.report.style import (
     human,
     log_axis,
 )
-from scaling.laws.report.task_scores import Means, TaskScore, last, run_means
+from scaling.laws.report.task_scores import Means, TaskScore, last, run_means, used_text
 
 _INTERVAL = 1.96  # standard errors to each side
 _STEPS = 3  # of a run, at least, to draw its scores over training
 _COLUMNS = 3
 _Panel = Callable[[Figure, Axes, Means], None]
-_TICKED = 8  # numbers of examples that get a tick
+_TICKED = 8  # numbers of examples that can get a tick, about
 
 
 def of_group(means: Means) -> Drawing:
@@ -44,9 +45,11 @@ def of_group(means: Means) -> Drawing:
         panels.append(_by_shots)
     figure = _drawn(panels, means)
     tasks = f"mean of {len(first.tasks)} tasks" if len(first.tasks) > 1 else "one task"
+    items = {score.items for score in scores}
+    count = f"{'up to ' if len(items) > 1 else ''}{max(items):,} items"
     return Drawing(
         "task_" + re.sub(r"[^\w.-]", "_", first.group),
-        f"{first.group}: {tasks}, {first.items:,} items at each number of shots. {_about(means)}",
+        f"{first.group}: {tasks}, {count} at each number of shots. {_about(means)}",
         figure,
     )
 
@@ -96,11 +99,19 @@ def _kinds(scores: Sequence[TaskScore]) -> Iterator[tuple[int, str, str]]:
     """Number of examples, label and colour of zero-, one- and few-shot; few is the largest number."""
     shots = sorted({score.shots for score in scores})
     group = scores[0].group
-    for k, label, colour in ((0, "zero-shot", BLUE), (1, "one-shot", ORANGE)):
-        if k in shots:
-            yield k, label, colour
+    if 0 in shots:
+        yield 0, "zero-shot", BLUE
+    if 1 in shots:
+        used = "" if group == "all" else used_text(score for score in scores if score.shots == 1)
+        yield 1, f"one-shot ({used} used)" if used else "one-shot", ORANGE
     if shots[-1] > 1:
-        yield shots[-1], "few-shot" if group == "all" else f"few-shot (K = {shots[-1]})", VERMILION
+        yield shots[-1], "few-shot" if group == "all" else f"few-shot ({_asked(scores, shots[-1])})", VERMILION
+
+
+def _asked(scores: Iterable[TaskScore], k: int) -> str:
+    """K = 50, and how many were used where the context had no room for them."""
+    used = used_text(score for score in scores if score.shots == k)
+    return f"K = {k}, {used} used" if used else f"K = {k}"
 
 
 def _by_size(_: Figure, axes: Axes, means: Means) -> None:
@@ -130,16 +141,25 @@ def _by_shots(figure: Figure, axes: Axes, means: Means) -> None:
     colours = Colours([score.params for score in final])
     for run in dict.fromkeys(score.run for score in final):
         line = sorted((score for score in final if score.run == run), key=lambda s: s.shots)
-        _bars(axes, [score.shots for score in line], line, colours(line[0].params), "-", None)
-    shots = sorted({score.shots for score in final})
+        _bars(axes, [score.shots_used for score in line], line, colours(line[0].params), "-", None)
+    shots = sorted({round(score.shots_used, 1) for score in final})
     if shots[-1] > 1:  # 0, then a logarithmic axis from 1
         axes.set_xscale("symlog", linthresh=1, linscale=0.7, base=2)
-    stride = math.ceil(len(shots) / _TICKED)
-    axes.xaxis.set_major_locator(FixedLocator(shots[::-1][::stride]))
+    axes.xaxis.set_major_locator(FixedLocator(_apart(axes, shots)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:.0f}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:.4g}"))
     axes.set_xlabel("examples in the context, K")
     colours.bar(figure, axes, "parameters N")
+
+
+def _apart(axes: Axes, shots: Sequence[float]) -> list[float]:
+    """Of growing numbers of examples, those that have room for a tick on the x axis; the largest has one."""
+    places = axes.xaxis.get_transform().transform(np.array(shots, float))
+    kept = [len(shots) - 1]
+    for i in range(len(shots) - 2, -1, -1):
+        if places[kept[-1]] - places[i] >= (places[-1] - places[0]) / _TICKED:
+            kept.append(i)
+    return [shots[i] for i in kept]
 
 
 def _by_task(figure: Figure, axes: Axes, means: Means) -> None:
@@ -169,7 +189,8 @@ def _training(group: str, runs: Sequence[Means]) -> Drawing:
                     line = sorted((s for s in means.single if (s.tasks, s.shots) == (task, k)), key=lambda s: s.tokens)
                     axes.plot([s.tokens for s in line], [s.value for s in line], color=colours[k], lw=0.6, alpha=0.25)
                 line = sorted((s for s in means.scores if s.shots == k), key=lambda s: s.tokens)
-                _bars(axes, [score.tokens for score in line], line, colours[k], "-", f"K = {k}")
+                label = _asked((score for means in runs for score in means.scores), k)
+                _bars(axes, [score.tokens for score in line], line, colours[k], "-", label)
             _chance(axes, means)
             axes.set_title(means.scores[0].run, fontsize=9.5, fontweight="normal")
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
