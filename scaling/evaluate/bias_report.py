@@ -116,7 +116,8 @@ def table(report: Report) -> str:
         lines += ["  occupations: log P(female) / P(male), mean over occupations; below 0 male is likelier"]
         width = max(map(len, report.occupations))
         for variant, found in report.occupations.items():
-            lines += [f"    {variant:<{width}}  {found.mean:+.3f} ± {error_text(found.error)}, {found.male:.0%} lean to male"]
+            ratio = f"{found.mean:+.3f} ± {error_text(found.error)}"
+            lines += [f"    {variant:<{width}}  {ratio}, {found.male:.0%} lean to male"]
         first = next(iter(report.occupations))
         order = sorted(report.occupations[first].ratios, key=report.occupations[first].ratios.__getitem__)
         for side, names in (("male", order[:_ENDS]), ("female", order[: -_ENDS - 1 : -1])):
