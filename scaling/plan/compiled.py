@@ -36,10 +36,6 @@ class Memory:
     temporary: int
     other: int
 
-    @property
-    def total(self) -> int:
-        return self.params + self.optimizer + self.batch + self.temporary + self.other
-
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -76,7 +72,6 @@ def compile_step(config: cfg.Config, devices: list[Any], step: str = "train") ->
 
     Raises:
         DoesNotFit: there is not enough memory; the compiler's sentence.
-        ValueError: the partitioner had to make an array whole to lay it out anew.
     """
     assert step in STEPS
     mesh = make_mesh(config.mesh, devices)

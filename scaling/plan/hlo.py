@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
-_OPCODE = re.compile(r"^(.*?) ([a-z][\w\-]*)\((.*)$", re.DOTALL)
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _CALLED = re.compile(

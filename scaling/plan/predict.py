@@ -34,26 +34,19 @@ _GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\]|mesh\[([^
 
 @dataclasses.dataclass
 class Part:
-    """One kind of work in a step: seconds by the model, the compiler's cycles, calls."""
+    """One kind of work in a step: seconds by the model, and the compiler's cycles."""
 
     seconds: float = 0.0
     cycles: int = 0
-    calls: int = 0
-
-    def add(self, seconds: float, cycles: int, calls: int) -> None:
-        self.seconds += seconds
-        self.cycles += cycles
-        self.calls += calls
 
 
 @dataclasses.dataclass
 class Collective:
-    """Traffic of one kind of collective: bytes that a chip sends, calls, and those hidden behind computation."""
+    """Traffic of one kind of collective: bytes that a chip sends, those hidden behind computation, and calls."""
 
     bytes: float = 0.0
     hidden_bytes: float = 0.0
     calls: int = 0
-    hidden_calls: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +90,11 @@ def predict(module: Module, chip: Chip) -> Prediction:
             traffic.calls += times
             if hidden:
                 traffic.hidden_bytes += sent
-                traffic.hidden_calls += times
         if _kind_of_collective(instruction.opcode):
             continue
         kind, seconds = _cost(module, instruction, chip)
-        parts[kind].add(times * seconds, times * instruction.cycles, times)
+        parts[kind].seconds += times * seconds
+        parts[kind].cycles += times * instruction.cycles
         operations[_operation(instruction)] += times * seconds
     work = sum(part.seconds for part in parts.values())
     link = chip.link / chip.devices
