@@ -174,7 +174,7 @@ def compiled(config: cfg.Config, name: str, slices: int, step: str = "train", fr
             operations=dict(list(guess.operations.items())[:OPERATIONS]),
             cycles=guess.cycles,
             compile_seconds=program.seconds,
-            assumptions=predict.assumptions(),
+            assumptions=predict.assumptions(slices),
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

@@ -247,11 +247,13 @@ def sent_bytes(instruction: Instruction) -> float:
     return whole if kind == "collective-permute" else whole * part
 
 
-def assumptions() -> tuple[str, ...]:
+def assumptions(slices: int) -> tuple[str, ...]:
     """What a prediction rests on, for those who read it."""
+    between = ("Traffic between slices is reckoned as inside them, which is too fast: their network is slower.",)
     return (
         "A prediction, not a measurement: matrix products by the compiler's cycles; other work by its bytes at "
         f"{100 * MEMORY_EFFICIENCY:.0f} % of the memory's bandwidth;",
         f"attention kernels at {100 * KERNEL_EFFICIENCY:.0f} % of the peak in the blocks that they visit; collectives "
         "at the links' data sheet, asynchronous ones hidden.",
+        *(between if slices > 1 else ()),
     )
