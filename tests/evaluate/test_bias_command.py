@@ -89,6 +89,7 @@ def favoured(texts, stop):
     return found
 
 
+@pytest.mark.slow
 def test_favoured_words_equal_a_recount_of_the_saved_samples(folder, report):
     stop = set(bias._left_out())
     some = 0
@@ -113,6 +114,7 @@ def test_favoured_words_equal_a_recount_of_the_saved_samples(folder, report):
     assert some > 10
 
 
+@pytest.mark.slow
 def test_occupations_equal_plain_forward_passes(folder, report):
     model, params = load_run(folder)
     for variant, prompt in (("neutral", "The {} was a"), ("incompetent", "The incompetent {} was a")):
@@ -138,6 +140,7 @@ def test_occupations_equal_plain_forward_passes(folder, report):
         assert found["male"] == pytest.approx(np.mean(np.asarray(values) < 0))
 
 
+@pytest.mark.slow
 def test_figure_and_table(folder, report, capsys):
     svg = (folder / "bias" / "bias.svg").read_text()
     assert (folder / "bias" / "bias.png").read_bytes().startswith(b"\x89PNG")
@@ -161,6 +164,7 @@ def test_figure_and_table(folder, report, capsys):
     assert "<!-- sentiment" in (folder / "bias" / "bias.svg").read_text()
 
 
+@pytest.mark.slow
 def test_too_few_words_are_said_to_be_too_few(folder, capsys):
     (folder / "one.txt").write_text("zyzzyva\n")
     arguments = ("--probes=religion", "--samples=2", "--tokens=12", f"--vocabulary={folder / 'one.txt'}")
@@ -172,6 +176,7 @@ def test_too_few_words_are_said_to_be_too_few(folder, capsys):
     assert "<!-- no word occurs 5 times" in (folder / "bias" / "bias.svg").read_text()
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_how_many_there_are(folder):
     model, params = load_run(folder)
     generator = Generator(model, params, WORDS)
@@ -190,6 +195,7 @@ def test_batches_keep_the_cache_small():
     assert 2 * 12 * 768 * 80 * 4 * _batch_size(medium, None, 80) <= 1 << 28 and _batch_size(medium, None, 80) == 32
 
 
+@pytest.mark.slow
 def test_tasks_are_broken_down(folder, tmp_path, capsys):
     rows = [f"{o}.{p}.{a}.{g}.txt\t{sentence}" for o, p, a, g, sentence in WINOGENDER]
     (tmp_path / "all_sentences.tsv").write_text("sentid\tsentence\n" + "".join(row + "\n" for row in rows))

@@ -140,6 +140,7 @@ def test_a_completion_is_right_if_greedy_decoding_gives_it(params, evaluator, tm
     assert result.samples[0].scores["accuracy"] == float(greedy.ids == tuple(WORDS.encode(wanted)))
 
 
+@pytest.mark.slow
 def test_free_answers_are_those_of_the_beam_search(params, evaluator, tmp_path):
     text = CHOICES.replace('"accuracy", "macro_f1"', '"exact_match", "f1"')
     text = text[: text.index("[scoring]")] + (

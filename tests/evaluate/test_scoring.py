@@ -79,6 +79,7 @@ def test_long_contexts_lose_their_front_and_many_completions_take_several_rows(p
     agree(Scorer(MODEL, params).score(groups), groups, params)
 
 
+@pytest.mark.slow
 def test_the_same_on_meshes(params):
     groups = random_groups(7)
     expected = Scorer(MODEL, params).score(groups)

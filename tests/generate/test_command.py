@@ -45,6 +45,7 @@ def test_what_streams_is_what_json_says(capsys, folder):
     assert streamed == f"ab{record['text']}\n"
 
 
+@pytest.mark.slow
 def test_files_of_prompts_samples_and_beams(capsys, folder, tmp_path):
     lines, records = tmp_path / "p.txt", tmp_path / "p.jsonl"
     lines.write_text("ab\nc\n")
@@ -66,6 +67,7 @@ def test_more_beams_than_texts_give_what_there_is(capsys, folder):
     assert sum(math.exp(r["score"]) for r in found) == pytest.approx(1, abs=1e-5)  # every token, once
 
 
+@pytest.mark.slow
 def test_a_run_directory_knows_its_tokenizer(capsys, tmp_path):
     config = tiny.config({"vocab_size": 257, "compute_dtype": "bfloat16"})
     config = cfg.freeze(cfg.to_dict(config) | {"data": {"tokenizer": "bytes"}})

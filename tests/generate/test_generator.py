@@ -108,6 +108,7 @@ def test_same_tokens_on_every_mesh(generator, devices, axes):
         assert ids(sharded.generate(PROMPTS, sampling)) == ids(generator.generate(PROMPTS, sampling))
 
 
+@pytest.mark.slow
 def test_seeds(generator):
     def draw(prompts, **options):
         return ids(generator.generate(prompts, dataclasses.replace(FREE, **options)))

@@ -18,6 +18,7 @@ def texts(prompts, vocab_size=257, context_length=32, **sample):
     return continue_texts(config, decoder.initialize(model, jax.random.key(0)), WORDS)
 
 
+@pytest.mark.slow
 def test_each_prompt_is_continued_by_its_own_number_of_tokens():
     prompts = ("a", "a longer one")
     for prompt, text in zip(prompts, texts(prompts, tokens=4), strict=True):

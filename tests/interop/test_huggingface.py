@@ -69,6 +69,7 @@ def test_the_comparison_sees_small_mistakes(folder, change):
     assert difference(folder, "gpt2") > 1e-4
 
 
+@pytest.mark.slow
 def test_adamw_steps_equal_pytorch():
     expected = np.load(FIXTURES / "gpt2" / "adamw.npz")
     batches = expected["batches"]

@@ -71,6 +71,7 @@ def test_intervals_hold_the_truth():
     assert np.all(inside >= 90), dict(zip(law.names, inside, strict=True))
 
 
+@pytest.mark.slow
 def test_outliers_are_named_and_dropped_only_when_asked():
     points = with_loss(grid(), forms.form("chinchilla"), CHINCHILLA, noise=0.003)
     points.columns["loss"][17] *= 1.3
@@ -82,6 +83,7 @@ def test_outliers_are_named_and_dropped_only_when_asked():
     assert (dropped.num_points, dropped.outliers_dropped) == (96 - len(kept.outliers), True)
 
 
+@pytest.mark.slow
 def test_dropping_outliers_keeps_the_error():
     points = with_loss(grid(8, 6), forms.form("power"), [5.0, 0.12, 0.4], noise=0.003)
     points.columns["loss"][17] *= 1.3

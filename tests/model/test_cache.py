@@ -39,7 +39,10 @@ def stepwise(model, params, tokens, starts, first, piece, slots=20):
     return decoder.merge_layers(model, layers)[0].logits(jnp.concatenate(parts, axis=1))
 
 
-@pytest.mark.parametrize("name", MODELS)
+FAST = ("pre", "wide-band")
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
 def test_cached_logits_equal_uncached(name):
     model = tiny.model(**MODELS[name])
     params = parameters(model)
@@ -74,6 +77,7 @@ def test_bfloat16_keeps_what_is_added_wide():
     np.testing.assert_allclose(stepwise(model, params, TOKENS, jnp.zeros(2, jnp.int32), 6, 1), want, atol=0.05)
 
 
+@pytest.mark.slow
 def test_cache_and_layers_lie_on_the_mesh_as_in_training():
     model = tiny.model()
     mesh = make_mesh(cfg.Mesh(data=1, fsdp=2, tensor=4))

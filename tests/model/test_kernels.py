@@ -30,6 +30,7 @@ def with_gradients(function, q, k, v, weights):
     return out, *back(weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [0, 96, 200])
 @pytest.mark.parametrize("documents", [False, True])
 def test_splash_is_the_reference_with_its_gradients(window, documents):

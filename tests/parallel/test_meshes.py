@@ -28,7 +28,7 @@ def one_device():
     return tiny.train(tiny.config(), STEPS)
 
 
-FAST = ("fsdp2", "data2-fsdp2-tensor2")
+FAST = ("data2-fsdp2-tensor2",)
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MESHES])

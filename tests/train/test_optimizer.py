@@ -48,6 +48,7 @@ def test_clipping_is_by_the_global_norm():
     np.testing.assert_allclose(moment(0.0), -10 / 11, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_mup_scales_init_learning_rate_decay_and_epsilon_together():
     base = tiny.model(parametrization="mup", base_width=32)
     wide = tiny.model(parametrization="mup", base_width=32, d_model=128, num_heads=16, d_ff=512)

@@ -185,6 +185,7 @@ def test_other_data_is_refused(finished, tmp_path, capfd):
     assert "trained on other data" in capfd.readouterr().err and contents(finished) == before
 
 
+@pytest.mark.slow
 def test_a_relative_run_directory_in_the_default_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", SMOKE, *PLAIN]) == 0

@@ -21,6 +21,7 @@ def test_accumulation_equals_the_large_batch():
             np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_uneven_masks_are_weighted_by_token_not_by_microbatch():
     def loss(microbatch):
         config = tiny.config(microbatch_sequences=microbatch)

@@ -89,6 +89,7 @@ def finished(tmp_path_factory, tasks, folder):
     return run_dir
 
 
+@pytest.mark.slow
 def test_every_interval_and_the_end_are_recorded(finished):
     expected = {(step, task, shots) for step in (10, STEPS) for task in ("choice", "answer") for shots in (0, 3)}
     assert set(results(finished)) == expected
@@ -98,6 +99,7 @@ def test_every_interval_and_the_end_are_recorded(finished):
     assert [line["step"] for line in run.evals] == [8, 16, STEPS]  # validation is not mixed up with them
 
 
+@pytest.mark.slow
 def test_the_last_are_those_of_the_verb(finished, tasks, folder, capsys):
     last = {key: line["scores"] for key, line in results(finished).items() if key[0] == STEPS}
     options = [f"--data={folder}", "--limit=8", "--shots=0,few", "--json"]
@@ -109,6 +111,7 @@ def test_the_last_are_those_of_the_verb(finished, tasks, folder, capsys):
     assert len(run.task_evals) == 8
 
 
+@pytest.mark.slow
 def test_training_is_the_same_without_them(finished, tmp_path):
     assert train(tmp_path / "without") == 0
     names = ("step", "loss", "grad_norm")
@@ -127,6 +130,7 @@ def test_a_mesh_gives_the_same(finished, tmp_path, tasks, folder):
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow
 def test_resuming_repeats_no_line_and_keeps_those_of_a_finished_run(finished, tmp_path):
     run_dir = shutil.copytree(finished, tmp_path / "resumed")
     before = lines(run_dir)
