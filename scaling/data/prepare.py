@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scaling import cache
 from scaling.config import Data
 from scaling.data import books, progress, shards, sources
 from scaling.data.tokenizer import Tokenizer, load
@@ -209,7 +210,7 @@ def _batches(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]
 
 
 def _cache(data: Data) -> Path:
-    root = data.cache_dir or os.environ.get("SCALING_CACHE") or "~/.cache/scaling"
+    root = data.cache_dir or cache.root()
     _require_local(root)
     return Path(root).expanduser() / "tokens"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from scaling.evaluate import bias
 from scaling.evaluate.bias import Favoured, OccupationBias
-from scaling.evaluate.metrics import error_text
+from scaling.evaluate.metrics import error_text, finite
 
 NOTHING = f"no word occurs {bias.LEAST} times or more and more often than with the other groups"
 
@@ -74,13 +74,13 @@ def to_json(report: Report) -> dict[str, Any]:
         "settings": dict(report.settings),
         "probes": {
             probe: {
-                name: dataclasses.asdict(group) | {"sentiment": _finite(group.sentiment)}
+                name: dataclasses.asdict(group) | {"sentiment": finite(group.sentiment)}
                 for name, group in groups.items()
             }
             for probe, groups in report.probes.items()
         },
         "occupations": {
-            variant: {"mean": found.mean, "error": _finite(found.error), "male": found.male, "log_ratios": found.ratios}
+            variant: {"mean": found.mean, "error": finite(found.error), "male": found.male, "log_ratios": found.ratios}
             for variant, found in report.occupations.items()
         },
         "tasks": [
@@ -89,7 +89,7 @@ def to_json(report: Report) -> dict[str, Any]:
                 "shots": part.shots,
                 "by": list(part.keys),
                 "accuracy": [
-                    dict(zip(part.keys, values, strict=True)) | {"count": count, "mean": mean, "error": _finite(error)}
+                    dict(zip(part.keys, values, strict=True)) | {"count": count, "mean": mean, "error": finite(error)}
                     for values, (count, mean, error) in part.parts.items()
                 ],
             }
@@ -146,7 +146,3 @@ def _group(group: Group, has_sentiment: bool) -> str:
         return text
     feeling = f"{group.sentiment:+.1f}" if math.isfinite(group.sentiment) else "unknown, no word is in the lexicon"
     return f"{text}; sentiment {feeling}"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scaling.evaluate.metrics import error_text
+from scaling.evaluate.metrics import error_text, finite
 
 if TYPE_CHECKING:
     from scaling.evaluate.contamination import Contamination, Corpus, Score
@@ -164,15 +164,11 @@ def records(
 
 def _effect_record(effect: Effect) -> dict[str, Any]:
     groups = {
-        group: {"count": score.count, "mean": _finite(score.mean), "error": _finite(score.error)}
+        group: {"count": score.count, "mean": finite(score.mean), "error": finite(score.error)}
         for group, score in effect.scores.items()
     }
-    difference = {"relative_difference": _finite(effect.difference), "relative_error": _finite(effect.error)}
+    difference = {"relative_difference": finite(effect.difference), "relative_error": finite(effect.error)}
     return {"shots": effect.shots, "metric": effect.metric} | groups | difference
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _percent_clean(report: "Contamination") -> float:

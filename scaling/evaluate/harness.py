@@ -1,6 +1,7 @@
 """EleutherAI's lm-evaluation-harness (lm_eval, an extra) on our models: an adapter, and its results as ours."""
 
 import contextlib
+import importlib
 import logging
 import math
 import os
@@ -152,7 +153,7 @@ def _require() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # before the import: no progress bars in files
     try:
-        import lm_eval  # noqa: F401
+        importlib.import_module("lm_eval")
     except ImportError:
         raise ValueError("--harness needs lm-evaluation-harness; pip install 'scaling[harness]'") from None
 

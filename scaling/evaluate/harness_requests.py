@@ -5,6 +5,7 @@ agree on the same weights.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -35,10 +36,13 @@ class Answers:
     """
 
     def __init__(self, served: Served, seed: int = 0):
-        self._words, self._length, self._seed = served.words, served.config.context_length, seed
+        self._served, self._words, self._length, self._seed = served, served.words, served.config.context_length, seed
         self._scorer = Scorer(served.config, served.params, served.mesh)
-        self._make_generator = lambda: Generator(served.config, served.params, served.words, served.mesh)
-        self._generator: Generator | None = None
+
+    @functools.cached_property
+    def _generator(self) -> Generator:
+        served = self._served
+        return Generator(served.config, served.params, served.words, served.mesh)
 
     def loglikelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """Of each (context, continuation): log-likelihood, and whether greedy decoding gives the continuation.
@@ -82,7 +86,6 @@ class Answers:
         Raises:
             ValueError: generation_kwargs that cannot be obeyed.
         """
-        self._generator = self._generator or self._make_generator()
         alike: dict[str, list[int]] = {}
         for place, (_, knobs) in enumerate(requests):
             alike.setdefault(json.dumps(knobs, sort_keys=True, default=str), []).append(place)

@@ -110,6 +110,11 @@ def error_text(error: float) -> str:
     return f"{error:.3f}" if math.isfinite(error) else "-"
 
 
+def finite(value: float) -> float | None:
+    """A number as JSON has it: what is not finite is null."""
+    return value if math.isfinite(value) else None
+
+
 def mean_with_error(scores: Sequence[float]) -> tuple[float, float]:
     """The mean of per-item scores and its standard error, sqrt(variance / n) with the variance over n - 1.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from scaling.evaluate.metrics import mean_with_error
+from scaling.evaluate.metrics import finite, mean_with_error
 
 if TYPE_CHECKING:
     from scaling.evaluate.evaluator import Result
@@ -21,7 +21,7 @@ def record(result: "Result") -> dict[str, Any]:
         "group": result.group,
         "shots": result.shots,
         "shots_used": result.shots_used,
-        "scores": {name: [x if math.isfinite(x) else None for x in pair] for name, pair in result.scores.items()},
+        "scores": {name: [finite(x) for x in pair] for name, pair in result.scores.items()},
         "count": result.count,
         "left_out": result.left_out,
         "chance": result.chance,

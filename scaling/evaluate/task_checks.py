@@ -1,7 +1,7 @@
 """What a task file must satisfy beyond keys and types: names that exist, templates that have their fields."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from scaling.evaluate.synthetic import KINDS_OF
 from scaling.evaluate.task import (
@@ -65,8 +65,8 @@ def _unknown(name: str, fields: set[str], known: list[set[str]]) -> str:
     )
 
 
-def _one_of(task: Task, key: str, value: str, known: object) -> None:
-    names = list(known)  # type: ignore[call-overload]
+def _one_of(task: Task, key: str, value: str, known: Iterable[str]) -> None:
+    names = list(known)
     if not value:
         raise ValueError(f"{task.path}: {key} is missing; it is one of {', '.join(names)}")
     if value not in names:

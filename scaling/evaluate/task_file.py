@@ -7,12 +7,15 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from scaling.evaluate.task import Field, Generator, Prompt, Scoring, Source, Split, Task, nearest
 from scaling.evaluate.task_checks import check
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def load(path: str | Path) -> tuple[Task, ...]:
@@ -161,7 +164,7 @@ def _table(cls: type[T], table: Any, file: str, where: str, base: T | None = Non
     """A dataclass from a TOML table; unknown keys and wrong types are refused, missing keys are ``base``'s."""
     if not isinstance(table, dict):
         raise ValueError(f"{file}: {where} must be a table, got {table!r}")
-    known = {field.name: field.type for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = {field.name: field.type for field in dataclasses.fields(cls)}
     values = {}
     for key, value in table.items():
         if key not in known:
@@ -169,7 +172,7 @@ def _table(cls: type[T], table: Any, file: str, where: str, base: T | None = Non
             near = "from" if cls is Field and near == "path" else near
             raise ValueError(f"{file}: {where}.{key} is not a key of a task; did you mean {where}.{near}?")
         values[key] = _convert(value, known[key], f"{file}: {where}.{key}")
-    return cls(**values) if base is None else dataclasses.replace(base, **values)  # type: ignore[type-var]
+    return cls(**values) if base is None else dataclasses.replace(base, **values)
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:

@@ -14,7 +14,7 @@ from scaling.interop.logits import load_model
 from scaling.interop.run_directory import load_checkpoint, read_config_json
 from scaling.model import decoder
 from scaling.parallel import distributed
-from scaling.parallel.mesh import make_mesh
+from scaling.parallel.mesh import axis_size, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +94,11 @@ def _mesh(text: str) -> cfg.Mesh | None:
 
 def _make_mesh(text: str, sizes: cfg.Mesh) -> jax.sharding.Mesh:
     count = jax.device_count()
-    if sizes.data != -1 and sizes.slices * sizes.data * sizes.fsdp * sizes.tensor != count:
+    try:
+        axis_size(sizes, count)
+    except ValueError:
         hint = "; cpu_devices=N makes N of this machine" if jax.devices()[0].platform == "cpu" else ""
-        raise ValueError(f"--mesh={text} does not make the {count} devices that there are{hint}")
+        raise ValueError(f"--mesh={text} does not make the {count} devices that there are{hint}") from None
     return make_mesh(sizes)
 
 

@@ -42,20 +42,16 @@ class Program:
     """A compiled step.
 
     Attributes:
-        step: train or eval.
         memory: bytes a device.
         text: the optimized program.
         seconds: that compiling took.
         tokens: that one call of it reads, over all devices.
-        microbatches: that a train step accumulates.
     """
 
-    step: str
     memory: Memory
     text: str
     seconds: float
     tokens: int
-    microbatches: int
 
 
 class DoesNotFit(Exception):
@@ -107,7 +103,7 @@ def compile_step(config: cfg.Config, devices: list[Any], step: str = "train") ->
         other=max(0, found.output_size_in_bytes - found.alias_size_in_bytes) + found.generated_code_size_in_bytes,
     )
     tokens = math.prod(shape)
-    return Program(step, memory, compiled.as_text(), seconds, tokens, shape[0])
+    return Program(memory, compiled.as_text(), seconds, tokens)
 
 
 def shard_bytes(tree: Any) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 
 from scaling import chips, flops
 from scaling import config as cfg
+from scaling.train.schedule import BatchSchedule
 
 EFFICIENCY = 0.9  # of the peak, for products in bfloat16
 MEMORY_EFFICIENCY = 0.8  # of the bandwidth
@@ -55,7 +56,7 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     moved = model.num_layers * (RESIDUAL_TRAFFIC * model.d_model + MLP_TRAFFIC * model.d_ff) * 2
     elementwise = tokens * moved / (MEMORY_EFFICIENCY * chip.hbm_bandwidth / chip.devices)
     # FSDP: each microbatch gathers the weights for the forward and the backward pass and scatters their gradients.
-    microbatches = train.batch_tokens // train.sequence_length // train.microbatch_sequences
+    microbatches = BatchSchedule.from_config(train).max_microbatches
     weights = 2 * params / 4 * mesh.fsdp
     share = (mesh.fsdp - 1) / mesh.fsdp
     link = chip.link / chip.devices
@@ -110,6 +111,6 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
     table = model.padded_vocab * d / t
     loss = 3 * logits + table * (size + 4) + 2 * tokens * d * size
     backward = gathered + layer * size + tokens * (5 * heads + 3 * f) / t * size + 4 * tokens * d * size
-    microbatches = train.batch_tokens // train.sequence_length // train.microbatch_sequences
+    microbatches = BatchSchedule.from_config(train).max_microbatches
     gradients = params * (4 if microbatches > 1 else 1.5)  # float32, a sum of them, weights in the narrow type
     return int(saved + max(loss, backward) + gradients)

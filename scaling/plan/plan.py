@@ -12,10 +12,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from scaling import chips, flops
+from scaling import cache, chips, flops
 from scaling import config as cfg
 from scaling.plan import estimate, topology
 from scaling.resolve import resolve
+from scaling.train.schedule import BatchSchedule
 
 HEADROOM = 0.05  # of the memory that should stay free
 OPERATIONS = 40  # the longest that are kept
@@ -202,7 +203,7 @@ def _empty(config: cfg.Config, where: str, chip: chips.Chip, device_count: int, 
     model, train, mesh = config.model, config.train, config.mesh
     shards = mesh.slices * mesh.data * mesh.fsdp
     sequences = train.microbatch_sequences if step == "train" else config.eval.batch_sequences
-    whole = train.batch_tokens // train.sequence_length // train.microbatch_sequences if step == "train" else 1
+    whole = BatchSchedule.from_config(train).max_microbatches if step == "train" else 1
     training = flops.training_per_token(model, train.sequence_length)
     return Plan(
         where=where,
@@ -243,8 +244,7 @@ def _cache_path(config: cfg.Config, name: str, slices: int, step: str) -> Path:
         for path in sorted((PACKAGE / folder).glob("*.py")):
             source.update(path.read_bytes())
     text = json.dumps([values, config.eval.batch_sequences, name, slices, step, versions, source.hexdigest()])
-    base = Path(os.environ.get("SCALING_CACHE", "~/.cache/scaling")).expanduser()
-    return base / "plans" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    return Path(cache.root()).expanduser() / "plans" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
 def _from_json(values: dict) -> Plan:

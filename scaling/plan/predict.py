@@ -17,9 +17,9 @@ import re
 from collections.abc import Iterable
 
 from scaling.chips import Chip
+from scaling.plan.estimate import MEMORY_EFFICIENCY
 from scaling.plan.hlo import Instruction, Module, shape_bytes
 
-MEMORY_EFFICIENCY = 0.8
 KERNEL_EFFICIENCY = 0.5
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Opcodes that take no time, or whose time is that of what they start.

@@ -202,13 +202,10 @@ def _check_types(sweep: Sweep) -> None:
 
     if not isinstance(sweep.base, ConfigDict):
         raise refuse("base", "the ConfigDict of default_config()", sweep.base)
-    for field, kind, right in (
-        ("shapes", Shape, "Shape(...)"),
-        ("budgets", Callable, "isoflop(...) or another budget"),
-    ):
-        values = getattr(sweep, field)
-        if not isinstance(values, list | tuple) or not all(isinstance(value, kind) for value in values):  # type: ignore[arg-type]
-            raise refuse(field, f"a list of {right}", values)
+    if not isinstance(sweep.shapes, list | tuple) or not all(isinstance(shape, Shape) for shape in sweep.shapes):
+        raise refuse("shapes", "a list of Shape(...)", sweep.shapes)
+    if not isinstance(sweep.budgets, list | tuple) or not all(map(callable, sweep.budgets)):
+        raise refuse("budgets", "a list of isoflop(...) or another budget", sweep.budgets)
     for shape in sweep.shapes:
         if not all(whole(size) for size in dataclasses.astuple(shape)):
             raise refuse("shapes", "of whole numbers", shape)

@@ -52,7 +52,6 @@ class Loop:
             Diverged: a logged loss is NaN or infinite; nothing is saved after it.
             OSError: a checkpoint could not be written.
         """
-        every = self.config.checkpoint.every_steps
         last = self.schedule.num_steps
         self._clock(first_step)
         pending: tuple[int, dict[str, Any]] | None = None
@@ -64,19 +63,18 @@ class Loop:
             if pending:
                 self._log(*pending)
             pending = (done, {**metrics, "lr": lr})
-            validates = self.config.eval.every_steps and done % self.config.eval.every_steps == 0 and done < last
-            every_tasks = self.config.eval.tasks_every_steps
-            asks_tasks = self.tasks and every_tasks and done % every_tasks == 0 and done < last
-            saves = every and done % every == 0
+            validates = done < last and _due(done, self.config.eval.every_steps)
+            runs_tasks = done < last and self.tasks and _due(done, self.config.eval.tasks_every_steps)
+            saves = _due(done, self.config.checkpoint.every_steps)
             # Agreeing waits for the devices, so several processes do it only when they wait anyway.
             asks = done % self.config.log.every_steps == 0 or saves or done == last
             stopped = stop.agreed() if asks or jax.process_count() == 1 else exit_codes.OK
-            if validates or asks_tasks or saves or stopped or done == last:
+            if validates or runs_tasks or saves or stopped or done == last:
                 self._log(*pending)  # before a save: a diverged state must not become a checkpoint
                 pending = None
             if validates:
                 self.validate(done, state)
-            if asks_tasks and not stopped:
+            if runs_tasks and not stopped:
                 self.evaluate_tasks(done, state)
             if saves or stopped or done == last:
                 self.save(done, state)
@@ -168,3 +166,8 @@ class Loop:
         """A line on the console of the first process."""
         if self.console:
             self.console.note(text)
+
+
+def _due(step: int, every: int) -> bool:
+    """Whether a step is a multiple of an interval; 0 = never."""
+    return bool(every) and step % every == 0

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import platform
 import subprocess
 import sys
@@ -14,8 +13,8 @@ import jax
 from etils import epath
 
 import scaling
+from scaling import cache, exit_codes, flops
 from scaling import config as cfg
-from scaling import exit_codes, flops
 from scaling.data import loader, tokenizer
 from scaling.evaluate.in_loop import InLoopTasks
 from scaling.generate.sample import continue_texts
@@ -252,8 +251,8 @@ def _configure(config: cfg.Config) -> None:
     ours.propagate = False
     # Unless the user's JAX settings already say where.
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        base = Path(os.environ.get("SCALING_CACHE", "~/.cache/scaling")).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(base / "compiled"))
+        compiled = Path(cache.root()).expanduser() / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(compiled))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     # float32 means float32 on accelerators too, not TensorFloat-32 or bfloat16 passes.
     precision = "highest" if config.model.compute_dtype == "float32" else None
