@@ -54,6 +54,11 @@ class Model:
     base_width: int = knob(256, "features", "d_model at which the muP hyperparameters were tuned")
     base_depth: int = knob(2, "layers", "num_layers at which the CompleteP hyperparameters were tuned")
     compute_dtype: str = knob("bfloat16", "", "matrix products: bfloat16 or float32; norms, softmax, loss: float32")
+    scan_unroll: int = knob(
+        1,
+        "",
+        "periods of the attention pattern in one turn of the loop over layers; more: faster on CPUs, longer to compile",
+    )
     remat: str = knob("none", "", "what the backward pass recomputes: none, dots, projections or full")
 
     @property

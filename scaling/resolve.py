@@ -26,9 +26,9 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "at least 1",
         lambda v: v >= 1,
         "model.vocab_multiple model.context_length model.num_layers model.d_model model.num_heads "
-        "model.band_width model.attention_block model.base_width model.base_depth data.workers data.prefetch "
-        "train.tokens train.batch_tokens train.ramp_start_tokens mesh.fsdp mesh.tensor mesh.slices eval.tokens "
-        "log.every_steps checkpoint.keep_last sample.tokens",
+        "model.band_width model.attention_block model.scan_unroll model.base_width model.base_depth "
+        "data.workers data.prefetch train.tokens train.batch_tokens train.ramp_start_tokens mesh.fsdp mesh.tensor "
+        "mesh.slices eval.tokens log.every_steps checkpoint.keep_last sample.tokens",
     ),
     (
         "0 or more",

@@ -82,6 +82,7 @@ class _Steps:
                 num_heads=heads,
                 compute_dtype=dtype,
                 remat=remat,
+                scan_unroll=layers,
             ),
             train=cfg.Train(tokens=10**9, batch_tokens=sequences * LENGTH, microbatch_sequences=sequences),
             optimizer=cfg.Optimizer(warmup_tokens=0),

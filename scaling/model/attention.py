@@ -1,5 +1,6 @@
 """Causal self-attention: dense, or in a local band (Sparse Transformer, arXiv 1904.10509; GPT-3, section 2.1)."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from scaling import config as cfg
 from scaling.model import kernels
-from scaling.model.layers import add_bias, constant, dropout, normal, use
+from scaling.model.layers import add_bias, constant, dropout, normal, product, use
 from scaling.model.parametrization import parametrization
 from scaling.parallel.sharding import constrain
 
@@ -280,11 +281,13 @@ class SelfAttention(nnx.Module):
         )
         return self._merge(mixed), (keys, values)
 
-    def _project(self, x: jax.Array) -> jax.Array:
-        """Queries, keys and values, [3, B, H, T, K]."""
-        qkv = jnp.einsum("btd,dchk->cbhtk", x, use(self.qkv, x.dtype))
+    def _project(self, x: jax.Array) -> Iterable[jax.Array]:
+        """Queries, keys and values, [B, H, T, K] each."""
+        qkv = product(x, use(self.qkv, x.dtype)).transpose(2, 0, 3, 1, 4)
         qkv = add_bias(qkv, self.qkv_bias, 1, 3)
-        return checkpoint_name(constrain(qkv, None, "batch", "heads", None, None), SAVED)
+        qkv = checkpoint_name(constrain(qkv, None, "batch", "heads", None, None), SAVED)
+        # Not by indexing: its gradient is a sum of padded arrays, that of a split puts them together.
+        return (part.squeeze(0) for part in jnp.split(qkv, 3))
 
     def _project_few(self, x: jax.Array) -> jax.Array:
         """``_project`` for a few tokens: the result is turned round, which is small then, and not the weights."""
@@ -297,7 +300,7 @@ class SelfAttention(nnx.Module):
     def _merge(self, mixed: jax.Array) -> jax.Array:
         """Heads [B, H, T, K] back into the residual stream [B, T, D]."""
         mixed = constrain(mixed, "batch", "heads", None, None)
-        out = jnp.einsum("bhtk,hkd->btd", mixed, use(self.out, mixed.dtype))
+        out = product(mixed.swapaxes(1, 2), use(self.out, mixed.dtype), 2)
         return constrain(add_bias(out, self.out_bias), "batch", "sequence", None)
 
 

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from scaling import config as cfg
 from scaling.model.attention import SAVED, Memory, SelfAttention, Tree
-from scaling.model.layers import LayerNorm, add_bias, constant, dropout, normal, use
+from scaling.model.layers import LayerNorm, add_bias, constant, dropout, normal, product, use
 from scaling.model.parametrization import parametrization
 from scaling.parallel.sharding import constrain
 
@@ -36,9 +36,9 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] to [B, T, D]."""
-        hidden = add_bias(x @ use(self.up, x.dtype), self.up_bias)
+        hidden = add_bias(product(x, use(self.up, x.dtype)), self.up_bias)
         hidden = checkpoint_name(constrain(hidden, "batch", None, "mlp"), SAVED)
-        out = ACTIVATIONS[self.activation](hidden) @ use(self.down, x.dtype)
+        out = product(ACTIVATIONS[self.activation](hidden), use(self.down, x.dtype))
         return constrain(add_bias(out, self.down_bias), "batch", "sequence", None)
 
 

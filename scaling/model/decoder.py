@@ -112,7 +112,7 @@ class Decoder(nnx.Module):
                 x = layer(block, x, window, key)
             return x, None
 
-        return jax.lax.scan(group, x, groups)[0]
+        return jax.lax.scan(group, x, groups, unroll=config.scan_unroll)[0]
 
     def output_table(self, dtype: Any) -> jax.Array:
         """The output projection [V, D], laid out for use."""

@@ -4,6 +4,7 @@ Neither forms the scores [T, T] in memory, and both skip what lies outside a ban
 function, ``serving``, says which kernel serves a call; what none serves, the reference in ``attention`` does.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -91,20 +92,19 @@ def _splash_kernel(heads: int, length: int, window: int, block: int, residuals: 
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     shape = (length, length)
-    mask = library.LocalMask(shape, (window - 1, 0), 0) if window else library.CausalMask(shape)
-    size = largest_block(length, block)
-    sizes = library.BlockSizes(
-        block_q=size,
-        block_kv=size,
-        block_q_dkv=size,
-        block_kv_dkv=size,
-        block_q_dq=None,
-        block_kv_dq=None,
-        use_fused_bwd_kernel=True,
-    )
+    if 0 < window <= length // 2:
+        # Blocks no wider than the band needs, and the backward pass in two kernels, whose grids shrink to the band. The
+        # fused one's stays the square, and it writes a gradient of the queries for each block of keys.
+        mask: Any = library.LocalMask(shape, (window - 1, 0), 0)
+        size = largest_block(length, min(block, -(-window // LANES) * LANES))
+        sizes = functools.partial(library.BlockSizes, block_q_dq=size, block_kv_dq=size)
+    else:
+        mask = library.LocalMask(shape, (window - 1, 0), 0) if window else library.CausalMask(shape)
+        size = largest_block(length, block)
+        sizes = functools.partial(library.BlockSizes, use_fused_bwd_kernel=True)
     return library.make_splash_mha(
         library.MultiHeadMask([mask] * heads),
-        block_sizes=sizes,
+        block_sizes=sizes(block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size),
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=residuals,
