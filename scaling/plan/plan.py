@@ -102,7 +102,7 @@ class Plan:
 
 
 def resolved(config: cfg.Config, device_count: int, name: str | None = None) -> cfg.Config:
-    """The config on so many devices; the vocabulary of ``gpt2`` is known without its files.
+    """The config on so many devices, at its full batch; the vocabulary of ``gpt2`` is known without its files.
 
     Raises:
         ValueError: an impossible config.
@@ -112,7 +112,9 @@ def resolved(config: cfg.Config, device_count: int, name: str | None = None) -> 
         from scaling.data import tokenizer
 
         vocab = tokenizer.load(config.data.tokenizer).vocab_size
-    return resolve(config, vocab_size=vocab, device_count=device_count, name=name)
+    found = resolve(config, vocab_size=vocab, device_count=device_count, name=name)
+    # Without the ramp the compiler knows the number of microbatches, and so what they take.
+    return dataclasses.replace(found, train=dataclasses.replace(found.train, ramp_tokens=0))
 
 
 def for_search(config: cfg.Config, device_count: int, name: str | None = None) -> cfg.Config:
