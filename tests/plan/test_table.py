@@ -54,7 +54,7 @@ def test_the_table_says_what_each_layout_takes(monkeypatch, capsys):
     assert cli.main(["plan", "--table", "1300m", "125m"]) == 0
     shown, told = capsys.readouterr()
     rows = [[cell.strip() for cell in line.split("|")] for line in shown.splitlines()]
-    assert ["1300m", "v5e:4x8", "32", "fsdp=32"] == rows[2][1:5]
+    assert rows[2][1:5] == ["1300m", "v5e:4x8", "32", "fsdp=32"]
     assert "does not fit: 7.00G more than there is" in rows[3]
     parts = rows[-2]
     assert parts[1:4] == ["1300m", "v5e:4x8", "1,000 ms"]
