@@ -71,12 +71,13 @@ def splash(
     """
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None) -> jax.Array:
-        kernel = _splash_kernel(q.shape[1], q.shape[2], window, block, residuals, interpret)
-        if segments is None:
-            return jax.vmap(kernel)(q, k, v)
         from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
-        return jax.vmap(kernel)(q, k, v, SegmentIds(segments, segments))
+        kernel = _splash_kernel(q.shape[1], q.shape[2], window, block, residuals, interpret)
+        rest = () if segments is None else (SegmentIds(segments, segments),)
+        # The TPU's compiler refuses products of bfloat16 in the precision that callers may ask for float32.
+        with jax.default_matmul_precision("default"):
+            return jax.vmap(kernel)(q, k, v, *rest)
 
     q = (q * jnp.asarray(scale, jnp.float32)).astype(q.dtype)  # the kernel does not scale
     if jax.sharding.get_abstract_mesh().empty:
