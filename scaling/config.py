@@ -59,6 +59,7 @@ class Model:
         "",
         "periods of the attention pattern in one turn of the loop over layers; more: faster on CPUs, longer to compile",
     )
+    quantization: str = knob("none", "", "products of the blocks' matrices in 8 bits: none, int8 or fp8 (needs qwix)")
     remat: str = knob("none", "", "what the backward pass recomputes: none, dots, projections or full")
 
     @property
@@ -105,6 +106,7 @@ class Optimizer:
     weight_decay: float = knob(0.1, "", "decoupled weight decay, multiplied by the learning rate")
     decay_biases_and_norms: bool = knob(False, "", "weight decay also on biases and LayerNorm gains")
     clip_norm: float = knob(1.0, "", "global gradient norm is clipped to this; 0 = no clipping")
+    state_dtype: str = knob("float32", "", "moments between steps: float32 or bfloat16 (rounded at random)")
     schedule: str = knob("cosine", "", "cosine, wsd (warmup-stable-decay), linear or constant")
     warmup_tokens: int = knob(375_000_000, "tokens", "linear warm-up from 0")
     decay_tokens: int = knob(
@@ -120,6 +122,7 @@ class Mesh:
     data: int = knob(-1, "devices", "replicas inside a slice; -1 = whatever fsdp and tensor leave")
     fsdp: int = knob(1, "devices", "shards of parameters, gradients and optimizer state, and of the batch")
     tensor: int = knob(1, "devices", "shards of heads, MLP and vocabulary; of the sequence in between")
+    shard_optimizer: bool = knob(False, "", "gradients and optimizer state are sharded over data, too (ZeRO-2)")
     slices: int = knob(1, "slices", "TPU slices joined by the data-centre network; multiplies the data axis")
     cpu_devices: int = knob(0, "devices", "run on this many virtual CPU devices; 0 = whatever the machine has")
 

@@ -15,8 +15,10 @@ CHOICES = {
     "model.activation": ("gelu_tanh", "gelu", "relu"),
     "model.parametrization": ("standard", "mup", "completep"),
     "model.compute_dtype": ("bfloat16", "float32"),
+    "model.quantization": ("none", "int8", "fp8"),
     "model.remat": ("none", "dots", "projections", "full"),
     "optimizer.schedule": ("cosine", "wsd", "linear", "constant"),
+    "optimizer.state_dtype": ("float32", "bfloat16"),
 }
 ATTENTION = ("dense", "banded")
 
@@ -255,6 +257,14 @@ def _check_mesh(config: Config, device_count: int | None) -> None:
     if device_count is not None and mesh.slices * mesh.data * mesh.fsdp * mesh.tensor != device_count:
         raise ValueError(f"{_describe(mesh)} but there are {_devices(device_count)}; the product must be that")
     _must_divide("mesh.fsdp", mesh.fsdp, "model.d_model", model.d_model)
+    replicas = mesh.slices * max(1, mesh.data)
+    if mesh.shard_optimizer and model.d_model % (replicas * mesh.fsdp):
+        raise _refused(
+            "mesh.shard_optimizer",
+            mesh.shard_optimizer,
+            f"needs config.model.d_model={model.d_model} to be a multiple of the {replicas * mesh.fsdp} devices of "
+            "config.mesh slices*data*fsdp",
+        )
     for name, value in (("num_heads", model.num_heads), ("d_ff", model.d_ff)):
         _must_divide("mesh.tensor", mesh.tensor, f"model.{name}", value)
     if model.padded_vocab % mesh.tensor:

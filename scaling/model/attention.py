@@ -10,8 +10,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from scaling import config as cfg
 from scaling.model import kernels
-from scaling.model.layers import add_bias, constant, dropout, normal, product, use
+from scaling.model.layers import add_bias, constant, dropout, normal
 from scaling.model.parametrization import parametrization
+from scaling.model.quantized import project
 from scaling.parallel.sharding import constrain
 
 
@@ -283,7 +284,7 @@ class SelfAttention(nnx.Module):
 
     def _project(self, x: jax.Array) -> Iterable[jax.Array]:
         """Queries, keys and values, [B, H, T, K] each."""
-        qkv = product(x, use(self.qkv, x.dtype)).transpose(2, 0, 3, 1, 4)
+        qkv = project(x, self.qkv, self.config.quantization).transpose(2, 0, 3, 1, 4)
         qkv = add_bias(qkv, self.qkv_bias, 1, 3)
         qkv = checkpoint_name(constrain(qkv, None, "batch", "heads", None, None), SAVED)
         # Not by indexing: its gradient is a sum of padded arrays, that of a split puts them together.
@@ -291,16 +292,14 @@ class SelfAttention(nnx.Module):
 
     def _project_few(self, x: jax.Array) -> jax.Array:
         """``_project`` for a few tokens: the result is turned round, which is small then, and not the weights."""
-        config, batch = self.config, x.shape[:2]
-        qkv = x @ use(self.qkv, x.dtype).reshape(config.d_model, -1)
-        qkv = qkv.reshape(*batch, 3, config.num_heads, config.d_head).transpose(2, 0, 3, 1, 4)
+        qkv = project(x, self.qkv, self.config.quantization).transpose(2, 0, 3, 1, 4)
         qkv = constrain(qkv, None, "batch", "heads", None, None)
         return add_bias(qkv, self.qkv_bias, 1, 3)
 
     def _merge(self, mixed: jax.Array) -> jax.Array:
         """Heads [B, H, T, K] back into the residual stream [B, T, D]."""
         mixed = constrain(mixed, "batch", "heads", None, None)
-        out = product(mixed.swapaxes(1, 2), use(self.out, mixed.dtype), 2)
+        out = project(mixed.swapaxes(1, 2), self.out, self.config.quantization, 2)
         return constrain(add_bias(out, self.out_bias), "batch", "sequence", None)
 
 

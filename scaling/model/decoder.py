@@ -5,12 +5,13 @@ or shapes, ``merge`` turns such a dict back into a callable module; in between, 
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scaling import config as cfg
 from scaling.model.attention import Tree
@@ -168,10 +169,10 @@ def axes_tree(config: cfg.Model) -> dict[str, Axes]:
     return metadata(config, "axes")
 
 
-def shardings(config: cfg.Model, mesh: Mesh) -> Params:
-    """Where every parameter is stored on a mesh."""
+def shardings(config: cfg.Model, mesh: Mesh, spec: Callable[[Axes], PartitionSpec] = stored_spec) -> Params:
+    """Where every parameter is stored on a mesh; with another ``spec``, what belongs to it (gradient, moments)."""
     return jax.tree.map(
-        lambda axes: NamedSharding(mesh, stored_spec(axes)), axes_tree(config), is_leaf=lambda x: isinstance(x, tuple)
+        lambda axes: NamedSharding(mesh, spec(axes)), axes_tree(config), is_leaf=lambda x: isinstance(x, tuple)
     )
 
 

@@ -8,17 +8,17 @@ call, not once a chunk.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from scaling.parallel.sharding import BATCH_AXES
+from scaling.parallel.sharding import BATCH_AXES, gradient_spec
 
 _MASKED = -1e30
 VOCAB_AXIS = "tensor"
-SCATTER_AXIS = "fsdp"
 
 
 class LossConfig(NamedTuple):
@@ -72,17 +72,19 @@ _cross_entropy.defvjp(_forward, _backward)
 def _sharded(hidden, table, targets, config, with_grads):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return _local(hidden, table, targets, config, with_grads, None, False)
+        return _local(hidden, table, targets, config, with_grads, None, ())
     batch = BATCH_AXES if hidden.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
     hidden_spec, table_spec = P(batch, None, None), P(VOCAB_AXIS, None)
     # The table's gradient is wanted as parameters are stored: summed and scattered in one, half of an all-reduce.
-    scatters = batch is not None and table.shape[1] % mesh.shape[SCATTER_AXIS] == 0
-    gradient_spec = P(VOCAB_AXIS, SCATTER_AXIS) if scatters else table_spec
+    stored = gradient_spec((None, "embed"))[1]
+    scatters = (stored,) if isinstance(stored, str) else stored or ()
+    if batch is None or table.shape[1] % math.prod(mesh.shape[axis] for axis in scatters):
+        scatters = ()
     outputs = (P(), P(), P())
     run = jax.shard_map(
         functools.partial(_local, config=config, with_grads=with_grads, batch_axes=batch or (), scatters=scatters),
         in_specs=(hidden_spec, table_spec, P(batch, None)),
-        out_specs=(outputs, (hidden_spec, gradient_spec)) if with_grads else outputs,
+        out_specs=(outputs, (hidden_spec, P(VOCAB_AXIS, scatters or None))) if with_grads else outputs,
         check_vma=False,
     )
     return run(hidden, table, targets)
@@ -141,7 +143,7 @@ def _local(hidden, table, targets, config, with_grads, batch_axes, scatters):
     if sharded:
         grad_hidden = over_vocab(grad_hidden)
         if scatters:
-            grad_table = jax.lax.psum_scatter(grad_table, SCATTER_AXIS, scatter_dimension=1, tiled=True)
-            batch_axes = tuple(axis for axis in batch_axes if axis != SCATTER_AXIS)
+            grad_table = jax.lax.psum_scatter(grad_table, scatters, scatter_dimension=1, tiled=True)
+            batch_axes = tuple(axis for axis in batch_axes if axis not in scatters)
         grad_table = jax.lax.psum(grad_table, batch_axes) if batch_axes else grad_table
     return sums, (grad_hidden, grad_table.astype(table.dtype))

@@ -9,7 +9,10 @@ activation lies, ``gathered`` says in which layout a parameter enters a product,
 collectives. Without a mesh both do nothing, so the same code runs on one device.
 """
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -26,11 +29,13 @@ BATCH_AXES = ("data", "fsdp")
 class Rule(NamedTuple):
     stored: MeshAxes  # where parameters, gradients and optimizer state lie
     used: MeshAxes  # where parameters (gathered for a product) and activations lie
+    scattered: MeshAxes = None  # where gradients and optimizer state lie if replicas share them; None = as stored
 
 
 TABLE: dict[str, Rule] = {
     # parameters
-    "embed": Rule("fsdp", None),  # gathered layer by layer when used: ZeRO-3
+    # Gathered layer by layer when used: ZeRO-3. A replica's part of the optimizer lies inside its shard.
+    "embed": Rule("fsdp", None, ("fsdp", "data")),
     "mlp": Rule("tensor", "tensor"),
     "heads": Rule("tensor", "tensor"),
     "vocab": Rule("tensor", "tensor"),
@@ -43,6 +48,36 @@ TABLE: dict[str, Rule] = {
 def stored_spec(axes: Axes) -> P:
     """PartitionSpec in which a parameter with these logical axes is kept."""
     return P(*(TABLE[a].stored if a else None for a in axes))
+
+
+def scattered_spec(axes: Axes) -> P:
+    """PartitionSpec of the gradient and the moments of a parameter, where replicas share them (ZeRO-2)."""
+    return P(*((TABLE[a].scattered or TABLE[a].stored) if a else None for a in axes))
+
+
+_scatters = contextvars.ContextVar("scatters", default=False)
+
+
+@contextlib.contextmanager
+def scattered_gradients(on: bool) -> Iterator[None]:
+    """While gradients are traced inside, each is asked for as ``scattered_spec`` says, and not as parameters lie."""
+    token = _scatters.set(on)
+    try:
+        yield
+    finally:
+        _scatters.reset(token)
+
+
+def gradient_spec(axes: Axes) -> P:
+    """PartitionSpec in which the gradient of a parameter is asked for."""
+    return scattered_spec(axes) if _scatters.get() else stored_spec(axes)
+
+
+def with_gradient_layout(grad: jax.Array, axes: Axes) -> jax.Array:
+    """Pins the gradient of a parameter to ``gradient_spec``; without a mesh, as it is."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return grad
+    return jax.lax.with_sharding_constraint(grad, gradient_spec(axes))
 
 
 def used_spec(axes: Axes) -> P:
@@ -83,9 +118,7 @@ def _gathered_forward(w: jax.Array, axes: Axes) -> tuple[jax.Array, None]:
 
 
 def _gathered_backward(axes: Axes, _: None, grad: jax.Array) -> tuple[jax.Array]:
-    if jax.sharding.get_abstract_mesh().empty:
-        return (grad,)
-    return (jax.lax.with_sharding_constraint(grad, stored_spec(axes)),)
+    return (with_gradient_layout(grad, axes),)
 
 
 gathered.defvjp(_gathered_forward, _gathered_backward)

@@ -6,6 +6,7 @@ from scaling import chips, flops
 from scaling import config as cfg
 from scaling.train.schedule import BatchSchedule
 
+_NUMBER = {"float32": 4, "bfloat16": 2}  # bytes
 EFFICIENCY = 0.9  # of the peak, for products in bfloat16
 MEMORY_EFFICIENCY = 0.8  # of the bandwidth
 # Numbers that norms, residuals and activations move for each token of a layer, forward and backward, as multiples of
@@ -38,7 +39,7 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     params = 4 * _shard_parameters(model, mesh)
     memory = {
         "params": params,
-        "optimizer": 2 * params,
+        "optimizer": 2 * _NUMBER[config.optimizer.state_dtype] * _shard_parameters(model, _moments_mesh(mesh)),
         "temporary": _temporary(config, chip, params),
     }
     devices = mesh.slices * mesh.data * mesh.fsdp * mesh.tensor
@@ -73,6 +74,13 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
         "exposed collectives": gathers / 2 + reduction + activations,
     }
     return Estimate(memory, sum(parts.values()), parts)
+
+
+def _moments_mesh(mesh: cfg.Mesh) -> cfg.Mesh:
+    """The mesh as moments see it: with ``shard_optimizer``, replicas are further shards."""
+    if not mesh.shard_optimizer:
+        return mesh
+    return dataclasses.replace(mesh, data=1, slices=1, fsdp=mesh.fsdp * mesh.data * mesh.slices)
 
 
 def _shard_parameters(model: cfg.Model, mesh: cfg.Mesh) -> int:
