@@ -121,8 +121,8 @@ def for_search(config: cfg.Config, device_count: int, name: str | None = None) -
     Raises:
         ValueError: an impossible config.
     """
-    mesh = dataclasses.replace(config.mesh, data=-1, fsdp=1, tensor=1)
-    train = dataclasses.replace(config.train, microbatch_sequences=0, ramp_tokens=0)
+    mesh = dataclasses.replace(config.mesh, stage=1, data=-1, fsdp=1, tensor=1)
+    train = dataclasses.replace(config.train, microbatch_sequences=0, pipeline_microbatches=0, ramp_tokens=0)
     try:
         return resolved(dataclasses.replace(config, mesh=mesh, train=train), device_count, name)
     except ValueError:  # more devices than sequences: the tensor axis takes the rest
@@ -201,7 +201,8 @@ def estimated(config: cfg.Config, kind: str, count: int) -> Plan:
 
 def _empty(config: cfg.Config, where: str, chip: chips.Chip, device_count: int, step: str) -> Plan:
     model, train, mesh = config.model, config.train, config.mesh
-    shards = mesh.slices * mesh.data * mesh.fsdp
+    shards = mesh.devices // mesh.tensor
+    stages = f"stage={mesh.stage} ({train.pipeline_microbatches} parts) " if mesh.stage > 1 else ""
     sequences = train.microbatch_sequences if step == "train" else config.eval.batch_sequences
     whole = BatchSchedule.from_config(train).max_microbatches if step == "train" else 1
     training = flops.training_per_token(model, train.sequence_length)
@@ -209,7 +210,8 @@ def _empty(config: cfg.Config, where: str, chip: chips.Chip, device_count: int, 
         where=where,
         chips=device_count // chip.devices,
         layout=(
-            f"slices={mesh.slices} data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}, remat={model.remat}, "
+            f"slices={mesh.slices} {stages}data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}, "
+            f"remat={model.remat}, "
             f"{sequences / shards:g} sequences of {train.sequence_length} a shard, {whole} microbatches"
         ),
         step=step,
