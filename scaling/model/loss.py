@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from scaling.parallel.sharding import BATCH_AXES, gradient_spec
+from scaling.parallel.sharding import ROW_AXES, gradient_spec
 
 _MASKED = -1e30
 VOCAB_AXIS = "tensor"
@@ -73,7 +73,7 @@ def _sharded(hidden, table, targets, config, with_grads):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return _local(hidden, table, targets, config, with_grads, None, ())
-    batch = BATCH_AXES if hidden.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
+    batch = ROW_AXES if hidden.shape[0] % math.prod(mesh.shape[axis] for axis in ROW_AXES) == 0 else None
     hidden_spec, table_spec = P(batch, None, None), P(VOCAB_AXIS, None)
     # The table's gradient is wanted as parameters are stored: summed and scattered in one, half of an all-reduce.
     stored = gradient_spec((None, "embed"))[1]

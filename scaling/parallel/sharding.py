@@ -1,8 +1,9 @@
 """One table from logical axes to mesh axes; everything that is sharded is sharded by it.
 
-Parameters and activations name their dimensions with logical axes. A mesh has the axes ``data``
-(replicas; over slices, the data-centre network), ``fsdp`` (shards of the state, and of the batch)
-and ``tensor`` (shards of heads, MLP and vocabulary, and of the sequence between them).
+Parameters and activations name their dimensions with logical axes. A mesh has the axes ``stage``
+(of the pipeline, each with its layers) and ``data`` (replicas), both over slices, the data-centre
+network; ``fsdp`` (shards of the state, and of the batch) and ``tensor`` (shards of heads, MLP and
+vocabulary, and of the sequence between them).
 
 The model runs under ``jax.set_mesh(mesh)`` with automatic sharding: ``constrain`` says where each
 activation lies, ``gathered`` says in which layout a parameter enters a product, and XLA derives the
@@ -22,8 +23,9 @@ from jax.sharding import PartitionSpec as P
 Axes = tuple[str | None, ...]
 MeshAxes = str | tuple[str, ...] | None
 
-MESH_AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+MESH_AXES = ("stage", "data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")  # of the rows that a stage works on
+ROW_AXES = ("stage", *BATCH_AXES)  # of all rows, outside the pipeline
 
 
 class Rule(NamedTuple):
@@ -39,7 +41,9 @@ TABLE: dict[str, Rule] = {
     "mlp": Rule("tensor", "tensor"),
     "heads": Rule("tensor", "tensor"),
     "vocab": Rule("tensor", "tensor"),
+    "layers": Rule("stage", "stage"),  # of the stack; and the pipeline's buffers, one entry a stage
     # activations
+    "rows": Rule(ROW_AXES, ROW_AXES),
     "batch": Rule(BATCH_AXES, BATCH_AXES),
     "sequence": Rule("tensor", "tensor"),  # the residual stream between tensor-parallel regions
 }
@@ -139,4 +143,4 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Sharding of a step's token arrays, int32 [microbatches, sequences, tokens]."""
-    return NamedSharding(mesh, P(None, BATCH_AXES, None))
+    return NamedSharding(mesh, P(None, ROW_AXES, None))

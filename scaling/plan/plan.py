@@ -158,8 +158,8 @@ def for_search(config: cfg.Config, device_count: int, name: str | None = None) -
     Raises:
         ValueError: an impossible config.
     """
-    mesh = dataclasses.replace(config.mesh, data=-1, fsdp=1, tensor=1)
-    train = dataclasses.replace(config.train, microbatch_sequences=0, ramp_tokens=0)
+    mesh = dataclasses.replace(config.mesh, stage=1, data=-1, fsdp=1, tensor=1)
+    train = dataclasses.replace(config.train, microbatch_sequences=0, pipeline_microbatches=0, ramp_tokens=0)
     try:
         return resolved(dataclasses.replace(config, mesh=mesh, train=train), device_count, name)
     except ValueError:  # more devices than sequences: the tensor axis takes the rest
@@ -297,7 +297,8 @@ def _empty(
     request: Request | None = None,
 ) -> Plan:
     model, train, mesh = config.model, config.train, config.mesh
-    shards = mesh.slices * mesh.data * mesh.fsdp
+    shards = mesh.devices // mesh.tensor
+    stages = f"stage={mesh.stage} ({train.pipeline_microbatches} parts) " if mesh.stage > 1 else ""
     sequences = train.microbatch_sequences if step == "train" else config.eval.batch_sequences
     whole = BatchSchedule.from_config(train).max_microbatches if step == "train" else 1
     work = (
@@ -312,7 +313,7 @@ def _empty(
     return Plan(
         where=where,
         chips=device_count // chip.devices,
-        layout=f"slices={mesh.slices} data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}, {work}",
+        layout=f"slices={mesh.slices} {stages}data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}, {work}",
         step=step,
         memory={},
         hbm=chip.hbm / chip.devices,

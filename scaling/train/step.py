@@ -26,7 +26,7 @@ def loss_sums(config: cfg.Config, params: Any, inputs: jax.Array, targets: jax.A
     """Loss sums of one microbatch, int32 [B, T] inputs and targets; ``key`` None = no dropout."""
     model = decoder.merge(config.model, params)
     segments = decoder.document_segments(inputs, eot) if config.model.document_mask else None
-    hidden = model(inputs, segments=segments, key=key)
+    hidden = model(inputs, segments=segments, key=key, pipeline_microbatches=config.train.pipeline_microbatches)
     loss_config = LossConfig(
         vocab_size=config.model.vocab_size,
         logit_multiplier=parametrization(config.model).logit_multiplier,
