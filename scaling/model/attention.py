@@ -288,9 +288,7 @@ class SelfAttention(nnx.Module):
 
     def _project_few(self, x: jax.Array) -> jax.Array:
         """``_project`` for a few tokens: the result is turned round, which is small then, and not the weights."""
-        config, batch = self.config, x.shape[:2]
-        qkv = x @ use(self.qkv, x.dtype).reshape(config.d_model, -1)
-        qkv = qkv.reshape(*batch, 3, config.num_heads, config.d_head).transpose(2, 0, 3, 1, 4)
+        qkv = jnp.einsum("btd,dchk->btchk", x, use(self.qkv, x.dtype)).transpose(2, 0, 3, 1, 4)
         qkv = constrain(qkv, None, "batch", "heads", None, None)
         return add_bias(qkv, self.qkv_bias, 1, 3)
 

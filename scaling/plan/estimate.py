@@ -63,6 +63,9 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     gathers = 3 * weights * share * microbatches / link
     replicas = mesh.data * mesh.slices
     reduction = 2 * params * (replicas - 1) / replicas / link
+    if mesh.slices > 1 and chip.between:  # each microbatch sums its gradients over slices, in two bytes each
+        between = chip.between / chip.devices
+        reduction += 2 * params / 2 * (mesh.slices - 1) / mesh.slices * microbatches / between
     # Tensor parallelism: around attention and MLP the residual stream is gathered and scattered, in both passes.
     crossing = 8 * model.num_layers * model.d_model * 2 * (mesh.tensor - 1)
     activations = tokens * crossing / link
