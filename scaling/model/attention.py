@@ -273,7 +273,7 @@ class SelfAttention(nnx.Module):
         self, x: jax.Array, window: int, memory: Memory, slot: jax.Array, starts: jax.Array
     ) -> tuple[jax.Array, Memory]:
         """Attention of tokens at slots ``slot``, ... over the cache, to which they are added."""
-        q, k, v = self._project_few(x)
+        q, k, v = self._project(x)
         mixed = attend_cached(q, k, v, memory, slot, starts, scale=self.scale, window=window)
         slot = _once_known(mixed, slot)
         keys, values = (
@@ -289,12 +289,6 @@ class SelfAttention(nnx.Module):
         qkv = checkpoint_name(constrain(qkv, None, "batch", "heads", None, None), SAVED)
         # Not by indexing: its gradient is a sum of padded arrays, that of a split puts them together.
         return (part.squeeze(0) for part in jnp.split(qkv, 3))
-
-    def _project_few(self, x: jax.Array) -> jax.Array:
-        """``_project`` for a few tokens: the result is turned round, which is small then, and not the weights."""
-        qkv = project(x, self.qkv, self.config.quantization).transpose(2, 0, 3, 1, 4)
-        qkv = constrain(qkv, None, "batch", "heads", None, None)
-        return add_bias(qkv, self.qkv_bias, 1, 3)
 
     def _merge(self, mixed: jax.Array) -> jax.Array:
         """Heads [B, H, T, K] back into the residual stream [B, T, D]."""

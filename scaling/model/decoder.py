@@ -103,7 +103,8 @@ class Decoder(nnx.Module):
         """Tokens [B, T] at positions [B, T] (None: 0, 1, ...) to [B, T, D] in the compute dtype."""
         dtype = jnp.dtype(self.config.compute_dtype)
         x = lookup(use(self.tokens, dtype), tokens).astype(jnp.float32)
-        table = use(self.positions, jnp.dtype(jnp.float32))
+        # Whole in the backward pass too: its gradient is summed over the batch first, and then cut.
+        table = constrain(use(self.positions, jnp.dtype(jnp.float32)), None, None)
         return (x + (table[: tokens.shape[1]] if positions is None else table[positions])).astype(dtype)
 
     def normalize(self, x: jax.Array) -> jax.Array:

@@ -128,6 +128,24 @@ def _gathered_backward(axes: Axes, _: None, grad: jax.Array) -> tuple[jax.Array]
 gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
+def features_apart(x: jax.Array) -> jax.Array:
+    """Lays activations [B, T, D] out with D over ``fsdp``, and of B only what is over the other axes: an all-to-all.
+
+    So the gradient of a table, a sum over tokens, comes as the table is stored. Left to itself the compiler makes
+    these activations whole on every device, or over slices.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    batch, length, features = x.shape
+    if mesh.empty or batch % _extent(mesh, ROW_AXES) or features % _extent(mesh, "fsdp"):
+        return x
+    outer = tuple(axis for axis in ROW_AXES if axis != "fsdp")
+    groups, free = _extent(mesh, outer), P.UNCONSTRAINED
+    x = x.reshape(groups, batch // groups, length, features)
+    x = jax.lax.with_sharding_constraint(x, P(outer, "fsdp", free, None))
+    x = jax.lax.with_sharding_constraint(x, P(outer, None, free, "fsdp"))
+    return x.reshape(batch, length, features)
+
+
 def _extent(mesh: Any, axes: MeshAxes) -> int:
     names = (axes,) if isinstance(axes, str) else axes or ()
     size = 1

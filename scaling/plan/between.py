@@ -31,6 +31,7 @@ class Network:
     calls: int = 0
     waited: float = 0.0
     _free: float = 0.0
+    _names: dict[str, str] = dataclasses.field(default_factory=dict)  # of ``recv`` instructions -> their transfers
     _arrivals: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -50,19 +51,21 @@ class Network:
         Returns:
             Whether it belongs to a transfer.
         """
-        found = _TRANSFER.search(instruction.text)
-        if not found or instruction.opcode not in ("send", "send-done", "recv", "recv-done"):
+        if instruction.opcode not in ("send", "send-done", "recv", "recv-done"):
             return False
-        name, kind = found.groups()
+        found = _TRANSFER.search(instruction.text)
+        name, kind = found.groups() if found else ("", "")
         now += self.waited
-        if instruction.opcode == "send":
+        if instruction.opcode == "recv":
+            self._names[instruction.name] = name
+        elif instruction.opcode == "send":
             sent = times * self._sent(kind, shape_bytes(module.shapes[instruction.operands[0]]))
             self.bytes += sent
             self.calls += times
             self._free = max(self._free, now) + sent / self.rate
             self._arrivals[name] = self._free
         elif instruction.opcode == "recv-done":
-            self.waited += max(0.0, self._arrivals.pop(name, 0.0) - now)
+            self.waited += max(0.0, self._arrivals[self._names[instruction.operands[0]]] - now)
         return True
 
     def _sent(self, kind: str, size: int) -> float:

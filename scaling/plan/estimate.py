@@ -66,11 +66,15 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     link = chip.link / chip.devices
     gathers = (3 + twice) * weights * share * microbatches * ticks / link
     reduction = 2 * params * (mesh.replicas - 1) / mesh.replicas / link
+    apart = mesh.slices // mesh.stage  # replicas in slices of their own
+    network = chip.between / chip.devices if mesh.slices > 1 and chip.between else link
+    if apart > 1:  # each microbatch sums its gradients over slices, in two bytes each
+        reduction += 2 * params / 2 * (apart - 1) / apart * microbatches / network
     # Tensor parallelism: around attention and MLP the residual stream is gathered and scattered, in both passes.
     crossing = 8 * model.num_layers * model.d_model * 2 * (mesh.tensor - 1)
     activations = tokens * crossing / link
     # Between stages, a part in each of two buffers, in both passes.
-    between = (mesh.stage > 1) * 4 * tokens * mesh.stage * ticks / _parts(config) * model.d_model * 2 / link
+    between = (mesh.stage > 1) * 4 * tokens * mesh.stage * ticks / _parts(config) * model.d_model * 2 / network
     parts = {
         "matrix products": tokens * (3 * forward + slow) / peak,
         "recomputation": tokens * recomputed / peak,

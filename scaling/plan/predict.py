@@ -6,6 +6,8 @@ The model, and what it rests on (docs/planning.md has the measurements):
   within 5 % of what the units can do;
 * everything else moves memory: its bytes, read and written, at ``MEMORY_EFFICIENCY`` of the data sheet's bandwidth, or
   the compiler's cycles where those are fewer (arrays that never leave the chip's fast memory);
+* arrays that are brought into fast memory beforehand take no time of their own, but all bytes of the program together
+  take at least what the memory needs for them: decoding waits for that;
 * attention kernels carry no cycles: the products of the blocks that they visit, at ``KERNEL_EFFICIENCY`` of the peak;
 * collectives send their bytes over all links of a chip; those that the compiler runs asynchronously take no time
   unless they are longer than all computation;
@@ -26,6 +28,8 @@ from scaling.plan.hlo import Instruction, Module, shape_bytes
 KERNEL_EFFICIENCY = 0.5
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 PRODUCTS, UNEMBEDDING, KERNELS = "matrix products", "unembedding", "attention kernels"
+OTHER = "other"  # calls that only name buffers
+WAITING = "waiting for memory"  # beyond all work: for arrays that are brought into fast memory
 BETWEEN = "between slices"  # traffic of all kinds that leaves a slice
 # Opcodes that take no time, or whose time is that of what they start.
 _FREE = re.compile(
@@ -34,6 +38,8 @@ _FREE = re.compile(
 )
 SLICE, UPDATE, GATHER = "dynamic-slice", "dynamic-update-slice", "gather"
 _UNEMBEDDING = re.compile(r"bt[dv],[bv]|vd,bd")
+_LAID_OUT = re.compile(r"\b\w+\[[\d,]*\]\{[^{}]*\}")
+_FAST = re.compile(r"S\([1-9]\)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\]|mesh\[([^\]]*)\] \{([^}]*)\})")
 
@@ -116,8 +122,9 @@ def predict(module: Module, chip: Chip, slices: int = 1, runs: int | None = None
     operations: dict[str, float] = collections.defaultdict(float)
     seen: set[tuple[str, str, int]] = set()
     layers = _in_layers(module)
-    network, work = Network(slices, chip.between / chip.devices), 0.0
+    network, work, moved = Network(slices, chip.between / chip.devices), 0.0, 0
     for instruction, times in module.walk(runs):
+        moved += times * _bytes_prefetched(instruction)
         if network.meet(module, instruction, times, work) or _FREE.fullmatch(instruction.opcode):
             continue
         for found, hidden in _collectives(module, instruction):
@@ -141,6 +148,10 @@ def predict(module: Module, chip: Chip, slices: int = 1, runs: int | None = None
         part.cycles += times * instruction.cycles
         operations[_operation(instruction)] += times * seconds
         work += times * seconds
+        moved += times * _bytes_moved(module, instruction) * (kind != OTHER)
+    if (waiting := moved / _bandwidth(chip) - work) > 0:
+        parts[WAITING].seconds = waiting
+        work += waiting
     link = chip.link / chip.devices
     behind = sum(c.hidden_bytes for c in collectives.values()) / link
     exposed = sum(c.bytes - c.hidden_bytes for c in collectives.values()) / link + max(0.0, behind - work)
@@ -170,12 +181,12 @@ def _cost(module: Module, instruction: Instruction, chip: Chip) -> tuple[str, fl
     if instruction.opcode == "custom-call":
         if "tpu_custom_call" in instruction.text:
             return KERNELS, kernel_flops(instruction) / (KERNEL_EFFICIENCY * chip.flops / chip.devices)
-        return "other", 0.0
+        return OTHER, 0.0
     clock = chip.clock
     if _has_product(module, instruction):
         kind = UNEMBEDDING if _UNEMBEDDING.search(instruction.op_name) else PRODUCTS
         return kind, instruction.cycles / clock
-    moved = _bytes_moved(module, instruction) / (MEMORY_EFFICIENCY * chip.hbm_bandwidth / chip.devices)
+    moved = _bytes_moved(module, instruction) / _bandwidth(chip)
     seconds = min(moved, instruction.cycles / clock) if instruction.cycles else moved
     if "jvp" not in instruction.op_name and instruction.op_name.startswith("jit(step)/"):
         kind = "optimizer"
@@ -184,6 +195,11 @@ def _cost(module: Module, instruction: Instruction, chip: Chip) -> tuple[str, fl
     else:
         kind = "norms and elementwise"
     return kind, seconds
+
+
+def _bandwidth(chip: Chip) -> float:
+    """Bytes/s of a device's main memory."""
+    return MEMORY_EFFICIENCY * chip.hbm_bandwidth / chip.devices
 
 
 def _operation(instruction: Instruction) -> str:
@@ -230,9 +246,17 @@ def _touched(inner: list[Instruction]) -> dict[int, int]:
     return found
 
 
+def _bytes_prefetched(instruction: Instruction) -> int:
+    """Bytes that an asynchronous copy or slice moves between main and fast memory, or twice within main memory."""
+    if instruction.opcode not in ("copy-start", "slice-start"):
+        return 0
+    ends = _LAID_OUT.findall(instruction.shape)[:2]  # where to and from; of a slice from and where to
+    return min(map(shape_bytes, ends)) * sum(not _FAST.search(end) for end in ends)
+
+
 def _without_fast_memory(shape: str) -> str:
     """A type without those of its arrays that lie in fast memory, which the layout marks S(1)."""
-    return re.sub(r"\b\w+\[[\d,]*\]\{[^{}]*S\([1-9]\)\}", "", shape)
+    return _LAID_OUT.sub(lambda found: "" if _FAST.search(found[0]) else found[0], shape)
 
 
 def kernel_flops(instruction: Instruction) -> float:

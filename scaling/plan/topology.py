@@ -8,6 +8,8 @@ from scaling import chips
 
 # Where libtpu asks the machine for TPUs, it must not; several programs may plan at once.
 _ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+# By itself libtpu writes its warnings to a file only; ``plan`` looks for one of them.
+_WARNINGS = {"TPU_STDERR_LOG_LEVEL": "1"}
 _DIMENSIONS = {"v4": 3, "v5p": 3, "v7x": 3, "v5e": 2, "v6e": 2}
 _LIBTPU_NAME = {"v7x": "tpu7x"}
 
@@ -49,7 +51,7 @@ def devices(name: str, slices: int = 1) -> list[Any]:
         ValueError: no such topology, or libtpu is not installed.
     """
     chip, sizes = parse(name)
-    os.environ.update({key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()})
+    os.environ.update({key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()} | _WARNINGS)
     from jax.experimental import topologies
 
     asked = f"{_LIBTPU_NAME.get(chip.name, chip.name)}:{'x'.join(map(str, sizes))}"
