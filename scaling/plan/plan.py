@@ -149,14 +149,14 @@ def compiled(config: cfg.Config, name: str, slices: int, step: str = "train", fr
     path = _cache_path(config, name, slices, step)
     if path.exists() and not fresh:
         return _from_json(json.loads(path.read_text()))
-    with _compiler_output():
+    with compiler_output():
         devices = topology.devices(name, slices)
     from scaling.plan import hlo, predict
     from scaling.plan.compiled import DoesNotFit, compile_step
 
     base = _empty(config, f"{slices} x {name}" if slices > 1 else name, chip, len(devices), step)
     try:
-        with _compiler_output() as said:
+        with compiler_output() as said:
             program = compile_step(config, devices, step)
     except DoesNotFit as error:
         found = dataclasses.replace(base, refusal=str(error))
@@ -245,6 +245,7 @@ def _cache_path(config: cfg.Config, name: str, slices: int, step: str) -> Path:
     for folder in ("model", "parallel", "plan", "train"):
         for path in sorted((PACKAGE / folder).glob("*.py")):
             source.update(path.read_bytes())
+    versions.append(os.environ.get("TPU_LIBRARY_PATH", ""))  # another libtpu than the package's
     text = json.dumps([values, config.eval.batch_sequences, name, slices, step, versions, source.hexdigest()])
     return Path(cache.root()).expanduser() / "plans" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
@@ -255,7 +256,7 @@ def _from_json(values: dict) -> Plan:
 
 
 @contextlib.contextmanager
-def _compiler_output() -> Iterator[list[str]]:
+def compiler_output() -> Iterator[list[str]]:
     """Keeps what the compiler writes to stderr (from C++, much of it about hardware that is not there) in a list."""
     sys.stderr.flush()
     kept, said = os.dup(2), list[str]()

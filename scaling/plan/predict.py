@@ -113,11 +113,14 @@ def _cost(module: Module, instruction: Instruction, chip: Chip) -> tuple[str, fl
         return "other", 0.0
     clock = chip.clock
     if _has_product(module, instruction):
-        kind = "unembedding" if re.search(r"bt[dv],[bv]", instruction.op_name) else "matrix products"
+        # Ours is chunked, by a loop; MaxText's is the only one outside of its loop over layers.
+        outside = bool(instruction.op_name) and "while" not in instruction.op_name
+        unembedding = outside or re.search(r"bt[dv],[bv]", instruction.op_name)
+        kind = "unembedding" if unembedding else "matrix products"
         return kind, instruction.cycles / clock
     moved = _bytes_moved(module, instruction) / (MEMORY_EFFICIENCY * chip.hbm_bandwidth / chip.devices)
     seconds = min(moved, instruction.cycles / clock) if instruction.cycles else moved
-    if "jvp" not in instruction.op_name and instruction.op_name.startswith("jit(step)/"):
+    if "jvp" not in instruction.op_name and instruction.op_name.startswith(("jit(step)/", "jit(train_step)/")):
         kind = "optimizer"
     elif instruction.opcode in ("copy", "transpose") or not instruction.op_name:
         kind = "copies and layouts"
