@@ -6,9 +6,6 @@ predicted times stand apart.
 """
 
 import dataclasses
-import json
-import os
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +13,11 @@ from typing import Any
 
 from scaling import chips, flops
 from scaling import config as cfg
+from scaling.bench import maxtext
 from scaling.config_file import apply_overrides, split_arguments
 from scaling.plan import hlo, plan, predict, topology
 from scaling.recipes import gpt3
 
-PROGRAM = Path(__file__).with_name("maxtext_peer.py")
 LENGTH = 2048
 
 
@@ -81,10 +78,10 @@ def bench(size: str, case: Case, python: str | None) -> Iterator[str]:
     Raises:
         ValueError: knobs, topology or interpreter cannot be used, or nothing fits.
     """
-    library = _library()
+    library = maxtext.library()
     chip, _ = topology.parse(case.topology)
     model = _config(size, case, "").model
-    yield f"{size} on {case.topology}, {case.sequences} sequences of {LENGTH} a chip, libtpu {_version(library)}"
+    yield f"{size} on {case.topology}, {case.sequences} sequences of {LENGTH} a chip, libtpu {maxtext.version(library)}"
     best = []
     tries = [("ours", knobs) for knobs in case.ours] + ([("MaxText", knobs) for knobs in case.theirs] if python else [])
     for who, knobs in tries:
@@ -157,18 +154,9 @@ def _ours(size: str, case: Case, knobs: str) -> Step:
     return Step(knobs, predict.predict(hlo.parse(program.text), chip), memory, program.seconds)
 
 
-def maxtext_knobs(model: cfg.Model, case: Case) -> dict[str, Any]:
+def knobs_of(model: cfg.Model, case: Case) -> dict[str, Any]:
     """The same model, batch and optimizer in MaxText's words (its base.yml and models/gpt3-*.yml, 0.2.5)."""
-    return {
-        "run_name": "peer",
-        "enable_checkpointing": False,
-        "dataset_type": "synthetic",
-        "log_config": False,
-        "jax_cache_dir": "",
-        "internal_compile": True,  # the topology by libtpu's own name
-        "compile_topology": topology.library_name(case.topology),
-        "compile_topology_num_slices": 1,
-        "internal_compile_num_devices": topology.count(case.topology, 1),
+    return maxtext.topology_knobs(case.topology) | {
         "decoder_block": "gpt3",
         "base_num_decoder_layers": model.num_layers,
         "base_emb_dim": model.d_model,
@@ -183,7 +171,6 @@ def maxtext_knobs(model: cfg.Model, case: Case) -> dict[str, Any]:
         "logits_via_embedding": model.tied_embedding,
         "normalize_embedding_logits": False,
         "fused_qkv": True,
-        "attention": "flash",
         "enable_dropout": False,
         "opt_type": "adamw",
         "gradient_clipping_threshold": 1.0,
@@ -194,65 +181,15 @@ def maxtext_knobs(model: cfg.Model, case: Case) -> dict[str, Any]:
 def _theirs(python: str, library: str, model: cfg.Model, case: Case, knobs: str) -> Step:
     if wrong := [knob for knob in knobs.split() if "=" not in knob]:
         raise ValueError(f"--theirs: {wrong[0]!r} is no knob=value of MaxText")
-    values = maxtext_knobs(model, case) | dict(knob.split("=", 1) for knob in knobs.split())
+    values = knobs_of(model, case) | dict(knob.split("=", 1) for knob in knobs.split())
     chip, _ = topology.parse(case.topology)
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "step.hlo"
         values |= {"base_output_directory": folder}
-        answer = compile_maxtext(python, library, [f"{name}={value}" for name, value in values.items()], text)
+        answer = maxtext.compile_step(python, library, [f"{name}={value}" for name, value in values.items()], text)
         if "RESOURCE_EXHAUSTED" in answer.get("error", ""):
             return Step(knobs, None)
         if "error" in answer:
             raise ValueError(f"the peer {python} cannot compile {knobs}: {answer['error'][:500]}")
         found = predict.predict(hlo.parse(text.read_text()), chip)
     return Step(knobs, found, answer["bytes"], answer["seconds"])
-
-
-def compile_maxtext(python: str, library: str, knobs: list[str], text: Path) -> dict[str, Any]:
-    """Has MaxText compile its train step.
-
-    Args:
-        python: an interpreter that has MaxText.
-        library: path of the libtpu.so that compiles.
-        knobs: ``name=value``, MaxText's.
-        text: where the optimized program is to be written.
-
-    Returns:
-        ``seconds``, ``bytes`` a device and ``version``; or ``error``.
-
-    Raises:
-        ValueError: there is no such interpreter, or it has no MaxText.
-    """
-    environment = {"JAX_PLATFORMS": "cpu", "TPU_LIBRARY_PATH": library, **topology.ENVIRONMENT}
-    try:
-        done = subprocess.run(
-            [python, str(PROGRAM), json.dumps({"knobs": knobs, "text": str(text)})],
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-        )
-    except OSError as error:
-        raise ValueError(f"--peer={python} cannot be run ({error.strerror})") from None
-    if done.returncode or not done.stdout.strip():
-        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        raise ValueError(f"the peer {python} ended: {last[:300]}; --peer=PYTHON must have maxtext[tpu]")
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return answer
-
-
-def _library() -> str:
-    """The libtpu that both compile with: what ``TPU_LIBRARY_PATH`` names, else ours."""
-    if named := os.environ.get("TPU_LIBRARY_PATH"):
-        return named
-    try:
-        import libtpu
-    except ImportError:
-        raise ValueError("the TPU compiler is not installed; pip install 'scaling[plan]'") from None
-    path: str = libtpu.get_library_path()
-    return path
-
-
-def _version(library: str) -> str:
-    """As its package says it, which lies beside it."""
-    found = sorted(Path(library).parents[1].glob("libtpu-*.dist-info"))
-    return found[-1].name.removeprefix("libtpu-").removesuffix(".dist-info") if found else library

@@ -191,7 +191,9 @@ def kernel_flops(instruction: Instruction) -> float:
         return 0.0
     batch, heads, length, head = map(int, sizes.groups())
     _, rows, columns = map(int, grid.groups())
-    names = {"fwd": 2, "dkv": 5 if 'dq\\": null' in instruction.text else 4, "dq": 3}
+    # The fused backward kernel has one result more than the other, the queries' gradient for each block of keys.
+    fused = bool(re.search(r"bf16\[\d+,\d+,\d+,\d+,\d+\]", instruction.shape))
+    names = {"fwd": 2, "dkv": 5 if fused else 4, "dq": 3}
     products = next((n for name, n in names.items() if f"mha_{name}" in instruction.name), 2)
     blocks = rows * (rows + 1) / 2 if rows == columns else rows * columns
     area = blocks * (length / max(rows, columns)) ** 2

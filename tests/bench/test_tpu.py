@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scaling import cli, exit_codes
-from scaling.bench import tpu
+from scaling.bench import maxtext, tpu
 from scaling.plan import hlo, predict
 
 PROGRAM = Path(__file__).parents[1] / "plan" / "step.hlo"
@@ -120,5 +120,5 @@ def test_our_layout_is_the_peers_unless_told_otherwise():
 def test_the_peer_without_maxtext_says_so(tmp_path, monkeypatch, capsys):
     request = json.dumps({"knobs": [], "text": str(tmp_path / "text")})
     monkeypatch.setattr(sys, "argv", ["maxtext_peer.py", request])
-    runpy.run_path(str(tpu.PROGRAM), run_name="__main__")
+    runpy.run_path(str(maxtext.PROGRAM), run_name="__main__")
     assert "No module named 'maxtext'" in json.loads(capsys.readouterr().out)["error"]
