@@ -192,13 +192,13 @@ def compiled(
     path = _cache_path(config, name, slices, step, request)
     if path.exists() and not fresh:
         return _from_json(json.loads(path.read_text()))
-    with _compiler_output():
+    with compiler_output():
         devices = topology.devices(name, slices)
     from scaling.plan.compiled import DoesNotFit
 
     base = _empty(config, f"{slices} x {name}" if slices > 1 else name, chip, len(devices), step, request)
     try:
-        with _compiler_output() as said:
+        with compiler_output() as said:
             read = functools.partial(_generation, request) if request else _step
             found = read(base, config, chip, devices)
     except DoesNotFit as error:
@@ -350,6 +350,7 @@ def _cache_path(config: cfg.Config, name: str, slices: int, step: str, request: 
         for path in sorted((PACKAGE / folder).glob("*.py")):
             source.update(path.read_bytes())
     asked = dataclasses.asdict(request) if request else config.eval.batch_sequences
+    versions.append(os.environ.get("TPU_LIBRARY_PATH", ""))  # another libtpu than the package's
     text = json.dumps([values, asked, name, slices, step, versions, source.hexdigest()])
     return Path(cache.root()).expanduser() / "plans" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
@@ -360,7 +361,7 @@ def _from_json(values: dict) -> Plan:
 
 
 @contextlib.contextmanager
-def _compiler_output() -> Iterator[list[str]]:
+def compiler_output() -> Iterator[list[str]]:
     """Keeps what the compiler writes to stderr (from C++, much of it about hardware that is not there) in a list."""
     sys.stderr.flush()
     kept, said = os.dup(2), list[str]()
