@@ -147,9 +147,14 @@ class Mesh:
         return outer | {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
 
     @property
+    def shards(self) -> int:
+        """Of the rows of a batch, outside of the pipeline; ``data=-1`` counts as 1."""
+        return self.stage * self.replicas * self.fsdp
+
+    @property
     def devices(self) -> int:
         """That all axes make together; ``data=-1`` counts as 1."""
-        return self.stage * self.replicas * self.fsdp * self.tensor
+        return self.shards * self.tensor
 
 
 @dataclasses.dataclass(frozen=True)

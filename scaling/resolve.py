@@ -280,7 +280,7 @@ def _check_mesh(config: Config, device_count: int | None) -> None:
     # Between tensor-parallel regions, activations are sharded over sequence.
     _must_be_multiple("train.sequence_length", train.sequence_length, mesh.tensor, "config.mesh.tensor")
     # Until the devices are known, data=-1 counts as the least it can be.
-    shards = mesh.devices // mesh.tensor
+    shards = mesh.shards
     product = "*".join(axis for axis in mesh.factors if axis != "tensor")
     unit = f"the {shards} shards of the batch (config.mesh {product})"
     smallest = "train.ramp_start_tokens" if train.ramp_tokens else "train.batch_tokens"

@@ -297,7 +297,7 @@ def _empty(
     request: Request | None = None,
 ) -> Plan:
     model, train, mesh = config.model, config.train, config.mesh
-    shards = mesh.devices // mesh.tensor
+    shards = mesh.shards
     stages = f"stage={mesh.stage} ({train.pipeline_microbatches} parts) " if mesh.stage > 1 else ""
     sequences = train.microbatch_sequences if step == "train" else config.eval.batch_sequences
     whole = BatchSchedule.from_config(train).max_microbatches if step == "train" else 1

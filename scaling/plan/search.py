@@ -51,7 +51,7 @@ def candidates(config: cfg.Config, device_count: int) -> Iterator[cfg.Config]:
         if inside % (fsdp * tensor) or tensor > config.model.num_heads:
             continue
         mesh = dataclasses.replace(config.mesh, stage=stage, data=inside // (fsdp * tensor), fsdp=fsdp, tensor=tensor)
-        shards = mesh.devices // mesh.tensor
+        shards = mesh.shards
         for remat, power in itertools.product(REMATS, range(MOST_SEQUENCES.bit_length())):
             train = dataclasses.replace(config.train, microbatch_sequences=shards * 2**power, pipeline_microbatches=0)
             model = dataclasses.replace(config.model, remat=remat)
