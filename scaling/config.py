@@ -112,8 +112,9 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    data: int = knob(-1, "devices", "replicas inside a slice; -1 = whatever fsdp and tensor leave")
+    data: int = knob(-1, "devices", "replicas inside a slice; -1 = whatever the other axes leave")
     fsdp: int = knob(1, "devices", "shards of parameters, gradients and optimizer state, and of the batch")
+    context: int = knob(1, "devices", "shards of the sequence (ring attention), and of the state like fsdp")
     tensor: int = knob(1, "devices", "shards of heads, MLP and vocabulary; of the sequence in between")
     slices: int = knob(1, "slices", "TPU slices joined by the data-centre network; multiplies the data axis")
     cpu_devices: int = knob(0, "devices", "run on this many virtual CPU devices; 0 = whatever the machine has")

@@ -27,8 +27,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda v: v >= 1,
         "model.vocab_multiple model.context_length model.num_layers model.d_model model.num_heads "
         "model.band_width model.attention_block model.base_width model.base_depth data.workers data.prefetch "
-        "train.tokens train.batch_tokens train.ramp_start_tokens mesh.fsdp mesh.tensor mesh.slices eval.tokens "
-        "log.every_steps checkpoint.keep_last sample.tokens",
+        "train.tokens train.batch_tokens train.ramp_start_tokens mesh.fsdp mesh.context mesh.tensor mesh.slices "
+        "eval.tokens log.every_steps checkpoint.keep_last sample.tokens",
     ),
     (
         "0 or more",
@@ -252,7 +252,7 @@ def _check_tasks(config: Config) -> None:
 
 def _check_mesh(config: Config, device_count: int | None) -> None:
     model, train, mesh = config.model, config.train, config.mesh
-    if device_count is not None and mesh.slices * mesh.data * mesh.fsdp * mesh.tensor != device_count:
+    if device_count is not None and mesh.slices * mesh.data * mesh.fsdp * mesh.context * mesh.tensor != device_count:
         raise ValueError(f"{_describe(mesh)} but there are {_devices(device_count)}; the product must be that")
     _must_divide("mesh.fsdp", mesh.fsdp, "model.d_model", model.d_model)
     for name, value in (("num_heads", model.num_heads), ("d_ff", model.d_ff)):
@@ -266,6 +266,8 @@ def _check_mesh(config: Config, device_count: int | None) -> None:
         )
     # Between tensor-parallel regions, activations are sharded over sequence.
     _must_be_multiple("train.sequence_length", train.sequence_length, mesh.tensor, "config.mesh.tensor")
+    if mesh.context > 1:
+        _check_context(config)
     # Until the devices are known, data=-1 counts as the least it can be.
     shards = mesh.slices * max(1, mesh.data) * mesh.fsdp
     unit = f"the {shards} shards of the batch (config.mesh slices*data*fsdp)"
@@ -282,17 +284,38 @@ def _check_mesh(config: Config, device_count: int | None) -> None:
     _must_be_multiple("eval.batch_sequences", config.eval.batch_sequences, shards, unit)
 
 
+def _check_context(config: Config) -> None:
+    """What ring attention asks for."""
+    model, mesh = config.model, config.mesh
+    shards = mesh.fsdp * mesh.context
+    if model.d_model % shards:
+        raise _refused(
+            "mesh.context",
+            mesh.context,
+            f"times config.mesh.fsdp={mesh.fsdp} must divide config.model.d_model={model.d_model}: both shard the "
+            "parameters",
+        )
+    parts = mesh.context * math.lcm(2, mesh.tensor)
+    unit = f"{parts}: each of config.mesh.context={mesh.context} holds two chunks of a sequence"
+    if mesh.tensor > 2:
+        unit += f", over config.mesh.tensor={mesh.tensor}"
+    _must_be_multiple("train.sequence_length", config.train.sequence_length, parts, unit)
+    for name in ("dropout_embedding", "dropout_attention", "dropout_residual"):
+        if getattr(model, name):
+            raise _refused(f"model.{name}", getattr(model, name), f"must be 0 with config.mesh.context={mesh.context}")
+
+
 def _data_axis(mesh: Mesh, device_count: int) -> int:
-    rest = mesh.slices * mesh.fsdp * mesh.tensor
+    rest = mesh.slices * mesh.fsdp * mesh.context * mesh.tensor
     if device_count % rest:
         raise ValueError(
-            f"{_describe(mesh)} but there are {_devices(device_count)}; slices*fsdp*tensor must divide that"
+            f"{_describe(mesh)} but there are {_devices(device_count)}; slices*fsdp*context*tensor must divide that"
         )
     return device_count // rest
 
 
 def _describe(mesh: Mesh) -> str:
-    sizes = {"slices": mesh.slices, "data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+    sizes = {axis: getattr(mesh, axis) for axis in ("slices", "data", "fsdp", "context", "tensor")}
     known = {axis: size for axis, size in sizes.items() if size > 0}
     axes = " * ".join(f"{axis}={size}" for axis, size in known.items())
     return f"config.mesh: {axes} asks for {_devices(math.prod(known.values()))}"

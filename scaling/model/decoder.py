@@ -54,6 +54,7 @@ class Decoder(nnx.Module):
         segments: jax.Array | None = None,
         key: jax.Array | None = None,
         tree: Tree | None = None,
+        zigzag: jax.Array | None = None,
     ) -> jax.Array:
         """Final hidden states.
 
@@ -64,6 +65,8 @@ class Decoder(nnx.Module):
             key: dropout key; None = no dropout.
             tree: each row is a context and several continuations side by side, whose positions (at most
                 ``context_length``) it gives; for scoring, without segments and dropout.
+            zigzag: tokens (and segments) lie in the order of ``ring.zigzag``, over the ``context`` axis; the
+                position of each, [B or 1, T]. Without dropout.
 
         Returns:
             [B, T, D] in the compute dtype, after the final norm.
@@ -71,18 +74,19 @@ class Decoder(nnx.Module):
         config = self.config
         assert tree is None or (segments is None and key is None)
         if tree is not None:
-            return self.normalize(self._stack(self.embed(tokens, tree.positions), None, None, tree))
+            return self.normalize(self._stack(self.embed(tokens, tree.positions), None, None, tree, False))
         if tokens.shape[1] > config.context_length:
             raise ValueError(f"{tokens.shape[1]} tokens do not fit the {config.context_length} positions of the model")
-        x = self.embed(tokens, None if segments is None else _restarted(segments))
+        positions = zigzag if zigzag is not None else None if segments is None else restarted(segments)
+        x = self.embed(tokens, positions)
         embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
         x = dropout(x, config.dropout_embedding, embedding_key)
         x = constrain(x, "batch", "sequence", None)
-        x = self._stack(x, segments, layers_key, None)
+        x = self._stack(x, segments, layers_key, None, zigzag is not None)
         return self.normalize(x)
 
     def embed(self, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
-        """Tokens [B, T] at positions [B, T] (None: 0, 1, ...) to [B, T, D] in the compute dtype."""
+        """Tokens [B, T] at positions [B or 1, T] (None: 0, 1, ...) to [B, T, D] in the compute dtype."""
         dtype = jnp.dtype(self.config.compute_dtype)
         x = lookup(use(self.tokens, dtype), tokens).astype(jnp.float32)
         table = use(self.positions, jnp.dtype(jnp.float32))
@@ -92,7 +96,9 @@ class Decoder(nnx.Module):
         """The norm after the last block, if the model has one."""
         return self.final_norm(x) if self.config.norm == "pre" else x
 
-    def _stack(self, x: jax.Array, segments: jax.Array | None, key: jax.Array | None, tree: Tree | None) -> jax.Array:
+    def _stack(
+        self, x: jax.Array, segments: jax.Array | None, key: jax.Array | None, tree: Tree | None, zigzag: bool
+    ) -> jax.Array:
         """Scans over groups of layers, one period of the attention pattern a group, so that windows are static."""
         config = self.config
         period = len(config.attention_pattern)
@@ -101,7 +107,7 @@ class Decoder(nnx.Module):
         groups = jax.tree.map(lambda a: a.reshape(-1, period, *a.shape[1:]), (self.blocks, keys))
 
         def layer(block: Block, x: jax.Array, window: int, key: jax.Array | None) -> jax.Array:
-            return block(x, window, segments, key, tree)
+            return block(x, window, segments, key, tree, zigzag)
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False, static_argnums=(2,))
@@ -125,7 +131,7 @@ class Decoder(nnx.Module):
         return logits[..., : self.config.vocab_size] * parametrization(self.config).logit_multiplier
 
 
-def _restarted(segments: jax.Array) -> jax.Array:
+def restarted(segments: jax.Array) -> jax.Array:
     """Position of each token inside its segment, [B, T]."""
     index = jnp.arange(segments.shape[1])
     starts = jnp.concatenate([jnp.ones_like(segments[:, :1]), segments[:, 1:] != segments[:, :-1]], axis=1)

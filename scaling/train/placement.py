@@ -22,7 +22,7 @@ def place(batch: HostBatch, rows: np.ndarray, total: int, sharding: jax.sharding
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
             wanted = np.arange(total)[index[1]]
-            return local[:, np.searchsorted(rows, wanted)]
+            return local[:, np.searchsorted(rows, wanted), index[2]]
 
         return jax.make_array_from_callback((local.shape[0], total, local.shape[2]), sharding, shard)
 
