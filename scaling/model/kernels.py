@@ -219,7 +219,7 @@ def _hop_kernel(q, keys, segments, mine, theirs, causal, block, interpret):
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     length, heads = q.shape[2], q.shape[1]
-    shape = tuple(len(range(length)[part]) for part in (mine, theirs))
+    shape = len(range(length)[mine]), len(range(length)[theirs])
     size = largest_block(length // 2, block)
     kernel = library.make_splash_mha(
         library.MultiHeadMask([library.CausalMask(shape) if causal else library.FullMask(shape)] * heads),

@@ -109,14 +109,15 @@ def _attend_forward(q, k, v, segments, setup):
 
 
 def _attend_backward(setup, saved, grad):
-    segments = None if saved[3] is None else _TOKENS
+    q, k, v, segments, out, lse = saved
     run = jax.shard_map(
         functools.partial(_backward, setup=setup),
-        in_specs=(_HEADS, _HEADS, _HEADS, segments, _HEADS, _ROWS, _HEADS),
+        in_specs=(_HEADS, _HEADS, _HEADS, None if segments is None else _TOKENS, _HEADS, _ROWS, _HEADS),
         out_specs=(_HEADS, _HEADS, _HEADS),
         check_vma=False,
     )
-    return *run(*saved, grad), None
+    dq, dk, dv = run(q, k, v, segments, out, lse, grad)
+    return dq, dk, dv, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

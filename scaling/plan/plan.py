@@ -118,6 +118,8 @@ def resolved(config: cfg.Config, device_count: int, name: str | None = None) -> 
 def for_search(config: cfg.Config, device_count: int, name: str | None = None) -> cfg.Config:
     """The config without a layout of its own, and without a batch ramp, whose first batches would bound every layout.
 
+    Of the mesh, slices and the context axis stay.
+
     Raises:
         ValueError: an impossible config.
     """
@@ -126,7 +128,9 @@ def for_search(config: cfg.Config, device_count: int, name: str | None = None) -
     try:
         return resolved(dataclasses.replace(config, mesh=mesh, train=train), device_count, name)
     except ValueError:  # more devices than sequences: the tensor axis takes the rest
-        mesh = dataclasses.replace(mesh, tensor=math.gcd(device_count // mesh.slices, config.model.num_heads))
+        mesh = dataclasses.replace(
+            mesh, tensor=math.gcd(device_count // (mesh.slices * mesh.context), config.model.num_heads)
+        )
         return resolved(dataclasses.replace(config, mesh=mesh, train=train), device_count, name)
 
 
@@ -209,7 +213,8 @@ def _empty(config: cfg.Config, where: str, chip: chips.Chip, device_count: int, 
         where=where,
         chips=device_count // chip.devices,
         layout=(
-            f"slices={mesh.slices} data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}, remat={model.remat}, "
+            f"slices={mesh.slices} data={mesh.data} fsdp={mesh.fsdp} "
+            f"{f'context={mesh.context} ' if mesh.context > 1 else ''}tensor={mesh.tensor}, remat={model.remat}, "
             f"{sequences / shards:g} sequences of {train.sequence_length} a shard, {whole} microbatches"
         ),
         step=step,

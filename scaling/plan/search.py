@@ -29,9 +29,10 @@ class Candidate:
     def knobs(self) -> str:
         """As they are given on the command line."""
         mesh, train = self.config.mesh, self.config.train
+        context = f"--config.mesh.context={mesh.context} " if mesh.context > 1 else ""
         return (
             f"--config.mesh.data={mesh.data} --config.mesh.fsdp={mesh.fsdp} --config.mesh.tensor={mesh.tensor} "
-            f"--config.model.remat={self.config.model.remat} "
+            f"{context}--config.model.remat={self.config.model.remat} "
             f"--config.train.microbatch_sequences={train.microbatch_sequences}"
         )
 
@@ -40,10 +41,10 @@ def candidates(config: cfg.Config, device_count: int) -> Iterator[cfg.Config]:
     """Every layout of a config that its shapes allow: mesh, remat, microbatch.
 
     Args:
-        config: resolved for one layout; its slices stay.
+        config: resolved for one layout; its slices and its context axis stay.
         device_count: devices of all slices.
     """
-    inside = device_count // config.mesh.slices
+    inside = device_count // (config.mesh.slices * config.mesh.context)
     sizes = [n for n in range(1, inside + 1) if inside % n == 0]
     for fsdp, tensor in itertools.product(sizes, sizes):
         if inside % (fsdp * tensor) or tensor > config.model.num_heads:
