@@ -128,6 +128,7 @@ class Mesh:
     stage: int = knob(1, "stages", "pipeline stages, each with its share of the layers; they take the slices first")
     data: int = knob(-1, "devices", "replicas inside a slice; -1 = whatever the other axes leave")
     fsdp: int = knob(1, "devices", "shards of parameters, gradients and optimizer state, and of the batch")
+    context: int = knob(1, "devices", "shards of the sequence (ring attention), and of the state like fsdp")
     tensor: int = knob(1, "devices", "shards of heads, MLP and vocabulary; of the sequence in between")
     shard_optimizer: bool = knob(False, "", "gradients and optimizer state are sharded over data, too (ZeRO-2)")
     slices: int = knob(1, "slices", "TPU slices joined by the data-centre network; multiplies the data axis")
@@ -144,7 +145,8 @@ class Mesh:
         outer = {"slices": self.slices} if self.stage == 1 else {"stage": self.stage}
         if 1 < self.stage < self.slices:
             outer["slices/stage"] = self.slices // self.stage
-        return outer | {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        context = {"context": self.context} if self.context > 1 else {}
+        return outer | {"data": self.data, "fsdp": self.fsdp} | context | {"tensor": self.tensor}
 
     @property
     def shards(self) -> int:
@@ -154,7 +156,7 @@ class Mesh:
     @property
     def devices(self) -> int:
         """That all axes make together; ``data=-1`` counts as 1."""
-        return self.shards * self.tensor
+        return self.shards * self.context * self.tensor
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "model.vocab_multiple model.context_length model.num_layers model.d_model model.num_heads "
         "model.band_width model.attention_block model.scan_unroll model.base_width model.base_depth "
         "data.workers data.prefetch train.tokens train.batch_tokens train.ramp_start_tokens mesh.stage mesh.fsdp "
-        "mesh.tensor mesh.slices eval.tokens log.every_steps checkpoint.keep_last sample.tokens",
+        "mesh.context mesh.tensor mesh.slices eval.tokens log.every_steps checkpoint.keep_last sample.tokens",
     ),
     (
         "0 or more",
@@ -261,12 +261,12 @@ def _check_mesh(config: Config, device_count: int | None) -> None:
     if device_count is not None and mesh.devices != device_count:
         raise ValueError(f"{_describe(mesh)} but there are {_devices(device_count)}; the product must be that")
     _must_divide("mesh.fsdp", mesh.fsdp, "model.d_model", model.d_model)
-    if mesh.shard_optimizer and model.d_model % (mesh.replicas * mesh.fsdp):
+    parts = mesh.replicas * mesh.fsdp * mesh.context
+    if mesh.shard_optimizer and model.d_model % parts:
         raise _refused(
             "mesh.shard_optimizer",
             mesh.shard_optimizer,
-            f"needs config.model.d_model={model.d_model} to be a multiple of the {mesh.replicas * mesh.fsdp} "
-            "replicas and shards of config.mesh",
+            f"needs config.model.d_model={model.d_model} to be a multiple of the {parts} replicas and shards of config.mesh",
         )
     for name, value in (("num_heads", model.num_heads), ("d_ff", model.d_ff)):
         _must_divide("mesh.tensor", mesh.tensor, f"model.{name}", value)
@@ -279,9 +279,11 @@ def _check_mesh(config: Config, device_count: int | None) -> None:
         )
     # Between tensor-parallel regions, activations are sharded over sequence.
     _must_be_multiple("train.sequence_length", train.sequence_length, mesh.tensor, "config.mesh.tensor")
+    if mesh.context > 1:
+        _check_context(config)
     # Until the devices are known, data=-1 counts as the least it can be.
     shards = mesh.shards
-    product = "*".join(axis for axis in mesh.factors if axis != "tensor")
+    product = "*".join(axis for axis in mesh.factors if axis not in ("context", "tensor"))
     unit = f"the {shards} shards of the batch (config.mesh {product})"
     smallest = "train.ramp_start_tokens" if train.ramp_tokens else "train.batch_tokens"
     tokens = train.ramp_start_tokens if train.ramp_tokens else train.batch_tokens
@@ -294,6 +296,31 @@ def _check_mesh(config: Config, device_count: int | None) -> None:
         )
     _must_be_multiple("train.microbatch_sequences", train.microbatch_sequences, shards, unit)
     _must_be_multiple("eval.batch_sequences", config.eval.batch_sequences, shards, unit)
+
+
+def _check_context(config: Config) -> None:
+    """What ring attention asks for."""
+    model, mesh = config.model, config.mesh
+    if mesh.stage > 1:
+        raise _refused(
+            "mesh.context", mesh.context, f"must be 1 with config.mesh.stage={mesh.stage}: no ring in a pipeline"
+        )
+    shards = mesh.fsdp * mesh.context
+    if model.d_model % shards:
+        raise _refused(
+            "mesh.context",
+            mesh.context,
+            f"times config.mesh.fsdp={mesh.fsdp} must divide config.model.d_model={model.d_model}: both shard the "
+            "parameters",
+        )
+    parts = mesh.context * math.lcm(2, mesh.tensor)
+    unit = f"{parts}: each of config.mesh.context={mesh.context} holds two chunks of a sequence"
+    if mesh.tensor > 2:
+        unit += f", over config.mesh.tensor={mesh.tensor}"
+    _must_be_multiple("train.sequence_length", config.train.sequence_length, parts, unit)
+    for name in ("dropout_embedding", "dropout_attention", "dropout_residual"):
+        if getattr(model, name):
+            raise _refused(f"model.{name}", getattr(model, name), f"must be 0 with config.mesh.context={mesh.context}")
 
 
 def check_stages(mesh: Mesh) -> None:

@@ -108,8 +108,15 @@ def _make_mesh(text: str, sizes: cfg.Mesh) -> jax.sharding.Mesh:
 
 def _check_mesh(config: cfg.Model, mesh: cfg.Mesh | None) -> None:
     assert mesh is not None
-    for axis, knob in (("fsdp", "d_model"), ("tensor", "num_heads"), ("tensor", "d_ff"), ("tensor", "padded_vocab")):
-        size, features = getattr(mesh, axis), getattr(config, knob)
+    shards = {"fsdp": mesh.fsdp, "fsdp*context": mesh.fsdp * mesh.context, "tensor": mesh.tensor}
+    for axis, knob in (
+        ("fsdp", "d_model"),
+        ("fsdp*context", "d_model"),
+        ("tensor", "num_heads"),
+        ("tensor", "d_ff"),
+        ("tensor", "padded_vocab"),
+    ):
+        size, features = shards[axis], getattr(config, knob)
         if features % size:
             raise ValueError(f"--mesh: {axis}={size} must divide the model's {knob} of {features}")
 

@@ -57,6 +57,7 @@ class Decoder(nnx.Module):
         key: jax.Array | None = None,
         tree: Tree | None = None,
         pipeline_microbatches: int = 0,
+        zigzag: jax.Array | None = None,
     ) -> jax.Array:
         """Final hidden states.
 
@@ -69,6 +70,8 @@ class Decoder(nnx.Module):
                 ``context_length``) it gives; for scoring, without segments and dropout.
             pipeline_microbatches: parts of the rows that pass through the stages of the mesh one behind the other;
                 0 = the mesh has no stages.
+            zigzag: tokens (and segments) lie in the order of ``ring.zigzag``, over the ``context`` axis; the
+                position of each, [B or 1, T]. Without dropout.
 
         Returns:
             [B, T, D] in the compute dtype, after the final norm.
@@ -87,7 +90,8 @@ class Decoder(nnx.Module):
             return self.normalize(self._layers(self.blocks, None, self.embed(tokens, tree.positions), None, tree))
         if tokens.shape[1] > config.context_length:
             raise ValueError(f"{tokens.shape[1]} tokens do not fit the {config.context_length} positions of the model")
-        x = self.embed(tokens, None if segments is None else _restarted(segments))
+        positions = zigzag if zigzag is not None else None if segments is None else restarted(segments)
+        x = self.embed(tokens, positions)
         embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
         x = dropout(x, config.dropout_embedding, embedding_key)
         x = constrain(x, "rows", "sequence", None)
@@ -96,11 +100,11 @@ class Decoder(nnx.Module):
             recompute = config.remat != "none"
             x = pipelined(self._layers, self.blocks, keys, x, segments, pipeline_microbatches, recompute)
         else:
-            x = self._layers(self.blocks, keys, x, segments)
+            x = self._layers(self.blocks, keys, x, segments, zigzag=zigzag is not None)
         return self.normalize(x)
 
     def embed(self, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
-        """Tokens [B, T] at positions [B, T] (None: 0, 1, ...) to [B, T, D] in the compute dtype."""
+        """Tokens [B, T] at positions [B or 1, T] (None: 0, 1, ...) to [B, T, D] in the compute dtype."""
         dtype = jnp.dtype(self.config.compute_dtype)
         x = lookup(use(self.tokens, dtype), tokens).astype(jnp.float32)
         # Whole in the backward pass too: its gradient is summed over the batch first, and then cut.
@@ -112,7 +116,13 @@ class Decoder(nnx.Module):
         return self.final_norm(x) if self.config.norm == "pre" else x
 
     def _layers(
-        self, stack: Block, keys: jax.Array | None, x: jax.Array, segments: jax.Array | None, tree: Tree | None = None
+        self,
+        stack: Block,
+        keys: jax.Array | None,
+        x: jax.Array,
+        segments: jax.Array | None,
+        tree: Tree | None = None,
+        zigzag: bool = False,
     ) -> jax.Array:
         """Scans over groups of stacked layers, one period of the attention pattern a group: so windows are static."""
         config = self.config
@@ -121,7 +131,7 @@ class Decoder(nnx.Module):
         groups = jax.tree.map(lambda a: a.reshape(-1, period, *a.shape[1:]), (stack, keys))
 
         def layer(block: Block, x: jax.Array, window: int, key: jax.Array | None) -> jax.Array:
-            return block(x, window, segments, key, tree)
+            return block(x, window, segments, key, tree, zigzag)
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False, static_argnums=(2,))
@@ -145,7 +155,7 @@ class Decoder(nnx.Module):
         return logits[..., : self.config.vocab_size] * parametrization(self.config).logit_multiplier
 
 
-def _restarted(segments: jax.Array) -> jax.Array:
+def restarted(segments: jax.Array) -> jax.Array:
     """Position of each token inside its segment, [B, T]."""
     index = jnp.arange(segments.shape[1])
     starts = jnp.concatenate([jnp.ones_like(segments[:, :1]), segments[:, 1:] != segments[:, :-1]], axis=1)

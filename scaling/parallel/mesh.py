@@ -17,7 +17,7 @@ def make_mesh(config: cfg.Mesh, devices: list[jax.Device] | None = None) -> Mesh
 
     With ``slices`` > 1, ``stage`` takes the slices (data-centre network) first. Of more slices than stages, each
     stage has slices / stage, over which the data axis runs before it runs inside each (inter-chip links); of more
-    stages than slices, each slice has stage / slices. ``fsdp`` and ``tensor`` never leave a slice. Where devices
+    stages than slices, each slice has stage / slices. the axes behind it never leave a slice. Where devices
     carry no slice number (CPU, GPU), consecutive runs of devices stand in for slices.
 
     Raises:
@@ -26,8 +26,8 @@ def make_mesh(config: cfg.Mesh, devices: list[jax.Device] | None = None) -> Mesh
     devices = jax.devices() if devices is None else devices
     data = axis_size(config, len(devices))
     stages = min(config.stage, config.slices)  # that lie on slices of their own
-    outer = (stages, config.slices // stages, 1, 1)
-    inner = (config.stage // stages, data, config.fsdp, config.tensor)
+    outer = (stages, config.slices // stages, 1, 1, 1)
+    inner = (config.stage // stages, data, config.fsdp, config.context, config.tensor)
     if config.slices == 1:
         grid = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
     elif getattr(devices[0], "slice_index", None) is None or _one_slice(devices):

@@ -2,7 +2,8 @@
 
 Parameters and activations name their dimensions with logical axes. A mesh has the axes ``stage``
 (of the pipeline, each with its layers) and ``data`` (replicas), both over slices, the data-centre
-network; ``fsdp`` (shards of the state, and of the batch) and ``tensor`` (shards of heads, MLP and
+network; ``fsdp`` (shards of the state, and of the batch), ``context`` (shards of the sequence, and
+of the state) and ``tensor`` (shards of heads, MLP and
 vocabulary, and of the sequence between them).
 
 The model runs under ``jax.set_mesh(mesh)`` with automatic sharding: ``constrain`` says where each
@@ -23,9 +24,11 @@ from jax.sharding import PartitionSpec as P
 Axes = tuple[str | None, ...]
 MeshAxes = str | tuple[str, ...] | None
 
-MESH_AXES = ("stage", "data", "fsdp", "tensor")
+MESH_AXES = ("stage", "data", "fsdp", "context", "tensor")
 BATCH_AXES = ("data", "fsdp")  # of the rows that a stage works on
 ROW_AXES = ("stage", *BATCH_AXES)  # of all rows, outside the pipeline
+CONTEXT_AXIS = "context"
+STATE_AXES = ("fsdp", CONTEXT_AXIS)  # where parameters lie that are gathered for use: ZeRO-3
 
 
 class Rule(NamedTuple):
@@ -36,8 +39,8 @@ class Rule(NamedTuple):
 
 TABLE: dict[str, Rule] = {
     # parameters
-    # Gathered layer by layer when used: ZeRO-3. A replica's part of the optimizer lies inside its shard.
-    "embed": Rule("fsdp", None, ("fsdp", "data")),
+    # Gathered layer by layer when used. A replica's part of the optimizer lies inside its shard.
+    "embed": Rule(STATE_AXES, None, (*STATE_AXES, "data")),
     "mlp": Rule("tensor", "tensor"),
     "heads": Rule("tensor", "tensor"),
     "vocab": Rule("tensor", "tensor"),
@@ -45,7 +48,8 @@ TABLE: dict[str, Rule] = {
     # activations
     "rows": Rule(ROW_AXES, ROW_AXES),
     "batch": Rule(BATCH_AXES, BATCH_AXES),
-    "sequence": Rule("tensor", "tensor"),  # the residual stream between tensor-parallel regions
+    "time": Rule(CONTEXT_AXIS, CONTEXT_AXIS),  # the sequence inside tensor-parallel regions, and of tokens
+    "sequence": Rule((CONTEXT_AXIS, "tensor"), (CONTEXT_AXIS, "tensor")),  # the residual stream between them
 }
 
 
@@ -104,7 +108,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gathered(w: jax.Array, axes: Axes) -> jax.Array:
-    """Lays a parameter out for use: whole over ``fsdp``, still sharded over ``tensor``.
+    """Lays a parameter out for use: whole over ``fsdp`` and ``context``, still sharded over ``tensor``.
 
     The first constraint keeps ``w`` (already cast to the compute dtype) sharded as it is stored, so that
     the cast happens before the gather: otherwise XLA gathers float32 and casts afterwards. The gradient is wanted as
@@ -154,6 +158,12 @@ def _extent(mesh: Any, axes: MeshAxes) -> int:
     return size
 
 
+def context_devices() -> int:
+    """Parts that a sequence lies in, on the mesh that is set; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[CONTEXT_AXIS]
+
+
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Sharding of scalars: a copy on every device."""
     return NamedSharding(mesh, P())
@@ -161,4 +171,4 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Sharding of a step's token arrays, int32 [microbatches, sequences, tokens]."""
-    return NamedSharding(mesh, P(None, ROW_AXES, None))
+    return NamedSharding(mesh, P(None, *used_spec(("rows", "time"))))

@@ -15,7 +15,7 @@ RESIDUAL_TRAFFIC, MLP_TRAFFIC = 30, 4
 ASSUMPTIONS = (
     f"An estimate from shapes, not a measurement and not compiled: products at {100 * EFFICIENCY:.0f} % of the peak, "
     f"attention's at half of that, other work by its bytes at {100 * MEMORY_EFFICIENCY:.0f} % of the bandwidth,",
-    "gathers and scatters of parameters half hidden, other traffic not.",
+    "gathers and scatters of parameters half hidden, the ring's behind attention, other traffic not.",
 )
 
 
@@ -42,6 +42,7 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
         "optimizer": 2 * _NUMBER[config.optimizer.state_dtype] * _shard_parameters(model, _moments_mesh(mesh)),
         "temporary": _temporary(config, chip, params),
     }
+    state_shards = mesh.fsdp * mesh.context
     devices = mesh.devices
     peak = EFFICIENCY * chip.flops / chip.devices
     tokens = train.batch_tokens / devices
@@ -61,8 +62,8 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     elementwise = tokens * moved / (MEMORY_EFFICIENCY * chip.hbm_bandwidth / chip.devices)
     # FSDP: each microbatch gathers the weights for the forward and the backward pass and scatters their gradients.
     microbatches = BatchSchedule.from_config(train).max_microbatches
-    weights = 2 * params / 4 * mesh.fsdp
-    share = (mesh.fsdp - 1) / mesh.fsdp
+    weights = 2 * params / 4 * state_shards
+    share = (state_shards - 1) / state_shards
     link = chip.link / chip.devices
     gathers = (3 + twice) * weights * share * microbatches * ticks / link
     reduction = 2 * params * (mesh.replicas - 1) / mesh.replicas / link
@@ -75,11 +76,17 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     activations = tokens * crossing / link
     # Between stages, a part in each of two buffers, in both passes.
     between = (mesh.stage > 1) * 4 * tokens * mesh.stage * ticks / _parts(config) * model.d_model * 2 / network
+    # Context parallelism: keys and values go round in both passes, their gradients in the second; what attention's
+    # products take longer than hides it. Bands are met by neighbours only.
+    dense = model.num_layers * model.attention_pattern.count("dense") / len(model.attention_pattern)
+    passes = 2 + (model.remat == "full")
+    rounds = dense * model.num_heads * model.d_head * (passes * 2 * 2 + 2 * 4) * (mesh.context - 1)
+    exposed_ring = max(0.0, tokens * rounds / link - 2 * tokens * slow / peak)
     parts = {
         "matrix products": tokens * (3 * forward + slow) / peak,
         "recomputation": tokens * recomputed / peak,
         "norms and elementwise": elementwise,
-        "exposed collectives": gathers / 2 + reduction + activations + between,
+        "exposed collectives": gathers / 2 + reduction + activations + between + exposed_ring,
     }
     if mesh.stage > 1:
         layers = tokens * (3 * in_layers + slow + recomputed) / peak + elementwise
@@ -105,13 +112,14 @@ def _ticks(config: cfg.Config) -> int:
 
 
 def _shard_parameters(model: cfg.Model, mesh: cfg.Mesh) -> int:
-    """Numbers that one device holds: layers are cut over stage, matrices over fsdp and tensor, biases over tensor."""
+    """Numbers that one device holds: layers cut over stage, matrices over fsdp, context and tensor, biases over tensor."""
     d, heads, f, layers = model.d_model, model.num_heads * model.d_head, model.d_ff, model.num_layers // mesh.stage
     matrices = layers * (4 * d * heads + 2 * d * f) + model.padded_vocab * d * (2 - model.tied_embedding)
     cut = layers * (3 * heads + f)
     whole = layers * 6 * d + 2 * d
-    positions = model.context_length * d // mesh.fsdp
-    return matrices // (mesh.fsdp * mesh.tensor) + positions + cut // mesh.tensor + whole
+    shards = mesh.fsdp * mesh.context
+    positions = model.context_length * d // shards
+    return matrices // (shards * mesh.tensor) + positions + cut // mesh.tensor + whole
 
 
 def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
@@ -121,8 +129,9 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
     """
     model, train, mesh = config.model, config.train, config.mesh
     size = 2 if model.compute_dtype == "bfloat16" else 4
+    length = train.sequence_length // mesh.context
     # Of one part in a stage; outside of the layers, rows lie over the stages.
-    part = train.microbatch_sequences * train.sequence_length // (mesh.replicas * mesh.fsdp * _parts(config))
+    part = train.microbatch_sequences * length // (mesh.replicas * mesh.fsdp * _parts(config))
     tokens = part * _parts(config) // mesh.stage
     d, f, t = model.d_model, model.d_ff, mesh.tensor
     lanes = 128 if chip.clock else 1  # TPUs pad the last dimension of arrays in memory
@@ -139,8 +148,8 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
         saved = _ticks(config) * part * model.num_layers // mesh.stage * kept * size
     layer = (4 * d * model.num_heads * model.d_head + 2 * d * f) / t
     gathered = len(model.attention_pattern) * layer * size
-    chunk = min(train.loss_chunk or train.sequence_length, train.sequence_length)
-    logits = tokens / train.sequence_length * chunk * model.padded_vocab / t * 4
+    chunk = min(train.loss_chunk or length, length)
+    logits = tokens / length * chunk * model.padded_vocab / t * 4
     table = model.padded_vocab * d / t
     loss = 3 * logits + table * (size + 4) + 2 * tokens * d * size
     backward = gathered + layer * size + part * (5 * heads + 3 * f) / t * size + 4 * part * d * size

@@ -155,6 +155,8 @@ def resolved(config: cfg.Config, device_count: int, name: str | None = None) -> 
 def for_search(config: cfg.Config, device_count: int, name: str | None = None) -> cfg.Config:
     """The config without a layout of its own, and without a batch ramp, whose first batches would bound every layout.
 
+    Of the mesh, slices and the context axis stay.
+
     Raises:
         ValueError: an impossible config.
     """
@@ -163,7 +165,9 @@ def for_search(config: cfg.Config, device_count: int, name: str | None = None) -
     try:
         return resolved(dataclasses.replace(config, mesh=mesh, train=train), device_count, name)
     except ValueError:  # more devices than sequences: the tensor axis takes the rest
-        mesh = dataclasses.replace(mesh, tensor=math.gcd(device_count // mesh.slices, config.model.num_heads))
+        mesh = dataclasses.replace(
+            mesh, tensor=math.gcd(device_count // (mesh.slices * mesh.context), config.model.num_heads)
+        )
         return resolved(dataclasses.replace(config, mesh=mesh, train=train), device_count, name)
 
 
@@ -299,6 +303,7 @@ def _empty(
     model, train, mesh = config.model, config.train, config.mesh
     shards = mesh.shards
     stages = f"stage={mesh.stage} ({train.pipeline_microbatches} parts) " if mesh.stage > 1 else ""
+    context = f"context={mesh.context} " if mesh.context > 1 else ""
     sequences = train.microbatch_sequences if step == "train" else config.eval.batch_sequences
     whole = BatchSchedule.from_config(train).max_microbatches if step == "train" else 1
     work = (
@@ -313,7 +318,7 @@ def _empty(
     return Plan(
         where=where,
         chips=device_count // chip.devices,
-        layout=f"slices={mesh.slices} {stages}data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}, {work}",
+        layout=f"slices={mesh.slices} {stages}data={mesh.data} fsdp={mesh.fsdp} {context}tensor={mesh.tensor}, {work}",
         step=step,
         memory={},
         hbm=chip.hbm / chip.devices,

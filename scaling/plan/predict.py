@@ -268,14 +268,15 @@ def kernel_flops(instruction: Instruction) -> float:
 
     Forward: two products (scores, values). Backward in one kernel: five; for keys and values alone four, for queries
     alone three. The head is padded to 128 lanes. From the grid of the mask, the kernel's first operand, follow the
-    blocks: a whole grid is causal, a shrunken one (band) is visited whole.
+    blocks: a whole grid is causal, a shrunken one (band) or an oblong one (a hop of ring attention) is visited whole.
     """
     operands = instruction.text.partition("operand_layout_constraints={")[2]
     grid = re.search(r"s\d+\[(\d+),(\d+),(\d+)\]", operands)
-    sizes = re.search(r"bf16\[(\d+),(\d+),(\d+),(\d+)\]", operands)
-    if not grid or not sizes:
+    arrays = re.findall(r"bf16\[(?:(\d+),)?(\d+),(\d+),(\d+)\]", operands)[:2]  # queries, keys
+    if not grid or not arrays:
         return 0.0
-    batch, heads, length, head = map(int, sizes.groups())
+    batch, heads, _, head = (int(size or 1) for size in arrays[0])  # a batch of one is left out
+    length = max(int(sizes[2]) for sizes in arrays)
     _, rows, columns = map(int, grid.groups())
     # The fused backward kernel has one result more than the other, the queries' gradient for each block of keys.
     fused = bool(re.search(r"bf16\[\d+,\d+,\d+,\d+,\d+\]", instruction.shape))

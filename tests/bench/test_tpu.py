@@ -57,7 +57,10 @@ def halved(monkeypatch):
 
     def ours(size, case, knobs):
         found = predict.predict(hlo.parse(PROGRAM.read_text()), tpu.chips.find("v5e"))
-        parts = {kind: dataclasses.replace(part, seconds=part.seconds / 2, cycles=part.cycles // 2) for kind, part in found.parts.items()}
+        parts = {
+            kind: dataclasses.replace(part, seconds=part.seconds / 2, cycles=part.cycles // 2)
+            for kind, part in found.parts.items()
+        }
         found = dataclasses.replace(found, parts=parts, cycles=found.cycles // 2, seconds=found.seconds / 2)
         return tpu.Step(knobs, None if "none" in knobs else found, 2**31, 3.0)
 
