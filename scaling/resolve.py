@@ -266,7 +266,7 @@ def _check_mesh(config: Config, device_count: int | None) -> None:
         raise _refused(
             "mesh.shard_optimizer",
             mesh.shard_optimizer,
-            f"needs config.model.d_model={model.d_model} to be a multiple of the {parts} replicas and shards of config.mesh",
+            f"needs config.model.d_model={model.d_model} to be a multiple of the {parts} replicas and shards",
         )
     for name, value in (("num_heads", model.num_heads), ("d_ff", model.d_ff)):
         _must_divide("mesh.tensor", mesh.tensor, f"model.{name}", value)
