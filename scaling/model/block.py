@@ -9,8 +9,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from scaling import config as cfg
 from scaling.model.attention import SAVED, Memory, SelfAttention, Tree
-from scaling.model.layers import LayerNorm, add_bias, constant, dropout, normal, use
+from scaling.model.layers import LayerNorm, add_bias, constant, dropout, normal
 from scaling.model.parametrization import parametrization
+from scaling.model.quantized import check, project
 from scaling.parallel.sharding import constrain
 
 Sublayer = Callable[[jax.Array], jax.Array]
@@ -29,6 +30,7 @@ class MLP(nnx.Module):
         d, f = config.d_model, config.d_ff
         scales = parametrization(config)
         self.activation = config.activation
+        self.quantization = config.quantization
         self.up = normal(rngs.params(), (d, f), scales.hidden_std, ("embed", "mlp"))
         self.up_bias = constant(0.0, (f,), ("mlp",), "bias")
         self.down = normal(rngs.params(), (f, d), scales.residual_std, ("mlp", "embed"))
@@ -36,9 +38,9 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] to [B, T, D]."""
-        hidden = add_bias(x @ use(self.up, x.dtype), self.up_bias)
-        hidden = checkpoint_name(constrain(hidden, "batch", None, "mlp"), SAVED)
-        out = ACTIVATIONS[self.activation](hidden) @ use(self.down, x.dtype)
+        hidden = add_bias(project(x, self.up, self.quantization), self.up_bias)
+        hidden = checkpoint_name(constrain(hidden, "batch", "time", "mlp"), SAVED)
+        out = project(ACTIVATIONS[self.activation](hidden), self.down, self.quantization)
         return constrain(add_bias(out, self.down_bias), "batch", "sequence", None)
 
 
@@ -46,6 +48,7 @@ class Block(nnx.Module):
     """Attention then MLP; LayerNorm before each sublayer (GPT-2/3) or after each sum (GPT-1)."""
 
     def __init__(self, config: cfg.Model, rngs: nnx.Rngs):
+        check(config.quantization)
         self.config = config
         self.attention_norm = LayerNorm(config.d_model, config.norm_epsilon)
         self.attention = SelfAttention(config, rngs)
@@ -59,6 +62,7 @@ class Block(nnx.Module):
         segments: jax.Array | None = None,
         key: jax.Array | None = None,
         tree: Tree | None = None,
+        zigzag: bool = False,
     ) -> jax.Array:
         """[B, T, D] to [B, T, D].
 
@@ -68,12 +72,13 @@ class Block(nnx.Module):
             segments: document number of each token [B, T], or None.
             key: dropout key of this layer; None = no dropout.
             tree: rows are a context and several continuations; then neither segments nor dropout.
+            zigzag: positions lie in the order of ``ring.zigzag``.
         """
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         rate = self.config.dropout_residual
 
         def attention(h: jax.Array) -> jax.Array:
-            return dropout(self.attention(h, window, segments, keys[0], tree), rate, keys[1])
+            return dropout(self.attention(h, window, segments, keys[0], tree, zigzag), rate, keys[1])
 
         def mlp(h: jax.Array) -> jax.Array:
             return dropout(self.mlp(h), rate, keys[2])

@@ -35,6 +35,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="try mesh shapes, remat and microbatches and rank what fits: the best N (default: 4), with --topology "
         "compiled",
     )
+    add(
+        "--table",
+        nargs="*",
+        metavar="SIZE",
+        help="compile the layouts that ship, of all GPT-3 sizes or these, and print tables; needs no --config",
+    )
     add("--price", type=float, metavar="X", help="cost of a chip for an hour")
     add("--fresh", action="store_true", help="compile again, also where the result is cached")
     add("--top", type=int, default=0, metavar="N", help="the N operations that take longest, too")
@@ -53,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
     from scaling.config_file import load, run_name
     from scaling.plan import plan
 
+    if options.table is not None:
+        return _table(options)
     _check(options)
     request = _request(options)
     config, name = load(options.config, options.overrides), run_name(options.config)
@@ -117,6 +125,16 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"{', '.join('--' + name for name in _ASKED)} belong to --step=generate")
     if options.step != "train" and (options.device or options.search):
         raise ValueError(f"--step={options.step} needs --topology, without --search; else only train steps are planned")
+
+
+def _table(options: argparse.Namespace) -> int:
+    from scaling.plan.table import table
+
+    if options.config is not None or options.topology or options.device or options.search:
+        raise ValueError("--table has its own configs and topologies; it goes with --fresh alone")
+    for line in table(options.table, options.fresh, lambda text: print(text, file=sys.stderr)):
+        print(line)
+    return exit_codes.OK
 
 
 def _request(options: argparse.Namespace) -> "Request | None":

@@ -83,9 +83,15 @@ class Module:
             if instruction.opcode == "while":
                 (body,) = instruction.called["body"]
                 yield from self.walk(runs, body, times * self.trips(instruction, runs))
-            elif instruction.opcode in ("call", "conditional", "async-start"):
+            elif instruction.opcode == "conditional":  # one of the branches runs: say, the costliest
+                branches = [name for names in instruction.called.values() for name in names]
+                yield from self.walk(runs, max(branches, key=self._cycles), times)
+            elif instruction.opcode in ("call", "async-start"):
                 for name in (n for names in instruction.called.values() for n in names):
                     yield from self.walk(runs, name, times)
+
+    def _cycles(self, computation: str) -> int:
+        return sum(instruction.cycles * times for instruction, times in self.walk(1, computation))
 
     def trips(self, loop: Instruction, otherwise: int | None = None) -> int:
         """How often a while loop runs: the compiler's own count, the bound in its condition, or ``otherwise``."""

@@ -137,7 +137,7 @@ class Plan:
 
 
 def resolved(config: cfg.Config, device_count: int, name: str | None = None) -> cfg.Config:
-    """The config on so many devices; the vocabulary of ``gpt2`` is known without its files.
+    """The config on so many devices, at its full batch; the vocabulary of ``gpt2`` is known without its files.
 
     Raises:
         ValueError: an impossible config.
@@ -147,21 +147,27 @@ def resolved(config: cfg.Config, device_count: int, name: str | None = None) -> 
         from scaling.data import tokenizer
 
         vocab = tokenizer.load(config.data.tokenizer).vocab_size
-    return resolve(config, vocab_size=vocab, device_count=device_count, name=name)
+    found = resolve(config, vocab_size=vocab, device_count=device_count, name=name)
+    # Without the ramp the compiler knows the number of microbatches, and so what they take.
+    return dataclasses.replace(found, train=dataclasses.replace(found.train, ramp_tokens=0))
 
 
 def for_search(config: cfg.Config, device_count: int, name: str | None = None) -> cfg.Config:
     """The config without a layout of its own, and without a batch ramp, whose first batches would bound every layout.
 
+    Of the mesh, slices and the context axis stay.
+
     Raises:
         ValueError: an impossible config.
     """
-    mesh = dataclasses.replace(config.mesh, data=-1, fsdp=1, tensor=1)
-    train = dataclasses.replace(config.train, microbatch_sequences=0, ramp_tokens=0)
+    mesh = dataclasses.replace(config.mesh, stage=1, data=-1, fsdp=1, tensor=1)
+    train = dataclasses.replace(config.train, microbatch_sequences=0, pipeline_microbatches=0, ramp_tokens=0)
     try:
         return resolved(dataclasses.replace(config, mesh=mesh, train=train), device_count, name)
     except ValueError:  # more devices than sequences: the tensor axis takes the rest
-        mesh = dataclasses.replace(mesh, tensor=math.gcd(device_count // mesh.slices, config.model.num_heads))
+        mesh = dataclasses.replace(
+            mesh, tensor=math.gcd(device_count // (mesh.slices * mesh.context), config.model.num_heads)
+        )
         return resolved(dataclasses.replace(config, mesh=mesh, train=train), device_count, name)
 
 
@@ -190,13 +196,13 @@ def compiled(
     path = _cache_path(config, name, slices, step, request)
     if path.exists() and not fresh:
         return _from_json(json.loads(path.read_text()))
-    with _compiler_output():
+    with compiler_output():
         devices = topology.devices(name, slices)
     from scaling.plan.compiled import DoesNotFit
 
     base = _empty(config, f"{slices} x {name}" if slices > 1 else name, chip, len(devices), step, request)
     try:
-        with _compiler_output() as said:
+        with compiler_output() as said:
             read = functools.partial(_generation, request) if request else _step
             found = read(base, config, chip, devices)
     except DoesNotFit as error:
@@ -295,7 +301,9 @@ def _empty(
     request: Request | None = None,
 ) -> Plan:
     model, train, mesh = config.model, config.train, config.mesh
-    shards = mesh.slices * mesh.data * mesh.fsdp
+    shards = mesh.shards
+    stages = f"stage={mesh.stage} ({train.pipeline_microbatches} parts) " if mesh.stage > 1 else ""
+    context = f"context={mesh.context} " if mesh.context > 1 else ""
     sequences = train.microbatch_sequences if step == "train" else config.eval.batch_sequences
     whole = BatchSchedule.from_config(train).max_microbatches if step == "train" else 1
     work = (
@@ -310,7 +318,7 @@ def _empty(
     return Plan(
         where=where,
         chips=device_count // chip.devices,
-        layout=f"slices={mesh.slices} data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}, {work}",
+        layout=f"slices={mesh.slices} {stages}data={mesh.data} fsdp={mesh.fsdp} {context}tensor={mesh.tensor}, {work}",
         step=step,
         memory={},
         hbm=chip.hbm / chip.devices,
@@ -347,6 +355,7 @@ def _cache_path(config: cfg.Config, name: str, slices: int, step: str, request: 
         for path in sorted((PACKAGE / folder).glob("*.py")):
             source.update(path.read_bytes())
     asked = dataclasses.asdict(request) if request else config.eval.batch_sequences
+    versions.append(os.environ.get("TPU_LIBRARY_PATH", ""))  # another libtpu than the package's
     text = json.dumps([values, asked, name, slices, step, versions, source.hexdigest()])
     return Path(cache.root()).expanduser() / "plans" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
@@ -357,7 +366,7 @@ def _from_json(values: dict) -> Plan:
 
 
 @contextlib.contextmanager
-def _compiler_output() -> Iterator[list[str]]:
+def compiler_output() -> Iterator[list[str]]:
     """Keeps what the compiler writes to stderr (from C++, much of it about hardware that is not there) in a list."""
     sys.stderr.flush()
     kept, said = os.dup(2), list[str]()

@@ -37,6 +37,7 @@ _FREE = re.compile(
     "(copy|slice|async)-(start|update|done)"
 )
 SLICE, UPDATE, GATHER = "dynamic-slice", "dynamic-update-slice", "gather"
+_OURS, _THEIRS = "jit(step)/", "jit(train_step)/"  # train steps, and MaxText's
 _UNEMBEDDING = re.compile(r"bt[dv],[bv]|vd,bd")
 _LAID_OUT = re.compile(r"\b\w+\[[\d,]*\]\{[^{}]*\}")
 _FAST = re.compile(r"S\([1-9]\)")
@@ -184,11 +185,14 @@ def _cost(module: Module, instruction: Instruction, chip: Chip) -> tuple[str, fl
         return OTHER, 0.0
     clock = chip.clock
     if _has_product(module, instruction):
-        kind = UNEMBEDDING if _UNEMBEDDING.search(instruction.op_name) else PRODUCTS
+        # Ours is chunked, by a loop; MaxText's is the only one outside of its loop over layers.
+        name = instruction.op_name
+        theirs = name.startswith(_THEIRS) and "while" not in name
+        kind = UNEMBEDDING if theirs or _UNEMBEDDING.search(name) else PRODUCTS
         return kind, instruction.cycles / clock
     moved = _bytes_moved(module, instruction) / _bandwidth(chip)
     seconds = min(moved, instruction.cycles / clock) if instruction.cycles else moved
-    if "jvp" not in instruction.op_name and instruction.op_name.startswith("jit(step)/"):
+    if "jvp" not in instruction.op_name and instruction.op_name.startswith((_OURS, _THEIRS)):
         kind = "optimizer"
     elif instruction.opcode in ("copy", "transpose") or not instruction.op_name:
         kind = "copies and layouts"
@@ -264,16 +268,19 @@ def kernel_flops(instruction: Instruction) -> float:
 
     Forward: two products (scores, values). Backward in one kernel: five; for keys and values alone four, for queries
     alone three. The head is padded to 128 lanes. From the grid of the mask, the kernel's first operand, follow the
-    blocks: a whole grid is causal, a shrunken one (band) is visited whole.
+    blocks: a whole grid is causal, a shrunken one (band) or an oblong one (a hop of ring attention) is visited whole.
     """
     operands = instruction.text.partition("operand_layout_constraints={")[2]
     grid = re.search(r"s\d+\[(\d+),(\d+),(\d+)\]", operands)
-    sizes = re.search(r"bf16\[(\d+),(\d+),(\d+),(\d+)\]", operands)
-    if not grid or not sizes:
+    arrays = re.findall(r"bf16\[(?:(\d+),)?(\d+),(\d+),(\d+)\]", operands)[:2]  # queries, keys
+    if not grid or not arrays:
         return 0.0
-    batch, heads, length, head = map(int, sizes.groups())
+    batch, heads, _, head = (int(size or 1) for size in arrays[0])  # a batch of one is left out
+    length = max(int(sizes[2]) for sizes in arrays)
     _, rows, columns = map(int, grid.groups())
-    names = {"fwd": 2, "dkv": 5 if 'dq\\": null' in instruction.text else 4, "dq": 3}
+    # The fused backward kernel has one result more than the other, the queries' gradient for each block of keys.
+    fused = bool(re.search(r"bf16\[\d+,\d+,\d+,\d+,\d+\]", instruction.shape))
+    names = {"fwd": 2, "dkv": 5 if fused else 4, "dq": 3}
     products = next((n for name, n in names.items() if f"mha_{name}" in instruction.name), 2)
     blocks = rows * (rows + 1) / 2 if rows == columns else rows * columns
     area = blocks * (length / max(rows, columns)) ** 2

@@ -7,7 +7,7 @@ import pytest
 
 from scaling import chips, cli, exit_codes
 from scaling.config_file import load
-from scaling.plan import command, estimate, plan, topology
+from scaling.plan import command, estimate, plan, search, topology
 
 XL = "--config=experiments/gpt3/1300m.py"
 STEADY = "--config.train.ramp_tokens=0"
@@ -27,6 +27,32 @@ def test_parameters_and_moments_are_what_the_mesh_holds():
     config = resolved("experiments/gpt3/1300m.py", 16, "mesh.fsdp=16", "train.microbatch_sequences=64")
     memory = estimate.train_step(config, chips.find("v5e")).memory
     assert memory["params"] + memory["optimizer"] == pytest.approx(12 * 1.3157e9 / 16, rel=0.01)
+
+
+def test_stages_share_the_layers_and_wait_for_one_another():
+    layout = ("mesh.slices=2", "mesh.fsdp=8", "model.remat=full", "train.microbatch_sequences=128")
+    one, two = (
+        resolved("experiments/gpt3/1300m.py", 16, *layout, f"mesh.stage={stages}", f"mesh.data={data}")
+        for stages, data in ((1, 1), (2, 1))
+    )
+    assert one.mesh.devices == two.mesh.devices == 16 and one.mesh.replicas == 2 and two.mesh.replicas == 1
+    whole, half = (estimate.train_step(config, chips.find("v5p")) for config in (one, two))
+    outside = 4 * (50304 + 2048) * 2048 / 8
+    assert half.memory["params"] - outside == pytest.approx((whole.memory["params"] - outside) / 2, rel=0.01)
+    assert two.train.pipeline_microbatches == 8
+    bubble = half.parts["pipeline filling and emptying"]
+    working = half.seconds - bubble - half.parts["exposed collectives"]
+    assert 0.9 * working / 8 < bubble < working / 8  # 8 ticks and 1; less the loss, which does not wait
+    assert half.parts["recomputation"] == pytest.approx(2 * whole.parts["recomputation"])
+
+
+def test_search_tries_stages_over_slices_only():
+    for slices, stages in ((1, {1}), (4, {1, 2, 4})):
+        config = resolved("experiments/gpt3/1300m.py", 16, f"mesh.slices={slices}", "train.microbatch_sequences=16")
+        found = {candidate.mesh.stage: candidate for candidate in search.candidates(config, 16)}
+        assert set(found) == stages and all(c.mesh.devices == 16 for c in found.values())
+        assert all(c.train.pipeline_microbatches % c.mesh.stage == 0 for c in found.values())
+    assert "--config.mesh.stage=4 " in search.Candidate(found[4], None).knobs
 
 
 def test_more_remat_takes_less_memory_and_more_time():
