@@ -10,7 +10,9 @@ import re
 
 from scaling.plan.hlo import Instruction, Module, shape_bytes
 
-_TRANSFER = re.compile(r'_xla_host_transfer_rendezvous="([^"]*)".*_xla_megascale_transfer_type="(\w+)"')
+_NAME = re.compile(r'_xla_host_transfer_rendezvous="([^"]*)"')
+_KIND = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_TARGET = re.compile(r'_xla_megascale_target=("[^"]*"|\{\{[\d,]*\})')
 
 
 @dataclasses.dataclass
@@ -18,14 +20,12 @@ class Network:
     """What is on its way between slices while a program runs, one transfer after the other.
 
     Attributes:
-        slices: that are joined.
         rate: bytes/s that a device can send.
         bytes: sent by a device.
         calls: transfers.
         waited: seconds for which the program had nothing else to do.
     """
 
-    slices: int
     rate: float
     bytes: float = 0.0
     calls: int = 0
@@ -53,22 +53,32 @@ class Network:
         """
         if instruction.opcode not in ("send", "send-done", "recv", "recv-done"):
             return False
-        found = _TRANSFER.search(instruction.text)
-        name, kind = found.groups() if found else ("", "")
         now += self.waited
-        if instruction.opcode == "recv":
-            self._names[instruction.name] = name
-        elif instruction.opcode == "send":
-            sent = times * self._sent(kind, shape_bytes(module.shapes[instruction.operands[0]]))
+        name, kind, target = (found.search(instruction.text) for found in (_NAME, _KIND, _TARGET))
+        if instruction.opcode == "recv" and name:
+            self._names[instruction.name] = name[1]
+        elif instruction.opcode == "send" and name and kind and target:
+            size = shape_bytes(module.shapes[instruction.operands[0]])
+            sent = times * _sent(kind[1], size, _together(target[1]))
             self.bytes += sent
             self.calls += times
             self._free = max(self._free, now) + sent / self.rate
-            self._arrivals[name] = self._free
+            self._arrivals[name[1]] = self._free
         elif instruction.opcode == "recv-done":
-            self.waited += max(0.0, self._arrivals[self._names[instruction.operands[0]]] - now)
+            arrival = self._arrivals.get(self._names.get(instruction.operands[0], ""), 0.0)
+            self.waited += max(0.0, arrival - now)
         return True
 
-    def _sent(self, kind: str, size: int) -> float:
-        """Bytes that a device sends of an array that it hands over, by the least that any algorithm needs."""
-        part = (self.slices - 1) / self.slices
-        return size * {"ALL_REDUCE": 2 * part, "ALL_GATHER": self.slices - 1}.get(kind, part)
+
+def _sent(kind: str, size: int, slices: int) -> float:
+    """Bytes that a device sends of an array that it hands over, by the least that any algorithm needs."""
+    part = (slices - 1) / slices
+    shares = {"ALL_REDUCE": 2 * part, "ALL_GATHER": slices - 1, "REDUCE_SCATTER": part, "ALL_TO_ALL": part}
+    return size * shares.get(kind, 1.0)
+
+
+def _together(target: str) -> int:
+    """Slices that take part in a transfer together, from ``{1,2,4:5}x{0:3}`` or groups, ``{{100000,200000},...}``."""
+    parts = target.partition("}")[0].strip('"{').split(",")
+    bounds = [[int(end) for end in part.split(":")] for part in parts]
+    return sum(ends[-1] - ends[0] + 1 for ends in bounds)

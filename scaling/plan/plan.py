@@ -226,7 +226,7 @@ def _step(base: Plan, config: cfg.Config, chip: chips.Chip, devices: list[Any]) 
 
     program = compile_step(config, devices, base.step)
     microbatches = BatchSchedule.from_config(config.train).max_microbatches
-    guess = predict.predict(hlo.parse(program.text), chip, config.mesh.slices, microbatches)
+    guess = predict.predict(hlo.parse(program.text), chip, microbatches)
     length, scale = config.train.sequence_length, program.tokens * (3 if base.step == "train" else 1) / base.peak
     attention = scale * flops.attention_per_token(config.model, length)
     unembedding = scale * 2 * config.model.vocab_size * config.model.d_model
@@ -248,12 +248,12 @@ def _generation(request: Request, base: Plan, config: cfg.Config, chip: chips.Ch
     from scaling.plan.decoding import compile_generation
 
     program = compile_generation(config, devices, request)
-    slices, later = config.mesh.slices, request.tokens - 1  # the first token comes with the prompts
-    guess = predict.predict(hlo.parse(program.decode), chip, slices, later).divided(later)
+    later = request.tokens - 1  # the first token comes with the prompts
+    guess = predict.predict(hlo.parse(program.decode), chip, later).divided(later)
     return dataclasses.replace(
         _predicted(base, guess, chip, config),
         memory=program.memory,
-        prefill=predict.predict(hlo.parse(program.prefill), chip, slices).seconds,
+        prefill=predict.predict(hlo.parse(program.prefill), chip).seconds,
         tokens=request.batch_size,
         ideal={READ: program.read / (chip.hbm_bandwidth / chip.devices)},
         compile_seconds=program.seconds,

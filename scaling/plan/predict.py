@@ -109,13 +109,12 @@ class Prediction:
         )
 
 
-def predict(module: Module, chip: Chip, slices: int = 1, runs: int | None = None) -> Prediction:
+def predict(module: Module, chip: Chip, runs: int | None = None) -> Prediction:
     """Step time of a program on one kind of chip.
 
     Args:
         module: the program.
         chip: the kind.
-        slices: that its devices make up.
         runs: of a loop whose count is only known when it runs.
     """
     parts: dict[str, Part] = collections.defaultdict(Part)
@@ -123,7 +122,7 @@ def predict(module: Module, chip: Chip, slices: int = 1, runs: int | None = None
     operations: dict[str, float] = collections.defaultdict(float)
     seen: set[tuple[str, str, int]] = set()
     layers = _in_layers(module)
-    network, work, moved = Network(slices, chip.between / chip.devices), 0.0, 0
+    network, work, moved = Network(chip.between / chip.devices), 0.0, 0
     for instruction, times in module.walk(runs):
         moved += times * _bytes_prefetched(instruction)
         if network.meet(module, instruction, times, work) or _FREE.fullmatch(instruction.opcode):

@@ -17,7 +17,7 @@ def module(name):
 
 def test_traffic_between_slices_is_apart_and_takes_its_network():
     """In a loop of 2 an all-reduce of 4 MiB beside a product of 1 ms, behind it an all-gather of 4 MiB, by 2 slices."""
-    found = predict.predict(module("slices.hlo"), V5E, slices=2)
+    found = predict.predict(module("slices.hlo"), V5E)
     size, rate = 4 * 1024 * 1024, 3.125e9
     assert set(found.collectives) == {predict.BETWEEN}
     traffic = found.collectives[predict.BETWEEN]
@@ -31,15 +31,23 @@ def test_traffic_between_slices_is_apart_and_takes_its_network():
 
 def test_a_network_that_is_fast_enough_is_hidden_but_for_what_waits_at_once():
     fast = dataclasses.replace(V5E, between=1e12)
-    found = predict.predict(module("slices.hlo"), fast, slices=2)
+    found = predict.predict(module("slices.hlo"), fast)
     assert found.exposed == pytest.approx(4 * 1024 * 1024 / 1e12)
 
 
-def test_more_slices_send_more():
-    two, eight = (predict.predict(module("slices.hlo"), V5E, slices=n).collectives[predict.BETWEEN] for n in (2, 8))
+@pytest.mark.parametrize(
+    ("target", "slices"),
+    [
+        ('"{1,2,3,4}x{0:3}"', 4),
+        ('"{1:8}x{0:3}"', 8),
+        ("{{100000,200000,300000},{100001,200001,300001}}", 3),
+    ],
+)
+def test_more_slices_send_more(target, slices):
+    text = Path(__file__).with_name("slices.hlo").read_text().replace('"{1,2}x{0:3}"', target)
     size = 4 * 1024 * 1024
-    assert two.bytes == 2 * size * 2 * 1 / 2 + size * 1
-    assert eight.bytes == 2 * size * 2 * 7 / 8 + size * 7
+    sent = predict.predict(hlo.parse(text), V5E).collectives[predict.BETWEEN].bytes
+    assert sent == pytest.approx(2 * size * 2 * (slices - 1) / slices + size * (slices - 1))
 
 
 def test_every_tpu_that_can_be_planned_has_a_network_between_slices():
