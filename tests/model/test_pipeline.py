@@ -99,7 +99,7 @@ def test_dropout_depends_on_the_parts_and_not_on_the_mesh():
     assert np.abs(np.subtract(two, curve(config(4, cfg.Mesh(stage=2)), 2)[0])).max() > 1e-3
 
 
-@pytest.mark.parametrize(("stages", "parts"), [(2, 2), (2, 8), (4, 8)])
+@pytest.mark.parametrize(("stages", "parts"), [(2, 2), pytest.param(2, 8, marks=pytest.mark.slow), (4, 8)])
 def test_each_part_meets_each_layer_once_in_order(stages, parts):
     """On a toy layer, whose gradient where rows are alike is NaN: neither bubbles nor neighbours show in results."""
     rows, length, width = 16, 4, 8
@@ -128,23 +128,25 @@ def test_each_part_meets_each_layer_once_in_order(stages, parts):
             out = out.at[chosen].set(stage(layers, mine, x[chosen], segments[chosen]))
         return out
 
-    def objective(run):
-        return lambda layers, x: jnp.sum(jnp.sin(jnp.arange(x.size).reshape(x.shape)) * run(layers, x))
+    def with_gradients(run):
+        def objective(layers, x):
+            out = run(layers, x)
+            return jnp.sum(jnp.sin(jnp.arange(x.size).reshape(x.shape)) * out), out
 
-    want = expected(layers, x)
-    want_grads = jax.grad(objective(expected), (0, 1))(layers, x)
+        (_, out), grads = jax.jit(jax.value_and_grad(objective, (0, 1), has_aux=True))(layers, x)
+        return out, *grads
+
+    want = with_gradients(expected)
     for recompute in (False, True):
-
-        def staged(layers, x, recompute=recompute):
-            return pipelined(stage, layers, keys, x, segments, parts, recompute)
-
         with jax.set_mesh(make_mesh(mesh, jax.devices()[: 2 * stages])):
-            np.testing.assert_allclose(jax.jit(staged)(layers, x), want, atol=1e-5)
-            grads = jax.jit(jax.grad(objective(staged), (0, 1)))(layers, x)
-        for mine, other in zip(grads, want_grads, strict=True):
+            found = with_gradients(
+                lambda layers, x, again=recompute: pipelined(stage, layers, keys, x, segments, parts, again)
+            )
+        for mine, other in zip(found, want, strict=True):
             np.testing.assert_allclose(mine, other, atol=2e-5 * float(jnp.abs(other).max()))
 
 
+@pytest.mark.slow
 def test_splash_inside_stages_is_the_reference():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 2, 2, 128, 32))  # [S, B, H, T, K]
     run = jax.vmap(
@@ -230,6 +232,7 @@ def numbers(text):
     return [int(number) for number in text.split(",")]
 
 
+@pytest.mark.slow
 def test_validation_loss_is_that_of_one_device():
     sums = []
     for parts, sizes, devices in ((0, cfg.Mesh(), 1), (4, cfg.Mesh(stage=2, fsdp=2, tensor=2), 8)):
@@ -248,7 +251,7 @@ def test_a_run_without_stages_goes_on_with_them(tmp_path):
     def train(name, *overrides):
         given = (
             "--config.sample.prompts=() --config.log.tensorboard=false --config.model.num_layers=4 "
-            "--config.optimizer.schedule=constant"
+            "--config.optimizer.schedule=constant --config.optimizer.peak_lr=1e-3"  # at 1e-2 rounding grows: a spike
         )
         return cli.main(
             ["train", f"--config={SMOKE}", f"--config.workdir={tmp_path / name}", *given.split(), *overrides]

@@ -105,5 +105,5 @@ def test_a_mesh_that_does_not_fit_is_refused(mesh):
 
 
 def test_slices_are_the_outer_part_of_the_data_axis():
-    grid = make_mesh(cfg.Mesh(slices=2, fsdp=2, tensor=2)).devices
+    (grid,) = make_mesh(cfg.Mesh(slices=2, fsdp=2, tensor=2)).devices  # one stage
     assert {d.id for d in grid[:1].flat} == {0, 1, 2, 3} and {d.id for d in grid[1:].flat} == {4, 5, 6, 7}

@@ -86,6 +86,14 @@ def test_a_sequence_may_lie_over_two_processes(tmp_path):
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
 
 
+def test_two_processes_can_be_two_stages(tmp_path):
+    """Each process holds the layers of one stage, and reads only the rows that its devices hold."""
+    given = ("--config.model.num_layers=4", "--config.optimizer.peak_lr=1e-3", NO_SAMPLES)
+    launch(tmp_path / "one", 1, *given)
+    launch(tmp_path / "two", 2, "--config.mesh.stage=2", *given)
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
+
+
 def test_the_coordinator_needs_its_numbers(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234")
     with pytest.raises(ValueError, match=r"10\.0\.0\.1:1234 also needs num_processes"):
