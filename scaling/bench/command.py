@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,22 @@ def add_options(add: Callable[[str, Callable[[argparse.Namespace], int], str], a
     dispatch.add_argument("--num_layers", type=int, default=48, help="depth of the model (default: 48)")
     dispatch.add_argument("--steps", type=int, default=50, help="steps timed (default: 50)")
 
-    train = add("train", _train, "speed of a training step of three small shapes")
-    train.add_argument("--shapes", nargs="+", default=["16m", "11m", "124m"], metavar="SHAPE", help="16m, 11m, 124m")
-    train.add_argument("--remat", choices=("none", "dots", "projections", "full"), default="none", help="recomputation")
+    train = add("train", _train, "speed of a training step: three small shapes on a CPU, four of GPT-3's on a GPU")
+    shapes = "16m, 11m, 124m (what a CPU runs), 125m, 350m, 1300m, 2700m (what a GPU or TPU runs)"
+    train.add_argument("--shapes", nargs="+", metavar="SHAPE", help=shapes)
+    policies = ("none", "dots", "projections", "full")
+    train.add_argument("--remat", choices=policies, help="recomputation (default: the shape's)")
+    train.add_argument("--sequences", type=int, default=0, metavar="N", help="of a step (default: the shape's)")
+    modes = "of the peer (default: eager on CPUs, compile on GPUs)"
+    train.add_argument("--peer_mode", choices=("eager", "compile"), help=modes)
+    precision = "of matrix products (default: float32 on CPUs, else bfloat16)"
+    train.add_argument("--dtype", choices=("float32", "bfloat16"), help=precision)
 
     generate = add("generate", _generate, "decoding speed of GPT-2 small")
+    generate.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of matrix products")
     generate.add_argument("--batch", type=int, nargs="+", default=[1, 8], metavar="N", help="rows (default: 1 8)")
     for parser in (train, generate):
         parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="timed calls (default: 5)")
-        parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of matrix products")
         parser.add_argument(
             "--peer",
             nargs="?",
@@ -35,6 +43,19 @@ def add_options(add: Callable[[str, Callable[[argparse.Namespace], int], str], a
             metavar="PYTHON",
             help="PyTorch beside it, in turns; PYTHON is an interpreter that has torch (default: this one)",
         )
+
+    tpu = add("tpu", _tpu, "our train step compiled for a TPU slice that is not there, beside MaxText's")
+    tpu.add_argument("--sizes", nargs="+", default=["1300m"], metavar="SIZE", help="of GPT-3's (default: 1300m)")
+    tpu.add_argument("--topology", metavar="NAME", help="such as v5e:4x4 (default: one that holds the size)")
+    tpu.add_argument("--sequences", type=int, metavar="N", help="sequences a chip (default: with the topology)")
+    tpu.add_argument(
+        "--ours",
+        nargs="+",
+        metavar="KNOBS",
+        help="tries, each like 'model.remat=full mesh.tensor=2' (default: the best)",
+    )
+    tpu.add_argument("--theirs", nargs="+", metavar="KNOBS", help="tries, each of MaxText's knobs (default: the best)")
+    tpu.add_argument("--peer", metavar="PYTHON", help="an interpreter that has maxtext[tpu]")
 
     startup = add("startup", _startup, "seconds from the command to the first step of a training")
     startup.add_argument("--experiment", default="experiments/cpu/demo.py", metavar="FILE", help="an experiment file")
@@ -56,14 +77,16 @@ def _train(options: argparse.Namespace) -> int:
     from scaling.bench import train
     from scaling.parallel.host_memory import keep_freed_memory
 
-    if unknown := [shape for shape in options.shapes if shape not in train.SHAPES]:
+    if unknown := [shape for shape in options.shapes or () if shape not in train.SHAPES]:
         raise ValueError(f"--shapes: {unknown[0]!r} is none of {', '.join(train.SHAPES)}")
     _at_least_one(options, "repetitions")
+    if options.sequences < 0:
+        raise ValueError(f"--sequences={options.sequences} must be 1 or more, or 0 for the shape's")
     keep_freed_memory()
+    setting = train.Setting(options.dtype, options.remat, options.sequences, options.peer_mode)
     with _peer(options) as peer:
-        for shape in options.shapes:
-            for line in train.bench(shape, options.repetitions, options.remat, options.dtype, peer):
-                print(line, flush=True)
+        for line in train.bench(options.shapes or train.shapes(), options.repetitions, setting, peer):
+            print(line, flush=True)
     return 0
 
 
@@ -75,6 +98,24 @@ def _generate(options: argparse.Namespace) -> int:
         for batch in options.batch:
             for line in bench(batch, options.repetitions, options.dtype, peer):
                 print(line, flush=True)
+    return 0
+
+
+def _tpu(options: argparse.Namespace) -> int:
+    import dataclasses
+
+    from scaling.bench import tpu
+
+    for size in options.sizes:
+        if size not in tpu.CASES:
+            raise ValueError(f"--sizes: {size!r} is none of {', '.join(tpu.CASES)}")
+    if options.sequences is not None:
+        _at_least_one(options, "sequences")
+    for size in options.sizes:
+        given = {name: getattr(options, name) for name in ("topology", "sequences", "ours", "theirs")}
+        case = dataclasses.replace(tpu.CASES[size], **{name: value for name, value in given.items() if value})
+        for line in tpu.bench(size, case, options.peer):
+            print(line, flush=True)
     return 0
 
 
@@ -110,4 +151,6 @@ def _peer(options: argparse.Namespace) -> "contextlib.AbstractContextManager[Pee
         return contextlib.nullcontext()
     from scaling.bench.peer import Peer
 
+    # Of a GPU, JAX would take three quarters of the memory before it has any use for them.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     return Peer(options.peer)

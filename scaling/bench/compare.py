@@ -24,6 +24,8 @@ def speed(timings: Sequence[Timing], tokens: int) -> str:
 
 def ratio(ours: Sequence[Timing], theirs: Sequence[Timing]) -> str:
     """How many times faster we are: above 1, the peer is slower."""
+    if not ours[0].shared:
+        return f"  times faster, medians: {median(theirs) / median(ours):.2f}"
     pairs = [their.seconds / our.seconds for our, their in zip(ours, theirs, strict=True)]
     cpu = statistics.median(t.cpu for t in theirs) / statistics.median(t.cpu for t in ours)
     return (

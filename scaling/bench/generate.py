@@ -32,20 +32,22 @@ def bench(batch: int, repetitions: int, dtype: str, peer: Peer | None) -> Iterat
     generator = Generator(model, jax.jit(decoder.initialize, static_argnums=0)(model, jax.random.key(0)), None)
     prompts = list(np.random.default_rng(0).integers(0, model.vocab_size, (batch, PROMPT)))
     sampling = Sampling(tokens=NEW, temperature=0.0, end_ids=())
+    on_gpu = jax.default_backend() == "gpu"
+    where = {"device": "cuda", "dtype": dtype} if on_gpu else {"device": "cpu", "dtype": "float32"}
     ours, theirs = [], []
     for repetition in range(repetitions + 1):
-        with Timing() as timing:
+        with Timing(shared=jax.default_backend() == "cpu") as timing:
             found = generator.generate(prompts, sampling, batch_size=batch)
         assert all(len(completion.ids) == NEW for (completion,) in found)
         if repetition:
             ours.append(timing)
             if peer:
-                theirs.append(peer.measure("generate", batch=batch, prompt=PROMPT, new=NEW))
+                theirs.append(peer.measure("generate", batch=batch, prompt=PROMPT, new=NEW, **where))
     kind, tokens = jax.devices()[0].device_kind, batch * NEW
     yield (
         f"generate, GPT-2 small's shapes, {dtype}, {kind}, batch {batch}, {PROMPT} prompt and {NEW} new tokens: "
         f"{speed(ours, tokens)}, {1e3 * median(ours) / NEW:.1f} ms a step"
     )
     if peer:
-        yield f"  {peer.version}, Hugging Face generate: {speed(theirs, tokens)}"
+        yield f"  {peer.version}, {peer.how}: {speed(theirs, tokens)}"
         yield ratio(ours, theirs)

@@ -1,4 +1,7 @@
-"""Timing on a shared machine: how much of it others took while we measured."""
+"""Timing on a shared machine: how much of it others took while we measured.
+
+That rule concerns work on the CPU. An accelerator belongs to one process, which mostly waits for it: every step counts.
+"""
 
 import dataclasses
 import os
@@ -16,11 +19,13 @@ class Timing:
         seconds: wall time.
         cpu: CPU seconds of this process.
         others: part of the machine's CPU time that other processes took; 0 where that is not known.
+        shared: whether others take from this work, which is so on CPUs; else ``others`` stays 0.
     """
 
     seconds: float = 0.0
     cpu: float = 0.0
     others: float = 0.0
+    shared: bool = True
 
     def __enter__(self) -> "Timing":
         self._busy, self._cpu, self._wall = busy(), time.process_time(), time.perf_counter()
@@ -30,7 +35,7 @@ class Timing:
         self.seconds = time.perf_counter() - self._wall
         self.cpu = time.process_time() - self._cpu
         taken = busy() - self._busy - self.cpu
-        self.others = max(0.0, taken) / (self.seconds * (os.cpu_count() or 1))
+        self.others = max(0.0, taken) / (self.seconds * (os.cpu_count() or 1)) if self.shared else 0.0
 
 
 def busy() -> float:

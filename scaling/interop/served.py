@@ -82,10 +82,14 @@ def _mesh(text: str) -> cfg.Mesh | None:
     """``fsdp=2,tensor=4`` as a config; None for nothing."""
     if not text:
         return None
-    known = [field.name for field in dataclasses.fields(cfg.Mesh)]
-    sizes: dict[str, int] = {}
+    known = [field.name for field in dataclasses.fields(cfg.Mesh) if field.name not in ("stage", "shard_optimizer")]
+    sizes: dict[str, Any] = {}
     for part in text.split(","):
         axis, _, size = part.partition("=")
+        if axis == "stage":
+            raise ValueError(
+                f"--mesh={text}: only training has a pipeline; give the devices of stage to fsdp or tensor"
+            )
         if axis not in known or not size.isdecimal() or int(size) < 1:
             raise ValueError(f"--mesh={text}: {part!r} must be AXIS=DEVICES, with AXIS one of {', '.join(known)}")
         sizes[axis] = int(size)

@@ -1,5 +1,6 @@
 """Causal self-attention: dense, or in a local band (Sparse Transformer, arXiv 1904.10509; GPT-3, section 2.1)."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -9,8 +10,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from scaling import config as cfg
 from scaling.model import kernels, ring
-from scaling.model.layers import add_bias, constant, dropout, normal, use
+from scaling.model.layers import add_bias, constant, dropout, normal
 from scaling.model.parametrization import parametrization
+from scaling.model.quantized import project
 from scaling.parallel.sharding import constrain, context_devices
 
 
@@ -283,7 +285,7 @@ class SelfAttention(nnx.Module):
         self, x: jax.Array, window: int, memory: Memory, slot: jax.Array, starts: jax.Array
     ) -> tuple[jax.Array, Memory]:
         """Attention of tokens at slots ``slot``, ... over the cache, to which they are added."""
-        q, k, v = self._project_few(x)
+        q, k, v = self._project(x)
         mixed = attend_cached(q, k, v, memory, slot, starts, scale=self.scale, window=window)
         slot = _once_known(mixed, slot)
         keys, values = (
@@ -292,24 +294,18 @@ class SelfAttention(nnx.Module):
         )
         return self._merge(mixed), (keys, values)
 
-    def _project(self, x: jax.Array, zigzag: bool = False) -> jax.Array:
-        """Queries, keys and values, [3, B, H, T, K]; the sequence whole, unless the ring attends."""
-        qkv = jnp.einsum("btd,dchk->cbhtk", x, use(self.qkv, x.dtype))
+    def _project(self, x: jax.Array, zigzag: bool = False) -> Iterable[jax.Array]:
+        """Queries, keys and values, [B, H, T, K] each; the sequence whole, unless the ring attends."""
+        qkv = project(x, self.qkv, self.config.quantization).transpose(2, 0, 3, 1, 4)
         qkv = add_bias(qkv, self.qkv_bias, 1, 3)
-        return checkpoint_name(constrain(qkv, None, "batch", "heads", "time" if zigzag else None, None), SAVED)
-
-    def _project_few(self, x: jax.Array) -> jax.Array:
-        """``_project`` for a few tokens: the result is turned round, which is small then, and not the weights."""
-        config, batch = self.config, x.shape[:2]
-        qkv = x @ use(self.qkv, x.dtype).reshape(config.d_model, -1)
-        qkv = qkv.reshape(*batch, 3, config.num_heads, config.d_head).transpose(2, 0, 3, 1, 4)
-        qkv = constrain(qkv, None, "batch", "heads", None, None)
-        return add_bias(qkv, self.qkv_bias, 1, 3)
+        qkv = checkpoint_name(constrain(qkv, None, "batch", "heads", "time" if zigzag else None, None), SAVED)
+        # Not by indexing: its gradient is a sum of padded arrays, that of a split puts them together.
+        return (part.squeeze(0) for part in jnp.split(qkv, 3))
 
     def _merge(self, mixed: jax.Array, zigzag: bool = False) -> jax.Array:
         """Heads [B, H, T, K] back into the residual stream [B, T, D]."""
         mixed = constrain(mixed, "batch", "heads", "time" if zigzag else None, None)
-        out = jnp.einsum("bhtk,hkd->btd", mixed, use(self.out, mixed.dtype))
+        out = project(mixed.swapaxes(1, 2), self.out, self.config.quantization, 2)
         return constrain(add_bias(out, self.out_bias), "batch", "sequence", None)
 
 

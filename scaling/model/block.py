@@ -9,8 +9,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from scaling import config as cfg
 from scaling.model.attention import SAVED, Memory, SelfAttention, Tree
-from scaling.model.layers import LayerNorm, add_bias, constant, dropout, normal, use
+from scaling.model.layers import LayerNorm, add_bias, constant, dropout, normal
 from scaling.model.parametrization import parametrization
+from scaling.model.quantized import check, project
 from scaling.parallel.sharding import constrain
 
 Sublayer = Callable[[jax.Array], jax.Array]
@@ -29,6 +30,7 @@ class MLP(nnx.Module):
         d, f = config.d_model, config.d_ff
         scales = parametrization(config)
         self.activation = config.activation
+        self.quantization = config.quantization
         self.up = normal(rngs.params(), (d, f), scales.hidden_std, ("embed", "mlp"))
         self.up_bias = constant(0.0, (f,), ("mlp",), "bias")
         self.down = normal(rngs.params(), (f, d), scales.residual_std, ("mlp", "embed"))
@@ -36,9 +38,9 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] to [B, T, D]."""
-        hidden = add_bias(x @ use(self.up, x.dtype), self.up_bias)
+        hidden = add_bias(project(x, self.up, self.quantization), self.up_bias)
         hidden = checkpoint_name(constrain(hidden, "batch", "time", "mlp"), SAVED)
-        out = ACTIVATIONS[self.activation](hidden) @ use(self.down, x.dtype)
+        out = project(ACTIVATIONS[self.activation](hidden), self.down, self.quantization)
         return constrain(add_bias(out, self.down_bias), "batch", "sequence", None)
 
 
@@ -46,6 +48,7 @@ class Block(nnx.Module):
     """Attention then MLP; LayerNorm before each sublayer (GPT-2/3) or after each sum (GPT-1)."""
 
     def __init__(self, config: cfg.Model, rngs: nnx.Rngs):
+        check(config.quantization)
         self.config = config
         self.attention_norm = LayerNorm(config.d_model, config.norm_epsilon)
         self.attention = SelfAttention(config, rngs)

@@ -4,6 +4,7 @@ Neither forms the scores [T, T] in memory, and both skip what lies outside a ban
 function, ``serving``, says which kernel serves a call; what none serves, the reference in ``attention`` does.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -81,12 +82,13 @@ def splash(
     """
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None) -> jax.Array:
-        kernel = _splash_kernel(q.shape[1], q.shape[2], window, block, residuals, interpret)
-        if segments is None:
-            return jax.vmap(kernel)(q, k, v)
         from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
-        return jax.vmap(kernel)(q, k, v, SegmentIds(segments, segments))
+        kernel = _splash_kernel(q.shape[1], q.shape[2], window, block, residuals, interpret)
+        rest = () if segments is None else (SegmentIds(segments, segments),)
+        # The TPU's compiler refuses products of bfloat16 in the precision that callers may ask for float32.
+        with jax.default_matmul_precision("default"):
+            return jax.vmap(kernel)(q, k, v, *rest)
 
     q = _scaled(q, scale)
     if jax.sharding.get_abstract_mesh().empty:
@@ -102,20 +104,19 @@ def _splash_kernel(heads: int, length: int, window: int, block: int, residuals: 
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     shape = (length, length)
-    mask = library.LocalMask(shape, (window - 1, 0), 0) if window else library.CausalMask(shape)
-    size = largest_block(length, block)
-    sizes = library.BlockSizes(
-        block_q=size,
-        block_kv=size,
-        block_q_dkv=size,
-        block_kv_dkv=size,
-        block_q_dq=None,
-        block_kv_dq=None,
-        use_fused_bwd_kernel=True,
-    )
+    if 0 < window <= length // 2:
+        # Blocks no wider than the band needs, and the backward pass in two kernels, whose grids shrink to the band. The
+        # fused one's stays the square, and it writes a gradient of the queries for each block of keys.
+        mask: Any = library.LocalMask(shape, (window - 1, 0), 0)
+        size = largest_block(length, min(block, -(-window // LANES) * LANES))
+        sizes = functools.partial(library.BlockSizes, block_q_dq=size, block_kv_dq=size)
+    else:
+        mask = library.LocalMask(shape, (window - 1, 0), 0) if window else library.CausalMask(shape)
+        size = largest_block(length, block)
+        sizes = functools.partial(library.BlockSizes, use_fused_bwd_kernel=True)
     return library.make_splash_mha(
         library.MultiHeadMask([mask] * heads),
-        block_sizes=sizes,
+        block_sizes=sizes(block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size),
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=residuals,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from scaling.parallel.sharding import BATCH_AXES, CONTEXT_AXIS, STATE_AXES
+from scaling.parallel.sharding import CONTEXT_AXIS, ROW_AXES, gradient_spec
 
 _MASKED = -1e30
 VOCAB_AXIS = "tensor"
@@ -72,20 +72,20 @@ _cross_entropy.defvjp(_forward, _backward)
 def _sharded(hidden, table, targets, config, with_grads):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return _local(hidden, table, targets, config, with_grads, None, False)
-    batch = BATCH_AXES if hidden.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
+        return _local(hidden, table, targets, config, with_grads, None, ())
+    batch = ROW_AXES if hidden.shape[0] % math.prod(mesh.shape[axis] for axis in ROW_AXES) == 0 else None
     time = CONTEXT_AXIS if batch and hidden.shape[1] % mesh.shape[CONTEXT_AXIS] == 0 else None
     hidden_spec, table_spec = P(batch, time, None), P(VOCAB_AXIS, None)
     # The table's gradient is wanted as parameters are stored: summed and scattered in one, half of an all-reduce.
-    shards = math.prod(mesh.shape[axis] for axis in STATE_AXES)
-    scatters = time is not None and table.shape[1] % shards == 0
-    gradient_spec = P(VOCAB_AXIS, STATE_AXES) if scatters else table_spec
+    scatters = gradient_spec((None, "embed"))[1]
+    if time is None or table.shape[1] % math.prod(mesh.shape[axis] for axis in scatters):
+        scatters = ()
     token_axes = (*(batch or ()), *([time] if time else []))
     outputs = (P(), P(), P())
     run = jax.shard_map(
         functools.partial(_local, config=config, with_grads=with_grads, token_axes=token_axes, scatters=scatters),
         in_specs=(hidden_spec, table_spec, P(batch, time)),
-        out_specs=(outputs, (hidden_spec, gradient_spec)) if with_grads else outputs,
+        out_specs=(outputs, (hidden_spec, P(VOCAB_AXIS, scatters or None))) if with_grads else outputs,
         check_vma=False,
     )
     return run(hidden, table, targets)
@@ -144,7 +144,7 @@ def _local(hidden, table, targets, config, with_grads, token_axes, scatters):
     if sharded:
         grad_hidden = over_vocab(grad_hidden)
         if scatters:
-            grad_table = jax.lax.psum_scatter(grad_table, STATE_AXES, scatter_dimension=1, tiled=True)
-            token_axes = tuple(axis for axis in token_axes if axis not in STATE_AXES)
+            grad_table = jax.lax.psum_scatter(grad_table, scatters, scatter_dimension=1, tiled=True)
+            token_axes = tuple(axis for axis in token_axes if axis not in scatters)
         grad_table = jax.lax.psum(grad_table, token_axes) if token_axes else grad_table
     return sums, (grad_hidden, grad_table.astype(table.dtype))

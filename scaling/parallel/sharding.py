@@ -1,8 +1,9 @@
 """One table from logical axes to mesh axes; everything that is sharded is sharded by it.
 
-Parameters and activations name their dimensions with logical axes. A mesh has the axes ``data``
-(replicas; over slices, the data-centre network), ``fsdp`` (shards of the state, and of the batch),
-``context`` (shards of the sequence, and of the state) and ``tensor`` (shards of heads, MLP and
+Parameters and activations name their dimensions with logical axes. A mesh has the axes ``stage``
+(of the pipeline, each with its layers) and ``data`` (replicas), both over slices, the data-centre
+network; ``fsdp`` (shards of the state, and of the batch), ``context`` (shards of the sequence, and
+of the state) and ``tensor`` (shards of heads, MLP and
 vocabulary, and of the sequence between them).
 
 The model runs under ``jax.set_mesh(mesh)`` with automatic sharding: ``constrain`` says where each
@@ -10,7 +11,10 @@ activation lies, ``gathered`` says in which layout a parameter enters a product,
 collectives. Without a mesh both do nothing, so the same code runs on one device.
 """
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +24,9 @@ from jax.sharding import PartitionSpec as P
 Axes = tuple[str | None, ...]
 MeshAxes = str | tuple[str, ...] | None
 
-MESH_AXES = ("data", "fsdp", "context", "tensor")
-BATCH_AXES = ("data", "fsdp")
+MESH_AXES = ("stage", "data", "fsdp", "context", "tensor")
+BATCH_AXES = ("data", "fsdp")  # of the rows that a stage works on
+ROW_AXES = ("stage", *BATCH_AXES)  # of all rows, outside the pipeline
 CONTEXT_AXIS = "context"
 STATE_AXES = ("fsdp", CONTEXT_AXIS)  # where parameters lie that are gathered for use: ZeRO-3
 
@@ -29,15 +34,19 @@ STATE_AXES = ("fsdp", CONTEXT_AXIS)  # where parameters lie that are gathered fo
 class Rule(NamedTuple):
     stored: MeshAxes  # where parameters, gradients and optimizer state lie
     used: MeshAxes  # where parameters (gathered for a product) and activations lie
+    scattered: MeshAxes = None  # where gradients and optimizer state lie if replicas share them; None = as stored
 
 
 TABLE: dict[str, Rule] = {
     # parameters
-    "embed": Rule(STATE_AXES, None),  # gathered layer by layer when used
+    # Gathered layer by layer when used. A replica's part of the optimizer lies inside its shard.
+    "embed": Rule(STATE_AXES, None, (*STATE_AXES, "data")),
     "mlp": Rule("tensor", "tensor"),
     "heads": Rule("tensor", "tensor"),
     "vocab": Rule("tensor", "tensor"),
+    "layers": Rule("stage", "stage"),  # of the stack; and the pipeline's buffers, one entry a stage
     # activations
+    "rows": Rule(ROW_AXES, ROW_AXES),
     "batch": Rule(BATCH_AXES, BATCH_AXES),
     "time": Rule(CONTEXT_AXIS, CONTEXT_AXIS),  # the sequence inside tensor-parallel regions, and of tokens
     "sequence": Rule((CONTEXT_AXIS, "tensor"), (CONTEXT_AXIS, "tensor")),  # the residual stream between them
@@ -47,6 +56,36 @@ TABLE: dict[str, Rule] = {
 def stored_spec(axes: Axes) -> P:
     """PartitionSpec in which a parameter with these logical axes is kept."""
     return P(*(TABLE[a].stored if a else None for a in axes))
+
+
+def scattered_spec(axes: Axes) -> P:
+    """PartitionSpec of the gradient and the moments of a parameter, where replicas share them (ZeRO-2)."""
+    return P(*((TABLE[a].scattered or TABLE[a].stored) if a else None for a in axes))
+
+
+_scatters = contextvars.ContextVar("scatters", default=False)
+
+
+@contextlib.contextmanager
+def scattered_gradients(on: bool) -> Iterator[None]:
+    """While gradients are traced inside, each is asked for as ``scattered_spec`` says, and not as parameters lie."""
+    token = _scatters.set(on)
+    try:
+        yield
+    finally:
+        _scatters.reset(token)
+
+
+def gradient_spec(axes: Axes) -> P:
+    """PartitionSpec in which the gradient of a parameter is asked for."""
+    return scattered_spec(axes) if _scatters.get() else stored_spec(axes)
+
+
+def with_gradient_layout(grad: jax.Array, axes: Axes) -> jax.Array:
+    """Pins the gradient of a parameter to ``gradient_spec``; without a mesh, as it is."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return grad
+    return jax.lax.with_sharding_constraint(grad, gradient_spec(axes))
 
 
 def used_spec(axes: Axes) -> P:
@@ -87,12 +126,28 @@ def _gathered_forward(w: jax.Array, axes: Axes) -> tuple[jax.Array, None]:
 
 
 def _gathered_backward(axes: Axes, _: None, grad: jax.Array) -> tuple[jax.Array]:
-    if jax.sharding.get_abstract_mesh().empty:
-        return (grad,)
-    return (jax.lax.with_sharding_constraint(grad, stored_spec(axes)),)
+    return (with_gradient_layout(grad, axes),)
 
 
 gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def features_apart(x: jax.Array) -> jax.Array:
+    """Lays activations [B, T, D] out with D over ``fsdp``, and of B only what is over the other axes: an all-to-all.
+
+    So the gradient of a table, a sum over tokens, comes as the table is stored. Left to itself the compiler makes
+    these activations whole on every device, or over slices.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    batch, length, features = x.shape
+    if mesh.empty or batch % _extent(mesh, ROW_AXES) or features % _extent(mesh, "fsdp"):
+        return x
+    outer = tuple(axis for axis in ROW_AXES if axis != "fsdp")
+    groups, free = _extent(mesh, outer), P.UNCONSTRAINED
+    x = x.reshape(groups, batch // groups, length, features)
+    x = jax.lax.with_sharding_constraint(x, P(outer, "fsdp", free, None))
+    x = jax.lax.with_sharding_constraint(x, P(outer, None, free, "fsdp"))
+    return x.reshape(batch, length, features)
 
 
 def _extent(mesh: Any, axes: MeshAxes) -> int:
@@ -116,4 +171,4 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Sharding of a step's token arrays, int32 [microbatches, sequences, tokens]."""
-    return NamedSharding(mesh, P(None, *used_spec(("batch", "time"))))
+    return NamedSharding(mesh, P(None, *used_spec(("rows", "time"))))

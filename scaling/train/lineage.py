@@ -12,7 +12,13 @@ log = logging.getLogger(__name__)
 
 # A change of these would silently make another model of the same run.
 _FIXED = ("config.model.", "config.seed")
-_FREE = ("config.model.remat", "config.model.compute_dtype", "config.model.attention_block")
+_FREE = (
+    "config.model.remat",
+    "config.model.compute_dtype",
+    "config.model.quantization",
+    "config.model.attention_block",
+    "config.model.scan_unroll",
+)
 
 
 def refuse_other_run(directory: epath.Path, meta: dict[str, Any], config: cfg.Config, data_fingerprint: str) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from scaling import config as cfg
@@ -38,11 +39,48 @@ def adamw(optimizer: cfg.Optimizer, model: cfg.Model) -> optax.GradientTransform
     return optax.chain(
         optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
         _scale_by_tree(tree(gradient_scale)),
-        optax.scale_by_adam(b1=optimizer.beta1, b2=optimizer.beta2, eps=optimizer.epsilon),
+        _kept_as(
+            jnp.dtype(optimizer.state_dtype),
+            optax.scale_by_adam(b1=optimizer.beta1, b2=optimizer.beta2, eps=optimizer.epsilon),
+        ),
         _add_decay(jax.tree.map(lambda d: d * optimizer.weight_decay, decay)),
         _scale_by_tree(tree(lr_scale)),
         optax.scale(-1.0),
     )
+
+
+def _kept_as(dtype: jnp.dtype, adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Adam whose moments are kept in a narrow type between steps; every step reckons in float32.
+
+    Rounded at random, up or down by how near each is (arXiv 1502.02551, section 3): to the nearest, a second moment
+    could not fall where 1 - beta2 is below the spacing of bfloat16, and would stay at the largest it ever had.
+    """
+    if dtype == jnp.float32:
+        return adam
+    assert dtype == jnp.bfloat16
+
+    def narrow(state: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
+        moments, structure = jax.tree.flatten((state.mu, state.nu))
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), state.count), len(moments))
+        mu, nu = jax.tree.unflatten(structure, map(_randomly_rounded, moments, keys))
+        return optax.ScaleByAdamState(state.count, mu, nu)
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        return narrow(adam.init(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        mu, nu = jax.tree.map(lambda x: x.astype(jnp.float32), (state.mu, state.nu))
+        updates, state = adam.update(updates, optax.ScaleByAdamState(state.count, mu, nu), params)
+        return updates, narrow(state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _randomly_rounded(x: jax.Array, key: jax.Array) -> jax.Array:
+    """float32 to bfloat16, up or down with the odds that keep the mean: noise below the bits that are cut off."""
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) >> 16
+    return jax.lax.bitcast_convert_type(bits.astype(jnp.uint16), jnp.bfloat16)
 
 
 def _epsilon_scale(scales: Parametrization, kind: str, inside: bool) -> float:

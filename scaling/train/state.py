@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from scaling import config as cfg
 from scaling.model import decoder
+from scaling.parallel.sharding import scattered_spec, stored_spec
 from scaling.train.optimizer import adamw
 
 
@@ -19,8 +20,9 @@ class TrainState(TypedDict):
 
 
 def shardings(config: cfg.Config, mesh: Mesh) -> dict[str, Any]:
-    """NamedSharding of every leaf of the state: moments lie like their parameters, scalars are replicated."""
+    """NamedSharding of every leaf of the state: moments lie like gradients, scalars are replicated."""
     params = decoder.shardings(config.model, mesh)
+    gradients = gradient_shardings(config, mesh)
     scalar = NamedSharding(mesh, P())
     state = jax.eval_shape(adamw(config.optimizer, config.model).init, decoder.abstract(config.model))
     structure: Any = jax.tree.structure(params)
@@ -29,8 +31,14 @@ def shardings(config: cfg.Config, mesh: Mesh) -> dict[str, Any]:
         return bool(structure == jax.tree.structure(part))
 
     # (optax.tree.map_params does this too, but makes arrays, which a mesh without hardware cannot hold.)
-    moments = jax.tree.map(lambda part: params if like_params(part) else scalar, state, is_leaf=like_params)
+    moments = jax.tree.map(lambda part: gradients if like_params(part) else scalar, state, is_leaf=like_params)
     return {"params": params, "optimizer": moments, "step": scalar}
+
+
+def gradient_shardings(config: cfg.Config, mesh: Mesh) -> decoder.Params:
+    """NamedSharding of every gradient: like its parameter, or in smaller shards with ``mesh.shard_optimizer``."""
+    spec = scattered_spec if config.mesh.shard_optimizer else stored_spec
+    return decoder.shardings(config.model, mesh, spec)
 
 
 def abstract_state(config: cfg.Config, mesh: Mesh) -> TrainState:

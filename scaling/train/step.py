@@ -14,7 +14,7 @@ from scaling.model.loss import LossConfig, Sums, cross_entropy
 from scaling.model.parametrization import parametrization
 from scaling.model.ring import zigzag
 from scaling.parallel import compiler
-from scaling.parallel.sharding import batch_sharding, constrain, context_devices, replicated
+from scaling.parallel.sharding import batch_sharding, constrain, context_devices, replicated, scattered_gradients
 from scaling.train import state as train_state
 from scaling.train.optimizer import adamw
 from scaling.train.schedule import BatchSchedule
@@ -26,14 +26,15 @@ Metrics = dict[str, jax.Array]
 def loss_sums(config: cfg.Config, params: Any, inputs: jax.Array, targets: jax.Array, eot: int, key: Any) -> Sums:
     """Loss sums of one microbatch, int32 [B, T] inputs and targets; ``key`` None = no dropout."""
     model = decoder.merge(config.model, params)
-    inputs, targets = (constrain(tokens, "batch", None) for tokens in (inputs, targets))
+    inputs, targets = (constrain(tokens, "rows", None) for tokens in (inputs, targets))
     segments = decoder.document_segments(inputs, eot) if config.model.document_mask else None
     positions = None
     if context_devices() > 1:
         # Here and once: the loss is a sum over positions, so nothing behind it needs the text's order.
         positions = jnp.arange(inputs.shape[1])[None] if segments is None else decoder.restarted(segments)
         inputs, targets, positions, segments = jax.tree.map(zigzag, (inputs, targets, positions, segments))
-    hidden = model(inputs, segments=segments, key=key, zigzag=positions)
+    parts = config.train.pipeline_microbatches
+    hidden = model(inputs, segments=segments, key=key, zigzag=positions, pipeline_microbatches=parts)
     loss_config = LossConfig(
         vocab_size=config.model.vocab_size,
         logit_multiplier=parametrization(config.model).logit_multiplier,
@@ -66,7 +67,14 @@ def make_train_step(
             sums = loss_sums(config, params, inputs, targets, eot, key)
             return sums.objective, sums
 
-        return jax.grad(objective, has_aux=True)(params)
+        with scattered_gradients(config.mesh.shard_optimizer):
+            return jax.grad(objective, has_aux=True)(params)
+
+    def scattered(tree: Any) -> Any:
+        """Gradients or updates pinned to where the moments lie, lest the moments be gathered instead."""
+        if not config.mesh.shard_optimizer:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, train_state.gradient_shardings(config, mesh))
 
     def accumulate(params: Any, batch: Batch, key: Any, microbatches: Any) -> tuple[Any, Sums]:
         def keyed(i: Any) -> Any:
@@ -82,15 +90,15 @@ def make_train_step(
         # Without a ramp the trip count is static, which the compiler (and its cost estimates) can use.
         count = microbatches if schedule.ramp_tokens else schedule.max_microbatches
         zero = jnp.zeros((), jnp.float32)
-        start = (jax.tree.map(jnp.zeros_like, params), Sums(zero, zero, zero))
+        start = (scattered(jax.tree.map(jnp.zeros_like, params)), Sums(zero, zero, zero))
         return jax.lax.fori_loop(0, count, body, start)
 
     def step(state: Any, batch: Batch, lr: Any, microbatches: Any) -> tuple[Any, Metrics]:
         key = jax.random.fold_in(dropout_key(config.seed), state["step"])
         grads, sums = accumulate(state["params"], batch, key, microbatches)
-        grads = jax.tree.map(lambda g: g / sums.targets, grads)
+        grads = jax.tree.map(lambda g: g / sums.targets, scattered(grads))
         updates, moments = optimizer.update(grads, state["optimizer"], state["params"])
-        params = jax.tree.map(lambda p, u: p + lr * u, state["params"], updates)
+        params = jax.tree.map(lambda p, u: p + lr * u, state["params"], scattered(updates))
         new = train_state.TrainState(params=params, optimizer=moments, step=state["step"] + 1)
         return new, {"loss": sums.nll / sums.targets, "grad_norm": optax.tree.norm(grads)}
 

@@ -1,9 +1,15 @@
 """Benchmarks: what is measured, the peer's side of the conversation, and how noise is left out."""
 
+import dataclasses
+import importlib.util
+import json
+import re
 import stat
 import sys
 import time
+from pathlib import Path
 
+import jax
 import pytest
 
 from scaling import cli, exit_codes
@@ -19,28 +25,87 @@ for line in sys.stdin:
     if request["what"] == "generate":
         print(json.dumps({{"error": "ImportError: no transformers", "version": "PyTorch 0"}}), flush=True)
     else:
-        print(json.dumps({{"seconds": 1000.0, "cpu": 500.0, "version": "PyTorch 0"}}), flush=True)
+        with open({log!r}, "a") as log:
+            log.write(line)
+        answer = {{"seconds": 1000.0, "cpu": 500.0, "version": "PyTorch 0", "how": "somehow", "memory": 2**30}}
+        print(json.dumps(answer), flush=True)
 """
+
+
+TINY = train.Shape(num_layers=1, d_model=64, num_heads=2, vocab_size=8192, sequences=8)
 
 
 @pytest.fixture
 def stand_in(tmp_path):
     path = tmp_path / "python"
-    path.write_text(STAND_IN.format(python=sys.executable))
+    path.write_text(STAND_IN.format(python=sys.executable, log=str(tmp_path / "requests")))
     path.chmod(path.stat().st_mode | stat.S_IEXEC)
     return str(path)
 
 
 def test_training_is_timed_beside_the_peer(stand_in, monkeypatch, capsys):
-    monkeypatch.setitem(train.SHAPES, "11m", (1, 32, 2, 128, 8))
+    monkeypatch.setitem(train.SHAPES, "11m", TINY)
     assert cli.main(["bench", "train", "--shapes", "11m", "--repetitions=2", f"--peer={stand_in}"]) == 0
-    ours, theirs, times = capsys.readouterr().out.splitlines()
+    ours, more, theirs, times = capsys.readouterr().out.splitlines()
     assert "8 x 256 tokens, float32, remat none" in ours and "tokens/s" in ours
-    assert theirs.startswith("  PyTorch 0, eager, fused AdamW: 2.0 tokens/s, 1,000,000 ms (median of ")
+    assert "GiB a device" in more and "dispatch" in more
+    assert float(more.split("compiled in ")[1].split()[0]) > 0
+    whole, state = map(float, re.search(r"; (\S+) GiB a device, (\S+) of them", more).groups())
+    assert whole > state > 0
+    assert theirs.startswith("  PyTorch 0, somehow: 2.0 tokens/s, 1,000,000 ms (median of ")
     assert float(times.split("quiet calls: ")[1].split(";")[0]) > 100
+    assert [(r["device"], r["dtype"], r["compile"]) for r in requests(stand_in)] == [("cpu", "float32", False)] * 2
 
 
-def test_mistakes(stand_in, capsys):
+def test_on_a_gpu_the_peer_is_first_and_alone(stand_in, monkeypatch, capsys):
+    """As if the CPU were one: products in bfloat16, the peer compiled, on CUDA, done before we take any memory."""
+    monkeypatch.setattr(train, "on_cpu", lambda: False)
+    monkeypatch.setattr(train, "ACCELERATOR", {"125m": TINY, "350m": dataclasses.replace(TINY, num_layers=2)})
+    monkeypatch.setattr(train, "SHAPES", train.ACCELERATOR)
+    seen = []
+    monkeypatch.setattr(train._Steps, "step", watched(train._Steps.step, lambda: seen.append(len(requests(stand_in)))))
+    assert cli.main(["bench", "train", "--repetitions=2", "--sequences=1", f"--peer={stand_in}"]) == 0
+    assert set(seen) == {4}  # two shapes, two calls each
+    assert all((r["device"], r["dtype"], r["compile"]) == ("cuda", "bfloat16", True) for r in requests(stand_in))
+    assert [r["num_layers"] for r in requests(stand_in)] == [1, 1, 2, 2]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    assert "1 x 256 tokens, bfloat16, remat none" in lines[0] and "(median of 2 of 2; best" in lines[0]
+    assert lines[2].endswith("MFU 0 %, 1.00 GiB") and lines[3].startswith("  times faster, medians: ")
+
+
+def watched(method, before):
+    def run(self):
+        before()
+        return method(self)
+
+    return run
+
+
+def requests(stand_in):
+    return [json.loads(line) for line in Path(stand_in).with_name("requests").read_text().splitlines()]
+
+
+def test_a_gpu_has_shapes_of_gpt3():
+    shape = train.ACCELERATOR["1300m"]
+    assert (shape.num_layers, shape.d_model, shape.num_heads, shape.length) == (24, 2048, 16, 2048)
+    assert set(train.ACCELERATOR) == {"125m", "350m", "1300m", "2700m"}
+    assert train.shapes() == ["16m", "11m", "124m"]  # on this CPU
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_peer_itself(dtype):
+    with Peer() as peer:
+        shape = dict(num_layers=1, d_model=32, num_heads=2, vocab_size=128, sequence_length=16, sequences=2)
+        timing = peer.measure("train", device="cpu", dtype=dtype, compile=False, **shape)
+        assert timing.seconds > 0 and peer.how.startswith(f"eager, {dtype}")
+        with pytest.raises(ValueError, match="this PyTorch sees no GPU"):
+            peer.measure("train", device="cuda", dtype=dtype, compile=False, **shape)
+
+
+def test_mistakes(stand_in, capsys, monkeypatch):
     for arguments, sentence in (
         (["train", "--shapes", "12m"], "'12m' is none of 16m, 11m, 124m"),
         (["train", "--repetitions=0"], "--repetitions must be 1 or more"),
@@ -49,6 +114,9 @@ def test_mistakes(stand_in, capsys):
     ):
         assert cli.main(["bench", *arguments]) == exit_codes.USAGE
         assert sentence in capsys.readouterr().err
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert cli.main(["bench", "train", "--shapes", "11m", f"--peer={stand_in}"]) == exit_codes.USAGE
+    assert "PyTorch is timed on CPUs and GPUs, and this is a tpu" in capsys.readouterr().err
     with Peer(stand_in) as peer, pytest.raises(ValueError, match="cannot generate: ImportError: no transformers"):
         peer.measure("generate", batch=1)
     with Peer("/bin/false") as peer, pytest.raises(ValueError, match="ended: it ended without a word"):
@@ -60,6 +128,9 @@ def test_noisy_timings_count_only_where_there_are_no_others():
     assert quiet([calm, loud]) == [calm] and quiet([loud, loud]) == [loud, loud]
     assert "1,000 ms (median of 1 of 2; best 1,000 ms)" in compare.speed([calm, loud], tokens=10)
     assert "NONE of them quiet" in compare.speed([loud], tokens=10)
+    with Timing(shared=False) as timing:  # an accelerator's
+        time.sleep(0.01)
+    assert timing.others == 0.0 and compare.ratio([timing], [timing]) == "  times faster, medians: 1.00"
     assert "medians of quiet calls: 5.00; call by call 5.00" in compare.ratio([calm, calm], [loud, loud])
 
 

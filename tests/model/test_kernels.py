@@ -42,6 +42,17 @@ def test_splash_is_the_reference_with_its_gradients(window, documents):
         np.testing.assert_allclose(mine, other, atol=2e-5 * float(jnp.abs(other).max()))
 
 
+@pytest.mark.parametrize("window", [128, 256, 512])
+def test_a_band_costs_its_band(window):
+    """The grids of all three kernels, which are what is computed, against the band and against the square."""
+    length = 4096
+    kernel = kernels._splash_kernel(1, length, window, 512, "saved", False)
+    block = kernel.kwargs["block_sizes"].block_q
+    for grid in (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info):
+        area = grid.block_mask.size * block**2
+        assert length * window <= area <= 2 * length * max(window, block), (area, block)
+
+
 def test_splash_over_a_mesh_is_splash_on_one_device():
     q, k, v, weights = inputs()
     single = with_gradients(lambda *y: splash(*y, 96), q, k, v, weights)
@@ -50,6 +61,13 @@ def test_splash_over_a_mesh_is_splash_on_one_device():
         sharded = jax.jit(lambda *x: with_gradients(lambda *y: splash(*y, 96), *x))(q, k, v, weights)
     for mine, other in zip(sharded, single, strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-6)
+
+
+def test_splash_keeps_its_precision_where_callers_ask_for_more():
+    """Generation asks for exact float32 products; the TPU's compiler refuses that of bfloat16 ones in a kernel."""
+    with jax.default_matmul_precision("highest"):
+        program = str(jax.make_jaxpr(lambda *x: splash(*x, 0))(*inputs(jnp.bfloat16)[:3]))
+    assert "dot_general" in program and "HIGHEST" not in program
 
 
 @pytest.mark.parametrize(
