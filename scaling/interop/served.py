@@ -82,14 +82,14 @@ def _mesh(text: str) -> cfg.Mesh | None:
     """``fsdp=2,tensor=4`` as a config; None for nothing."""
     if not text:
         return None
-    known = [field.name for field in dataclasses.fields(cfg.Mesh)]
+    known = [field.name for field in dataclasses.fields(cfg.Mesh) if not isinstance(field.default, bool)]
     sizes: dict[str, int] = {}
     for part in text.split(","):
         axis, _, size = part.partition("=")
         if axis not in known or not size.isdecimal() or int(size) < 1:
             raise ValueError(f"--mesh={text}: {part!r} must be AXIS=DEVICES, with AXIS one of {', '.join(known)}")
         sizes[axis] = int(size)
-    return cfg.Mesh(**sizes)
+    return dataclasses.replace(cfg.Mesh(), **sizes)
 
 
 def _make_mesh(text: str, sizes: cfg.Mesh) -> jax.sharding.Mesh:

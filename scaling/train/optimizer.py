@@ -62,7 +62,7 @@ def _kept_as(dtype: jnp.dtype, adam: optax.GradientTransformation) -> optax.Grad
     def narrow(state: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
         moments, structure = jax.tree.flatten((state.mu, state.nu))
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), state.count), len(moments))
-        mu, nu = structure.unflatten(_randomly_rounded(x, key) for x, key in zip(moments, keys, strict=True))
+        mu, nu = jax.tree.unflatten(structure, map(_randomly_rounded, moments, keys))
         return optax.ScaleByAdamState(state.count, mu, nu)
 
     def init(params: Any) -> optax.ScaleByAdamState:
