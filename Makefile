@@ -7,22 +7,25 @@ STAMP := $(VENV)/.installed
 DEMO ?= experiments/sweeps/cpu_ladder.py:demo
 DEMO_DIR ?= runs/demo
 PYTEST_ARGS ?=
+# The TPU compiler, apart from $(VENV): installed there, it would make JAX look for TPUs wherever it runs.
+LIBTPU := .libtpu
 
 # -qq: only errors; pip's notices about its own version or unused indexes help nobody here.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format docs clean
+.PHONY: help setup demo test test-fast plan-check lint format docs clean
 
 help:
 	@echo "make setup      create $(VENV) with the locked dependencies and this package"
 	@echo "make demo       train a ladder of sizes on the embedded books, fit its scaling law, write the report"
 	@echo "make test       all tests"
 	@echo "make test-fast  the tests that are not marked slow"
+	@echo "make plan-check compile small steps with the TPU's compiler and compare with recorded figures"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff mend what it can"
 	@echo "make docs       write docs/config.md from scaling/config.py"
-	@echo "make clean      remove $(VENV), caches and build output (never runs/)"
+	@echo "make clean      remove $(VENV), $(LIBTPU), caches and build output (never runs/)"
 
 setup: $(STAMP)
 	@:
@@ -47,6 +50,15 @@ test: setup
 test-fast: setup
 	$(BIN)/python -m pytest -m fast $(PYTEST_ARGS)
 
+$(LIBTPU)/.installed: requirements-plan.lock | setup
+	@echo "Setting up the TPU's compiler in $(LIBTPU) (half a minute, 700 MB) ..."
+	@rm -rf $(LIBTPU)
+	@$(PIP) install --no-deps --target $(LIBTPU) -r requirements-plan.lock
+	@touch $@
+
+plan-check: setup $(LIBTPU)/.installed
+	PYTHONPATH=$(LIBTPU) $(BIN)/python -m pytest -n 0 -rs tests/plan/test_compiler.py
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,5 +73,5 @@ docs: setup
 	mv docs/config.md.new docs/config.md
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LIBTPU) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

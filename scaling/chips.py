@@ -16,6 +16,7 @@ class Chip:
         clock: Hz of a TPU's matrix units: peak FLOP/s over what its units do in a cycle; 0 for GPUs.
         kinds: beginnings of JAX's ``device_kind``.
         devices: JAX devices a chip.
+        between: bytes/s that a chip can send to other slices, over the data-centre network; 0 = not known.
     """
 
     name: str
@@ -26,18 +27,21 @@ class Chip:
     clock: float
     kinds: tuple[str, ...]
     devices: int = 1
+    between: float = 0.0
 
 
 GIB = 2**30
 # The first whose kind stands in a device_kind counts, so longer ones come first. Links of TPUs, one way: 45 GB/s each
 # on v4 and v5e, 90 on later ones; 4 links on v5e and v6e, else 6. NVLink halved to one way; PCIe where there is none.
+# Between slices, by Google's pages of each TPU: v7x and v6e 100 Gbit/s a chip, v5p 50; v5e 6.4 Tbit/s a pod of 256. v4:
+# what training PaLM reached, 81 Tbit/s over 6,144 chips (arXiv 2204.02311, section 4).
 CHIPS = (
-    Chip("v7x", 2307e12, 192 * GIB, 7.37e12, 540e9, 2.2e9, ("TPU v7", "TPU7x"), devices=2),
-    Chip("v6e", 918e12, 32 * GIB, 1.64e12, 360e9, 1.75e9, ("TPU v6 lite", "TPU v6e")),
-    Chip("v5p", 459e12, 95 * GIB, 2.765e12, 540e9, 1.75e9, ("TPU v5p",)),
-    Chip("v5e", 197e12, 16 * GIB, 8.19e11, 180e9, 1.5e9, ("TPU v5 lite", "TPU v5e")),
-    Chip("v5p", 459e12, 95 * GIB, 2.765e12, 540e9, 1.75e9, ("TPU v5",)),
-    Chip("v4", 275e12, 32 * GIB, 1.228e12, 270e9, 1.05e9, ("TPU v4",)),
+    Chip("v7x", 2307e12, 192 * GIB, 7.37e12, 540e9, 2.2e9, ("TPU v7", "TPU7x"), devices=2, between=12.5e9),
+    Chip("v6e", 918e12, 32 * GIB, 1.64e12, 360e9, 1.75e9, ("TPU v6 lite", "TPU v6e"), between=12.5e9),
+    Chip("v5p", 459e12, 95 * GIB, 2.765e12, 540e9, 1.75e9, ("TPU v5p",), between=6.25e9),
+    Chip("v5e", 197e12, 16 * GIB, 8.19e11, 180e9, 1.5e9, ("TPU v5 lite", "TPU v5e"), between=3.125e9),
+    Chip("v5p", 459e12, 95 * GIB, 2.765e12, 540e9, 1.75e9, ("TPU v5",), between=6.25e9),
+    Chip("v4", 275e12, 32 * GIB, 1.228e12, 270e9, 1.05e9, ("TPU v4",), between=1.65e9),
     Chip("v3", 123e12, 32 * GIB, 9e11, 140e9, 0.94e9, ("TPU v3",), devices=2),
     Chip("v2", 45e12, 16 * GIB, 7e11, 100e9, 0.7e9, ("TPU v2",), devices=2),
     Chip("B200", 2250e12, 180 * GIB, 8.0e12, 900e9, 0, ("B200",)),

@@ -91,6 +91,12 @@ class Train:
     microbatch_sequences: int = knob(
         0, "sequences", "sequences in one forward/backward over all devices; 0 = the batch (with a ramp, the first)"
     )
+    pipeline_microbatches: int = knob(
+        0,
+        "",
+        "parts of a microbatch that pass through the pipeline's stages one behind the other; 0 = four a stage, or as "
+        "many as divide the microbatch (with config.mesh.stage=1 there is no pipeline)",
+    )
     ramp_start_tokens: int = knob(32_768, "tokens", "batch size at the start of the ramp")
     ramp_tokens: int = knob(0, "tokens", "the batch grows linearly over this many tokens; 0 = no ramp")
     loss_chunk: int = knob(512, "tokens", "positions of each sequence unembedded at a time; 0 = all at once")
@@ -119,12 +125,38 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    data: int = knob(-1, "devices", "replicas inside a slice; -1 = whatever fsdp and tensor leave")
+    stage: int = knob(1, "stages", "pipeline stages, each with its share of the layers; they take the slices first")
+    data: int = knob(-1, "devices", "replicas inside a slice; -1 = whatever the other axes leave")
     fsdp: int = knob(1, "devices", "shards of parameters, gradients and optimizer state, and of the batch")
+    context: int = knob(1, "devices", "shards of the sequence (ring attention), and of the state like fsdp")
     tensor: int = knob(1, "devices", "shards of heads, MLP and vocabulary; of the sequence in between")
     shard_optimizer: bool = knob(False, "", "gradients and optimizer state are sharded over data, too (ZeRO-2)")
     slices: int = knob(1, "slices", "TPU slices joined by the data-centre network; multiplies the data axis")
     cpu_devices: int = knob(0, "devices", "run on this many virtual CPU devices; 0 = whatever the machine has")
+
+    @property
+    def replicas(self) -> int:
+        """Size of the data axis over all slices: those that stages do not take multiply it; ``data=-1`` counts as 1."""
+        return max(1, self.data) * max(1, self.slices // self.stage)
+
+    @property
+    def factors(self) -> dict[str, int]:
+        """What multiplies up to the number of devices; stages take the slices first."""
+        outer = {"slices": self.slices} if self.stage == 1 else {"stage": self.stage}
+        if 1 < self.stage < self.slices:
+            outer["slices/stage"] = self.slices // self.stage
+        context = {"context": self.context} if self.context > 1 else {}
+        return outer | {"data": self.data, "fsdp": self.fsdp} | context | {"tensor": self.tensor}
+
+    @property
+    def shards(self) -> int:
+        """Of the rows of a batch, outside of the pipeline; ``data=-1`` counts as 1."""
+        return self.stage * self.replicas * self.fsdp
+
+    @property
+    def devices(self) -> int:
+        """That all axes make together; ``data=-1`` counts as 1."""
+        return self.shards * self.context * self.tensor
 
 
 @dataclasses.dataclass(frozen=True)

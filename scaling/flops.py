@@ -34,12 +34,15 @@ def forward_per_token(model: Model, sequence_length: int | None = None) -> float
         model: resolved (``vocab_size``, ``d_head`` and ``d_ff`` known).
         sequence_length: tokens in a sequence; None = ``context_length``.
     """
-    t = sequence_length or model.context_length
+    return 2 * parameters(model).chinchilla + attention_per_token(model, sequence_length or model.context_length)
+
+
+def attention_per_token(model: Model, sequence_length: int) -> float:
+    """Those of the forward FLOPs that are products of queries with keys, and of weights with values."""
     pattern = model.attention_pattern
     windows = [model.band_width if pattern[i % len(pattern)] == "banded" else 0 for i in range(model.num_layers)]
-    # q.k and weights.v: 2 d_head operations each, for every head and position seen.
-    attention = sum(4 * model.num_heads * model.d_head * positions_seen(t, w) for w in windows)
-    return 2 * parameters(model).chinchilla + attention
+    # 2 d_head operations each, for every head and position seen.
+    return sum(4 * model.num_heads * model.d_head * positions_seen(sequence_length, w) for w in windows)
 
 
 def training_per_token(model: Model, sequence_length: int | None = None) -> float:

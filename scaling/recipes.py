@@ -5,13 +5,13 @@ What a paper leaves open is said here. Every value can be changed by the experim
 
 from ml_collections import ConfigDict
 
-from scaling import sizes
+from scaling import layouts, sizes
 from scaling.config import default_config
 
 _BILLION = 1_000_000_000
 
 
-def gpt3(name: str, *, fsdp: int = 1, tensor: int = 1, remat: str = "none") -> ConfigDict:
+def gpt3(name: str, topology: str = "", *, fsdp: int = 1, tensor: int = 1, remat: str = "none") -> ConfigDict:
     """GPT-3's recipe (arXiv 2005.14165, sections 2.1 to 2.3 and appendix B).
 
     Not published, chosen here: the band width (256), which sizes ramp the batch over 4B and which over up
@@ -19,9 +19,13 @@ def gpt3(name: str, *, fsdp: int = 1, tensor: int = 1, remat: str = "none") -> C
 
     Args:
         name: one of ``scaling.sizes.GPT3``.
+        topology: slice of TPUs whose layout (``scaling.layouts``) takes the place of the rest; empty: none.
         fsdp: devices that share the parameters and the optimizer state.
         tensor: devices that share each matrix product.
         remat: what the backward pass recomputes, to save memory.
+
+    Raises:
+        ValueError: no layout for that topology.
     """
     config = sizes.GPT3[name].apply(default_config())
     config.data.tokenizer = "gpt2"
@@ -45,6 +49,8 @@ def gpt3(name: str, *, fsdp: int = 1, tensor: int = 1, remat: str = "none") -> C
     config.optimizer.decay_tokens = 260 * _BILLION
 
     config.mesh.fsdp, config.mesh.tensor = fsdp, tensor
+    if topology:
+        layouts.find(name, topology).apply(config)
     return config
 
 

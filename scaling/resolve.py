@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from scaling.config import Config, Mesh, knobs
+from scaling.config import Config, Mesh, Train, knobs
 
 CHOICES = {
     "model.norm": ("pre", "post"),
@@ -29,15 +29,15 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda v: v >= 1,
         "model.vocab_multiple model.context_length model.num_layers model.d_model model.num_heads "
         "model.band_width model.attention_block model.scan_unroll model.base_width model.base_depth "
-        "data.workers data.prefetch train.tokens train.batch_tokens train.ramp_start_tokens mesh.fsdp mesh.tensor "
-        "mesh.slices eval.tokens log.every_steps checkpoint.keep_last sample.tokens",
+        "data.workers data.prefetch train.tokens train.batch_tokens train.ramp_start_tokens mesh.stage mesh.fsdp "
+        "mesh.context mesh.tensor mesh.slices eval.tokens log.every_steps checkpoint.keep_last sample.tokens",
     ),
     (
         "0 or more",
         lambda v: v >= 0,
         "model.vocab_size model.d_head model.d_ff model.init_std train.sequence_length "
-        "train.microbatch_sequences train.ramp_tokens train.loss_chunk train.z_loss optimizer.peak_lr "
-        "optimizer.weight_decay optimizer.clip_norm optimizer.warmup_tokens optimizer.decay_tokens "
+        "train.microbatch_sequences train.pipeline_microbatches train.ramp_tokens train.loss_chunk train.z_loss "
+        "optimizer.peak_lr optimizer.weight_decay optimizer.clip_norm optimizer.warmup_tokens optimizer.decay_tokens "
         "distributed.num_processes eval.every_steps eval.batch_sequences eval.tasks_every_steps eval.tasks_limit "
         "checkpoint.every_steps checkpoint.keep_every_steps sample.temperature sample.top_k",
     ),
@@ -77,6 +77,7 @@ def resolve(
     _check_train(config)
     _check_tasks(config)
     _check_mesh(config, device_count)
+    _check_pipeline(config)
     return config
 
 
@@ -133,8 +134,11 @@ def _derive(config: Config, vocab_size: int | None, device_count: int | None, na
     if not optimizer.decay_tokens and optimizer.schedule != "constant":
         length = train.tokens // 5 if optimizer.schedule == "wsd" else train.tokens
         optimizer = dataclasses.replace(optimizer, decay_tokens=length)
+    check_stages(mesh)
     if device_count is not None and mesh.data == -1:
         mesh = dataclasses.replace(mesh, data=_data_axis(mesh, device_count))
+    if mesh.stage > 1 and mesh.data > 0 and not train.pipeline_microbatches:
+        train = dataclasses.replace(train, pipeline_microbatches=_pipeline_microbatches(mesh, train))
     evaluation = dataclasses.replace(
         evaluation, batch_sequences=evaluation.batch_sequences or train.microbatch_sequences
     )
@@ -254,16 +258,15 @@ def _check_tasks(config: Config) -> None:
 
 def _check_mesh(config: Config, device_count: int | None) -> None:
     model, train, mesh = config.model, config.train, config.mesh
-    if device_count is not None and mesh.slices * mesh.data * mesh.fsdp * mesh.tensor != device_count:
+    if device_count is not None and mesh.devices != device_count:
         raise ValueError(f"{_describe(mesh)} but there are {_devices(device_count)}; the product must be that")
     _must_divide("mesh.fsdp", mesh.fsdp, "model.d_model", model.d_model)
-    replicas = mesh.slices * max(1, mesh.data)
-    if mesh.shard_optimizer and model.d_model % (replicas * mesh.fsdp):
+    parts = mesh.replicas * mesh.fsdp * mesh.context
+    if mesh.shard_optimizer and model.d_model % parts:
         raise _refused(
             "mesh.shard_optimizer",
             mesh.shard_optimizer,
-            f"needs config.model.d_model={model.d_model} to be a multiple of the {replicas * mesh.fsdp} devices of "
-            "config.mesh slices*data*fsdp",
+            f"needs config.model.d_model={model.d_model} to be a multiple of the {parts} replicas and shards",
         )
     for name, value in (("num_heads", model.num_heads), ("d_ff", model.d_ff)):
         _must_divide("mesh.tensor", mesh.tensor, f"model.{name}", value)
@@ -276,9 +279,12 @@ def _check_mesh(config: Config, device_count: int | None) -> None:
         )
     # Between tensor-parallel regions, activations are sharded over sequence.
     _must_be_multiple("train.sequence_length", train.sequence_length, mesh.tensor, "config.mesh.tensor")
+    if mesh.context > 1:
+        _check_context(config)
     # Until the devices are known, data=-1 counts as the least it can be.
-    shards = mesh.slices * max(1, mesh.data) * mesh.fsdp
-    unit = f"the {shards} shards of the batch (config.mesh slices*data*fsdp)"
+    shards = mesh.shards
+    product = "*".join(axis for axis in mesh.factors if axis not in ("context", "tensor"))
+    unit = f"the {shards} shards of the batch (config.mesh {product})"
     smallest = "train.ramp_start_tokens" if train.ramp_tokens else "train.batch_tokens"
     tokens = train.ramp_start_tokens if train.ramp_tokens else train.batch_tokens
     if tokens // train.sequence_length % shards:
@@ -292,20 +298,97 @@ def _check_mesh(config: Config, device_count: int | None) -> None:
     _must_be_multiple("eval.batch_sequences", config.eval.batch_sequences, shards, unit)
 
 
-def _data_axis(mesh: Mesh, device_count: int) -> int:
-    rest = mesh.slices * mesh.fsdp * mesh.tensor
-    if device_count % rest:
-        raise ValueError(
-            f"{_describe(mesh)} but there are {_devices(device_count)}; slices*fsdp*tensor must divide that"
+def _check_context(config: Config) -> None:
+    """What ring attention asks for."""
+    model, mesh = config.model, config.mesh
+    if mesh.stage > 1:
+        raise _refused(
+            "mesh.context", mesh.context, f"must be 1 with config.mesh.stage={mesh.stage}: no ring in a pipeline"
         )
-    return device_count // rest
+    shards = mesh.fsdp * mesh.context
+    if model.d_model % shards:
+        raise _refused(
+            "mesh.context",
+            mesh.context,
+            f"times config.mesh.fsdp={mesh.fsdp} must divide config.model.d_model={model.d_model}: both shard the "
+            "parameters",
+        )
+    parts = mesh.context * math.lcm(2, mesh.tensor)
+    unit = f"{parts}: each of config.mesh.context={mesh.context} holds two chunks of a sequence"
+    if mesh.tensor > 2:
+        unit += f", over config.mesh.tensor={mesh.tensor}"
+    _must_be_multiple("train.sequence_length", config.train.sequence_length, parts, unit)
+    for name in ("dropout_embedding", "dropout_attention", "dropout_residual"):
+        if getattr(model, name):
+            raise _refused(f"model.{name}", getattr(model, name), f"must be 0 with config.mesh.context={mesh.context}")
+
+
+def check_stages(mesh: Mesh) -> None:
+    """Refuses stages that would share slices unevenly.
+
+    Raises:
+        ValueError: neither of stages and slices divides the other.
+    """
+    if mesh.stage % mesh.slices and mesh.slices % mesh.stage:
+        raise _refused(
+            "mesh.stage",
+            mesh.stage,
+            f"and config.mesh.slices={mesh.slices}: one must divide the other, so that each stage has whole slices, or "
+            "each slice whole stages",
+        )
+
+
+def _check_pipeline(config: Config) -> None:
+    model, train, mesh = config.model, config.train, config.mesh
+    parts, period = train.pipeline_microbatches, len(model.attention_pattern)
+    if mesh.stage == 1:
+        if parts:
+            raise _refused(
+                "train.pipeline_microbatches", parts, "needs config.mesh.stage > 1; must be 0 without stages"
+            )
+        return
+    if model.num_layers % (mesh.stage * period):
+        groups = model.num_layers // period
+        entries = "" if period == 1 else f"{groups} repetitions of config.model.attention_pattern in "
+        raise _refused(
+            "mesh.stage",
+            mesh.stage,
+            f"must divide the {entries}config.model.num_layers={model.num_layers}, as "
+            f"{_nearest_divisors(groups, mesh.stage)} would",
+        )
+    for name, value in (("eval.tasks", config.eval.tasks), ("sample.prompts", config.sample.prompts)):
+        if value:
+            raise _refused(
+                name,
+                value,
+                f"does not run through a pipeline; must be empty with config.mesh.stage={mesh.stage}: use scaling "
+                f"{'evaluate' if name == 'eval.tasks' else 'generate'} on the run directory",
+            )
+    if not parts:  # the devices are not known yet
+        return
+    _must_be_multiple("train.pipeline_microbatches", parts, mesh.stage, "config.mesh.stage")
+    shards = mesh.replicas * mesh.fsdp
+    unit = f"the {parts} parts (config.train.pipeline_microbatches) for each of the {shards} shards of a stage"
+    _must_be_multiple("train.microbatch_sequences", train.microbatch_sequences, parts * shards, unit)
+    _must_be_multiple("eval.batch_sequences", config.eval.batch_sequences, parts * shards, unit)
+
+
+def _pipeline_microbatches(mesh: Mesh, train: Train) -> int:
+    """Four a stage, so that filling and emptying the pipeline take less than a fifth of its time, or the most below."""
+    rows = train.microbatch_sequences // (mesh.replicas * mesh.fsdp)
+    return max((n for n in range(mesh.stage, 4 * mesh.stage + 1, mesh.stage) if rows % n == 0), default=mesh.stage)
+
+
+def _data_axis(mesh: Mesh, device_count: int) -> int:
+    if device_count % mesh.devices:
+        product = "*".join(axis for axis in mesh.factors if axis != "data")
+        raise ValueError(f"{_describe(mesh)} but there are {_devices(device_count)}; {product} must divide that")
+    return device_count // mesh.devices
 
 
 def _describe(mesh: Mesh) -> str:
-    sizes = {"slices": mesh.slices, "data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
-    known = {axis: size for axis, size in sizes.items() if size > 0}
-    axes = " * ".join(f"{axis}={size}" for axis, size in known.items())
-    return f"config.mesh: {axes} asks for {_devices(math.prod(known.values()))}"
+    axes = " * ".join(f"{axis}={size}" for axis, size in mesh.factors.items() if size > 0)
+    return f"config.mesh: {axes} asks for {_devices(mesh.devices)}"
 
 
 def _devices(count: int) -> str:

@@ -17,7 +17,7 @@ def _load(path, **kwargs):
 
 
 def _devices(config):
-    return config.mesh.slices * config.mesh.fsdp * config.mesh.tensor
+    return config.mesh.devices
 
 
 def test_every_published_size_has_a_file():

@@ -1,6 +1,7 @@
 """GPT-3 Small: 12 layers, d_model 768, 12 heads of 64; 125M parameters, 300B tokens (arXiv 2005.14165).
 
     scaling train --config=experiments/gpt3/125m.py --config.data.train='gs://bucket/corpus/*.jsonl.gz'
+    scaling train --config=experiments/gpt3/125m.py:v5p:2x2x1 ...  (TPUs: v5e:2x4 or v5p:2x2x1)
 
 Machine: one accelerator with 16 GB or more, or any number that divides the ramp's first 16 sequences.
 Time and loss: not measured here. The paper's cost is 2.6 PF-days.
@@ -11,5 +12,5 @@ from ml_collections import ConfigDict
 from scaling import recipes
 
 
-def get_config() -> ConfigDict:
-    return recipes.gpt3("125m")
+def get_config(topology: str = "") -> ConfigDict:
+    return recipes.gpt3("125m", topology)

@@ -44,6 +44,19 @@ def add_options(add: Callable[[str, Callable[[argparse.Namespace], int], str], a
             help="PyTorch beside it, in turns; PYTHON is an interpreter that has torch (default: this one)",
         )
 
+    tpu = add("tpu", _tpu, "our train step compiled for a TPU slice that is not there, beside MaxText's")
+    tpu.add_argument("--sizes", nargs="+", default=["1300m"], metavar="SIZE", help="of GPT-3's (default: 1300m)")
+    tpu.add_argument("--topology", metavar="NAME", help="such as v5e:4x4 (default: one that holds the size)")
+    tpu.add_argument("--sequences", type=int, metavar="N", help="sequences a chip (default: with the topology)")
+    tpu.add_argument(
+        "--ours",
+        nargs="+",
+        metavar="KNOBS",
+        help="tries, each like 'model.remat=full mesh.tensor=2' (default: the best)",
+    )
+    tpu.add_argument("--theirs", nargs="+", metavar="KNOBS", help="tries, each of MaxText's knobs (default: the best)")
+    tpu.add_argument("--peer", metavar="PYTHON", help="an interpreter that has maxtext[tpu]")
+
     startup = add("startup", _startup, "seconds from the command to the first step of a training")
     startup.add_argument("--experiment", default="experiments/cpu/demo.py", metavar="FILE", help="an experiment file")
     startup.add_argument("--repetitions", type=int, default=2, metavar="N", help="warm starts (default: 2)")
@@ -85,6 +98,24 @@ def _generate(options: argparse.Namespace) -> int:
         for batch in options.batch:
             for line in bench(batch, options.repetitions, options.dtype, peer):
                 print(line, flush=True)
+    return 0
+
+
+def _tpu(options: argparse.Namespace) -> int:
+    import dataclasses
+
+    from scaling.bench import tpu
+
+    for size in options.sizes:
+        if size not in tpu.CASES:
+            raise ValueError(f"--sizes: {size!r} is none of {', '.join(tpu.CASES)}")
+    if options.sequences is not None:
+        _at_least_one(options, "sequences")
+    for size in options.sizes:
+        given = {name: getattr(options, name) for name in ("topology", "sequences", "ours", "theirs")}
+        case = dataclasses.replace(tpu.CASES[size], **{name: value for name, value in given.items() if value})
+        for line in tpu.bench(size, case, options.peer):
+            print(line, flush=True)
     return 0
 
 

@@ -44,6 +44,12 @@ def bucket(size: int, smallest: int = SMALLEST_BUCKET, largest: int | None = Non
     return rounded if largest is None else min(rounded, largest)
 
 
+def batch_shape(rows: int, longest: int, context: int, mesh: Mesh | None) -> tuple[int, int]:
+    """Rows and prompt slots (B, P) of the program that continues ``rows`` prompts of at most ``longest`` tokens."""
+    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-bucket(rows, smallest=1) // shards) * shards, bucket(longest, largest=context)
+
+
 class Generator:
     """A model that continues prompts.
 
@@ -214,9 +220,8 @@ class Generator:
 
     def _padded(self, rows: list[_Row]) -> tuple[np.ndarray, np.ndarray]:
         """Prompts padded at the front to one bucket, and where each starts; rows of padding fill the batch."""
-        shards = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        length = bucket(max(len(row.ids) for row in rows), largest=self.config.context_length)
-        batch = -(-bucket(len(rows), smallest=1) // shards) * shards
+        longest = max(len(row.ids) for row in rows)
+        batch, length = batch_shape(len(rows), longest, self.config.context_length, self.mesh)
         tokens, starts = np.zeros((batch, length), np.int32), np.full(batch, length, np.int32)
         for b, row in enumerate(rows):
             starts[b] = length - len(row.ids)

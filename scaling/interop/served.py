@@ -82,10 +82,14 @@ def _mesh(text: str) -> cfg.Mesh | None:
     """``fsdp=2,tensor=4`` as a config; None for nothing."""
     if not text:
         return None
-    known = [field.name for field in dataclasses.fields(cfg.Mesh) if not isinstance(field.default, bool)]
-    sizes: dict[str, int] = {}
+    known = [field.name for field in dataclasses.fields(cfg.Mesh) if field.name not in ("stage", "shard_optimizer")]
+    sizes: dict[str, Any] = {}
     for part in text.split(","):
         axis, _, size = part.partition("=")
+        if axis == "stage":
+            raise ValueError(
+                f"--mesh={text}: only training has a pipeline; give the devices of stage to fsdp or tensor"
+            )
         if axis not in known or not size.isdecimal() or int(size) < 1:
             raise ValueError(f"--mesh={text}: {part!r} must be AXIS=DEVICES, with AXIS one of {', '.join(known)}")
         sizes[axis] = int(size)
@@ -104,8 +108,15 @@ def _make_mesh(text: str, sizes: cfg.Mesh) -> jax.sharding.Mesh:
 
 def _check_mesh(config: cfg.Model, mesh: cfg.Mesh | None) -> None:
     assert mesh is not None
-    for axis, knob in (("fsdp", "d_model"), ("tensor", "num_heads"), ("tensor", "d_ff"), ("tensor", "padded_vocab")):
-        size, features = getattr(mesh, axis), getattr(config, knob)
+    shards = {"fsdp": mesh.fsdp, "fsdp*context": mesh.fsdp * mesh.context, "tensor": mesh.tensor}
+    for axis, knob in (
+        ("fsdp", "d_model"),
+        ("fsdp*context", "d_model"),
+        ("tensor", "num_heads"),
+        ("tensor", "d_ff"),
+        ("tensor", "padded_vocab"),
+    ):
+        size, features = shards[axis], getattr(config, knob)
         if features % size:
             raise ValueError(f"--mesh: {axis}={size} must divide the model's {knob} of {features}")
 

@@ -9,11 +9,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling import config as cfg
-from scaling.model import kernels
+from scaling.model import kernels, ring
 from scaling.model.layers import add_bias, constant, dropout, normal
 from scaling.model.parametrization import parametrization
 from scaling.model.quantized import project
-from scaling.parallel.sharding import constrain
+from scaling.parallel.sharding import constrain, context_devices
 
 
 class Tree(NamedTuple):
@@ -44,11 +44,12 @@ def attend(
     rate: float = 0.0,
     key: jax.Array | None = None,
     block: int = 512,
+    zigzag: bool = False,
 ) -> jax.Array:
     """Causal attention; position t sees s with t - window < s <= t (window 0: all s <= t).
 
-    On a TPU or a GPU by the kernel that serves the call (``kernels.serving``), else as written here. A window narrower
-    than half the sequence costs its band, not the square.
+    On a TPU or a GPU by the kernel that serves the call (``kernels.serving``), else as written here; over a sequence
+    in zigzag order by the ring. A window narrower than half the sequence costs its band, not the square.
 
     Args:
         q: queries [B, H, T, K].
@@ -59,15 +60,24 @@ def attend(
         segments: document number of each token [B, T]; tokens see only their own document.
         rate: dropout rate on the weights.
         key: dropout key; None = no dropout.
-        block: positions in a block of the TPU's kernel.
+        block: positions in a block of the TPU's kernel, and of the ring.
+        zigzag: positions lie over the ``context`` axis in the order of ``ring.zigzag``; without dropout.
 
     Returns:
         [B, H, T, K], in q's dtype; scores and softmax are float32.
     """
     length, dropped = q.shape[2], key is not None and rate > 0
+    if zigzag:
+        length //= 2 * context_devices()
     kernel = kernels.serving(
         kernels.platform(), length, q.shape[3], q.dtype, segments=segments is not None, dropout=dropped
     )
+    if zigzag:
+        assert not dropped
+        fast = kernel == "splash"
+        return ring.attend(
+            q, k, v, scale=scale, window=window, segments=segments, block=block, residuals=SAVED, kernel=fast
+        )
     if kernel == "splash":
         return kernels.splash(q, k, v, scale=scale, window=window, segments=segments, block=block, residuals=SAVED)
     if kernel == "cudnn":
@@ -243,20 +253,22 @@ class SelfAttention(nnx.Module):
         segments: jax.Array | None = None,
         key: jax.Array | None = None,
         tree: Tree | None = None,
+        zigzag: bool = False,
     ) -> jax.Array:
         """[B, T, D] to [B, T, D]; ``window`` 0 = dense; with a tree, neither segments nor dropout."""
         if tree is not None:
             return self._merge(attend_tree(*self._project(x), tree=tree, scale=self.scale, window=window))
         mixed = attend(
-            *self._project(x),
+            *self._project(x, zigzag),
             scale=self.scale,
             window=window,
             segments=segments,
             rate=self.config.dropout_attention,
             key=key,
             block=self.config.attention_block,
+            zigzag=zigzag,
         )
-        return self._merge(mixed)
+        return self._merge(mixed, zigzag)
 
     def prefill(self, x: jax.Array, window: int, starts: jax.Array, slots: int) -> tuple[jax.Array, Memory]:
         """Attention among the first tokens of each row, [B, T, D] to [B, T, D], and their cache of ``slots`` slots.
@@ -273,7 +285,7 @@ class SelfAttention(nnx.Module):
         self, x: jax.Array, window: int, memory: Memory, slot: jax.Array, starts: jax.Array
     ) -> tuple[jax.Array, Memory]:
         """Attention of tokens at slots ``slot``, ... over the cache, to which they are added."""
-        q, k, v = self._project_few(x)
+        q, k, v = self._project(x)
         mixed = attend_cached(q, k, v, memory, slot, starts, scale=self.scale, window=window)
         slot = _once_known(mixed, slot)
         keys, values = (
@@ -282,23 +294,17 @@ class SelfAttention(nnx.Module):
         )
         return self._merge(mixed), (keys, values)
 
-    def _project(self, x: jax.Array) -> Iterable[jax.Array]:
-        """Queries, keys and values, [B, H, T, K] each."""
+    def _project(self, x: jax.Array, zigzag: bool = False) -> Iterable[jax.Array]:
+        """Queries, keys and values, [B, H, T, K] each; the sequence whole, unless the ring attends."""
         qkv = project(x, self.qkv, self.config.quantization).transpose(2, 0, 3, 1, 4)
         qkv = add_bias(qkv, self.qkv_bias, 1, 3)
-        qkv = checkpoint_name(constrain(qkv, None, "batch", "heads", None, None), SAVED)
+        qkv = checkpoint_name(constrain(qkv, None, "batch", "heads", "time" if zigzag else None, None), SAVED)
         # Not by indexing: its gradient is a sum of padded arrays, that of a split puts them together.
         return (part.squeeze(0) for part in jnp.split(qkv, 3))
 
-    def _project_few(self, x: jax.Array) -> jax.Array:
-        """``_project`` for a few tokens: the result is turned round, which is small then, and not the weights."""
-        qkv = project(x, self.qkv, self.config.quantization).transpose(2, 0, 3, 1, 4)
-        qkv = constrain(qkv, None, "batch", "heads", None, None)
-        return add_bias(qkv, self.qkv_bias, 1, 3)
-
-    def _merge(self, mixed: jax.Array) -> jax.Array:
+    def _merge(self, mixed: jax.Array, zigzag: bool = False) -> jax.Array:
         """Heads [B, H, T, K] back into the residual stream [B, T, D]."""
-        mixed = constrain(mixed, "batch", "heads", None, None)
+        mixed = constrain(mixed, "batch", "heads", "time" if zigzag else None, None)
         out = project(mixed.swapaxes(1, 2), self.out, self.config.quantization, 2)
         return constrain(add_bias(out, self.out_bias), "batch", "sequence", None)
 

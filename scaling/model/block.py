@@ -39,7 +39,7 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] to [B, T, D]."""
         hidden = add_bias(project(x, self.up, self.quantization), self.up_bias)
-        hidden = checkpoint_name(constrain(hidden, "batch", None, "mlp"), SAVED)
+        hidden = checkpoint_name(constrain(hidden, "batch", "time", "mlp"), SAVED)
         out = project(ACTIVATIONS[self.activation](hidden), self.down, self.quantization)
         return constrain(add_bias(out, self.down_bias), "batch", "sequence", None)
 
@@ -62,6 +62,7 @@ class Block(nnx.Module):
         segments: jax.Array | None = None,
         key: jax.Array | None = None,
         tree: Tree | None = None,
+        zigzag: bool = False,
     ) -> jax.Array:
         """[B, T, D] to [B, T, D].
 
@@ -71,12 +72,13 @@ class Block(nnx.Module):
             segments: document number of each token [B, T], or None.
             key: dropout key of this layer; None = no dropout.
             tree: rows are a context and several continuations; then neither segments nor dropout.
+            zigzag: positions lie in the order of ``ring.zigzag``.
         """
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         rate = self.config.dropout_residual
 
         def attention(h: jax.Array) -> jax.Array:
-            return dropout(self.attention(h, window, segments, keys[0], tree), rate, keys[1])
+            return dropout(self.attention(h, window, segments, keys[0], tree, zigzag), rate, keys[1])
 
         def mlp(h: jax.Array) -> jax.Array:
             return dropout(self.mlp(h), rate, keys[2])

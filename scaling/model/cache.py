@@ -35,29 +35,40 @@ def split_layers(config: cfg.Model, params: decoder.Params, mesh: Mesh | None = 
     Returns:
         The tree, with a tuple of ``num_layers`` trees as ``blocks``.
     """
-    kinds, dtype = decoder.metadata(config, "kind"), jnp.dtype(config.compute_dtype)
-
-    def unstacked(tree: Any, layer: Any) -> Any:
-        return tuple(
-            jax.tree.map(functools.partial(layer, i), tree, is_leaf=_is_axes) for i in range(config.num_layers)
-        )
-
-    def split(params: decoder.Params) -> decoder.Params:
-        # Biases, gains and positions are added in float32 whatever the compute dtype.
-        narrow = jax.tree.map(lambda x, kind: x.astype(dtype) if kind in ("matrix", "embedding") else x, params, kinds)
-        narrow["positions"] = params["positions"]
-        return narrow | {decoder.STACK: unstacked(narrow[decoder.STACK], lambda i, x: x[i])}
-
+    split = functools.partial(_split, config)
     if mesh is None:
         return jax.jit(split)(params)
+    # From one device or the host; where they lie as in training, nothing moves.
+    params = jax.device_put(params, decoder.shardings(config, mesh))
+    return jax.jit(split, out_shardings=_shardings(_split_axes(config), mesh))(params)
 
-    def shardings(axes: Any) -> Any:
-        return jax.tree.map(lambda names: NamedSharding(mesh, stored_spec(names)), axes, is_leaf=_is_axes)
 
+def abstract_layers(config: cfg.Model, mesh: Mesh) -> decoder.Params:
+    """Shapes, types and layouts of what ``split_layers`` makes; nothing is allocated."""
+    shapes = jax.eval_shape(functools.partial(_split, config), decoder.abstract(config))
+    layouts = _shardings(_split_axes(config), mesh)
+    return jax.tree.map(lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes, layouts)
+
+
+def _split(config: cfg.Model, params: decoder.Params) -> decoder.Params:
+    kinds, dtype = decoder.metadata(config, "kind"), jnp.dtype(config.compute_dtype)
+    # Biases, gains and positions are added in float32 whatever the compute dtype.
+    narrow = jax.tree.map(lambda x, kind: x.astype(dtype) if kind in ("matrix", "embedding") else x, params, kinds)
+    narrow["positions"] = params["positions"]
+    return narrow | {decoder.STACK: _unstacked(config, narrow[decoder.STACK], lambda i, x: x[i])}
+
+
+def _split_axes(config: cfg.Model) -> Any:
     axes = decoder.axes_tree(config)
-    params = jax.device_put(params, shardings(axes))  # from one device or the host; as training has them: nothing
-    axes[decoder.STACK] = unstacked(axes[decoder.STACK], lambda _, names: names[1:])
-    return jax.jit(split, out_shardings=shardings(axes))(params)
+    return axes | {decoder.STACK: _unstacked(config, axes[decoder.STACK], lambda _, names: names[1:])}
+
+
+def _unstacked(config: cfg.Model, tree: Any, layer: Any) -> Any:
+    return tuple(jax.tree.map(functools.partial(layer, i), tree, is_leaf=_is_axes) for i in range(config.num_layers))
+
+
+def _shardings(axes: Any, mesh: Mesh) -> Any:
+    return jax.tree.map(lambda names: NamedSharding(mesh, stored_spec(names)), axes, is_leaf=_is_axes)
 
 
 def prefill(

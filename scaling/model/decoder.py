@@ -18,6 +18,7 @@ from scaling.model.attention import Tree
 from scaling.model.block import Block
 from scaling.model.layers import LayerNorm, dropout, lookup, normal, use
 from scaling.model.parametrization import parametrization
+from scaling.model.pipeline import pipelined, stages
 from scaling.parallel.sharding import Axes, constrain, stored_spec
 
 Params = dict[str, Any]
@@ -55,6 +56,8 @@ class Decoder(nnx.Module):
         segments: jax.Array | None = None,
         key: jax.Array | None = None,
         tree: Tree | None = None,
+        pipeline_microbatches: int = 0,
+        zigzag: jax.Array | None = None,
     ) -> jax.Array:
         """Final hidden states.
 
@@ -65,44 +68,70 @@ class Decoder(nnx.Module):
             key: dropout key; None = no dropout.
             tree: each row is a context and several continuations side by side, whose positions (at most
                 ``context_length``) it gives; for scoring, without segments and dropout.
+            pipeline_microbatches: parts of the rows that pass through the stages of the mesh one behind the other;
+                0 = the mesh has no stages.
+            zigzag: tokens (and segments) lie in the order of ``ring.zigzag``, over the ``context`` axis; the
+                position of each, [B or 1, T]. Without dropout.
 
         Returns:
             [B, T, D] in the compute dtype, after the final norm.
+
+        Raises:
+            ValueError: more tokens than positions, or a mesh with stages without ``pipeline_microbatches``.
         """
         config = self.config
         assert tree is None or (segments is None and key is None)
+        if stages() > 1 and (tree is not None or not pipeline_microbatches):
+            raise ValueError(
+                f"the layers lie in {stages()} stages of the mesh, and only training and validation loss run through a "
+                "pipeline; use a mesh without stages"
+            )
         if tree is not None:
-            return self.normalize(self._stack(self.embed(tokens, tree.positions), None, None, tree))
+            return self.normalize(self._layers(self.blocks, None, self.embed(tokens, tree.positions), None, tree))
         if tokens.shape[1] > config.context_length:
             raise ValueError(f"{tokens.shape[1]} tokens do not fit the {config.context_length} positions of the model")
-        x = self.embed(tokens, None if segments is None else _restarted(segments))
+        positions = zigzag if zigzag is not None else None if segments is None else restarted(segments)
+        x = self.embed(tokens, positions)
         embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
         x = dropout(x, config.dropout_embedding, embedding_key)
-        x = constrain(x, "batch", "sequence", None)
-        x = self._stack(x, segments, layers_key, None)
+        x = constrain(x, "rows", "sequence", None)
+        keys = None if layers_key is None else jax.random.split(layers_key, config.num_layers)
+        if pipeline_microbatches:
+            recompute = config.remat != "none"
+            x = pipelined(self._layers, self.blocks, keys, x, segments, pipeline_microbatches, recompute)
+        else:
+            x = self._layers(self.blocks, keys, x, segments, zigzag=zigzag is not None)
         return self.normalize(x)
 
     def embed(self, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
-        """Tokens [B, T] at positions [B, T] (None: 0, 1, ...) to [B, T, D] in the compute dtype."""
+        """Tokens [B, T] at positions [B or 1, T] (None: 0, 1, ...) to [B, T, D] in the compute dtype."""
         dtype = jnp.dtype(self.config.compute_dtype)
         x = lookup(use(self.tokens, dtype), tokens).astype(jnp.float32)
-        table = use(self.positions, jnp.dtype(jnp.float32))
+        # Whole in the backward pass too: its gradient is summed over the batch first, and then cut.
+        table = constrain(use(self.positions, jnp.dtype(jnp.float32)), None, None)
         return (x + (table[: tokens.shape[1]] if positions is None else table[positions])).astype(dtype)
 
     def normalize(self, x: jax.Array) -> jax.Array:
         """The norm after the last block, if the model has one."""
         return self.final_norm(x) if self.config.norm == "pre" else x
 
-    def _stack(self, x: jax.Array, segments: jax.Array | None, key: jax.Array | None, tree: Tree | None) -> jax.Array:
-        """Scans over groups of layers, one period of the attention pattern a group, so that windows are static."""
+    def _layers(
+        self,
+        stack: Block,
+        keys: jax.Array | None,
+        x: jax.Array,
+        segments: jax.Array | None,
+        tree: Tree | None = None,
+        zigzag: bool = False,
+    ) -> jax.Array:
+        """Scans over groups of stacked layers, one period of the attention pattern a group: so windows are static."""
         config = self.config
         period = len(config.attention_pattern)
         windows = [config.band_width if kind == "banded" else 0 for kind in config.attention_pattern]
-        keys = None if key is None else jax.random.split(key, config.num_layers)
-        groups = jax.tree.map(lambda a: a.reshape(-1, period, *a.shape[1:]), (self.blocks, keys))
+        groups = jax.tree.map(lambda a: a.reshape(-1, period, *a.shape[1:]), (stack, keys))
 
         def layer(block: Block, x: jax.Array, window: int, key: jax.Array | None) -> jax.Array:
-            return block(x, window, segments, key, tree)
+            return block(x, window, segments, key, tree, zigzag)
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False, static_argnums=(2,))
@@ -126,7 +155,7 @@ class Decoder(nnx.Module):
         return logits[..., : self.config.vocab_size] * parametrization(self.config).logit_multiplier
 
 
-def _restarted(segments: jax.Array) -> jax.Array:
+def restarted(segments: jax.Array) -> jax.Array:
     """Position of each token inside its segment, [B, T]."""
     index = jnp.arange(segments.shape[1])
     starts = jnp.concatenate([jnp.ones_like(segments[:, :1]), segments[:, 1:] != segments[:, :-1]], axis=1)
@@ -158,7 +187,7 @@ def metadata(config: cfg.Model, name: str) -> Params:
 
     def read(path: tuple[Any, ...], variable: Any) -> Any:
         value = variable.get_metadata(name)
-        return (None, *value) if name == "axes" and path[0] == STACK else value
+        return ("layers", *value) if name == "axes" and path[0] == STACK else value
 
     flat = {path: read(path, variable) for path, variable in nnx.to_flat_state(_template(config)[1])}
     return nnx.traversals.unflatten_mapping(flat)

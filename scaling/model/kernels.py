@@ -15,6 +15,17 @@ from scaling.parallel.sharding import BATCH_AXES
 
 LANES = 128  # of a TPU's vector registers: blocks of the sequence are multiples of it
 HEAD_AXIS = "tensor"
+_NOTHING = -1e30  # logarithm of the sum of a row that sees nothing
+_BACKWARD_OPTIONS = (
+    "save_residuals",
+    "mask_value",
+    "is_mqa",
+    "block_sizes",
+    "residual_checkpoint_name",
+    "mask_function",
+    "attn_logits_soft_cap",
+    "interpret",
+)
 
 
 def platform() -> str:
@@ -71,14 +82,15 @@ def splash(
     """
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None) -> jax.Array:
-        kernel = _splash_kernel(q.shape[1], q.shape[2], window, block, residuals, interpret)
-        if segments is None:
-            return jax.vmap(kernel)(q, k, v)
         from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
-        return jax.vmap(kernel)(q, k, v, SegmentIds(segments, segments))
+        kernel = _splash_kernel(q.shape[1], q.shape[2], window, block, residuals, interpret)
+        rest = () if segments is None else (SegmentIds(segments, segments),)
+        # The TPU's compiler refuses products of bfloat16 in the precision that callers may ask for float32.
+        with jax.default_matmul_precision("default"):
+            return jax.vmap(kernel)(q, k, v, *rest)
 
-    q = (q * jnp.asarray(scale, jnp.float32)).astype(q.dtype)  # the kernel does not scale
+    q = _scaled(q, scale)
     if jax.sharding.get_abstract_mesh().empty:
         return local(q, k, v, segments)
     heads = P(BATCH_AXES, HEAD_AXIS, None, None)
@@ -110,6 +122,130 @@ def _splash_kernel(heads: int, length: int, window: int, block: int, residuals: 
         residual_checkpoint_name=residuals,
         interpret=interpret,
     )
+
+
+def splash_hop(
+    q: jax.Array,
+    keys: tuple[jax.Array, jax.Array, jax.Array | None],
+    segments: jax.Array | None,
+    *,
+    causal: bool,
+    earlier: jax.Array,
+    scale: float,
+    block: int,
+    interpret: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """One device's part of one hop of ``ring``, by the kernel of ``splash``; for use under ``shard_map``.
+
+    Args:
+        q: queries of two chunks, [B, H, T, K].
+        keys: keys and values [B, H, T, K] of two chunks, and their segments [B, T] or None.
+        segments: of the queries.
+        causal: keys are the queries' own; else whole chunks are seen or not.
+        earlier: whether the keys' first chunk lies before both of the queries' (and their second behind both); else
+            both of the keys' chunks lie between the queries'.
+        scale: multiplies q.k.
+        block: positions in a block, at most.
+        interpret: run the kernel's program without a TPU.
+
+    Returns:
+        Output float32 [B, H, T, K] and the logarithms of the sums of exponentials [B, H, T]; where nothing is seen 0
+        and a large negative number.
+    """
+    half = q.shape[2] // 2
+
+    def seen(mine: slice, theirs: slice) -> tuple[jax.Array, jax.Array]:
+        kernel, ids = _hop_kernel(q, keys, segments, mine, theirs, causal, block, interpret)
+        key, value = (x[:, :, theirs] for x in keys[:2])
+        out, (lse,) = jax.vmap(kernel)(_scaled(q[:, :, mine], scale), key, value, ids)
+        front = mine.start or 0
+        out = jnp.pad(out.astype(jnp.float32), ((0, 0), (0, 0), (front, 0), (0, 0)))
+        return out, jnp.pad(lse, ((0, 0), (0, 0), (front, 0)), constant_values=_NOTHING)
+
+    if causal:
+        return seen(slice(None), slice(None))
+    return jax.lax.cond(earlier, lambda: seen(slice(None), slice(half)), lambda: seen(slice(half, None), slice(None)))
+
+
+def splash_hop_gradients(
+    q: jax.Array,
+    keys: tuple[jax.Array, jax.Array, jax.Array | None],
+    segments: jax.Array | None,
+    out: jax.Array,
+    lse: jax.Array,
+    grad: jax.Array,
+    *,
+    causal: bool,
+    earlier: jax.Array,
+    scale: float,
+    block: int,
+    interpret: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients of queries, keys and values, float32, by one hop; ``out`` and ``lse`` are those of all hops together.
+
+    The kernel's own backward pass, which is no public function, is called with them in place of its own, as in
+    tokamax's ring attention; a test compares it with the reference.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as library
+
+    half = q.shape[2] // 2
+
+    def seen(mine: slice, theirs: slice) -> tuple[jax.Array, jax.Array, jax.Array]:
+        kernel, ids = _hop_kernel(q, keys, segments, mine, theirs, causal, block, interpret)
+        options = {name: kernel.kwargs[name] for name in _BACKWARD_OPTIONS}
+        masks = kernel.dq_mask_info, kernel.dkv_mask_info
+
+        def one(query, key, value, ids, out, lse, grad):
+            saved = (query, key, value, ids, None, out, lse, *masks)
+            return library._splash_attention_bwd(**options, res=saved, do=grad)[3:6]
+
+        key, value = (x[:, :, theirs] for x in keys[:2])
+        rows = (x[:, :, mine] for x in (out, lse, grad))
+        dq, dk, dv = jax.vmap(one)(_scaled(q[:, :, mine], scale), key, value, ids, *rows)
+
+        def whole(x: jax.Array, part: slice) -> jax.Array:
+            front = part.start or 0
+            back = q.shape[2] - front - x.shape[2]
+            return jnp.pad(x.astype(jnp.float32), ((0, 0), (0, 0), (front, back), (0, 0)))
+
+        return whole(dq, mine) * scale, whole(dk, theirs), whole(dv, theirs)
+
+    if causal:
+        return seen(slice(None), slice(None))
+    return jax.lax.cond(earlier, lambda: seen(slice(None), slice(half)), lambda: seen(slice(half, None), slice(None)))
+
+
+def _hop_kernel(q, keys, segments, mine, theirs, causal, block, interpret):
+    """The kernel for some queries and keys, and their documents."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    length, heads = q.shape[2], q.shape[1]
+    shape = len(range(length)[mine]), len(range(length)[theirs])
+    size = largest_block(length // 2, block)
+    kernel = library.make_splash_mha(
+        library.MultiHeadMask([library.CausalMask(shape) if causal else library.FullMask(shape)] * heads),
+        # Not the fused backward kernel: it keeps the gradient of the queries once for each block of keys.
+        block_sizes=library.BlockSizes(
+            block_q=size,
+            block_kv=size,
+            block_q_dkv=size,
+            block_kv_dkv=size,
+            block_q_dq=size,
+            block_kv_dq=size,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        save_residuals=True,
+        interpret=interpret,
+    )
+    if segments is None:
+        return kernel, None
+    return kernel, library.SegmentIds(segments[:, mine], keys[2][:, theirs])
+
+
+def _scaled(q: jax.Array, scale: float) -> jax.Array:
+    """The kernel does not scale."""
+    return (q * jnp.asarray(scale, jnp.float32)).astype(q.dtype)
 
 
 def largest_block(length: int, most: int) -> int:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scaling.model import kernels
-from scaling.parallel.sharding import Axes, gathered
+from scaling.parallel.sharding import Axes, features_apart, gathered
 
 KINDS = ("embedding", "matrix", "gain", "bias")
 
@@ -77,7 +77,7 @@ def _lookup_forward(table: jax.Array, ids: jax.Array) -> tuple[jax.Array, Any]:
 
 def _lookup_backward(saved: Any, grad: jax.Array) -> tuple[jax.Array, None]:
     ids, table = saved
-    total = jnp.zeros(table.shape, jnp.float32).at[ids].add(grad.astype(jnp.float32))
+    total = jnp.zeros(table.shape, jnp.float32).at[ids].add(features_apart(grad).astype(jnp.float32))
     return total.astype(table.dtype), None
 
 

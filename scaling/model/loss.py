@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from scaling.parallel.sharding import BATCH_AXES, gradient_spec
+from scaling.parallel.sharding import CONTEXT_AXIS, ROW_AXES, gradient_spec
 
 _MASKED = -1e30
 VOCAB_AXIS = "tensor"
@@ -73,26 +73,27 @@ def _sharded(hidden, table, targets, config, with_grads):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return _local(hidden, table, targets, config, with_grads, None, ())
-    batch = BATCH_AXES if hidden.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
-    hidden_spec, table_spec = P(batch, None, None), P(VOCAB_AXIS, None)
+    batch = ROW_AXES if hidden.shape[0] % math.prod(mesh.shape[axis] for axis in ROW_AXES) == 0 else None
+    time = CONTEXT_AXIS if batch and hidden.shape[1] % mesh.shape[CONTEXT_AXIS] == 0 else None
+    hidden_spec, table_spec = P(batch, time, None), P(VOCAB_AXIS, None)
     # The table's gradient is wanted as parameters are stored: summed and scattered in one, half of an all-reduce.
-    stored = gradient_spec((None, "embed"))[1]
-    scatters = (stored,) if isinstance(stored, str) else stored or ()
-    if batch is None or table.shape[1] % math.prod(mesh.shape[axis] for axis in scatters):
+    scatters = gradient_spec((None, "embed"))[1]
+    if time is None or table.shape[1] % math.prod(mesh.shape[axis] for axis in scatters):
         scatters = ()
+    token_axes = (*(batch or ()), *([time] if time else []))
     outputs = (P(), P(), P())
     run = jax.shard_map(
-        functools.partial(_local, config=config, with_grads=with_grads, batch_axes=batch or (), scatters=scatters),
-        in_specs=(hidden_spec, table_spec, P(batch, None)),
+        functools.partial(_local, config=config, with_grads=with_grads, token_axes=token_axes, scatters=scatters),
+        in_specs=(hidden_spec, table_spec, P(batch, time)),
         out_specs=(outputs, (hidden_spec, P(VOCAB_AXIS, scatters or None))) if with_grads else outputs,
         check_vma=False,
     )
     return run(hidden, table, targets)
 
 
-def _local(hidden, table, targets, config, with_grads, batch_axes, scatters):
-    """One device's share: its rows of the batch against its rows of the vocabulary (``batch_axes`` None: all)."""
-    sharded = batch_axes is not None
+def _local(hidden, table, targets, config, with_grads, token_axes, scatters):
+    """One device's share: its tokens of the batch against its rows of the vocabulary (``token_axes`` None: all)."""
+    sharded = token_axes is not None
     length, rows = hidden.shape[1], table.shape[0]
     first = jax.lax.axis_index(VOCAB_AXIS) * rows if sharded else 0
     ids = first + jnp.arange(rows)
@@ -137,13 +138,13 @@ def _local(hidden, table, targets, config, with_grads, batch_axes, scatters):
         if with_grads:
             grad_hidden = grad_hidden.swapaxes(0, 1).reshape(hidden.shape[0], -1, hidden.shape[2])[:, :length]
     if sharded:
-        sums = jax.lax.psum(sums, batch_axes) if batch_axes else sums
+        sums = jax.lax.psum(sums, token_axes) if token_axes else sums
     if not with_grads:
         return sums
     if sharded:
         grad_hidden = over_vocab(grad_hidden)
         if scatters:
             grad_table = jax.lax.psum_scatter(grad_table, scatters, scatter_dimension=1, tiled=True)
-            batch_axes = tuple(axis for axis in batch_axes if axis not in scatters)
-        grad_table = jax.lax.psum(grad_table, batch_axes) if batch_axes else grad_table
+            token_axes = tuple(axis for axis in token_axes if axis not in scatters)
+        grad_table = jax.lax.psum(grad_table, token_axes) if token_axes else grad_table
     return sums, (grad_hidden, grad_table.astype(table.dtype))

@@ -1,5 +1,7 @@
 """Devices arranged into the mesh that the config asks for."""
 
+import dataclasses
+
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
@@ -7,28 +9,31 @@ from jax.sharding import AxisType, Mesh
 
 from scaling import config as cfg
 from scaling.parallel.sharding import MESH_AXES
+from scaling.resolve import check_stages
 
 
 def make_mesh(config: cfg.Mesh, devices: list[jax.Device] | None = None) -> Mesh:
-    """Arranges devices as (data, fsdp, tensor), tensor neighbours closest.
+    """Arranges devices as ``MESH_AXES``, the stages of the pipeline outermost, tensor neighbours closest.
 
-    With ``slices`` > 1 the data axis runs first over slices (data-centre network), then inside each
-    (inter-chip links); ``fsdp`` and ``tensor`` never leave a slice. Where devices carry no slice
-    number (CPU, GPU), consecutive runs of devices stand in for slices.
+    With ``slices`` > 1, ``stage`` takes the slices (data-centre network) first. Of more slices than stages, each
+    stage has slices / stage, over which the data axis runs before it runs inside each (inter-chip links); of more
+    stages than slices, each slice has stage / slices. the axes behind it never leave a slice. Where devices
+    carry no slice number (CPU, GPU), consecutive runs of devices stand in for slices.
 
     Raises:
         ValueError: the axes do not multiply up to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    inner = (axis_size(config, len(devices)), config.fsdp, config.tensor)
+    data = axis_size(config, len(devices))
+    stages = min(config.stage, config.slices)  # that lie on slices of their own
+    outer = (stages, config.slices // stages, 1, 1, 1)
+    inner = (config.stage // stages, data, config.fsdp, config.context, config.tensor)
     if config.slices == 1:
         grid = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
     elif getattr(devices[0], "slice_index", None) is None or _one_slice(devices):
-        grid = np.asarray(devices).reshape(config.slices * inner[0], *inner[1:])
+        grid = np.asarray(devices).reshape([a * b for a, b in zip(outer, inner, strict=True)])
     else:
-        grid = mesh_utils.create_hybrid_device_mesh(
-            inner, (config.slices, 1, 1), devices, allow_split_physical_axes=True
-        )
+        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
     # Automatic axes: see docs/design.md for the trial of explicit ones.
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
@@ -37,14 +42,16 @@ def axis_size(config: cfg.Mesh, device_count: int) -> int:
     """Size of the data axis inside a slice, once ``device_count`` is known.
 
     Raises:
-        ValueError: the axes do not multiply up to ``device_count``.
+        ValueError: the axes do not multiply up to ``device_count``, or stages and slices do not divide one another.
     """
-    rest = config.slices * config.fsdp * config.tensor
+    check_stages(config)
+    rest = dataclasses.replace(config, data=1).devices
     data = device_count // rest if config.data == -1 else config.data
     if data * rest != device_count or data < 1:
+        product = " x ".join(f"{axis}={size}" for axis, size in config.factors.items())
         raise ValueError(
-            f"config.mesh: slices={config.slices} x data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} "
-            f"does not make the {device_count} devices present; choose axes whose product is {device_count}"
+            f"config.mesh: {product} does not make the {device_count} devices present; choose axes whose product is "
+            f"{device_count}"
         )
     return data
 

@@ -1,8 +1,10 @@
 """One table from logical axes to mesh axes; everything that is sharded is sharded by it.
 
-Parameters and activations name their dimensions with logical axes. A mesh has the axes ``data``
-(replicas; over slices, the data-centre network), ``fsdp`` (shards of the state, and of the batch)
-and ``tensor`` (shards of heads, MLP and vocabulary, and of the sequence between them).
+Parameters and activations name their dimensions with logical axes. A mesh has the axes ``stage``
+(of the pipeline, each with its layers) and ``data`` (replicas), both over slices, the data-centre
+network; ``fsdp`` (shards of the state, and of the batch), ``context`` (shards of the sequence, and
+of the state) and ``tensor`` (shards of heads, MLP and
+vocabulary, and of the sequence between them).
 
 The model runs under ``jax.set_mesh(mesh)`` with automatic sharding: ``constrain`` says where each
 activation lies, ``gathered`` says in which layout a parameter enters a product, and XLA derives the
@@ -22,8 +24,11 @@ from jax.sharding import PartitionSpec as P
 Axes = tuple[str | None, ...]
 MeshAxes = str | tuple[str, ...] | None
 
-MESH_AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+MESH_AXES = ("stage", "data", "fsdp", "context", "tensor")
+BATCH_AXES = ("data", "fsdp")  # of the rows that a stage works on
+ROW_AXES = ("stage", *BATCH_AXES)  # of all rows, outside the pipeline
+CONTEXT_AXIS = "context"
+STATE_AXES = ("fsdp", CONTEXT_AXIS)  # where parameters lie that are gathered for use: ZeRO-3
 
 
 class Rule(NamedTuple):
@@ -34,14 +39,17 @@ class Rule(NamedTuple):
 
 TABLE: dict[str, Rule] = {
     # parameters
-    # Gathered layer by layer when used: ZeRO-3. A replica's part of the optimizer lies inside its shard.
-    "embed": Rule("fsdp", None, ("fsdp", "data")),
+    # Gathered layer by layer when used. A replica's part of the optimizer lies inside its shard.
+    "embed": Rule(STATE_AXES, None, (*STATE_AXES, "data")),
     "mlp": Rule("tensor", "tensor"),
     "heads": Rule("tensor", "tensor"),
     "vocab": Rule("tensor", "tensor"),
+    "layers": Rule("stage", "stage"),  # of the stack; and the pipeline's buffers, one entry a stage
     # activations
+    "rows": Rule(ROW_AXES, ROW_AXES),
     "batch": Rule(BATCH_AXES, BATCH_AXES),
-    "sequence": Rule("tensor", "tensor"),  # the residual stream between tensor-parallel regions
+    "time": Rule(CONTEXT_AXIS, CONTEXT_AXIS),  # the sequence inside tensor-parallel regions, and of tokens
+    "sequence": Rule((CONTEXT_AXIS, "tensor"), (CONTEXT_AXIS, "tensor")),  # the residual stream between them
 }
 
 
@@ -100,7 +108,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gathered(w: jax.Array, axes: Axes) -> jax.Array:
-    """Lays a parameter out for use: whole over ``fsdp``, still sharded over ``tensor``.
+    """Lays a parameter out for use: whole over ``fsdp`` and ``context``, still sharded over ``tensor``.
 
     The first constraint keeps ``w`` (already cast to the compute dtype) sharded as it is stored, so that
     the cast happens before the gather: otherwise XLA gathers float32 and casts afterwards. The gradient is wanted as
@@ -124,12 +132,36 @@ def _gathered_backward(axes: Axes, _: None, grad: jax.Array) -> tuple[jax.Array]
 gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
+def features_apart(x: jax.Array) -> jax.Array:
+    """Lays activations [B, T, D] out with D over ``fsdp``, and of B only what is over the other axes: an all-to-all.
+
+    So the gradient of a table, a sum over tokens, comes as the table is stored. Left to itself the compiler makes
+    these activations whole on every device, or over slices.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    batch, length, features = x.shape
+    if mesh.empty or batch % _extent(mesh, ROW_AXES) or features % _extent(mesh, "fsdp"):
+        return x
+    outer = tuple(axis for axis in ROW_AXES if axis != "fsdp")
+    groups, free = _extent(mesh, outer), P.UNCONSTRAINED
+    x = x.reshape(groups, batch // groups, length, features)
+    x = jax.lax.with_sharding_constraint(x, P(outer, "fsdp", free, None))
+    x = jax.lax.with_sharding_constraint(x, P(outer, None, free, "fsdp"))
+    return x.reshape(batch, length, features)
+
+
 def _extent(mesh: Any, axes: MeshAxes) -> int:
     names = (axes,) if isinstance(axes, str) else axes or ()
     size = 1
     for name in names:
         size *= mesh.shape[name]
     return size
+
+
+def context_devices() -> int:
+    """Parts that a sequence lies in, on the mesh that is set; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[CONTEXT_AXIS]
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -139,4 +171,4 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Sharding of a step's token arrays, int32 [microbatches, sequences, tokens]."""
-    return NamedSharding(mesh, P(None, BATCH_AXES, None))
+    return NamedSharding(mesh, P(None, *used_spec(("rows", "time"))))

@@ -10,7 +10,9 @@ from scaling import exit_codes
 
 if TYPE_CHECKING:
     from scaling import config as cfg
-    from scaling.plan.plan import Plan
+    from scaling.plan.plan import Plan, Request
+
+_ASKED = ("batch_size", "prompt_tokens", "tokens")  # options of --step=generate
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +22,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--slices", type=int, default=1, metavar="N", help="slices of that form (default: 1)")
     add("--device", metavar="KIND", help="without compiling: estimate for this chip, such as v5p or H100")
     add("--devices", type=int, metavar="N", help="how many of them")
-    add("--step", choices=("train", "eval"), default="train", help="which step (default: train)")
+    add("--step", choices=("train", "eval", "generate"), default="train", help="which step (default: train)")
+    add("--batch_size", type=int, metavar="N", help="generate: texts at a time (default: 8)")
+    add("--prompt_tokens", type=int, metavar="N", help="generate: tokens of the longest prompt (default: 128)")
+    add("--tokens", type=int, metavar="N", help="generate: new tokens of each text (default: 100)")
     add(
         "--search",
         type=int,
@@ -29,6 +34,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="try mesh shapes, remat and microbatches and rank what fits: the best N (default: 4), with --topology "
         "compiled",
+    )
+    add(
+        "--table",
+        nargs="*",
+        metavar="SIZE",
+        help="compile the layouts that ship, of all GPT-3 sizes or these, and print tables; needs no --config",
     )
     add("--price", type=float, metavar="X", help="cost of a chip for an hour")
     add("--fresh", action="store_true", help="compile again, also where the result is cached")
@@ -48,7 +59,10 @@ def run(options: argparse.Namespace) -> int:
     from scaling.config_file import load, run_name
     from scaling.plan import plan
 
+    if options.table is not None:
+        return _table(options)
     _check(options)
+    request = _request(options)
     config, name = load(options.config, options.overrides), run_name(options.config)
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=options.slices))
     where = _where(options)
@@ -57,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     resolved = plan.resolved(config, where.devices, name)
     if where.topology:
         print(f"compiling {name} for {options.slices} x {where.topology} ...", file=sys.stderr)
-        found = plan.compiled(resolved, where.topology, options.slices, options.step, options.fresh)
+        found = plan.compiled(resolved, where.topology, options.slices, options.step, options.fresh, request)
     else:
         found = plan.estimated(resolved, where.chip, where.chips)
     if options.json:
@@ -107,8 +121,28 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--devices belongs to --device; --topology has its own number")
     if options.device and (not options.devices or options.devices < 1):
         raise ValueError(f"--device={options.device} needs --devices=N, at least 1")
+    if options.step != "generate" and any(getattr(options, name) is not None for name in _ASKED):
+        raise ValueError(f"{', '.join('--' + name for name in _ASKED)} belong to --step=generate")
     if options.step != "train" and (options.device or options.search):
         raise ValueError(f"--step={options.step} needs --topology, without --search; else only train steps are planned")
+
+
+def _table(options: argparse.Namespace) -> int:
+    from scaling.plan.table import table
+
+    if options.config is not None or options.topology or options.device or options.search:
+        raise ValueError("--table has its own configs and topologies; it goes with --fresh alone")
+    for line in table(options.table, options.fresh, lambda text: print(text, file=sys.stderr)):
+        print(line)
+    return exit_codes.OK
+
+
+def _request(options: argparse.Namespace) -> "Request | None":
+    from scaling.plan.plan import Request
+
+    if options.step != "generate":
+        return None
+    return Request(**{name: value for name in _ASKED if (value := getattr(options, name)) is not None})
 
 
 def _search(options: argparse.Namespace, config: "cfg.Config", name: str, where: _Where) -> int:
@@ -164,17 +198,17 @@ def to_text(name: str, plan: "Plan", price: float | None, top: int = 0) -> str:
         lines.append(f"memory       does NOT fit: {plan.refusal}")
         return "\n".join(lines)
     lines.append(f"memory       {plan.bytes / gib:.2f} of {plan.hbm / gib:.0f} GiB a chip, {verdict}: {parts} GiB")
-    rate = f"{plan.tokens_per_second:,.0f} tokens/s, MFU {100 * plan.mfu:.1f} %"
-    lines.append(f"{plan.step + ' step':<12} {plan.seconds:.3g} s, {plan.tokens:,} tokens: {rate}")
+    if plan.step == "generate":
+        lines += _generation(plan)
+    else:
+        rate = f"{plan.tokens_per_second:,.0f} tokens/s, MFU {100 * plan.mfu:.1f} %"
+        lines.append(f"{plan.step + ' step':<12} {plan.seconds:.3g} s, {plan.tokens:,} tokens: {rate}")
     if plan.step == "train":
         cost = f", {plan.chip_hours * price:,.0f} at {price:g} a chip-hour" if price else ""
         lines.append(
             f"run          {plan.run_tokens:,} tokens: {plan.days:,.1f} days, {plan.chip_hours:,.0f} chip-hours{cost}"
         )
-    lines.append("where it goes")
-    for part, seconds in sorted(plan.parts.items(), key=lambda pair: -pair[1]):
-        if seconds > 0:
-            lines.append(f"  {part:<24} {1e3 * seconds:>10,.1f} ms  {100 * seconds / plan.seconds:>5.1f} %")
+    lines += ["where it goes", *(_part(plan, part) for part in _longest_first(plan))]
     for kind, (sent, hidden, calls) in sorted(plan.collectives.items()):
         share = 100 * hidden / sent if sent else 0
         lines.append(
@@ -183,5 +217,39 @@ def to_text(name: str, plan: "Plan", price: float | None, top: int = 0) -> str:
     if top:
         lines.append("operations")
     for operation, seconds in list(plan.operations.items())[:top]:
-        lines.append(f"  {1e3 * seconds:>10,.1f} ms  {operation}")
+        lines.append(f"  {_milliseconds(plan, seconds)} ms  {operation}")
     return "\n".join([*lines, "", *plan.assumptions])
+
+
+def _generation(plan: "Plan") -> list[str]:
+    """Lines of what is generated."""
+    from scaling.plan.plan import READ
+
+    best = plan.ideal[READ]
+    return [
+        f"token step   {1e3 * plan.seconds:.3g} ms for {plan.tokens:,} texts: {plan.tokens_per_second:,.0f} tokens/s; "
+        f"reading weights and cache once takes {1e3 * best:.3g} ms, {100 * best / plan.seconds:.0f} % of that",
+        f"prompts      {1e3 * plan.prefill:.3g} ms, with the first token of each text",
+    ]
+
+
+def _part(plan: "Plan", part: str) -> str:
+    """One kind of work: time, share, a layer's, how near it is to what the units can do."""
+    seconds, again = plan.parts[part], plan.again.get(part, 0.0)
+    notes = []
+    if part in plan.layer:
+        notes.append(f"{1e3 * plan.layer[part]:.3g} ms a layer")
+    if part in plan.ideal and seconds > again:
+        notes.append(f"{100 * plan.ideal[part] / (seconds - again):.0f} % of the peak")
+    if again > 0.005 * seconds:
+        notes.append(f"{100 * again / seconds:.0f} % of it computed again")
+    line = f"  {part:<24} {_milliseconds(plan, seconds)} ms  {100 * seconds / plan.seconds:>5.1f} %  {', '.join(notes)}"
+    return line.rstrip()
+
+
+def _longest_first(plan: "Plan") -> list[str]:
+    return sorted((part for part, seconds in plan.parts.items() if seconds > 0), key=lambda part: -plan.parts[part])
+
+
+def _milliseconds(plan: "Plan", seconds: float) -> str:
+    return f"{1e3 * seconds:>10,.{1 if plan.seconds > 0.1 else 4}f}"

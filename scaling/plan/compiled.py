@@ -83,14 +83,7 @@ def compile_step(config: cfg.Config, devices: list[Any], step: str = "train") ->
         else:
             shape = (1, config.eval.batch_sequences, length)
             jitted, arguments = make_eval_step(config, mesh, eot=0), [state["params"], _batch(mesh, shape)]
-        start = time.monotonic()
-        try:
-            compiled = jitted.lower(*arguments).compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
-                raise DoesNotFit(_sentence(str(error))) from None
-            raise
-    seconds = time.monotonic() - start
+        compiled, seconds = compile_lowered(jitted.lower(*arguments))
     found = compiled.memory_analysis()
     params = shard_bytes(state["params"])
     optimizer = shard_bytes([state["optimizer"], state["step"]]) if step == "train" else 0
@@ -104,6 +97,22 @@ def compile_step(config: cfg.Config, devices: list[Any], step: str = "train") ->
     )
     tokens = math.prod(shape)
     return Program(memory, compiled.as_text(), seconds, tokens)
+
+
+def compile_lowered(lowered: jax.stages.Lowered) -> tuple[Any, float]:
+    """The program, and the seconds that compiling took.
+
+    Raises:
+        DoesNotFit: there is not enough memory; the compiler's sentence.
+    """
+    start = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise DoesNotFit(_sentence(str(error))) from None
+        raise
+    return compiled, time.monotonic() - start
 
 
 def shard_bytes(tree: Any) -> int:

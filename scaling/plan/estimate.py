@@ -15,7 +15,7 @@ RESIDUAL_TRAFFIC, MLP_TRAFFIC = 30, 4
 ASSUMPTIONS = (
     f"An estimate from shapes, not a measurement and not compiled: products at {100 * EFFICIENCY:.0f} % of the peak, "
     f"attention's at half of that, other work by its bytes at {100 * MEMORY_EFFICIENCY:.0f} % of the bandwidth,",
-    "gathers and scatters of parameters half hidden, other traffic not.",
+    "gathers and scatters of parameters half hidden, the ring's behind attention, other traffic not.",
 )
 
 
@@ -42,7 +42,8 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
         "optimizer": 2 * _NUMBER[config.optimizer.state_dtype] * _shard_parameters(model, _moments_mesh(mesh)),
         "temporary": _temporary(config, chip, params),
     }
-    devices = mesh.slices * mesh.data * mesh.fsdp * mesh.tensor
+    state_shards = mesh.fsdp * mesh.context
+    devices = mesh.devices
     peak = EFFICIENCY * chip.flops / chip.devices
     tokens = train.batch_tokens / devices
     length = train.sequence_length
@@ -50,29 +51,46 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     attention = forward - flops.forward_per_token(
         dataclasses.replace(model, attention_pattern=("banded",), band_width=1), length
     )
-    again = {"full": forward - 2 * model.vocab_size * model.d_model, "projections": attention, "dots": attention}
-    recomputed = again.get(model.remat, 0.0)
+    in_layers = forward - 2 * model.vocab_size * model.d_model
+    again = {"full": in_layers, "projections": attention, "dots": attention}
+    twice = mesh.stage > 1 and model.remat != "none"  # a pipeline recomputes each tick of a stage, too
+    recomputed = again.get(model.remat, 0.0) + twice * in_layers
+    ticks = _ticks(config)
     # Attention's products run at half the speed of others, wherever they are counted.
     slow = attention * (3 + (model.remat != "none"))
     moved = model.num_layers * (RESIDUAL_TRAFFIC * model.d_model + MLP_TRAFFIC * model.d_ff) * 2
     elementwise = tokens * moved / (MEMORY_EFFICIENCY * chip.hbm_bandwidth / chip.devices)
     # FSDP: each microbatch gathers the weights for the forward and the backward pass and scatters their gradients.
     microbatches = BatchSchedule.from_config(train).max_microbatches
-    weights = 2 * params / 4 * mesh.fsdp
-    share = (mesh.fsdp - 1) / mesh.fsdp
+    weights = 2 * params / 4 * state_shards
+    share = (state_shards - 1) / state_shards
     link = chip.link / chip.devices
-    gathers = 3 * weights * share * microbatches / link
-    replicas = mesh.data * mesh.slices
-    reduction = 2 * params * (replicas - 1) / replicas / link
+    gathers = (3 + twice) * weights * share * microbatches * ticks / link
+    reduction = 2 * params * (mesh.replicas - 1) / mesh.replicas / link
+    apart = mesh.slices // mesh.stage  # replicas in slices of their own
+    network = chip.between / chip.devices if mesh.slices > 1 and chip.between else link
+    if apart > 1:  # each microbatch sums its gradients over slices, in two bytes each
+        reduction += 2 * params / 2 * (apart - 1) / apart * microbatches / network
     # Tensor parallelism: around attention and MLP the residual stream is gathered and scattered, in both passes.
     crossing = 8 * model.num_layers * model.d_model * 2 * (mesh.tensor - 1)
     activations = tokens * crossing / link
+    # Between stages, a part in each of two buffers, in both passes.
+    between = (mesh.stage > 1) * 4 * tokens * mesh.stage * ticks / _parts(config) * model.d_model * 2 / network
+    # Context parallelism: keys and values go round in both passes, their gradients in the second; what attention's
+    # products take longer than hides it. Bands are met by neighbours only.
+    dense = model.num_layers * model.attention_pattern.count("dense") / len(model.attention_pattern)
+    passes = 2 + (model.remat == "full")
+    rounds = dense * model.num_heads * model.d_head * (passes * 2 * 2 + 2 * 4) * (mesh.context - 1)
+    exposed_ring = max(0.0, tokens * rounds / link - 2 * tokens * slow / peak)
     parts = {
         "matrix products": tokens * (3 * forward + slow) / peak,
         "recomputation": tokens * recomputed / peak,
         "norms and elementwise": elementwise,
-        "exposed collectives": gathers / 2 + reduction + activations,
+        "exposed collectives": gathers / 2 + reduction + activations + between + exposed_ring,
     }
+    if mesh.stage > 1:
+        layers = tokens * (3 * in_layers + slow + recomputed) / peak + elementwise
+        parts["pipeline filling and emptying"] = layers * (mesh.stage - 1) / _parts(config)
     return Estimate(memory, sum(parts.values()), parts)
 
 
@@ -80,17 +98,28 @@ def _moments_mesh(mesh: cfg.Mesh) -> cfg.Mesh:
     """The mesh as moments see it: with ``shard_optimizer``, replicas are further shards."""
     if not mesh.shard_optimizer:
         return mesh
-    return dataclasses.replace(mesh, data=1, slices=1, fsdp=mesh.fsdp * mesh.data * mesh.slices)
+    return dataclasses.replace(mesh, data=1, slices=1, fsdp=mesh.fsdp * mesh.replicas)
+
+
+def _parts(config: cfg.Config) -> int:
+    """Of a microbatch, that pass through the stages of a pipeline."""
+    return config.train.pipeline_microbatches or 1
+
+
+def _ticks(config: cfg.Config) -> int:
+    """That a microbatch takes through the pipeline, each gathering the layers of its stage."""
+    return _parts(config) + config.mesh.stage - 1
 
 
 def _shard_parameters(model: cfg.Model, mesh: cfg.Mesh) -> int:
-    """Numbers that one device holds: matrices are cut over fsdp and tensor, biases over tensor where they can be."""
-    d, heads, f = model.d_model, model.num_heads * model.d_head, model.d_ff
-    matrices = model.num_layers * (4 * d * heads + 2 * d * f) + model.padded_vocab * d * (2 - model.tied_embedding)
-    cut = model.num_layers * (3 * heads + f)
-    whole = model.num_layers * 6 * d + 2 * d
-    positions = model.context_length * d // mesh.fsdp
-    return matrices // (mesh.fsdp * mesh.tensor) + positions + cut // mesh.tensor + whole
+    """Numbers that one device holds: layers cut over stage, matrices over all axes but data, biases over tensor."""
+    d, heads, f, layers = model.d_model, model.num_heads * model.d_head, model.d_ff, model.num_layers // mesh.stage
+    matrices = layers * (4 * d * heads + 2 * d * f) + model.padded_vocab * d * (2 - model.tied_embedding)
+    cut = layers * (3 * heads + f)
+    whole = layers * 6 * d + 2 * d
+    shards = mesh.fsdp * mesh.context
+    positions = model.context_length * d // shards
+    return matrices // (shards * mesh.tensor) + positions + cut // mesh.tensor + whole
 
 
 def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
@@ -100,8 +129,10 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
     """
     model, train, mesh = config.model, config.train, config.mesh
     size = 2 if model.compute_dtype == "bfloat16" else 4
-    shards = mesh.slices * mesh.data * mesh.fsdp
-    tokens = train.microbatch_sequences * train.sequence_length // shards
+    length = train.sequence_length // mesh.context
+    # Of one part in a stage; outside of the layers, rows lie over the stages.
+    part = train.microbatch_sequences * length // (mesh.replicas * mesh.fsdp * _parts(config))
+    tokens = part * _parts(config) // mesh.stage
     d, f, t = model.d_model, model.d_ff, mesh.tensor
     lanes = 128 if chip.clock else 1  # TPUs pad the last dimension of arrays in memory
     heads = model.num_heads * -(-model.d_head // lanes) * lanes
@@ -111,14 +142,18 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
         "dots": 3 * d + 3 * heads + f,
         "none": 8 * d + 8 * heads + 6 * f,  # with copies in float32
     }[model.remat] / t
-    saved = model.num_layers * tokens * kept * size
+    if mesh.stage > 1 and model.remat != "none":  # what enters at each tick, and all that one tick keeps
+        saved = part * (_ticks(config) * d / t + model.num_layers // mesh.stage * kept) * size
+    else:
+        saved = _ticks(config) * part * model.num_layers // mesh.stage * kept * size
     layer = (4 * d * model.num_heads * model.d_head + 2 * d * f) / t
     gathered = len(model.attention_pattern) * layer * size
-    chunk = min(train.loss_chunk or train.sequence_length, train.sequence_length)
-    logits = tokens / train.sequence_length * chunk * model.padded_vocab / t * 4
+    chunk = min(train.loss_chunk or length, length)
+    logits = tokens / length * chunk * model.padded_vocab / t * 4
     table = model.padded_vocab * d / t
     loss = 3 * logits + table * (size + 4) + 2 * tokens * d * size
-    backward = gathered + layer * size + tokens * (5 * heads + 3 * f) / t * size + 4 * tokens * d * size
+    backward = gathered + layer * size + part * (5 * heads + 3 * f) / t * size + 4 * part * d * size
     microbatches = BatchSchedule.from_config(train).max_microbatches
-    gradients = params * (4 if microbatches > 1 else 1.5)  # float32, a sum of them, weights in the narrow type
+    several = microbatches > 1 or mesh.stage > 1
+    gradients = params * (4 if several else 1.5)  # float32, a sum of them, weights in the narrow type
     return int(saved + max(loss, backward) + gradients)

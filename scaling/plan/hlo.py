@@ -65,8 +65,15 @@ class Module:
         """Types of all instructions by name; names are unique in a program."""
         return {i.name: i.shape for instructions in self.computations.values() for i in instructions}
 
-    def walk(self, computation: str | None = None, times: int = 1) -> Iterator[tuple[Instruction, int]]:
+    def walk(
+        self, runs: int | None = None, computation: str | None = None, times: int = 1
+    ) -> Iterator[tuple[Instruction, int]]:
         """Every instruction that is scheduled, with how often it runs; those inside fusions are not.
+
+        Args:
+            runs: of a loop whose bound is no constant.
+            computation: to begin with; None = the entry.
+            times: that it runs.
 
         Raises:
             ValueError: a loop whose trip count cannot be read.
@@ -75,17 +82,25 @@ class Module:
             yield instruction, times
             if instruction.opcode == "while":
                 (body,) = instruction.called["body"]
-                yield from self.walk(body, times * self.trips(instruction))
-            elif instruction.opcode in ("call", "conditional", "async-start"):
+                yield from self.walk(runs, body, times * self.trips(instruction, runs))
+            elif instruction.opcode == "conditional":  # one of the branches runs: say, the costliest
+                branches = [name for names in instruction.called.values() for name in names]
+                yield from self.walk(runs, max(branches, key=self._cycles), times)
+            elif instruction.opcode in ("call", "async-start"):
                 for name in (n for names in instruction.called.values() for n in names):
-                    yield from self.walk(name, times)
+                    yield from self.walk(runs, name, times)
 
-    def trips(self, loop: Instruction) -> int:
-        """How often a while loop runs: the compiler's own count, or the bound in its condition."""
+    def _cycles(self, computation: str) -> int:
+        return sum(instruction.cycles * times for instruction, times in self.walk(1, computation))
+
+    def trips(self, loop: Instruction, otherwise: int | None = None) -> int:
+        """How often a while loop runs: the compiler's own count, the bound in its condition, or ``otherwise``."""
         if found := _TRIPS.search(loop.text):
             return int(found[1])
         (condition,) = loop.called["condition"]
         bounds = {int(found[1]) for found in self._constants(condition)}
+        if not bounds and otherwise is not None:
+            return otherwise
         if len(bounds) != 1:
             raise ValueError(f"the trip count of {loop.name} cannot be read: its bound is {bounds or 'unknown'}")
         return bounds.pop()

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -11,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from scaling import cache, chips, flops
 from scaling import config as cfg
@@ -18,11 +20,35 @@ from scaling.plan import estimate, topology
 from scaling.resolve import resolve
 from scaling.train.schedule import BatchSchedule
 
+if TYPE_CHECKING:
+    from scaling.plan.predict import Prediction
+
 HEADROOM = 0.05  # of the memory that should stay free
 OPERATIONS = 40  # the longest that are kept
 VOCABULARIES = {"gpt2": 50257}  # known without the tokenizer's files
+READ = "weights and cache"  # what decoding must read for each token
 PACKAGE = Path(__file__).resolve().parents[1]
 _REMATERIALIZED = "Involuntary full rematerialization"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a model is asked to generate.
+
+    Attributes:
+        batch_size: texts at a time.
+        prompt_tokens: of the longest prompt.
+        tokens: new ones of each text.
+    """
+
+    batch_size: int = 8
+    prompt_tokens: int = 128
+    tokens: int = 100
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("prompt_tokens", 1), ("tokens", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name}={getattr(self, name)} must be at least {least}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +59,21 @@ class Plan:
         where: the topology or kind of chip.
         chips: how many.
         layout: mesh, remat and microbatch, in words.
-        step: train or eval.
+        step: train, eval or generate.
         memory: part -> bytes a device.
         hbm: bytes that a device has.
         refusal: why the compiler could not fit it; then the numbers are 0.
-        seconds: of one step, predicted.
+        seconds: of one step, predicted; of generate, of one token of every text.
+        prefill: of generate, seconds for reading the prompts; else 0.
         tokens: of one step.
         run_tokens: of the whole run.
         flops_per_token: by which MFU is reckoned.
         peak: FLOP/s of all chips.
         parts: kind of work -> seconds of a step.
+        again: kind of work -> those of them for what is computed a second time, for the backward pass.
+        layer: kind of work -> seconds of one layer.
+        ideal: kind of work -> seconds of the model's products at the peak, nothing computed twice; of generate,
+            ``READ`` -> seconds to read weights and cache once.
         collectives: kind -> bytes that a chip sends in a step, those of them hidden behind computation, calls.
         operations: the longest of JAX's operations -> seconds of a step.
         cycles: that the compiler estimates, summed over the step; 0 without it.
@@ -58,11 +89,15 @@ class Plan:
     hbm: float
     refusal: str
     seconds: float
+    prefill: float
     tokens: int
     run_tokens: int
     flops_per_token: float
     peak: float
     parts: dict[str, float]
+    again: dict[str, float]
+    layer: dict[str, float]
+    ideal: dict[str, float]
     collectives: dict[str, tuple[float, float, int]]
     operations: dict[str, float]
     cycles: int
@@ -102,7 +137,7 @@ class Plan:
 
 
 def resolved(config: cfg.Config, device_count: int, name: str | None = None) -> cfg.Config:
-    """The config on so many devices; the vocabulary of ``gpt2`` is known without its files.
+    """The config on so many devices, at its full batch; the vocabulary of ``gpt2`` is known without its files.
 
     Raises:
         ValueError: an impossible config.
@@ -112,50 +147,64 @@ def resolved(config: cfg.Config, device_count: int, name: str | None = None) -> 
         from scaling.data import tokenizer
 
         vocab = tokenizer.load(config.data.tokenizer).vocab_size
-    return resolve(config, vocab_size=vocab, device_count=device_count, name=name)
+    found = resolve(config, vocab_size=vocab, device_count=device_count, name=name)
+    # Without the ramp the compiler knows the number of microbatches, and so what they take.
+    return dataclasses.replace(found, train=dataclasses.replace(found.train, ramp_tokens=0))
 
 
 def for_search(config: cfg.Config, device_count: int, name: str | None = None) -> cfg.Config:
     """The config without a layout of its own, and without a batch ramp, whose first batches would bound every layout.
 
+    Of the mesh, slices and the context axis stay.
+
     Raises:
         ValueError: an impossible config.
     """
-    mesh = dataclasses.replace(config.mesh, data=-1, fsdp=1, tensor=1)
-    train = dataclasses.replace(config.train, microbatch_sequences=0, ramp_tokens=0)
+    mesh = dataclasses.replace(config.mesh, stage=1, data=-1, fsdp=1, tensor=1)
+    train = dataclasses.replace(config.train, microbatch_sequences=0, pipeline_microbatches=0, ramp_tokens=0)
     try:
         return resolved(dataclasses.replace(config, mesh=mesh, train=train), device_count, name)
     except ValueError:  # more devices than sequences: the tensor axis takes the rest
-        mesh = dataclasses.replace(mesh, tensor=math.gcd(device_count // mesh.slices, config.model.num_heads))
+        mesh = dataclasses.replace(
+            mesh, tensor=math.gcd(device_count // (mesh.slices * mesh.context), config.model.num_heads)
+        )
         return resolved(dataclasses.replace(config, mesh=mesh, train=train), device_count, name)
 
 
-def compiled(config: cfg.Config, name: str, slices: int, step: str = "train", fresh: bool = False) -> Plan:
+def compiled(
+    config: cfg.Config,
+    name: str,
+    slices: int,
+    step: str = "train",
+    fresh: bool = False,
+    request: Request | None = None,
+) -> Plan:
     """Compiles a step for a TPU topology and reads what the compiler says; results are cached by content.
 
     Args:
         config: resolved for the devices of the topology.
         name: topology of a slice, such as ``v5e:4x4``.
         slices: how many slices.
-        step: train or eval.
+        step: train, eval or generate.
         fresh: do not look into the cache.
+        request: what is generated.
 
     Raises:
         ValueError: no compiler, no such topology, or a layout that makes the partitioner gather whole arrays.
     """
     chip, _ = topology.parse(name)
-    path = _cache_path(config, name, slices, step)
+    path = _cache_path(config, name, slices, step, request)
     if path.exists() and not fresh:
         return _from_json(json.loads(path.read_text()))
-    with _compiler_output():
+    with compiler_output():
         devices = topology.devices(name, slices)
-    from scaling.plan import hlo, predict
-    from scaling.plan.compiled import DoesNotFit, compile_step
+    from scaling.plan.compiled import DoesNotFit
 
-    base = _empty(config, f"{slices} x {name}" if slices > 1 else name, chip, len(devices), step)
+    base = _empty(config, f"{slices} x {name}" if slices > 1 else name, chip, len(devices), step, request)
     try:
-        with _compiler_output() as said:
-            program = compile_step(config, devices, step)
+        with compiler_output() as said:
+            read = functools.partial(_generation, request) if request else _step
+            found = read(base, config, chip, devices)
     except DoesNotFit as error:
         found = dataclasses.replace(base, refusal=str(error))
     else:
@@ -164,24 +213,68 @@ def compiled(config: cfg.Config, name: str, slices: int, step: str = "train", fr
                 f"the compiler makes arrays whole to lay them out anew on {name} ({_REMATERIALIZED}); "
                 "choose another config.mesh"
             )
-        guess = predict.predict(hlo.parse(program.text), chip)
-        found = dataclasses.replace(
-            base,
-            memory=dataclasses.asdict(program.memory),
-            seconds=guess.seconds,
-            tokens=program.tokens,
-            parts={kind: part.seconds for kind, part in guess.parts.items()} | {"exposed collectives": guess.exposed},
-            collectives={k: (c.bytes, c.hidden_bytes, c.calls) for k, c in guess.collectives.items()},
-            operations=dict(list(guess.operations.items())[:OPERATIONS]),
-            cycles=guess.cycles,
-            compile_seconds=program.seconds,
-            assumptions=predict.assumptions(slices),
-        )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(dataclasses.asdict(found)))
     partial.replace(path)
     return found
+
+
+def _step(base: Plan, config: cfg.Config, chip: chips.Chip, devices: list[Any]) -> Plan:
+    from scaling.plan import hlo, predict
+    from scaling.plan.compiled import compile_step
+
+    program = compile_step(config, devices, base.step)
+    microbatches = BatchSchedule.from_config(config.train).max_microbatches
+    guess = predict.predict(hlo.parse(program.text), chip, config.mesh.slices, microbatches)
+    length, scale = config.train.sequence_length, program.tokens * (3 if base.step == "train" else 1) / base.peak
+    attention = scale * flops.attention_per_token(config.model, length)
+    unembedding = scale * 2 * config.model.vocab_size * config.model.d_model
+    products = scale * flops.forward_per_token(config.model, length) - attention - unembedding
+    kernels = predict.KERNELS if predict.KERNELS in guess.parts else predict.PRODUCTS
+    ideal = {predict.PRODUCTS: products, predict.UNEMBEDDING: unembedding}
+    ideal[kernels] = ideal.get(kernels, 0.0) + attention
+    return dataclasses.replace(
+        _predicted(base, guess, chip, config),
+        memory=dataclasses.asdict(program.memory),
+        tokens=program.tokens,
+        ideal=ideal,
+        compile_seconds=program.seconds,
+    )
+
+
+def _generation(request: Request, base: Plan, config: cfg.Config, chip: chips.Chip, devices: list[Any]) -> Plan:
+    from scaling.plan import hlo, predict
+    from scaling.plan.decoding import compile_generation
+
+    program = compile_generation(config, devices, request)
+    slices, later = config.mesh.slices, request.tokens - 1  # the first token comes with the prompts
+    guess = predict.predict(hlo.parse(program.decode), chip, slices, later).divided(later)
+    return dataclasses.replace(
+        _predicted(base, guess, chip, config),
+        memory=program.memory,
+        prefill=predict.predict(hlo.parse(program.prefill), chip, slices).seconds,
+        tokens=request.batch_size,
+        ideal={READ: program.read / (chip.hbm_bandwidth / chip.devices)},
+        compile_seconds=program.seconds,
+    )
+
+
+def _predicted(base: Plan, guess: "Prediction", chip: chips.Chip, config: cfg.Config) -> Plan:
+    from scaling.plan import predict
+
+    layers = config.model.num_layers
+    return dataclasses.replace(
+        base,
+        seconds=guess.seconds,
+        parts={kind: part.seconds for kind, part in guess.parts.items()} | {"exposed collectives": guess.exposed},
+        again={kind: part.again for kind, part in guess.parts.items() if part.again},
+        layer={kind: part.layers / layers for kind, part in guess.parts.items() if part.layers},
+        collectives={k: (c.bytes, c.hidden_bytes, c.calls) for k, c in guess.collectives.items()},
+        operations=dict(list(guess.operations.items())[:OPERATIONS]),
+        cycles=guess.cycles,
+        assumptions=predict.assumptions(chip, config.mesh.slices, base.step),
+    )
 
 
 def estimated(config: cfg.Config, kind: str, count: int) -> Plan:
@@ -199,29 +292,47 @@ def estimated(config: cfg.Config, kind: str, count: int) -> Plan:
     )
 
 
-def _empty(config: cfg.Config, where: str, chip: chips.Chip, device_count: int, step: str) -> Plan:
+def _empty(
+    config: cfg.Config,
+    where: str,
+    chip: chips.Chip,
+    device_count: int,
+    step: str,
+    request: Request | None = None,
+) -> Plan:
     model, train, mesh = config.model, config.train, config.mesh
-    shards = mesh.slices * mesh.data * mesh.fsdp
+    shards = mesh.shards
+    stages = f"stage={mesh.stage} ({train.pipeline_microbatches} parts) " if mesh.stage > 1 else ""
+    context = f"context={mesh.context} " if mesh.context > 1 else ""
     sequences = train.microbatch_sequences if step == "train" else config.eval.batch_sequences
     whole = BatchSchedule.from_config(train).max_microbatches if step == "train" else 1
-    training = flops.training_per_token(model, train.sequence_length)
+    work = (
+        f"remat={model.remat}, {sequences / shards:g} sequences of {train.sequence_length} a shard, "
+        f"{whole} microbatches"
+    )
+    flops_per_token = flops.forward_per_token(model, train.sequence_length) * (3 if step == "train" else 1)
+    if request:
+        work = f"{request.batch_size} texts, {request.prompt_tokens} tokens of prompts and {request.tokens} new ones"
+        # A new token sees all before it: as many as the tokens of a sequence of twice that length do on average.
+        flops_per_token = flops.forward_per_token(model, 2 * request.prompt_tokens + request.tokens)
     return Plan(
         where=where,
         chips=device_count // chip.devices,
-        layout=(
-            f"slices={mesh.slices} data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}, remat={model.remat}, "
-            f"{sequences / shards:g} sequences of {train.sequence_length} a shard, {whole} microbatches"
-        ),
+        layout=f"slices={mesh.slices} {stages}data={mesh.data} fsdp={mesh.fsdp} {context}tensor={mesh.tensor}, {work}",
         step=step,
         memory={},
         hbm=chip.hbm / chip.devices,
         refusal="",
         seconds=0.0,
+        prefill=0.0,
         tokens=0,
         run_tokens=train.tokens,
-        flops_per_token=training if step == "train" else training / 3,
+        flops_per_token=flops_per_token,
         peak=chip.flops / chip.devices * device_count,
         parts={},
+        again={},
+        layer={},
+        ideal={},
         collectives={},
         operations={},
         cycles=0,
@@ -230,7 +341,7 @@ def _empty(config: cfg.Config, where: str, chip: chips.Chip, device_count: int, 
     )
 
 
-def _cache_path(config: cfg.Config, name: str, slices: int, step: str) -> Path:
+def _cache_path(config: cfg.Config, name: str, slices: int, step: str, request: Request | None) -> Path:
     """By everything that the compiled program depends on: config, topology, versions, and our own source."""
     values = {
         key: value for key, value in cfg.to_dict(config).items() if key in ("model", "train", "optimizer", "mesh")
@@ -240,10 +351,12 @@ def _cache_path(config: cfg.Config, name: str, slices: int, step: str) -> Path:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{package} {importlib.metadata.version(package)}")
     source = hashlib.sha256()
-    for folder in ("model", "parallel", "plan", "train"):
+    for folder in ("generate", "model", "parallel", "plan", "train"):
         for path in sorted((PACKAGE / folder).glob("*.py")):
             source.update(path.read_bytes())
-    text = json.dumps([values, config.eval.batch_sequences, name, slices, step, versions, source.hexdigest()])
+    asked = dataclasses.asdict(request) if request else config.eval.batch_sequences
+    versions.append(os.environ.get("TPU_LIBRARY_PATH", ""))  # another libtpu than the package's
+    text = json.dumps([values, asked, name, slices, step, versions, source.hexdigest()])
     return Path(cache.root()).expanduser() / "plans" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
@@ -253,7 +366,7 @@ def _from_json(values: dict) -> Plan:
 
 
 @contextlib.contextmanager
-def _compiler_output() -> Iterator[list[str]]:
+def compiler_output() -> Iterator[list[str]]:
     """Keeps what the compiler writes to stderr (from C++, much of it about hardware that is not there) in a list."""
     sys.stderr.flush()
     kept, said = os.dup(2), list[str]()

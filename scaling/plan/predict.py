@@ -6,9 +6,13 @@ The model, and what it rests on (docs/planning.md has the measurements):
   within 5 % of what the units can do;
 * everything else moves memory: its bytes, read and written, at ``MEMORY_EFFICIENCY`` of the data sheet's bandwidth, or
   the compiler's cycles where those are fewer (arrays that never leave the chip's fast memory);
+* arrays that are brought into fast memory beforehand take no time of their own, but all bytes of the program together
+  take at least what the memory needs for them: decoding waits for that;
 * attention kernels carry no cycles: the products of the blocks that they visit, at ``KERNEL_EFFICIENCY`` of the peak;
 * collectives send their bytes over all links of a chip; those that the compiler runs asynchronously take no time
-  unless they are longer than all computation.
+  unless they are longer than all computation;
+* traffic between slices takes the data sheet's share of a chip in the data-centre network, one transfer after the
+  other, beside the work that the compiler put between its start and its end (``between``).
 """
 
 import collections
@@ -17,26 +21,44 @@ import re
 from collections.abc import Iterable
 
 from scaling.chips import Chip
+from scaling.plan.between import Network
 from scaling.plan.estimate import MEMORY_EFFICIENCY
 from scaling.plan.hlo import Instruction, Module, shape_bytes
 
 KERNEL_EFFICIENCY = 0.5
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+PRODUCTS, UNEMBEDDING, KERNELS = "matrix products", "unembedding", "attention kernels"
+OTHER = "other"  # calls that only name buffers
+WAITING = "waiting for memory"  # beyond all work: for arrays that are brought into fast memory
+BETWEEN = "between slices"  # traffic of all kinds that leaves a slice
 # Opcodes that take no time, or whose time is that of what they start.
 _FREE = re.compile(
     "parameter|constant|tuple|get-tuple-element|bitcast|while|conditional|call|after-all|partition-id|replica-id|"
     "(copy|slice|async)-(start|update|done)"
 )
-SLICE, UPDATE = "dynamic-slice", "dynamic-update-slice"
+SLICE, UPDATE, GATHER = "dynamic-slice", "dynamic-update-slice", "gather"
+_OURS, _THEIRS = "jit(step)/", "jit(train_step)/"  # train steps, and MaxText's
+_UNEMBEDDING = re.compile(r"bt[dv],[bv]|vd,bd")
+_LAID_OUT = re.compile(r"\b\w+\[[\d,]*\]\{[^{}]*\}")
+_FAST = re.compile(r"S\([1-9]\)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\]|mesh\[([^\]]*)\] \{([^}]*)\})")
 
 
 @dataclasses.dataclass
 class Part:
-    """One kind of work in a step: seconds by the model, and the compiler's cycles."""
+    """One kind of work in a step.
+
+    Attributes:
+        seconds: by the model.
+        again: those of them for what is computed a second time, for the backward pass.
+        layers: those of them in loops over layers.
+        cycles: the compiler's.
+    """
 
     seconds: float = 0.0
+    again: float = 0.0
+    layers: float = 0.0
     cycles: int = 0
 
 
@@ -56,7 +78,7 @@ class Prediction:
     Attributes:
         seconds: of one step.
         parts: kind of work -> its part; without collectives.
-        collectives: kind -> traffic.
+        collectives: kind -> traffic inside a slice; ``BETWEEN`` -> what leaves it.
         exposed: seconds of collectives that nothing hides.
         cycles: sum of the compiler's cycles, loops counted as often as they run; no kernels.
         operations: JAX's operation, as its path in the program -> seconds, the longest first.
@@ -69,15 +91,42 @@ class Prediction:
     cycles: int
     operations: dict[str, float]
 
+    def divided(self, count: int) -> "Prediction":
+        """Of one of ``count`` equal parts of the program, such as the rounds of its loop."""
+        return Prediction(
+            self.seconds / count,
+            {
+                k: Part(p.seconds / count, p.again / count, p.layers / count, p.cycles // count)
+                for k, p in self.parts.items()
+            },
+            {
+                k: Collective(c.bytes / count, c.hidden_bytes / count, c.calls // count)
+                for k, c in self.collectives.items()
+            },
+            self.exposed / count,
+            self.cycles // count,
+            {name: seconds / count for name, seconds in self.operations.items()},
+        )
 
-def predict(module: Module, chip: Chip) -> Prediction:
-    """Step time of a program on one kind of chip."""
+
+def predict(module: Module, chip: Chip, slices: int = 1, runs: int | None = None) -> Prediction:
+    """Step time of a program on one kind of chip.
+
+    Args:
+        module: the program.
+        chip: the kind.
+        slices: that its devices make up.
+        runs: of a loop whose count is only known when it runs.
+    """
     parts: dict[str, Part] = collections.defaultdict(Part)
     collectives: dict[str, Collective] = collections.defaultdict(Collective)
     operations: dict[str, float] = collections.defaultdict(float)
     seen: set[tuple[str, str, int]] = set()
-    for instruction, times in module.walk():
-        if _FREE.fullmatch(instruction.opcode):
+    layers = _in_layers(module)
+    network, work, moved = Network(slices, chip.between / chip.devices), 0.0, 0
+    for instruction, times in module.walk(runs):
+        moved += times * _bytes_prefetched(instruction)
+        if network.meet(module, instruction, times, work) or _FREE.fullmatch(instruction.opcode):
             continue
         for found, hidden in _collectives(module, instruction):
             key = (found.opcode, _channel(found), times)
@@ -93,37 +142,68 @@ def predict(module: Module, chip: Chip) -> Prediction:
         if _kind_of_collective(instruction.opcode):
             continue
         kind, seconds = _cost(module, instruction, chip)
-        parts[kind].seconds += times * seconds
-        parts[kind].cycles += times * instruction.cycles
+        part = parts[kind]
+        part.seconds += times * seconds
+        part.again += times * seconds * ("rematted_computation" in instruction.op_name)
+        part.layers += times * seconds * (instruction.name in layers)
+        part.cycles += times * instruction.cycles
         operations[_operation(instruction)] += times * seconds
-    work = sum(part.seconds for part in parts.values())
+        work += times * seconds
+        moved += times * _bytes_moved(module, instruction) * (kind != OTHER)
+    if (waiting := moved / _bandwidth(chip) - work) > 0:
+        parts[WAITING].seconds = waiting
+        work += waiting
     link = chip.link / chip.devices
     behind = sum(c.hidden_bytes for c in collectives.values()) / link
     exposed = sum(c.bytes - c.hidden_bytes for c in collectives.values()) / link + max(0.0, behind - work)
+    if network.calls:
+        exposed += network.waited
+        collectives[BETWEEN] = Collective(network.bytes, network.hidden_bytes, network.calls)
     cycles = sum(part.cycles for part in parts.values())
     longest = dict(sorted(operations.items(), key=lambda pair: -pair[1]))
     return Prediction(work + exposed, dict(parts), dict(collectives), exposed, cycles, longest)
+
+
+def _in_layers(module: Module) -> set[str]:
+    """Names of the instructions of loops over layers: those with products, but not the unembedding's."""
+    scheduled = [i for i, _ in module.walk(runs=1)]
+    bodies = {i.called["body"][0] for i in scheduled if i.opcode == "while"}
+    loops = [module.computations[body] for body in bodies]
+    return {
+        instruction.name
+        for loop in loops
+        if any(_has_product(module, i) and not _UNEMBEDDING.search(i.op_name) for i in loop)
+        for instruction in loop
+    }
 
 
 def _cost(module: Module, instruction: Instruction, chip: Chip) -> tuple[str, float]:
     """The kind of work of an instruction, and its seconds."""
     if instruction.opcode == "custom-call":
         if "tpu_custom_call" in instruction.text:
-            return "attention kernels", kernel_flops(instruction) / (KERNEL_EFFICIENCY * chip.flops / chip.devices)
-        return "other", 0.0
+            return KERNELS, kernel_flops(instruction) / (KERNEL_EFFICIENCY * chip.flops / chip.devices)
+        return OTHER, 0.0
     clock = chip.clock
     if _has_product(module, instruction):
-        kind = "unembedding" if re.search(r"bt[dv],[bv]", instruction.op_name) else "matrix products"
+        # Ours is chunked, by a loop; MaxText's is the only one outside of its loop over layers.
+        name = instruction.op_name
+        theirs = name.startswith(_THEIRS) and "while" not in name
+        kind = UNEMBEDDING if theirs or _UNEMBEDDING.search(name) else PRODUCTS
         return kind, instruction.cycles / clock
-    moved = _bytes_moved(module, instruction) / (MEMORY_EFFICIENCY * chip.hbm_bandwidth / chip.devices)
+    moved = _bytes_moved(module, instruction) / _bandwidth(chip)
     seconds = min(moved, instruction.cycles / clock) if instruction.cycles else moved
-    if "jvp" not in instruction.op_name and instruction.op_name.startswith("jit(step)/"):
+    if "jvp" not in instruction.op_name and instruction.op_name.startswith((_OURS, _THEIRS)):
         kind = "optimizer"
     elif instruction.opcode in ("copy", "transpose") or not instruction.op_name:
         kind = "copies and layouts"
     else:
         kind = "norms and elementwise"
     return kind, seconds
+
+
+def _bandwidth(chip: Chip) -> float:
+    """Bytes/s of a device's main memory."""
+    return MEMORY_EFFICIENCY * chip.hbm_bandwidth / chip.devices
 
 
 def _operation(instruction: Instruction) -> str:
@@ -144,8 +224,9 @@ def _has_product(module: Module, instruction: Instruction) -> bool:
 def _bytes_moved(module: Module, instruction: Instruction) -> int:
     """Bytes that are read and written in the chip's main memory.
 
-    Operands and result; but of an array that is only sliced, the slice, and of one that is updated in place, the update
-    (a loop over layers slices its stacked weights and writes into stacked activations).
+    Operands and result; but of an array that is only sliced, the slice, of one from which rows are gathered, the rows,
+    and of one that is updated in place, the update (a loop over layers slices its stacked weights and writes into
+    stacked activations).
     """
     inner = [i for names in instruction.called.values() for name in names for i in module.computations.get(name, ())]
     touched = _touched(inner)
@@ -164,14 +245,22 @@ def _touched(inner: list[Instruction]) -> dict[int, int]:
     found: dict[int, int] = {}
     for name, number in numbers.items():
         users = [i for i in inner if name in i.operands]
-        if users and all(i.opcode == SLICE or (i.opcode == UPDATE and i.operands[0] == name) for i in users):
-            found[number] = sum(i.bytes for i in users if i.opcode == SLICE)
+        if users and all(i.opcode == SLICE or (i.opcode in (UPDATE, GATHER) and i.operands[0] == name) for i in users):
+            found[number] = sum(i.bytes for i in users if i.opcode != UPDATE)
     return found
+
+
+def _bytes_prefetched(instruction: Instruction) -> int:
+    """Bytes that an asynchronous copy or slice moves between main and fast memory, or twice within main memory."""
+    if instruction.opcode not in ("copy-start", "slice-start"):
+        return 0
+    ends = _LAID_OUT.findall(instruction.shape)[:2]  # where to and from; of a slice from and where to
+    return min(map(shape_bytes, ends)) * sum(not _FAST.search(end) for end in ends)
 
 
 def _without_fast_memory(shape: str) -> str:
     """A type without those of its arrays that lie in fast memory, which the layout marks S(1)."""
-    return re.sub(r"\b\w+\[[\d,]*\]\{[^{}]*S\([1-9]\)\}", "", shape)
+    return _LAID_OUT.sub(lambda found: "" if _FAST.search(found[0]) else found[0], shape)
 
 
 def kernel_flops(instruction: Instruction) -> float:
@@ -179,16 +268,19 @@ def kernel_flops(instruction: Instruction) -> float:
 
     Forward: two products (scores, values). Backward in one kernel: five; for keys and values alone four, for queries
     alone three. The head is padded to 128 lanes. From the grid of the mask, the kernel's first operand, follow the
-    blocks: a whole grid is causal, a shrunken one (band) is visited whole.
+    blocks: a whole grid is causal, a shrunken one (band) or an oblong one (a hop of ring attention) is visited whole.
     """
     operands = instruction.text.partition("operand_layout_constraints={")[2]
     grid = re.search(r"s\d+\[(\d+),(\d+),(\d+)\]", operands)
-    sizes = re.search(r"bf16\[(\d+),(\d+),(\d+),(\d+)\]", operands)
-    if not grid or not sizes:
+    arrays = re.findall(r"bf16\[(?:(\d+),)?(\d+),(\d+),(\d+)\]", operands)[:2]  # queries, keys
+    if not grid or not arrays:
         return 0.0
-    batch, heads, length, head = map(int, sizes.groups())
+    batch, heads, _, head = (int(size or 1) for size in arrays[0])  # a batch of one is left out
+    length = max(int(sizes[2]) for sizes in arrays)
     _, rows, columns = map(int, grid.groups())
-    names = {"fwd": 2, "dkv": 5 if 'dq\\": null' in instruction.text else 4, "dq": 3}
+    # The fused backward kernel has one result more than the other, the queries' gradient for each block of keys.
+    fused = bool(re.search(r"bf16\[\d+,\d+,\d+,\d+,\d+\]", instruction.shape))
+    names = {"fwd": 2, "dkv": 5 if fused else 4, "dq": 3}
     products = next((n for name, n in names.items() if f"mha_{name}" in instruction.name), 2)
     blocks = rows * (rows + 1) / 2 if rows == columns else rows * columns
     area = blocks * (length / max(rows, columns)) ** 2
@@ -247,13 +339,17 @@ def sent_bytes(instruction: Instruction) -> float:
     return whole if kind == "collective-permute" else whole * part
 
 
-def assumptions(slices: int) -> tuple[str, ...]:
+def assumptions(chip: Chip, slices: int, step: str) -> tuple[str, ...]:
     """What a prediction rests on, for those who read it."""
-    between = ("Traffic between slices is reckoned as inside them, which is too fast: their network is slower.",)
+    between = (
+        f"Traffic between slices at {chip.between / 1e9:g} GB/s a chip, beside the work that it is started before."
+    )
+    tokens = "Tokens are drawn from the whole softmax; loading, tokenizing and the host's work are left out."
     return (
         "A prediction, not a measurement: matrix products by the compiler's cycles; other work by its bytes at "
         f"{100 * MEMORY_EFFICIENCY:.0f} % of the memory's bandwidth;",
         f"attention kernels at {100 * KERNEL_EFFICIENCY:.0f} % of the peak in the blocks that they visit; collectives "
         "at the links' data sheet, asynchronous ones hidden.",
-        *(between if slices > 1 else ()),
+        *([between] if slices > 1 else []),
+        *([tokens] if step == "generate" else []),
     )

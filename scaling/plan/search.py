@@ -29,29 +29,32 @@ class Candidate:
     def knobs(self) -> str:
         """As they are given on the command line."""
         mesh, train = self.config.mesh, self.config.train
+        stages = f"--config.mesh.stage={mesh.stage} " if mesh.stage > 1 else ""
+        context = f"--config.mesh.context={mesh.context} " if mesh.context > 1 else ""
         return (
-            f"--config.mesh.data={mesh.data} --config.mesh.fsdp={mesh.fsdp} --config.mesh.tensor={mesh.tensor} "
-            f"--config.model.remat={self.config.model.remat} "
+            f"{stages}--config.mesh.data={mesh.data} --config.mesh.fsdp={mesh.fsdp} {context}"
+            f"--config.mesh.tensor={mesh.tensor} --config.model.remat={self.config.model.remat} "
             f"--config.train.microbatch_sequences={train.microbatch_sequences}"
         )
 
 
 def candidates(config: cfg.Config, device_count: int) -> Iterator[cfg.Config]:
-    """Every layout of a config that its shapes allow: mesh, remat, microbatch.
+    """Every layout of a config that its shapes allow: mesh, remat, microbatch; stages only over slices.
 
     Args:
-        config: resolved for one layout; its slices stay.
+        config: resolved for one layout; its slices and its context axis stay.
         device_count: devices of all slices.
     """
-    inside = device_count // config.mesh.slices
+    inside = device_count // (config.mesh.slices * config.mesh.context)
     sizes = [n for n in range(1, inside + 1) if inside % n == 0]
-    for fsdp, tensor in itertools.product(sizes, sizes):
+    stages = [n for n in range(1, config.mesh.slices + 1) if config.mesh.slices % n == 0]
+    for fsdp, tensor, stage in itertools.product(sizes, sizes, stages):
         if inside % (fsdp * tensor) or tensor > config.model.num_heads:
             continue
-        mesh = dataclasses.replace(config.mesh, data=inside // (fsdp * tensor), fsdp=fsdp, tensor=tensor)
-        shards = mesh.slices * mesh.data * mesh.fsdp
+        mesh = dataclasses.replace(config.mesh, stage=stage, data=inside // (fsdp * tensor), fsdp=fsdp, tensor=tensor)
+        shards = mesh.shards
         for remat, power in itertools.product(REMATS, range(MOST_SEQUENCES.bit_length())):
-            train = dataclasses.replace(config.train, microbatch_sequences=shards * 2**power)
+            train = dataclasses.replace(config.train, microbatch_sequences=shards * 2**power, pipeline_microbatches=0)
             model = dataclasses.replace(config.model, remat=remat)
             evaluation = dataclasses.replace(config.eval, batch_sequences=0)
             try:

@@ -7,7 +7,9 @@ from typing import Any
 from scaling import chips
 
 # Where libtpu asks the machine for TPUs, it must not; several programs may plan at once.
-_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+# By itself libtpu writes its warnings to a file only; ``plan`` looks for one of them.
+_WARNINGS = {"TPU_STDERR_LOG_LEVEL": "1"}
 _DIMENSIONS = {"v4": 3, "v5p": 3, "v7x": 3, "v5e": 2, "v6e": 2}
 _LIBTPU_NAME = {"v7x": "tpu7x"}
 
@@ -38,6 +40,12 @@ def count(name: str, slices: int) -> int:
     return total
 
 
+def library_name(name: str) -> str:
+    """A topology as libtpu calls it."""
+    chip, sizes = parse(name)
+    return f"{_LIBTPU_NAME.get(chip.name, chip.name)}:{'x'.join(map(str, sizes))}"
+
+
 def devices(name: str, slices: int = 1) -> list[Any]:
     """Devices to compile for; nothing can run on them.
 
@@ -48,11 +56,10 @@ def devices(name: str, slices: int = 1) -> list[Any]:
     Raises:
         ValueError: no such topology, or libtpu is not installed.
     """
-    chip, sizes = parse(name)
-    os.environ.update({key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()})
+    asked = library_name(name)
+    os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()} | _WARNINGS)
     from jax.experimental import topologies
 
-    asked = f"{_LIBTPU_NAME.get(chip.name, chip.name)}:{'x'.join(map(str, sizes))}"
     more = {"num_slices": slices} if slices > 1 else {}
     try:
         return list(topologies.get_topology_desc(asked, platform="tpu", **more).devices)

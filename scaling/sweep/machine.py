@@ -63,7 +63,7 @@ class Machine:
         elif self.platform == "tpu":
             most = room = 1
         else:
-            needed = mesh.slices * max(1, mesh.data) * mesh.fsdp * mesh.tensor
+            needed = mesh.devices
             most = room = len(self.units) // needed
             if not room:
                 raise ValueError(f"config.mesh asks for {needed} devices, and there are {len(self.units)}")

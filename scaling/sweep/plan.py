@@ -326,7 +326,7 @@ def _whole_batch(config: cfg.Config, wanted: float) -> int:
     Powers of two, so that runs of one shape share one compiled program where they can.
     """
     mesh = config.mesh
-    unit = (config.train.sequence_length or config.model.context_length) * mesh.slices * max(1, mesh.data) * mesh.fsdp
+    unit = (config.train.sequence_length or config.model.context_length) * mesh.shards
     if not (math.isfinite(wanted) and wanted > 0):
         raise ValueError(f"the sweep's rule for batch_tokens gives {wanted}; it must be positive")
     return unit * 2 ** max(0, round(math.log2(wanted / unit)))

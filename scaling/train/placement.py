@@ -11,7 +11,8 @@ HostBatch = dict[str, np.ndarray]  # int32 [microbatches, local rows, tokens]
 
 def local_rows(sharding: jax.sharding.NamedSharding, rows: int) -> np.ndarray:
     """Which of a microbatch's ``rows`` sequences the devices of this process hold, ascending."""
-    indices = sharding.addressable_devices_indices_map((1, rows, 1)).values()
+    tokens = sharding.mesh.size  # any number that the axes divide
+    indices = sharding.addressable_devices_indices_map((1, rows, tokens)).values()
     return np.unique(np.concatenate([np.arange(rows)[index[1]] for index in indices if index]))
 
 
@@ -22,7 +23,7 @@ def place(batch: HostBatch, rows: np.ndarray, total: int, sharding: jax.sharding
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
             wanted = np.arange(total)[index[1]]
-            return local[:, np.searchsorted(rows, wanted)]
+            return local[:, np.searchsorted(rows, wanted), index[2]]
 
         return jax.make_array_from_callback((local.shape[0], total, local.shape[2]), sharding, shard)
 

@@ -100,7 +100,13 @@ def test_greedy_is_the_argmax_of_the_whole_forward_pass():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("devices", "axes"), [(2, cfg.Mesh(fsdp=2)), (2, cfg.Mesh(tensor=2)), (4, cfg.Mesh(fsdp=2, tensor=2))]
+    ("devices", "axes"),
+    [
+        (2, cfg.Mesh(fsdp=2)),
+        (2, cfg.Mesh(tensor=2)),
+        (4, cfg.Mesh(fsdp=2, tensor=2)),
+        (4, cfg.Mesh(context=2, tensor=2)),
+    ],
 )
 def test_same_tokens_on_every_mesh(generator, devices, axes):
     sharded = tiny_generator(make_mesh(axes, jax.devices()[:devices]))

@@ -63,6 +63,13 @@ def test_splash_over_a_mesh_is_splash_on_one_device():
         np.testing.assert_allclose(mine, other, atol=1e-6)
 
 
+def test_splash_keeps_its_precision_where_callers_ask_for_more():
+    """Generation asks for exact float32 products; the TPU's compiler refuses that of bfloat16 ones in a kernel."""
+    with jax.default_matmul_precision("highest"):
+        program = str(jax.make_jaxpr(lambda *x: splash(*x, 0))(*inputs(jnp.bfloat16)[:3]))
+    assert "dot_general" in program and "HIGHEST" not in program
+
+
 @pytest.mark.parametrize(
     ("call", "kernel"),
     [

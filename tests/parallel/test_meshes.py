@@ -64,7 +64,7 @@ def test_state_is_really_sharded():
     assert held < 0.2 * total
     qkv = state["optimizer"][2].mu["blocks"]["attention"]["qkv"]
     assert qkv.sharding == state["params"]["blocks"]["attention"]["qkv"].sharding
-    assert qkv.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", None, "tensor", None)
+    assert qkv.sharding.spec == jax.sharding.PartitionSpec("stage", "fsdp", None, "tensor", None)
 
 
 def test_parameters_are_gathered_narrow():

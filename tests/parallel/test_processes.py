@@ -77,6 +77,15 @@ def test_two_processes_are_one_run_and_resume_as_one(tmp_path):
     assert len(losses(two)) == len(losses(one)) + 2
 
 
+@pytest.mark.slow
+def test_a_sequence_may_lie_over_two_processes(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    short = ["--config.train.tokens=2048", "--config.optimizer.decay_tokens=8192", NO_SAMPLES]
+    launch(one, 1, *short)
+    launch(two, 2, *short, "--config.mesh.fsdp=1", "--config.mesh.tensor=1", "--config.mesh.context=8")
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
+
+
 def test_the_coordinator_needs_its_numbers(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234")
     with pytest.raises(ValueError, match=r"10\.0\.0\.1:1234 also needs num_processes"):

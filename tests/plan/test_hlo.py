@@ -72,6 +72,28 @@ def test_the_step_is_the_sum_of_its_parts():
     assert found.seconds == pytest.approx(sum(part.seconds for part in found.parts.values()) + found.exposed)
 
 
+def test_a_hop_of_the_ring_costs_what_it_visits():
+    """One branch of a conditional runs; its grid of blocks is oblong, and visited whole."""
+    branch = """\
+%NAME (p: bf16[8,2048,64]) -> bf16[8,2048,64] {
+  %p = bf16[8,2048,64] parameter(0)
+  ROOT %splash_mha_fwd_residuals = bf16[8,2048,64] custom-call(%p), custom_call_target="tpu_custom_call", \
+operand_layout_constraints={s8[1,4,8]{2,1,0}, bf16[8,2048,64]{2,1,0}, bf16[8,4096,64]{2,1,0}}
+}
+
+"""
+    main = """\
+ENTRY %main (x: bf16[8,2048,64], c: s32[]) -> bf16[8,2048,64] {
+  %x = bf16[8,2048,64] parameter(0)
+  %c = s32[] parameter(1)
+  ROOT %r = bf16[8,2048,64] conditional(%c, %x, %x), branch_computations={%early, %late}
+}
+"""
+    text = branch.replace("NAME", "early") + branch.replace("NAME", "late") + main
+    found = predict.predict(hlo.parse(text), V5E).parts["attention kernels"].seconds
+    assert found == pytest.approx(2 * 2 * 8 * 2048 * 4096 * 128 / (0.5 * 197e12))
+
+
 def test_collectives_that_outlast_the_work_are_not_hidden():
     slow = chips.Chip("slow", 197e12, 16e9, 8.19e11, 1e9, 1.5e9, ())
     found = predict.predict(hlo.parse(TPU), slow)

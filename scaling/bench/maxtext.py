@@ -1,0 +1,77 @@
+"""Talks to the MaxText peer: one process for each program that it compiles."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from scaling.plan import topology
+
+PROGRAM = Path(__file__).with_name("maxtext_peer.py")
+
+
+def topology_knobs(name: str) -> dict[str, Any]:
+    """What makes MaxText compile for a topology, with nothing else to do."""
+    return {
+        "run_name": "peer",
+        "enable_checkpointing": False,
+        "dataset_type": "synthetic",
+        "log_config": False,
+        "jax_cache_dir": "",
+        "internal_compile": True,  # the topology by libtpu's own name
+        "compile_topology": topology.library_name(name),
+        "compile_topology_num_slices": 1,
+        "internal_compile_num_devices": topology.count(name, 1),
+        "attention": "flash",
+    }
+
+
+def compile_step(python: str, library: str, knobs: list[str], text: Path) -> dict[str, Any]:
+    """Has MaxText compile its train step.
+
+    Args:
+        python: an interpreter that has MaxText.
+        library: path of the libtpu.so that compiles.
+        knobs: ``name=value``, MaxText's.
+        text: where the optimized program is to be written.
+
+    Returns:
+        ``seconds``, ``bytes`` a device and ``version``; or ``error``.
+
+    Raises:
+        ValueError: there is no such interpreter, or it has no MaxText.
+    """
+    environment = {"JAX_PLATFORMS": "cpu", "TPU_LIBRARY_PATH": library, **topology.ENVIRONMENT}
+    try:
+        done = subprocess.run(
+            [python, str(PROGRAM), json.dumps({"knobs": knobs, "text": str(text)})],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+        )
+    except OSError as error:
+        raise ValueError(f"--peer={python} cannot be run ({error.strerror})") from None
+    if done.returncode or not done.stdout.strip():
+        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        raise ValueError(f"the peer {python} ended: {last[:300]}; --peer=PYTHON must have maxtext[tpu]")
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def library() -> str:
+    """The libtpu that both compile with: what ``TPU_LIBRARY_PATH`` names, else ours."""
+    if named := os.environ.get("TPU_LIBRARY_PATH"):
+        return named
+    try:
+        import libtpu
+    except ImportError:
+        raise ValueError("the TPU compiler is not installed; pip install 'scaling[plan]'") from None
+    path: str = libtpu.get_library_path()
+    return path
+
+
+def version(library: str) -> str:
+    """As its package says it, which lies beside it."""
+    found = sorted(Path(library).parents[1].glob("libtpu-*.dist-info"))
+    return found[-1].name.removeprefix("libtpu-").removesuffix(".dist-info") if found else library

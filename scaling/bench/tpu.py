@@ -1,0 +1,195 @@
+"""Our train step and MaxText's, compiled for the same TPU slice that is not there: what ``scaling bench tpu`` prints.
+
+Same topology, sequences a chip, vocabulary, float32 weights with bfloat16 products, AdamW, clipping, dense attention by
+a kernel, and the same libtpu, whose ``estimated_cycles`` are the yardstick. Kernels carry no cycles; their products and
+predicted times stand apart.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scaling import chips, flops
+from scaling import config as cfg
+from scaling.bench import maxtext
+from scaling.config_file import apply_overrides, split_arguments
+from scaling.plan import hlo, plan, predict, topology
+from scaling.recipes import gpt3
+
+LENGTH = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Where and how a size is compiled.
+
+    Attributes:
+        topology: of one slice.
+        sequences: a chip.
+        ours: tries, each ``knob=value`` of our config in a row; parameters lie over all chips if they say nothing else.
+        theirs: tries, each ``knob=value`` of MaxText's in a row.
+    """
+
+    topology: str
+    sequences: int
+    ours: tuple[str, ...] = ("model.remat=full",)
+    theirs: tuple[str, ...] = ("remat_policy=full",)
+
+
+CASES = {
+    "1300m": Case("v5e:4x4", 4),
+    "2700m": Case("v5e:4x8", 4),
+    "6700m": Case("v5e:8x8", 4),
+    "13b": Case("v5e:8x16", 4),
+    "175b": Case("v5p:8x8x8", 2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A compiled train step.
+
+    Attributes:
+        knobs: that it was compiled with.
+        prediction: what its text says; None = it does not fit.
+        bytes: a device.
+        seconds: that compiling took.
+    """
+
+    knobs: str
+    prediction: predict.Prediction | None
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+def bench(size: str, case: Case, python: str | None) -> Iterator[str]:
+    """Compiles every try of ours and of MaxText's, and sets the best of each side by side.
+
+    Args:
+        size: of the GPT-3 sizes.
+        case: topology, batch and tries.
+        python: an interpreter that has MaxText; None = without it.
+
+    Yields:
+        Lines of text.
+
+    Raises:
+        ValueError: knobs, topology or interpreter cannot be used, or nothing fits.
+    """
+    library = maxtext.library()
+    chip, _ = topology.parse(case.topology)
+    model = _config(size, case, "").model
+    yield f"{size} on {case.topology}, {case.sequences} sequences of {LENGTH} a chip, libtpu {maxtext.version(library)}"
+    best = []
+    tries = [("ours", knobs) for knobs in case.ours] + ([("MaxText", knobs) for knobs in case.theirs] if python else [])
+    for who, knobs in tries:
+        step = _ours(size, case, knobs) if who == "ours" else _theirs(python or "", library, model, case, knobs)
+        yield f"  {who:<8} {_line(step, model, case, chip)}"
+        best += [(who, step)] if step.prediction else []
+    found = {who: min((s for w, s in best if w == who), key=_cycles, default=None) for who, _ in tries}
+    if missing := [who for who, step in found.items() if step is None]:
+        raise ValueError(f"no try of {' and '.join(missing)} fits {case.topology}")
+    steps = [step.prediction for step in found.values() if step and step.prediction]
+    if len(steps) == 2:
+        mine, peer = steps
+        yield (
+            f"  best of each: {mine.cycles / peer.cycles:.2f} of MaxText's cycles, "
+            f"{mine.seconds / peer.seconds:.2f} of its predicted time"
+        )
+    yield from _table(steps)
+
+
+def _cycles(step: Step) -> int:
+    assert step.prediction
+    return step.prediction.cycles
+
+
+def _line(step: Step, model: cfg.Model, case: Case, chip: chips.Chip) -> str:
+    found = step.prediction
+    if found is None:
+        return f"{step.knobs}: does not fit"
+    work = case.sequences * LENGTH * flops.training_per_token(model, LENGTH) / found.seconds
+    return (
+        f"{step.knobs}: {found.cycles / 1e6:,.1f}M cycles, predicted {1e3 * found.seconds:,.0f} ms, "
+        f"MFU {100 * work / (chip.flops / chip.devices):.1f} %, {step.bytes / 2**30:.1f} GiB a chip, "
+        f"compiled in {step.seconds:.0f} s"
+    )
+
+
+def _table(steps: list[predict.Prediction]) -> Iterator[str]:
+    """Cycles and predicted milliseconds of each kind of work, ours first."""
+    kinds = sorted({kind for step in steps for kind in step.parts}, key=lambda kind: -steps[0].parts[kind].seconds)
+    for kind in kinds:
+        parts = [step.parts.get(kind, predict.Part()) for step in steps]
+        yield f"    {kind:<24}" + "".join(f"{p.cycles / 1e6:>10,.1f}M {1e3 * p.seconds:>8,.1f} ms" for p in parts)
+    yield f"    {'exposed collectives':<24}" + "".join(f"{'':>11} {1e3 * step.exposed:>8,.1f} ms" for step in steps)
+
+
+def _config(size: str, case: Case, knobs: str) -> cfg.Config:
+    """Dense attention, no ramp, one microbatch, parameters over all chips, unless the knobs say otherwise."""
+    count = topology.count(case.topology, 1)
+    config = gpt3(size, fsdp=count)
+    config.model.attention_pattern = ("dense",)
+    config.train.ramp_tokens = 0
+    config.train.microbatch_sequences = case.sequences * count
+    config.train.batch_tokens = case.sequences * count * LENGTH
+    _, overrides, _ = split_arguments([f"--config.{knob}" for knob in knobs.split()])
+    return plan.resolved(apply_overrides(config, overrides), count)
+
+
+def _ours(size: str, case: Case, knobs: str) -> Step:
+    config = _config(size, case, knobs)
+    with plan.compiler_output():
+        devices = topology.devices(case.topology)
+        from scaling.plan.compiled import DoesNotFit, compile_step
+
+        try:
+            program = compile_step(config, devices)
+        except DoesNotFit:
+            return Step(knobs, None)
+    chip, _ = topology.parse(case.topology)
+    memory = sum(dataclasses.asdict(program.memory).values())
+    return Step(knobs, predict.predict(hlo.parse(program.text), chip), memory, program.seconds)
+
+
+def knobs_of(model: cfg.Model, case: Case) -> dict[str, Any]:
+    """The same model, batch and optimizer in MaxText's words (its base.yml and models/gpt3-*.yml, 0.2.5)."""
+    return maxtext.topology_knobs(case.topology) | {
+        "decoder_block": "gpt3",
+        "base_num_decoder_layers": model.num_layers,
+        "base_emb_dim": model.d_model,
+        "base_num_query_heads": model.num_heads,
+        "base_num_kv_heads": model.num_heads,
+        "head_dim": model.d_head,
+        "base_mlp_dim": model.d_ff,
+        "mlp_activations": "['gelu']",
+        "vocab_size": model.padded_vocab,
+        "max_target_length": LENGTH,
+        "trainable_position_size": LENGTH,
+        "logits_via_embedding": model.tied_embedding,
+        "normalize_embedding_logits": False,
+        "fused_qkv": True,
+        "enable_dropout": False,
+        "opt_type": "adamw",
+        "gradient_clipping_threshold": 1.0,
+        "per_device_batch_size": case.sequences,
+    }
+
+
+def _theirs(python: str, library: str, model: cfg.Model, case: Case, knobs: str) -> Step:
+    if wrong := [knob for knob in knobs.split() if "=" not in knob]:
+        raise ValueError(f"--theirs: {wrong[0]!r} is no knob=value of MaxText")
+    values = knobs_of(model, case) | dict(knob.split("=", 1) for knob in knobs.split())
+    chip, _ = topology.parse(case.topology)
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "step.hlo"
+        values |= {"base_output_directory": folder}
+        answer = maxtext.compile_step(python, library, [f"{name}={value}" for name, value in values.items()], text)
+        if "RESOURCE_EXHAUSTED" in answer.get("error", ""):
+            return Step(knobs, None)
+        if "error" in answer:
+            raise ValueError(f"the peer {python} cannot compile {knobs}: {answer['error'][:500]}")
+        found = predict.predict(hlo.parse(text.read_text()), chip)
+    return Step(knobs, found, answer["bytes"], answer["seconds"])

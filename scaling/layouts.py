@@ -1,0 +1,63 @@
+"""Layouts of the GPT-3 sizes for slices of TPUs, chosen by compiling them (docs/benchmarks.md has what they take)."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a size lies on the chips of a slice.
+
+    Attributes:
+        microbatch_sequences: of 2,048 tokens, over all chips.
+        remat: what the backward pass recomputes.
+        fsdp: shards of parameters and optimizer state; chips that are left hold replicas.
+        tensor: shards of each matrix product.
+    """
+
+    microbatch_sequences: int
+    remat: str
+    fsdp: int = 1
+    tensor: int = 1
+
+    def apply(self, config: ConfigDict) -> None:
+        """Sets the knobs; a batch ramp then begins with one microbatch, the least that keeps all chips at work."""
+        config.mesh.data = -1
+        config.mesh.fsdp, config.mesh.tensor = self.fsdp, self.tensor
+        config.model.remat = self.remat
+        config.train.microbatch_sequences = self.microbatch_sequences
+        tokens = self.microbatch_sequences * config.model.context_length
+        config.train.ramp_start_tokens = max(config.train.ramp_start_tokens, tokens)
+
+
+# size -> topology -> layout
+LAYOUTS: dict[str, dict[str, Layout]] = {
+    "125m": {"v5e:2x4": Layout(64, "projections"), "v5p:2x2x1": Layout(64, "none")},
+    "350m": {"v5e:4x4": Layout(64, "projections", fsdp=16), "v5p:2x2x2": Layout(64, "none", fsdp=8)},
+    "760m": {"v5e:4x4": Layout(64, "projections", fsdp=16), "v5p:2x2x2": Layout(64, "projections", fsdp=8)},
+    "1300m": {"v5e:4x8": Layout(128, "projections", fsdp=32), "v5p:2x2x4": Layout(128, "projections", fsdp=16)},
+    "2700m": {"v5e:8x8": Layout(128, "projections", fsdp=64), "v5p:2x4x4": Layout(256, "projections", fsdp=32)},
+    "6700m": {"v5e:8x16": Layout(128, "projections", fsdp=128), "v5p:4x4x4": Layout(256, "projections", fsdp=64)},
+    "13b": {"v5e:16x16": Layout(512, "full", fsdp=256), "v5p:4x4x8": Layout(256, "projections", fsdp=128)},
+    "175b": {
+        "v6e:16x16": Layout(64, "full", fsdp=64, tensor=4),
+        "v5p:8x8x8": Layout(256, "full", fsdp=128, tensor=4),
+        "v5p:8x8x16": Layout(512, "full", fsdp=256, tensor=4),
+    },
+}
+
+
+def find(size: str, topology: str) -> Layout:
+    """The layout of a size on a topology.
+
+    Raises:
+        ValueError: there is none.
+    """
+    known = LAYOUTS[size]
+    if topology not in known:
+        raise ValueError(
+            f"no layout of {size} for {topology!r}; there are some for {', '.join(known)} (for others give "
+            "config.mesh, config.model.remat and config.train.microbatch_sequences; scaling plan --search finds them)"
+        )
+    return known[topology]

@@ -1,0 +1,54 @@
+"""Tables of embeddings: their gradients are sums over tokens, on every mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from scaling import config as cfg
+from scaling.model.layers import lookup
+from scaling.parallel.mesh import make_mesh
+from scaling.parallel.sharding import gathered, stored_spec, used_spec
+
+V, B, T, D = 40, 16, 32, 64
+AXES = ("vocab", "embed")
+
+
+def table_gradient(table, ids, weights):
+    def loss(table):
+        return (lookup(gathered(table, AXES), ids) * weights).sum()
+
+    return jax.grad(loss)(table)
+
+
+@pytest.mark.parametrize(
+    "mesh", [cfg.Mesh(fsdp=4), cfg.Mesh(slices=2, fsdp=4), cfg.Mesh(fsdp=2, tensor=2), cfg.Mesh(data=8)]
+)
+def test_the_gradient_of_a_table_comes_as_it_is_stored(mesh):
+    """The same numbers as on one device, and nowhere the gradients of all tokens: they change places within fsdp."""
+    rng = np.random.default_rng(0)
+    table, weights = rng.normal(size=(V, D)).astype("float32"), rng.normal(size=(B, T, D)).astype("float32")
+    ids = rng.integers(V, size=(B, T))
+    alone = np.zeros((V, D), np.float32)
+    np.add.at(alone, ids, weights)
+    grid = make_mesh(mesh)
+    stored = NamedSharding(grid, stored_spec(AXES))
+    batch = NamedSharding(grid, used_spec(("batch", None, None)))
+    with jax.set_mesh(grid):
+        step = jax.jit(table_gradient, out_shardings=stored)
+        arguments = (
+            jax.device_put(table, stored),
+            jax.device_put(ids, NamedSharding(grid, used_spec(("batch", None)))),
+            jax.device_put(weights, batch),
+        )
+        found, text = step(*arguments), step.lower(*arguments).compile().as_text()
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+    assert f"f32[{B},{T},{D}]" not in text
+    assert ("all-to-all" in text) == (mesh.fsdp > 1)
+
+
+def test_what_does_not_divide_is_left_as_it_is():
+    with jax.set_mesh(make_mesh(cfg.Mesh(fsdp=8))):
+        found = jax.jit(table_gradient)(jnp.zeros((V, D)), jnp.zeros((3, T), int), jnp.ones((3, T, D)))
+    np.testing.assert_allclose(found[0], 3.0 * T)
