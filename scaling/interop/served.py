@@ -93,7 +93,7 @@ def _mesh(text: str) -> cfg.Mesh | None:
         if axis not in known or not size.isdecimal() or int(size) < 1:
             raise ValueError(f"--mesh={text}: {part!r} must be AXIS=DEVICES, with AXIS one of {', '.join(known)}")
         sizes[axis] = int(size)
-    return cfg.Mesh(**sizes)
+    return dataclasses.replace(cfg.Mesh(), **sizes)
 
 
 def _make_mesh(text: str, sizes: cfg.Mesh) -> jax.sharding.Mesh:
