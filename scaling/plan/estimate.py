@@ -112,7 +112,7 @@ def _ticks(config: cfg.Config) -> int:
 
 
 def _shard_parameters(model: cfg.Model, mesh: cfg.Mesh) -> int:
-    """Numbers that one device holds: layers cut over stage, matrices over all but data too, biases over tensor."""
+    """Numbers that one device holds: layers cut over stage, matrices over all axes but data, biases over tensor."""
     d, heads, f, layers = model.d_model, model.num_heads * model.d_head, model.d_ff, model.num_layers // mesh.stage
     matrices = layers * (4 * d * heads + 2 * d * f) + model.padded_vocab * d * (2 - model.tied_embedding)
     cut = layers * (3 * heads + f)

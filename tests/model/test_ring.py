@@ -65,15 +65,15 @@ def by_ring(devices, q, k, v, weights, window, segments, **options):
     ("axes", "length", "window", "segments", "d_head", "block"),
     [
         (dict(context=2), 16, 0, False, 8, 512),
-        (dict(context=2), 24, 7, True, 7, 3),
+        pytest.param(dict(context=2), 24, 7, True, 7, 3, marks=pytest.mark.slow),
         (dict(context=4), 64, 0, True, 5, 4),
         (dict(context=4), 64, 5, False, 8, 512),
         (dict(context=8), 64, 0, False, 3, 2),
-        (dict(context=8), 64, 20, True, 8, 4),
-        (dict(context=8), 64, 63, False, 1, 4),
-        (dict(context=8), 16, 1, False, 8, 512),
+        pytest.param(dict(context=8), 64, 20, True, 8, 4, marks=pytest.mark.slow),
+        pytest.param(dict(context=8), 64, 63, False, 1, 4, marks=pytest.mark.slow),
+        pytest.param(dict(context=8), 16, 1, False, 8, 512, marks=pytest.mark.slow),
         (dict(data=2, context=2, tensor=2), 32, 0, True, 9, 4),
-        (dict(fsdp=2, context=4), 40, 9, False, 9, 5),
+        pytest.param(dict(fsdp=2, context=4), 40, 9, False, 9, 5, marks=pytest.mark.slow),
     ],
 )
 def test_the_ring_is_the_reference_with_its_gradients(axes, length, window, segments, d_head, block):
@@ -89,6 +89,7 @@ def test_the_ring_is_the_reference_with_its_gradients(axes, length, window, segm
         np.testing.assert_allclose(mine, other, rtol=0, atol=2e-6 * float(jnp.abs(other).max()))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_as_near_as_the_reference():
     """Against float32: the ring in bfloat16 errs no more than twice the reference in bfloat16."""
     wide = inputs(64, 16)
@@ -174,6 +175,7 @@ def test_the_program_sends_only_what_the_hops_need():
         assert permutes(1) == 0
 
 
+@pytest.mark.slow
 def test_causality_by_gradients():
     """The loss at position t has no gradient with respect to anything after t, through the whole model."""
     config = resolve(tiny.config({"context_length": 32}, sequence_length=32, batch_tokens=64, microbatch_sequences=2))
@@ -229,7 +231,6 @@ MESHES = {
     "data2-context2-tensor2": cfg.Mesh(data=2, context=2, tensor=2),
     "fsdp2-context2-tensor2": cfg.Mesh(data=1, fsdp=2, context=2, tensor=2),
 }
-FAST = (("fsdp2-context2-tensor2", "documents"),)
 
 
 @pytest.fixture(scope="module")
@@ -237,13 +238,10 @@ def one_device():
     return {name: train(config, cfg.Mesh(), 1) for name, config in CONFIGS.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [
-        (n, k) if (n, k) in FAST else pytest.param(n, k, marks=pytest.mark.slow)
-        for n in MESHES
-        for k in (CONFIGS if n == "context4" or (n, "documents") in FAST else ("plain",))
-    ],
+    [*((name, "plain") for name in MESHES), ("context4", "documents"), ("fsdp2-context2-tensor2", "documents")],
 )
 def test_training_is_the_same_on_meshes_with_context(name, kind, one_device):
     """Losses and gradient norms to 1e-5, and the weights afterwards."""
@@ -274,6 +272,7 @@ def test_every_gradient_is_that_of_one_device():
         np.testing.assert_allclose(mine, other, rtol=0, atol=1e-5 * np.abs(other).max())
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_same():
     config, found = CONFIGS["documents"], []
     for sizes, count in ((cfg.Mesh(), 1), (cfg.Mesh(data=1, fsdp=2, context=4), 8)):
@@ -296,7 +295,10 @@ def test_state_is_sharded_over_context_too():
 
 @pytest.mark.slow
 def test_memory_a_device_falls_with_the_context_axis():
-    """Temporary bytes of the train step at 4,096 tokens, dense: under 0.4 of one device's on four."""
+    """Temporary bytes of the train step at 4,096 tokens, dense: on four devices a fraction of one's, half of two's.
+
+    One device's attention, without a kernel, is not by blocks of keys: the second comparison is of like with like.
+    """
     model = {"context_length": 4096, "attention_pattern": ("dense",), "attention_block": 128, "remat": "projections"}
     config = tiny.config(model, sequence_length=4096, batch_tokens=4096, microbatch_sequences=1, loss_chunk=256)
 
@@ -305,7 +307,8 @@ def test_memory_a_device_falls_with_the_context_axis():
         config_here = resolve(dataclasses.replace(config, mesh=sizes), device_count=context)
         return compile_step(config_here, jax.devices()[:context]).memory.temporary
 
-    assert temporary(4) < 0.4 * temporary(1)
+    one, two, four = (temporary(context) for context in (1, 2, 4))
+    assert four < 0.25 * one and four < 0.6 * two
 
 
 @pytest.mark.parametrize(
@@ -328,6 +331,7 @@ def test_what_a_ring_cannot_do_is_refused(changes, sentence):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_paths_without_the_ring_give_the_same_on_a_mesh_with_context():
     """The model in the text's order (scoring, generation): the axis holds shards of parameters only."""
     config = tiny.model(context_length=32)
