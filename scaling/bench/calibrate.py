@@ -89,7 +89,7 @@ def compiled(point: Point, python: str) -> Point:
     Raises:
         ValueError: the interpreter cannot compile it.
     """
-    from scaling.bench import maxtext
+    from scaling.bench import maxtext_client as maxtext
     from scaling.plan import hlo, predict, topology
 
     fixed = maxtext.topology_knobs(point.topology)

@@ -13,7 +13,7 @@ from typing import Any
 
 from scaling import chips, flops
 from scaling import config as cfg
-from scaling.bench import maxtext
+from scaling.bench import maxtext_client as maxtext
 from scaling.config_file import apply_overrides, split_arguments
 from scaling.plan import hlo, plan, predict, topology
 from scaling.recipes import gpt3

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from scaling import cli, exit_codes
-from scaling.bench import maxtext, tpu
+from scaling.bench import maxtext_client as maxtext
+from scaling.bench import tpu
 from scaling.plan import hlo, predict
 
 PROGRAM = Path(__file__).parents[1] / "plan" / "step.hlo"

@@ -1,4 +1,7 @@
-"""Talks to the MaxText peer: one process for each program that it compiles."""
+"""Talks to the MaxText peer: one process for each program that it compiles.
+
+Not called ``maxtext``: the peer runs as a script in this folder, and would import this module instead of MaxText.
+"""
 
 import json
 import os
