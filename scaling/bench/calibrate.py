@@ -50,9 +50,9 @@ class Point:
         return sum(self.parts.values()) + self.exposed
 
 
-def load(path: Path = FILE) -> list[Point]:
+def load() -> list[Point]:
     """The published measurements."""
-    return [Point(**values) for values in json.loads(path.read_text())]
+    return [Point(**values) for values in json.loads(FILE.read_text())]
 
 
 def fit(points: Sequence[Point]) -> float:

@@ -19,6 +19,7 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from scaling.chips import Chip
 from scaling.plan.between import Network
@@ -26,6 +27,18 @@ from scaling.plan.estimate import MEMORY_EFFICIENCY
 from scaling.plan.hlo import Instruction, Module, shape_bytes
 
 KERNEL_EFFICIENCY = 0.5
+
+
+class Calibration(NamedTuple):
+    """What measured step times are to predicted ones, and the relative error for a program left out of the fit."""
+
+    factor: float
+    error: float
+    measurements: int
+
+
+# Train steps of MaxText whose speed was published; ``python -m scaling.bench.calibrate`` prints it (docs/planning.md).
+CALIBRATION = Calibration(factor=1.0, error=0.0, measurements=0)
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 PRODUCTS, UNEMBEDDING, KERNELS = "matrix products", "unembedding", "attention kernels"
 OTHER = "other"  # calls that only name buffers
@@ -90,6 +103,21 @@ class Prediction:
     exposed: float
     cycles: int
     operations: dict[str, float]
+
+    def calibrated(self) -> "Prediction":
+        """With all seconds by ``CALIBRATION``."""
+
+        def scaled(part: Part) -> Part:
+            factor = CALIBRATION.factor
+            return Part(factor * part.seconds, factor * part.again, factor * part.layers, part.cycles)
+
+        return dataclasses.replace(
+            self,
+            seconds=CALIBRATION.factor * self.seconds,
+            parts={kind: scaled(part) for kind, part in self.parts.items()},
+            exposed=CALIBRATION.factor * self.exposed,
+            operations={name: CALIBRATION.factor * seconds for name, seconds in self.operations.items()},
+        )
 
     def divided(self, count: int) -> "Prediction":
         """Of one of ``count`` equal parts of the program, such as the rounds of its loop."""
@@ -343,6 +371,10 @@ def assumptions(chip: Chip, slices: int, step: str) -> tuple[str, ...]:
     between = (
         f"Traffic between slices at {chip.between / 1e9:g} GB/s a chip, beside the work that it is started before."
     )
+    calibrated = (
+        f"All of it times {CALIBRATION.factor:.2f}, by {CALIBRATION.measurements} published measurements of MaxText; "
+        f"one left out is missed by {100 * CALIBRATION.error:.0f} % (root mean square)."
+    )
     tokens = "Tokens are drawn from the whole softmax; loading, tokenizing and the host's work are left out."
     return (
         "A prediction, not a measurement: matrix products by the compiler's cycles; other work by its bytes at "
@@ -350,5 +382,6 @@ def assumptions(chip: Chip, slices: int, step: str) -> tuple[str, ...]:
         f"attention kernels at {100 * KERNEL_EFFICIENCY:.0f} % of the peak in the blocks that they visit; collectives "
         "at the links' data sheet, asynchronous ones hidden.",
         *([between] if slices > 1 else []),
+        *([calibrated] if step == "train" else []),
         *([tokens] if step == "generate" else []),
     )
