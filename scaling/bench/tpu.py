@@ -6,6 +6,7 @@ predicted times stand apart.
 """
 
 import dataclasses
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,9 +180,9 @@ def knobs_of(model: cfg.Model, case: Case) -> dict[str, Any]:
 
 
 def _theirs(python: str, library: str, model: cfg.Model, case: Case, knobs: str) -> Step:
-    if wrong := [knob for knob in knobs.split() if "=" not in knob]:
+    if wrong := [knob for knob in shlex.split(knobs) if "=" not in knob]:
         raise ValueError(f"--theirs: {wrong[0]!r} is no knob=value of MaxText")
-    values = knobs_of(model, case) | dict(knob.split("=", 1) for knob in knobs.split())
+    values = knobs_of(model, case) | dict(knob.split("=", 1) for knob in shlex.split(knobs))
     chip, _ = topology.parse(case.topology)
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "step.hlo"
