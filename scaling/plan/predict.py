@@ -38,7 +38,7 @@ class Calibration(NamedTuple):
 
 
 # Train steps of MaxText whose speed was published; ``python -m scaling.bench.calibrate`` prints it (docs/planning.md).
-CALIBRATION = Calibration(factor=1.0, error=0.0, measurements=0)
+CALIBRATION = Calibration(factor=0.936, error=0.122, measurements=3)
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 PRODUCTS, UNEMBEDDING, KERNELS = "matrix products", "unembedding", "attention kernels"
 OTHER = "other"  # calls that only name buffers
