@@ -5,6 +5,7 @@ import pytest
 from scaling import config as cfg
 from scaling.parallel import sharding
 from scaling.parallel.mesh import make_mesh
+from scaling.parallel.sharding import MESH_AXES
 from scaling.train import state as train_state
 from tests import tiny
 
@@ -64,7 +65,7 @@ def test_state_is_really_sharded():
     assert held < 0.2 * total
     qkv = state["optimizer"][2].mu["blocks"]["attention"]["qkv"]
     assert qkv.sharding == state["params"]["blocks"]["attention"]["qkv"].sharding
-    assert qkv.sharding.spec == jax.sharding.PartitionSpec("stage", "fsdp", None, "tensor", None)
+    assert qkv.sharding.spec == jax.sharding.PartitionSpec("stage", ("fsdp", "context"), None, "tensor", None)
 
 
 def test_parameters_are_gathered_narrow():
@@ -106,4 +107,5 @@ def test_a_mesh_that_does_not_fit_is_refused(mesh):
 
 def test_slices_are_the_outer_part_of_the_data_axis():
     (grid,) = make_mesh(cfg.Mesh(slices=2, fsdp=2, tensor=2)).devices  # one stage
-    assert {d.id for d in grid[:1].flat} == {0, 1, 2, 3} and {d.id for d in grid[1:].flat} == {4, 5, 6, 7}
+    data = MESH_AXES.index("data")
+    assert [{d.id for d in grid.take(i, axis=data).flat} for i in (0, 1)] == [{0, 1, 2, 3}, {4, 5, 6, 7}]

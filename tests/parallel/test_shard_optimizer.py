@@ -73,12 +73,12 @@ def test_gradients_are_asked_for_in_the_smaller_shards():
             program = jax.make_jaxpr(jax.grad(loss))(np.ones((64, 32), np.float32), np.ones((8, 64), np.float32))
         return [e.params["sharding"].spec for e in program.jaxpr.eqns if e.primitive.name == "sharding_constraint"]
 
-    assert asked(True) == [jax.sharding.PartitionSpec(("fsdp", "data"), "tensor")]
+    assert asked(True) == [jax.sharding.PartitionSpec(("fsdp", "context", "data"), "tensor")]
     assert asked(False) == [sharding.stored_spec(axes)]
 
 
 def test_a_width_that_does_not_divide_is_refused():
     config = dataclasses.replace(on(cfg.Mesh(data=8)), model=tiny.model(d_model=36, num_heads=4, d_head=9))
-    with pytest.raises(ValueError, match=r"mesh.shard_optimizer=True needs config.model.d_model=36 .* the 8 devices"):
+    with pytest.raises(ValueError, match=r"mesh.shard_optimizer=True needs config.model.d_model=36 .* the 8 replicas"):
         resolve(config)
     resolve(dataclasses.replace(config, mesh=cfg.Mesh(data=8)))
