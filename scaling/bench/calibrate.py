@@ -1,8 +1,9 @@
 """Fits the prediction to measured step times that others have published: ``python -m scaling.bench.calibrate``.
 
 ``published.json`` has the measurements, with their sources, and what ``predict`` says of the same programs, compiled by
-MaxText with the published knobs. One factor, the same for all chips, multiplies every prediction: least squares on the
-logarithm of the step time. Its error is that of each measurement when the factor is fitted to the others.
+MaxText with the published knobs. One factor a kind of chip multiplies every prediction: least squares on the logarithm
+of the step time. Its error is that of each measurement when the factor is fitted to the others; for kinds without
+measurements, a factor by all, with the error of each kind when the factor is fitted to the others.
 
     python -m scaling.bench.calibrate                      # the fit, from the file
     python -m scaling.bench.calibrate --peer=PYTHON        # compile all of it again with that interpreter's MaxText
@@ -16,6 +17,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from scaling.plan.predict import Calibration
 
 FILE = Path(__file__).with_name("published.json")
 
@@ -45,6 +48,11 @@ class Point:
     exposed: float
 
     @property
+    def kind(self) -> str:
+        """Of chip."""
+        return self.topology.partition(":")[0]
+
+    @property
     def predicted(self) -> float:
         """Seconds of a step, before the factor."""
         return sum(self.parts.values()) + self.exposed
@@ -60,27 +68,45 @@ def fit(points: Sequence[Point]) -> float:
     return math.exp(sum(math.log(p.measured / p.predicted) for p in points) / len(points))
 
 
-def left_out(points: Sequence[Point]) -> list[float]:
-    """Relative error of the prediction of each point by the factor of the others; above 0: predicted too long."""
-    return [fit([*points[:i], *points[i + 1 :]]) * p.predicted / p.measured - 1 for i, p in enumerate(points)]
+def left_out(groups: Sequence[Sequence[Point]]) -> list[float]:
+    """Relative errors of the predictions of each group by the factor of the others; above 0: predicted too long."""
+    errors = []
+    for i, group in enumerate(groups):
+        factor = fit([point for other in (*groups[:i], *groups[i + 1 :]) for point in other])
+        errors += [factor * point.predicted / point.measured - 1 for point in group]
+    return errors
+
+
+def calibrations(points: Sequence[Point]) -> dict[str, Calibration]:
+    """Kind of chip -> its factor, with the error for a point left out; "" -> that of all, for a kind left out."""
+    kinds = {kind: [p for p in points if p.kind == kind] for kind in sorted({p.kind for p in points})}
+    found = {kind: _calibration([[point] for point in group]) for kind, group in kinds.items()}
+    return found | {"": _calibration(list(kinds.values()))}
+
+
+def _calibration(groups: Sequence[Sequence[Point]]) -> Calibration:
+    points, errors = [point for group in groups for point in group], left_out(groups)
+    return Calibration(fit(points), math.sqrt(sum(e * e for e in errors) / len(errors)), len(points))
 
 
 def report(points: Sequence[Point]) -> Iterator[str]:
-    """A table of the fit, as Markdown."""
-    factor, errors = fit(points), left_out(points)
-    yield "| model | on | measured | predicted | calibrated | error, left out |"
+    """The fit as Markdown."""
+    found = calibrations(points)
+    yield "| model | on | measured | predicted | calibrated | off by |"
     yield "|---|---|---|---|---|---|"
-    for point, error in zip(points, errors, strict=True):
+    for point in points:
+        calibrated = found[point.kind].factor * point.predicted
         yield (
             f"| {point.name} | {point.topology} | {point.measured:.2f} s | {point.predicted:.2f} s "
-            f"| {factor * point.predicted:.2f} s | {100 * error:+.1f} % |"
+            f"| {calibrated:.2f} s | {100 * (calibrated / point.measured - 1):+.1f} % |"
         )
-    typical = math.sqrt(sum(e * e for e in errors) / len(errors))
     yield ""
-    yield (
-        f"factor {factor:.3f}; error left out: {100 * typical:.0f} % typical (root mean square), "
-        f"{100 * max(map(abs, errors)):.0f} % at most, {len(points)} measurements"
-    )
+    for kind, one in found.items():
+        left = "a point" if kind else "a kind"
+        yield (
+            f"{kind or 'other kinds'}: factor {one.factor:.3f} by {one.measurements} measurements; "
+            f"{left} left out is missed by {100 * one.error:.1f} % (root mean square)"
+        )
 
 
 def compiled(point: Point, python: str) -> Point:

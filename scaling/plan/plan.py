@@ -228,7 +228,7 @@ def _step(base: Plan, config: cfg.Config, chip: chips.Chip, devices: list[Any]) 
     microbatches = BatchSchedule.from_config(config.train).max_microbatches
     guess = predict.predict(hlo.parse(program.text), chip, microbatches)
     if base.step == "train":
-        guess = guess.calibrated()
+        guess = guess.calibrated(predict.calibration(chip).factor)
     length, scale = config.train.sequence_length, program.tokens * (3 if base.step == "train" else 1) / base.peak
     attention = scale * flops.attention_per_token(config.model, length)
     unembedding = scale * 2 * config.model.vocab_size * config.model.d_model

@@ -37,8 +37,20 @@ class Calibration(NamedTuple):
     measurements: int
 
 
-# Train steps of MaxText whose speed was published; ``python -m scaling.bench.calibrate`` prints it (docs/planning.md).
-CALIBRATION = Calibration(factor=0.936, error=0.122, measurements=3)
+# Train steps of MaxText whose speed was published, by kind of chip; "" for kinds of which none was: all of them
+# together, with the error for a kind left out. ``python -m scaling.bench.calibrate`` prints them (docs/planning.md).
+CALIBRATIONS = {
+    "v5e": Calibration(0.886, 0.064, 2),
+    "v5p": Calibration(1.028, 0.002, 2),
+    "": Calibration(0.954, 0.152, 4),
+}
+
+
+def calibration(chip: Chip) -> Calibration:
+    """Of a kind of chip."""
+    return CALIBRATIONS.get(chip.name, CALIBRATIONS[""])
+
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 PRODUCTS, UNEMBEDDING, KERNELS = "matrix products", "unembedding", "attention kernels"
 OTHER = "other"  # calls that only name buffers
@@ -104,19 +116,18 @@ class Prediction:
     cycles: int
     operations: dict[str, float]
 
-    def calibrated(self) -> "Prediction":
-        """With all seconds by ``CALIBRATION``."""
+    def calibrated(self, factor: float) -> "Prediction":
+        """With all seconds multiplied by what measurements say."""
 
         def scaled(part: Part) -> Part:
-            factor = CALIBRATION.factor
             return Part(factor * part.seconds, factor * part.again, factor * part.layers, part.cycles)
 
         return dataclasses.replace(
             self,
-            seconds=CALIBRATION.factor * self.seconds,
+            seconds=factor * self.seconds,
             parts={kind: scaled(part) for kind, part in self.parts.items()},
-            exposed=CALIBRATION.factor * self.exposed,
-            operations={name: CALIBRATION.factor * seconds for name, seconds in self.operations.items()},
+            exposed=factor * self.exposed,
+            operations={name: factor * seconds for name, seconds in self.operations.items()},
         )
 
     def divided(self, count: int) -> "Prediction":
@@ -371,9 +382,11 @@ def assumptions(chip: Chip, slices: int, step: str) -> tuple[str, ...]:
     between = (
         f"Traffic between slices at {chip.between / 1e9:g} GB/s a chip, beside the work that it is started before."
     )
+    fitted = calibration(chip)
+    where = chip.name if chip.name in CALIBRATIONS else "other kinds"
+    whose = f"{fitted.measurements} published measurements of MaxText on {where}"
     calibrated = (
-        f"All of it times {CALIBRATION.factor:.2f}, by {CALIBRATION.measurements} published measurements of MaxText; "
-        f"one left out is missed by {100 * CALIBRATION.error:.0f} % (root mean square)."
+        f"All of it times {fitted.factor:.2f}, by {whose}; what is left out is missed by {100 * fitted.error:.0f} %."
     )
     tokens = "Tokens are drawn from the whole softmax; loading, tokenizing and the host's work are left out."
     return (
