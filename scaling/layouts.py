@@ -38,10 +38,9 @@ LAYOUTS: dict[str, dict[str, Layout]] = {
     "760m": {"v5e:4x4": Layout(64, "projections", fsdp=16), "v5p:2x2x2": Layout(64, "projections", fsdp=8)},
     "1300m": {"v5e:4x8": Layout(128, "projections", fsdp=32), "v5p:2x2x4": Layout(128, "projections", fsdp=16)},
     "2700m": {"v5e:8x8": Layout(128, "projections", fsdp=64), "v5p:2x4x4": Layout(256, "projections", fsdp=32)},
-    "6700m": {"v5e:8x16": Layout(128, "projections", fsdp=128), "v5p:4x4x4": Layout(256, "projections", fsdp=64)},
+    "6700m": {"v5e:8x16": Layout(256, "projections", fsdp=128), "v5p:4x4x4": Layout(256, "projections", fsdp=64)},
     "13b": {"v5e:16x16": Layout(512, "full", fsdp=256), "v5p:4x4x8": Layout(256, "projections", fsdp=128)},
     "175b": {
-        "v6e:16x16": Layout(64, "full", fsdp=64, tensor=4),
         "v5p:8x8x8": Layout(256, "full", fsdp=128, tensor=4),
         "v5p:8x8x16": Layout(512, "full", fsdp=256, tensor=4),
     },

@@ -1,7 +1,7 @@
 """GPT-3 175B: 96 layers, d_model 12288, 96 heads of 128; 174.6B parameters, 300B tokens (arXiv 2005.14165).
 
     scaling train --config=experiments/gpt3/175b.py --config.data.train='gs://bucket/corpus/*.jsonl.gz'
-    scaling train --config=experiments/gpt3/175b.py:v5p:8x8x16 ...  (TPUs: v6e:16x16, v5p:8x8x8 or v5p:8x8x16)
+    scaling train --config=experiments/gpt3/175b.py:v5p:8x8x16 ...  (TPUs: v5p:8x8x8 or v5p:8x8x16)
 
 Machine: 128 accelerators with 80 GB or more (16 shards of the parameters, 8-way tensor parallel).
     On 1,024, --config.train.ramp_start_tokens=262144 gives each batch shard a sequence.
