@@ -40,9 +40,9 @@ class Calibration(NamedTuple):
 # Train steps of MaxText whose speed was published, by kind of chip; "" for kinds of which none was: all of them
 # together, with the error for a kind left out. ``python -m scaling.bench.calibrate`` prints them (docs/planning.md).
 CALIBRATIONS = {
-    "v5e": Calibration(0.886, 0.064, 2),
-    "v5p": Calibration(1.028, 0.002, 2),
-    "": Calibration(0.954, 0.152, 4),
+    "v5e": Calibration(0.899, 0.051, 3),
+    "v5p": Calibration(1.023, 0.011, 3),
+    "": Calibration(0.959, 0.133, 6),
 }
 
 
