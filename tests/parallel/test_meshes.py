@@ -106,6 +106,6 @@ def test_a_mesh_that_does_not_fit_is_refused(mesh):
 
 
 def test_slices_are_the_outer_part_of_the_data_axis():
-    (grid,) = make_mesh(cfg.Mesh(slices=2, fsdp=2, tensor=2)).devices  # one stage
+    grid = make_mesh(cfg.Mesh(slices=2, fsdp=2, tensor=2)).devices
     data = MESH_AXES.index("data")
     assert [{d.id for d in grid.take(i, axis=data).flat} for i in (0, 1)] == [{0, 1, 2, 3}, {4, 5, 6, 7}]
