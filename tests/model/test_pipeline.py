@@ -32,15 +32,12 @@ MESHES = {
     "stage2": (2, cfg.Mesh(stage=2), 2, "none"),
     "stage2-fsdp2-tensor2": (8, cfg.Mesh(stage=2, fsdp=2, tensor=2), 4, "full"),
     "stage4-fsdp2": (8, cfg.Mesh(stage=4, fsdp=2), 8, "projections"),
-    "stage2-data2-tensor2": (8, cfg.Mesh(stage=2, tensor=2), 8, "none"),
     "slices2-stage2-data2-fsdp2": (8, cfg.Mesh(slices=2, stage=2, data=2, fsdp=2), 2, "dots"),
     "slices2-stage4-tensor2": (8, cfg.Mesh(slices=2, stage=4, tensor=2), 4, "full"),
-    "slices4-stage2-fsdp2": (8, cfg.Mesh(slices=4, stage=2, fsdp=2), 4, "full"),
 }
 FAST = ("stage2-fsdp2-tensor2",)
 VARIANTS = {
     "post": dict(norm="post", dropout_residual=0.0, tied_embedding=False),
-    "plain": dict(document_mask=False, attention_pattern=("dense",)),
     "completep": dict(parametrization="completep", base_width=16),
 }
 

@@ -99,7 +99,7 @@ def movement(name, width, depth=2, steps=4):
         @jax.jit
         def look(params):
             model = decoder.merge(config.model, params)
-            return model.logits(model(batch["inputs"][0])), model._stack(fixed, None, None, None)
+            return model.logits(model(batch["inputs"][0])), model._layers(model.blocks, None, fixed, None)
 
         before = look(state["params"])
         step = make_train_step(config, mesh, tiny.EOT)
