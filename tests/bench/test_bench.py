@@ -57,6 +57,7 @@ def test_training_is_timed_beside_the_peer(stand_in, monkeypatch, capsys):
     assert [(r["device"], r["dtype"], r["compile"]) for r in requests(stand_in)] == [("cpu", "float32", False)] * 2
 
 
+@pytest.mark.slow
 def test_on_a_gpu_the_peer_is_first_and_alone(stand_in, monkeypatch, capsys):
     """As if the CPU were one: products in bfloat16, the peer compiled, on CUDA, done before we take any memory."""
     monkeypatch.setattr(train, "on_cpu", lambda: False)
