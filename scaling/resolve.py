@@ -5,10 +5,11 @@ Nothing here needs JAX, so every mistake is found before anything is loaded or c
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
-from scaling.config import Config, Mesh, Train, knobs
+from scaling.config import Config, knobs
+from scaling.refusal import must_be_multiple, nearest_divisors, nearest_multiples, refused
+from scaling.resolve_mesh import check_mesh, check_pipeline, check_stages, data_axis, pipeline_microbatches
 
 CHOICES = {
     "model.norm": ("pre", "post"),
@@ -76,8 +77,8 @@ def resolve(
     _check_model(config)
     _check_train(config)
     _check_tasks(config)
-    _check_mesh(config, device_count)
-    _check_pipeline(config)
+    check_mesh(config, device_count)
+    check_pipeline(config)
     return config
 
 
@@ -86,32 +87,32 @@ def _check_values(config: Config) -> None:
     values = {name.removeprefix("config."): value for name, value, _, _ in knobs(config)}
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise _refused(name, value, "must be a finite number")
+            raise refused(name, value, "must be a finite number")
     for right, test, names in _RANGES:
         for name in names.split():
             if not test(values[name]):
-                raise _refused(name, values[name], f"must be {right}")
+                raise refused(name, values[name], f"must be {right}")
     for name, choices in CHOICES.items():
         if values[name] not in choices:
-            raise _refused(name, values[name], f"must be one of {', '.join(choices)}")
+            raise refused(name, values[name], f"must be one of {', '.join(choices)}")
     pattern = values["model.attention_pattern"]
     if not pattern or any(kind not in ATTENTION for kind in pattern):
-        raise _refused("model.attention_pattern", pattern, f"must be a list of {' or '.join(ATTENTION)}, at least one")
+        raise refused("model.attention_pattern", pattern, f"must be a list of {' or '.join(ATTENTION)}, at least one")
     for prompt in values["sample.prompts"]:
         if not isinstance(prompt, str):
-            raise _refused("sample.prompts", prompt, "must hold texts, in quotes")
+            raise refused("sample.prompts", prompt, "must hold texts, in quotes")
 
 
 def _derive(config: Config, vocab_size: int | None, device_count: int | None, name: str | None) -> Config:
     model, train, optimizer, mesh, evaluation = config.model, config.train, config.optimizer, config.mesh, config.eval
     if not model.d_head and model.d_model % model.num_heads:
-        near = _nearest_divisors(model.d_model, model.num_heads)
-        raise _refused(
+        near = nearest_divisors(model.d_model, model.num_heads)
+        raise refused(
             "model.num_heads", model.num_heads, f"must divide config.model.d_model={model.d_model}, as {near} "
             "would, or give config.model.d_head"
         )  # fmt: skip
     if vocab_size is not None and model.vocab_size and model.vocab_size < vocab_size:
-        raise _refused(
+        raise refused(
             "model.vocab_size",
             model.vocab_size,
             f"is too small for the {vocab_size} tokens of tokenizer {config.data.tokenizer!r}; must be at least "
@@ -136,9 +137,9 @@ def _derive(config: Config, vocab_size: int | None, device_count: int | None, na
         optimizer = dataclasses.replace(optimizer, decay_tokens=length)
     check_stages(mesh)
     if device_count is not None and mesh.data == -1:
-        mesh = dataclasses.replace(mesh, data=_data_axis(mesh, device_count))
+        mesh = dataclasses.replace(mesh, data=data_axis(mesh, device_count))
     if mesh.stage > 1 and mesh.data > 0 and not train.pipeline_microbatches:
-        train = dataclasses.replace(train, pipeline_microbatches=_pipeline_microbatches(mesh, train))
+        train = dataclasses.replace(train, pipeline_microbatches=pipeline_microbatches(mesh, train))
     evaluation = dataclasses.replace(
         evaluation, batch_sequences=evaluation.batch_sequences or train.microbatch_sequences
     )
@@ -161,28 +162,28 @@ def _check_data(config: Config) -> None:
             "config.data.train=''"
         )
     if not data.mixture and not data.train:
-        raise _refused("data.train", data.train, "is empty; name files, 'books', or set config.data.mixture")
+        raise refused("data.train", data.train, "is empty; name files, 'books', or set config.data.mixture")
     for entry in data.mixture:
         pair = entry if isinstance(entry, tuple) and len(entry) == 2 else (None, None)
         path, weight = pair
         if not isinstance(path, str) or isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise _refused("data.mixture", entry, "must hold pairs of (path, weight)")
+            raise refused("data.mixture", entry, "must hold pairs of (path, weight)")
         if not (weight > 0 and math.isfinite(weight)):
-            raise _refused("data.mixture", entry, "must have weights more than 0")
+            raise refused("data.mixture", entry, "must have weights more than 0")
 
 
 def _check_model(config: Config) -> None:
     model, train = config.model, config.train
     if train.sequence_length > model.context_length:
-        raise _refused(
+        raise refused(
             "train.sequence_length",
             train.sequence_length,
             f"is longer than the {model.context_length} positions of config.model.context_length; must be at most that",
         )
     period = len(model.attention_pattern)
     if model.num_layers % period:
-        near = _nearest_multiples(model.num_layers, period)
-        raise _refused(
+        near = nearest_multiples(model.num_layers, period)
+        raise refused(
             "model.num_layers",
             model.num_layers,
             f"must be a multiple of the {period} entries of config.model.attention_pattern, as {near} would be",
@@ -192,32 +193,32 @@ def _check_model(config: Config) -> None:
 def _check_train(config: Config) -> None:
     train, optimizer = config.train, config.optimizer
     sequence, micro = train.sequence_length, train.microbatch_sequences
-    _must_be_multiple("train.batch_tokens", train.batch_tokens, sequence, "config.train.sequence_length")
+    must_be_multiple("train.batch_tokens", train.batch_tokens, sequence, "config.train.sequence_length")
     batch = train.batch_tokens // sequence
     if micro > batch or batch % micro:
-        raise _refused(
+        raise refused(
             "train.microbatch_sequences",
             micro,
             f"must divide the {batch} sequences of config.train.batch_tokens={train.batch_tokens}, as "
-            f"{_nearest_divisors(batch, micro)} would",
+            f"{nearest_divisors(batch, micro)} would",
         )
     if train.tokens < train.batch_tokens and not train.ramp_tokens:
-        raise _refused(
+        raise refused(
             "train.tokens",
             train.tokens,
             f"is less than one batch; must be at least config.train.batch_tokens={train.batch_tokens}",
         )
     if train.ramp_tokens:
         if train.ramp_start_tokens > train.batch_tokens:
-            raise _refused(
+            raise refused(
                 "train.ramp_start_tokens",
                 train.ramp_start_tokens,
                 f"must be at most config.train.batch_tokens={train.batch_tokens}",
             )
         unit = f"a microbatch, config.train.microbatch_sequences={micro} of {sequence} tokens"
-        _must_be_multiple("train.ramp_start_tokens", train.ramp_start_tokens, micro * sequence, unit)
+        must_be_multiple("train.ramp_start_tokens", train.ramp_start_tokens, micro * sequence, unit)
         if train.tokens < train.ramp_start_tokens:
-            raise _refused(
+            raise refused(
                 "train.tokens",
                 train.tokens,
                 f"is less than the first batch; must be at least config.train.ramp_start_tokens="
@@ -226,13 +227,13 @@ def _check_train(config: Config) -> None:
     if optimizer.schedule == "wsd":
         room = train.tokens - optimizer.warmup_tokens
         if optimizer.decay_tokens > room:
-            raise _refused(
+            raise refused(
                 "optimizer.decay_tokens",
                 optimizer.decay_tokens,
                 f"must leave room for the warm-up: at most config.train.tokens - config.optimizer.warmup_tokens={room}",
             )
     elif optimizer.schedule != "constant" and optimizer.warmup_tokens >= optimizer.decay_tokens:
-        raise _refused(
+        raise refused(
             "optimizer.warmup_tokens",
             optimizer.warmup_tokens,
             f"must be less than config.optimizer.decay_tokens={optimizer.decay_tokens}, where the decay ends",
@@ -254,173 +255,3 @@ def _check_tasks(config: Config) -> None:
             read(value)
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"config.{name}={value!r}: {error}") from None
-
-
-def _check_mesh(config: Config, device_count: int | None) -> None:
-    model, train, mesh = config.model, config.train, config.mesh
-    if device_count is not None and mesh.devices != device_count:
-        raise ValueError(f"{_describe(mesh)} but there are {_devices(device_count)}; the product must be that")
-    _must_divide("mesh.fsdp", mesh.fsdp, "model.d_model", model.d_model)
-    parts = mesh.replicas * mesh.fsdp * mesh.context
-    if mesh.shard_optimizer and model.d_model % parts:
-        raise _refused(
-            "mesh.shard_optimizer",
-            mesh.shard_optimizer,
-            f"needs config.model.d_model={model.d_model} to be a multiple of the {parts} replicas and shards",
-        )
-    for name, value in (("num_heads", model.num_heads), ("d_ff", model.d_ff)):
-        _must_divide("mesh.tensor", mesh.tensor, f"model.{name}", value)
-    if model.padded_vocab % mesh.tensor:
-        raise _refused(
-            "model.vocab_multiple",
-            model.vocab_multiple,
-            f"pads the vocabulary to {model.padded_vocab} rows, which config.mesh.tensor={mesh.tensor} does not "
-            f"divide; must be a multiple of {mesh.tensor}",
-        )
-    # Between tensor-parallel regions, activations are sharded over sequence.
-    _must_be_multiple("train.sequence_length", train.sequence_length, mesh.tensor, "config.mesh.tensor")
-    if mesh.context > 1:
-        _check_context(config)
-    # Until the devices are known, data=-1 counts as the least it can be.
-    shards = mesh.shards
-    product = "*".join(axis for axis in mesh.factors if axis not in ("context", "tensor"))
-    unit = f"the {shards} shards of the batch (config.mesh {product})"
-    smallest = "train.ramp_start_tokens" if train.ramp_tokens else "train.batch_tokens"
-    tokens = train.ramp_start_tokens if train.ramp_tokens else train.batch_tokens
-    if tokens // train.sequence_length % shards:
-        near = _nearest_multiples(tokens, shards * train.sequence_length)
-        raise _refused(
-            smallest,
-            tokens,
-            f"is {tokens // train.sequence_length} sequences, which do not divide over {unit}; {near} would",
-        )
-    _must_be_multiple("train.microbatch_sequences", train.microbatch_sequences, shards, unit)
-    _must_be_multiple("eval.batch_sequences", config.eval.batch_sequences, shards, unit)
-
-
-def _check_context(config: Config) -> None:
-    """What ring attention asks for."""
-    model, mesh = config.model, config.mesh
-    if mesh.stage > 1:
-        raise _refused(
-            "mesh.context", mesh.context, f"must be 1 with config.mesh.stage={mesh.stage}: no ring in a pipeline"
-        )
-    shards = mesh.fsdp * mesh.context
-    if model.d_model % shards:
-        raise _refused(
-            "mesh.context",
-            mesh.context,
-            f"times config.mesh.fsdp={mesh.fsdp} must divide config.model.d_model={model.d_model}: both shard the "
-            "parameters",
-        )
-    parts = mesh.context * math.lcm(2, mesh.tensor)
-    unit = f"{parts}: each of config.mesh.context={mesh.context} holds two chunks of a sequence"
-    if mesh.tensor > 2:
-        unit += f", over config.mesh.tensor={mesh.tensor}"
-    _must_be_multiple("train.sequence_length", config.train.sequence_length, parts, unit)
-    for name in ("dropout_embedding", "dropout_attention", "dropout_residual"):
-        if getattr(model, name):
-            raise _refused(f"model.{name}", getattr(model, name), f"must be 0 with config.mesh.context={mesh.context}")
-
-
-def check_stages(mesh: Mesh) -> None:
-    """Refuses stages that would share slices unevenly.
-
-    Raises:
-        ValueError: neither of stages and slices divides the other.
-    """
-    if mesh.stage % mesh.slices and mesh.slices % mesh.stage:
-        raise _refused(
-            "mesh.stage",
-            mesh.stage,
-            f"and config.mesh.slices={mesh.slices}: one must divide the other, so that each stage has whole slices, or "
-            "each slice whole stages",
-        )
-
-
-def _check_pipeline(config: Config) -> None:
-    model, train, mesh = config.model, config.train, config.mesh
-    parts, period = train.pipeline_microbatches, len(model.attention_pattern)
-    if mesh.stage == 1:
-        if parts:
-            raise _refused(
-                "train.pipeline_microbatches", parts, "needs config.mesh.stage > 1; must be 0 without stages"
-            )
-        return
-    if model.num_layers % (mesh.stage * period):
-        groups = model.num_layers // period
-        entries = "" if period == 1 else f"{groups} repetitions of config.model.attention_pattern in "
-        raise _refused(
-            "mesh.stage",
-            mesh.stage,
-            f"must divide the {entries}config.model.num_layers={model.num_layers}, as "
-            f"{_nearest_divisors(groups, mesh.stage)} would",
-        )
-    for name, value in (("eval.tasks", config.eval.tasks), ("sample.prompts", config.sample.prompts)):
-        if value:
-            raise _refused(
-                name,
-                value,
-                f"does not run through a pipeline; must be empty with config.mesh.stage={mesh.stage}: use scaling "
-                f"{'evaluate' if name == 'eval.tasks' else 'generate'} on the run directory",
-            )
-    if not parts:  # the devices are not known yet
-        return
-    _must_be_multiple("train.pipeline_microbatches", parts, mesh.stage, "config.mesh.stage")
-    shards = mesh.replicas * mesh.fsdp
-    unit = f"the {parts} parts (config.train.pipeline_microbatches) for each of the {shards} shards of a stage"
-    _must_be_multiple("train.microbatch_sequences", train.microbatch_sequences, parts * shards, unit)
-    _must_be_multiple("eval.batch_sequences", config.eval.batch_sequences, parts * shards, unit)
-
-
-def _pipeline_microbatches(mesh: Mesh, train: Train) -> int:
-    """Four a stage, so that filling and emptying the pipeline take less than a fifth of its time, or the most below."""
-    rows = train.microbatch_sequences // (mesh.replicas * mesh.fsdp)
-    return max((n for n in range(mesh.stage, 4 * mesh.stage + 1, mesh.stage) if rows % n == 0), default=mesh.stage)
-
-
-def _data_axis(mesh: Mesh, device_count: int) -> int:
-    if device_count % mesh.devices:
-        product = "*".join(axis for axis in mesh.factors if axis != "data")
-        raise ValueError(f"{_describe(mesh)} but there are {_devices(device_count)}; {product} must divide that")
-    return device_count // mesh.devices
-
-
-def _describe(mesh: Mesh) -> str:
-    axes = " * ".join(f"{axis}={size}" for axis, size in mesh.factors.items() if size > 0)
-    return f"config.mesh: {axes} asks for {_devices(mesh.devices)}"
-
-
-def _devices(count: int) -> str:
-    return f"{count} device{'' if count == 1 else 's'}"
-
-
-def _must_be_multiple(name: str, value: int, divisor: int, what: str) -> None:
-    if value % divisor:
-        shown = f"{what}={divisor}" if what.startswith("config.") else what
-        near = _nearest_multiples(value, divisor)
-        raise _refused(name, value, f"must be a multiple of {shown}, as {near} would be")
-
-
-def _must_divide(name: str, divisor: int, what: str, value: int) -> None:
-    if value % divisor:
-        near = _nearest_divisors(value, divisor)
-        raise _refused(name, divisor, f"must divide config.{what}={value}, as {near} would")
-
-
-def _nearest_multiples(value: int, divisor: int) -> str:
-    below = value // divisor * divisor
-    return _either(x for x in (below, below + divisor) if x)
-
-
-def _nearest_divisors(value: int, near: int) -> str:
-    divisors = [d for d in range(1, value + 1) if value % d == 0] if value < 10**7 else [1]
-    return _either(sorted(sorted(divisors, key=lambda d: abs(d - near))[:2]))
-
-
-def _either(values: Iterable[int]) -> str:
-    return " or ".join(str(v) for v in values)
-
-
-def _refused(name: str, value: Any, why: str) -> ValueError:
-    return ValueError(f"config.{name}={value!r} {why}")
