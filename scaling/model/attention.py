@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from scaling import config as cfg
 from scaling.model import kernels, ring
-from scaling.model.layers import add_bias, constant, dropout, normal
+from scaling.model.layers import SAVED, add_bias, constant, dropout, normal, use
 from scaling.model.parametrization import parametrization
 from scaling.model.quantized import project
 from scaling.parallel.sharding import constrain, context_devices
@@ -29,7 +29,6 @@ class Tree(NamedTuple):
 
 
 Memory = tuple[jax.Array, jax.Array]  # cached keys and values of one layer, [B, H, S, K] each
-SAVED = "projections"  # what remat policies may keep for the backward pass
 _MASKED = -1e30  # not -inf: a fully masked row (padding) must give finite gradients
 
 
@@ -296,11 +295,21 @@ class SelfAttention(nnx.Module):
 
     def _project(self, x: jax.Array, zigzag: bool = False) -> Iterable[jax.Array]:
         """Queries, keys and values, [B, H, T, K] each; the sequence whole, unless the ring attends."""
+        time = "time" if zigzag else None
+        if self.config.quantization == "none" and kernels.platform() == "tpu":
+            # One product each, whose results the kernel takes as they are: nothing to cut apart and put together.
+            weights = jnp.split(use(self.qkv, x.dtype), 3, axis=1)
+            biases = jnp.split(use(self.qkv_bias, jnp.dtype(jnp.float32)), 3)
+            for w, bias in zip(weights, biases, strict=True):
+                part = jnp.tensordot(x, w.squeeze(1), 1).swapaxes(1, 2)
+                part = (part.astype(jnp.float32) + bias.swapaxes(0, 1)).astype(x.dtype)
+                yield checkpoint_name(constrain(part, "batch", "heads", time, None), SAVED)
+            return
         qkv = project(x, self.qkv, self.config.quantization).transpose(2, 0, 3, 1, 4)
         qkv = add_bias(qkv, self.qkv_bias, 1, 3)
-        qkv = checkpoint_name(constrain(qkv, None, "batch", "heads", "time" if zigzag else None, None), SAVED)
+        qkv = checkpoint_name(constrain(qkv, None, "batch", "heads", time, None), SAVED)
         # Not by indexing: its gradient is a sum of padded arrays, that of a split puts them together.
-        return (part.squeeze(0) for part in jnp.split(qkv, 3))
+        yield from (part.squeeze(0) for part in jnp.split(qkv, 3))
 
     def _merge(self, mixed: jax.Array, zigzag: bool = False) -> jax.Array:
         """Heads [B, H, T, K] back into the residual stream [B, T, D]."""

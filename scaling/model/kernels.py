@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from scaling.parallel.sharding import BATCH_AXES
@@ -90,7 +91,7 @@ def splash(
         with jax.default_matmul_precision("default"):
             return jax.vmap(kernel)(q, k, v, *rest)
 
-    q = _scaled(q, scale)
+    q = checkpoint_name(_scaled(q, scale), residuals)
     if jax.sharding.get_abstract_mesh().empty:
         return local(q, k, v, segments)
     heads = P(BATCH_AXES, HEAD_AXIS, None, None)

@@ -138,7 +138,7 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
     heads = model.num_heads * -(-model.d_head // lanes) * lanes
     kept = {
         "full": d,
-        "projections": d + 4 * heads + f,
+        "projections": 2 * d + 4 * heads + f,
         "dots": 3 * d + 3 * heads + f,
         "none": 8 * d + 8 * heads + 6 * f,  # with copies in float32
     }[model.remat] / t

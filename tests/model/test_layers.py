@@ -1,4 +1,4 @@
-"""Tables of embeddings: their gradients are sums over tokens, on every mesh."""
+"""Tables of embeddings, whose gradients are sums over tokens on every mesh; norms."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from scaling import config as cfg
-from scaling.model.layers import lookup
+from scaling.model.layers import LayerNorm, lookup
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import gathered, stored_spec, used_spec
 
@@ -52,3 +52,14 @@ def test_what_does_not_divide_is_left_as_it_is():
     with jax.set_mesh(make_mesh(cfg.Mesh(fsdp=8))):
         found = jax.jit(table_gradient)(jnp.zeros((V, D)), jnp.zeros((3, T), int), jnp.ones((3, T, D)))
     np.testing.assert_allclose(found[0], 3.0 * T)
+
+
+def test_bfloat16_norms_take_both_sums_at_once_and_stay_near_float32():
+    """Also where the mean is ten times the spread, more than residual streams show."""
+    norm = LayerNorm(256, 1e-5)
+    x = (10 + jax.random.normal(jax.random.key(0), (4, 256))).astype(jnp.bfloat16)
+    wide = np.asarray(x, np.float64)
+    want = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(np.asarray(norm(x), np.float64), want, rtol=2**-8, atol=1e-3)
+    constant = jnp.full((1, 256), 3.3, jnp.bfloat16)
+    assert np.isfinite(np.asarray(norm(constant), np.float32)).all()
