@@ -6,12 +6,22 @@ import jax
 import pytest
 
 DEVICES = 8
+# Compiling takes most of the time of the tests, and LLVM's last passes a third of that. Programs that tests start are
+# compiled as users' are.
+QUICK = "--xla_backend_optimization_level=1"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    flags = os.environ.get("XLA_FLAGS")
+    os.environ["XLA_FLAGS"] = f"{QUICK} {flags or ''}".strip()
     # Not by environment variables: programs that tests start choose their own devices.
     jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
     jax.config.update("jax_num_cpu_devices", DEVICES)
+    jax.devices()  # reads the flags, once
+    if flags is None:
+        del os.environ["XLA_FLAGS"]
+    else:
+        os.environ["XLA_FLAGS"] = flags
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,6 +35,13 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory):
     """Token shards and compiled programs of tests never touch the user's cache."""
     before = os.environ.get("SCALING_CACHE")
     os.environ["SCALING_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    if not jax.config.jax_compilation_cache_dir:
+        # What one test has compiled, another test and the other workers need not: with pytest-xdist, each worker's
+        # folder lies in one of the session.
+        folder = tmp_path_factory.getbasetemp()
+        shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+        jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     yield
     if before is None:
         del os.environ["SCALING_CACHE"]
