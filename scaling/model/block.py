@@ -14,7 +14,7 @@ from scaling.model.attention import Memory, SelfAttention, Tree
 from scaling.model.layers import SAVED, LayerNorm, add_bias, constant, dropout, normal
 from scaling.model.parametrization import parametrization
 from scaling.model.quantized import check, project
-from scaling.parallel.sharding import constrain
+from scaling.parallel.sharding import constrain, dividing_spec
 
 Sublayer = Callable[[jax.Array], jax.Array]
 
@@ -114,7 +114,6 @@ class Block(nnx.Module):
     def _around(self, x: jax.Array, attention: Sublayer, mlp: Sublayer) -> jax.Array:
         """The residual stream around both sublayers."""
         # A kept sum spares the backward pass the product before it; a pre-norm block's last is the next one's input.
-        x = _in_rows(x)
         if self.config.norm == "pre":
             x = checkpoint_name(_in_rows(self._plus(x, attention(self.attention_norm(x)))), SAVED)
             return _in_rows(self._plus(x, mlp(self.mlp_norm(x))))
@@ -132,4 +131,11 @@ def _in_rows(x: jax.Array) -> jax.Array:
     The TPU's compiler would rather keep what a layer saves the other way round, for the product that made it, and turn
     each layer's share again when it is read: 4 % of the cycles of a step (docs/planning.md).
     """
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim)))) if kernels.platform() == "tpu" else x
+    if kernels.platform() != "tpu":
+        return x
+    layout = Layout(tuple(range(x.ndim)))
+    if jax.sharding.get_abstract_mesh().empty:
+        return with_layout_constraint(x, layout)
+    # On each device's own part: of the whole, the compiler's partitioner would make each device hold all.
+    spec = dividing_spec(x, "batch", "sequence", None)
+    return jax.shard_map(lambda x: with_layout_constraint(x, layout), in_specs=spec, out_specs=spec)(x)

@@ -94,16 +94,20 @@ def used_spec(axes: Axes) -> P:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins an activation to the layout of its logical axes, one name (or None) a dimension.
+    """Pins an activation to the layout of its logical axes, one name (or None) a dimension."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, dividing_spec(x, *axes))
+
+
+def dividing_spec(x: jax.Array, *axes: str | None) -> P:
+    """The layout of an activation's logical axes on the present mesh.
 
     A dimension that the mesh axes do not divide stays whole: that happens for the short and odd
     shapes of generation; training shapes are checked beforehand by ``scaling.resolve``.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    spec = [s if size % _extent(mesh, s) == 0 else None for s, size in zip(used_spec(axes), x.shape, strict=True)]
-    return jax.lax.with_sharding_constraint(x, P(*spec))
+    return P(*(s if size % _extent(mesh, s) == 0 else None for s, size in zip(used_spec(axes), x.shape, strict=True)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

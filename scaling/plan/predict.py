@@ -24,7 +24,8 @@ from typing import NamedTuple
 from scaling.chips import Chip
 from scaling.plan.between import Network
 from scaling.plan.estimate import MEMORY_EFFICIENCY
-from scaling.plan.hlo import Instruction, Module, shape_bytes
+from scaling.plan.hlo import Instruction, Module
+from scaling.plan.traffic import bytes_moved, bytes_prefetched
 
 KERNEL_EFFICIENCY = 0.5
 
@@ -61,11 +62,8 @@ _FREE = re.compile(
     "parameter|constant|tuple|get-tuple-element|bitcast|while|conditional|call|after-all|partition-id|replica-id|"
     "(copy|slice|async)-(start|update|done)"
 )
-SLICE, UPDATE, GATHER = "dynamic-slice", "dynamic-update-slice", "gather"
 _OURS, _THEIRS = "jit(step)/", "jit(train_step)/"  # train steps, and MaxText's
 _UNEMBEDDING = re.compile(r"bt[dv],[bv]|vd,bd")
-_LAID_OUT = re.compile(r"\b\w+\[[\d,]*\]\{[^{}]*\}")
-_FAST = re.compile(r"S\([1-9]\)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\]|mesh\[([^\]]*)\] \{([^}]*)\})")
 
@@ -163,7 +161,7 @@ def predict(module: Module, chip: Chip, runs: int | None = None) -> Prediction:
     layers = _in_layers(module)
     network, work, moved = Network(chip.between / chip.devices), 0.0, 0
     for instruction, times in module.walk(runs):
-        moved += times * _bytes_prefetched(instruction)
+        moved += times * bytes_prefetched(instruction)
         if network.meet(module, instruction, times, work) or _FREE.fullmatch(instruction.opcode):
             continue
         for found, hidden in _collectives(module, instruction):
@@ -187,7 +185,7 @@ def predict(module: Module, chip: Chip, runs: int | None = None) -> Prediction:
         part.cycles += times * instruction.cycles
         operations[_operation(instruction)] += times * seconds
         work += times * seconds
-        moved += times * _bytes_moved(module, instruction) * (kind != OTHER)
+        moved += times * bytes_moved(module, instruction) * (kind != OTHER)
     if (waiting := moved / _bandwidth(chip) - work) > 0:
         parts[WAITING].seconds = waiting
         work += waiting
@@ -228,7 +226,7 @@ def _cost(module: Module, instruction: Instruction, chip: Chip) -> tuple[str, fl
         theirs = name.startswith(_THEIRS) and "while" not in name
         kind = UNEMBEDDING if theirs or _UNEMBEDDING.search(name) else PRODUCTS
         return kind, instruction.cycles / clock
-    moved = _bytes_moved(module, instruction) / _bandwidth(chip)
+    moved = bytes_moved(module, instruction) / _bandwidth(chip)
     seconds = min(moved, instruction.cycles / clock) if instruction.cycles else moved
     if "jvp" not in instruction.op_name and instruction.op_name.startswith((_OURS, _THEIRS)):
         kind = "optimizer"
@@ -257,48 +255,6 @@ def _operation(instruction: Instruction) -> str:
 def _has_product(module: Module, instruction: Instruction) -> bool:
     products = ("dot", "convolution")
     return instruction.opcode in products or any(i.opcode in products for i in module.inside(instruction))
-
-
-def _bytes_moved(module: Module, instruction: Instruction) -> int:
-    """Bytes that are read and written in the chip's main memory.
-
-    Operands and result; but of an array that is only sliced, the slice, of one from which rows are gathered, the rows,
-    and of one that is updated in place, the update (a loop over layers slices its stacked weights and writes into
-    stacked activations).
-    """
-    inner = [i for names in instruction.called.values() for name in names for i in module.computations.get(name, ())]
-    touched = _touched(inner)
-    total = 0
-    for place, name in enumerate(instruction.operands):
-        whole = shape_bytes(_without_fast_memory(module.shapes.get(name, "")))
-        total += min(whole, touched.get(place, whole))
-    result = shape_bytes(_without_fast_memory(instruction.shape))
-    updates = [shape_bytes(module.shapes.get(i.operands[1], "")) for i in inner if i.opcode == UPDATE]
-    return total + (min(result, sum(updates)) if updates else result)
-
-
-def _touched(inner: list[Instruction]) -> dict[int, int]:
-    """Parameters of a fusion that are only sliced or updated in place -> the bytes of them that are touched."""
-    numbers = {i.name: int(i.operands[0]) for i in inner if i.opcode == "parameter"}
-    found: dict[int, int] = {}
-    for name, number in numbers.items():
-        users = [i for i in inner if name in i.operands]
-        if users and all(i.opcode == SLICE or (i.opcode in (UPDATE, GATHER) and i.operands[0] == name) for i in users):
-            found[number] = sum(i.bytes for i in users if i.opcode != UPDATE)
-    return found
-
-
-def _bytes_prefetched(instruction: Instruction) -> int:
-    """Bytes that an asynchronous copy or slice moves between main and fast memory, or twice within main memory."""
-    if instruction.opcode not in ("copy-start", "slice-start"):
-        return 0
-    ends = _LAID_OUT.findall(instruction.shape)[:2]  # where to and from; of a slice from and where to
-    return min(map(shape_bytes, ends)) * sum(not _FAST.search(end) for end in ends)
-
-
-def _without_fast_memory(shape: str) -> str:
-    """A type without those of its arrays that lie in fast memory, which the layout marks S(1)."""
-    return _LAID_OUT.sub(lambda found: "" if _FAST.search(found[0]) else found[0], shape)
 
 
 def kernel_flops(instruction: Instruction) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scaling import chips
-from scaling.plan import hlo, predict
+from scaling.plan import hlo, predict, traffic
 
 V5E = chips.find("v5e")
 
@@ -20,12 +20,12 @@ def test_traffic_between_slices_is_apart_and_takes_its_network():
     found = predict.predict(module("slices.hlo"), V5E)
     size, rate = 4 * 1024 * 1024, 3.125e9
     assert set(found.collectives) == {predict.BETWEEN}
-    traffic = found.collectives[predict.BETWEEN]
-    assert (traffic.bytes, traffic.calls) == (2 * size * 2 / 2 + size, 3)
+    between = found.collectives[predict.BETWEEN]
+    assert (between.bytes, between.calls) == (2 * size * 2 / 2 + size, 3)
     assert found.parts["matrix products"].seconds == pytest.approx(2e-3)
     # The product hides 1 ms of each all-reduce, nothing hides the gather.
     assert found.exposed == pytest.approx(3 * size / rate - 2e-3)
-    assert traffic.hidden_bytes == pytest.approx(2e-3 * rate)
+    assert between.hidden_bytes == pytest.approx(2e-3 * rate)
     assert found.seconds == pytest.approx(2e-3 + found.exposed)
 
 
@@ -83,3 +83,28 @@ def test_layers_and_what_is_computed_again():
     again = text.replace("jit(step)/jvp()/while/body/dot_general", "jit(step)/while/rematted_computation/dot_general")
     found = predict.predict(hlo.parse(again), V5E).parts["matrix products"]
     assert found.again == found.seconds == once.parts["matrix products"].seconds
+
+
+def test_what_is_handed_through_moves_nothing():
+    """Beside an asynchronous collective, a fusion passes its buffers on: only the product's own arrays are moved."""
+    text = """HloModule handed
+
+%fused (p0: bf16[1024,1024], p1: bf16[1024,1024], p2: bf16[64,1024,1024]) -> (bf16[1024,1024], bf16[64,1024,1024]) {
+  %p0 = bf16[1024,1024]{1,0} parameter(0)
+  %p1 = bf16[1024,1024]{1,0} parameter(1)
+  %p2 = bf16[64,1024,1024]{2,1,0} parameter(2)
+  %product = bf16[1024,1024]{1,0} add(%p0, %p1)
+  ROOT %tuple = (bf16[1024,1024]{1,0}, bf16[64,1024,1024]{2,1,0}) tuple(%product, %p2)
+}
+
+ENTRY %main (a: bf16[1024,1024], b: bf16[1024,1024], c: bf16[64,1024,1024]) -> bf16[1024,1024] {
+  %a = bf16[1024,1024]{1,0} parameter(0)
+  %b = bf16[1024,1024]{1,0} parameter(1)
+  %c = bf16[64,1024,1024]{2,1,0} parameter(2)
+  %f = (bf16[1024,1024]{1,0}, bf16[64,1024,1024]{2,1,0}) fusion(%a, %b, %c), kind=kLoop, calls=%fused
+  ROOT %out = bf16[1024,1024]{1,0} get-tuple-element(%f), index=0
+}
+"""
+    program = hlo.parse(text)
+    fusion = next(i for i, _ in program.walk(None) if i.opcode == "fusion")
+    assert traffic.bytes_moved(program, fusion) == 3 * 2 * 1024**2
