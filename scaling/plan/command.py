@@ -225,7 +225,7 @@ def to_text(name: str, plan: "Plan", price: float | None, top: int = 0) -> str:
         lines.append(
             f"  {kind:<24} {sent / 1e9:>10,.2f} GB sent by a chip in {calls:,} calls, {share:.0f} % of it hidden"
         )
-    if top:
+    if top and plan.operations:
         lines.append("operations")
     for operation, seconds in list(plan.operations.items())[:top]:
         lines.append(f"  {_milliseconds(plan, seconds)} ms  {operation}")

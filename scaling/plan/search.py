@@ -111,7 +111,5 @@ def search(
             found.append(dataclasses.replace(candidate, compiled=compile_layout(candidate.config)))
     found = sorted((c for c in found if c.best.fits), key=lambda c: c.best.seconds)
     if not found:
-        raise ValueError(
-            f"none of the {most} layouts that were compiled fits or is laid out without whole arrays; compile more with --search=N"
-        )
+        raise ValueError(f"none of the {most} layouts that were compiled fits; compile more with --search=N")
     return found
