@@ -67,9 +67,14 @@ def add_options(add: Callable[[str, Callable[[argparse.Namespace], int], str], a
 
 
 def _dispatch(options: argparse.Namespace) -> int:
-    from scaling.bench.dispatch import dispatch
+    from scaling.bench import dispatch
 
-    print(dispatch(num_layers=options.num_layers, steps=options.steps))
+    period = len(dispatch.PATTERN)
+    if options.num_layers < period or options.num_layers % period:
+        raise ValueError(f"--num_layers={options.num_layers} must be a multiple of {period}, at least that")
+    if options.steps < 2:
+        raise ValueError(f"--steps={options.steps} must be at least 2")
+    print(dispatch.dispatch(num_layers=options.num_layers, steps=options.steps))
     return 0
 
 

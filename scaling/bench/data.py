@@ -23,7 +23,7 @@ def data(config: cfg.Config, steps: int) -> Iterator[str]:
 
     Raises:
         FileNotFoundError: no such data.
-        ValueError: data that cannot be used.
+        ValueError: data that cannot be used, or a run of one batch.
     """
     start = time.monotonic()
     words = tokenizer.load(config.data.tokenizer)
@@ -32,6 +32,8 @@ def data(config: cfg.Config, steps: int) -> Iterator[str]:
     yield f"data: ready after {time.monotonic() - start:.1f} s (tokenized the first time, then kept)"
     schedule = BatchSchedule.from_config(config.train)
     count = min(steps, schedule.num_steps)
+    if count < 2:  # the first is not timed
+        raise ValueError(f"config.train.tokens={config.train.tokens} is one batch; at least 2 are needed")
     batches = loader.batches(
         found,
         schedule.span,

@@ -12,6 +12,8 @@ from scaling.parallel.sharding import batch_sharding
 from scaling.train.state import create_state
 from scaling.train.step import make_train_step
 
+PATTERN = ("dense", "banded")
+
 
 def dispatch(num_layers: int = 48, steps: int = 50) -> str:
     """Host time to hand one training step of a deep, narrow model to the device.
@@ -20,8 +22,8 @@ def dispatch(num_layers: int = 48, steps: int = 50) -> str:
     a step costs the host, whatever the width. Layers are stacked, so depth should not matter.
 
     Args:
-        num_layers: depth.
-        steps: calls timed, after two for warm-up.
+        num_layers: depth, a multiple of the entries of ``PATTERN``.
+        steps: calls timed, at least two, after two for warm-up.
 
     Returns:
         One line with median and quartiles in milliseconds.
@@ -35,7 +37,7 @@ def dispatch(num_layers: int = 48, steps: int = 50) -> str:
             num_heads=2,
             d_head=16,
             d_ff=128,
-            attention_pattern=("dense", "banded"),
+            attention_pattern=PATTERN,
             band_width=8,
             compute_dtype="float32",
         ),

@@ -1,4 +1,4 @@
-"""Options of the compiler, by platform, in one place; docs/benchmarks.md has the measurement behind each."""
+"""Options of the compiler, by platform, in one place; docs/planning.md has the measurement behind each."""
 
 import jax
 

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,14 @@ if TYPE_CHECKING:
     from scaling.plan.plan import Plan, Request
 
 _ASKED = ("batch_size", "prompt_tokens", "tokens")  # options of --step=generate
+_NOT_OF_TABLES = ("topology", "slices", "device", "devices", "search", "price", "top", "json", *_ASKED)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what ``plan`` reads; ``--config`` and its overrides are read before."""
     add = parser.add_argument
     add("--topology", metavar="NAME", help="compile for TPU slices of this form, such as v5e:4x4 or v5p:4x4x8")
-    add("--slices", type=int, default=1, metavar="N", help="slices of that form (default: 1)")
+    add("--slices", type=int, metavar="N", help="slices of that form (default: config.mesh.slices)")
     add("--device", metavar="KIND", help="without compiling: estimate for this chip, such as v5p or H100")
     add("--devices", type=int, metavar="N", help="how many of them")
     add("--step", choices=("train", "eval", "generate"), default="train", help="which step (default: train)")
@@ -64,14 +66,15 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     request = _request(options)
     config, name = load(options.config, options.overrides), run_name(options.config)
-    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=options.slices))
-    where = _where(options)
+    if options.slices:
+        config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=options.slices))
+    where = _where(options, config.mesh.slices)
     if options.search:
         return _search(options, config, name, where)
     resolved = plan.resolved(config, where.devices, name)
     if where.topology:
-        print(f"compiling {name} for {options.slices} x {where.topology} ...", file=sys.stderr)
-        found = plan.compiled(resolved, where.topology, options.slices, options.step, options.fresh, request)
+        print(f"compiling {name} for {where.slices} x {where.topology} ...", file=sys.stderr)
+        found = plan.compiled(resolved, where.topology, where.slices, options.step, options.fresh, request)
     else:
         found = plan.estimated(resolved, where.chip, where.chips)
     if options.json:
@@ -86,24 +89,25 @@ class _Where:
     """What was asked for: ``topology`` is empty where nothing is compiled."""
 
     topology: str
+    slices: int
     chip: str
     chips: int
     devices: int
 
 
-def _where(options: argparse.Namespace) -> _Where:
+def _where(options: argparse.Namespace, slices: int) -> _Where:
     from scaling import chips
     from scaling.plan import topology
 
     if options.topology:
         chip, _ = topology.parse(options.topology)
-        devices = topology.count(options.topology, options.slices)
-        return _Where(options.topology, chip.name, devices // chip.devices, devices)
+        devices = topology.count(options.topology, slices)
+        return _Where(options.topology, slices, chip.name, devices // chip.devices, devices)
     found = chips.find(options.device)
     if found is None:
         known = ", ".join(dict.fromkeys(chip.name for chip in chips.CHIPS))
         raise ValueError(f"--device={options.device} is no chip that is known; one of {known}")
-    return _Where("", found.name, options.devices, options.devices * found.devices)
+    return _Where("", slices, found.name, options.devices, options.devices * found.devices)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -111,9 +115,11 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("needs --config=FILE, such as experiments/gpt3/1300m.py")
     if bool(options.topology) == bool(options.device):
         raise ValueError("needs --topology=NAME to compile, or --device=KIND with --devices=N to estimate")
-    if options.price is not None and not options.price > 0:
-        raise ValueError(f"--price={options.price} must be more than 0")
-    if options.slices < 1:
+    if options.price is not None and not 0 < options.price < math.inf:
+        raise ValueError(f"--price={options.price} must be a number more than 0")
+    if options.top < 0:
+        raise ValueError(f"--top={options.top} must be 0 or more")
+    if options.slices is not None and options.slices < 1:
         raise ValueError(f"--slices={options.slices} must be at least 1")
     if options.search is not None and options.search < 1:
         raise ValueError(f"--search={options.search} must be at least 1")
@@ -130,7 +136,8 @@ def _check(options: argparse.Namespace) -> None:
 def _table(options: argparse.Namespace) -> int:
     from scaling.plan.table import table
 
-    if options.config is not None or options.topology or options.device or options.search:
+    others = (getattr(options, name) for name in ("config", "overrides", *_NOT_OF_TABLES))
+    if any(others) or options.step != "train":
         raise ValueError("--table has its own configs and topologies; it goes with --fresh alone")
     for line in table(options.table, options.fresh, lambda text: print(text, file=sys.stderr)):
         print(line)
@@ -151,7 +158,7 @@ def _search(options: argparse.Namespace, config: "cfg.Config", name: str, where:
     from scaling.plan.search import Candidate, search
 
     def compiles(config: "cfg.Config") -> "Plan":
-        return plan.compiled(config, where.topology, options.slices, "train", options.fresh)
+        return plan.compiled(config, where.topology, where.slices, "train", options.fresh)
 
     def watch(number: int, candidate: Candidate) -> None:
         print(f"compiling {number} of {options.search}: {candidate.guess.layout} ...", file=sys.stderr)
@@ -190,10 +197,14 @@ def to_json(plan: "Plan", price: float | None) -> dict[str, Any]:
 
 def to_text(name: str, plan: "Plan", price: float | None, top: int = 0) -> str:
     """The plan as a person reads it."""
+    from scaling.plan.plan import HEADROOM
+
     gib = 2**30
     lines = [f"{name} on {plan.where}, {plan.chips:,} chips: {plan.layout}"]
     parts = ", ".join(f"{part.replace('_', ' ')} {size / gib:.2f}" for part, size in plan.memory.items() if size)
     verdict = f"{100 * plan.headroom:.0f} % to spare" if plan.headroom >= 0 else "does NOT fit"
+    if plan.headroom >= 0 and not plan.fits:
+        verdict += f", less than the {100 * HEADROOM:.0f} % that should stay free"
     if plan.refusal:
         lines.append(f"memory       does NOT fit: {plan.refusal}")
         return "\n".join(lines)
@@ -214,7 +225,7 @@ def to_text(name: str, plan: "Plan", price: float | None, top: int = 0) -> str:
         lines.append(
             f"  {kind:<24} {sent / 1e9:>10,.2f} GB sent by a chip in {calls:,} calls, {share:.0f} % of it hidden"
         )
-    if top:
+    if top and plan.operations:
         lines.append("operations")
     for operation, seconds in list(plan.operations.items())[:top]:
         lines.append(f"  {_milliseconds(plan, seconds)} ms  {operation}")

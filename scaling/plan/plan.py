@@ -136,6 +136,10 @@ class Plan:
         return 24 * self.days * self.chips
 
 
+class WholeArrays(ValueError):
+    """The partitioner makes whole arrays of a layout."""
+
+
 def resolved(config: cfg.Config, device_count: int, name: str | None = None) -> cfg.Config:
     """The config on so many devices, at its full batch; the vocabulary of ``gpt2`` is known without its files.
 
@@ -190,7 +194,8 @@ def compiled(
         request: what is generated.
 
     Raises:
-        ValueError: no compiler, no such topology, or a layout that makes the partitioner gather whole arrays.
+        ValueError: no compiler, or no such topology.
+        WholeArrays: a layout that makes the partitioner gather whole arrays.
     """
     chip, _ = topology.parse(name)
     path = _cache_path(config, name, slices, step, request)
@@ -209,14 +214,17 @@ def compiled(
         found = dataclasses.replace(base, refusal=str(error))
     else:
         if _REMATERIALIZED in said[0]:
-            raise ValueError(
+            raise WholeArrays(
                 f"the compiler makes arrays whole to lay them out anew on {name} ({_REMATERIALIZED}); "
                 "choose another config.mesh"
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(dataclasses.asdict(found)))
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(dataclasses.asdict(found)))
+        partial.replace(path)
+    except OSError as error:  # a compilation is not thrown away because it cannot be kept
+        print(f"scaling plan: the result is not kept ({error.strerror}: {path.parent})", file=sys.stderr)
     return found
 
 
@@ -349,15 +357,18 @@ def _cache_path(config: cfg.Config, name: str, slices: int, step: str, request: 
         key: value for key, value in cfg.to_dict(config).items() if key in ("model", "train", "optimizer", "mesh")
     }
     versions = []
-    for package in ("jax", "jaxlib", "libtpu", "flax", "optax"):
+    for package in ("jax", "jaxlib", "libtpu", "flax", "optax", "qwix"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{package} {importlib.metadata.version(package)}")
     source = hashlib.sha256()
     for folder in ("generate", "model", "parallel", "plan", "train"):
         for path in sorted((PACKAGE / folder).glob("*.py")):
             source.update(path.read_bytes())
+    for name_of_file in ("chips.py", "flops.py"):  # which a prediction is reckoned with
+        source.update((PACKAGE / name_of_file).read_bytes())
     asked = dataclasses.asdict(request) if request else config.eval.batch_sequences
-    versions.append(os.environ.get("TPU_LIBRARY_PATH", ""))  # another libtpu than the package's
+    # Another libtpu than the package's, and options of the compiler.
+    versions += [os.environ.get(name, "") for name in ("TPU_LIBRARY_PATH", "XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     text = json.dumps([values, asked, name, slices, step, versions, source.hexdigest()])
     return Path(cache.root()).expanduser() / "plans" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 

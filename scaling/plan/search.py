@@ -1,5 +1,6 @@
 """Layouts that could serve a run on given devices, ranked: by shapes all of them, by the compiler the best few."""
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
@@ -27,14 +28,17 @@ class Candidate:
 
     @property
     def knobs(self) -> str:
-        """As they are given on the command line."""
+        """As they are given on the command line; a batch ramp, if there is one, then begins with whole microbatches."""
         mesh, train = self.config.mesh, self.config.train
+        slices = f"--config.mesh.slices={mesh.slices} " if mesh.slices > 1 else ""
+        tokens = train.microbatch_sequences * train.sequence_length
+        ramp = f" --config.train.ramp_start_tokens={tokens}" if train.ramp_start_tokens % tokens else ""
         stages = f"--config.mesh.stage={mesh.stage} " if mesh.stage > 1 else ""
         context = f"--config.mesh.context={mesh.context} " if mesh.context > 1 else ""
         return (
-            f"{stages}--config.mesh.data={mesh.data} --config.mesh.fsdp={mesh.fsdp} {context}"
+            f"{slices}{stages}--config.mesh.data={mesh.data} --config.mesh.fsdp={mesh.fsdp} {context}"
             f"--config.mesh.tensor={mesh.tensor} --config.model.remat={self.config.model.remat} "
-            f"--config.train.microbatch_sequences={train.microbatch_sequences}"
+            f"--config.train.microbatch_sequences={train.microbatch_sequences}{ramp}"
         )
 
 
@@ -87,7 +91,7 @@ def search(
         watch: told before each compilation.
 
     Returns:
-        Candidates; where some were compiled, those alone, without those that do not fit.
+        Candidates; where some were compiled, those alone, without those that do not fit or are refused.
 
     Raises:
         ValueError: nothing fits.
@@ -103,7 +107,8 @@ def search(
     found = []
     for number, candidate in enumerate(fitting[:most], 1):
         watch(number, candidate)
-        found.append(dataclasses.replace(candidate, compiled=compile_layout(candidate.config)))
+        with contextlib.suppress(plan.WholeArrays):
+            found.append(dataclasses.replace(candidate, compiled=compile_layout(candidate.config)))
     found = sorted((c for c in found if c.best.fits), key=lambda c: c.best.seconds)
     if not found:
         raise ValueError(f"none of the {most} layouts that were compiled fits; compile more with --search=N")

@@ -1,5 +1,6 @@
 """TPU topologies without TPUs: the compiler comes with ``jax[tpu]`` and needs no hardware."""
 
+import importlib.util
 import os
 import re
 from typing import Any
@@ -64,7 +65,7 @@ def devices(name: str, slices: int = 1) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(asked, platform="tpu", **more).devices)
     except Exception as error:  # libtpu raises whatever it likes
-        if "libtpu" in str(error).lower() and "find" in str(error).lower():
+        if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
             raise ValueError("the TPU compiler is not installed; pip install 'scaling[plan]'") from None
         raise ValueError(
             f"--topology={name}: the TPU compiler refuses it ({str(error).splitlines()[0][:200]})"

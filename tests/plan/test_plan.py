@@ -107,7 +107,9 @@ def test_what_does_not_fit_is_said_and_exits_so(capsys):
         ([XL, "--topology=v5e:4x4", "--batch_size=4"], "--batch_size, --prompt_tokens, --tokens belong to --step=gen"),
         ([XL, "--topology=v5e:4x4", "--step=generate", "--tokens=1"], "--tokens=1 must be at least 2"),
         ([XL, "--topology=v5e:4x4", "--step=generate", "--batch_size=0"], "--batch_size=0 must be at least 1"),
-        ([XL, "--device=v5e", "--devices=4", "--price=0"], "must be more than 0"),
+        ([XL, "--device=v5e", "--devices=4", "--price=0"], "must be a number more than 0"),
+        ([XL, "--device=v5e", "--devices=4", "--price=inf"], "must be a number more than 0"),
+        ([XL, "--device=v5e", "--devices=4", "--top=-1"], "--top=-1 must be 0 or more"),
         ([XL, "--device=v5e", "--devices=3"], "must divide that"),
     ],
 )
@@ -192,7 +194,7 @@ def test_search_ranks_what_fits(capsys):
     assert len(found) > 20 and all(one["fits"] for one in found)
     assert [one["seconds"] for one in found] == sorted(one["seconds"] for one in found)
     # The knobs that are printed give the plan that is printed.
-    again = [XL, STEADY, *found[0]["knobs"].split(), "--device=v5e", "--devices=16", "--json"]
+    again = [XL, *found[0]["knobs"].split(), "--device=v5e", "--devices=16", "--json"]
     assert cli.main(["plan", *again]) == 0
     assert json.loads(capsys.readouterr().out)["seconds"] == found[0]["seconds"]
     assert cli.main(["plan", *arguments]) == 0
@@ -212,6 +214,83 @@ def test_search_compiles_the_best_and_drops_what_does_not_fit(monkeypatch, capsy
     assert cli.main(["plan", XL, "--topology=v5e:4x4", "--search=3", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(asked) == 3 and [one["seconds"] for one in found] == [7.0, 8.0]
+
+
+@pytest.mark.parametrize(("slices", "devices"), [(1, 64), (2, 128)])
+def test_the_knobs_of_a_search_train(slices, devices, capsys):
+    """With the recipe's ramp, whose first batch is less than a microbatch of the layout, and on several slices."""
+    arguments = [XL, "--device=v5e", f"--devices={devices}", f"--slices={slices}", "--search", "--json"]
+    assert cli.main(["plan", *arguments]) == 0
+    knobs = json.loads(capsys.readouterr().out)[0]["knobs"].split()
+    assert any("ramp_start_tokens" in knob for knob in knobs)
+    assert cli.main(["config", XL, *knobs, f"--devices={devices}"]) == 0
+    assert json.loads(capsys.readouterr().out)["mesh"]["slices"] == slices
+
+
+def test_search_goes_on_after_a_layout_that_is_refused(monkeypatch, capsys):
+    asked = []
+
+    def compiled(config, name, slices, step, fresh, request=None):
+        asked.append(config)
+        if len(asked) == 1:
+            raise plan.WholeArrays("the compiler makes arrays whole")
+        return plan.estimated(config, "v5e", 16)
+
+    monkeypatch.setattr(plan, "compiled", compiled)
+    assert cli.main(["plan", XL, "--topology=v5e:4x4", "--search=3", "--json"]) == 0
+    assert len(asked) == 3 and len(json.loads(capsys.readouterr().out)) == 2
+
+
+def test_slices_come_from_the_config_unless_they_are_given(capsys):
+    arguments = ["plan", XL, "--device=v5p", "--devices=16", "--config.mesh.slices=2", "--json"]
+    for more, slices in (([], 2), (["--slices=4"], 4)):
+        assert cli.main([*arguments, *more]) == 0
+        assert json.loads(capsys.readouterr().out)["layout"].startswith(f"slices={slices} ")
+
+
+def test_a_compiled_plan_is_kept_and_not_lost_where_it_cannot_be(monkeypatch, tmp_path, capsys):
+    config = resolved("experiments/gpt3/1300m.py", 16, "mesh.fsdp=16", "train.microbatch_sequences=64")
+    compiled = []
+
+    def step(base, config, chip, devices):
+        compiled.append(devices)
+        return plan.estimated(config, "v5e", 16)
+
+    monkeypatch.setattr(plan, "_step", step)
+    monkeypatch.setattr(topology, "devices", lambda name, slices: [None] * 16)
+    monkeypatch.setenv("SCALING_CACHE", str(tmp_path / "cache"))
+    for _ in range(2):
+        assert plan.compiled(config, "v5e:4x4", 1).seconds > 0
+    assert len(compiled) == 1
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SCALING_CACHE", str(tmp_path / "file"))
+    assert plan.compiled(config, "v5e:4x4", 1).seconds > 0
+    assert "the result is not kept (Not a directory" in capsys.readouterr().err
+    monkeypatch.setenv("SCALING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_something=1")
+    plan.compiled(config, "v5e:4x4", 1)
+    assert len(compiled) == 3  # another program
+
+
+def test_without_the_compiler_its_extra_is_named(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    from jax.experimental import topologies
+
+    def absent(*arguments, **more):
+        raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", absent)
+    with pytest.raises(ValueError, match=r"the TPU compiler is not installed; pip install 'scaling\[plan\]'"):
+        topology.devices("v5e:2x2")
+
+
+def test_less_than_what_should_stay_free_is_said():
+    config = resolved("experiments/gpt3/1300m.py", 16, "mesh.fsdp=16", "train.microbatch_sequences=64")
+    guess = plan.estimated(config, "v5e", 16)
+    tight = dataclasses.replace(guess, memory={"params": int(0.97 * guess.hbm)})
+    assert "3 % to spare, less than the 5 % that should stay free: params" in command.to_text("1300m", tight, None)
+    assert "should stay free" not in command.to_text("1300m", guess, None)
 
 
 def test_search_says_what_is_missing(capsys):
