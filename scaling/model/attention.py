@@ -296,7 +296,7 @@ class SelfAttention(nnx.Module):
     def _project(self, x: jax.Array, zigzag: bool = False) -> Iterable[jax.Array]:
         """Queries, keys and values, [B, H, T, K] each; the sequence whole, unless the ring attends."""
         time = "time" if zigzag else None
-        if self.config.quantization == "none" and kernels.platform() == "tpu":
+        if self._apart(x):
             # One product each, whose results the kernel takes as they are: nothing to cut apart and put together.
             weights = jnp.split(use(self.qkv, x.dtype), 3, axis=1)
             biases = jnp.split(use(self.qkv_bias, jnp.dtype(jnp.float32)), 3)
@@ -310,6 +310,15 @@ class SelfAttention(nnx.Module):
         qkv = checkpoint_name(constrain(qkv, None, "batch", "heads", time, None), SAVED)
         # Not by indexing: its gradient is a sum of padded arrays, that of a split puts them together.
         yield from (part.squeeze(0) for part in jnp.split(qkv, 3))
+
+    def _apart(self, x: jax.Array) -> bool:
+        """Whether queries, keys and values had better come from a product each.
+
+        On a TPU, unless there is a single token, for which it is the weights that would be cut apart, or heads are
+        sharded: then the gradient of x, a sum of three, would be reduced over their devices twice.
+        """
+        whole = jax.sharding.get_abstract_mesh().shape.get(kernels.HEAD_AXIS, 1) == 1
+        return self.config.quantization == "none" and kernels.platform() == "tpu" and whole and x.shape[1] > 1
 
     def _merge(self, mixed: jax.Array, zigzag: bool = False) -> jax.Array:
         """Heads [B, H, T, K] back into the residual stream [B, T, D]."""

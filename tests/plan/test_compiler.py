@@ -71,15 +71,15 @@ def test_a_train_step_on_three_axes():
     guess = estimate.train_step(config, chips.find("v5e"))
     assert found.memory["params"] == pytest.approx(guess.memory["params"], rel=0.01)
     assert found.memory["optimizer"] == pytest.approx(guess.memory["optimizer"], rel=0.01)
-    assert predict.KERNELS in found.parts and 0 < found.again[predict.PRODUCTS] < found.parts[predict.PRODUCTS]
+    assert predict.KERNELS in found.parts and predict.PRODUCTS not in found.again  # none is computed twice
     assert all(0 < found.ideal[kind] < found.parts[kind] for kind in (predict.PRODUCTS, predict.KERNELS))
     check(
         found,
-        memory=258_799_104,
-        cycles=7_672_891,
+        memory=261_817_856,
+        cycles=7_377_349,
         collectives={
             "all-gather": 37_552_128,
-            "all-reduce": 52_079_168,
+            "all-reduce": 56_273_472,
             "all-to-all": 524_288,
             "collective-permute": 3_170_336,
             "reduce-scatter": 25_755_648,
@@ -99,14 +99,13 @@ def test_a_train_step_on_two_slices():
     assert found.parts["exposed collectives"] > predict.calibration(chip).factor * (sent - hidden) / chip.between
     check(
         found,
-        memory=400_500_736,
-        cycles=9_094_105,
+        memory=400_913_408,
+        cycles=9_011_716,
         collectives={
             "all-gather": 64_693_248,
-            "all-reduce": 99_422_244,
+            "all-reduce": 102_567_972,
             "all-to-all": 786_432,
-            "reduce-scatter": 1_572_864,
-            predict.BETWEEN: 56_264_704,
+            predict.BETWEEN: 56_788_992,
         },
     )
 
@@ -121,7 +120,7 @@ def test_prompts_and_tokens():
     cache = 2 * model.num_layers * 4 * model.d_model * slots * 2 / 4
     assert cache <= found.memory["key-value cache"] < 2.5 * cache  # heads of 64 are padded to 128
     assert found.tokens == 4 and found.seconds > 0 and found.prefill > found.seconds
-    check(found, memory=15_898_624, cycles=188_766, collectives={"all-reduce": 15_360, "all-gather": 96})
+    check(found, memory=15_982_592, cycles=186_093, collectives={"all-reduce": 15_360, "all-gather": 96})
 
 
 def test_a_layout_that_makes_arrays_whole_is_refused(monkeypatch, capsys):
