@@ -183,6 +183,9 @@ def _plot(options: argparse.Namespace) -> int:
 _VERBS = (
     "train",
     "sweep",
+    "launch",
+    "status",
+    "stop",
     "plan",
     "config",
     "sizes",
@@ -215,6 +218,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add(verbs, "train", _train, "train the model of --config=FILE, or resume it", takes_config=True)
 
+    from launch import command as launch
+    from launch import status, stop
     from scaling.bench import command as bench_command
     from scaling.evaluate import bias_command, contamination_command
     from scaling.evaluate import command as evaluate
@@ -225,6 +230,10 @@ def _parser() -> argparse.ArgumentParser:
     from scaling.sweep import command as sweep
 
     _add(verbs, "sweep", sweep, "train all runs of the sweep in --config=FILE, or resume them", takes_config=True)
+
+    _add(verbs, "launch", launch, "start a run or a sweep on an engine, and keep it going", takes_config=True)
+    _add(verbs, "status", status, "where launched runs stand, wherever they are")
+    _add(verbs, "stop", stop, "stop launched runs, which save, and release what they hold")
 
     _add(
         verbs,

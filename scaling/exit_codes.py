@@ -5,5 +5,7 @@ BUG = 1  # an exception that no user can have caused: Python's own code for an u
 USAGE = 2  # a bad option, knob, file or value: one sentence on stderr
 DIVERGED = 3  # the loss became NaN or infinite
 IO = 74  # EX_IOERR of BSD's sysexits.h: disk full, broken file system
+HUNG = 75  # EX_TEMPFAIL: a step took longer than config.guard.hang_seconds; all stacks are on stderr
+FAULTY = 76  # a recomputed step gave other numbers: the hardware is not to be trusted
 SIGINT = 130  # 128 + 2: stopped by ctrl-C, after saving a checkpoint
 SIGTERM = 143  # 128 + 15: stopped by the scheduler, after saving a checkpoint
