@@ -4,8 +4,12 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scaling import exit_codes
+
+if TYPE_CHECKING:
+    from launch.jobs import Launch
 
 TARGETS = ("local", "tpu_vm", "gke", "skypilot")
 # Options that belong to some targets only.
@@ -101,7 +105,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--parallel must not be negative, --slices at least 1")
 
 
-def _detached(options: argparse.Namespace, launch: "jobs.Launch") -> int:  # noqa: F821
+def _detached(options: argparse.Namespace, launch: "Launch") -> int:
     """Starts the same command once more, in a session of its own."""
     folder = Path(launch.state_folder)
     folder.mkdir(parents=True, exist_ok=True)

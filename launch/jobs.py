@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +111,10 @@ def label(name: str, length: int = _LABEL_LENGTH) -> str:
     return f"{plain[: length - 7].rstrip('-')}-{digest}"
 
 
-def command(plan: str, python: Sequence[str] = (sys.executable,), **distributed: Any) -> list[str]:
+def command(plan: str, distributed: Mapping[str, Any] | None = None, python: str = sys.executable) -> list[str]:
     """The arguments that train a ``plan.json``; ``distributed`` sets knobs of that section."""
-    given = [f"--config.distributed.{knob}={value}" for knob, value in distributed.items()]
-    return [*python, "-m", "scaling", "train", f"--config={plan}", *given]
+    given = [f"--config.distributed.{knob}={value}" for knob, value in (distributed or {}).items()]
+    return [python, "-m", "scaling", "train", f"--config={plan}", *given]
 
 
 def write_plans(launch: Launch, folder: epath.Path) -> dict[str, epath.Path]:

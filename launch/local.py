@@ -7,6 +7,7 @@ The sweep's own runner shares out cores and devices; only what it starts differs
 import os
 import shlex
 import sys
+from typing import Any
 
 from etils import epath
 
@@ -90,12 +91,12 @@ def _dry_run(launch: Launch, chosen: Settings, machine: Machine, slots: int) -> 
     source = f"speed of {clock.measured} sizes measured here" if clock.measured else f"30% of {machine.source}"
     finished = frozenset(name for name, so_far in found.items() if so_far.finished)
     lines = [plan_to_text(launch.runs, clock, slots, source, finished), "", "would run, each with a supervisor:"]
-    more = {}
+    more: dict[str, Any] = {}
     if chosen.processes > 1:
         more = {"coordinator_address": "127.0.0.1:PORT", "num_processes": chosen.processes, "process_id": "I"}
     for run in launch.runs:
         if run.name not in finished:
             plan = f"{run.config.workdir}/plan.json"
             lines.append(f"  {shlex.join([*command(chosen), f'--config={plan}'])}")
-            lines.append(f"    {shlex.join(jobs.command(plan, **more))}" + f"  (x {chosen.processes})" * bool(more))
+            lines.append(f"    {shlex.join(jobs.command(plan, more))}" + f"  (x {chosen.processes})" * bool(more))
     return "\n".join(lines)

@@ -109,7 +109,7 @@ class Supervisor:
         self._restarts.saw(progress.newest_step(run_dir))
         self._left = [processes.Child(child) for child in self._state.get("children", [])]
         self._children: list[processes.Child] = []
-        self._asked = 0  # the signal that we were sent
+        self._signals: list[int] = []  # that we were sent
 
     def run(self) -> int:
         """Looks after the run until it ends for good.
@@ -129,12 +129,12 @@ class Supervisor:
     def _run(self) -> int:
         code = self._adopted()
         while True:
-            if self._asked:
+            if self._asked():
                 return self._stopped()
             if code is None:
                 code = self._attempt()
             self._restarts.saw(progress.newest_step(self._run_dir))
-            if self._asked:
+            if self._asked():
                 return self._stopped()
             what = self._restarts.after(code)
             if what in (DONE, FAIL):
@@ -162,24 +162,20 @@ class Supervisor:
             code = self._watch() if whole else -signal.SIGKILL
             self._end_all()
             return code if code != exit_codes.OK else None
-        while is_locked(self._run_dir) and not self._asked:  # somebody else's: started by hand, say
+        while is_locked(self._run_dir) and not self._asked():  # somebody else's: started by hand, say
             self._save(WAITING)
             self._sleep(_LOOK_SECONDS)
         return None
 
     def _attempt(self) -> int:
         """Starts the processes and waits for their end; returns the code that tells why."""
-        count, distributed = self._chosen.processes, {}
-        if count > 1:
-            distributed = {"coordinator_address": f"127.0.0.1:{processes.free_port()}", "num_processes": count}
-        commands = []
-        for index in range(count):
-            own = distributed | ({"process_id": index} if distributed else {})
-            commands.append(jobs.command(self._plan, **own))
+        count = self._chosen.processes
+        joined = {"coordinator_address": f"127.0.0.1:{processes.free_port()}", "num_processes": count}
+        commands = [jobs.command(self._plan, joined | {"process_id": i} if count > 1 else {}) for i in range(count)]
         logs = [Path(self._run_dir / ("train.log" if i == 0 else f"train-{i}.log")) for i in range(count)]
         self._children = processes.start(commands, logs, processes.environments(count, os.environ))
-        for child in self._children if self._asked else ():  # the signal came while they were being started
-            child.send(self._asked)
+        for child in self._children if self._asked() else ():  # the signal came while they were being started
+            child.send(self._asked())
         self._save(RUNNING, event=f"started {count} process{'es' * (count > 1)}")
         code = self._watch()
         self._end_all()
@@ -199,7 +195,9 @@ class Supervisor:
             now = time.monotonic()
             code = of_group([code for code in codes if code is not None])
             if ended and deadline is None:  # the others get a little time to end by themselves, and more to save
-                deadline = now + min(self._chosen.grace_seconds, _LINGER_SECONDS if code and not self._asked else 60.0)
+                deadline = now + min(
+                    self._chosen.grace_seconds, _LINGER_SECONDS if code and not self._asked() else 60.0
+                )
             if deadline is not None and now > deadline:
                 self._say(f"{len(ended)} of {len(self._children)} processes have ended; ending the others")
                 return code or -signal.SIGKILL
@@ -226,23 +224,27 @@ class Supervisor:
 
     def _end_all(self) -> None:
         """What still runs cannot go on without the others; only one that is alone may want to save."""
-        alone = len(self._children) == 1 or bool(self._asked)
+        alone = len(self._children) == 1 or bool(self._asked())
         processes.end(self._children, self._chosen.grace_seconds if alone else min(self._chosen.grace_seconds, 5.0))
         self._children = []
 
+    def _asked(self) -> int:
+        """The last signal that told us to stop; 0 if none did."""
+        return self._signals[-1] if self._signals else 0
+
     def _note(self, number: int, frame: object) -> None:
         """Passes a signal on; the run saves and ends (at once, if it is the second)."""
-        self._asked = number
+        self._signals.append(number)
         for child in self._children:
             child.send(number)
 
     def _stopped(self) -> int:
-        self._save(STOPPED, event=f"stopped by {signal.Signals(self._asked).name}")
-        return exit_codes.SIGINT if self._asked == signal.SIGINT else exit_codes.SIGTERM
+        self._save(STOPPED, event=f"stopped by {signal.Signals(self._asked()).name}")
+        return exit_codes.SIGINT if self._asked() == signal.SIGINT else exit_codes.SIGTERM
 
     def _sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while time.monotonic() < until and not self._asked:
+        while time.monotonic() < until and not self._asked():
             time.sleep(min(_POLL_SECONDS, seconds))
 
     def _say(self, text: str) -> None:

@@ -54,7 +54,7 @@ def run(tmp_path, monkeypatch):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     monkeypatch.setattr(
-        jobs, "command", lambda plan, **d: [sys.executable, str(program), str(tmp_path), str(d.get("process_id", 0))]
+        jobs, "command", lambda plan, d: [sys.executable, str(program), str(tmp_path), str(d.get("process_id", 0))]
     )
     monkeypatch.setattr(supervisor, "_LOOK_SECONDS", 0.05)
     monkeypatch.setattr(supervisor, "_STOPPED_SECONDS", 0.5)
@@ -161,7 +161,7 @@ def outside(tmp_path):
         from etils import epath
         from launch import jobs, supervisor
         from launch.supervisor import Settings, Supervisor
-        jobs.command = lambda plan, **d: [sys.executable, {str(tmp_path / "program.py")!r}, {str(tmp_path)!r}, "0"]
+        jobs.command = lambda plan, d: [sys.executable, {str(tmp_path / "program.py")!r}, {str(tmp_path)!r}, "0"]
         chosen = Settings(grace_seconds=5, first_delay=0.01)
         sys.exit(Supervisor("plan.json", epath.Path({str(tmp_path)!r}), chosen).run())
     """)
