@@ -123,7 +123,7 @@ def _restore_or_create(
         saved = checkpoints.newest_whole()
     if saved:
         refuse_other_run(checkpoints.directory, saved[1], config, data_fingerprint)
-    checkpoints.remove_partial()
+    checkpoints.tidy(saved[0] if saved else None)
     if saved is None:
         return train_state.create_state(config, mesh), 0
     step = saved[0]
