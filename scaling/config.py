@@ -186,6 +186,7 @@ class Log:
     every_steps: int = knob(10, "steps", "interval of lines in metrics.jsonl")
     tensorboard: bool = knob(True, "", "write TensorBoard events")
     wandb_project: str = knob("", "", "Weights & Biases project; empty = off")
+    batch_hash: bool = knob(False, "", "each line of metrics.jsonl gets a hash of the step's batch")
 
 
 @dataclasses.dataclass(frozen=True)
