@@ -21,6 +21,8 @@ knob; `scaling config --describe` lists them.
 
 exit codes: {exit_codes.OK} done, {exit_codes.USAGE} mistake in options, files or values, {exit_codes.DIVERGED} loss \
 diverged, {exit_codes.IO} disk or input/output failed,
+{exit_codes.HUNG} no step ended in time or a process of the run is gone, {exit_codes.FAULTY} a step computed twice gave\
+ two results,
 {exit_codes.SIGINT} interrupted, {exit_codes.SIGTERM} terminated (both after saving a checkpoint), {exit_codes.BUG} \
 a bug. {DEBUG_VARIABLE}=1 shows the traceback of a mistake.
 """

@@ -78,6 +78,9 @@ class Data:
     )
     tokenizer: str = knob("gpt2", "", "gpt2, bytes, books (embedded sentencepiece), or a tokenizer file")
     text_key: str = knob("text", "", "field that holds the text in .jsonl and .parquet records")
+    bad_records: str = knob(
+        "error", "", "a record that cannot be read: 'error' stops, 'skip' takes another sequence and counts"
+    )
     cache_dir: str = knob("", "path", "tokenized shards; empty = $SCALING_CACHE or ~/.cache/scaling")
     workers: int = knob(2, "threads", "threads that read and assemble batches")
     prefetch: int = knob(4, "batches", "batches kept ready ahead of the device")
@@ -195,6 +198,24 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True)
+class Guard:
+    spike_factor: float = knob(
+        0.0, "", "a step whose loss or gradient norm is above this many times its running mean is skipped; 0 = off"
+    )
+    rollback_after: int = knob(
+        3,
+        "steps",
+        "so many bad steps in a row: back to the last good checkpoint, past their data; 0 = the first ends the run",
+    )
+    hang_seconds: int = knob(
+        600, "seconds", "a step that takes longer ends the process; ten times as long for anything else; 0 = no limit"
+    )
+    recompute_every_steps: int = knob(
+        0, "steps", "interval at which a step is computed twice and compared (needs memory for two states); 0 = never"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Sample:
     prompts: tuple[str, ...] = knob((), "", "texts continued at the end of training; empty = none")
     tokens: int = knob(100, "tokens", "length of each continuation")
@@ -215,6 +236,7 @@ class Config:
     eval: Eval = Eval()
     log: Log = Log()
     checkpoint: Checkpoint = Checkpoint()
+    guard: Guard = Guard()
     sample: Sample = Sample()
 
 

@@ -7,6 +7,8 @@ BUG = 1  # an exception that no user can have caused: Python's own code for an u
 USAGE = 2  # a bad option, knob, file or value: one sentence on stderr
 DIVERGED = 3  # the loss became NaN or infinite
 IO = 74  # EX_IOERR of BSD's sysexits.h: disk full, broken file system
+HUNG = 75  # EX_TEMPFAIL of sysexits.h: no step ended in time, or another process of the run is gone; start again
+FAULTY = 76  # a step computed twice gave two results: a device or the memory of one is faulty; nothing was saved
 SIGINT = 130  # 128 + 2: stopped by ctrl-C, after saving a checkpoint
 SIGTERM = 143  # 128 + 15: stopped by the scheduler, after saving a checkpoint
 
