@@ -1,9 +1,9 @@
 """``scaling VERB``: the command line. Each verb imports its code when it runs, so that ``--help`` is instant."""
 
 import argparse
-import errno
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +21,8 @@ knob; `scaling config --describe` lists them.
 
 exit codes: {exit_codes.OK} done, {exit_codes.USAGE} mistake in options, files or values, {exit_codes.DIVERGED} loss \
 diverged, {exit_codes.IO} disk or input/output failed,
+{exit_codes.HUNG} no step ended in time or a process of the run is gone, {exit_codes.FAULTY} a step computed twice gave\
+ two results,
 {exit_codes.SIGINT} interrupted, {exit_codes.SIGTERM} terminated (both after saving a checkpoint), {exit_codes.BUG} \
 a bug. {DEBUG_VARIABLE}=1 shows the traceback of a mistake.
 """
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         program = f"scaling {verb}" if verb in _VERBS else "scaling"
         print(f"{program}: error: {_sentence(error)}", file=sys.stderr)
-        return _code(error)
+        return exit_codes.of(error)
 
 
 def _run(argv: list[str]) -> int:
@@ -88,16 +90,8 @@ def _sentence(error: Exception) -> str:
     return sentence
 
 
-def _code(error: Exception) -> int:
-    if isinstance(error, OSError) and not isinstance(
-        error, FileNotFoundError | PermissionError | FileExistsError | NotADirectoryError | IsADirectoryError
-    ):
-        # errno is None where code raises OSError("sentence") itself; EROFS is a permission in all but name.
-        return exit_codes.USAGE if error.errno == errno.EROFS else exit_codes.IO
-    return exit_codes.USAGE
-
-
 def _train(options: argparse.Namespace) -> int:
+    started = time.time()
     from scaling.config_file import load, run_name
     from scaling.resolve import resolve
 
@@ -108,7 +102,7 @@ def _train(options: argparse.Namespace) -> int:
     resolve(config, name=name)  # refuses what can be refused before JAX is imported
     from scaling.train.run import train
 
-    return train(config, name)
+    return train(config, name, started)
 
 
 def _config(options: argparse.Namespace) -> int:

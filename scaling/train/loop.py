@@ -12,7 +12,9 @@ from scaling import config as cfg
 from scaling import exit_codes
 from scaling.evaluate import records
 from scaling.evaluate.in_loop import InLoopTasks
+from scaling.train.batch_hash import BatchHashes
 from scaling.train.checkpoint import Checkpoints
+from scaling.train.goodput import Goodput
 from scaling.train.metrics import Console, MetricWriter
 from scaling.train.schedule import BatchSchedule, learning_rate
 from scaling.train.signals import StopRequest
@@ -41,6 +43,8 @@ class Loop:
     peak_flops: float
     writer: MetricWriter | None  # None on all processes but the first
     console: Console | None
+    goodput: Goodput
+    hashes: BatchHashes | None = None
 
     def run(self, state: TrainState, first_step: int, stop: StopRequest) -> tuple[TrainState, int]:
         """Trains from ``first_step`` to the end of the schedule.
@@ -52,6 +56,10 @@ class Loop:
             Diverged: a logged loss is NaN or infinite; nothing is saved after it.
             OSError: a checkpoint could not be written.
         """
+        with self.goodput.during("steps"):
+            return self._run(state, first_step, stop)
+
+    def _run(self, state: TrainState, first_step: int, stop: StopRequest) -> tuple[TrainState, int]:
         last = self.schedule.num_steps
         self._clock(first_step)
         pending: tuple[int, dict[str, Any]] | None = None
@@ -59,10 +67,12 @@ class Loop:
             _, sequences = self.schedule.span(step)
             done = step + 1
             lr = learning_rate(self.config.optimizer, self.schedule.tokens(done), self.config.train.tokens)
-            state, metrics = self.train_step(state, next(self.batches), lr, sequences // self.schedule.microbatch)
+            batch = next(self.batches)
+            with self.goodput.during("compile" if step == first_step else "steps"):
+                state, metrics = self.train_step(state, batch, lr, sequences // self.schedule.microbatch)
             if pending:
                 self._log(*pending)
-            pending = (done, {**metrics, "lr": lr})
+            pending = (done, {**metrics, "lr": lr, "batch": self.hashes.popped() if self.hashes else None})
             validates = done < last and _due(done, self.config.eval.every_steps)
             runs_tasks = done < last and self.tasks and _due(done, self.config.eval.tasks_every_steps)
             saves = _due(done, self.config.checkpoint.every_steps)
@@ -79,16 +89,21 @@ class Loop:
             if saves or stopped or done == last:
                 self.save(done, state)
             if stopped:
-                self.checkpoints.wait()
+                self._wait()
                 self.note(f"stopped by a signal after step {done}; saved, and the same command goes on from there")
                 return state, stopped
-        self.checkpoints.wait()
+        self._wait()
         return state, exit_codes.OK
+
+    def _wait(self) -> None:
+        with self.goodput.during("save"):
+            self.checkpoints.wait()
 
     def validate(self, step: int, state: TrainState) -> float:
         """Writes the validation loss of a step to evals.jsonl and returns it, nats a token."""
         start = time.monotonic()
-        result = self.evaluate(state["params"])
+        with self.goodput.during("validate"):
+            result = self.evaluate(state["params"])
         record = {"step": step, "tokens": self.schedule.tokens(step), **result}
         if self.writer:
             self.writer.evaluation(record)
@@ -101,7 +116,8 @@ class Loop:
         if not self.tasks:
             return
         start = time.monotonic()
-        results = self.tasks.run(state["params"])
+        with self.goodput.during("validate"):
+            results = self.tasks.run(state["params"])
         seconds = time.monotonic() - start
         if self.writer:
             for result in results:
@@ -112,7 +128,8 @@ class Loop:
     def save(self, step: int, state: TrainState) -> None:
         start = time.monotonic()
         first, _ = self.schedule.span(step)
-        self.checkpoints.save(step, state, dict(self.meta, sequences=first, tokens=self.schedule.tokens(step)))
+        with self.goodput.save_stall():
+            self.checkpoints.save(step, state, dict(self.meta, sequences=first, tokens=self.schedule.tokens(step)))
         self._paused += time.monotonic() - start
 
     def _clock(self, step: int) -> None:
@@ -152,7 +169,10 @@ class Loop:
             "mfu": rate * self.flops_per_token / self.peak_flops,
             "flops": tokens * self.flops_per_token,
             "seconds": now - self._started,
+            "goodput": self.goodput.logged(step),
         }
+        if self.hashes:
+            record["batch_hash"] = self.hashes.combined(metrics["batch"])
         compiled = self._window_step == self._first_step  # the first window holds the compilation
         if compiled or seconds > _WINDOW_SECONDS:
             self._window_start, self._window_step, self._paused = now, step, 0.0

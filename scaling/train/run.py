@@ -6,6 +6,7 @@ import logging
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from scaling.parallel.sharding import batch_sharding
 from scaling.resolve import resolve
 from scaling.train import state as train_state
 from scaling.train import throughput
+from scaling.train.batch_hash import BatchHashes
 from scaling.train.checkpoint import Checkpoints, absolute
+from scaling.train.goodput import Goodput
 from scaling.train.lineage import refuse_other_run
 from scaling.train.lock import only_one
 from scaling.train.loop import Diverged, Loop
@@ -39,12 +42,13 @@ from scaling.train.step import make_eval_step, make_train_step
 log = logging.getLogger(__name__)
 
 
-def train(config: cfg.Config, name: str = "default") -> int:
+def train(config: cfg.Config, name: str = "default", started: float | None = None) -> int:
     """Trains what the config says in its run directory, from the newest whole checkpoint if there is one.
 
     Args:
         config: not necessarily resolved.
         name: of the experiment; the run directory is ``runs/<name>`` unless ``config.workdir`` says otherwise.
+        started: Unix time from which on goodput counts, if that was before now.
 
     Returns:
         An exit code of ``scaling.exit_codes``.
@@ -53,6 +57,7 @@ def train(config: cfg.Config, name: str = "default") -> int:
         ValueError: an impossible config, unusable data, a run directory of another model.
         OSError: the run directory cannot be written.
     """
+    started = time.time() if started is None else started
     keep_freed_memory()
     distributed.initialize(config.distributed, config.mesh.cpu_devices)
     _configure(config)
@@ -64,13 +69,14 @@ def train(config: cfg.Config, name: str = "default") -> int:
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(only_one(run_dir))
+        goodput = stack.enter_context(Goodput(run_dir if jax.process_index() == 0 else None, started))
         checkpoints = Checkpoints(run_dir, config.checkpoint)
         stack.callback(checkpoints.close)
         mesh = make_mesh(config.mesh)
         stack.enter_context(jax.set_mesh(mesh))
         tasks = InLoopTasks(config, words, mesh) if config.eval.tasks else None
-        state, first_step = _restore_or_create(config, checkpoints, mesh, data.fingerprint)
-        run = _loop(config, run_dir, checkpoints, mesh, words, data, held_out, tasks, first_step)
+        state, first_step = _restore_or_create(config, checkpoints, mesh, data.fingerprint, goodput)
+        run = _loop(config, run_dir, checkpoints, mesh, words, data, held_out, tasks, first_step, goodput)
         for part in (run.writer, run.console):
             if part:
                 stack.callback(part.close)
@@ -83,13 +89,16 @@ def train(config: cfg.Config, name: str = "default") -> int:
             with stop_request() as stop:
                 state, code = run.run(state, first_step, stop)
             if code:
+                goodput.exit_code = code
                 return code
             # From here on everything is saved, so a signal may end the process at once.
             loss = run.validate(run.schedule.num_steps, state)
             run.evaluate_tasks(run.schedule.num_steps, state)
-            texts = continue_texts(config, state["params"], words) if config.sample.prompts else []
+            with goodput.during("validate"):
+                texts = continue_texts(config, state["params"], words) if config.sample.prompts else []
         except Diverged as diverged:
             print(f"scaling train: error: {diverged}", file=sys.stderr)
+            goodput.exit_code = exit_codes.DIVERGED
             return exit_codes.DIVERGED
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -107,13 +116,14 @@ def train(config: cfg.Config, name: str = "default") -> int:
 
 
 def _restore_or_create(
-    config: cfg.Config, checkpoints: Checkpoints, mesh: jax.sharding.Mesh, data_fingerprint: str
+    config: cfg.Config, checkpoints: Checkpoints, mesh: jax.sharding.Mesh, data_fingerprint: str, goodput: Goodput
 ) -> tuple[train_state.TrainState, int]:
     """The state of the newest whole checkpoint and its step, or a fresh one and 0."""
-    saved = checkpoints.newest_whole()
+    with goodput.during("restore"):
+        saved = checkpoints.newest_whole()
     if saved:
         refuse_other_run(checkpoints.directory, saved[1], config, data_fingerprint)
-    checkpoints.remove_partial()
+    checkpoints.tidy(saved[0] if saved else None)
     if saved is None:
         return train_state.create_state(config, mesh), 0
     step = saved[0]
@@ -121,7 +131,8 @@ def _restore_or_create(
         log.info("%s is already finished; another run needs another config.workdir", config.workdir)
     else:
         log.info("resuming %s from step %d", config.workdir, step)
-    return checkpoints.read_state(step, train_state.abstract_state(config, mesh)), step
+    with goodput.during("restore"):
+        return checkpoints.read_state(step, train_state.abstract_state(config, mesh)), step
 
 
 def _loop(
@@ -134,6 +145,7 @@ def _loop(
     held_out: Any,
     tasks: InLoopTasks | None,
     first_step: int,
+    goodput: Goodput,
 ) -> Loop:
     """Puts the loop together: compiled steps, batches from ``first_step`` on, and where numbers go."""
     schedule = BatchSchedule.from_config(config.train)
@@ -151,6 +163,9 @@ def _loop(
         config.data.workers,
         config.data.prefetch,
     )
+    hashes = BatchHashes(rows, schedule.microbatch) if config.log.batch_hash else None
+    if first_step < schedule.num_steps:
+        goodput.begin(first_step)  # looking at a finished run is no attempt
     writer = console = None
     if jax.process_index() == 0:
         _write_run_json(run_dir, config, mesh, peak)
@@ -162,13 +177,15 @@ def _loop(
         train_step=make_train_step(config, mesh, words.eot),
         evaluate=_evaluator(config, mesh, words, held_out),
         tasks=tasks,
-        batches=prefetched(batches, rows, schedule.microbatch, sharding),
+        batches=prefetched(hashes.watched(batches) if hashes else batches, rows, schedule.microbatch, sharding),
         checkpoints=checkpoints,
         meta={"config": cfg.to_dict(config), "data": data.fingerprint},
         flops_per_token=flops.training_per_token(config.model, config.train.sequence_length),
         peak_flops=peak.flops,
         writer=writer,
         console=console,
+        goodput=goodput,
+        hashes=hashes,
     )
 
 
