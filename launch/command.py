@@ -1,6 +1,7 @@
 """The options of ``scaling launch``, and what they run."""
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import TYPE_CHECKING
 from scaling import exit_codes
 
 if TYPE_CHECKING:
+    from launch.bill import Bill
     from launch.jobs import Launch
+    from launch.slices import Slices
+    from launch.supervisor import Settings
 
 TARGETS = ("local", "tpu_vm", "gke", "skypilot")
 # Options that belong to some targets only.
@@ -46,6 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--detach", action="store_true", help="go on in the background; FOLDER/launch.log has what it prints")
     add("--parallel", type=int, default=0, metavar="N", help="runs at a time (default: 1; local: as there is room)")
     add_supervision(parser)
+    add("--poll_seconds", type=float, default=20.0, metavar="X", help=argparse.SUPPRESS)
 
     add("--topology", metavar="NAME", help="TPU slices of this form, such as v5e:4x8 (default: that of the config)")
     add("--slices", type=int, metavar="N", help="slices of each run (default: 1)")
@@ -84,8 +89,8 @@ def run(options: argparse.Namespace) -> int:
     from launch.supervisor import settings
 
     _check(options)
-    slices = options.slices or 1
-    launch = jobs.read(options.config, options.overrides, options.target == "local", slices)
+    count = options.slices or 1
+    launch = jobs.read(options.config, options.overrides, options.target == "local", count)
     chosen = settings(options)
     if options.target == "local":
         from launch import local
@@ -93,7 +98,67 @@ def run(options: argparse.Namespace) -> int:
         if options.detach and not options.dry_run:
             return _detached(options, launch)
         return local.run(launch, chosen, options.parallel, options.dry_run)
+    from launch import bill, slices
+
+    found = slices.find(options.topology, options.config, count)
+    prices = Path(options.prices) if options.prices else None
+    cost = bill.of_launch(
+        launch, f"{found.count} x {found.name}", found.chip.name, found.chips, bool(options.spot), prices
+    )
+    if options.target == "tpu_vm":
+        return _tpu_vm(options, launch, chosen, found, cost)
     raise ValueError(f"--target={options.target} is not there yet")
+
+
+def _tpu_vm(options: argparse.Namespace, launch: "Launch", chosen: "Settings", found: "Slices", cost: "Bill") -> int:
+    from launch import bill, state, tpu_vm
+
+    if not options.zone:
+        raise ValueError("--target=tpu_vm needs --zone=ZONE, such as us-west4-a")
+    if options.spot and options.reserved:
+        raise ValueError("--spot and --reserved exclude each other")
+    folder, known = launch.state_folder, state.read(launch.state_folder)
+    if known and known.get("target") != "tpu_vm":
+        raise ValueError(f"{folder} is a launch of --target={known.get('target')}; use another config.workdir")
+    asked = {
+        "zone": options.zone,
+        "project": options.project or "",
+        "topology": found.name,
+        "slices": found.count,
+        "runtime_version": options.runtime_version or found.runtime_version,
+        "spot": bool(options.spot),
+        "reserved": bool(options.reserved),
+        "service_account": options.service_account or "",
+        "labels": _labels(options.labels),
+        "max_restarts": chosen.max_restarts,
+    }
+    values = tpu_vm.planned(launch, asked, options.parallel, known)
+    held = [slot["resource"] for slot in values["slots"] if slot["stage"] != tpu_vm.ABSENT]
+    print(cost.to_text(max(1, options.parallel)))
+    if held:
+        print(f"going on with {', '.join(held)}, which exist")
+    if options.dry_run:
+        print("\nwould run:", *tpu_vm.commands(values, folder, chosen), sep="\n  ")
+        return exit_codes.OK
+    new = [slot["resource"] for slot in values["slots"] if slot["stage"] == tpu_vm.ABSENT]
+    if new:
+        bill.consent(bool(options.yes), [f"{found.count} x {found.name} ({name})" for name in new])
+    if options.detach:
+        return _detached(options, launch)
+    code = tpu_vm.run(launch, values, chosen, options.poll_seconds)
+    print(f"see: scaling status {folder}")
+    return code
+
+
+def _labels(text: str | None) -> dict[str, str]:
+    """``k=v,k=v`` as Google Cloud takes labels."""
+    found = {}
+    for pair in (text or "").split(",") if text else []:
+        key, _, value = pair.partition("=")
+        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", key) or not re.fullmatch(r"[a-z0-9_-]{0,63}", value):
+            raise ValueError(f"--labels={text}: {pair!r} must be key=value of lower-case letters, digits, - and _")
+        found[key] = value
+    return found
 
 
 def _check(options: argparse.Namespace) -> None:

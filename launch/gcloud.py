@@ -71,7 +71,7 @@ class Gcloud:
     def describe(self, name: str) -> list[str]:
         return [*self._command("describe", name), "--format=json"]
 
-    def list(self) -> list[str]:
+    def list_all(self) -> list[str]:
         return [*self._command("list"), "--format=json"]
 
     def delete(self, name: str) -> list[str]:
@@ -104,7 +104,14 @@ def run(arguments: Sequence[str], seconds: float = _SECONDS) -> str:
         ValueError: gcloud is not installed.
     """
     try:
-        found = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds)
+        found = subprocess.run(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            start_new_session=True,  # ctrl-C is for the launcher alone
+        )
     except FileNotFoundError:
         raise ValueError("gcloud is not installed; see https://cloud.google.com/sdk/docs/install") from None
     except subprocess.TimeoutExpired:
@@ -136,8 +143,10 @@ def state(gcloud: Gcloud, name: str) -> tuple[str, str]:
 
 
 def names(gcloud: Gcloud) -> list[str]:
-    """All requests of the zone, by name."""
-    return [str(one.get("name", "")).rpartition("/")[2] for one in json.loads(run(gcloud.list()) or "[]")]
+    """All requests of the zone that are not being deleted, by name."""
+    found = json.loads(run(gcloud.list_all()) or "[]")
+    kept = [one for one in found if one.get("state", {}).get("state") != "DELETING"]
+    return [str(one.get("name", "")).rpartition("/")[2] for one in kept]
 
 
 def answers(printed: str) -> list[dict[str, Any]]:

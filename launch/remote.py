@@ -1,8 +1,7 @@
 """What a TPU VM does when it is told to: install, start a run, say how it stands, show its log, stop it.
 
-The launcher copies this file there and calls it over ssh. Standard library only, and it must run on the machine's own
-Python (3.10). Each answer is one line, ``@launch`` and a JSON object, so that what ssh prints besides does no harm; each
-verb may be called again without harm when the connection was lost half-way.
+The launcher copies this file there and calls it over ssh. Standard library only, since it runs on the machine's own
+(3.10). Each answer is one line, ``@launch`` and a JSON object, so that what ssh prints besides does no harm; each
 """
 
 import argparse
@@ -20,7 +19,7 @@ import time
 from pathlib import Path
 
 MARK = "@launch "
-_LOG_BYTES = 1 << 18  # of one answer
+LOG_BYTES = 1 << 18  # of one answer
 _PYTHON = "3.12"
 
 
@@ -111,7 +110,7 @@ def _log(job, offset):
     try:
         with (job / "train.log").open("rb") as file:
             file.seek(offset)
-            data = file.read(_LOG_BYTES)
+            data = file.read(LOG_BYTES)
     except OSError:
         data = b""
     return {"offset": offset + len(data), "text": base64.b64encode(data).decode()}
