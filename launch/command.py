@@ -4,13 +4,15 @@ import argparse
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scaling import exit_codes
 
 if TYPE_CHECKING:
     from launch.bill import Bill
+    from launch.engine import Engine
     from launch.jobs import Launch
     from launch.slices import Slices
     from launch.supervisor import Settings
@@ -24,13 +26,14 @@ _OF = {
     "spot": ("tpu_vm", "gke", "skypilot"),
     "reserved": ("tpu_vm",),
     "reservation": ("gke",),
-    "zone": ("tpu_vm", "skypilot"),
+    "zone": ("tpu_vm",),
     "project": ("tpu_vm",),
     "runtime_version": ("tpu_vm", "skypilot"),
     "labels": ("tpu_vm", "gke"),
     "service_account": ("tpu_vm", "gke"),
     "image": ("gke",),
     "namespace": ("gke",),
+    "context": ("gke",),
     "queue": ("gke",),
     "accelerators": ("skypilot",),
     "nodes": ("skypilot",),
@@ -61,12 +64,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--service_account", metavar="NAME", help="that the machines (gke: the pods) act as")
 
     add("--project", metavar="ID", help="tpu_vm: Google Cloud project (default: gcloud's own)")
-    add("--zone", metavar="ZONE", help="tpu_vm: needed; skypilot: optional")
+    add("--zone", metavar="ZONE", help="tpu_vm: needed")
     add("--reserved", action="store_true", default=None, help="tpu_vm: from a reservation")
     add("--runtime_version", metavar="NAME", help="tpu_vm: image of the machines (default: by the kind of TPU)")
 
     add("--image", metavar="NAME", help="gke: container with scaling installed")
     add("--namespace", metavar="NAME", help="gke: default: default")
+    add("--context", metavar="NAME", help="gke: of kubectl's config (default: the current one)")
     add("--queue", metavar="NAME", help="gke: Kueue's queue")
     add("--reservation", metavar="NAME", help="gke: of Compute Engine")
 
@@ -100,14 +104,18 @@ def run(options: argparse.Namespace) -> int:
         return local.run(launch, chosen, options.parallel, options.dry_run)
     from launch import bill, slices
 
+    prices, spot = Path(options.prices) if options.prices else None, bool(options.spot)
+    if options.target == "skypilot" and options.accelerators:
+        chip, total, where = _gpus(options)
+        return _skypilot(options, launch, None, bill.of_launch(launch, where, chip, total, spot, prices))
+    if options.nodes is not None:
+        raise ValueError("--nodes belongs to --accelerators; a TPU slice has its own number of machines")
     found = slices.find(options.topology, options.config, count)
-    prices = Path(options.prices) if options.prices else None
-    cost = bill.of_launch(
-        launch, f"{found.count} x {found.name}", found.chip.name, found.chips, bool(options.spot), prices
-    )
-    if options.target == "tpu_vm":
-        return _tpu_vm(options, launch, chosen, found, cost)
-    raise ValueError(f"--target={options.target} is not there yet")
+    where = f"{found.count} x {found.name}"
+    cost = bill.of_launch(launch, where, found.chip.name, found.chips, spot, prices)
+    if options.target == "skypilot":
+        return _skypilot(options, launch, found, cost)
+    return (_tpu_vm if options.target == "tpu_vm" else _gke)(options, launch, chosen, found, cost)
 
 
 def _tpu_vm(options: argparse.Namespace, launch: "Launch", chosen: "Settings", found: "Slices", cost: "Bill") -> int:
@@ -147,6 +155,92 @@ def _tpu_vm(options: argparse.Namespace, launch: "Launch", chosen: "Settings", f
         return _detached(options, launch)
     code = tpu_vm.run(launch, values, chosen, options.poll_seconds)
     print(f"see: scaling status {folder}")
+    return code
+
+
+def _gke(options: argparse.Namespace, launch: "Launch", chosen: "Settings", found: "Slices", cost: "Bill") -> int:
+    from launch import gke
+
+    if not options.image:
+        raise ValueError("--target=gke needs --image=NAME, a container with this package and jax[tpu]")
+    cloud = {
+        "image": options.image,
+        "topology": found.name,
+        "slices": found.count,
+        "namespace": options.namespace or "default",
+        "context": options.context or "",
+        "queue": options.queue or "",
+        "spot": bool(options.spot),
+        "reservation": options.reservation or "",
+        "service_account": options.service_account or "",
+        "labels": _labels(options.labels),
+    }
+    # JobSet counts every restart of a run, and knows no progress: what is few for us is too few for days of spot.
+    restarts = max(chosen.max_restarts, 100) if options.spot else chosen.max_restarts
+    cluster = gke.cluster_of(cloud, restarts, chosen.grace_seconds)
+    return _hand_over(options, launch, cloud, cost, lambda number, _: gke.Gke(launch, cluster, number))
+
+
+def _gpus(options: argparse.Namespace) -> tuple[str, int, str]:
+    """Kind and number of the GPUs of a run, and both in words."""
+    from scaling import chips
+
+    kind, _, count = options.accelerators.partition(":")
+    chip = chips.find(kind)
+    if options.topology:
+        raise ValueError("--accelerators and --topology exclude each other")
+    if chip is None or not (count or "1").isdecimal() or int(count or 1) < 1:
+        known = ", ".join(dict.fromkeys(chip.name for chip in chips.CHIPS))
+        raise ValueError(f"--accelerators={options.accelerators} must be NAME:N, with one of {known}")
+    nodes = options.nodes or 1
+    return chip.name, nodes * int(count or 1), f"{nodes} x {options.accelerators}"
+
+
+def _skypilot(options: argparse.Namespace, launch: "Launch", found: "Slices | None", cost: "Bill") -> int:
+    from launch import skypilot
+
+    cloud = {
+        "topology": found.name if found else "",
+        "accelerators": "" if found else options.accelerators,
+        "nodes": options.nodes or 1,
+        "infra": options.infra or "",
+        "spot": bool(options.spot),
+        "runtime_version": (options.runtime_version or found.runtime_version) if found else "",
+    }
+    machines = skypilot.machines_of(cloud, options.max_restarts)
+    return _hand_over(
+        options,
+        launch,
+        cloud,
+        cost,
+        lambda number, folder: skypilot.SkyPilot(launch, machines, number, folder),
+    )
+
+
+def _hand_over(
+    options: argparse.Namespace,
+    launch: "Launch",
+    cloud: dict[str, Any],
+    cost: "Bill",
+    make: Callable[[str, Any], "Engine"],
+) -> int:
+    """Shows the plan, asks, and gives the runs to an engine that looks after them itself."""
+    from launch import bill, engine, state
+
+    if options.parallel:
+        raise ValueError(f"--parallel: --target={options.target} has a queue of its own, which decides")
+    folder, known = launch.state_folder, state.read(launch.state_folder)
+    if known and known.get("target") != options.target:
+        raise ValueError(f"{folder} is a launch of --target={known.get('target')}; use another config.workdir")
+    values = engine.planned(launch, options.target, cloud, known)
+    handler = make(values["id"], folder)
+    print(cost.to_text(len(launch.runs)))
+    if options.dry_run:
+        print("\nwould run:", *(handler.typed(run) for run in launch.runs), sep="\n")
+        return exit_codes.OK
+    bill.consent(bool(options.yes), [f"{len(launch.runs)} runs on {cost.where} each"])
+    code = engine.run(handler, launch, values, not options.detach, options.poll_seconds)
+    print(f"see: scaling status {folder}; end: scaling stop {folder}")
     return code
 
 

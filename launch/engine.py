@@ -10,13 +10,14 @@ from typing import Any, Protocol
 from etils import epath
 
 from launch import state
-from launch.jobs import Launch
+from launch.jobs import Launch, write_plans
 from scaling import exit_codes
 from scaling.sweep.plan import Run
 from scaling.train.lock import held
 
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = "waiting", "running", "finished", "failed", "stopped"
 GONE = "gone"  # nobody here stopped it, and the engine does not know it
+_ENDS = (FINISHED, FAILED, STOPPED, GONE)
 
 
 class EngineError(Exception):
@@ -77,6 +78,7 @@ def run(engine: Engine, launch: Launch, values: dict[str, Any], follow: bool, po
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder / state.LOCK, f"another launcher works on {folder}"):
         values["launcher"] = state.identity(os.getpid())
+        write_plans(launch, folder)
         for one in launch.runs:
             job = values["jobs"][one.name] | {"resource": engine.resource(one)}
             values["jobs"][one.name] = job
@@ -103,7 +105,7 @@ def _watch(engine: Engine, folder: epath.Path, values: dict[str, Any], poll_seco
     several = len(values["jobs"]) > 1
     while True:
         for name, job in values["jobs"].items():
-            if job["state"] in (FINISHED, FAILED, GONE):
+            if job["state"] in _ENDS:
                 continue
             try:
                 refresh(engine, job)
@@ -120,7 +122,7 @@ def _watch(engine: Engine, folder: epath.Path, values: dict[str, Any], poll_seco
                 _say(values, f"{name}: {job['state']}{reason}")
                 job["said"] = job["state"]
         ends = [job["state"] for job in values["jobs"].values()]
-        if all(end in (FINISHED, FAILED, GONE) for end in ends):
+        if all(end in _ENDS for end in ends):
             values["state"] = FINISHED if set(ends) == {FINISHED} else FAILED
             state.write(folder, values)
             return exit_codes.OK if values["state"] == FINISHED else exit_codes.BUG

@@ -12,11 +12,10 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from launch import jobs
 from launch.engine import FAILED, FINISHED, RUNNING, WAITING, EngineError
 from launch.jobs import Launch
+from launch.manifest import to_yaml
 from launch.slices import Slices
 from scaling import config as cfg
 from scaling import exit_codes
@@ -76,6 +75,13 @@ class Cluster:
         selector = f"--selector=jobset.sigs.k8s.io/jobset-name={name},{first}"
         begin = [f"--since-time={since}"] if since else []
         return self.command("logs", selector, f"--container={_CONTAINER}", "--timestamps", "--tail=-1", *begin)
+
+
+def cluster_of(cloud: Mapping[str, Any], max_restarts: int, grace_seconds: float) -> Cluster:
+    """The cluster that a state names."""
+    given = {key: value for key, value in cloud.items() if key not in ("topology", "slices")}
+    slices = Slices(cloud["topology"], cloud["slices"])
+    return Cluster(slices=slices, max_restarts=max_restarts, grace_seconds=grace_seconds, **given)
 
 
 def resource(launch: Launch, run: Run) -> str:
@@ -151,18 +157,6 @@ def manifests(launch: Launch, run: Run, cluster: Cluster, number: str) -> list[d
     return [config_map, job_set]
 
 
-def to_yaml(found: Sequence[Mapping[str, Any]]) -> str:
-    """Manifests as one YAML stream."""
-
-    class Plain(yaml.SafeDumper):
-        """Without anchors: the same object twice is written twice, as people expect of manifests."""
-
-        def ignore_aliases(self, data: Any) -> bool:
-            return True
-
-    return yaml.dump_all(found, Dumper=Plain, sort_keys=False, explicit_start=True)
-
-
 def call(arguments: Sequence[str], given: str = "") -> str:
     """What a call of kubectl prints.
 
@@ -213,8 +207,8 @@ def look(cluster: Cluster, name: str) -> dict[str, Any]:
 class Gke:
     """The runs of a launch in a cluster (``launch.engine.Engine``)."""
 
-    def __init__(self, launch: Launch, cluster: Cluster, number: str):
-        """Args: what to run, where, and the number of the launch."""
+    def __init__(self, launch: Launch | None, cluster: Cluster, number: str):
+        """Args: what to run (None: only look and stop), where, and the number of the launch."""
         self._launch, self._cluster, self._number = launch, cluster, number
 
     def typed(self, run: Run) -> str:
@@ -224,7 +218,7 @@ class Gke:
     def start(self, run: Run) -> None:
         found = self._own(run)
         if found.get("state") == FAILED:  # another try
-            call(self._cluster.delete(resource(self._launch, run)))
+            call(self._cluster.delete(self.resource(run)))
         elif found:
             return
         call(self._cluster.apply(), self._yaml(run))
@@ -244,16 +238,18 @@ class Gke:
         return [text for _, text in lines], max([since, *(when for when, _ in lines)])
 
     def resource(self, run: Run) -> str:
+        assert self._launch is not None
         return resource(self._launch, run)
 
     def _own(self, run: Run) -> dict[str, Any]:
-        found = look(self._cluster, resource(self._launch, run))
+        found = look(self._cluster, self.resource(run))
         if found and found["number"] != self._number:
             raise ValueError(
-                f"the cluster has a JobSet {resource(self._launch, run)} that this launch did not make; delete it, or "
+                f"the cluster has a JobSet {self.resource(run)} that this launch did not make; delete it, or "
                 "give the config file another name"
             )
         return found
 
     def _yaml(self, run: Run) -> str:
+        assert self._launch is not None
         return to_yaml(manifests(self._launch, run, self._cluster, self._number))

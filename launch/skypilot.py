@@ -1,4 +1,4 @@
-"""``--target=skypilot``: one managed job a run, which SkyPilot places, bills and recovers on whichever cloud it may use.
+"""``--target=skypilot``: one managed job a run, which SkyPilot places and recovers on whichever cloud it may use.
 
 https://docs.skypilot.co: the task is what its YAML holds; ``sky.jobs`` hands it over.
 """
@@ -9,16 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from etils import epath
 
 from launch import jobs
 from launch.bundle import CHECKOUT
 from launch.engine import FAILED, FINISHED, RUNNING, STOPPED, WAITING, EngineError
 from launch.jobs import Launch
+from launch.manifest import to_yaml
 from launch.slices import Slices
 from scaling.sweep.plan import Run
-from scaling.sweep.runner import write_plan
 
 _PLAN = "~/scaling-plan.json"
 _STATES = {
@@ -115,14 +114,13 @@ class SkyPilot:
     def typed(self, run: Run) -> str:
         """The YAML and the command that start a run."""
         name = self.resource(run)
-        text = yaml.safe_dump(self._task(run, str(self._plan(run))), sort_keys=False)
+        text = to_yaml([self._task(run, str(self._plan(run)))])
         return f"cat > {name}.yaml <<'EOF'\n{text}EOF\nsky jobs launch --yes --detach-run {name}.yaml"
 
     def start(self, run: Run) -> None:
         name = self.resource(run)
         if self.look(name).get("state") in (WAITING, RUNNING, FINISHED):
             return
-        write_plan(run, self._folder / run.name)
         sky = _sky()
         try:
             given = sky.Task.from_yaml_config(self._task(run, str(Path(self._plan(run)).absolute())))
