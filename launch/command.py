@@ -123,6 +123,7 @@ def _tpu_vm(options: argparse.Namespace, launch: "Launch", chosen: "Settings", f
 
     if not options.zone:
         raise ValueError("--target=tpu_vm needs --zone=ZONE, such as us-west4-a")
+    assert found.accelerator_type  # Cloud TPU has the kind
     if options.spot and options.reserved:
         raise ValueError("--spot and --reserved exclude each other")
     folder, known = launch.state_folder, state.read(launch.state_folder)

@@ -146,7 +146,9 @@ class Slot:
                 if error.kind == REFUSED:
                     self._move(ABSENT)
                     raise
-                if error.kind != EXISTS:  # where the connection was lost, it may have been made: it is deleted, then
+                if error.kind == EXISTS:
+                    self._wait(self._restarts.first_delay)
+                else:  # where the connection was lost, it may have been made: it is deleted, then
                     self._retry(f"{self.name}: {error}")
             return
         self._move(REQUESTED, f"{self.name}: found, {found}")

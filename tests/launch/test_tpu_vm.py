@@ -44,7 +44,7 @@ class Cloud:
         (folder / "sweep.py").write_text(SWEEP)
         self.environment = os.environ | {
             "STAND_IN": str(self.stand_in),
-            "PATH": f"{STAND_INS}:{os.environ['PATH']}",
+            "PATH": f"{STAND_INS}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
         }
         self.behave()
@@ -112,6 +112,7 @@ def cloud(tmp_path):
             os.killpg(json.loads(file.read_text())["pid"], signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_run_from_request_to_deletion(cloud):
     cloud.behave(small=[[7, 0]])
     code, out, err = cloud.run("--labels=team=a", "--spot")
@@ -167,6 +168,7 @@ def test_what_cannot_work_is_refused_before(cloud, options, said):
     assert cloud.calls == []
 
 
+@pytest.mark.slow
 def test_preempted_machines_are_replaced_and_the_run_goes_on(cloud):
     cloud.behave(small=[[5, "serve"], [9, 0]])
     process = cloud.start("--spot")
@@ -177,6 +179,7 @@ def test_preempted_machines_are_replaced_and_the_run_goes_on(cloud):
     assert cloud.state()["jobs"]["small"]["restarts"]["preemptions"] == 1
 
 
+@pytest.mark.slow
 def test_machines_that_are_lost_in_mid_call_are_replaced(cloud):
     cloud.behave(small=[[5, "serve"], 0])
     process = cloud.start("--spot")
@@ -186,6 +189,7 @@ def test_machines_that_are_lost_in_mid_call_are_replaced(cloud):
     assert cloud.starts() == 2 and cloud.left == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "faults",
     [
@@ -208,6 +212,7 @@ def test_passing_faults_are_survived(cloud, faults):
     assert cloud.left == []
 
 
+@pytest.mark.slow
 def test_lasting_quota_ends_with_its_reason(cloud):
     cloud.faults(create=["quota"] * 50)
     code, _, err = cloud.run("--max_restarts=2")
@@ -222,6 +227,7 @@ def test_a_refusal_ends_at_once(cloud):
     assert code == 2 and "PERMISSION_DENIED" in err and cloud.left == []
 
 
+@pytest.mark.slow
 def test_exit_codes_decide_like_everywhere(cloud):
     (cloud.folder / "runs").mkdir()
     cloud.behave(**{"l1-d8-t1.02k": [3], "l1-d16-t1.02k": [[1, 74], [2, 1], 0]})
@@ -236,12 +242,14 @@ def test_exit_codes_decide_like_everywhere(cloud):
     assert code == 0 and cloud.starts(NAMES[1]) == 3 and cloud.left == []
 
 
+@pytest.mark.slow
 def test_runs_of_a_sweep_share_machines_one_after_the_other(cloud):
     code, _, err = cloud.run(config="sweep.py")
     assert code == 0, err
     assert len(cloud.called("create")) == 1 and cloud.starts(NAMES[0]) == cloud.starts(NAMES[1]) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_lets_the_run_save_and_leaves_nothing(cloud):
     cloud.behave(small=["serve"])
     process = cloud.start()
@@ -254,6 +262,7 @@ def test_ctrl_c_lets_the_run_save_and_leaves_nothing(cloud):
 STAGES = ("requested", "preparing", "ready", "running", "deleting")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_launcher_may_be_killed_at_every_stage(cloud, stage):
     """Nothing is made or started twice, and nothing is left."""
