@@ -93,9 +93,8 @@ def run(options: argparse.Namespace) -> int:
     from launch.supervisor import settings
 
     _check(options)
-    count = options.slices or 1
+    chosen, count = settings(options), options.slices or 1
     launch = jobs.read(options.config, options.overrides, options.target == "local", count)
-    chosen = settings(options)
     if options.target == "local":
         from launch import local
 

@@ -104,7 +104,7 @@ def manifests(launch: Launch, run: Run, cluster: Cluster, number: str) -> list[d
         "name": _CONTAINER,
         "image": cluster.image,
         "command": jobs.command(_PLAN, python="python3"),
-        "ports": [{"containerPort": port} for port in _PORTS],
+        "ports": [{"containerPort": port, "protocol": "TCP"} for port in _PORTS],
         "resources": {"requests": chips, "limits": chips},
         "volumeMounts": [{"name": "plan", "mountPath": _PLAN.rpartition("/")[0], "readOnly": True}],
     }

@@ -85,7 +85,9 @@ def _sentence(error: Exception) -> str:
         return f"{error.strerror}: {error.filename}"
     sentence = " ".join(str(error).split()) or type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
-    if frames and not Path(frames[-1].filename).is_relative_to(PACKAGE):
+    if frames and not any(
+        Path(frames[-1].filename).is_relative_to(part) for part in (PACKAGE, PACKAGE.parent / "launch")
+    ):
         sentence += f" ({DEBUG_VARIABLE}=1 shows where)"
     return sentence
 
