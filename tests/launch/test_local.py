@@ -132,7 +132,7 @@ def test_stop_lets_runs_save_and_the_same_command_goes_on(launcher):
     until(lambda: step(launcher.folder) > 30)
     code, out, err = launcher.run(str(launcher.folder), verb="stop")
     assert code == 0 and "nothing runs" in out, err
-    assert process.wait(60) == 143
+    assert process.wait(300) == 143
     last = step(launcher.folder)
     assert (launcher.folder / f"checkpoints/{last}/meta.json").exists()
     code, out, _ = launcher.run(str(launcher.folder), "--json", verb="status")
@@ -141,7 +141,7 @@ def test_stop_lets_runs_save_and_the_same_command_goes_on(launcher):
     process = launcher.start()
     until(lambda: step(launcher.folder) > last)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(300) == 130
 
 
 @pytest.mark.slow
