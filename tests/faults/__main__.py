@@ -31,9 +31,11 @@ def main() -> int:
     folder = options.keep or Path(tempfile.mkdtemp(prefix="faults-"))
     os.environ.setdefault("SCALING_CACHE", str(folder / "cache"))
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    lab = Lab(folder, options.quick)
     try:
-        rows = run(options.only or list(FAULTS), folder, options.quick)
+        rows = run(options.only or list(FAULTS), lab)
     finally:
+        lab.close()
         if not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
     Console().print(to_table(rows))
@@ -45,8 +47,9 @@ def main() -> int:
     return int(any(row.failures for row in rows))
 
 
-def run(names: list[str], folder: Path, quick: bool) -> list[Row]:
-    rows, lab = [], Lab(folder, quick)
+def run(names: list[str], lab: Lab) -> list[Row]:
+    """Tries faults one after the other, with a progress bar."""
+    rows = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=Console(stderr=True))
     with bar if sys.stderr.isatty() else contextlib.nullcontext():

@@ -125,6 +125,7 @@ class Lab:
         self.note: Callable[[str], None] = lambda text: None  # is told of each case
         self._references: dict[tuple[str, ...], Path] = {}
         self._count = 0
+        self._started: list[Process] = []
 
     def dice(self, name: str) -> random.Random:
         """Random numbers of a fault, the same each time."""
@@ -139,11 +140,22 @@ class Lab:
         self._count += 1
         return self.folder / f"{self._count:03d}-{name}" / "run"
 
-    def start(self, run_dir: Path, *overrides: str, killed_at: str = "", **options: Any) -> Process:
-        """Starts ``scaling train``; ``killed_at`` is a point of ``tests.faults.killed``."""
+    def start(self, run_dir: Path, *overrides: str, killed_at: str = "", injected: str = "", **options: Any) -> Process:
+        """Starts ``scaling train``; ``killed_at`` is a point of ``tests.faults.killed``, ``injected`` a fault there."""
         module = ["tests.faults.killed", killed_at] if killed_at else ["scaling"]
+        module = ["tests.faults.injected", injected] if injected else module
         command = [sys.executable, "-m", *module, "train", f"--config={SMOKE}", f"--config.workdir={run_dir}"]
-        return Process([*command, *COMMON, *overrides], run_dir, **options)
+        return self.watch(Process([*command, *COMMON, *overrides], run_dir, **options))
+
+    def watch(self, process: Process) -> Process:
+        """Kills a process, if it still runs, when the laboratory closes."""
+        self._started = [known for known in self._started if known.popen.poll() is None]
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self._started:
+            process.kill()
 
     def finish(self, run_dir: Path, *overrides: str, **options: Any) -> Process:
         """Runs ``scaling train`` to its end, however it ends."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from rich.table import Table
 
-from tests.faults import damage, kills
+from tests.faults import damage, disks, guards, kills, meshes, processes, records, sweeps
 from tests.faults.lab import Lab, Row
 
 FAULTS: dict[str, Callable[[Lab], Row]] = {
@@ -15,6 +15,15 @@ FAULTS: dict[str, Callable[[Lab], Row]] = {
     "signals": kills.signals,
     "damage": damage.every_file,
     "folders": damage.odd_folders,
+    "disk_full": disks.full,
+    "read_only": disks.readonly,
+    "records": records.bad_records,
+    "meshes": meshes.resume_elsewhere,
+    "processes": processes.lost_process,
+    "bad_steps": guards.bad_steps,
+    "flipped_bit": guards.flipped_bit,
+    "hung_step": guards.hung_step,
+    "sweep": sweeps.killed,
 }
 
 
