@@ -24,6 +24,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from scaling import config as cfg
+from scaling.train import guard
 from scaling.train.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Checkpoints:
         self.wait()
         path = self._path(step)
         self._make_room(step)
+        meta = dict(meta, step=step, guard=guard.to_json(state["guard"]))
         try:
             items = {"params": state["params"], "optimizer": state["optimizer"]}
             self._saver.save(
@@ -69,7 +71,7 @@ class Checkpoints:
             )
         except Exception as error:
             raise self._failed(step, error) from error
-        self._pending = self._committer.submit(self._commit, step, dict(meta, step=step))
+        self._pending = self._committer.submit(self._commit, step, meta)
         if not self.config.asynchronous:
             self.wait()
 
@@ -120,7 +122,9 @@ class Checkpoints:
         """The state of a step that ``newest_whole`` found, laid out like ``target`` (shapes with shardings)."""
         state = self._read(step, {"params": target["params"], "optimizer": target["optimizer"]})
         counter = jax.device_put(np.asarray(step, np.int32), target["step"].sharding)
-        return TrainState(params=state["params"], optimizer=state["optimizer"], step=counter)
+        meta = json.loads((self._path(step) / META).read_text())
+        judged = guard.from_json(meta.get("guard"), target["guard"])
+        return TrainState(params=state["params"], optimizer=state["optimizer"], step=counter, guard=judged)
 
     def read_params(self, step: int, target: Any) -> Any:
         """Only the parameters of a step that ``newest_whole`` found."""
