@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,20 +90,27 @@ class Checkpoints:
             with contextlib.suppress(*((Exception,) if self._broken else ())):
                 self._saver.close()
 
-    def newest_whole(self) -> tuple[int, dict[str, Any]] | None:
+    def newest_whole(self, passed_over: Collection[int] = (), good: bool = False) -> tuple[int, dict[str, Any]] | None:
         """Step and meta of the newest whole checkpoint, every byte of it verified; None if nothing was ever saved.
 
         Steps passed over are named in the log. If all are damaged, that is an error, not a fresh start;
         only first saves that were cut short count as nothing saved.
+
+        Args:
+            passed_over: steps not to look at.
+            good: nor at those that were saved in the middle of bad steps. With either, None also means that nothing
+                else is whole.
 
         Raises:
             ValueError: steps exist, and none is whole.
         """
         steps = self.steps()
         for step in reversed(steps):
-            meta = self._checked_meta(step)
-            if meta is not None:
+            meta = None if step in passed_over else self._checked_meta(step)
+            if meta is not None and not (good and meta.get("guard", {}).get("in_a_row")):
                 return step, meta
+        if passed_over or good:
+            return None
         if not all(self._unfinished(step) for step in steps):
             raise ValueError(
                 f"{self.directory}: none of the checkpoints {steps} is whole; "
@@ -200,14 +207,18 @@ class Checkpoints:
     def _make_room(self, step: int) -> None:
         """A step that was passed over, and is now reached again: deleted if unfinished, set aside if damaged."""
         path = self._path(step)
+        if jax.process_index() == 0 and path.exists() and self._unfinished(step):
+            path.rmtree()
+        self.set_aside(step)
+
+    def set_aside(self, step: int) -> None:
+        """Renames a step, if it is there, so that it is none any more; nothing is deleted. All processes call it."""
+        path = self._path(step)
         if jax.process_index() == 0 and path.exists():
-            if self._unfinished(step):
-                path.rmtree()
-            else:
-                aside = [path.with_name(f"{path.name}.damaged{n}") for n in ("", *(f"-{i}" for i in range(2, 100)))]
-                free = next(name for name in aside if not name.exists())
-                path.rename(free)
-                log.warning("the damaged checkpoint of step %d was moved to %s", step, free)
+            aside = [path.with_name(f"{path.name}.damaged{n}") for n in ("", *(f"-{i}" for i in range(2, 100)))]
+            free = next(name for name in aside if not name.exists())
+            path.rename(free)
+            log.warning("the checkpoint of step %d, which is not used, was moved to %s", step, free)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"room for {step}")
 
