@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from scaling import config as cfg
 
@@ -86,3 +88,10 @@ def is_lost_peer(error: BaseException) -> bool:
     if jax.process_count() == 1 or not isinstance(error, ValueError | RuntimeError):
         return False
     return any(words in str(error) for words in _LOST)
+
+
+def total_of_processes(number: int) -> int:
+    """Sum over all processes; a collective where there are several."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.asarray([number])).sum())

@@ -10,8 +10,10 @@ import jax
 
 from scaling import config as cfg
 from scaling import exit_codes
+from scaling.data.bad_records import BadRecords
 from scaling.evaluate import records
 from scaling.evaluate.in_loop import InLoopTasks
+from scaling.parallel.distributed import total_of_processes
 from scaling.train import guard
 from scaling.train.bad_steps import BadSteps
 from scaling.train.batch_hash import BatchHashes
@@ -46,6 +48,7 @@ class Loop:
     bad_steps: BadSteps
     watchdog: Watchdog
     hashes: BatchHashes | None = None
+    bad_records: BadRecords | None = None  # None = they are errors
 
     def run(self, state: TrainState, first_step: int, stop: StopRequest) -> tuple[TrainState, int]:
         """Trains from ``first_step`` to the end of the schedule.
@@ -172,6 +175,8 @@ class Loop:
             "skipped": skipped,
             "goodput": self.goodput.logged(step),
         }
+        if self.bad_records:
+            record["bad_records"] = self.bad_records.known + total_of_processes(self.bad_records.new)
         if self.hashes:
             record["batch_hash"] = self.hashes.combined(metrics["batch"])
         compiled = self._window_step == self._first_step  # the first window holds the compilation

@@ -19,6 +19,7 @@ import scaling
 from scaling import cache, exit_codes, flops
 from scaling import config as cfg
 from scaling.data import loader, tokenizer
+from scaling.data.bad_records import BadRecords
 from scaling.evaluate.in_loop import InLoopTasks
 from scaling.generate.sample import continue_texts
 from scaling.laws.curves import plot
@@ -42,6 +43,7 @@ from scaling.train.restore import restore, roll_back
 from scaling.train.rollbacks import Rollbacks
 from scaling.train.schedule import BatchSchedule
 from scaling.train.signals import stop_request
+from scaling.train.skipped import remembered
 from scaling.train.step import make_eval_step, make_train_step
 from scaling.train.watchdog import Watchdog
 
@@ -69,8 +71,9 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
     _configure(config)
     words = tokenizer.load(config.data.tokenizer)
     config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
-    data = loader.training_set(config.data, words, config.train.sequence_length, config.seed)
-    held_out = loader.validation_set(config.data, words, config.train.sequence_length)
+    bad_records = BadRecords() if config.data.bad_records == "skip" else None
+    data = loader.training_set(config.data, words, config.train.sequence_length, config.seed, bad_records)
+    held_out = loader.validation_set(config.data, words, config.train.sequence_length, bad_records)
     run_dir = open_run_directory(config.workdir)
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
@@ -79,6 +82,8 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
         watchdog = stack.enter_context(Watchdog(config.guard.hang_seconds, run_dir, jax.process_index()))
         checkpoints = Checkpoints(run_dir, config.checkpoint)
         stack.callback(_close, checkpoints, watchdog)
+        if bad_records:
+            stack.enter_context(remembered(bad_records, run_dir))
         mesh = make_mesh(config.mesh)
         stack.enter_context(jax.set_mesh(mesh))
         tasks = InLoopTasks(config, words, mesh) if config.eval.tasks else None
@@ -86,9 +91,8 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
             state, first_step = _restore_or_create(config, checkpoints, mesh, data.fingerprint, goodput)
             rollbacks = Rollbacks(run_dir, BatchSchedule.from_config(config.train))
             programs = make_train_step(config, mesh, words.eot), _evaluator(config, mesh, words, held_out)
-            make = functools.partial(
-                _loop, config, run_dir, checkpoints, mesh, data, tasks, goodput, rollbacks, watchdog, programs
-            )
+            context = config, run_dir, checkpoints, mesh, data, bad_records, tasks, goodput, rollbacks, watchdog
+            make = functools.partial(_loop, *context, programs)
             run = make(first_step)
             stack.callback(lambda: run.close())  # the one that is last
             if first_step < run.schedule.num_steps:
@@ -184,6 +188,7 @@ def _loop(
     checkpoints: Checkpoints,
     mesh: jax.sharding.Mesh,
     data: loader.TrainingSet,
+    bad_records: BadRecords | None,
     tasks: InLoopTasks | None,
     goodput: Goodput,
     rollbacks: Rollbacks,
@@ -240,6 +245,7 @@ def _loop(
         ),
         watchdog=watchdog,
         hashes=hashes,
+        bad_records=bad_records,
     )
 
 
