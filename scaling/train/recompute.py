@@ -1,5 +1,6 @@
 """Faulty hardware: now and then a step is computed twice from the same state and batch, and must give the same bits."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -7,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec as P
 
 from scaling.train.state import TrainState
 
+_DETERMINISTIC = "xla_gpu_deterministic_ops"
 TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -25,7 +28,10 @@ def _digests(tree: Any) -> jax.Array:
         unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
         return jnp.sum(jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32), dtype=jnp.uint32)
 
-    return jnp.stack([digest(leaf) for leaf in jax.tree.leaves(tree)])
+    sums = jnp.stack([digest(leaf) for leaf in jax.tree.leaves(tree)])
+    if jax.sharding.get_abstract_mesh().empty:
+        return sums
+    return jax.lax.with_sharding_constraint(sums, P())  # each device has those of its own copies
 
 
 @jax.jit
@@ -42,10 +48,18 @@ def checked(step_function: TrainStep, every: int, first_step: int) -> TrainStep:
         first_step: steps done before the first call.
 
     Returns:
-        A function that raises ``Faulty`` in all processes if any device of any has found two results.
+        The step itself, or a function that raises ``Faulty`` in all processes if any device has found two results.
+
+    Raises:
+        ValueError: on GPUs, if XLA was not told to give the same bits each time.
     """
     if not every:
         return step_function
+    if jax.default_backend() == "gpu" and _DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        raise ValueError(
+            f"config.guard.recompute_every_steps={every} on GPUs needs XLA_FLAGS=--{_DETERMINISTIC}=true in the "
+            "environment: without it, sums in another order make two results of a sound device"
+        )
     done = first_step
 
     def step(state: TrainState, *rest: Any) -> tuple[TrainState, dict[str, jax.Array]]:
