@@ -63,6 +63,7 @@ def run(names: list[str], lab: Lab) -> list[Row]:
             bar.advance(task)
             if not sys.stderr.isatty():
                 print(f"{name}: {row.cases} cases, {len(row.failures)} failures, {row.seconds:.0f} s", file=sys.stderr)
+                print("".join(f"  {failure}\n" for failure in row.failures), end="", file=sys.stderr, flush=True)
     return rows
 
 

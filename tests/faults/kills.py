@@ -11,7 +11,7 @@ from tests.faults.lab import Lab, Process, Row, Witness, logged, lost_steps, sig
 EVERY = 10  # save interval
 LONG = steps(400, EVERY)
 QUICK = steps(100, EVERY)
-SECONDS_TO_STOP = 10.0  # from a signal to the end of the process, the save included
+SECONDS_TO_STOP = 30.0  # from a signal to the end of the process, the save included
 
 # Just before these file operations, each the n-th of its kind in a process: 2 = in its second save.
 POINTS = {

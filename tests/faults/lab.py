@@ -26,7 +26,7 @@ COMMON = (
 )
 BATCH = 512  # tokens of a step after the ramp
 SAME = ("step", "tokens", "loss", "lr", "grad_norm", "batch_hash")
-SECONDS = 240  # a process that takes longer is a failure of its own
+SECONDS = 900  # a process that takes longer is a failure of its own
 
 
 def steps(count: int, every: int = 8) -> tuple[str, ...]:
