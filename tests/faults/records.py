@@ -63,7 +63,8 @@ def bad_records(lab: Lab) -> Row:
     """Each fault comes between two attempts; with "skip", one run goes on to its end and one is killed on the way."""
     row = Row(
         "corrupt, short or out-of-vocabulary record; shard missing in mid-run",
-        "error that names file and record, or counted and skipped; the same after resume, also if the shard is back",
+        "error that names file and record, and as if nothing was once it is mended; or replaced and counted, the same "
+        "when killed and resumed",
     )
     data, backup, skipped = lab.folder / "shards", lab.folder / "shards-backup", []
     _make(backup)
@@ -99,9 +100,9 @@ def bad_records(lab: Lab) -> Row:
         process = lab.start(killed, *skip)
         process.wait_for(lambda killed=killed: logged(killed) >= 45)
         process.kill()
-        restore()
         row.check(lab.finish(killed, *skip).wait() == 0, f"{name}: skipping failed after a kill")
         row.failures.extend(f"{name}, killed: {text}" for text in differences(killed, whole))
+        restore()
         row.check(curve(whole) != curve(reference) and skipped[-1] > 0, f"{name}: nothing was skipped")
         process = lab.finish(run_dir, *WHOLE, *given)
         row.check(process.wait() == 0, f"{name}: with the shard back: {process.last_line}")
