@@ -167,6 +167,7 @@ class Distributed:
     coordinator_address: str = knob("", "host:port", "process 0; empty = detect TPU pod, Slurm, Kubernetes, MPI")
     num_processes: int = knob(0, "processes", "number of processes when coordinator_address is given")
     process_id: int = knob(-1, "", "this process, from 0, when coordinator_address is given")
+    heartbeat_seconds: int = knob(60, "seconds", "a process that is silent for so long is dead, and ends the others")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "model.vocab_multiple model.context_length model.num_layers model.d_model model.num_heads "
         "model.band_width model.attention_block model.scan_unroll model.base_width model.base_depth "
         "data.workers data.prefetch train.tokens train.batch_tokens train.ramp_start_tokens mesh.stage mesh.fsdp "
-        "mesh.context mesh.tensor mesh.slices eval.tokens log.every_steps checkpoint.keep_last sample.tokens",
+        "mesh.context mesh.tensor mesh.slices distributed.heartbeat_seconds eval.tokens log.every_steps "
+        "checkpoint.keep_last sample.tokens",
     ),
     (
         "0 or more",

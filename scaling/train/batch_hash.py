@@ -3,12 +3,38 @@
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from scaling.train.placement import HostBatch
+
+
+def of_step(dataset: Any, first: int, count: int, total: int) -> str:
+    """The same hash of one batch, read again here, in one process.
+
+    Args:
+        dataset: sequences int32 [T+1] by index.
+        first: its first sequence.
+        count: its sequences.
+        total: sequences of the largest batch, to which it is filled up with zeros.
+    """
+    digests = np.zeros((total, 2), np.uint32)
+    for i in range(total):
+        tokens = dataset[first + i] if i < count else np.zeros_like(dataset[first])
+        digests[i] = _digest(tokens[:-1], tokens[1:])
+    return _combined(digests)
+
+
+def _digest(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Of one sequence, uint32 [2]."""
+    return np.frombuffer(hashlib.blake2b(inputs.tobytes() + targets.tobytes(), digest_size=8).digest(), "<u4")
+
+
+def _combined(digests: np.ndarray) -> str:
+    return hashlib.blake2b(digests.astype("<u4").tobytes(), digest_size=8).hexdigest()
 
 
 class BatchHashes:
@@ -35,9 +61,8 @@ class BatchHashes:
         digests = np.zeros((count * self._microbatch, 2), np.uint32)
         for number in range(count):
             for slot, row in enumerate(self._rows):
-                sequence = batch["inputs"][number, slot].tobytes() + batch["targets"][number, slot].tobytes()
-                digest = hashlib.blake2b(sequence, digest_size=8).digest()
-                digests[number * self._microbatch + row] = np.frombuffer(digest, "<u4")
+                digest = _digest(batch["inputs"][number, slot], batch["targets"][number, slot])
+                digests[number * self._microbatch + row] = digest
         if jax.process_count() > 1:  # several may hold the same rows
             digests = np.asarray(multihost_utils.process_allgather(digests)).max(axis=0)
-        return hashlib.blake2b(digests.astype("<u4").tobytes(), digest_size=8).hexdigest()
+        return _combined(digests)

@@ -15,7 +15,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 
 from scaling import config as cfg
 from scaling.data import shards
+from scaling.train import guard
 from scaling.train.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Checkpoints:
         self.wait()
         path = self._path(step)
         self._make_room(step)
+        meta = dict(meta, step=step, guard=guard.to_json(state["guard"]))
         try:
             items = {"params": state["params"], "optimizer": state["optimizer"]}
             self._saver.save(
@@ -73,7 +75,7 @@ class Checkpoints:
             )
         except Exception as error:
             raise self._failed(step, error) from error
-        self._pending = self._committer.submit(self._commit, step, dict(meta, step=step))
+        self._pending = self._committer.submit(self._commit, step, meta)
         if not self.config.asynchronous:
             self.wait()
 
@@ -92,20 +94,27 @@ class Checkpoints:
             with contextlib.suppress(*((Exception,) if self._broken else ())):
                 self._saver.close()
 
-    def newest_whole(self) -> tuple[int, dict[str, Any]] | None:
+    def newest_whole(self, passed_over: Collection[int] = (), good: bool = False) -> tuple[int, dict[str, Any]] | None:
         """Step and meta of the newest whole checkpoint, every byte of it verified; None if nothing was ever saved.
 
         Steps passed over are named in the log. If all are damaged, that is an error, not a fresh start;
         only first saves that were cut short count as nothing saved.
+
+        Args:
+            passed_over: steps not to look at.
+            good: nor at those that were saved in the middle of bad steps. With either, None also means that nothing
+                else is whole.
 
         Raises:
             ValueError: steps exist, and none is whole.
         """
         steps = self.steps()
         for step in reversed(steps):
-            meta = self._checked_meta(step)
-            if meta is not None:
+            meta = None if step in passed_over else self._checked_meta(step)
+            if meta is not None and not (good and meta.get("guard", {}).get("in_a_row")):
                 return step, meta
+        if passed_over or good:
+            return None
         if not all(self._unfinished(step) for step in steps):
             raise ValueError(
                 f"{self.directory}: none of the checkpoints {steps} is whole; "
@@ -130,7 +139,9 @@ class Checkpoints:
         """The state of a step that ``newest_whole`` found, laid out like ``target`` (shapes with shardings)."""
         state = self._read(step, {"params": target["params"], "optimizer": target["optimizer"]})
         counter = jax.device_put(np.asarray(step, np.int32), target["step"].sharding)
-        return TrainState(params=state["params"], optimizer=state["optimizer"], step=counter)
+        meta = json.loads((self._path(step) / META).read_text())
+        judged = guard.from_json(meta.get("guard"), target["guard"])
+        return TrainState(params=state["params"], optimizer=state["optimizer"], step=counter, guard=judged)
 
     def read_params(self, step: int, target: Any) -> Any:
         """Only the parameters of a step that ``newest_whole`` found."""
@@ -215,15 +226,19 @@ class Checkpoints:
     def _make_room(self, step: int) -> None:
         """A step that was passed over, and is now reached again: deleted if unfinished, set aside if damaged."""
         path = self._path(step)
+        if jax.process_index() == 0 and path.exists() and self._unfinished(step):
+            self._delete(step)
+        self.set_aside(step)
+
+    def set_aside(self, step: int) -> None:
+        """Renames a step, if it is there, so that it is none any more; nothing is deleted. All processes call it."""
+        path = self._path(step)
         if jax.process_index() == 0 and path.exists():
-            if self._unfinished(step):
-                self._delete(step)
-            else:
-                names = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
-                aside = (path.with_name(f"{path.name}.damaged{name}") for name in names)
-                free = next(path for path in aside if not path.exists())
-                path.rename(free)
-                log.warning("the damaged checkpoint of step %d was moved to %s", step, free)
+            names = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+            aside = (path.with_name(f"{path.name}.damaged{name}") for name in names)
+            free = next(path for path in aside if not path.exists())
+            path.rename(free)
+            log.warning("the checkpoint of step %d, which is not used, was moved to %s", step, free)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"room for {step}")
 
