@@ -1,9 +1,9 @@
 """``scaling VERB``: the command line. Each verb imports its code when it runs, so that ``--help`` is instant."""
 
 import argparse
-import errno
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +21,8 @@ knob; `scaling config --describe` lists them.
 
 exit codes: {exit_codes.OK} done, {exit_codes.USAGE} mistake in options, files or values, {exit_codes.DIVERGED} loss \
 diverged, {exit_codes.IO} disk or input/output failed,
+{exit_codes.HUNG} no step ended in time or a process of the run is gone, {exit_codes.FAULTY} a step computed twice gave\
+ two results,
 {exit_codes.SIGINT} interrupted, {exit_codes.SIGTERM} terminated (both after saving a checkpoint), {exit_codes.BUG} \
 a bug. {DEBUG_VARIABLE}=1 shows the traceback of a mistake.
 """
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         program = f"scaling {verb}" if verb in _VERBS else "scaling"
         print(f"{program}: error: {_sentence(error)}", file=sys.stderr)
-        return _code(error)
+        return exit_codes.of(error)
 
 
 def _run(argv: list[str]) -> int:
@@ -83,21 +85,15 @@ def _sentence(error: Exception) -> str:
         return f"{error.strerror}: {error.filename}"
     sentence = " ".join(str(error).split()) or type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
-    if frames and not Path(frames[-1].filename).is_relative_to(PACKAGE):
+    if frames and not any(
+        Path(frames[-1].filename).is_relative_to(part) for part in (PACKAGE, PACKAGE.parent / "launch")
+    ):
         sentence += f" ({DEBUG_VARIABLE}=1 shows where)"
     return sentence
 
 
-def _code(error: Exception) -> int:
-    if isinstance(error, OSError) and not isinstance(
-        error, FileNotFoundError | PermissionError | FileExistsError | NotADirectoryError | IsADirectoryError
-    ):
-        # errno is None where code raises OSError("sentence") itself; EROFS is a permission in all but name.
-        return exit_codes.USAGE if error.errno == errno.EROFS else exit_codes.IO
-    return exit_codes.USAGE
-
-
 def _train(options: argparse.Namespace) -> int:
+    started = time.time()
     from scaling.config_file import load, run_name
     from scaling.resolve import resolve
 
@@ -108,7 +104,7 @@ def _train(options: argparse.Namespace) -> int:
     resolve(config, name=name)  # refuses what can be refused before JAX is imported
     from scaling.train.run import train
 
-    return train(config, name)
+    return train(config, name, started)
 
 
 def _config(options: argparse.Namespace) -> int:
@@ -183,6 +179,9 @@ def _plot(options: argparse.Namespace) -> int:
 _VERBS = (
     "train",
     "sweep",
+    "launch",
+    "status",
+    "stop",
     "plan",
     "config",
     "sizes",
@@ -215,6 +214,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add(verbs, "train", _train, "train the model of --config=FILE, or resume it", takes_config=True)
 
+    from launch import command as launch
+    from launch import status, stop
     from scaling.bench import command as bench_command
     from scaling.evaluate import bias_command, contamination_command
     from scaling.evaluate import command as evaluate
@@ -225,6 +226,10 @@ def _parser() -> argparse.ArgumentParser:
     from scaling.sweep import command as sweep
 
     _add(verbs, "sweep", sweep, "train all runs of the sweep in --config=FILE, or resume them", takes_config=True)
+
+    _add(verbs, "launch", launch, "start a run or a sweep on an engine, and keep it going", takes_config=True)
+    _add(verbs, "status", status, "where launched runs stand, wherever they are")
+    _add(verbs, "stop", stop, "stop launched runs, which save, and release what they hold")
 
     _add(
         verbs,

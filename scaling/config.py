@@ -78,6 +78,9 @@ class Data:
     )
     tokenizer: str = knob("gpt2", "", "gpt2, bytes, books (embedded sentencepiece), or a tokenizer file")
     text_key: str = knob("text", "", "field that holds the text in .jsonl and .parquet records")
+    bad_records: str = knob(
+        "error", "", "a record that cannot be read: 'error' stops, 'skip' takes another sequence and counts"
+    )
     cache_dir: str = knob("", "path", "tokenized shards; empty = $SCALING_CACHE or ~/.cache/scaling")
     workers: int = knob(2, "threads", "threads that read and assemble batches")
     prefetch: int = knob(4, "batches", "batches kept ready ahead of the device")
@@ -164,6 +167,7 @@ class Distributed:
     coordinator_address: str = knob("", "host:port", "process 0; empty = detect TPU pod, Slurm, Kubernetes, MPI")
     num_processes: int = knob(0, "processes", "number of processes when coordinator_address is given")
     process_id: int = knob(-1, "", "this process, from 0, when coordinator_address is given")
+    heartbeat_seconds: int = knob(60, "seconds", "a process that is silent for so long is dead, and ends the others")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +187,7 @@ class Log:
     every_steps: int = knob(10, "steps", "interval of lines in metrics.jsonl")
     tensorboard: bool = knob(True, "", "write TensorBoard events")
     wandb_project: str = knob("", "", "Weights & Biases project; empty = off")
+    batch_hash: bool = knob(False, "", "each line of metrics.jsonl gets a hash of the step's batch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +196,24 @@ class Checkpoint:
     keep_last: int = knob(3, "checkpoints", "newest checkpoints kept")
     keep_every_steps: int = knob(0, "steps", "multiples of this are kept for ever; 0 = none")
     asynchronous: bool = knob(True, "", "write in the background while training goes on")
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    spike_factor: float = knob(
+        0.0, "", "a step whose loss or gradient norm is above this many times its running mean is skipped; 0 = off"
+    )
+    rollback_after: int = knob(
+        3,
+        "steps",
+        "so many bad steps in a row: back to the last good checkpoint, past their data; 0 = the first ends the run",
+    )
+    hang_seconds: int = knob(
+        600, "seconds", "a step that takes longer ends the process; ten times as long for anything else; 0 = no limit"
+    )
+    recompute_every_steps: int = knob(
+        0, "steps", "interval at which a step is computed twice and compared (needs memory for two states); 0 = never"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +237,7 @@ class Config:
     eval: Eval = Eval()
     log: Log = Log()
     checkpoint: Checkpoint = Checkpoint()
+    guard: Guard = Guard()
     sample: Sample = Sample()
 
 

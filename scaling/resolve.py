@@ -18,6 +18,7 @@ CHOICES = {
     "model.compute_dtype": ("bfloat16", "float32"),
     "model.quantization": ("none", "int8", "fp8"),
     "model.remat": ("none", "dots", "projections", "full"),
+    "data.bad_records": ("error", "skip"),
     "optimizer.schedule": ("cosine", "wsd", "linear", "constant"),
     "optimizer.state_dtype": ("float32", "bfloat16"),
 }
@@ -31,7 +32,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "model.vocab_multiple model.context_length model.num_layers model.d_model model.num_heads "
         "model.band_width model.attention_block model.scan_unroll model.base_width model.base_depth "
         "data.workers data.prefetch train.tokens train.batch_tokens train.ramp_start_tokens mesh.stage mesh.fsdp "
-        "mesh.context mesh.tensor mesh.slices eval.tokens log.every_steps checkpoint.keep_last sample.tokens",
+        "mesh.context mesh.tensor mesh.slices distributed.heartbeat_seconds eval.tokens log.every_steps "
+        "checkpoint.keep_last sample.tokens",
     ),
     (
         "0 or more",
@@ -40,8 +42,10 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "train.microbatch_sequences train.pipeline_microbatches train.ramp_tokens train.loss_chunk train.z_loss "
         "optimizer.peak_lr optimizer.weight_decay optimizer.clip_norm optimizer.warmup_tokens optimizer.decay_tokens "
         "distributed.num_processes eval.every_steps eval.batch_sequences eval.tasks_every_steps eval.tasks_limit "
-        "checkpoint.every_steps checkpoint.keep_every_steps sample.temperature sample.top_k",
+        "checkpoint.every_steps checkpoint.keep_every_steps guard.rollback_after guard.hang_seconds "
+        "guard.recompute_every_steps sample.temperature sample.top_k",
     ),
+    ("more than 1, or 0 for off", lambda v: v == 0 or v > 1, "guard.spike_factor"),
     ("in [0, 2^32)", lambda v: 0 <= v < 2**32, "seed"),
     ("in [0, 1024]", lambda v: 0 <= v <= 1024, "mesh.cpu_devices"),
     ("more than 0", lambda v: v > 0, "model.norm_epsilon optimizer.epsilon"),

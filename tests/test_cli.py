@@ -127,7 +127,7 @@ def test_train_without_config_lists_experiments(run):
 def test_train_gets_the_frozen_config_and_the_run_name(run, experiment, module):
     calls = []
 
-    def train(config, name):
+    def train(config, name, started):
         calls.append((config, name))
         return exit_codes.DIVERGED
 
@@ -151,7 +151,7 @@ ERRORS = {
 
 @pytest.mark.parametrize(("error", "code", "expected"), ERRORS.values(), ids=ERRORS)
 def test_errors_of_a_verb(run, experiment, module, error, code, expected):
-    def train(config, name):
+    def train(config, name, started):
         raise error
 
     module("scaling.train.run", train=train)
@@ -160,7 +160,7 @@ def test_errors_of_a_verb(run, experiment, module, error, code, expected):
 
 def test_interrupt_exit_and_bugs_go_their_own_ways(run, experiment, module):
     def raising(error):
-        def train(config, name):
+        def train(config, name, started):
             raise error
 
         return train
@@ -184,7 +184,7 @@ def test_traceback_on_demand(run, monkeypatch):
 
 
 def test_errors_from_outside_the_package_say_how_to_see_more(run, experiment, module):
-    def train(config, name):
+    def train(config, name, started):
         int("x")
 
     module("scaling.train.run", train=train)

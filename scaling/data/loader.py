@@ -10,6 +10,7 @@ import numpy as np
 
 from scaling.config import Data
 from scaling.data import prepare
+from scaling.data.bad_records import BadRecords, Replacing
 from scaling.data.shards import TokenDataset
 from scaling.data.tokenizer import Tokenizer
 
@@ -39,7 +40,9 @@ class TrainingSet:
         return self.stream[i]
 
 
-def training_set(data: Data, tokenizer: Tokenizer, sequence_length: int, seed: int) -> TrainingSet:
+def training_set(
+    data: Data, tokenizer: Tokenizer, sequence_length: int, seed: int, bad: BadRecords | None = None
+) -> TrainingSet:
     """The training data: every source shuffled without replacement, anew each epoch, then mixed by weight.
 
     Args:
@@ -47,6 +50,7 @@ def training_set(data: Data, tokenizer: Tokenizer, sequence_length: int, seed: i
         tokenizer: for text sources; token directories must have been made with it.
         sequence_length: T, in tokens.
         seed: of the order.
+        bad: where sequences that cannot be read are replaced; None = they are errors when they are read.
 
     Raises:
         FileNotFoundError, ValueError: bad or too little data (see ``prepare.cached``).
@@ -58,7 +62,7 @@ def training_set(data: Data, tokenizer: Tokenizer, sequence_length: int, seed: i
         parts.append(part)
         # grain adds the epoch to the seed, so nearby seeds would share orders: spread them.
         order = int.from_bytes(hashlib.blake2b(f"{seed} {number}".encode(), digest_size=4).digest())
-        streams.append(grain.MapDataset.source(part).shuffle(seed=order).repeat())
+        streams.append(grain.MapDataset.source(_replacing(part, bad)).shuffle(seed=order).repeat())
     stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, list(weights.values()))
     facts = [part.fingerprint for part in parts], list(weights.values()), sequence_length, seed
     return TrainingSet(
@@ -69,8 +73,10 @@ def training_set(data: Data, tokenizer: Tokenizer, sequence_length: int, seed: i
     )
 
 
-def validation_set(data: Data, tokenizer: Tokenizer, sequence_length: int) -> Sequence[np.ndarray]:
-    """The held-out sequences in a fixed order, int32 [T+1] each.
+def validation_set(
+    data: Data, tokenizer: Tokenizer, sequence_length: int, bad: BadRecords | None = None
+) -> Sequence[np.ndarray]:
+    """The held-out sequences in a fixed order, int32 [T+1] each; ``bad`` as in ``training_set``.
 
     With a mixture and no ``data.validation``, the held-out parts of the sources are mixed by the same weights,
     as long as none runs out.
@@ -80,9 +86,14 @@ def validation_set(data: Data, tokenizer: Tokenizer, sequence_length: int) -> Se
     """
     weights = {data.train: 1.0} if data.validation else _weights(data)
     parts = [_dataset(data, tokenizer, sequence_length, "validation", source) for source in weights]
-    if len(parts) == 1:
-        return parts[0]
-    return grain.MapDataset.mix([grain.MapDataset.source(part) for part in parts], list(weights.values()))
+    wanted = [_replacing(part, bad) for part in parts]
+    if len(wanted) == 1:
+        return wanted[0]
+    return grain.MapDataset.mix([grain.MapDataset.source(part) for part in wanted], list(weights.values()))
+
+
+def _replacing(part: TokenDataset, bad: BadRecords | None) -> Sequence[np.ndarray]:
+    return part if bad is None else Replacing(part, bad)
 
 
 def _weights(data: Data) -> dict[str, float]:
@@ -102,7 +113,7 @@ def _weights(data: Data) -> dict[str, float]:
 
 def _dataset(data: Data, tokenizer: Tokenizer, sequence_length: int, split: str, source: str) -> TokenDataset:
     directory, part = prepare.cached(data, tokenizer, split, source)
-    dataset = TokenDataset(directory, sequence_length, part)
+    dataset = TokenDataset(directory, sequence_length, part, whole=data.bad_records == "error")
     if len(dataset) == 0:
         held_out = split == "validation" and not data.validation
         name = source if split == "train" or held_out else data.validation

@@ -77,7 +77,7 @@ def cached(data: Data, tokenizer: Tokenizer, split: str, source: str | None = No
         path = _local(source, data)
         cut = 1 - data.validation_fraction
         part = whole if not held_out else (0.0, cut) if split == "train" else (cut, 1.0)
-        return _checked(path, tokenizer), part
+        return _checked(path, tokenizer, data), part
     if source == "books":
         files = [str(books.VALIDATION if split == "validation" else books.TRAIN)]
     else:
@@ -93,7 +93,7 @@ def cached(data: Data, tokenizer: Tokenizer, split: str, source: str | None = No
             return hold_out(texts, fraction, source) if held_out else ((".", text) for text in texts)
 
         _write(files, tokenizer, path, text_key, assign, names)
-    return _checked(path / split if held_out else path, tokenizer), whole
+    return _checked(path / split if held_out else path, tokenizer, data), whole
 
 
 def hold_out(texts: Iterable[str], fraction: float, source: str) -> Iterator[tuple[str, str]]:
@@ -276,8 +276,8 @@ def _local(source: str, data: Data) -> Path:
     return final
 
 
-def _checked(path: Path, tokenizer: Tokenizer) -> Path:
-    index = shards.read_index(path)
+def _checked(path: Path, tokenizer: Tokenizer, data: Data) -> Path:
+    index = shards.read_index(path, whole=data.bad_records == "error")
     if index.tokenizer_fingerprint != tokenizer.fingerprint:
         raise ValueError(
             f"{path} was made with the tokenizer {index.tokenizer!r}, which differs from config.data.tokenizer "

@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ import numpy as np
 from array_record.python import array_record_module
 
 from scaling.data.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 RECORD_TOKENS = 2048
@@ -61,8 +64,12 @@ class Index:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def read_index(directory: str | os.PathLike[str]) -> Index:
+def read_index(directory: str | os.PathLike[str], whole: bool = True) -> Index:
     """Reads ``index.json`` and checks that every shard is there with its full size.
+
+    Args:
+        directory: token directory.
+        whole: whether a shard that is missing or has another size is an error, and not only a line of the log.
 
     Raises:
         FileNotFoundError: no index, or a shard is missing.
@@ -80,10 +87,15 @@ def read_index(directory: str | os.PathLike[str]) -> Index:
         raise ValueError(f"{path}: format version {index.format_version}, but this code reads {FORMAT_VERSION}")
     for shard in index.shards:
         file = path.parent / shard.file
+        fault: OSError | ValueError | None = None
         if not file.exists():
-            raise FileNotFoundError(f"{file}: shard is missing")
-        if (size := file.stat().st_size) != shard.bytes:
-            raise ValueError(f"{file}: shard is truncated or damaged: {size} bytes instead of {shard.bytes}")
+            fault = FileNotFoundError(f"{file}: shard is missing")
+        elif (size := file.stat().st_size) != shard.bytes:
+            fault = ValueError(f"{file}: shard is truncated or damaged: {size} bytes instead of {shard.bytes}")
+        if fault and whole:
+            raise fault
+        if fault:
+            log.warning("%s", fault)
     return index
 
 
@@ -224,6 +236,7 @@ class TokenDataset(Sequence[np.ndarray]):
         directory: token directory.
         sequence_length: T, in tokens.
         part: (from, to), fractions of the stream: only this part of it is read. Parts that touch do not overlap.
+        whole: whether shards that are missing or truncated are errors now, and not only when they are read.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_index``; also from reading, with file and record, for a shard
@@ -231,9 +244,13 @@ class TokenDataset(Sequence[np.ndarray]):
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], sequence_length: int, part: tuple[float, float] = (0.0, 1.0)
+        self,
+        directory: str | os.PathLike[str],
+        sequence_length: int,
+        part: tuple[float, float] = (0.0, 1.0),
+        whole: bool = True,
     ) -> None:
-        self.info = read_index(directory)
+        self.info = read_index(directory, whole)
         self.sequence_length = sequence_length
         self.start, self.stop = (round(self.info.tokens * fraction) for fraction in part)
         self._directory = Path(directory)
@@ -282,7 +299,9 @@ class TokenDataset(Sequence[np.ndarray]):
         where = f"{self._directory / self.info.shards[shard].file}, record {inside}"
         try:
             data = self._reader(shard).read([inside])[0]
-        except (RuntimeError, IndexError, ValueError) as error:
+        except (RuntimeError, IndexError, ValueError, OSError) as error:
+            if not (self._directory / self.info.shards[shard].file).exists():
+                raise ValueError(f"{where}: shard is missing") from None
             raise ValueError(f"{where}: damaged shard ({str(error).split(';')[0]})") from None
         expected = min(self.info.record_tokens, self.info.tokens - number * self.info.record_tokens)
         dtype = np.dtype(self.info.dtype).newbyteorder("<")

@@ -6,8 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from scaling import config as cfg
+
+# What Gloo, gRPC and JAX's coordination service say of a process that does not answer any more.
+_LOST = (
+    "Gloo",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "Connection closed by peer",
+    "Connection reset",
+    "Socket closed",
+    "CoordinationService",
+    "heartbeat",
+)
 
 
 def _several(environment: Mapping[str, str]) -> bool:
@@ -61,6 +75,23 @@ def initialize(config: cfg.Distributed, cpu_devices: int = 0) -> None:
                 f"config.distributed.coordinator_address={address} also needs num_processes >= 1 and "
                 f"process_id in [0, num_processes); got num_processes={count}, process_id={index}"
             )
-        jax.distributed.initialize(address, count, index)
+        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=config.heartbeat_seconds)
     elif not cpu_devices and (_several(os.environ) or _on_tpu_vm(os.environ)):
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=config.heartbeat_seconds)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an exception means that another process of this run is gone, which the network or JAX's service said.
+
+    JAX raises it as whatever its transport has: Gloo's on CPUs even as ``ValueError``.
+    """
+    if jax.process_count() == 1 or not isinstance(error, ValueError | RuntimeError):
+        return False
+    return any(words in str(error) for words in _LOST)
+
+
+def total_of_processes(number: int) -> int:
+    """Sum over all processes; a collective where there are several."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.asarray([number])).sum())

@@ -10,19 +10,22 @@ import jax
 
 from scaling import config as cfg
 from scaling import exit_codes
+from scaling.data.bad_records import BadRecords
 from scaling.evaluate import records
 from scaling.evaluate.in_loop import InLoopTasks
+from scaling.parallel.distributed import total_of_processes
+from scaling.train import guard
+from scaling.train.bad_steps import BadSteps
+from scaling.train.batch_hash import BatchHashes
 from scaling.train.checkpoint import Checkpoints
+from scaling.train.goodput import Goodput
 from scaling.train.metrics import Console, MetricWriter
 from scaling.train.schedule import BatchSchedule, learning_rate
 from scaling.train.signals import StopRequest
 from scaling.train.state import TrainState
+from scaling.train.watchdog import Watchdog
 
 _WINDOW_SECONDS = 0.5  # speeds are measured over at least this long
-
-
-class Diverged(Exception):
-    """The loss or its gradient is not a finite number any more."""
 
 
 @dataclasses.dataclass
@@ -41,6 +44,11 @@ class Loop:
     peak_flops: float
     writer: MetricWriter | None  # None on all processes but the first
     console: Console | None
+    goodput: Goodput
+    bad_steps: BadSteps
+    watchdog: Watchdog
+    hashes: BatchHashes | None = None
+    bad_records: BadRecords | None = None  # None = they are errors
 
     def run(self, state: TrainState, first_step: int, stop: StopRequest) -> tuple[TrainState, int]:
         """Trains from ``first_step`` to the end of the schedule.
@@ -49,23 +57,31 @@ class Loop:
             The final state, and an exit code: 0 at the end, else that of the signal which stopped it.
 
         Raises:
-            Diverged: a logged loss is NaN or infinite; nothing is saved after it.
+            RollBack: too many bad steps in a row, or weights that are not finite, which are not saved.
             OSError: a checkpoint could not be written.
         """
+        self.watchdog.begin()
+        with self.goodput.during("steps"):
+            return self._run(state, first_step, stop)
+
+    def _run(self, state: TrainState, first_step: int, stop: StopRequest) -> tuple[TrainState, int]:
         last = self.schedule.num_steps
         self._clock(first_step)
         pending: tuple[int, dict[str, Any]] | None = None
+        owed = False  # a save that fell among bad steps, and waits for a good one
         for step in range(first_step, last):
             _, sequences = self.schedule.span(step)
             done = step + 1
             lr = learning_rate(self.config.optimizer, self.schedule.tokens(done), self.config.train.tokens)
-            state, metrics = self.train_step(state, next(self.batches), lr, sequences // self.schedule.microbatch)
+            batch = next(self.batches)
+            with self.goodput.during("compile" if step == first_step else "steps"):
+                state, metrics = self.train_step(state, batch, lr, sequences // self.schedule.microbatch)
             if pending:
                 self._log(*pending)
-            pending = (done, {**metrics, "lr": lr})
+            pending = (done, {**metrics, "lr": lr, "batch": self.hashes.popped() if self.hashes else None})
             validates = done < last and _due(done, self.config.eval.every_steps)
             runs_tasks = done < last and self.tasks and _due(done, self.config.eval.tasks_every_steps)
-            saves = _due(done, self.config.checkpoint.every_steps)
+            saves = owed or _due(done, self.config.checkpoint.every_steps)
             # Agreeing waits for the devices, so several processes do it only when they wait anyway.
             asks = done % self.config.log.every_steps == 0 or saves or done == last
             stopped = stop.agreed() if asks or jax.process_count() == 1 else exit_codes.OK
@@ -76,19 +92,25 @@ class Loop:
                 self.validate(done, state)
             if runs_tasks and not stopped:
                 self.evaluate_tasks(done, state)
-            if saves or stopped or done == last:
-                self.save(done, state)
+            owed = saves and self._in_a_row > 0
+            if (saves and not owed) or stopped or done == last:
+                self.save(done, state, lr)
             if stopped:
-                self.checkpoints.wait()
+                self._wait()
                 self.note(f"stopped by a signal after step {done}; saved, and the same command goes on from there")
                 return state, stopped
-        self.checkpoints.wait()
+        self._wait()
         return state, exit_codes.OK
+
+    def _wait(self) -> None:
+        with self.goodput.during("save"), self.watchdog.phase("finishing a save"):
+            self.checkpoints.wait()
 
     def validate(self, step: int, state: TrainState) -> float:
         """Writes the validation loss of a step to evals.jsonl and returns it, nats a token."""
         start = time.monotonic()
-        result = self.evaluate(state["params"])
+        with self.goodput.during("validate"), self.watchdog.phase("a validation"):
+            result = self.evaluate(state["params"])
         record = {"step": step, "tokens": self.schedule.tokens(step), **result}
         if self.writer:
             self.writer.evaluation(record)
@@ -101,7 +123,8 @@ class Loop:
         if not self.tasks:
             return
         start = time.monotonic()
-        results = self.tasks.run(state["params"])
+        with self.goodput.during("validate"), self.watchdog.phase("the tasks"):
+            results = self.tasks.run(state["params"])
         seconds = time.monotonic() - start
         if self.writer:
             for result in results:
@@ -109,50 +132,53 @@ class Loop:
         self.note(f"step {step}  tasks ({seconds:.1f} s)\n{records.table(results)}")
         self._paused += seconds
 
-    def save(self, step: int, state: TrainState) -> None:
+    def save(self, step: int, state: TrainState, lr: float) -> None:
         start = time.monotonic()
         first, _ = self.schedule.span(step)
-        self.checkpoints.save(step, state, dict(self.meta, sequences=first, tokens=self.schedule.tokens(step)))
+        if not guard.is_finite(state):  # the update itself may overflow: the loss was that of before it
+            raise self.bad_steps.not_finite(self._line(step, math.nan, lr, math.nan))
+        with self.goodput.save_stall(), self.watchdog.phase("a save"):
+            self.checkpoints.save(step, state, dict(self.meta, sequences=first, tokens=self.schedule.tokens(step)))
         self._paused += time.monotonic() - start
 
     def _clock(self, step: int) -> None:
         self._started = self._window_start = time.monotonic()
         self._first_step = self._window_step = step
         self._paused = 0.0  # seconds of the window spent on validation and saving
+        self._in_a_row = 0  # bad steps, as of the last one looked at
+
+    def _line(self, step: int, loss: float, lr: float, norm: float) -> dict[str, Any]:
+        return {"step": step, "tokens": self.schedule.tokens(step), "loss": loss, "lr": lr, "grad_norm": norm}
 
     def _log(self, step: int, metrics: dict[str, Any]) -> None:
         """Waits for a step's loss; checks it (on every process, so that all stop together); writes it if it is due."""
         due = step % self.config.log.every_steps == 0 or step == self.schedule.num_steps or step == 1
-        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            steps = self.checkpoints.steps()
-            if self.writer:  # readers of the run see why it ended; resuming from before drops the line
-                tokens = self.schedule.tokens(step)
-                self.writer.train(
-                    {"step": step, "tokens": tokens, "loss": loss, "lr": metrics["lr"], "grad_norm": norm}
-                )
-            where = f"the last checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
-            raise Diverged(
-                f"loss {loss} and gradient norm {norm} at step {step} (learning rate {metrics['lr']:.3g}); {where}; "
-                "try a lower config.optimizer.peak_lr or a longer config.optimizer.warmup_tokens"
-            )
+        names = ("loss", "grad_norm", "skipped", "bad_in_a_row")
+        loss, norm, skipped, self._in_a_row = (x.item() for x in jax.device_get([metrics[name] for name in names]))
+        self.watchdog.step()
+        line = self._line(step, loss, metrics["lr"], norm)
+        if self._in_a_row:
+            self.goodput.discard(1)
+            self.bad_steps.saw(line, self._in_a_row)
+            due &= math.isfinite(loss) and math.isfinite(norm)  # readers take such a line for the end of the run
         if not due:
             return
         now = time.monotonic()
         tokens = self.schedule.tokens(step)
         seconds = max(now - self._window_start - self._paused, 1e-9)
         rate = (tokens - self.schedule.tokens(self._window_step)) / seconds
-        record = {
-            "step": step,
-            "tokens": tokens,
-            "loss": loss,
-            "lr": metrics["lr"],
-            "grad_norm": norm,
+        record = line | {
             "tokens_per_second": rate,
             "mfu": rate * self.flops_per_token / self.peak_flops,
             "flops": tokens * self.flops_per_token,
             "seconds": now - self._started,
+            "skipped": skipped,
+            "goodput": self.goodput.logged(step),
         }
+        if self.bad_records:
+            record["bad_records"] = self.bad_records.known + total_of_processes(self.bad_records.new)
+        if self.hashes:
+            record["batch_hash"] = self.hashes.combined(metrics["batch"])
         compiled = self._window_step == self._first_step  # the first window holds the compilation
         if compiled or seconds > _WINDOW_SECONDS:
             self._window_start, self._window_step, self._paused = now, step, 0.0
@@ -161,6 +187,12 @@ class Loop:
         if self.console:
             remaining = self.schedule.tokens(self.schedule.num_steps) - tokens
             self.console.update(record, None if compiled else remaining / rate)
+
+    def close(self) -> None:
+        """Closes the files; another loop may then go on with them."""
+        for part in (self.bad_steps, self.writer, self.console):
+            if part:
+                part.close()
 
     def note(self, text: str) -> None:
         """A line on the console of the first process."""

@@ -1,11 +1,14 @@
 """The verb ``train``: from a config to a finished run directory, resuming whatever is there."""
 
 import contextlib
+import functools
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import scaling
 from scaling import cache, exit_codes, flops
 from scaling import config as cfg
 from scaling.data import loader, tokenizer
+from scaling.data.bad_records import BadRecords
 from scaling.evaluate.in_loop import InLoopTasks
 from scaling.generate.sample import continue_texts
 from scaling.laws.curves import plot
@@ -26,25 +30,33 @@ from scaling.parallel.sharding import batch_sharding
 from scaling.resolve import resolve
 from scaling.train import state as train_state
 from scaling.train import throughput
+from scaling.train.bad_steps import BadSteps, Diverged, RollBack
+from scaling.train.batch_hash import BatchHashes, of_step
 from scaling.train.checkpoint import Checkpoints, absolute
-from scaling.train.lineage import refuse_other_run
+from scaling.train.goodput import Goodput
 from scaling.train.lock import only_one
-from scaling.train.loop import Diverged, Loop
+from scaling.train.loop import Loop
 from scaling.train.metrics import Console, MetricWriter
 from scaling.train.placement import local_rows, place, prefetched
+from scaling.train.recompute import Faulty, checked
+from scaling.train.restore import restore, roll_back
+from scaling.train.rollbacks import Rollbacks
 from scaling.train.schedule import BatchSchedule
 from scaling.train.signals import stop_request
+from scaling.train.skipped import remembered
 from scaling.train.step import make_eval_step, make_train_step
+from scaling.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 
-def train(config: cfg.Config, name: str = "default") -> int:
+def train(config: cfg.Config, name: str = "default", started: float | None = None) -> int:
     """Trains what the config says in its run directory, from the newest whole checkpoint if there is one.
 
     Args:
         config: not necessarily resolved.
         name: of the experiment; the run directory is ``runs/<name>`` unless ``config.workdir`` says otherwise.
+        started: Unix time from which on goodput counts, if that was before now.
 
     Returns:
         An exit code of ``scaling.exit_codes``.
@@ -53,45 +65,77 @@ def train(config: cfg.Config, name: str = "default") -> int:
         ValueError: an impossible config, unusable data, a run directory of another model.
         OSError: the run directory cannot be written.
     """
+    started = time.time() if started is None else started
     keep_freed_memory()
     distributed.initialize(config.distributed, config.mesh.cpu_devices)
     _configure(config)
     words = tokenizer.load(config.data.tokenizer)
     config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
-    data = loader.training_set(config.data, words, config.train.sequence_length, config.seed)
-    held_out = loader.validation_set(config.data, words, config.train.sequence_length)
+    bad_records = BadRecords() if config.data.bad_records == "skip" else None
+    data = loader.training_set(config.data, words, config.train.sequence_length, config.seed, bad_records)
+    held_out = loader.validation_set(config.data, words, config.train.sequence_length, bad_records)
     run_dir = open_run_directory(config.workdir)
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(only_one(run_dir))
+        goodput = stack.enter_context(Goodput(run_dir if jax.process_index() == 0 else None, started))
+        watchdog = stack.enter_context(Watchdog(config.guard.hang_seconds, run_dir, jax.process_index()))
         checkpoints = Checkpoints(run_dir, config.checkpoint)
-        stack.callback(checkpoints.close)
+        stack.callback(_close, checkpoints, watchdog)
+        if bad_records:
+            stack.enter_context(remembered(bad_records, run_dir))
         mesh = make_mesh(config.mesh)
         stack.enter_context(jax.set_mesh(mesh))
         tasks = InLoopTasks(config, words, mesh) if config.eval.tasks else None
-        state, first_step = _restore_or_create(config, checkpoints, mesh, data.fingerprint)
-        run = _loop(config, run_dir, checkpoints, mesh, words, data, held_out, tasks, first_step)
-        for part in (run.writer, run.console):
-            if part:
-                stack.callback(part.close)
-        count = train_state.parameter_count(state["params"])
-        devices = f"{mesh.size} device{'s' * (mesh.size > 1)}"
-        run.note(f"{run_dir}: {count:,} parameters, {run.schedule.num_steps} steps, {devices}")
-        for note in run.tasks.notes if run.tasks else ():
-            run.note(note)
         try:
+            state, first_step = _restore_or_create(config, checkpoints, mesh, data.fingerprint, goodput)
+            rollbacks = Rollbacks(run_dir, BatchSchedule.from_config(config.train))
+            programs = make_train_step(config, mesh, words.eot), _evaluator(config, mesh, words, held_out)
+            context = config, run_dir, checkpoints, mesh, data, bad_records, tasks, goodput, rollbacks, watchdog
+            make = functools.partial(_loop, *context, programs)
+            run = make(first_step)
+            stack.callback(lambda: run.close())  # the one that is last
+            if first_step < run.schedule.num_steps:
+                goodput.begin(first_step)  # looking at a finished run is no attempt
+            count = train_state.parameter_count(state["params"])
+            devices = f"{mesh.size} device{'s' * (mesh.size > 1)}"
+            run.note(f"{run_dir}: {count:,} parameters, {run.schedule.num_steps} steps, {devices}")
+            for note in run.tasks.notes if run.tasks else ():
+                run.note(note)
             with stop_request() as stop:
-                state, code = run.run(state, first_step, stop)
+                while True:
+                    try:
+                        state, code = run.run(state, first_step, stop)
+                        break
+                    except RollBack as error:
+                        bad = error.without_frames()
+                    del state
+                    try:
+                        with watchdog.phase("going back"):
+                            state, first_step = roll_back(
+                                bad, config, checkpoints, rollbacks, mesh, data.fingerprint, goodput
+                            )
+                    except Diverged:
+                        if run.writer:  # readers of the run see why it ended; resuming from before drops the line
+                            run.writer.train(bad.line)
+                        raise
+                    run.close()
+                    run = make(first_step)
             if code:
+                goodput.exit_code = code
                 return code
             # From here on everything is saved, so a signal may end the process at once.
             loss = run.validate(run.schedule.num_steps, state)
             run.evaluate_tasks(run.schedule.num_steps, state)
-            texts = continue_texts(config, state["params"], words) if config.sample.prompts else []
-        except Diverged as diverged:
-            print(f"scaling train: error: {diverged}", file=sys.stderr)
-            return exit_codes.DIVERGED
-        except jax.errors.JaxRuntimeError as error:
+            with goodput.during("validate"), watchdog.phase("the samples"):
+                texts = continue_texts(config, state["params"], words) if config.sample.prompts else []
+        except (Diverged, Faulty) as error:
+            print(f"scaling train: error: {error}", file=sys.stderr)
+            goodput.exit_code = exit_codes.FAULTY if isinstance(error, Faulty) else exit_codes.DIVERGED
+            return goodput.exit_code
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            if distributed.is_lost_peer(error):
+                _leave(error, goodput)
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise ValueError(
@@ -107,21 +151,35 @@ def train(config: cfg.Config, name: str = "default") -> int:
 
 
 def _restore_or_create(
-    config: cfg.Config, checkpoints: Checkpoints, mesh: jax.sharding.Mesh, data_fingerprint: str
+    config: cfg.Config, checkpoints: Checkpoints, mesh: jax.sharding.Mesh, data_fingerprint: str, goodput: Goodput
 ) -> tuple[train_state.TrainState, int]:
     """The state of the newest whole checkpoint and its step, or a fresh one and 0."""
-    saved = checkpoints.newest_whole()
-    if saved:
-        refuse_other_run(checkpoints.directory, saved[1], config, data_fingerprint)
-    checkpoints.remove_partial()
+    saved = restore(config, checkpoints, mesh, data_fingerprint, goodput)
+    checkpoints.tidy(saved[1] if saved else None)
     if saved is None:
         return train_state.create_state(config, mesh), 0
-    step = saved[0]
-    if step == BatchSchedule.from_config(config.train).num_steps:
+    if saved[1] == BatchSchedule.from_config(config.train).num_steps:
         log.info("%s is already finished; another run needs another config.workdir", config.workdir)
     else:
-        log.info("resuming %s from step %d", config.workdir, step)
-    return checkpoints.read_state(step, train_state.abstract_state(config, mesh)), step
+        log.info("resuming %s from step %d", config.workdir, saved[1])
+    return saved
+
+
+def _close(checkpoints: Checkpoints, watchdog: Watchdog) -> None:
+    with watchdog.phase("finishing a save"):
+        checkpoints.close()
+
+
+def _leave(error: Exception, goodput: Goodput) -> None:
+    """Ends this process at once, since another one is gone: whatever waits for it would wait for ever."""
+    print(
+        "scaling train: error: another process of this run has died or cannot be reached; the same command goes on "
+        f"from the last checkpoint ({' '.join(str(error).split())[:300]})",
+        file=sys.stderr,
+        flush=True,
+    )
+    goodput.end(exit_codes.HUNG)
+    os._exit(exit_codes.HUNG)
 
 
 def _loop(
@@ -129,10 +187,13 @@ def _loop(
     run_dir: epath.Path,
     checkpoints: Checkpoints,
     mesh: jax.sharding.Mesh,
-    words: Any,
     data: loader.TrainingSet,
-    held_out: Any,
+    bad_records: BadRecords | None,
     tasks: InLoopTasks | None,
+    goodput: Goodput,
+    rollbacks: Rollbacks,
+    watchdog: Watchdog,
+    programs: tuple[Any, Any],
     first_step: int,
 ) -> Loop:
     """Puts the loop together: compiled steps, batches from ``first_step`` on, and where numbers go."""
@@ -142,7 +203,7 @@ def _loop(
     rows = local_rows(sharding, schedule.microbatch)
     batches = loader.batches(
         data,
-        schedule.span,
+        rollbacks.span,
         rows,
         schedule.microbatch,
         schedule.max_microbatches,
@@ -151,6 +212,15 @@ def _loop(
         config.data.workers,
         config.data.prefetch,
     )
+    hashes = BatchHashes(rows, schedule.microbatch) if config.log.batch_hash else None
+    train_step, evaluate = programs
+
+    def batch_hash(step: int) -> str | None:
+        try:
+            return of_step(data, *rollbacks.span(step), schedule.full)
+        except (ValueError, OSError):
+            return None
+
     writer = console = None
     if jax.process_index() == 0:
         _write_run_json(run_dir, config, mesh, peak)
@@ -159,16 +229,23 @@ def _loop(
     return Loop(
         config=config,
         schedule=schedule,
-        train_step=make_train_step(config, mesh, words.eot),
-        evaluate=_evaluator(config, mesh, words, held_out),
+        train_step=checked(train_step, config.guard.recompute_every_steps, first_step),
+        evaluate=evaluate,
         tasks=tasks,
-        batches=prefetched(batches, rows, schedule.microbatch, sharding),
+        batches=prefetched(hashes.watched(batches) if hashes else batches, rows, schedule.microbatch, sharding),
         checkpoints=checkpoints,
         meta={"config": cfg.to_dict(config), "data": data.fingerprint},
         flops_per_token=flops.training_per_token(config.model, config.train.sequence_length),
         peak_flops=peak.flops,
         writer=writer,
         console=console,
+        goodput=goodput,
+        bad_steps=BadSteps(
+            config.guard, rollbacks, batch_hash, run_dir if jax.process_index() == 0 else None, first_step
+        ),
+        watchdog=watchdog,
+        hashes=hashes,
+        bad_records=bad_records,
     )
 
 

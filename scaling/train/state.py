@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from scaling import config as cfg
 from scaling.model import decoder
 from scaling.parallel.sharding import scattered_spec, stored_spec
+from scaling.train import guard
 from scaling.train.optimizer import adamw
 
 
@@ -17,6 +18,7 @@ class TrainState(TypedDict):
     params: decoder.Params
     optimizer: Any  # optax state; its moments are trees like params
     step: jax.Array  # int32, steps done
+    guard: guard.GuardState
 
 
 def shardings(config: cfg.Config, mesh: Mesh) -> dict[str, Any]:
@@ -32,7 +34,8 @@ def shardings(config: cfg.Config, mesh: Mesh) -> dict[str, Any]:
 
     # (optax.tree.map_params does this too, but makes arrays, which a mesh without hardware cannot hold.)
     moments = jax.tree.map(lambda part: gradients if like_params(part) else scalar, state, is_leaf=like_params)
-    return {"params": params, "optimizer": moments, "step": scalar}
+    judged = jax.tree.map(lambda _: scalar, jax.eval_shape(guard.create))
+    return {"params": params, "optimizer": moments, "step": scalar, "guard": judged}
 
 
 def gradient_shardings(config: cfg.Config, mesh: Mesh) -> decoder.Params:
@@ -61,6 +64,7 @@ def _create(config: cfg.Config, key: jax.Array) -> TrainState:
         params=params,
         optimizer=adamw(config.optimizer, config.model).init(params),
         step=jnp.zeros((), jnp.int32),
+        guard=guard.create(),
     )
 
 

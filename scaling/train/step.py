@@ -15,6 +15,7 @@ from scaling.model.parametrization import parametrization
 from scaling.model.ring import zigzag
 from scaling.parallel import compiler
 from scaling.parallel.sharding import batch_sharding, constrain, context_devices, replicated, scattered_gradients
+from scaling.train import guard
 from scaling.train import state as train_state
 from scaling.train.optimizer import adamw
 from scaling.train.schedule import BatchSchedule
@@ -56,7 +57,8 @@ def make_train_step(
 
     Only the first ``microbatches`` of the batch are computed, a number known when the step runs: so the
     batch ramp needs one compilation. Gradients of all of them are summed in float32 and divided by
-    the number of target tokens, which makes accumulation equal to the large batch.
+    the number of target tokens, which makes accumulation equal to the large batch. A bad step (``guard.judge``)
+    counts, and leaves parameters and moments as they are.
     """
     schedule = BatchSchedule.from_config(config.train)
     optimizer = adamw(config.optimizer, config.model)
@@ -99,8 +101,20 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / sums.targets, scattered(grads))
         updates, moments = optimizer.update(grads, state["optimizer"], state["params"])
         params = jax.tree.map(lambda p, u: p + lr * u, state["params"], scattered(updates))
-        new = train_state.TrainState(params=params, optimizer=moments, step=state["step"] + 1)
-        return new, {"loss": sums.nll / sums.targets, "grad_norm": optax.tree.norm(grads)}
+        loss, norm = sums.nll / sums.targets, optax.tree.norm(grads)
+        good, judged = guard.judge(state["guard"], loss, norm, config.guard.spike_factor)
+        new = train_state.TrainState(
+            params=guard.keep_if(good, params, state["params"]),
+            optimizer=guard.keep_if(good, moments, state["optimizer"]),
+            step=state["step"] + 1,
+            guard=judged,
+        )
+        return new, {
+            "loss": loss,
+            "grad_norm": norm,
+            "skipped": judged["skipped"],
+            "bad_in_a_row": judged["in_a_row"],
+        }
 
     sharded = train_state.shardings(config, mesh)
     tokens = {"inputs": batch_sharding(mesh), "targets": batch_sharding(mesh)}
@@ -108,7 +122,7 @@ def make_train_step(
     return jax.jit(
         step,
         in_shardings=(sharded, tokens, none, none),
-        out_shardings=(sharded, {"loss": none, "grad_norm": none}),
+        out_shardings=(sharded, none),
         donate_argnums=0,
         compiler_options=compiler.options(list(mesh.devices.flat)),
     )

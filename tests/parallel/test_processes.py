@@ -123,13 +123,13 @@ def test_the_coordinator_needs_its_numbers(monkeypatch):
 def test_launchers_are_recognised(monkeypatch, environment, arguments):
     """Which environments join processes, and with what; joining itself is tested above."""
     calls = []
-    monkeypatch.setattr("jax.distributed.initialize", lambda *a: calls.append(a))
+    monkeypatch.setattr("jax.distributed.initialize", lambda *a, **named: calls.append((a, named)))
     for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "TPU_WORKER_HOSTNAMES", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    distributed.initialize(cfg.Distributed())
-    assert calls == ([] if arguments is None else [arguments])
+    distributed.initialize(cfg.Distributed(heartbeat_seconds=7))
+    assert calls == ([] if arguments is None else [(arguments, {"heartbeat_timeout_seconds": 7})])
 
 
 def test_rows_of_one_process_are_all_rows():

@@ -1,0 +1,68 @@
+"""A hash of each step's batch, as the loader gives it: what order-of-data checks across resumes compare."""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from scaling.train.placement import HostBatch
+
+
+def of_step(dataset: Any, first: int, count: int, total: int) -> str:
+    """The same hash of one batch, read again here, in one process.
+
+    Args:
+        dataset: sequences int32 [T+1] by index.
+        first: its first sequence.
+        count: its sequences.
+        total: sequences of the largest batch, to which it is filled up with zeros.
+    """
+    digests = np.zeros((total, 2), np.uint32)
+    for i in range(total):
+        tokens = dataset[first + i] if i < count else np.zeros_like(dataset[first])
+        digests[i] = _digest(tokens[:-1], tokens[1:])
+    return _combined(digests)
+
+
+def _digest(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Of one sequence, uint32 [2]."""
+    return np.frombuffer(hashlib.blake2b(inputs.tobytes() + targets.tobytes(), digest_size=8).digest(), "<u4")
+
+
+def _combined(digests: np.ndarray) -> str:
+    return hashlib.blake2b(digests.astype("<u4").tobytes(), digest_size=8).hexdigest()
+
+
+class BatchHashes:
+    """Hashes by sequence, so that a batch's does not depend on its microbatches or on who read which rows."""
+
+    def __init__(self, rows: np.ndarray, microbatch: int):
+        """Args: rows of a microbatch that this process reads, and how many it has over all processes."""
+        self._rows, self._microbatch = rows, microbatch
+        self._batches: deque[HostBatch] = deque()
+
+    def watched(self, batches: Iterable[HostBatch]) -> Iterator[HostBatch]:
+        """The same batches; each is kept until it is asked for."""
+        for batch in batches:
+            self._batches.append(batch)
+            yield batch
+
+    def popped(self) -> HostBatch:
+        """The oldest batch that was not asked for yet: that of the step being dispatched."""
+        return self._batches.popleft()
+
+    def combined(self, batch: HostBatch) -> str:
+        """The hash of a step's whole batch, 16 hexadecimal digits; collective where there are several processes."""
+        count = batch["inputs"].shape[0]
+        digests = np.zeros((count * self._microbatch, 2), np.uint32)
+        for number in range(count):
+            for slot, row in enumerate(self._rows):
+                digest = _digest(batch["inputs"][number, slot], batch["targets"][number, slot])
+                digests[number * self._microbatch + row] = digest
+        if jax.process_count() > 1:  # several may hold the same rows
+            digests = np.asarray(multihost_utils.process_allgather(digests)).max(axis=0)
+        return _combined(digests)

@@ -1,0 +1,148 @@
+"""Writes where the time of this attempt goes; ``scaling.attempts`` says what is in the file and reads it."""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+from etils import epath
+
+from scaling import attempts, exit_codes
+
+log = logging.getLogger(__name__)
+
+_REMOTE_SECONDS = 60.0  # object stores: the file is rewritten at most this often
+_RECENT = 100  # medians are of this many logged lines and saves
+
+
+class Goodput:
+    """A clock that is always running for one kind of ``attempts.KINDS``, and the attempt's file.
+
+    Use it as a context: its end, however it comes (but by a signal that kills), goes into the file.
+
+    Attributes:
+        exit_code: what the process will end with if no exception comes.
+    """
+
+    def __init__(self, run_dir: epath.Path | None = None, started: float | None = None):
+        """Args: the run directory, None in all processes but the first; Unix time at which the process began."""
+        self._run_dir = run_dir
+        self._clock, self._kind = time.monotonic(), "startup"
+        self._seconds = dict.fromkeys(attempts.KINDS, 0.0)
+        self._started = time.time() if started is None else started
+        self._seconds["startup"] = time.time() - self._started
+        self._stalls: deque[float] = deque(maxlen=_RECENT)
+        self._step_seconds: deque[float] = deque(maxlen=_RECENT)
+        self._number = self._first_step = self._step = 0
+        self._mark = (0, 0.0)  # step and seconds in steps at the last logged line
+        self._earlier: list[attempts.Attempt] = []
+        self._written = -float("inf")
+        self.exit_code = exit_codes.OK
+
+    def __enter__(self) -> "Goodput":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end(self.exit_code if error is None else exit_codes.of(error))
+
+    @contextlib.contextmanager
+    def during(self, kind: str) -> Iterator[None]:
+        """What happens inside is of this kind; may be nested."""
+        assert kind in self._seconds, kind
+        before = self._enter(kind)
+        try:
+            yield
+        finally:
+            self._enter(before)
+
+    @contextlib.contextmanager
+    def save_stall(self) -> Iterator[None]:
+        """A periodic save: what the loop waits for it is remembered apart."""
+        start = time.monotonic()
+        with self.during("save"):
+            yield
+        self._stalls.append(time.monotonic() - start)
+
+    def begin(self, first_step: int) -> None:
+        """The first step is known: from here on the attempt has a file."""
+        self._first_step = self._step = first_step
+        self._mark = (first_step, 0.0)
+        if self._run_dir is not None:
+            self._earlier = attempts.read(self._run_dir)
+            names = (self._run_dir / attempts.FOLDER).glob("*.json")
+            self._number = 1 + max((int(path.stem) for path in names if path.stem.isdigit()), default=0)
+            (self._run_dir / attempts.FOLDER).mkdir(exist_ok=True)
+            self._write()
+
+    def logged(self, step: int) -> float:
+        """A line is logged after ``step`` steps: writes the file and returns the goodput of the run so far, 0 to 1."""
+        self._enter(self._kind)
+        steps, seconds = self._mark
+        if step > steps > self._first_step:  # not the first window, which waits for what compiling held up
+            self._step_seconds.append((self._seconds[attempts.STEPS] - seconds) / (step - steps))
+        self._mark = step, self._seconds[attempts.STEPS]
+        self._step = step
+        if self._run_dir is None:
+            return 0.0
+        if "://" not in str(self._run_dir) or time.monotonic() - self._written > _REMOTE_SECONDS:
+            self._write()
+        summary = attempts.summarize([*self._earlier, self._attempt()])
+        assert summary is not None
+        return summary.goodput
+
+    def discard(self, steps: int) -> None:
+        """As many steps are thrown away (a bad loss, a roll-back): their share of the time counts as skipped."""
+        self._enter(self._kind)
+        done = max(steps, self._step - self._first_step)
+        moved = self._seconds[attempts.STEPS] * steps / max(done, 1)
+        self._seconds[attempts.STEPS] -= moved
+        self._seconds["skipped"] += moved
+        self._mark = self._mark[0], self._seconds[attempts.STEPS]
+
+    def end(self, exit_code: int) -> None:
+        """The last entry, with an exit code; on a full disk the attempt stays as it was, as if killed."""
+        self._enter(self._kind)
+        if self._number:
+            try:
+                self._write(ended=time.time(), exit_code=exit_code)
+            except OSError as error:
+                log.warning("the end of attempt %d could not be noted (%s)", self._number, error)
+
+    def _enter(self, kind: str) -> str:
+        """Starts to count another kind, and returns the one before."""
+        now = time.monotonic()
+        self._seconds[self._kind] += now - self._clock
+        self._clock, before, self._kind = now, self._kind, kind
+        return before
+
+    def _attempt(self, **end: Any) -> attempts.Attempt:
+        median = statistics.median(self._step_seconds) if self._step_seconds else None
+        return attempts.Attempt(
+            number=self._number,
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            started=self._started,
+            first_step=self._first_step,
+            step=self._step,
+            seconds=dict(self._seconds),
+            save_stalls=tuple(self._stalls),
+            step_seconds=median,
+            **end,
+        )
+
+    def _write(self, **end: Any) -> None:
+        assert self._run_dir is not None
+        path = attempts.path(self._run_dir, self._number)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(vars(self._attempt(**end)), indent=1))
+        partial.replace(path)
+        self._written = time.monotonic()
