@@ -77,13 +77,10 @@ class Faults:
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation():
     """Runs are compared with runs of the same programs, so these need not be fast ones."""
-    names = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0}
-    before = {name: jax.config.read(name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
