@@ -7,6 +7,7 @@ STAMP := $(VENV)/.installed
 DEMO ?= experiments/sweeps/cpu_ladder.py:demo
 DEMO_DIR ?= runs/demo
 PYTEST_ARGS ?=
+FAULTS_ARGS ?=
 # The TPU compiler, apart from $(VENV): installed there, it would make JAX look for TPUs wherever it runs.
 LIBTPU := .libtpu
 
@@ -14,13 +15,14 @@ LIBTPU := .libtpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast plan-check lint format docs clean
+.PHONY: help setup demo test test-fast faults plan-check lint format docs clean
 
 help:
 	@echo "make setup      create $(VENV) with the locked dependencies and this package"
 	@echo "make demo       train a ladder of sizes on the embedded books, fit its scaling law, write the report"
 	@echo "make test       all tests"
 	@echo "make test-fast  the tests that are not marked slow"
+	@echo "make faults     kill, damage, fill, freeze: the fault matrix, with a table (FAULTS_ARGS='--only kill')"
 	@echo "make plan-check compile small steps with the TPU's compiler and compare with recorded figures"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff mend what it can"
@@ -49,6 +51,10 @@ test: setup
 
 test-fast: setup
 	$(BIN)/python -m pytest -m fast $(PYTEST_ARGS)
+
+# From the checkout's root, since tests/ is no part of the package.
+faults: setup
+	@$(BIN)/python -m tests.faults $(FAULTS_ARGS)
 
 $(LIBTPU)/.installed: requirements-plan.lock | setup
 	@echo "Setting up the TPU's compiler in $(LIBTPU) (half a minute, 700 MB) ..."

@@ -85,7 +85,9 @@ def _sentence(error: Exception) -> str:
         return f"{error.strerror}: {error.filename}"
     sentence = " ".join(str(error).split()) or type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
-    if frames and not Path(frames[-1].filename).is_relative_to(PACKAGE):
+    if frames and not any(
+        Path(frames[-1].filename).is_relative_to(part) for part in (PACKAGE, PACKAGE.parent / "launch")
+    ):
         sentence += f" ({DEBUG_VARIABLE}=1 shows where)"
     return sentence
 
@@ -177,6 +179,9 @@ def _plot(options: argparse.Namespace) -> int:
 _VERBS = (
     "train",
     "sweep",
+    "launch",
+    "status",
+    "stop",
     "plan",
     "config",
     "sizes",
@@ -209,6 +214,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add(verbs, "train", _train, "train the model of --config=FILE, or resume it", takes_config=True)
 
+    from launch import command as launch
+    from launch import status, stop
     from scaling.bench import command as bench_command
     from scaling.evaluate import bias_command, contamination_command
     from scaling.evaluate import command as evaluate
@@ -219,6 +226,10 @@ def _parser() -> argparse.ArgumentParser:
     from scaling.sweep import command as sweep
 
     _add(verbs, "sweep", sweep, "train all runs of the sweep in --config=FILE, or resume them", takes_config=True)
+
+    _add(verbs, "launch", launch, "start a run or a sweep on an engine, and keep it going", takes_config=True)
+    _add(verbs, "status", status, "where launched runs stand, wherever they are")
+    _add(verbs, "stop", stop, "stop launched runs, which save, and release what they hold")
 
     _add(
         verbs,

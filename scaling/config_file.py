@@ -122,6 +122,18 @@ def call(spec: str, function: str, other: str) -> Any:
         raise mistake(path, error) from error
 
 
+def is_sweep(spec: str) -> bool:
+    """Whether an experiment file describes a sweep and no single run; what is wrong with it, reading it will tell."""
+    path = spec.partition(":")[0]
+    if path.endswith(".json") or not Path(path).is_file():
+        return False
+    try:
+        module = _import(path)
+    except Exception:
+        return False
+    return hasattr(module, "get_sweep") and not hasattr(module, "get_config")
+
+
 def run_name(spec: str) -> str:
     """Name of the runs of an experiment file: ``experiments/gpt3/125m.py`` -> ``125m``, ``f.py:x`` -> ``f-x``."""
     path, _, argument = spec.partition(":")

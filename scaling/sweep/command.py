@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,6 @@ def run(options: argparse.Namespace) -> int:
         ValueError: a file that describes no sweep, options that make no sense, or runs that were made otherwise.
     """
     from scaling.sweep.machine import probe
-    from scaling.sweep.progress import changed_knobs
 
     if options.config is None:
         raise ValueError("needs --config=FILE, a sweep such as experiments/sweeps/cpu_ladder.py")
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.devices and not options.device:
         raise ValueError(f"--devices={options.devices} belongs to --device=KIND")
-    runs = _plan(options)
+    runs = runs_of(options.config, options.overrides)
     first = runs[0].config
     if first.distributed.coordinator_address or first.mesh.slices > 1:
         raise ValueError(
@@ -55,30 +55,43 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.device:
         return _dry_run(options, runs, _named(options.device, options.devices or 1), 1)
+    refuse_changed(runs)
+    machine = probe(first.mesh.cpu_devices)
+    slots = machine.slots(first.mesh, options.parallel)
+    return _dry_run(options, runs, machine, slots) if options.dry_run else _train(options, runs, machine, slots)
+
+
+def refuse_changed(runs: Sequence["Run"]) -> None:
+    """Refuses runs whose directories were made with other knobs that change the result."""
+    from scaling.sweep.progress import changed_knobs
+
     for run in runs:
         if changed := changed_knobs(run):
             raise ValueError(
                 f"{run.config.workdir} was made by another sweep: {changed[0]}; "
                 "use another config.workdir, or delete it"
             )
-    machine = probe(first.mesh.cpu_devices)
-    slots = machine.slots(first.mesh, options.parallel)
-    return _dry_run(options, runs, machine, slots) if options.dry_run else _train(options, runs, machine, slots)
 
 
-def _plan(options: argparse.Namespace) -> list["Run"]:
+def runs_of(spec: str, overrides: Sequence[str], local: bool = True) -> list["Run"]:
+    """The runs of a sweep's file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it describes no sweep, or an impossible one.
+    """
     from scaling.config_file import call, mistake, run_name
     from scaling.sweep.plan import Sweep, plan
 
-    sweep = call(options.config, "get_sweep", "get_config")
+    sweep = call(spec, "get_sweep", "get_config")
     if not isinstance(sweep, Sweep):
-        raise ValueError(f"{options.config}: get_sweep() must return a scaling.sweep.plan.Sweep, got {sweep!r}")
+        raise ValueError(f"{spec}: get_sweep() must return a scaling.sweep.plan.Sweep, got {sweep!r}")
     try:
-        return plan(sweep, options.overrides, run_name(options.config))
+        return plan(sweep, overrides, run_name(spec), local)
     except (ValueError, OSError):
         raise
     except Exception as error:
-        path = options.config.partition(":")[0]
+        path = spec.partition(":")[0]
         here = (path, str(Path(path).absolute()))
         if not any(frame.filename in here for frame in traceback.extract_tb(error.__traceback__)):
             raise  # a bug of ours

@@ -137,13 +137,25 @@ class Run:
         return self.config.train.tokens // self.config.train.batch_tokens
 
 
-def plan(sweep: Sweep, overrides: Sequence[str] = (), name: str = "sweep") -> list[Run]:
+def single(config: cfg.Config, name: str) -> Run:
+    """The run of one config, resolved as the runs of a sweep are.
+
+    Raises:
+        ValueError: an impossible config.
+    """
+    vocab_size = config.model.vocab_size or tokenizer.load(config.data.tokenizer).vocab_size
+    config = resolve(config, vocab_size=vocab_size, name=name)
+    return Run(name, config, dataclasses.replace(_scale(config), tokens=config.train.tokens))
+
+
+def plan(sweep: Sweep, overrides: Sequence[str] = (), name: str = "sweep", local: bool = True) -> list[Run]:
     """Expands a sweep into its runs, cheapest first.
 
     Args:
         sweep: from ``get_sweep()``.
         overrides: ``--config.a.b=value`` for all runs, as ``config_file.split_arguments`` returns them.
         name: of the sweep; its runs lie in ``runs/<name>/`` unless ``config.workdir`` says otherwise.
+        local: the runs' folder must be local.
 
     Raises:
         ValueError: an override of a knob that the sweep sets, an impossible config (named with its run), no run, or
@@ -153,7 +165,7 @@ def plan(sweep: Sweep, overrides: Sequence[str] = (), name: str = "sweep") -> li
     base = apply_overrides(sweep.base, overrides)
     vocab_size = base.model.vocab_size or tokenizer.load(base.data.tokenizer).vocab_size
     folder = base.workdir or f"runs/{name}"
-    if "://" in folder:
+    if local and "://" in folder:
         raise ValueError(
             f"config.workdir={folder}: the folder of a sweep must be local; its runs keep their logs there"
         )

@@ -4,7 +4,8 @@ import dataclasses
 import heapq
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -52,8 +53,13 @@ def progress(run: Run) -> Progress:
         found = Progress(last["tokens"], last["loss"], rate * run.scale.flops_per_token)
     if validation := last_record(folder / "evals.jsonl", "loss"):  # results of tasks have none
         found.loss = validation["loss"]
-        found.finished = validation["tokens"] >= run.config.train.tokens and math.isfinite(found.loss)
+        found.finished = is_end(validation, run.config.train.tokens)
     return found
+
+
+def is_end(validation: Mapping[str, Any], tokens: int) -> bool:
+    """Whether a validation is that of the end of a run of so many tokens."""
+    return validation["tokens"] >= tokens and math.isfinite(validation["loss"])
 
 
 def changed_knobs(run: Run) -> list[str]:

@@ -61,14 +61,29 @@ class Runner:
         slots: runs at a time.
     """
 
-    def __init__(self, runs: Sequence[Run], machine: Machine, slots: int, utilisation: float):
-        """Args: a plan, where it runs, runs at a time, and the part of the peak that is assumed before a measurement.
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        machine: Machine,
+        slots: int,
+        utilisation: float,
+        command: Sequence[str] = (sys.executable, "-m", "scaling", "train"),
+        busy: Callable[[epath.Path], bool] = is_locked,
+    ):
+        """A sweep that has not begun.
 
-        Runs that another process is training (of a sweep that was killed, say) are waited for.
+        Args:
+            runs: a plan.
+            machine: where it runs.
+            slots: runs at a time.
+            utilisation: the part of the peak that is assumed before a measurement.
+            command: trains one run, given ``--config=PLAN``.
+            busy: whether another process has a run directory (of a sweep that was killed, say); it is waited for.
         """
         self.jobs = [Job(run) for run in runs]
         self.slots = slots
         self._machine = machine
+        self._command, self._busy = list(command), busy
         self._free = list(machine.units)
         self._stop = 0
         self.clock = Clock(machine.unit_flops * len(machine.units) / slots, utilisation)
@@ -77,7 +92,7 @@ class Runner:
             self.clock.learn(job.run, job.progress)
             if job.progress.finished:
                 job.state = FINISHED
-            elif is_locked(epath.Path(job.run.config.workdir)):
+            elif busy(epath.Path(job.run.config.workdir)):
                 job.state = ELSEWHERE
 
     def of(self, *states: str) -> list[Job]:
@@ -141,14 +156,10 @@ class Runner:
                 return
 
     def _start(self, job: Job, take: int) -> None:
-        folder = epath.Path(job.run.config.workdir)
-        folder.mkdir(parents=True, exist_ok=True)
-        plan, partial = folder / "plan.json", folder / "plan.json.partial"
-        partial.write_text(cfg.to_json(job.run.config))
-        partial.replace(plan)
+        plan = write_plan(job.run, epath.Path(job.run.config.workdir))
         job.logged = job.log.stat().length if job.log.exists() else 0
         job.units, self._free = self._free[:take], self._free[take:]
-        command = [sys.executable, "-m", "scaling", "train", f"--config={plan}"]
+        command = [*self._command, f"--config={plan}"]
         with job.log.open("ab") as log, self._machine.restrict(job.units) as environment:
             # A session of its own: ctrl-C reaches the runs once, through us.
             job.process = subprocess.Popen(
@@ -176,6 +187,15 @@ class Runner:
 
     def _look_elsewhere(self, job: Job) -> None:
         job.progress = progress(job.run)
-        if not is_locked(epath.Path(job.run.config.workdir)):
+        if not self._busy(epath.Path(job.run.config.workdir)):
             job.progress = progress(job.run)  # the last validation may have come since
             job.state = FINISHED if job.progress.finished else WAITING
+
+
+def write_plan(run: Run, folder: epath.Path) -> epath.Path:
+    """Writes the resolved config of a run as ``plan.json`` in a folder, at once or not at all; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plan, partial = folder / "plan.json", folder / "plan.json.partial"
+    partial.write_text(cfg.to_json(run.config))
+    partial.replace(plan)
+    return plan

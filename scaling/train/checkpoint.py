@@ -2,13 +2,15 @@
 
 Layout of ``<run>/checkpoints/<step>/``: ``params`` and ``optimizer`` (Orbax items), ``meta.json`` (step, data
 position, config, versions) and ``checksums-<process>.json`` (SHA-256 of the files this process answers for,
-written last). A step without all its checksums was never finished; one whose files do not match is damaged.
-Restore names either, and falls back to the newest step that is whole.
+written last, when those files are on disk). A step without all its checksums was never finished, or is being deleted,
+which removes the first one first; one whose files do not match is damaged. Restore names either, and falls back to the
+newest step that is whole.
 """
 
 import concurrent.futures
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -24,12 +26,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from scaling import config as cfg
+from scaling.data import shards
 from scaling.train import guard
 from scaling.train.state import TrainState
 
 log = logging.getLogger(__name__)
 
 META = "meta.json"
+_CHECKSUMS = "checksums-{:05d}.json"
 _BLOCK = 1 << 22
 
 
@@ -118,12 +122,18 @@ class Checkpoints:
             )
         return None
 
-    def remove_partial(self) -> None:
-        """Deletes what saves that were killed have left behind; call it before the first save of a process."""
+    def tidy(self, whole: int | None) -> None:
+        """Deletes what killed saves and deletions have left, and steps not to be kept any more, so that there is room.
+
+        Args:
+            whole: what ``newest_whole`` found; None deletes no steps.
+        """
         if jax.process_index() == 0 and self.directory.exists():
             for path in self.directory.iterdir():
                 if path.name.endswith(".orbax-checkpoint-tmp"):
                     path.rmtree()
+            if whole is not None:
+                self._prune(whole)
 
     def read_state(self, step: int, target: TrainState) -> TrainState:
         """The state of a step that ``newest_whole`` found, laid out like ``target`` (shapes with shardings)."""
@@ -151,8 +161,10 @@ class Checkpoints:
             self._saver.wait_until_finished()
             if jax.process_index() == 0:
                 _write_json(path / META, dict(meta, processes=jax.process_count()))
-            digests = {name: _sha256(path / name) for name in self._own_files(path)}
-            _write_json(path / f"checksums-{jax.process_index():05d}.json", digests)
+            own = self._own_files(path)
+            _sync(path, own)
+            _write_json(path / _CHECKSUMS.format(jax.process_index()), {name: _sha256(path / name) for name in own})
+            _sync(path, [])
         except Exception as error:
             raise self._failed(step, error) from error
         if jax.process_index() == 0:
@@ -171,12 +183,15 @@ class Checkpoints:
         return own
 
     def _unfinished(self, step: int) -> bool:
-        """Whether a mark is missing; a mark that is there but unreadable is damage."""
+        """Whether the save was cut short, or the deletion; marks in another order, or unreadable ones, are damage."""
+        path = self._path(step)
+        if not (path / META).exists():  # written before the first checksums
+            return not (path / _CHECKSUMS.format(0)).exists()
         try:
-            processes = json.loads((self._path(step) / META).read_text())["processes"]
-        except (FileNotFoundError, ValueError, KeyError):
-            return not (self._path(step) / META).exists()
-        return not all((self._path(step) / f"checksums-{i:05d}.json").exists() for i in range(processes))
+            processes = _meta(path)["processes"]
+        except DamagedCheckpoint:
+            return False
+        return not all((path / _CHECKSUMS.format(i)).exists() for i in range(processes))
 
     def _checked_meta(self, step: int) -> dict[str, Any] | None:
         """Meta of a step if it is whole for all processes; else None, with the reason logged."""
@@ -195,28 +210,33 @@ class Checkpoints:
         return meta
 
     def _prune(self, newest: int) -> None:
-        """Deletes all but the newest ``keep_last`` finished steps and multiples of ``keep_every_steps``."""
-        finished = [s for s in self.steps() if s <= newest and not self._unfinished(s)]
-        every = self.config.keep_every_steps
-        for step in finished[: -self.config.keep_last]:
-            if not (every and step % every == 0):
-                # Without its meta a half-deleted step reads as unfinished, not as damaged.
-                (self._path(step) / META).unlink()
-                self._path(step).rmtree()
+        """Deletes steps up to ``newest``, but not the last ``keep_last`` or multiples of ``keep_every_steps``."""
+        steps, every = [step for step in self.steps() if step <= newest], self.config.keep_every_steps
+        unfinished = [step for step in steps if self._unfinished(step)]
+        finished = [step for step in steps if step not in unfinished]
+        old = [step for step in finished[: -self.config.keep_last] if not (every and step % every == 0)]
+        for step in [*old, *(step for step in unfinished if step < newest)]:
+            self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        """Deletes a step; if that is cut short, it reads as unfinished and not as damaged."""
+        (self._path(step) / _CHECKSUMS.format(0)).unlink(missing_ok=True)
+        self._path(step).rmtree()
 
     def _make_room(self, step: int) -> None:
         """A step that was passed over, and is now reached again: deleted if unfinished, set aside if damaged."""
         path = self._path(step)
         if jax.process_index() == 0 and path.exists() and self._unfinished(step):
-            path.rmtree()
+            self._delete(step)
         self.set_aside(step)
 
     def set_aside(self, step: int) -> None:
         """Renames a step, if it is there, so that it is none any more; nothing is deleted. All processes call it."""
         path = self._path(step)
         if jax.process_index() == 0 and path.exists():
-            aside = [path.with_name(f"{path.name}.damaged{n}") for n in ("", *(f"-{i}" for i in range(2, 100)))]
-            free = next(name for name in aside if not name.exists())
+            names = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+            aside = (path.with_name(f"{path.name}.damaged{name}") for name in names)
+            free = next(path for path in aside if not path.exists())
             path.rename(free)
             log.warning("the checkpoint of step %d, which is not used, was moved to %s", step, free)
         if jax.process_count() > 1:
@@ -224,7 +244,7 @@ class Checkpoints:
 
     def _failed(self, step: int, error: Exception) -> OSError:
         self._broken = True
-        good = [s for s in self.steps() if (self._path(s) / META).exists() and s != step]
+        good = [s for s in self.steps() if s != step and not self._unfinished(s)]
         last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
         text = str(error).strip() or type(error).__name__
         # TensorStore wraps the system's words: "...: No space left on device [os_error_code='28']".
@@ -249,26 +269,42 @@ def verify(path: epath.Path) -> dict[str, Any]:
     Raises:
         DamagedCheckpoint: unfinished, or a file missing, truncated or changed.
     """
+    meta = _meta(path)
+    digests: dict[str, str] = {}
+    for process in range(meta["processes"]):
+        part = path / _CHECKSUMS.format(process)
+        try:
+            digests.update(json.loads(part.read_text()))
+        except FileNotFoundError:
+            raise DamagedCheckpoint(f"{path} is unfinished ({part.name} is missing)") from None
+        except (ValueError, TypeError):
+            raise DamagedCheckpoint(f"{part} is damaged (no JSON object)") from None
+    if META not in digests:
+        raise DamagedCheckpoint(f"{path / _CHECKSUMS.format(0)} is damaged ({META} is not in it)")
+    for name in sorted(digests)[jax.process_index() :: jax.process_count()]:
+        if not (path / name).exists():
+            raise DamagedCheckpoint(f"{path / name} is missing")
+        if _sha256(path / name) != digests[name]:
+            raise DamagedCheckpoint(f"{path / name} has changed since it was written (checksum differs)")
+    if meta["step"] != int(path.name):
+        raise DamagedCheckpoint(f"{path} holds step {meta['step']} and not its own")
+    return meta
+
+
+def _meta(path: epath.Path) -> dict[str, Any]:
+    """The meta of a step, which says at least how many processes wrote it.
+
+    Raises:
+        DamagedCheckpoint: it is missing or unreadable.
+    """
     try:
         meta = json.loads((path / META).read_text())
     except FileNotFoundError:
         raise DamagedCheckpoint(f"{path} is unfinished ({META} is missing)") from None
     except ValueError:
         raise DamagedCheckpoint(f"{path / META} is damaged (not JSON)") from None
-    digests: dict[str, str] = {}
-    for process in range(meta.get("processes", 1)):
-        part = path / f"checksums-{process:05d}.json"
-        try:
-            digests.update(json.loads(part.read_text()))
-        except FileNotFoundError:
-            raise DamagedCheckpoint(f"{path} is unfinished ({part.name} is missing)") from None
-        except ValueError:
-            raise DamagedCheckpoint(f"{part} is damaged (not JSON)") from None
-    for name in sorted(digests)[jax.process_index() :: jax.process_count()]:
-        if not (path / name).exists():
-            raise DamagedCheckpoint(f"{path / name} is missing")
-        if _sha256(path / name) != digests[name]:
-            raise DamagedCheckpoint(f"{path / name} has changed since it was written (checksum differs)")
+    if not isinstance(meta, dict) or type(meta.get("processes")) is not int or meta["processes"] < 1:
+        raise DamagedCheckpoint(f"{path / META} is damaged (it does not say how many processes wrote it)")
     return meta
 
 
@@ -289,7 +325,21 @@ def _sha256(path: epath.Path) -> str:
 
 
 def _write_json(path: epath.Path, value: Any) -> None:
-    """Written beside, then renamed: a reader sees all of it or nothing."""
+    """Written beside, then renamed: a reader sees all of it or nothing, also after a loss of power."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=1, sort_keys=True))
+    _sync(partial.parent, [partial.name])
     partial.replace(path)
+
+
+def _sync(path: epath.Path, files: list[str]) -> None:
+    """Makes files of a step, and its folders' names, survive a loss of power; object stores do so themselves."""
+    if "://" in str(path):
+        return
+    folders = {path.parent, path}
+    for name in files:
+        shards.sync(Path(path / name))
+        folders.update((path / parent) for parent in Path(name).parents)
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not every network file system can
+            shards.sync(Path(folder))

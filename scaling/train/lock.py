@@ -41,9 +41,14 @@ def held(path: epath.Path, busy: str) -> Iterator[None]:
 
 def is_locked(run_dir: epath.Path) -> bool:
     """Whether another process is training in the directory now."""
-    if not (run_dir / ".lock").exists():
+    return is_held(run_dir / ".lock")
+
+
+def is_held(path: epath.Path) -> bool:
+    """Whether another process holds the lock of a local file."""
+    if not path.exists():
         return False
-    with (run_dir / ".lock").open() as file:
+    with path.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -155,7 +155,7 @@ def _restore_or_create(
 ) -> tuple[train_state.TrainState, int]:
     """The state of the newest whole checkpoint and its step, or a fresh one and 0."""
     saved = restore(config, checkpoints, mesh, data_fingerprint, goodput)
-    checkpoints.remove_partial()
+    checkpoints.tidy(saved[1] if saved else None)
     if saved is None:
         return train_state.create_state(config, mesh), 0
     if saved[1] == BatchSchedule.from_config(config.train).num_steps:

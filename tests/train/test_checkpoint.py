@@ -121,11 +121,105 @@ def test_keep_last_and_keep_every(tmp_path, state):
 
 
 def test_a_damaged_step_reached_again_is_set_aside(saved, state):
-    flip(files(saved, 2)[-1])
-    saved.save(2, state, {"note": "again"})
-    saved.wait()
-    assert restore(saved)[1]["note"] == "again"
-    assert (saved.directory / "000000002.damaged").exists()
+    for note in ("again", "and again"):
+        flip(files(saved, 2)[-1])
+        saved.save(2, state, {"note": note})
+        saved.wait()
+        assert restore(saved)[1]["note"] == note
+    assert [(saved.directory / f"000000002.damaged{n}").exists() for n in ("", "-2", "-3")] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"processes": 0}, "does not say how many processes"),
+        ({"processes": "1"}, "does not say how many processes"),
+        ([], "does not say how many processes"),
+    ],
+)
+def test_a_meta_of_another_kind_is_damage(saved, wrong, sentence):
+    """Zero processes would have meant no checksums to compare."""
+    path = saved.directory / "000000002/meta.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **wrong} if wrong else wrong))
+    with pytest.raises(DamagedCheckpoint, match=sentence):
+        verify(path.parent)
+    assert restore(saved)[1]["step"] == 1
+
+
+def test_checksums_that_leave_meta_out_and_a_step_under_another_name_are_damage(saved):
+    step = saved.directory / "000000002"
+    (saved.directory / "000000001").rename(saved.directory / "000000003")
+    with pytest.raises(DamagedCheckpoint, match="000000003 holds step 1 and not its own"):
+        verify(saved.directory / "000000003")
+    (step / "checksums-00000.json").write_text("{}")
+    with pytest.raises(DamagedCheckpoint, match=r"checksums-00000\.json is damaged \(meta\.json is not in it\)"):
+        verify(step)
+    (step / "checksums-00000.json").write_text("[1, 2]")
+    with pytest.raises(DamagedCheckpoint, match=r"checksums-00000\.json is damaged"):
+        verify(step)
+
+
+def test_the_only_checkpoint_without_its_meta_is_no_fresh_start(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {})
+    checkpoints.close()
+    (checkpoints.directory / "000000001/meta.json").unlink()  # a save writes it before the checksums
+    with pytest.raises(ValueError, match=r"none of the checkpoints \[1\] is whole"):
+        restore(Checkpoints(tmp_path))
+
+
+def test_what_a_killed_deletion_left_is_deleted_later(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path, cfg.Checkpoint(keep_last=2))
+    for step in (1, 2, 3):
+        checkpoints.save(step, state, {})
+        checkpoints.wait()
+    left = checkpoints.directory / "000000001"
+    for name in ("params/d", "notes"):  # half of a step
+        (left / name).mkdir(parents=True)
+    (checkpoints.directory / "000000002/checksums-00000.json").unlink()  # the next to go
+    assert restore(checkpoints)[1]["step"] == 3
+    checkpoints.tidy(3)
+    assert checkpoints.steps() == [3]
+    left.mkdir()
+    checkpoints.save(4, state, {})
+    checkpoints.close()
+    assert checkpoints.steps() == [3, 4]
+
+
+def test_tidying_makes_room_and_never_takes_the_step_that_is_used(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path, cfg.Checkpoint(keep_last=4))
+    for step in (1, 2, 3, 4):
+        checkpoints.save(step, state, {})
+    checkpoints.close()
+    flip(files(checkpoints, 4)[-1])
+    (checkpoints.directory / "000000009.orbax-checkpoint-tmp").mkdir()
+    fewer = Checkpoints(tmp_path, cfg.Checkpoint(keep_last=1))
+    fewer.tidy(None)  # nothing is known to be whole: nothing but the temporary folder goes
+    assert fewer.steps() == [1, 2, 3, 4] and len(list(fewer.directory.iterdir())) == 4
+    fewer.tidy(fewer.newest_whole()[0])
+    assert fewer.steps() == [3, 4]
+
+
+def test_files_are_on_disk_before_the_checksums_that_commit_them(tmp_path, state, monkeypatch):
+    """And the checksums before an older step goes: a loss of power never leaves less than a kill."""
+    checkpoints, done = Checkpoints(tmp_path, cfg.Checkpoint(keep_last=1)), []
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    monkeypatch.setattr("scaling.data.shards.sync", lambda path: done.append(str(path)))
+    replace, rmtree = type(checkpoints.directory).replace, type(checkpoints.directory).rmtree
+    monkeypatch.setattr(type(checkpoints.directory), "replace", lambda a, b: (done.append(f"-> {b}"), replace(a, b))[1])
+    monkeypatch.setattr(type(checkpoints.directory), "rmtree", lambda path: (done.append(f"x {path}"), rmtree(path))[1])
+    checkpoints.save(2, state, {})
+    checkpoints.close()
+    new, marks = (
+        checkpoints.directory / "000000002",
+        [i for i, what in enumerate(done) if "checksums-00000.json" in what],
+    )
+    for file in [*files(checkpoints, 2), new / "params/d", new / "params", new]:
+        assert file.name == "checksums-00000.json" or done.index(str(file)) < marks[0], file
+    assert done[marks[0]].endswith("checksums-00000.json.partial") and done[marks[1]].startswith("->")
+    gone = next(i for i, what in enumerate(done) if what.startswith("x ") and what.endswith("000000001"))
+    assert marks[1] < done.index(str(new), marks[1]) < gone
 
 
 def test_a_save_that_fails_says_where_and_keeps_the_last_good_one(saved, state, monkeypatch):

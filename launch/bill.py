@@ -1,0 +1,127 @@
+"""The plan that is shown before anything is billed: chips, hours, cost where prices are known; and the consent."""
+
+import dataclasses
+import math
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.jobs import Launch
+from scaling import chips
+from scaling.plan import plan
+from scaling.sweep.plan import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One run: hours on all its chips, by the estimate from shapes; whether its memory should suffice; what is off."""
+
+    name: str
+    tokens: int
+    hours: float
+    fits: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Bill:
+    """What a launch will take.
+
+    Attributes:
+        lines: one a run.
+        where: machines of one run, in words.
+        chip: their kind.
+        count: chips of one run.
+        spot: preemptible.
+        price: of a chip-hour; None = not known.
+    """
+
+    lines: tuple[Line, ...]
+    where: str
+    chip: str
+    count: int
+    spot: bool
+    price: float | None
+
+    @property
+    def chip_hours(self) -> float:
+        return self.count * sum(line.hours for line in self.lines)
+
+    def to_text(self, parallel: int) -> str:
+        """The table, and what it rests on."""
+        width = max(3, *(len(line.name) for line in self.lines))
+        rows = [f"{'run':<{width}}       tokens     hours  chip-hours" + "      cost" * (self.price is not None)]
+        for line in self.lines:
+            used = line.hours * self.count
+            cost = f"  {used * self.price:>8,.2f}" if self.price is not None else ""
+            doubt = "" if line.fits else "  memory may NOT suffice: see scaling plan"
+            rows.append(f"{line.name:<{width}} {line.tokens:>12.4g} {line.hours:>9.3g} {used:>11,.1f}{cost}{doubt}")
+        total = f"{len(self.lines)} runs, {min(parallel, len(self.lines))} at a time, each on {self.where}"
+        total += " (spot)" * self.spot + f": {self.chip_hours:,.1f} chip-hours"
+        if self.price is not None:
+            total += f", {self.chip_hours * self.price:,.2f} at {self.price:g} a chip-hour"
+        else:
+            total += "; cost not known (--prices=FILE)"
+        return "\n".join(
+            [*rows, "", total, "hours: the estimate from shapes; start-up, queues and lost work come on top"]
+        )
+
+
+def of_launch(launch: Launch, where: str, chip: str, count: int, spot: bool, prices: Path | None) -> Bill:
+    """The bill of all runs of a launch on ``count`` chips each.
+
+    Raises:
+        ValueError: a config that cannot run on them, or prices that cannot be read.
+    """
+    found = chips.find(chip)
+    assert found is not None, chip
+    lines = tuple(_line(run, found, count) for run in launch.runs)
+    return Bill(lines, where, found.name, count, spot, price(prices, found.name, spot) if prices else None)
+
+
+def _line(run: Run, chip: chips.Chip, count: int) -> Line:
+    try:
+        config = plan.resolved(run.config, count * chip.devices, run.name)
+    except ValueError as error:
+        raise ValueError(f"{run.name} on {count} x {chip.name}: {error}") from None
+    guess = plan.estimated(config, chip.name, count)
+    return Line(run.name, run.config.train.tokens, 24 * guess.days, guess.fits)
+
+
+def price(path: Path, chip: str, spot: bool) -> float | None:
+    """Price of a chip-hour in a TOML file: ``v5e = 1.2``, and in a table ``[spot]`` those of preemptible chips.
+
+    Returns:
+        None if the file does not name the chip.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not TOML, or a price is no number of at least 0.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"--prices={path} is not TOML: {error}") from None
+    table = values.get("spot", {}) if spot else values
+    found = table.get(chip) if isinstance(table, dict) else None
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int | float) or not (math.isfinite(found) and found >= 0):
+        raise ValueError(f"--prices={path}: {chip} = {found!r} must be a price of at least 0")
+    return float(found)
+
+
+def consent(yes: bool, what: Sequence[str]) -> None:
+    """Asks on a terminal, unless ``yes``; ``what`` will be created.
+
+    Raises:
+        ValueError: no consent.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ValueError("nothing was started: this will be billed, so it needs --yes (or a terminal to ask on)")
+    made = ", ".join(what)
+    print(f"This creates {made}, billed until deleted. Type yes to go on: ", end="", flush=True)
+    if sys.stdin.readline().strip() != "yes":
+        raise ValueError("nothing was started")

@@ -1,0 +1,59 @@
+"""The code and the plans that other machines run, as one archive."""
+
+import io
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+
+from launch.jobs import Launch
+from scaling import config as cfg
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def make(launch: Launch, path: Path) -> str:
+    """Writes a .tar.gz: the checkout that this package lies in, edits of tracked files included, and the plans.
+
+    Args:
+        launch: its plans become ``jobs/<name>/plan.json``.
+        path: of the archive, replaced at once or not at all.
+
+    Returns:
+        The commit, with a + if files were edited.
+
+    Raises:
+        ValueError: the package does not lie in a git checkout.
+    """
+    edited = _git("stash", "create").strip()  # a commit of what is edited, which changes nothing; empty if nothing is
+    commit = _git("rev-parse", "HEAD").strip()
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    code = _run("archive", "--format=tar", edited or commit)
+    with tarfile.open(partial, "w:gz") as archive:
+        with tarfile.open(fileobj=io.BytesIO(code)) as tracked:
+            for member in tracked:
+                archive.addfile(member, tracked.extractfile(member) if member.isfile() else None)
+        for run in launch.runs:
+            data = cfg.to_json(run.config).encode()
+            member = tarfile.TarInfo(f"jobs/{run.name}/plan.json")
+            member.size, member.mode = len(data), 0o644
+            archive.addfile(member, io.BytesIO(data))
+    partial.replace(path)
+    return commit + "+" * bool(edited)
+
+
+def _git(*arguments: str) -> str:
+    return _run(*arguments).decode()
+
+
+def _run(*arguments: str) -> bytes:
+    # Without a name git refuses to make the commit of edits.
+    name = {f"GIT_{who}_{what}": "scaling" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    command = ["git", "-C", str(CHECKOUT), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, check=True, env=os.environ | name).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(
+            f"the code to run there is taken from a git checkout, and {CHECKOUT} is none: start from one"
+        ) from error

@@ -1,0 +1,68 @@
+"""Launches by folder or name, and their runs."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from launch import state
+
+ROOT = Path("runs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A folder with runs.
+
+    Attributes:
+        folder: of the launch.
+        known: its ``launch.json``; empty where nobody launched it.
+        runs: name -> run directory, which may be in an object store.
+    """
+
+    folder: Path
+    known: dict[str, Any]
+    runs: dict[str, epath.Path]
+
+    @property
+    def target(self) -> str:
+        """``local`` where nothing else is said."""
+        return self.known.get("target", "local")
+
+
+def find(given: Sequence[str]) -> list[Found]:
+    """The launches that folders or names (of ``runs/``) mean; without any, all of ``runs/``.
+
+    Raises:
+        FileNotFoundError: no such folder, or no runs in it.
+    """
+    if not given:
+        inside = sorted(path for path in ROOT.iterdir() if path.is_dir()) if ROOT.is_dir() else []
+        return [found for path in inside if (found := _read(path))]
+    launches = []
+    for name in given:
+        path = next((path for path in (Path(name), ROOT / name) if path.is_dir()), None)
+        if path is None:
+            raise FileNotFoundError(f"neither {name} nor {ROOT / name} is a folder")
+        found = _read(path)
+        if found is None:
+            raise FileNotFoundError(f"{path} holds no run and no launch")
+        launches.append(found)
+    return launches
+
+
+def _read(folder: Path) -> Found | None:
+    known = state.read(folder)
+    if "jobs" in known:
+        return Found(folder, known, {name: epath.Path(job["workdir"]) for name, job in known["jobs"].items()})
+    if _is_run(folder):
+        return Found(folder, known, {folder.name: epath.Path(folder)})
+    runs = {path.name: epath.Path(path) for path in sorted(folder.iterdir()) if path.is_dir() and _is_run(path)}
+    waiting = {name: epath.Path(folder / name) for name in known.get("runs", []) if name not in runs}
+    return Found(folder, known, runs | waiting) if runs or waiting else None
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.json").exists() or (path / "plan.json").exists()

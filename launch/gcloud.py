@@ -1,0 +1,161 @@
+"""Cloud TPU queued resources through ``gcloud``, by the flags of its reference.
+
+https://cloud.google.com/sdk/gcloud/reference/compute/tpus/queued-resources
+"""
+
+import dataclasses
+import json
+import shlex
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from launch.remote import MARK
+from launch.slices import Slices
+
+NOT_FOUND, EXISTS, QUOTA, REFUSED, LOST = "not found", "exists", "quota", "refused", "lost"
+# What gcloud's messages say, in the order in which they are looked for.
+_SIGNS = (
+    (NOT_FOUND, ("NOT_FOUND", "was not found", "could not be found")),
+    (EXISTS, ("ALREADY_EXISTS", "already exists")),
+    (QUOTA, ("RESOURCE_EXHAUSTED", "Quota", "quota", "no more capacity")),
+    (
+        REFUSED,
+        ("PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_ARGUMENT", "unrecognized arguments", "Reauthentication",
+         "Invalid choice", "do not currently have an active account"),
+    ),
+)  # fmt: skip
+_BASE = ("gcloud", "compute", "tpus", "queued-resources")
+_SECONDS = 900.0  # that one call may take; installing is the longest
+
+
+class GcloudError(Exception):
+    """A call that failed; ``kind`` says what may help."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Gcloud:
+    """Calls for one project and zone.
+
+    Attributes:
+        zone: of the TPUs.
+        project: empty = gcloud's own.
+    """
+
+    zone: str
+    project: str = ""
+
+    def create(
+        self,
+        name: str,
+        slices: Slices,
+        runtime_version: str,
+        labels: dict[str, str],
+        spot: bool = False,
+        reserved: bool = False,
+        service_account: str = "",
+    ) -> list[str]:
+        """Arguments that request slices."""
+        several = [f"--node-count={slices.count}", f"--node-prefix={name}"]
+        command = self._command("create", name)
+        command += several if slices.count > 1 else [f"--node-id={name}"]
+        command += [*slices.flags, f"--runtime-version={runtime_version}"]
+        command += ["--spot"] * spot + ["--reserved"] * reserved
+        command += [f"--service-account={service_account}"] if service_account else []
+        return [*command, f"--labels={','.join(f'{k}={v}' for k, v in labels.items())}", "--async"]
+
+    def describe(self, name: str) -> list[str]:
+        return [*self._command("describe", name), "--format=json"]
+
+    def list_all(self) -> list[str]:
+        return [*self._command("list"), "--format=json"]
+
+    def delete(self, name: str) -> list[str]:
+        """Arguments that delete a request with its machines."""
+        return [*self._command("delete", name), "--force", "--async"]
+
+    def copy(self, name: str, path: str, target: str) -> list[str]:
+        """Arguments that copy a file to all machines."""
+        return [*self._command("scp", path, f"{name}:{target}"), *self._everywhere()]
+
+    def call(self, name: str, command: Sequence[str], everywhere: bool = True) -> list[str]:
+        """Arguments that run a command on all machines, or on the first."""
+        where = self._everywhere() if everywhere else ["--node=0", "--worker=0", "--strict-host-key-checking=no"]
+        return [*self._command("ssh", name), *where, f"--command={shlex.join(command)}"]
+
+    def _command(self, verb: str, *positional: str) -> list[str]:
+        project = [f"--project={self.project}"] if self.project else []
+        return [*_BASE, verb, *positional, f"--zone={self.zone}", *project, "--quiet"]
+
+    @staticmethod
+    def _everywhere() -> list[str]:
+        return ["--node=all", "--worker=all", "--strict-host-key-checking=no"]
+
+
+def run(arguments: Sequence[str], seconds: float = _SECONDS) -> str:
+    """What a call prints.
+
+    Raises:
+        GcloudError: it failed.
+        ValueError: gcloud is not installed.
+    """
+    try:
+        found = subprocess.run(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            start_new_session=True,  # ctrl-C is for the launcher alone
+        )
+    except FileNotFoundError:
+        raise ValueError("gcloud is not installed; see https://cloud.google.com/sdk/docs/install") from None
+    except subprocess.TimeoutExpired:
+        raise GcloudError(LOST, f"no answer in {seconds:.0f} s") from None
+    if found.returncode:
+        text = found.stderr.strip() or found.stdout.strip() or f"exit code {found.returncode}"
+        kind = next((kind for kind, signs in _SIGNS if any(sign in text for sign in signs)), LOST)
+        raise GcloudError(kind, text.splitlines()[-1][:400])
+    return found.stdout
+
+
+def state(gcloud: Gcloud, name: str) -> tuple[str, str]:
+    """State of a request, such as ACTIVE, and the reason where it failed; both empty if there is none.
+
+    Raises:
+        GcloudError: gcloud failed.
+    """
+    try:
+        found = json.loads(run(gcloud.describe(name)) or "{}")
+    except GcloudError as error:
+        if error.kind == NOT_FOUND:
+            return "", ""
+        raise
+    except ValueError as error:
+        raise GcloudError(LOST, f"gcloud's answer is not JSON: {error}") from None
+    values = found.get("state", {})
+    reason = values.get("failedData", {}).get("error", {}).get("message", "") or values.get("stateInitiator", "")
+    return str(values.get("state", "")), reason
+
+
+def names(gcloud: Gcloud) -> list[str]:
+    """All requests of the zone that are not being deleted, by name."""
+    found = json.loads(run(gcloud.list_all()) or "[]")
+    kept = [one for one in found if one.get("state", {}).get("state") != "DELETING"]
+    return [str(one.get("name", "")).rpartition("/")[2] for one in kept]
+
+
+def answers(printed: str) -> list[dict[str, Any]]:
+    """Answers of ``launch.remote`` among what ssh printed, one a machine."""
+    found = []
+    for line in printed.splitlines():
+        if MARK in line:
+            try:
+                found.append(json.loads(line.partition(MARK)[2]))
+            except ValueError:
+                raise GcloudError(LOST, "an answer was cut short") from None
+    return found

@@ -1,0 +1,147 @@
+"""From ``--config`` to jobs: one run, or all runs of a sweep, each with its resolved config and its command."""
+
+import dataclasses
+import hashlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from scaling import config as cfg
+from scaling.sweep.plan import Run
+from scaling.sweep.runner import write_plan
+
+# Names become folders, labels and parts of commands, so nothing else may be in them.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,127}")
+_LABEL_LENGTH = 40  # of the 63 characters of a DNS label; the engines add numbers of slices, hosts and attempts
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """What ``--config`` asks for.
+
+    Attributes:
+        name: of the run or the sweep.
+        folder: the run directory or the folder of the sweep, as the config has it.
+        runs: cheapest first.
+        sweep: whether it came from ``get_sweep``.
+    """
+
+    name: str
+    folder: str
+    runs: tuple[Run, ...]
+    sweep: bool
+
+    @property
+    def remote(self) -> bool:
+        """Whether the runs write to an object store."""
+        return "://" in self.folder
+
+    @property
+    def state_folder(self) -> epath.Path:
+        """Where this machine keeps the launch's state: ``folder`` where that is local, else ``runs/<name>``."""
+        return epath.Path(f"runs/{self.name}" if self.remote else self.folder)
+
+
+def read(spec: str | None, overrides: Sequence[str], local: bool, slices: int = 1) -> Launch:
+    """Reads an experiment file.
+
+    Args:
+        spec: ``FILE`` or ``FILE:argument`` with ``get_config`` or ``get_sweep``, or a run's ``config.json``.
+        overrides: ``--config.a.b=value``, for all runs.
+        local: the runs must write to a folder of this machine; else to an object store.
+        slices: TPU slices of each run, which become ``config.mesh.slices``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an impossible config, a name or folder that cannot be used.
+    """
+    from scaling.config_file import is_sweep, load, run_name
+    from scaling.sweep.command import runs_of
+    from scaling.sweep.plan import single
+
+    if spec is None:
+        raise ValueError("needs --config=FILE, a run or a sweep such as experiments/sweeps/cpu_ladder.py")
+    overrides = [*overrides, *([f"--config.mesh.slices={slices}"] if slices > 1 else [])]
+    sweep = is_sweep(spec)
+    name = check_name(re.sub(r"[^A-Za-z0-9_.+=-]", "-", run_name(spec)))
+    if sweep:
+        runs = runs_of(spec, overrides, local)
+        folder = runs[0].config.workdir.rpartition("/")[0]
+    else:
+        if spec.endswith(".json"):
+            name = check_name(Path(spec).absolute().parent.name)
+        runs = [single(load(spec, overrides), name)]
+        folder = runs[0].config.workdir
+    for run in runs:
+        check_name(run.name)
+        _check_folders(run.config, local)
+        if run.config.distributed != cfg.Distributed():
+            raise ValueError(f"{run.name}: config.distributed is set by the launcher; leave it out")
+    return Launch(name, folder, tuple(runs), sweep)
+
+
+def check_name(name: str) -> str:
+    """The name itself.
+
+    Raises:
+        ValueError: it may not name a run.
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot name a run: at most 128 letters, digits and _ . + = -, of which the first is a "
+            "letter or digit"
+        )
+    return name
+
+
+def label(name: str, length: int = _LABEL_LENGTH) -> str:
+    """A name as clouds want it: lower case, digits and dashes, beginning with a letter, at most ``length`` of them.
+
+    Names that would become alike are told apart by a part of their hash.
+    """
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    plain = plain if plain[:1].isalpha() else f"r-{plain}".rstrip("-")
+    if plain == name and len(plain) <= length:
+        return plain
+    digest = hashlib.sha256(name.encode()).hexdigest()[:6]
+    return f"{plain[: length - 7].rstrip('-')}-{digest}"
+
+
+def command(plan: str, distributed: Mapping[str, Any] | None = None, python: str = sys.executable) -> list[str]:
+    """The arguments that train a ``plan.json``; ``distributed`` sets knobs of that section."""
+    given = [f"--config.distributed.{knob}={value}" for knob, value in (distributed or {}).items()]
+    return [python, "-m", "scaling", "train", f"--config={plan}", *given]
+
+
+def write_plans(launch: Launch, folder: epath.Path) -> dict[str, epath.Path]:
+    """Writes each run's config as ``folder/<name>/plan.json``; name -> path."""
+    return {run.name: write_plan(run, folder / run.name) for run in launch.runs}
+
+
+def _check_folders(config: cfg.Config, local: bool) -> None:
+    """Refuses what the machines that run it cannot reach."""
+    remote = "://" in config.workdir
+    if local:
+        if remote:
+            raise ValueError(
+                f"config.workdir={config.workdir}: --target=local keeps its state and logs in the run directory, which "
+                "must be a local folder"
+            )
+        return
+    if not remote:
+        raise ValueError(
+            f"config.workdir={config.workdir} is a folder of this machine; machines that come and go need one that "
+            "all of them see, such as --config.workdir=gs://BUCKET/FOLDER"
+        )
+    paths = {f"mixture {i}": path for i, (path, _) in enumerate(config.data.mixture)}
+    paths |= {"train": config.data.train, "validation": config.data.validation}
+    for knob, path in paths.items():
+        if path and path != "books" and "://" not in path and not path.startswith("/"):
+            raise ValueError(
+                f"config.data.{knob}={path} is a path of this machine; use gs://..., or an absolute path that the "
+                "other machines have"
+            )

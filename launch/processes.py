@@ -1,0 +1,105 @@
+"""The processes of one run on this machine: started together, ended together."""
+
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch import state
+
+_POLL_SECONDS = 0.1
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@dataclasses.dataclass
+class Child:
+    """A process that we started, or (``process`` None) that an earlier supervisor did.
+
+    Of the latter the system keeps no exit code for us: it reads as None even when it has ended.
+    """
+
+    identity: dict[str, Any]
+    process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def running(self) -> bool:
+        return state.alive(self.identity) if self.process is None else self.process.poll() is None
+
+    @property
+    def code(self) -> int | None:
+        return None if self.process is None else self.process.poll()
+
+    def send(self, number: int, group: bool = False) -> None:
+        """Signals it, with ``group`` its own children too, if it is still itself."""
+        if not self.running:
+            return
+        try:
+            if group:
+                os.killpg(self.identity["pid"], number)
+            else:
+                os.kill(self.identity["pid"], number)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+def start(commands: Sequence[Sequence[str]], logs: Sequence[Path], environments: Sequence[Mapping[str, str]]) -> list:
+    """Starts one process a command, each in a session of its own, so that signals reach it through us alone.
+
+    Returns:
+        ``Child`` of each.
+    """
+    children = []
+    for command, log, environment in zip(commands, logs, environments, strict=True):
+        with log.open("ab") as file:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
+            )
+        children.append(Child(state.identity(process.pid), process))
+    return children
+
+
+def end(children: Sequence[Child], grace_seconds: float) -> None:
+    """Asks all to end, waits, and kills what is left with everything that it started (also what stands still)."""
+    for child in children:
+        child.send(signal.SIGTERM)
+    wait(children, grace_seconds)
+    for child in children:
+        child.send(signal.SIGKILL, group=True)
+    wait(children, 30.0)
+
+
+def wait(children: Sequence[Child], seconds: float) -> bool:
+    """Waits until all have ended; whether they have."""
+    until = time.monotonic() + seconds
+    while any(child.running for child in children):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def environments(count: int, environment: Mapping[str, str]) -> list[dict[str, str]]:
+    """One a process: GPUs that are given by ``CUDA_VISIBLE_DEVICES`` are shared out.
+
+    Raises:
+        ValueError: they cannot be shared out evenly.
+    """
+    visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if count == 1 or not visible:
+        return [dict(environment) for _ in range(count)]
+    if len(visible) % count:
+        raise ValueError(f"--processes={count} cannot share {len(visible)} GPUs evenly")
+    each = len(visible) // count
+    parts = [visible[i * each : (i + 1) * each] for i in range(count)]
+    return [{**environment, "CUDA_VISIBLE_DEVICES": ",".join(part)} for part in parts]

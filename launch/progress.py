@@ -1,0 +1,57 @@
+"""How far a run is, and whether anything moves, by the files of its run directory alone. No JAX."""
+
+import time
+
+from etils import epath
+
+from scaling.laws.curves import last_record
+
+_WATCHED = ("metrics.jsonl", "evals.jsonl", "checkpoints", "attempts", "train.log")
+
+
+def newest_checkpoint(run_dir: epath.Path) -> int:
+    """The highest step that has a finished-looking checkpoint; -1 if there is none."""
+    folder = run_dir / "checkpoints"
+    if not folder.exists():
+        return -1
+    steps = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+    return max((step for step in steps if (folder / str(step) / "meta.json").exists()), default=-1)
+
+
+def newest_step(run_dir: epath.Path) -> int:
+    """The highest step that was logged or saved; -1 if there is none."""
+    try:
+        last = last_record(run_dir / "metrics.jsonl", "loss")
+    except (ValueError, OSError):  # damaged, or being rewritten: the checkpoints tell enough
+        last = None
+    step = last.get("step") if last else None
+    return max(newest_checkpoint(run_dir), step if isinstance(step, int) else -1)
+
+
+class Heartbeat:
+    """Watches the files of a run for changes."""
+
+    def __init__(self, run_dir: epath.Path):
+        self._run_dir = run_dir
+        self._seen: list[tuple[str, int, int]] = []
+        self.beat()
+
+    def beat(self) -> None:
+        """Counts this moment as a sign of life."""
+        self._last = time.monotonic()
+
+    def silence(self) -> float:
+        """Seconds since a file of the run last changed (or ``beat``)."""
+        now = []
+        for name in _WATCHED:
+            path = self._run_dir / name
+            for part in [path, *(path.iterdir() if path.is_dir() else ())]:
+                try:
+                    found = part.stat()
+                except OSError:  # just renamed or deleted
+                    continue
+                now.append((str(part), found.length, found.mtime))
+        if now != self._seen:
+            self._seen = now
+            self.beat()
+        return time.monotonic() - self._last

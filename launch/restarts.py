@@ -1,0 +1,88 @@
+"""Which ends of a run are followed by another start, when, and how often: the same for all targets."""
+
+import dataclasses
+import signal
+from collections.abc import Sequence
+
+from scaling import exit_codes
+
+DONE, RESTART, FAIL = "done", "restart", "fail"
+# Nothing would be different the next time.
+_FINAL = (exit_codes.USAGE, exit_codes.DIVERGED)
+_PREEMPTED = (exit_codes.SIGTERM, exit_codes.SIGINT, -signal.SIGTERM, -signal.SIGINT)
+_BUGS = 2  # starts after an exception, without progress in between: some pass, but most will come again
+
+
+@dataclasses.dataclass
+class Restarts:
+    """Counts starts without progress and decides.
+
+    Attributes:
+        most: starts in a row without progress.
+        first_delay: seconds before the first of them; each further one waits twice as long.
+        longest_delay: seconds.
+        step: the highest step or checkpoint seen.
+        in_vain: starts since it last rose.
+        total: starts after the first.
+        preemptions: of them, those after a signal or the loss of a machine.
+    """
+
+    most: int = 5
+    first_delay: float = 1.0
+    longest_delay: float = 300.0
+    step: int = -1
+    in_vain: int = 0
+    total: int = 0
+    preemptions: int = 0
+
+    def saw(self, step: int) -> None:
+        """Takes note of a step; one higher than all before is progress."""
+        if step > self.step:
+            self.step, self.in_vain = step, 0
+
+    def after(self, code: int) -> str:
+        """What follows an exit code: DONE, RESTART or FAIL; RESTART counts as one more start."""
+        if code == exit_codes.OK:
+            return DONE
+        if code in _FINAL or self.in_vain >= (min(self.most, _BUGS) if code == exit_codes.BUG else self.most):
+            return FAIL
+        self.in_vain += 1
+        self.total += 1
+        self.preemptions += code in _PREEMPTED
+        return RESTART
+
+    @property
+    def delay(self) -> float:
+        """Seconds to wait before the next start: none after progress, then growing by powers of two."""
+        if self.in_vain <= 1:
+            return self.first_delay
+        return min(self.longest_delay, self.first_delay * 2.0 ** min(self.in_vain - 1, 60))
+
+
+def of_group(codes: Sequence[int]) -> int:
+    """The code that tells why a run of several processes ended.
+
+    Args:
+        codes: in the order in which the processes ended, without those that the supervisor killed.
+    """
+    for code in codes:
+        if code in _FINAL:
+            return code
+    return next((code for code in codes if code != exit_codes.OK), exit_codes.OK)
+
+
+def describe(code: int) -> str:
+    """An exit code in words."""
+    names = {
+        exit_codes.BUG: "an exception",
+        exit_codes.USAGE: "a mistake in the config",
+        exit_codes.DIVERGED: "the loss diverged",
+        exit_codes.IO: "input or output failed",
+        exit_codes.SIGINT: "interrupted",
+        exit_codes.SIGTERM: "terminated",
+        exit_codes.HUNG: "a step hung",
+        exit_codes.FAULTY: "a recomputed step differed",
+    }
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}" + (f", {names[code]}" if code in names else "")

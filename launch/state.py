@@ -1,0 +1,105 @@
+"""What a launcher knows, in ``launch.json``: written whole, so that it can be killed at any time and started again."""
+
+import json
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+FILE = "launch.json"
+LOCK = ".launch.lock"  # held by the launcher, or by the supervisor of a run
+_EVENTS = 50  # the newest are kept
+
+
+def read(folder: epath.PathLike) -> dict[str, Any]:
+    """The state in a folder; empty if there is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = epath.Path(folder) / FILE
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(values).__name__}")
+    return values
+
+
+def write(folder: epath.PathLike, values: dict[str, Any]) -> None:
+    """Replaces the state of a folder, at once or not at all, and makes sure that it is on the disk."""
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = Path(folder / f"{FILE}.partial")
+    with partial.open("w") as file:
+        file.write(json.dumps(values, indent=2))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(Path(folder / FILE))
+
+
+def note(values: dict[str, Any], text: str, **more: Any) -> None:
+    """Adds an event to a state, with the time."""
+    events = values.setdefault("events", [])
+    events.append({"time": round(time.time(), 3), "event": text} | more)
+    del events[:-_EVENTS]
+
+
+def identity(pid: int) -> dict[str, Any]:
+    """A process as it can be found again: its number, its start, its machine (numbers are given out anew)."""
+    return {"pid": pid, "start": started(pid), "host": socket.gethostname()}
+
+
+def alive(process: dict[str, Any] | None) -> bool:
+    """Whether a process that ``identity`` described is still there, on this machine."""
+    if not process or not here(process):
+        return False
+    start = started(process["pid"])
+    return bool(start) and start == process["start"] and _letter(process["pid"]) != "Z"
+
+
+def here(process: dict[str, Any]) -> bool:
+    """Whether the process was one of this machine."""
+    return process.get("host") == socket.gethostname()
+
+
+def stopped(pid: int) -> bool:
+    """Whether a process stands still by SIGSTOP or a debugger; False where the system does not tell."""
+    return _letter(pid) in ("T", "t")
+
+
+def started(pid: int) -> str:
+    """When a process began, in the system's own form; empty if there is none of that number."""
+    if Path("/proc/self/stat").exists():
+        fields = _stat(pid)
+        return f"{_boot()}:{fields[19]}" if fields else ""
+    found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def _letter(pid: int) -> str:
+    fields = _stat(pid)
+    return fields[0] if fields else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the third on (the second, the name, may hold anything)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _boot() -> str:
+    """Of this start of the machine: start times count from it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+    except OSError:
+        return ""

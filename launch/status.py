@@ -1,0 +1,209 @@
+"""``scaling status``: where runs stand, by ``launch.json`` and the files of their run directories."""
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from launch import progress, state
+from launch.find import Found, find
+from launch.local import supervised
+from scaling import attempts, exit_codes
+from scaling import config as cfg
+from scaling.laws.curves import last_record, read_lines
+from scaling.sweep.progress import is_end
+from scaling.train.lock import is_locked
+from scaling.train.schedule import BatchSchedule
+
+_HEADS = ("run", "where", "state", "step", "loss", "tokens/s", "MFU", "checkpoint", "restarts", "goodput")
+
+
+@dataclasses.dataclass
+class Row:
+    """A run; None = not known.
+
+    Attributes:
+        run: name.
+        where: local, tpu_vm, gke or skypilot.
+        state: waiting, running, finished, failed, stopped; dead: it should run, and nobody looks after it.
+        step: the last that was logged.
+        steps: of the whole run.
+        loss: nats a token, of that step.
+        tokens_per_second: as logged.
+        mfu: share of the peak.
+        checkpoint: step of the newest.
+        restarts: starts after the first.
+        preemptions: of them, after a signal from outside or the loss of machines.
+        goodput: share of wall time in steps that count.
+        reason: of a failure.
+    """
+
+    run: str
+    where: str
+    state: str
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+    checkpoint: int | None = None
+    restarts: int | None = None
+    preemptions: int | None = None
+    goodput: float | None = None
+    reason: str = ""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares what ``status`` reads."""
+    parser.add_argument(
+        "launches", nargs="*", metavar="FOLDER|NAME", help="run, sweep or launch (default: all of runs/)"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints a line for each run.
+
+    Returns:
+        0, also where runs have failed.
+
+    Raises:
+        FileNotFoundError: no such launch.
+        ValueError: a damaged ``launch.json``.
+    """
+    found = [row for launch in find(options.launches) for row in rows(launch)]
+    if options.json:
+        print(json.dumps([_plain(row) for row in found], indent=2))
+    else:
+        print(to_text(found) if found else "no runs in runs/")
+    return exit_codes.OK
+
+
+def rows(launch: Found) -> list[Row]:
+    """A row for each run of a launch; what cannot be read (an object store without access) stays None."""
+    found = []
+    for name, run_dir in launch.runs.items():
+        job = launch.known.get("jobs", {}).get(name, {})
+        plan = Path(run_dir) if launch.target == "local" else launch.folder / name
+        row = Row(name, launch.target, "waiting")
+        known = job or (state.read(run_dir) if launch.target == "local" and Path(run_dir).exists() else {})
+        _from_files(row, run_dir, epath.Path(plan))
+        row.state = _cloud(job, launch.known) if job else _local(Path(run_dir), known, row.state)
+        counts = known.get("restarts", {})
+        row.restarts, row.preemptions = counts.get("total", row.restarts), counts.get("preemptions")
+        row.reason = known.get("reason", "")
+        found.append(row)
+    return found
+
+
+def to_text(rows: Sequence[Row]) -> str:
+    """A table, and below it why runs failed."""
+    table = [_HEADS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(_HEADS))]
+    lines = [
+        "  ".join(_aligned(i, cell, width) for i, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        for line in table
+    ]
+    reasons = [f"{row.run}: {row.reason}" for row in rows if row.reason and row.state == "failed"]
+    return "\n".join(line.rstrip() for line in [*lines, *([""] if reasons else []), *reasons])
+
+
+def _aligned(column: int, cell: str, width: int) -> str:
+    return f"{cell:<{width}}" if column < 3 else f"{cell:>{width}}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def shown(value: Any, form: Callable[[Any], str]) -> str:
+        return "?" if value is None else form(value)
+
+    restarts = shown(row.restarts, str)
+    if row.preemptions:
+        restarts += f" ({row.preemptions} preempted)"
+    return (
+        row.run,
+        row.where,
+        row.state,
+        f"{shown(row.step, str)}/{shown(row.steps, str)}",
+        shown(row.loss, lambda x: f"{x:.4f}"),
+        shown(row.tokens_per_second, lambda x: f"{x:,.0f}"),
+        shown(row.mfu, lambda x: f"{x:.1%}"),
+        shown(row.checkpoint, str),
+        restarts,
+        shown(row.goodput, lambda x: f"{x:.1%}"),
+    )
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    """For JSON, which has no NaN."""
+    values = dataclasses.asdict(row)
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def _from_files(row: Row, run_dir: epath.Path, plan: epath.Path) -> None:
+    """Fills a row from a run directory; its ``state`` becomes finished, begun or stays."""
+    tokens = None
+    try:
+        tokens = _length(row, run_dir, plan)
+        last = _last(run_dir / "metrics.jsonl")
+        if last:
+            row.state, row.step, row.loss = "begun", last.get("step"), last.get("loss")
+            row.tokens_per_second, row.mfu = last.get("tokens_per_second"), last.get("mfu")
+        if (step := progress.newest_checkpoint(run_dir)) >= 0:
+            row.checkpoint = step
+        validation = _last(run_dir / "evals.jsonl")
+        if validation and tokens and is_end(validation, tokens):
+            row.state = "finished"
+        tries = attempts.read(run_dir)
+        if summary := attempts.summarize(tries):
+            row.goodput, row.restarts = summary.goodput, summary.attempts - 1
+        if tries and row.state != "finished" and tries[-1].exit_code == exit_codes.DIVERGED:
+            row.state = "failed"
+    except (OSError, ValueError, KeyError, ImportError):
+        return
+    except Exception as error:  # libraries of object stores raise whatever they like
+        if "://" not in str(run_dir):
+            raise
+        row.reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _length(row: Row, run_dir: epath.Path, plan: epath.Path) -> int | None:
+    """Tokens of the run, whose steps go into the row."""
+    path = next((p for p in (plan / "plan.json", plan / "config.json", run_dir / "config.json") if p.exists()), None)
+    if path is None:
+        return None
+    values = json.loads(path.read_text())
+    train = cfg.freeze(values.get("config", values)).train
+    row.steps = BatchSchedule.from_config(train).num_steps
+    return train.tokens
+
+
+def _last(path: epath.Path) -> dict[str, Any] | None:
+    if "://" not in str(path):
+        return last_record(path, "loss")
+    return next((record for record in reversed(read_lines(path)) if "loss" in record), None)
+
+
+def _local(run_dir: Path, known: dict[str, Any], by_files: str) -> str:
+    if run_dir.exists():
+        if supervised(epath.Path(run_dir)):
+            return "restarting" if known.get("state") == "waiting" else "running"
+        if is_locked(epath.Path(run_dir)):
+            return "running"
+    if by_files == "finished":
+        return by_files
+    now = known.get("state", "")
+    if now in ("running", "waiting"):
+        return "dead" if state.here(known["supervisor"]) else "elsewhere"
+    return now or {"begun": "stopped"}.get(by_files, by_files)
+
+
+def _cloud(job: dict[str, Any], launch: dict[str, Any]) -> str:
+    """Of a job whose launcher must live to look after it; GKE and SkyPilot do that themselves."""
+    launcher = launch.get("launcher")
+    watched = launch["target"] != "tpu_vm" or state.alive(launcher) or (launcher and not state.here(launcher))
+    return job["state"] if watched or job["state"] != "running" else "unwatched"

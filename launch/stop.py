@@ -1,0 +1,106 @@
+"""``scaling stop``: ends runs, which save, and releases the machines that they hold."""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import time
+
+from etils import epath
+
+from launch import engine, gke, processes, skypilot, state, tpu_vm
+from launch.find import Found, find
+from launch.supervisor import Settings
+from scaling import exit_codes
+
+_POLL_SECONDS = 0.2
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares what ``stop`` reads."""
+    add = parser.add_argument
+    add("launches", nargs="+", metavar="FOLDER|NAME", help="run, sweep or launch")
+    add(
+        "--grace_seconds",
+        type=float,
+        default=60.0,
+        metavar="X",
+        help="for saving, before runs are killed (default: 60)",
+    )
+    add("--poll_seconds", type=float, default=5.0, metavar="X", help=argparse.SUPPRESS)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Stops launches, one after the other.
+
+    Returns:
+        0 if nothing runs and nothing is held any more, else 1.
+
+    Raises:
+        FileNotFoundError: no such launch.
+        ValueError: it was started on another machine, which must stop it, or its engine refuses.
+    """
+    left = []
+    for launch in find(options.launches):
+        held = _local(launch, options.grace_seconds) if launch.target == "local" else _cloud(launch, options)
+        left += held
+        print(f"{launch.folder}: " + (f"still there: {', '.join(held)}" if held else "nothing runs, nothing is held"))
+    return exit_codes.BUG if left else exit_codes.OK
+
+
+def _cloud(launch: Found, options: argparse.Namespace) -> list[str]:
+    """Through the launcher, if it lives; else in its place."""
+    launcher, known = launch.known.get("launcher"), launch.known
+    if launcher and state.alive(launcher):
+        _signal(launcher["pid"], signal.SIGTERM)
+        if launch.target == "tpu_vm":
+            print(f"the launcher, process {launcher['pid']}, stops its runs ...", file=sys.stderr, flush=True)
+        while state.alive(launcher):
+            time.sleep(_POLL_SECONDS)
+        known = state.read(launch.folder)
+    elif launcher and not state.here(launcher) and launch.target == "tpu_vm" and known.get("state") == "running":
+        raise ValueError(f"{launch.folder} was launched on {launcher['host']}; stop it there")
+    folder = epath.Path(launch.folder)
+    chosen = Settings(grace_seconds=options.grace_seconds)
+    if launch.target == "tpu_vm":
+        return tpu_vm.stop(folder, known, chosen, options.poll_seconds)
+    if launch.target == "gke":
+        return engine.stop(gke.Gke(None, gke.cluster_of(known["cloud"], 0, 60.0), known["id"]), folder, known)
+    return engine.stop(
+        skypilot.SkyPilot(None, skypilot.machines_of(known["cloud"], 0), known["id"], folder), folder, known
+    )
+
+
+def _local(launch: Found, grace_seconds: float) -> list[str]:
+    """The launcher first, so that it starts no other run; then supervisors; then what they left behind."""
+    launcher = launch.known.get("launcher")
+    everyone = [launcher] if launcher else []
+    states = {name: state.read(run_dir) for name, run_dir in launch.runs.items() if run_dir.exists()}
+    for known in states.values():
+        everyone += [known["supervisor"]] if known.get("supervisor") else []
+    for process in everyone:
+        if not state.here(process) and launch.known.get("state") == "running":
+            raise ValueError(f"{launch.folder} was launched on {process['host']}; stop it there")
+    asked = [processes.Child(process) for process in everyone]
+    for child in asked:
+        child.send(signal.SIGTERM)
+        if child.identity is launcher:  # passes it on to all that it supervises
+            processes.wait([child], grace_seconds)
+    over = processes.wait(asked, grace_seconds)
+    for name, run_dir in launch.runs.items():
+        known = state.read(run_dir) if run_dir.exists() else {}
+        orphans = [processes.Child(child) for child in known.get("children", [])]
+        if any(orphan.running for orphan in orphans):
+            processes.end(orphans, grace_seconds if over else 0.0)
+            state.write(run_dir, known | {"state": "stopped", "children": []})
+            print(f"{name}: ended the processes that its supervisor had left", file=sys.stderr)
+    for child in asked:
+        child.send(signal.SIGKILL)
+    processes.wait(asked, 10.0)
+    return [str(child.identity["pid"]) for child in asked if child.running]
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

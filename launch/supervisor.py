@@ -1,0 +1,284 @@
+"""Keeps one run going on this machine until it is finished: ``python -m launch.supervisor --config=RUN/plan.json``.
+
+Starts ``scaling train`` as one process or several, starts all of them again when one dies, hangs or is preempted, and
+gives up where another start would be of no use. What it knows stands in the run's ``launch.json``: killed and started
+again, it goes on with the processes that still run.
+"""
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from launch import jobs, processes, progress, state
+from launch.restarts import DONE, FAIL, Restarts, describe, of_group
+from scaling import exit_codes
+from scaling.config_file import load
+from scaling.train.lock import held, is_locked
+
+_POLL_SECONDS = 0.2
+_LOOK_SECONDS = 2.0  # between looks at the run's files
+_LINGER_SECONDS = 10.0  # that the others may take to end by themselves when one has failed
+_STOPPED_SECONDS = 30.0  # a process that stands still by SIGSTOP for so long is taken for frozen
+RUNNING, WAITING = "running", "waiting"
+FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a run is looked after.
+
+    Attributes:
+        processes: that JAX joins on this machine.
+        max_restarts: starts in a row without progress.
+        stall_seconds: without any change in the run's files, after which it is killed; 0 = never.
+        grace_seconds: between being asked to end and being killed.
+        first_delay: seconds before a start without progress; each further one waits twice as long.
+    """
+
+    processes: int = 1
+    max_restarts: int = 5
+    stall_seconds: float = 1800.0
+    grace_seconds: float = 60.0
+    first_delay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise ValueError(f"--processes={self.processes} must be at least 1")
+        for name in ("max_restarts", "stall_seconds", "grace_seconds", "first_delay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name}={getattr(self, name)} must not be negative")
+
+    def arguments(self) -> list[str]:
+        """As options of this module's command."""
+        return [f"--{field.name}={getattr(self, field.name)}" for field in dataclasses.fields(self)]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares an option for each of the ``Settings``."""
+    usual = Settings()
+    add = parser.add_argument
+    add("--processes", type=int, default=usual.processes, metavar="N", help="local: processes of each run (default: 1)")
+    add(
+        "--max_restarts",
+        type=int,
+        default=usual.max_restarts,
+        metavar="N",
+        help="starts in a row without a newer step or checkpoint, before a run counts as failed (default: 5)",
+    )
+    add(
+        "--stall_seconds",
+        type=float,
+        default=usual.stall_seconds,
+        metavar="X",
+        help="a run none of whose files change for so long is killed and started again (default: 1800; 0 = never)",
+    )
+    add(
+        "--grace_seconds",
+        type=float,
+        default=usual.grace_seconds,
+        metavar="X",
+        help="between asking a run to end and killing it (default: 60)",
+    )
+    add("--first_delay", type=float, default=usual.first_delay, metavar="X", help=argparse.SUPPRESS)
+
+
+def settings(options: argparse.Namespace) -> Settings:
+    """The ``Settings`` among parsed options."""
+    return Settings(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)})
+
+
+class Supervisor:
+    """One run and its processes."""
+
+    def __init__(self, plan: str, run_dir: epath.Path, chosen: Settings):
+        """Args: the run's ``plan.json``, its directory, and how to look after it."""
+        self._plan, self._run_dir, self._chosen = plan, run_dir, chosen
+        self._state = state.read(run_dir)
+        kept = self._state.get("restarts", {})
+        # A new supervisor starts counting failures anew: somebody wants another try.
+        self._restarts = Restarts(chosen.max_restarts, chosen.first_delay)
+        self._restarts.total, self._restarts.preemptions = kept.get("total", 0), kept.get("preemptions", 0)
+        self._restarts.saw(progress.newest_step(run_dir))
+        self._left = [processes.Child(child) for child in self._state.get("children", [])]
+        self._children: list[processes.Child] = []
+        self._signals: list[int] = []  # that we were sent
+
+    def run(self) -> int:
+        """Looks after the run until it ends for good.
+
+        Returns:
+            0 if it finished; 130 or 143 if we were told to stop; else the code of its last end (1 for a signal).
+        """
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._note) for number in signals}
+        try:
+            return self._run()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            processes.end(self._children, 0)  # only if something above raised
+
+    def _run(self) -> int:
+        code = self._adopted()
+        while True:
+            if self._asked():
+                return self._stopped()
+            if code is None:
+                code = self._attempt()
+            self._restarts.saw(progress.newest_step(self._run_dir))
+            if self._asked():
+                return self._stopped()
+            what = self._restarts.after(code)
+            if what in (DONE, FAIL):
+                again = (
+                    f" after {self._restarts.in_vain} more starts without progress" if self._restarts.in_vain else ""
+                )
+                event = "finished" if what == DONE else f"failed{again}: {describe(code)}"
+                self._save(FINISHED if what == DONE else FAILED, event, exit_code=code)
+                return code if code >= 0 else exit_codes.BUG
+            delay = self._restarts.delay
+            self._save(WAITING, event=f"{describe(code)}; starting again in {delay:g} s", code=code)
+            self._sleep(delay)
+            code = None
+
+    def _adopted(self) -> int | None:
+        """Waits for processes that an earlier supervisor left, by number or by the lock that they hold.
+
+        Returns:
+            None where another start is due, else the code of an end that we saw or caused.
+        """
+        self._children = [child for child in self._left if child.running]
+        if self._children:
+            self._save(RUNNING, event=f"going on with {len(self._children)} processes that still run")
+            whole = len(self._children) == len(self._left)
+            code = self._watch() if whole else -signal.SIGKILL
+            self._end_all()
+            return code if code != exit_codes.OK else None
+        while is_locked(self._run_dir) and not self._asked():  # somebody else's: started by hand, say
+            self._save(WAITING)
+            self._sleep(_LOOK_SECONDS)
+        return None
+
+    def _attempt(self) -> int:
+        """Starts the processes and waits for their end; returns the code that tells why."""
+        count = self._chosen.processes
+        joined = {"coordinator_address": f"127.0.0.1:{processes.free_port()}", "num_processes": count}
+        commands = [jobs.command(self._plan, joined | {"process_id": i} if count > 1 else {}) for i in range(count)]
+        logs = [Path(self._run_dir / ("train.log" if i == 0 else f"train-{i}.log")) for i in range(count)]
+        self._children = processes.start(commands, logs, processes.environments(count, os.environ))
+        for child in self._children if self._asked() else ():  # the signal came while they were being started
+            child.send(self._asked())
+        self._save(RUNNING, event=f"started {count} process{'es' * (count > 1)}")
+        code = self._watch()
+        self._end_all()
+        return code
+
+    def _watch(self) -> int:
+        """Waits until the run is over or must be; what still runs then is left to be ended."""
+        heartbeat = progress.Heartbeat(self._run_dir)
+        looked, frozen = 0.0, time.monotonic()
+        ended: list[processes.Child] = []
+        deadline = None
+        while True:
+            ended += [child for child in self._children if child not in ended and not child.running]
+            codes = [child.code if child.process else exit_codes.OK for child in ended]
+            if len(ended) == len(self._children):
+                return of_group([code for code in codes if code is not None])
+            now = time.monotonic()
+            code = of_group([code for code in codes if code is not None])
+            if ended and deadline is None:  # the others get a little time to end by themselves, and more to save
+                deadline = now + min(
+                    self._chosen.grace_seconds, _LINGER_SECONDS if code and not self._asked() else 60.0
+                )
+            if deadline is not None and now > deadline:
+                self._say(f"{len(ended)} of {len(self._children)} processes have ended; ending the others")
+                return code or -signal.SIGKILL
+            if now - looked > _LOOK_SECONDS:
+                looked = now
+                if not any(state.stopped(child.identity["pid"]) for child in self._children if child.running):
+                    frozen = now
+                if reason := self._hung(heartbeat.silence(), now - frozen):
+                    self._say(reason)
+                    return exit_codes.HUNG
+                if (step := progress.newest_step(self._run_dir)) > self._restarts.step:
+                    self._restarts.saw(step)
+            time.sleep(_POLL_SECONDS)
+
+    def _hung(self, silence: float, frozen: float) -> str:
+        limit = self._chosen.stall_seconds
+        if not limit:
+            return ""
+        if silence > limit:
+            return f"no file of the run changed for {silence:.0f} s; ending it"
+        if frozen > min(limit, _STOPPED_SECONDS):
+            return f"a process has stood still for {frozen:.0f} s; ending the run"
+        return ""
+
+    def _end_all(self) -> None:
+        """What still runs cannot go on without the others; only one that is alone may want to save."""
+        alone = len(self._children) == 1 or bool(self._asked())
+        processes.end(self._children, self._chosen.grace_seconds if alone else min(self._chosen.grace_seconds, 5.0))
+        self._children = []
+
+    def _asked(self) -> int:
+        """The last signal that told us to stop; 0 if none did."""
+        return self._signals[-1] if self._signals else 0
+
+    def _note(self, number: int, frame: object) -> None:
+        """Passes a signal on; the run saves and ends (at once, if it is the second)."""
+        self._signals.append(number)
+        for child in self._children:
+            child.send(number)
+
+    def _stopped(self) -> int:
+        self._save(STOPPED, event=f"stopped by {signal.Signals(self._asked()).name}")
+        return exit_codes.SIGINT if self._asked() == signal.SIGINT else exit_codes.SIGTERM
+
+    def _sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._asked():
+            time.sleep(min(_POLL_SECONDS, seconds))
+
+    def _say(self, text: str) -> None:
+        state.note(self._state, text)
+        print(f"launch: {text}", file=sys.stderr, flush=True)
+
+    def _save(self, now: str, event: str = "", exit_code: int | None = None, **more: Any) -> None:
+        values = self._state
+        values |= {"target": "local", "state": now, "exit_code": exit_code, "processes": self._chosen.processes}
+        values["supervisor"] = state.identity(os.getpid())
+        values["children"] = [child.identity for child in self._children]
+        values["restarts"] = {key: getattr(self._restarts, key) for key in ("total", "preemptions", "in_vain", "step")}
+        if event:
+            state.note(values, event, step=self._restarts.step, **more)
+            print(f"launch: {event}", file=sys.stderr, flush=True)
+        state.write(self._run_dir, values)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Supervises the run of ``--config=RUN/plan.json``; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m launch.supervisor", allow_abbrev=False)
+    parser.add_argument("--config", required=True, metavar="PLAN", help="plan.json or config.json of the run")
+    add_options(parser)
+    options = parser.parse_args(argv)
+    run_dir = epath.Path(load(options.config).workdir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with held(run_dir / state.LOCK, f"another supervisor looks after {run_dir}"):
+        return Supervisor(options.config, run_dir, settings(options)).run()
+
+
+if __name__ == "__main__":
+    try:
+        code = main()
+    except (ValueError, OSError) as error:
+        print(f"scaling train: error: {error}", file=sys.stderr)
+        code = exit_codes.USAGE
+    sys.exit(code)

@@ -1,0 +1,237 @@
+"""``--target=tpu_vm``: runs on Cloud TPU queued resources, made, watched, made anew and deleted through gcloud."""
+
+import dataclasses
+import os
+import secrets
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from launch import bundle, gcloud, jobs, state
+from launch.jobs import Launch
+from launch.restarts import Restarts
+from launch.slices import Slices
+from launch.slot import ABSENT, FAILED, FINISHED, RUNNING, STOPPED, WAITING, Request, Slot
+from launch.supervisor import Settings
+from scaling import exit_codes
+from scaling.train.lock import held
+
+_KEPT = ("zone", "project", "topology", "slices", "runtime_version", "spot", "reserved", "service_account", "labels")
+
+
+class Launcher:
+    """All runs of a launch, on as many queued resources as there may be at a time."""
+
+    def __init__(self, folder: epath.Path, values: dict[str, Any], chosen: Settings, poll_seconds: float = 20.0):
+        """Args: where ``launch.json`` lies, what it holds (``planned``), how runs are looked after."""
+        self.values, self._folder, self._chosen, self._poll = values, folder, chosen, poll_seconds
+        self._lock = threading.RLock()
+        self._asked: list[int] = []
+        request = request_of(values, folder, chosen)
+        self.slots = [self._slot(one, request) for one in values["slots"]]
+
+    def run(self, stopping: int = 0) -> int:
+        """Until all runs have ended and nothing is held any more.
+
+        Args:
+            stopping: a signal that counts as if it had come: runs are stopped, machines deleted.
+
+        Returns:
+            0 if all finished; 130 or 143 after a signal; else the code of the first that failed.
+
+        Raises:
+            ValueError: gcloud refuses (no permission, wrong flags).
+        """
+        self._asked = [stopping] if stopping else []
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._save()
+            with ThreadPoolExecutor(max(1, len(self.slots))) as pool:
+                while not all(slot.idle for slot in self.slots) or (self.slots and self._waiting() and not self._asked):
+                    if len(self._asked) > 1:
+                        held_still = [slot.name for slot in self.slots if slot.stage != ABSENT]
+                        self._say(f"left behind, and billed: {', '.join(held_still)}; scaling stop {self._folder}")
+                        break
+                    list(pool.map(lambda slot: slot.tick(bool(self._asked)), self.slots))
+                    time.sleep(self._poll)
+        except ValueError:
+            self._say(f"to delete what was made: scaling stop {self._folder}")
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if len(self._asked) < 2:
+            self._sweep_up()
+        return self._end()
+
+    def _sweep_up(self) -> None:
+        """Deletes what Cloud TPU made of a request whose answer was lost, if there is any."""
+        calls = self.slots[0].calls if self.slots else None
+        for name in left_over(calls, self.values["id"]) if calls else ():
+            self._say(f"{name}: left over; deleting")
+            gcloud.run(calls.delete(name))  # type: ignore[union-attr]
+
+    def _end(self) -> int:
+        ends = {job["state"] for job in self.values["jobs"].values()}
+        self.values["state"] = FAILED if FAILED in ends else FINISHED if ends == {FINISHED} else STOPPED
+        self._save()
+        if self._asked:
+            return exit_codes.SIGINT if self._asked[0] == signal.SIGINT else exit_codes.SIGTERM
+        codes = [job["exit_code"] for job in self.values["jobs"].values() if job["state"] == FAILED]
+        return (codes[0] if codes[0] > 0 else exit_codes.BUG) if codes else exit_codes.OK
+
+    def _slot(self, values: dict[str, Any], request: Request) -> Slot:
+        counts = Restarts(self._chosen.max_restarts, 15 * self._chosen.first_delay)
+        return Slot(values, request, counts, self._next_job, self._job, self._save, self._say, self._log)
+
+    def _waiting(self) -> list[dict[str, Any]]:
+        return [job for job in self.values["jobs"].values() if job["state"] == WAITING]
+
+    def _next_job(self) -> dict[str, Any] | None:
+        with self._lock:
+            for job in self._waiting():
+                job["state"] = RUNNING
+                return job
+        return None
+
+    def _job(self, name: str) -> dict[str, Any]:
+        return self.values["jobs"][name]
+
+    def _save(self) -> None:
+        with self._lock:
+            state.write(self._folder, self.values)
+
+    def _say(self, text: str) -> None:
+        with self._lock:
+            state.note(self.values, text)
+            print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+    def _log(self, name: str, data: bytes) -> None:
+        """Keeps a run's output and shows it, with its name where there are several."""
+        path = Path(self._folder) / name / "train.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(data)
+        several = f"{name}: " if len(self.values["jobs"]) > 1 else ""
+        for line in data.decode(errors="replace").splitlines():
+            print(several + line, file=sys.stderr, flush=True)
+
+    def _note(self, number: int, frame: object) -> None:
+        self._asked.append(number)
+
+
+def planned(launch: Launch, options: Mapping[str, Any], parallel: int, known: dict[str, Any]) -> dict[str, Any]:
+    """The state of a launch that begins, or goes on where ``known`` says.
+
+    Runs that are finished stay so; failed and stopped ones get another try.
+
+    Raises:
+        ValueError: machines of other options still exist.
+    """
+    wanted = {key: options[key] for key in _KEPT}
+    slots = [slot for slot in known.get("slots", []) if slot["stage"] != ABSENT]
+    if slots and known["cloud"] != wanted:
+        raise ValueError(
+            f"{', '.join(slot['resource'] for slot in slots)} still exist, of another launch with other options; "
+            "give those again, or stop it first (scaling stop)"
+        )
+    found = {} if not known else dict(known)
+    number = known["id"] if slots else secrets.token_hex(3)
+    if not slots:
+        for job in found.get("jobs", {}).values():  # no machine knows of any start
+            job["attempts"] += 1
+    found |= {"target": "tpu_vm", "id": number, "name": launch.name, "state": RUNNING, "cloud": wanted}
+    before, held_jobs = found.get("jobs", {}), {slot.get("job") for slot in slots}
+    found["jobs"] = {}
+    for run in launch.runs:
+        job = {"name": run.name, "workdir": run.config.workdir, "attempts": 1, "state": WAITING}
+        job |= before.get(run.name, {}) | {"exit_code": None, "reason": ""}
+        if job["state"] != FINISHED:
+            job["state"] = RUNNING if run.name in held_jobs else WAITING
+        job["restarts"] = dataclasses.asdict(Restarts(**job.get("restarts", {})))
+        job["restarts"] |= {"in_vain": 0, "most": int(options["max_restarts"])}
+        found["jobs"][run.name] = job
+    left = sum(job["state"] != FINISHED for job in found["jobs"].values())
+    taken = {slot["resource"] for slot in slots}
+    for index in range(min(parallel or 1, left)):
+        resource = f"{jobs.label(launch.name, 30)}-{number}-{index}"
+        if resource not in taken and len(slots) < min(parallel or 1, left):
+            new = {"resource": resource, "stage": ABSENT, "job": "", "offset": 0, "hosts": 0, "cloud_state": ""}
+            slots.append(new)
+    found["slots"] = slots
+    return found
+
+
+def request_of(values: dict[str, Any], folder: epath.Path, chosen: Settings) -> Request:
+    """What a state asks of Cloud TPU."""
+    cloud, number = values["cloud"], values["id"]
+    return Request(
+        gcloud.Gcloud(cloud["zone"], cloud["project"]),
+        Slices(cloud["topology"], cloud["slices"]),
+        cloud["runtime_version"],
+        {"scaling-launch": number} | cloud["labels"],
+        f"scaling-{number}",
+        Path(folder) / f"scaling-{number}.tar.gz",
+        cloud["spot"],
+        cloud["reserved"],
+        cloud["service_account"],
+        stall_seconds=chosen.stall_seconds,
+        grace_seconds=chosen.grace_seconds,
+    )
+
+
+def commands(values: dict[str, Any], folder: epath.Path, chosen: Settings) -> list[str]:
+    """Every command of a launch, in order, as one would type it."""
+    request, lines = request_of(values, folder, chosen), []
+    for slot in values["slots"]:
+        name = slot["resource"]
+        several = [request.create(name), request.calls.describe(name), request.copy(name), request.unpack(name)]
+        several.append(request.remote(name, "prepare"))
+        lines += [shlex.join(one) for one in several]
+    first = values["slots"][0]["resource"] if values["slots"] else ""
+    for job in values["jobs"].values():
+        if job["state"] == WAITING:
+            more = (f"--job={job['name']}", f"--attempt={job['attempts']}")
+            lines.append(shlex.join(request.remote(first, "start", *more)))
+    lines += [shlex.join(request.calls.delete(slot["resource"])) for slot in values["slots"]]
+    return lines
+
+
+def run(launch: Launch, values: dict[str, Any], chosen: Settings, poll_seconds: float) -> int:
+    """Runs what ``planned`` gave, to the end; see ``Launcher.run``."""
+    folder = launch.state_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder / state.LOCK, f"another launcher works on {folder}"):
+        values["launcher"] = state.identity(os.getpid())
+        jobs.write_plans(launch, folder)
+        archive = request_of(values, folder, chosen).archive
+        if not archive.exists():
+            values["commit"] = bundle.make(launch, archive)
+        return Launcher(folder, values, chosen, poll_seconds).run()
+
+
+def stop(folder: epath.Path, values: dict[str, Any], chosen: Settings, poll_seconds: float = 5.0) -> list[str]:
+    """Stops the runs of a launch whose launcher is gone, deletes its machines, and looks whether any is left.
+
+    Returns:
+        Names of those that are left.
+    """
+    with held(folder / state.LOCK, f"a launcher still works on {folder}"):
+        Launcher(folder, values, chosen, poll_seconds).run(stopping=signal.SIGTERM)
+    return left_over(request_of(values, folder, chosen).calls, values["id"])
+
+
+def left_over(calls: gcloud.Gcloud, number: str) -> list[str]:
+    """Requests of a launch that still exist and are not being deleted; empty if Cloud TPU does not say."""
+    try:
+        return [name for name in gcloud.names(calls) if f"-{number}-" in name]
+    except gcloud.GcloudError:
+        return []

@@ -1,0 +1,163 @@
+"""Rows of `scaling status`, names and prices, and `scaling stop`, on folders made by hand."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from etils import epath
+
+from launch import bill, jobs, state, status
+from launch.find import find
+from scaling import cli
+from scaling import config as cfg
+from scaling.train.lock import held
+
+
+@pytest.fixture
+def run_dir(tmp_path, monkeypatch):
+    """A run in runs/one: 4 of 10 steps, a checkpoint at 3."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    config = cfg.Config(
+        workdir=str(folder),
+        model=cfg.Model(context_length=32),
+        train=cfg.Train(
+            tokens=1280, batch_tokens=128, sequence_length=32, microbatch_sequences=4, ramp_start_tokens=128
+        ),
+    )
+    (folder / "plan.json").write_text(cfg.to_json(config))
+    lines = [
+        {"step": i, "tokens": 128 * i, "loss": 5.0 - i, "tokens_per_second": 1234.5, "mfu": 0.25} for i in range(1, 5)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "checkpoints/3").mkdir(parents=True)
+    (folder / "checkpoints/3/meta.json").write_text("{}")
+    (folder / "attempts").mkdir()
+    seconds = {"startup": 1.0, "compile": 1.0, "steps": 6.0}
+    attempt = {"number": 1, "hostname": "h", "pid": 1, "started": 100.0, "first_step": 0, "step": 4, "seconds": seconds}
+    (folder / "attempts/001.json").write_text(json.dumps(attempt))
+    return folder
+
+
+def row(name="one"):
+    return status.rows(find([name])[0])[0]
+
+
+def test_a_row_tells_all_that_the_files_tell(run_dir):
+    found = row()
+    assert (found.step, found.steps, found.loss, found.checkpoint) == (4, 10, 1.0, 3)
+    assert (found.tokens_per_second, found.mfu, found.goodput) == (1234.5, 0.25, 0.75)
+    assert (found.state, found.restarts) == ("stopped", 0)
+    text = status.to_text([found]).splitlines()
+    assert text[0].split() == ["run", "where", "state", "step", "loss", "tokens/s", "MFU", "checkpoint", "restarts",
+                               "goodput"]  # fmt: skip
+    assert text[1].split() == ["one", "local", "stopped", "4/10", "1.0000", "1,234", "25.0%", "3", "0", "75.0%"]
+
+
+def test_states(run_dir):
+    dead = {"pid": 2**22 + 1, "start": "x", "host": state.identity(os.getpid())["host"]}
+    state.write(run_dir, {"state": "running", "supervisor": dead, "restarts": {"total": 2, "preemptions": 1}})
+    assert row().state == "dead" and (row().restarts, row().preemptions) == (2, 1)
+    assert "2 (1 preempted)" in status.to_text([row()])
+    state.write(run_dir, {"state": "running", "supervisor": dead | {"host": "elsewhere"}})
+    assert row().state == "elsewhere"
+    with held(epath.Path(run_dir) / ".lock", ""):
+        assert row().state == "running"  # by `scaling train` alone
+    with held(epath.Path(run_dir) / state.LOCK, ""):
+        assert row().state == "running"
+        state.write(run_dir, {"state": "waiting", "supervisor": dead})
+        assert row().state == "restarting"
+    (run_dir / "evals.jsonl").write_text('{"step": 10, "tokens": 1280, "loss": 2.5}\n')
+    assert row().state == "finished"
+    state.write(run_dir, {"state": "failed", "supervisor": dead})
+    (run_dir / "evals.jsonl").unlink()
+    assert row().state == "failed"
+
+
+def test_a_sweep_shows_runs_that_have_not_begun(run_dir, capsys):
+    state.write(run_dir.parent, {"target": "local", "runs": ["one", "two"], "state": "running"})
+    assert [(r.run, r.state) for r in status.rows(find(["runs"])[0])] == [("one", "stopped"), ("two", "waiting")]
+    assert cli.main(["status", "--json"]) == 0
+    assert [one["run"] for one in json.loads(capsys.readouterr().out)] == ["one"]
+    assert cli.main(["status", "nowhere"]) == 2
+    assert "neither nowhere nor runs/nowhere is a folder" in capsys.readouterr().err
+
+
+def test_nan_is_null_in_json(run_dir, capsys):
+    (run_dir / "metrics.jsonl").write_text('{"step": 1, "tokens": 128, "loss": NaN}\n')
+    assert cli.main(["status", "one", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["loss"] is None
+
+
+def test_stop_ends_a_supervisor_and_what_one_left_behind(run_dir, capsys):
+    program = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(60)"
+    processes = [subprocess.Popen([sys.executable, "-c", program], start_new_session=True) for _ in range(2)]
+    time.sleep(0.5)
+    try:
+        supervisor, child = (state.identity(process.pid) for process in processes)
+        state.write(run_dir, {"target": "local", "state": "running", "supervisor": supervisor, "children": [child]})
+        assert cli.main(["stop", "one", "--grace_seconds=5"]) == 0
+        assert [process.wait(5) for process in processes] == [143, 143]
+        assert "nothing runs, nothing is held" in capsys.readouterr().out
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_stop_kills_what_stands_still(run_dir):
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    os.kill(process.pid, signal.SIGSTOP)
+    state.write(run_dir, {"target": "local", "state": "running", "children": [state.identity(process.pid)]})
+    assert cli.main(["stop", "one", "--grace_seconds=0.2"]) == 0
+    assert process.wait(5) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "-x", "a/b", "a b", "a;b", "$(x)", "a\nb", "x" * 129, "é"])
+def test_names_that_could_be_something_else_are_refused(name):
+    with pytest.raises(ValueError, match="cannot name a run"):
+        jobs.check_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["125m", "l2-d32-t20k-peak_lr0.001-seed2", "A.b_c+d=e", "-" * 3 + "x", "é" * 50, "x" * 99]
+)
+def test_labels_are_what_clouds_take(name):
+    import re
+
+    assert re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", jobs.label(name))
+
+
+def test_labels_tell_names_apart():
+    names = ["a_b", "a-b", "a.b", "A-b", "x" * 50, "x" * 51]
+    assert len({jobs.label(name) for name in names}) == len(names)
+    assert jobs.label("a-b") == "a-b"
+
+
+def test_prices_are_read_or_refused(tmp_path):
+    path = Path(tmp_path / "prices.toml")
+    path.write_text("v5e = 1.2\nH100 = -1\n[spot]\nv5e = 0.6\n")
+    assert bill.price(path, "v5e", spot=False) == 1.2 and bill.price(path, "v5e", spot=True) == 0.6
+    assert bill.price(path, "v6e", spot=False) is None
+    with pytest.raises(ValueError, match="H100 = -1 must be a price"):
+        bill.price(path, "H100", spot=False)
+    path.write_text("v5e: 1.2")
+    with pytest.raises(ValueError, match="is not TOML"):
+        bill.price(path, "v5e", spot=False)
+
+
+def test_options_of_another_target_are_refused(capsys):
+    for options, said in (
+        (["--target=local", "--zone=z"], "--zone belongs to --target=tpu_vm"),
+        (["--target=gke", "--processes=2"], "--processes belongs to --target=local"),
+        (["--target=local"], "needs --config=FILE"),
+        (["--target=mars"], "invalid choice"),
+        (["--target=local", "--max_restarts=-1"], "must not be negative"),
+    ):
+        assert cli.main(["launch", *options]) == 2
+        assert said in capsys.readouterr().err
