@@ -77,13 +77,10 @@ class Faults:
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation():
     """Runs are compared with runs of the same programs, so these need not be fast ones."""
-    names = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0}
-    before = {name: jax.config.read(name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
@@ -135,39 +132,25 @@ def resumed_anywhere(faults, run_dir, tmp_path, crashes=(), older=()):
 
 
 @pytest.mark.slow
-def test_a_bad_batch_is_skipped_and_noted(faults, sound, tmp_path):
+def test_one_bad_batch_is_skipped_and_three_in_a_row_are_left_out(faults, sound, tmp_path, capfd):
     reference, seen = sound
-    faults.poisoned = {seen[5]}
+    whole = numbers(reference)
+    faults.poisoned = {seen[5], *seen[9:12]}
     run_dir = tmp_path / "run"
     assert faults.train(run_dir) == 0
-    assert faults.seen == seen  # nothing moves
-    (line,) = lines(run_dir, "bad_steps.jsonl")
-    whole = numbers(reference)
-    assert np.isnan(line["loss"]) and line["step"] == 6 and line["tokens"] == whole[5]["tokens"]
-    assert line["batch_hash"] == whole[5]["batch_hash"] and (line["in_a_row"], line["rollbacks"]) == (1, 0)
-    sequences = (whole[5]["tokens"] - whole[4]["tokens"]) // 32
-    assert (line["first_sequence"], line["sequences"]) == (whole[4]["tokens"] // 32, sequences)
+    noted = lines(run_dir, "bad_steps.jsonl")
+    assert [(n["step"], n["in_a_row"]) for n in noted] == [(6, 1), (10, 1), (11, 2), (12, 3)]
+    for line, before, then in ((n, whole[n["step"] - 2], whole[n["step"] - 1]) for n in noted):
+        assert np.isnan(line["loss"]) and line["rollbacks"] == 0
+        assert (line["tokens"], line["batch_hash"]) == (then["tokens"], then["batch_hash"])
+        assert line["first_sequence"] == before["tokens"] // 32
+        assert line["sequences"] == (then["tokens"] - before["tokens"]) // 32
+    (entry,) = json.loads((run_dir / "rollbacks.json").read_text())
+    assert entry == {"step": 8, "sequences": (whole[11]["tokens"] - whole[7]["tokens"]) // 32, "present": 12}
+    assert "back to the checkpoint of step 8, past the data read since" in capfd.readouterr().err
     got = numbers(run_dir)
     assert got[:5] == whole[:5] and [n["step"] for n in got] == [n for n in range(1, 21) if n != 6]
-    assert [n["skipped"] for n in got] == [0] * 5 + [1] * 14
-    resumed_anywhere(faults, run_dir, tmp_path, crashes=(7,))
-
-
-@pytest.mark.slow
-def test_three_in_a_row_are_rolled_back_from_and_left_out(faults, sound, tmp_path, capfd):
-    reference, seen = sound
-    faults.poisoned = {*seen[9:12]}
-    run_dir = tmp_path / "run"
-    assert faults.train(run_dir) == 0
-    (entry,) = json.loads((run_dir / "rollbacks.json").read_text())
-    whole = numbers(reference)
-    gone = (whole[11]["tokens"] - whole[7]["tokens"]) // 32
-    assert entry == {"step": 8, "sequences": gone, "present": 12}
-    assert "back to the checkpoint of step 8, past the data read since" in capfd.readouterr().err
-    assert [(n["step"], n["rollbacks"]) for n in lines(run_dir, "bad_steps.jsonl")] == [(10, 0), (11, 0), (12, 0)]
-    got = numbers(run_dir)
-    assert got[:8] == whole[:8] and [n["step"] for n in got] == list(range(1, 21))
-    assert [n["skipped"] for n in got] == [0] * 20  # on the way to this state nothing was
+    assert [n["skipped"] for n in got] == [0] * 5 + [1] * 14  # on the way to the last state
     assert faults.seen[:12] == seen[:12] and faults.seen[12] == seen[12]  # now the batch of step 9
     assert not set(seen[8:12]) & set(faults.seen[12:])
     # Among the bad steps, and some after the roll-back; and from a checkpoint of before it.
@@ -185,8 +168,6 @@ def test_what_rolling_back_does_not_help_ends_with_what_was_tried(faults, tmp_pa
     assert np.isnan(last["loss"]) and last["step"] == 7
     assert len(lines(tmp_path / "run", "bad_steps.jsonl")) == 6
     faults.poison_from = 1
-    assert faults.train(tmp_path / "run") == exit_codes.DIVERGED  # the first roll-back is remembered
-    assert len(json.loads((tmp_path / "run" / "rollbacks.json").read_text())) == 1
     assert faults.train(tmp_path / "fresh", "--config.guard.rollback_after=0") == exit_codes.DIVERGED
     assert "at step 1 " in (error := capfd.readouterr().err.splitlines()[-1]) and "no checkpoint yet" in error
 
