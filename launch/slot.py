@@ -207,6 +207,7 @@ class Slot:
     def _deleting(self) -> None:
         found, _ = gcloud.state(self._request.calls, self.name)
         if not found:
+            self.values["cloud_state"] = ""
             self._move(ABSENT, f"{self.name}: deleted")
         elif found != "DELETING":
             try:
@@ -266,7 +267,11 @@ class Slot:
                 DELETING if replace else READY, f"{name}: {describe(code)}; starting again in {counts.delay:g} s"
             )
             return
-        job |= {"state": FINISHED if what == DONE else FAILED, "exit_code": code, "reason": describe(code)}
+        job |= {
+            "state": FINISHED if what == DONE else FAILED,
+            "exit_code": code,
+            "reason": describe(code) if code else "",
+        }
         self.values["job"] = ""
         self._move(
             DELETING if replace else READY, f"{name}: {'finished' if what == DONE else f'failed, {describe(code)}'}"

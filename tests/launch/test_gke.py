@@ -158,7 +158,7 @@ def command(tmp_path):
     def run(verb, *options):
         usual = ["--target=gke", "--topology=v5e:4x4", "--image=i", "--yes", "--poll_seconds=0.02"]
         given = [sys.executable, "-m", "scaling", verb, *(usual if verb == "launch" else []), *options]
-        found = subprocess.run(given, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        found = subprocess.run(given, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
         return found.returncode, found.stdout, found.stderr
 
     run.folder, run.cluster = tmp_path, tmp_path / "cluster"

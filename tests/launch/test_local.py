@@ -60,7 +60,7 @@ def launcher(tmp_path):
 
         def run(self, *options, **more):
             process = self.start(*options, **more)
-            out, err = process.communicate(timeout=400)
+            out, err = process.communicate(timeout=900)
             return process.returncode, out, err
 
     made = Launcher()
@@ -77,7 +77,7 @@ def losses(run_dir):
     return [(line["step"], line["loss"]) for line in lines]
 
 
-def until(test, seconds=200):
+def until(test, seconds=500):
     end = time.monotonic() + seconds
     while not test():
         assert time.monotonic() < end, "it took too long"
@@ -92,7 +92,7 @@ def step(run_dir):
 @pytest.mark.slow
 def test_two_processes_one_killed_then_one_frozen_are_the_same_run(launcher, tmp_path):
     launcher.config(steps=300)
-    options = ("--processes=2", "--config.mesh.fsdp=2", "--stall_seconds=3")
+    options = ("--processes=2", "--config.mesh.fsdp=2", "--stall_seconds=300")
     code, _, err = launcher.run(*options, f"--config.workdir={tmp_path / 'whole'}")
     assert code == 0, err
     process, run_dir = launcher.start(*options), launcher.folder
@@ -100,7 +100,7 @@ def test_two_processes_one_killed_then_one_frozen_are_the_same_run(launcher, tmp
         until(lambda at=at: step(run_dir) > at)
         os.kill(state.read(run_dir)["children"][1]["pid"], number)
         until(lambda at=at: state.read(run_dir)["restarts"]["total"] == (1 if at == 30 else 2))
-    assert process.wait(400) == 0
+    assert process.wait(900) == 0
     assert losses(run_dir) == losses(tmp_path / "whole")
     events = [event["event"] for event in state.read(run_dir)["events"]]
     assert any("SIGKILL" in event for event in events) and any("stood still" in event for event in events)
@@ -132,7 +132,7 @@ def test_stop_lets_runs_save_and_the_same_command_goes_on(launcher):
     until(lambda: step(launcher.folder) > 30)
     code, out, err = launcher.run(str(launcher.folder), verb="stop")
     assert code == 0 and "nothing runs" in out, err
-    assert process.wait(60) == 143
+    assert process.wait(300) == 143
     last = step(launcher.folder)
     assert (launcher.folder / f"checkpoints/{last}/meta.json").exists()
     code, out, _ = launcher.run(str(launcher.folder), "--json", verb="status")
@@ -141,7 +141,7 @@ def test_stop_lets_runs_save_and_the_same_command_goes_on(launcher):
     process = launcher.start()
     until(lambda: step(launcher.folder) > last)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(300) == 130
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ class Cloud:
 
     def run(self, *options, **more):
         process = self.start(*options, **more)
-        out, err = process.communicate(timeout=90)
+        out, err = process.communicate(timeout=400)
         return process.returncode, out, err
 
     @property
@@ -93,7 +93,11 @@ class Cloud:
         path = self.stand_in / f"starts-{run}-{host}"
         return int(path.read_text()) if path.exists() else 0
 
-    def until(self, test, seconds=60):
+    def serving(self):
+        """Whether both hosts train."""
+        return all((self.stand_in / f"serving-small-0-{host}").exists() for host in (0, 1))
+
+    def until(self, test, seconds=300):
         end = time.monotonic() + seconds
         while not test():
             assert time.monotonic() < end, "it took too long"
@@ -172,9 +176,9 @@ def test_what_cannot_work_is_refused_before(cloud, options, said):
 def test_preempted_machines_are_replaced_and_the_run_goes_on(cloud):
     cloud.behave(small=[[5, "serve"], [9, 0]])
     process = cloud.start("--spot")
-    cloud.until(lambda: cloud.starts() == 1 and cloud.state()["slots"][0]["stage"] == "running")
+    cloud.until(lambda: cloud.serving() and cloud.state()["slots"][0]["stage"] == "running")
     cloud.faults(describe=["preempt"])
-    assert process.wait(90) == 0
+    assert process.wait(400) == 0
     assert cloud.starts() == 2 and len(cloud.called("create")) == 2 and cloud.left == []
     assert cloud.state()["jobs"]["small"]["restarts"]["preemptions"] == 1
 
@@ -183,9 +187,9 @@ def test_preempted_machines_are_replaced_and_the_run_goes_on(cloud):
 def test_machines_that_are_lost_in_mid_call_are_replaced(cloud):
     cloud.behave(small=[[5, "serve"], 0])
     process = cloud.start("--spot")
-    cloud.until(lambda: cloud.starts() == 1)
+    cloud.until(cloud.serving)
     cloud.faults(ssh=[None, "preempt"])
-    assert process.wait(90) == 0
+    assert process.wait(400) == 0
     assert cloud.starts() == 2 and cloud.left == []
 
 
@@ -253,9 +257,9 @@ def test_runs_of_a_sweep_share_machines_one_after_the_other(cloud):
 def test_ctrl_c_lets_the_run_save_and_leaves_nothing(cloud):
     cloud.behave(small=["serve"])
     process = cloud.start()
-    cloud.until(lambda: (cloud.stand_in / "serving-small-0-1").exists())
+    cloud.until(cloud.serving)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(400) == 130
     assert cloud.left == [] and cloud.state()["jobs"]["small"]["state"] == "stopped"
 
 
@@ -271,7 +275,7 @@ def test_the_launcher_may_be_killed_at_every_stage(cloud, stage):
     seen = lambda: (cloud.folder / "runs/small/launch.json").exists() and cloud.state()["slots"][0]["stage"] == stage  # noqa: E731
     cloud.until(seen)
     if stage == "running":
-        cloud.until(lambda: (cloud.stand_in / "serving-small-0-1").exists())
+        cloud.until(cloud.serving)
     first.kill()
     first.wait()
     if stage == "running":
@@ -287,18 +291,22 @@ def test_the_launcher_may_be_killed_at_every_stage(cloud, stage):
 
 @pytest.mark.slow
 def test_the_launcher_may_be_killed_anywhere(cloud):
-    """Killed again and again after growing times, until it comes through."""
+    """Killed again and again, each time a little later in its work; then it comes through."""
     cloud.behave(small=[[3, 74], [5, 0]])
     cloud.faults(create=["lost after"], ssh=["lost after"], scp=["lost"])
-    for attempt in range(60):
+    path = cloud.folder / "runs/small/launch.json"
+    for attempt in range(12):
         process = cloud.start()
-        try:
-            assert process.wait(0.9 + 0.13 * attempt) == 0
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    else:
-        pytest.fail("it never came through")
-    assert cloud.left == [] and cloud.starts() == 2
+        cloud.until(
+            lambda process=process: (
+                process.poll() is not None or (path.exists() and cloud.state()["launcher"]["pid"] == process.pid)
+            )
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.25 * attempt)
+        process.kill()
+        process.wait()
+    code, _, err = cloud.run()
+    assert code == 0, err
+    assert cloud.left == [] and cloud.starts() == cloud.starts(host="0-1") == 2
     assert cloud.state()["state"] == "finished"
