@@ -277,11 +277,13 @@ def verify(path: epath.Path) -> dict[str, Any]:
             digests.update(json.loads(part.read_text()))
         except FileNotFoundError:
             raise DamagedCheckpoint(f"{path} is unfinished ({part.name} is missing)") from None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise DamagedCheckpoint(f"{part} is damaged (no JSON object)") from None
     if META not in digests:
         raise DamagedCheckpoint(f"{path / _CHECKSUMS.format(0)} is damaged ({META} is not in it)")
     for name in sorted(digests)[jax.process_index() :: jax.process_count()]:
+        if name.startswith("/") or "://" in name or ".." in name.split("/"):
+            raise DamagedCheckpoint(f"{path} has a checksum of {name}, which lies outside of it")
         if not (path / name).exists():
             raise DamagedCheckpoint(f"{path / name} is missing")
         if _sha256(path / name) != digests[name]:
@@ -301,7 +303,7 @@ def _meta(path: epath.Path) -> dict[str, Any]:
         meta = json.loads((path / META).read_text())
     except FileNotFoundError:
         raise DamagedCheckpoint(f"{path} is unfinished ({META} is missing)") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DamagedCheckpoint(f"{path / META} is damaged (not JSON)") from None
     if not isinstance(meta, dict) or type(meta.get("processes")) is not int or meta["processes"] < 1:
         raise DamagedCheckpoint(f"{path / META} is damaged (it does not say how many processes wrote it)")

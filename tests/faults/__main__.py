@@ -33,7 +33,7 @@ def main() -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     lab = Lab(folder, options.quick)
     try:
-        rows = run(options.only or list(FAULTS), lab)
+        rows = run(options.only or list(FAULTS), lab, options.markdown)
     finally:
         lab.close()
         if not options.keep:
@@ -42,13 +42,11 @@ def main() -> int:
     for row in rows:
         for failure in row.failures:
             print(f"FAILED {row.fault}: {failure}")
-    if options.markdown:
-        options.markdown.write_text(to_markdown(rows))
     return int(any(row.failures for row in rows))
 
 
-def run(names: list[str], lab: Lab) -> list[Row]:
-    """Tries faults one after the other, with a progress bar."""
+def run(names: list[str], lab: Lab, markdown: Path | None) -> list[Row]:
+    """Tries faults one after the other, with a progress bar; the table so far is written after each."""
     rows = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=Console(stderr=True))
@@ -61,6 +59,8 @@ def run(names: list[str], lab: Lab) -> list[Row]:
             row.seconds = time.monotonic() - start
             rows.append(row)
             bar.advance(task)
+            if markdown:
+                markdown.write_text(to_markdown(rows))
             if not sys.stderr.isatty():
                 print(f"{name}: {row.cases} cases, {len(row.failures)} failures, {row.seconds:.0f} s", file=sys.stderr)
                 print("".join(f"  {failure}\n" for failure in row.failures), end="", file=sys.stderr, flush=True)
