@@ -14,8 +14,8 @@ def newest_checkpoint(run_dir: epath.Path) -> int:
     folder = run_dir / "checkpoints"
     if not folder.exists():
         return -1
-    steps = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
-    return max((step for step in steps if (folder / str(step) / "meta.json").exists()), default=-1)
+    steps = [path for path in folder.iterdir() if path.name.isdecimal()]  # with leading zeros
+    return max((int(path.name) for path in steps if (path / "meta.json").exists()), default=-1)
 
 
 def newest_step(run_dir: epath.Path) -> int:

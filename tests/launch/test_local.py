@@ -134,7 +134,7 @@ def test_stop_lets_runs_save_and_the_same_command_goes_on(launcher):
     assert code == 0 and "nothing runs" in out, err
     assert process.wait(300) == 143
     last = step(launcher.folder)
-    assert (launcher.folder / f"checkpoints/{last}/meta.json").exists()
+    assert (launcher.folder / f"checkpoints/{last:09d}/meta.json").exists()
     code, out, _ = launcher.run(str(launcher.folder), "--json", verb="status")
     (row,) = json.loads(out)
     assert (row["state"], row["step"], row["checkpoint"]) == ("stopped", last, last)

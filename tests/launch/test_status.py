@@ -36,8 +36,8 @@ def run_dir(tmp_path, monkeypatch):
         {"step": i, "tokens": 128 * i, "loss": 5.0 - i, "tokens_per_second": 1234.5, "mfu": 0.25} for i in range(1, 5)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "checkpoints/3").mkdir(parents=True)
-    (folder / "checkpoints/3/meta.json").write_text("{}")
+    (folder / "checkpoints/000000003").mkdir(parents=True)
+    (folder / "checkpoints/000000003/meta.json").write_text("{}")
     (folder / "attempts").mkdir()
     seconds = {"startup": 1.0, "compile": 1.0, "steps": 6.0}
     attempt = {"number": 1, "hostname": "h", "pid": 1, "started": 100.0, "first_step": 0, "step": 4, "seconds": seconds}

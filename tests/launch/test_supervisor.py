@@ -235,9 +235,9 @@ def test_steps_are_read_from_lines_and_checkpoints(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
     assert progress.newest_step(folder) == 3
     for step, whole in ((10, True), (20, False)):
-        (tmp_path / f"checkpoints/{step}").mkdir(parents=True)
+        (tmp_path / f"checkpoints/{step:09d}").mkdir(parents=True)
         if whole:
-            (tmp_path / f"checkpoints/{step}/meta.json").write_text("{}")
+            (tmp_path / f"checkpoints/{step:09d}/meta.json").write_text("{}")
     assert progress.newest_step(folder) == 10
 
 
