@@ -1,7 +1,7 @@
 """What a TPU VM does when it is told to: install, start a run, say how it stands, show its log, stop it.
 
 The launcher copies this file there and calls it over ssh. Standard library only, since it runs on the machine's own
-(3.10). Each answer is one line, ``@launch`` and a JSON object, so that what ssh prints besides does no harm; each
+(3.10). Each answer is one line, ``@launch`` and a JSON object, so that what ssh prints besides does no harm.
 """
 
 import argparse

@@ -281,9 +281,10 @@ def verify(path: epath.Path) -> dict[str, Any]:
             raise DamagedCheckpoint(f"{part} is damaged (no JSON object)") from None
     if META not in digests:
         raise DamagedCheckpoint(f"{path / _CHECKSUMS.format(0)} is damaged ({META} is not in it)")
-    for name in sorted(digests)[jax.process_index() :: jax.process_count()]:
+    for name in digests:
         if name.startswith("/") or "://" in name or ".." in name.split("/"):
             raise DamagedCheckpoint(f"{path} has a checksum of {name}, which lies outside of it")
+    for name in sorted(digests)[jax.process_index() :: jax.process_count()]:
         if not (path / name).exists():
             raise DamagedCheckpoint(f"{path / name} is missing")
         if _sha256(path / name) != digests[name]:
