@@ -113,6 +113,8 @@ def test_stop_ends_a_supervisor_and_what_one_left_behind(run_dir, capsys):
 def test_stop_kills_what_stands_still(run_dir):
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
     os.kill(process.pid, signal.SIGSTOP)
+    while not state.stopped(process.pid):
+        time.sleep(0.01)
     state.write(run_dir, {"target": "local", "state": "running", "children": [state.identity(process.pid)]})
     assert cli.main(["stop", "one", "--grace_seconds=0.2"]) == 0
     assert process.wait(5) == -signal.SIGKILL

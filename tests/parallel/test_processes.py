@@ -86,6 +86,7 @@ def test_a_sequence_may_lie_over_two_processes(tmp_path):
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_can_be_two_stages(tmp_path):
     """Each process holds the layers of one stage, and reads only the rows that its devices hold."""
     given = ("--config.model.num_layers=4", "--config.optimizer.peak_lr=1e-3", NO_SAMPLES)

@@ -27,7 +27,7 @@ def moments(state):
     return jax.tree.leaves((state["optimizer"][2].mu, state["optimizer"][2].nu))
 
 
-@pytest.mark.parametrize("beta2", [0.95, 0.999])
+@pytest.mark.parametrize("beta2", [pytest.param(0.95, marks=pytest.mark.slow), 0.999])
 def test_a_second_moment_falls_without_gradients(beta2):
     """Rounded to the nearest it would stay for ever at 0.999, whose steps are below half of bfloat16's spacing."""
     model = tiny.model()
