@@ -56,7 +56,7 @@ class Checkpoints:
         """Steps that have a directory, finished or not, oldest first."""
         if not self.directory.exists():
             return []
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit() and p.is_dir())
 
     def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts writing a step; waits only for the previous one and for the copy off the devices.
@@ -226,7 +226,7 @@ class Checkpoints:
     def _make_room(self, step: int) -> None:
         """A step that was passed over, and is now reached again: deleted if unfinished, set aside if damaged."""
         path = self._path(step)
-        if jax.process_index() == 0 and path.exists() and self._unfinished(step):
+        if jax.process_index() == 0 and path.is_dir() and self._unfinished(step):
             self._delete(step)
         self.set_aside(step)
 

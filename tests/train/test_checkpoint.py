@@ -101,11 +101,16 @@ def test_a_step_without_its_marks_is_unfinished(saved, name):
         restore(saved)
 
 
-def test_an_empty_or_foreign_folder_is_not_a_checkpoint(saved):
+def test_an_empty_or_foreign_folder_is_not_a_checkpoint(saved, state):
     (saved.directory / "000000009").mkdir()
     (saved.directory / "notes").mkdir()
+    (saved.directory / "000000003").write_text("no folder")
     (saved.directory / "000000010.orbax-checkpoint-tmp").mkdir()
     assert restore(saved)[1]["step"] == 2
+    saved.save(3, state, {"note": "in its place"})
+    saved.wait()
+    assert restore(saved)[1]["note"] == "in its place"
+    assert (saved.directory / "000000003.damaged").read_text() == "no folder"
 
 
 def test_nothing_saved_is_no_checkpoint(tmp_path):
