@@ -50,8 +50,9 @@ def bad_steps(lab: Lab) -> Row:
         process = lab.start(killed, *given, injected=fault)
         process.wait_for(lambda killed=killed, first=first, count=count: _is_past(killed, first, count))
         process.kill()
-        # Should the kill have come before the last bad step was saved past, it comes again, as it would in the data.
-        process = lab.finish(killed, *given, injected=fault)
+        # What is wrong with data comes again when they are read again, and not once a roll-back has left them out.
+        gone = (killed / "rollbacks.json").exists()
+        process = lab.finish(killed, *given, injected="" if gone else fault)
         row.check(process.wait() == 0, f"{name}, killed: {process.last_line}")
         row.failures.extend(f"{name}, killed: {text}" for text in differences(killed, whole))
         row.cases += 2
