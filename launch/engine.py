@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from etils import epath
 
-from launch import state
+from launch import jobs, state
 from launch.jobs import Launch, write_plans
 from scaling import exit_codes
 from scaling.sweep.plan import Run
@@ -55,6 +55,7 @@ def planned(launch: Launch, target: str, cloud: Mapping[str, Any], known: dict[s
     if known and known["cloud"] != dict(cloud) and known.get("state") == RUNNING:
         raise ValueError(f"{launch.state_folder} is a launch with other options; give those again, or stop it first")
     before = known.get("jobs", {})
+    jobs.refuse_changed(launch, [n for n, job in before.items() if job.get("resource") and job["state"] not in _ENDS])
     found_jobs = {}
     for run in launch.runs:
         job = {"name": run.name, "workdir": run.config.workdir, "state": WAITING, "reason": "", "since": ""}

@@ -1,6 +1,7 @@
 """Launches by folder or name, and their runs."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def find(given: Sequence[str]) -> list[Found]:
     """
     if not given:
         inside = sorted(path for path in ROOT.iterdir() if path.is_dir()) if ROOT.is_dir() else []
-        return [found for path in inside if (found := _read(path))]
+        return [found for path in inside if (found := _read_or_say(path))]
     launches = []
     for name in given:
         path = next((path for path in (Path(name), ROOT / name) if path.is_dir()), None)
@@ -51,6 +52,15 @@ def find(given: Sequence[str]) -> list[Found]:
             raise FileNotFoundError(f"{path} holds no run and no launch")
         launches.append(found)
     return launches
+
+
+def _read_or_say(folder: Path) -> Found | None:
+    """One damaged launch does not hide the others."""
+    try:
+        return _read(folder)
+    except ValueError as error:
+        print(f"passed over: {error}", file=sys.stderr)
+        return None
 
 
 def _read(folder: Path) -> Found | None:

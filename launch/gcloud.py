@@ -130,21 +130,26 @@ def state(gcloud: Gcloud, name: str) -> tuple[str, str]:
         GcloudError: gcloud failed.
     """
     try:
-        found = json.loads(run(gcloud.describe(name)) or "{}")
+        found = _parsed(run(gcloud.describe(name)) or "{}")
     except GcloudError as error:
         if error.kind == NOT_FOUND:
             return "", ""
         raise
-    except ValueError as error:
-        raise GcloudError(LOST, f"gcloud's answer is not JSON: {error}") from None
     values = found.get("state", {})
     reason = values.get("failedData", {}).get("error", {}).get("message", "") or values.get("stateInitiator", "")
     return str(values.get("state", "")), reason
 
 
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise GcloudError(LOST, f"gcloud's answer is not JSON: {error}") from None
+
+
 def names(gcloud: Gcloud) -> list[str]:
     """All requests of the zone that are not being deleted, by name."""
-    found = json.loads(run(gcloud.list_all()) or "[]")
+    found = _parsed(run(gcloud.list_all()) or "[]")
     kept = [one for one in found if one.get("state", {}).get("state") != "DELETING"]
     return [str(one.get("name", "")).rpartition("/")[2] for one in kept]
 

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,21 @@ def command(plan: str, distributed: Mapping[str, Any] | None = None, python: str
 def write_plans(launch: Launch, folder: epath.Path) -> dict[str, epath.Path]:
     """Writes each run's config as ``folder/<name>/plan.json``; name -> path."""
     return {run.name: write_plan(run, folder / run.name) for run in launch.runs}
+
+
+def refuse_changed(launch: Launch, names: Collection[str]) -> None:
+    """Refuses other knobs for runs whose plan machines elsewhere already have: they would go on with the old ones.
+
+    Raises:
+        ValueError: the plan of one of ``names`` is another than the one that was handed over.
+    """
+    for run in launch.runs:
+        plan = launch.state_folder / run.name / "plan.json"
+        if run.name in names and plan.exists() and plan.read_text() != cfg.to_json(run.config):
+            raise ValueError(
+                f"{run.name} was handed over with other knobs ({plan}); give those again, or stop it first "
+                f"(scaling stop {launch.state_folder})"
+            )
 
 
 def _check_folders(config: cfg.Config, local: bool) -> None:

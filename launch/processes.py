@@ -58,14 +58,21 @@ def start(commands: Sequence[Sequence[str]], logs: Sequence[Path], environments:
 
     Returns:
         ``Child`` of each.
+
+    Raises:
+        OSError: one could not be started; those before it are ended.
     """
-    children = []
-    for command, log, environment in zip(commands, logs, environments, strict=True):
-        with log.open("ab") as file:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
-            )
-        children.append(Child(state.identity(process.pid), process))
+    children: list[Child] = []
+    try:
+        for command, log, environment in zip(commands, logs, environments, strict=True):
+            with log.open("ab") as file:
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
+                )
+            children.append(Child(state.identity(process.pid), process))
+    except OSError:
+        end(children, 0)
+        raise
     return children
 
 

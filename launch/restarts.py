@@ -34,6 +34,7 @@ class Restarts:
     in_vain: int = 0
     total: int = 0
     preemptions: int = 0
+    _slow: bool = False  # the last end was a failure of input or output
 
     def saw(self, step: int) -> None:
         """Takes note of a step; one higher than all before is progress."""
@@ -48,15 +49,18 @@ class Restarts:
             return FAIL
         self.in_vain += 1
         self.total += 1
+        self._slow = code == exit_codes.IO
         self.preemptions += code in _PREEMPTED
         return RESTART
 
     @property
     def delay(self) -> float:
-        """Seconds to wait before the next start: none after progress, then growing by powers of two."""
-        if self.in_vain <= 1:
-            return self.first_delay
-        return min(self.longest_delay, self.first_delay * 2.0 ** min(self.in_vain - 1, 60))
+        """Seconds to wait before the next start: few after progress, then growing by powers of two.
+
+        A disk or file server that failed gets 30 times as long: it is back in minutes rather than seconds.
+        """
+        first = self.first_delay * (30.0 if self._slow else 1.0)
+        return min(self.longest_delay, first * 2.0 ** min(max(self.in_vain - 1, 0), 60))
 
 
 def of_group(codes: Sequence[int]) -> int:

@@ -5,6 +5,7 @@ down before, what is started has a number. So the launcher may be killed between
 """
 
 import base64
+import contextlib
 import dataclasses
 import re
 import time
@@ -125,13 +126,18 @@ class Slot:
         if time.monotonic() < self._not_before and not stopping:
             return
         try:
-            if stopping and self.stage != DELETING:
-                self._stop()
-            else:
-                getattr(self, f"_{self.stage}")()
-            self._heard = time.monotonic()
-        except GcloudError as error:
-            self._lost(error)
+            try:
+                if stopping and self.stage != DELETING:
+                    self._stop()
+                else:
+                    getattr(self, f"_{self.stage}")()
+                self._heard = time.monotonic()
+            except GcloudError as error:
+                self._lost(error)
+        except OSError as error:  # our own disk may be full; whoever leaves now leaves machines that are billed
+            self._wait(min(30.0, self._restarts.first_delay * 5))
+            with contextlib.suppress(OSError):
+                self._say(f"{self.name}: this machine: {error} (trying again)")
 
     def _absent(self) -> None:
         job = self.values.get("job") or self._take()
@@ -156,7 +162,6 @@ class Slot:
     def _requested(self) -> None:
         found, reason = gcloud.state(self._request.calls, self.name)
         if found == "ACTIVE":
-            self._restarts.in_vain = 0
             self._move(PREPARING, f"{self.name}: active; copying the code")
         elif found == "FAILED" or found in _GONE:
             self._retry(f"{self.name}: {found}{': ' * bool(reason)}{reason}")
@@ -183,6 +188,7 @@ class Slot:
         answers = self._ask("start", f"--job={name}", f"--attempt={job['attempts']}")
         self.values["hosts"] = len(answers)
         self._failed, self._grown = None, time.monotonic()
+        self._restarts.in_vain = 0  # only now: machines on which nothing can be started must not be made for ever
         self._move(RUNNING, f"{name}: start {job['attempts']} on {self.name}, {len(answers)} hosts")
 
     def _running(self) -> None:
@@ -248,11 +254,13 @@ class Slot:
 
     def _replace(self, why: str) -> None:
         """Deletes what is left of the machines and asks for new ones, for the same run."""
-        self._say(f"{self.name}: {why}")
         if self.stage == RUNNING:
+            self._say(f"{self.name}: {why}")
             self._ended(self.values["job"], exit_codes.SIGTERM, replace=True)
+        elif self.values.get("job"):
+            self._retry(f"{self.name}: {why}")
         else:
-            self._move(DELETING)
+            self._move(DELETING, f"{self.name}: {why}")
 
     def _ended(self, name: str, code: int, replace: bool = False) -> None:
         """A start of a run is over: it is finished, failed, or will be started once more."""

@@ -60,7 +60,10 @@ def _cloud(launch: Found, options: argparse.Namespace) -> list[str]:
             time.sleep(_POLL_SECONDS)
         known = state.read(launch.folder)
     elif launcher and not state.here(launcher) and launch.target == "tpu_vm" and known.get("state") == "running":
-        raise ValueError(f"{launch.folder} was launched on {launcher['host']}; stop it there")
+        raise ValueError(
+            f"{launch.folder} was launched on {launcher['host']}; stop it there, or if that is gone, give the same "
+            "launch again here, which takes over, and then ctrl-C"
+        )
     folder = epath.Path(launch.folder)
     chosen = Settings(grace_seconds=options.grace_seconds)
     if launch.target == "tpu_vm":

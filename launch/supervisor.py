@@ -6,7 +6,9 @@ again, it goes on with the processes that still run.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import math
 import os
 import signal
 import sys
@@ -53,8 +55,8 @@ class Settings:
         if self.processes < 1:
             raise ValueError(f"--processes={self.processes} must be at least 1")
         for name in ("max_restarts", "stall_seconds", "grace_seconds", "first_delay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name}={getattr(self, name)} must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:  # false for NaN, too
+                raise ValueError(f"--{name}={getattr(self, name)} must be a number of at least 0")
 
     def arguments(self) -> list[str]:
         """As options of this module's command."""
@@ -132,7 +134,12 @@ class Supervisor:
             if self._asked():
                 return self._stopped()
             if code is None:
-                code = self._attempt()
+                try:
+                    code = self._attempt()
+                except OSError as error:  # a log that cannot be made on a full disk, say
+                    self._say(f"the processes could not be started ({error})")
+                    self._end_all()
+                    code = exit_codes.IO
             self._restarts.saw(progress.newest_step(self._run_dir))
             if self._asked():
                 return self._stopped()
@@ -249,7 +256,7 @@ class Supervisor:
 
     def _say(self, text: str) -> None:
         state.note(self._state, text)
-        print(f"launch: {text}", file=sys.stderr, flush=True)
+        _print(text)
 
     def _save(self, now: str, event: str = "", exit_code: int | None = None, **more: Any) -> None:
         values = self._state
@@ -259,8 +266,16 @@ class Supervisor:
         values["restarts"] = {key: getattr(self._restarts, key) for key in ("total", "preemptions", "in_vain", "step")}
         if event:
             state.note(values, event, step=self._restarts.step, **more)
-            print(f"launch: {event}", file=sys.stderr, flush=True)
-        state.write(self._run_dir, values)
+            _print(event)
+        try:
+            state.write(self._run_dir, values)
+        except OSError as error:  # a full disk must not end whoever is to start the run again when there is room
+            _print(f"{self._run_dir / state.FILE} could not be written ({error})")
+
+
+def _print(text: str) -> None:
+    with contextlib.suppress(OSError):  # the log may lie on the full disk, too
+        print(f"launch: {text}", file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -75,9 +75,12 @@ class Launcher:
     def _sweep_up(self) -> None:
         """Deletes what Cloud TPU made of a request whose answer was lost, if there is any."""
         calls = self.slots[0].calls if self.slots else None
-        for name in left_over(calls, self.values["id"]) if calls else ():
-            self._say(f"{name}: left over; deleting")
-            gcloud.run(calls.delete(name))  # type: ignore[union-attr]
+        try:
+            for name in left_over(calls, self.values["id"]) if calls else ():
+                self._say(f"{name}: left over; deleting")
+                gcloud.run(calls.delete(name))  # type: ignore[union-attr]
+        except gcloud.GcloudError as error:
+            self._say(f"what is left over is not known, or was not deleted ({error}): scaling stop {self._folder}")
 
     def _end(self) -> int:
         ends = {job["state"] for job in self.values["jobs"].values()}
@@ -134,7 +137,7 @@ def planned(launch: Launch, options: Mapping[str, Any], parallel: int, known: di
     Runs that are finished stay so; failed and stopped ones get another try.
 
     Raises:
-        ValueError: machines of other options still exist.
+        ValueError: machines of other options, or with other knobs of the runs, still exist.
     """
     wanted = {key: options[key] for key in _KEPT}
     slots = [slot for slot in known.get("slots", []) if slot["stage"] != ABSENT]
@@ -143,6 +146,14 @@ def planned(launch: Launch, options: Mapping[str, Any], parallel: int, known: di
             f"{', '.join(slot['resource'] for slot in slots)} still exist, of another launch with other options; "
             "give those again, or stop it first (scaling stop)"
         )
+    if slots:
+        open_jobs = [name for name, job in known["jobs"].items() if job["state"] != FINISHED]
+        jobs.refuse_changed(launch, open_jobs)
+        if lost := {slot["job"] for slot in slots if slot.get("job")} - {run.name for run in launch.runs}:
+            raise ValueError(
+                f"{', '.join(sorted(lost))} is on machines and not among these runs; give the same config, or stop it "
+                "first (scaling stop)"
+            )
     found = {} if not known else dict(known)
     number = known["id"] if slots else secrets.token_hex(3)
     if not slots:
@@ -226,12 +237,16 @@ def stop(folder: epath.Path, values: dict[str, Any], chosen: Settings, poll_seco
     """
     with held(folder / state.LOCK, f"a launcher still works on {folder}"):
         Launcher(folder, values, chosen, poll_seconds).run(stopping=signal.SIGTERM)
-    return left_over(request_of(values, folder, chosen).calls, values["id"])
+    try:
+        return left_over(request_of(values, folder, chosen).calls, values["id"])
+    except gcloud.GcloudError as error:
+        return [f"not known what, since gcloud did not list it ({error})"]
 
 
 def left_over(calls: gcloud.Gcloud, number: str) -> list[str]:
-    """Requests of a launch that still exist and are not being deleted; empty if Cloud TPU does not say."""
-    try:
-        return [name for name in gcloud.names(calls) if f"-{number}-" in name]
-    except gcloud.GcloudError:
-        return []
+    """Requests of a launch that still exist and are not being deleted.
+
+    Raises:
+        GcloudError: Cloud TPU does not say.
+    """
+    return [name for name in gcloud.names(calls) if f"-{number}-" in name]

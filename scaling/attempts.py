@@ -98,6 +98,8 @@ def _read(path: epath.Path) -> Attempt | None:
         known = {field.name for field in dataclasses.fields(Attempt)}
         stalls = tuple(map(float, values.get("save_stalls", ())))
         kept = {name: value for name, value in values.items() if name in known}
+        kept |= {name: int(values[name]) for name in ("number", "first_step", "step")}
+        kept["started"] = float(values["started"])
         return Attempt(**(kept | {"seconds": seconds, "save_stalls": stalls}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -130,9 +132,11 @@ def summarize(attempts: Sequence[Attempt]) -> Summary | None:
             lost = attempt.seconds[STEPS] * (done - kept) / done
             seconds[STEPS] -= lost
             seconds["lost"] += lost
-            lost_steps += done - kept
-    wall = max(attempt.last_seen for attempt in attempts) - attempts[0].started
-    seconds["down"] = max(0.0, wall - sum(seconds.values()))
+            lost_steps += max(0, done - kept)  # below 0: rolled back to before its own first step
+    counted = sum(seconds.values())
+    # A clock that was set back between attempts must not make their time less than what they spent.
+    wall = max(counted, max(attempt.last_seen for attempt in attempts) - attempts[0].started)
+    seconds["down"] = wall - counted
     stalls = [stall for attempt in attempts for stall in attempt.save_stalls]
     steps = [attempt.step_seconds for attempt in attempts if attempt.step_seconds]
     stall = statistics.median(stalls) if stalls else None

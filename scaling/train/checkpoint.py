@@ -56,7 +56,7 @@ class Checkpoints:
         """Steps that have a directory, finished or not, oldest first."""
         if not self.directory.exists():
             return []
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit() and p.is_dir())
+        return sorted(int(p.name) for p in self.directory.iterdir() if _is_step(p.name) and p.is_dir())
 
     def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts writing a step; waits only for the previous one and for the copy off the devices.
@@ -210,13 +210,24 @@ class Checkpoints:
         return meta
 
     def _prune(self, newest: int) -> None:
-        """Deletes steps up to ``newest``, but not the last ``keep_last`` or multiples of ``keep_every_steps``."""
+        """Deletes steps up to ``newest``, but not the last ``keep_last`` or multiples of ``keep_every_steps``.
+
+        Nor the newest that was not saved in the middle of bad steps, to which the run would be rolled back.
+        """
         steps, every = [step for step in self.steps() if step <= newest], self.config.keep_every_steps
         unfinished = [step for step in steps if self._unfinished(step)]
         finished = [step for step in steps if step not in unfinished]
         old = [step for step in finished[: -self.config.keep_last] if not (every and step % every == 0)]
+        good = next((step for step in reversed(finished) if not self._in_bad_steps(step)), None)
+        old = [step for step in old if step != good]
         for step in [*old, *(step for step in unfinished if step < newest)]:
             self._delete(step)
+
+    def _in_bad_steps(self, step: int) -> bool:
+        try:
+            return bool(_meta(self._path(step)).get("guard", {}).get("in_a_row"))
+        except DamagedCheckpoint:
+            return True
 
     def _delete(self, step: int) -> None:
         """Deletes a step; if that is cut short, it reads as unfinished and not as damaged."""
@@ -229,6 +240,14 @@ class Checkpoints:
         if jax.process_index() == 0 and path.is_dir() and self._unfinished(step):
             self._delete(step)
         self.set_aside(step)
+
+    def set_aside_after(self, step: int) -> None:
+        """Sets all later steps aside. All processes call it."""
+        newer = [found for found in self.steps() if found > step]
+        if jax.process_count() > 1:  # before the first is renamed, all must have seen the same
+            multihost_utils.sync_global_devices(f"steps after {step}")
+        for found in newer:
+            self.set_aside(found)
 
     def set_aside(self, step: int) -> None:
         """Renames a step, if it is there, so that it is none any more; nothing is deleted. All processes call it."""
@@ -256,6 +275,11 @@ class Checkpoints:
         return OSError(
             f"the checkpoint of step {step} could not be written to {self.directory} ({reason}{room}); {last}"
         )
+
+
+def _is_step(name: str) -> bool:
+    """Whether a folder has the name of a step as we write it; others (``7``, say) are not ours to touch."""
+    return name.isascii() and name.isdigit() and name == f"{int(name):09d}"
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

@@ -37,7 +37,7 @@ class Goodput:
         self._clock, self._kind = time.monotonic(), "startup"
         self._seconds = dict.fromkeys(attempts.KINDS, 0.0)
         self._started = time.time() if started is None else started
-        self._seconds["startup"] = time.time() - self._started
+        self._seconds["startup"] = max(0.0, time.time() - self._started)
         self._stalls: deque[float] = deque(maxlen=_RECENT)
         self._step_seconds: deque[float] = deque(maxlen=_RECENT)
         self._number = self._first_step = self._step = 0

@@ -88,7 +88,7 @@ class Loop:
             if validates or runs_tasks or saves or stopped or done == last:
                 self._log(*pending)  # before a save: a diverged state must not become a checkpoint
                 pending = None
-            if validates:
+            if validates and not stopped:
                 self.validate(done, state)
             if runs_tasks and not stopped:
                 self.evaluate_tasks(done, state)
@@ -97,6 +97,8 @@ class Loop:
                 self.save(done, state, lr)
             if stopped:
                 self._wait()
+                if validates:  # after the save: whoever sent the signal may not wait for it
+                    self.validate(done, state)
                 self.note(f"stopped by a signal after step {done}; saved, and the same command goes on from there")
                 return state, stopped
         self._wait()

@@ -99,9 +99,7 @@ def roll_back(
             f"{bad}; going back to the last good checkpoint, step {step}, past the data that came next, was tried and "
             f"did not help; {_ADVICE}"
         )
-    for newer in checkpoints.steps():
-        if newer > step:
-            checkpoints.set_aside(newer)
+    checkpoints.set_aside_after(step)
     rollbacks.add(step, bad.step)
     goodput.discard(bad.step - step)
     log.warning("%s: back to the checkpoint of step %d, past the data read since", bad, step)

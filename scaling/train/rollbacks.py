@@ -5,14 +5,17 @@ data lie ``sequences`` further on. This is applied by step: a later resume from 
 reads what the run itself reads there. Several add up.
 """
 
+import contextlib
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from scaling.data.shards import sync
 from scaling.train.schedule import BatchSchedule
 
 FILE = "rollbacks.json"
@@ -67,4 +70,10 @@ class Rollbacks:
         if jax.process_index() == 0:
             partial = self._path.with_name(self._path.name + ".partial")
             partial.write_text(json.dumps([dataclasses.asdict(entry) for entry in self._all], indent=1))
+            remote = "://" in str(partial)  # object stores do so themselves
+            if not remote:
+                sync(Path(partial))
             partial.replace(self._path)
+            if not remote:
+                with contextlib.suppress(OSError):  # not every network file system can
+                    sync(Path(self._path.parent))

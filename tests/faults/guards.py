@@ -1,5 +1,6 @@
 """Numbers that are no numbers, spikes, flipped bits, hung steps: what the guard of a run makes of them."""
 
+import signal
 import time
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def bad_steps(lab: Lab) -> Row:
         process = lab.start(killed, *given, injected=fault)
         process.wait_for(lambda killed=killed, first=first, count=count: _is_past(killed, first, count))
         process.kill()
+        row.check(process.wait() == -signal.SIGKILL, f"{name}: it had ended before it could be killed")
         # What is wrong with data comes again when they are read again, and not once a roll-back has left them out.
         gone = (killed / "rollbacks.json").exists()
         process = lab.finish(killed, *given, injected="" if gone else fault)

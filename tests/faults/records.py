@@ -1,6 +1,7 @@
 """Data that go bad while a run is stopped, or while it runs."""
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def bad_records(lab: Lab) -> Row:
         process = lab.start(killed, *skip)
         process.wait_for(lambda killed=killed: logged(killed) >= 45)
         process.kill()
+        row.check(process.wait() == -signal.SIGKILL, f"{name}: it had ended before it could be killed")
         row.check(lab.finish(killed, *skip).wait() == 0, f"{name}: skipping failed after a kill")
         row.failures.extend(f"{name}, killed: {text}" for text in differences(killed, whole))
         restore()

@@ -159,7 +159,7 @@ def test_options_of_another_target_are_refused(capsys):
         (["--target=gke", "--processes=2"], "--processes belongs to --target=local"),
         (["--target=local"], "needs --config=FILE"),
         (["--target=mars"], "invalid choice"),
-        (["--target=local", "--max_restarts=-1"], "must not be negative"),
+        (["--target=local", "--max_restarts=-1"], "must be a number of at least 0"),
     ):
         assert cli.main(["launch", *options]) == 2
         assert said in capsys.readouterr().err

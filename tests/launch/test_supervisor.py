@@ -103,6 +103,16 @@ def test_progress_counts_anew(run):
     assert (code, starts, values["restarts"]["step"]) == (0, 5, 3)
 
 
+def test_a_disk_that_failed_gets_minutes():
+    counts = restarts.Restarts(most=5, first_delay=1.0)
+    waited = []
+    while counts.after(exit_codes.IO) == restarts.RESTART:
+        waited.append(counts.delay)
+    assert waited == [30, 60, 120, 240, 300]
+    counts.saw(1)
+    assert counts.after(exit_codes.HUNG) == restarts.RESTART and counts.delay == 1
+
+
 def test_delays_grow_without_progress_and_end_with_it():
     counts = restarts.Restarts(most=20, first_delay=1.0, longest_delay=10.0)
     seen = []
@@ -136,6 +146,39 @@ def test_a_run_whose_files_do_not_change_is_killed(run):
     code, values, starts = run(["hang", 0], stall_seconds=0.6)
     assert (code, starts) == (0, 2)
     assert any("no file of the run changed" in event["event"] for event in values["events"])
+
+
+def test_a_full_disk_does_not_end_the_supervisor(run, tmp_path, monkeypatch):
+    """Code 74 is to be followed by another start, also where there is no room for launch.json."""
+
+    def full(folder, values):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(state, "write", full)
+    assert run([exit_codes.IO, exit_codes.IO, 0])[::2] == (0, 3)
+    assert not (tmp_path / "launch.json").exists()
+
+
+def test_a_log_that_cannot_be_made_is_tried_again_and_leaves_no_process(run, tmp_path, monkeypatch):
+    (tmp_path / "train-1.log").mkdir()
+    started, real = [], processes.Child
+
+    def child(*given):
+        started.append(real(*given))
+        return started[-1]
+
+    monkeypatch.setattr(processes, "Child", child)
+    (tmp_path / "starts-0").write_text("0")
+    code, values, _ = run(["hang"], ["hang"], max_restarts=1)
+    assert code == exit_codes.IO and values["state"] == "failed"
+    assert len(started) == 2 and not any(one.running for one in started)
+
+
+@pytest.mark.parametrize("name", ["max_restarts", "stall_seconds", "grace_seconds", "first_delay"])
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
+def test_impossible_numbers_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"--{name}="):
+        Settings(**{name: value})
 
 
 def test_the_most_telling_code_counts():

@@ -125,6 +125,33 @@ def test_keep_last_and_keep_every(tmp_path, state):
     assert checkpoints.steps() == [4, 6, 7]
 
 
+def test_the_last_step_outside_of_bad_ones_is_kept(tmp_path, state):
+    """A signal forces a save among bad steps; the run must still find what it is to be rolled back to."""
+    checkpoints = Checkpoints(tmp_path, cfg.Checkpoint(keep_last=1))
+    bad = {**state, "guard": state["guard"] | {"in_a_row": state["guard"]["in_a_row"] + 1}}
+    for step, saved in ((1, state), (2, state), (3, bad), (4, bad)):
+        checkpoints.save(step, saved, {})
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 4] and checkpoints.newest_whole(good=True)[0] == 2
+    checkpoints.tidy(whole=4)
+    assert checkpoints.steps() == [2, 4]
+    checkpoints.set_aside_after(2)
+    assert checkpoints.steps() == [2]
+    checkpoints.save(5, state, {})
+    checkpoints.close()
+    assert checkpoints.steps() == [5]
+
+
+@pytest.mark.parametrize("name", ["7", "\u00b2", "0000000003"])
+def test_folders_with_other_names_are_no_steps(saved, state, name):
+    (saved.directory / name).mkdir()
+    assert saved.steps() == [1, 2] and saved.newest_whole()[0] == 2
+    saved.tidy(whole=2)
+    saved.save(4, state, {})
+    saved.wait()
+    assert (saved.directory / name).is_dir()
+
+
 def test_a_damaged_step_reached_again_is_set_aside(saved, state):
     for note in ("again", "and again"):
         flip(files(saved, 2)[-1])
