@@ -3,11 +3,15 @@
 import os
 from pathlib import Path
 
+import jax
+
 
 def environment() -> dict[str, str]:
-    """For ``subprocess``: a cache of all compiled programs beside the session's other caches, and quick compilation."""
+    """For ``subprocess``: the session's cache of compiled programs (tests/conftest.py), and quick compilation."""
+    # `make faults` has no such cache, only a folder for all.
+    compiled = jax.config.jax_compilation_cache_dir or Path(os.environ["SCALING_CACHE"]) / "programs"
     return os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(Path(os.environ["SCALING_CACHE"]) / "programs"),
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

@@ -90,20 +90,19 @@ def step(run_dir):
 
 
 @pytest.mark.slow
-def test_two_processes_one_killed_then_one_frozen_are_the_same_run(launcher, tmp_path):
-    launcher.config(steps=300)
+def test_two_processes_one_killed_are_the_same_run(launcher, tmp_path):
+    """`make faults` freezes one and kills the coordinator too."""
+    launcher.config(steps=150)
     options = ("--processes=2", "--config.mesh.fsdp=2", "--stall_seconds=300")
     code, _, err = launcher.run(*options, f"--config.workdir={tmp_path / 'whole'}")
     assert code == 0, err
     process, run_dir = launcher.start(*options), launcher.folder
-    for number, at in ((signal.SIGKILL, 30), (signal.SIGSTOP, 120)):
-        until(lambda at=at: step(run_dir) > at)
-        os.kill(state.read(run_dir)["children"][1]["pid"], number)
-        until(lambda at=at: state.read(run_dir)["restarts"]["total"] == (1 if at == 30 else 2))
-    assert process.wait(900) == 0
+    until(lambda: step(run_dir) > 20)
+    os.kill(state.read(run_dir)["children"][1]["pid"], signal.SIGKILL)
+    assert process.wait(600) == 0
+    known = state.read(run_dir)
+    assert known["restarts"]["total"] == 1 and any("starting again" in e["event"] for e in known["events"])
     assert losses(run_dir) == losses(tmp_path / "whole")
-    events = [event["event"] for event in state.read(run_dir)["events"]]
-    assert any("SIGKILL" in event for event in events) and any("stood still" in event for event in events)
 
 
 @pytest.mark.slow
