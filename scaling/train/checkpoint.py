@@ -69,6 +69,7 @@ class Checkpoints:
         self._make_room(step)
         meta = dict(meta, step=step, guard=guard.to_json(state["guard"]))
         try:
+            self._try_to_write()
             items = {"params": state["params"], "optimizer": state["optimizer"]}
             self._saver.save(
                 path, args=ocp.args.Composite(**{k: ocp.args.StandardSave(v) for k, v in items.items()}), force=False
@@ -78,6 +79,13 @@ class Checkpoints:
         self._pending = self._committer.submit(self._commit, step, meta)
         if not self.config.asynchronous:
             self.wait()
+
+    def _try_to_write(self) -> None:
+        """Asks the folder first: where it makes nothing, Orbax waits five minutes for what it has begun."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        probe = self.directory / f".writable-{jax.process_index()}"
+        probe.write_text("")
+        probe.unlink()
 
     def wait(self) -> None:
         """Waits until the last save is on disk and committed; raises what went wrong with it."""

@@ -1,5 +1,6 @@
 import json
 import logging
+import time
 
 import jax
 import numpy as np
@@ -283,3 +284,17 @@ def test_large_and_small_files_hash_alike(tmp_path):
     path = epath.Path(tmp_path / "file")
     path.write_bytes(data)
     assert _sha256(path) == hashlib.sha256(data).hexdigest()
+
+
+def test_a_folder_that_makes_nothing_is_said_at_once(tmp_path, state):
+    """Orbax by itself would wait five minutes for the folder that it asked for."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    (checkpoints.directory / ".writable-0").mkdir()  # stands for a folder that has become read-only
+    start = time.monotonic()
+    with pytest.raises(OSError, match="checkpoint of step 2 could not be written"):
+        checkpoints.save(2, state, {})
+        checkpoints.wait()
+    assert time.monotonic() - start < 60
+    checkpoints.close()
