@@ -1,7 +1,6 @@
 """What a launcher knows, in ``launch.json``: written whole, so that it can be killed at any time and started again."""
 
 import json
-import os
 import socket
 import subprocess
 import time
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
+
+from scaling import durable
 
 FILE = "launch.json"
 LOCK = ".launch.lock"  # held by the launcher, or by the supervisor of a run
@@ -37,12 +38,7 @@ def write(folder: epath.PathLike, values: dict[str, Any]) -> None:
     """Replaces the state of a folder, at once or not at all, and makes sure that it is on the disk."""
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = Path(folder / f"{FILE}.partial")
-    with partial.open("w") as file:
-        file.write(json.dumps(values, indent=2))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(Path(folder / FILE))
+    durable.replace_text(folder / FILE, json.dumps(values, indent=2), synced=True)
 
 
 def note(values: dict[str, Any], text: str, **more: Any) -> None:

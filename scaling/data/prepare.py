@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling import cache
+from scaling import cache, durable
 from scaling.config import Data
 from scaling.data import books, progress, shards, sources
 from scaling.data.tokenizer import Tokenizer, load
@@ -172,7 +172,7 @@ def _write(
         except OSError:
             if not final.exists():
                 raise
-        shards.sync(final.parent)
+        durable.sync_folders([final.parent])
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final

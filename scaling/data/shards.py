@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module
 
+from scaling import durable
 from scaling.data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ class ShardWriter:
         for number, records in enumerate(self._records):
             file = self._directory / f"tokens-{number:05d}-of-{count:05d}.array_record"
             self._part(number).rename(file)
-            sync(file)
+            durable.sync([file])
             shards.append(Shard(file.name, records, file.stat().st_size, _sha256(file)))
         tokenizer = self._tokenizer
         index = Index(
@@ -173,8 +174,8 @@ class ShardWriter:
         )
         path = self._directory / INDEX
         path.write_text(json.dumps(dataclasses.asdict(index), indent=1) + "\n")
-        sync(path)
-        sync(self._directory)
+        durable.sync([path])
+        durable.sync_folders([self._directory])
         return index
 
     def _part(self, number: int) -> Path:
@@ -215,15 +216,6 @@ def _write_error(error: RuntimeError, directory: Path) -> OSError:
         if os.strerror(code) in str(error):
             return OSError(code, os.strerror(code), str(directory))
     return OSError(f"cannot write token shards into {directory} ({error})")
-
-
-def sync(path: Path) -> None:
-    """Makes a file, or the names in a directory, survive a crash of the machine."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class TokenDataset(Sequence[np.ndarray]):

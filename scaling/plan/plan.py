@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scaling import cache, chips, flops
+from scaling import cache, chips, durable, flops
 from scaling import config as cfg
 from scaling.plan import estimate, topology
 from scaling.resolve import resolve
@@ -220,9 +220,7 @@ def compiled(
             )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(dataclasses.asdict(found)))
-        partial.replace(path)
+        durable.replace_text(path, json.dumps(dataclasses.asdict(found)), writer=str(os.getpid()))
     except OSError as error:  # a compilation is not thrown away because it cannot be kept
         print(f"scaling plan: the result is not kept ({error.strerror}: {path.parent})", file=sys.stderr)
     return found

@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 
 from scaling import config as cfg
-from scaling import exit_codes
+from scaling import durable, exit_codes
 from scaling.sweep.machine import Machine
 from scaling.sweep.plan import Run
 from scaling.sweep.progress import Clock, Progress, progress
@@ -195,7 +195,6 @@ class Runner:
 def write_plan(run: Run, folder: epath.Path) -> epath.Path:
     """Writes the resolved config of a run as ``plan.json`` in a folder, at once or not at all; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    plan, partial = folder / "plan.json", folder / "plan.json.partial"
-    partial.write_text(cfg.to_json(run.config))
-    partial.replace(plan)
+    plan = folder / "plan.json"
+    durable.replace_text(plan, cfg.to_json(run.config))
     return plan

@@ -26,7 +26,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from scaling import config as cfg
-from scaling.data import shards
+from scaling import durable
 from scaling.train import guard
 from scaling.train.state import TrainState
 
@@ -69,7 +69,8 @@ class Checkpoints:
         self._make_room(step)
         meta = dict(meta, step=step, guard=guard.to_json(state["guard"]))
         try:
-            self._try_to_write()
+            # Asks the folder first: where it makes nothing, Orbax waits five minutes for what it has begun.
+            durable.try_to_write(self.directory, jax.process_index())
             items = {"params": state["params"], "optimizer": state["optimizer"]}
             self._saver.save(
                 path, args=ocp.args.Composite(**{k: ocp.args.StandardSave(v) for k, v in items.items()}), force=False
@@ -79,13 +80,6 @@ class Checkpoints:
         self._pending = self._committer.submit(self._commit, step, meta)
         if not self.config.asynchronous:
             self.wait()
-
-    def _try_to_write(self) -> None:
-        """Asks the folder first: where it makes nothing, Orbax waits five minutes for what it has begun."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        probe = self.directory / f".writable-{jax.process_index()}"
-        probe.write_text("")
-        probe.unlink()
 
     def wait(self) -> None:
         """Waits until the last save is on disk and committed; raises what went wrong with it."""
@@ -172,7 +166,6 @@ class Checkpoints:
             own = self._own_files(path)
             _sync(path, own)
             _write_json(path / _CHECKSUMS.format(jax.process_index()), {name: _sha256(path / name) for name in own})
-            _sync(path, [])
         except Exception as error:
             raise self._failed(step, error) from error
         if jax.process_index() == 0:
@@ -360,21 +353,10 @@ def _sha256(path: epath.Path) -> str:
 
 
 def _write_json(path: epath.Path, value: Any) -> None:
-    """Written beside, then renamed: a reader sees all of it or nothing, also after a loss of power."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True))
-    _sync(partial.parent, [partial.name])
-    partial.replace(path)
+    durable.replace_text(path, json.dumps(value, indent=1, sort_keys=True), synced=True)
 
 
 def _sync(path: epath.Path, files: list[str]) -> None:
-    """Makes files of a step, and its folders' names, survive a loss of power; object stores do so themselves."""
-    if "://" in str(path):
-        return
-    folders = {path.parent, path}
-    for name in files:
-        shards.sync(Path(path / name))
-        folders.update((path / parent) for parent in Path(name).parents)
-    for folder in folders:
-        with contextlib.suppress(OSError):  # not every network file system can
-            shards.sync(Path(folder))
+    """Makes files of a step, and the names in its folders and of itself, survive a loss of power."""
+    durable.sync(path / name for name in files)
+    durable.sync_folders({path.parent, path}.union(path / parent for name in files for parent in Path(name).parents))

@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from scaling import attempts, exit_codes
+from scaling import attempts, durable, exit_codes
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,5 @@ class Goodput:
     def _write(self, **end: Any) -> None:
         assert self._run_dir is not None
         path = attempts.path(self._run_dir, self._number)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(vars(self._attempt(**end)), indent=1))
-        partial.replace(path)
+        durable.replace_text(path, json.dumps(vars(self._attempt(**end)), indent=1))
         self._written = time.monotonic()

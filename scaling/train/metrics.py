@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from scaling import config as cfg
+from scaling import durable
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +29,7 @@ class JsonLines:
         self._remote = "://" in str(path)
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if not _is_stale(line, is_stale)]
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text("".join(line + "\n" for line in kept))
-            partial.replace(path)
+            durable.replace_text(path, "".join(line + "\n" for line in kept))
             self._lines = kept if self._remote else []
         self._file: Any = None if self._remote else path.open("a")
 

@@ -5,17 +5,15 @@ data lie ``sequences`` further on. This is applied by step: a later resume from 
 reads what the run itself reads there. Several add up.
 """
 
-import contextlib
 import dataclasses
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from scaling.data.shards import sync
+from scaling import durable
 from scaling.train.schedule import BatchSchedule
 
 FILE = "rollbacks.json"
@@ -68,12 +66,5 @@ class Rollbacks:
         sequences = self.span(present)[0] - self.span(step)[0]
         self._all.append(Rollback(step, sequences, present))
         if jax.process_index() == 0:
-            partial = self._path.with_name(self._path.name + ".partial")
-            partial.write_text(json.dumps([dataclasses.asdict(entry) for entry in self._all], indent=1))
-            remote = "://" in str(partial)  # object stores do so themselves
-            if not remote:
-                sync(Path(partial))
-            partial.replace(self._path)
-            if not remote:
-                with contextlib.suppress(OSError):  # not every network file system can
-                    sync(Path(self._path.parent))
+            text = json.dumps([dataclasses.asdict(entry) for entry in self._all], indent=1)
+            durable.replace_text(self._path, text, synced=True)

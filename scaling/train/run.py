@@ -16,7 +16,7 @@ import jax
 from etils import epath
 
 import scaling
-from scaling import cache, exit_codes, flops
+from scaling import cache, durable, exit_codes, flops
 from scaling import config as cfg
 from scaling.data import loader, tokenizer
 from scaling.data.bad_records import BadRecords
@@ -256,11 +256,8 @@ def open_run_directory(path: str) -> epath.Path:
         OSError: it cannot.
     """
     run_dir = absolute(path)
-    probe = run_dir / f".writable-{jax.process_index()}"
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
+        durable.try_to_write(run_dir, jax.process_index())
     except OSError as error:
         raise type(error)(
             f"the run directory {run_dir} cannot be written ({error.strerror or error}); "
@@ -290,7 +287,6 @@ def _evaluator(config: cfg.Config, mesh: jax.sharding.Mesh, words: Any, data: An
 
 def _write_run_json(run_dir: epath.Path, config: cfg.Config, mesh: Any, peak: throughput.Peak) -> None:
     """config.json: the resolved config, and all that is needed to understand the numbers beside it."""
-    path = run_dir / "config.json"
     record = {
         "config": cfg.to_dict(config),
         "versions": {
@@ -304,9 +300,7 @@ def _write_run_json(run_dir: epath.Path, config: cfg.Config, mesh: Any, peak: th
         "mfu": {"formula": throughput.FORMULA, "peak_flops": peak.flops, "peak_source": peak.source},
         "flops_per_token": flops.training_per_token(config.model, config.train.sequence_length),
     }
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(record, indent=2))
-    partial.replace(path)
+    durable.replace_text(run_dir / "config.json", json.dumps(record, indent=2))
 
 
 def _git_commit() -> str:

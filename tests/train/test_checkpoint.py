@@ -238,7 +238,7 @@ def test_files_are_on_disk_before_the_checksums_that_commit_them(tmp_path, state
     checkpoints, done = Checkpoints(tmp_path, cfg.Checkpoint(keep_last=1)), []
     checkpoints.save(1, state, {})
     checkpoints.wait()
-    monkeypatch.setattr("scaling.data.shards.sync", lambda path: done.append(str(path)))
+    monkeypatch.setattr("scaling.durable._fsync", lambda path: done.append(str(path)))
     replace, rmtree = type(checkpoints.directory).replace, type(checkpoints.directory).rmtree
     monkeypatch.setattr(type(checkpoints.directory), "replace", lambda a, b: (done.append(f"-> {b}"), replace(a, b))[1])
     monkeypatch.setattr(type(checkpoints.directory), "rmtree", lambda path: (done.append(f"x {path}"), rmtree(path))[1])
