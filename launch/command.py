@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from launch.bill import Bill
     from launch.engine import Engine
     from launch.jobs import Launch
+    from launch.settings import Settings
     from launch.slices import Slices
-    from launch.supervisor import Settings
 
 TARGETS = ("local", "tpu_vm", "gke", "skypilot")
 # Options that belong to some targets only.
@@ -45,7 +45,7 @@ _OF = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what ``launch`` reads besides ``--config``."""
-    from launch.supervisor import add_options as add_supervision
+    from launch.settings import add_options as add_supervision
 
     add = parser.add_argument
     add("--target", choices=TARGETS, required=True, help="where: this machine, Cloud TPU VMs, GKE, SkyPilot")
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
         ValueError: options that make no sense for the target, an impossible config, or no consent to a bill.
     """
     from launch import jobs
-    from launch.supervisor import settings
+    from launch.settings import settings
 
     _check(options)
     chosen, count = settings(options), options.slices or 1

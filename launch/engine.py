@@ -13,9 +13,9 @@ from launch import jobs, state
 from launch.jobs import Launch, write_plans
 from scaling import exit_codes
 from scaling.sweep.plan import Run
+from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
 from scaling.train.lock import held
 
-WAITING, RUNNING, FINISHED, FAILED, STOPPED = "waiting", "running", "finished", "failed", "stopped"
 GONE = "gone"  # nobody here stopped it, and the engine does not know it
 _ENDS = (FINISHED, FAILED, STOPPED, GONE)
 

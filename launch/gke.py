@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch import jobs
-from launch.engine import FAILED, FINISHED, RUNNING, WAITING, EngineError
+from launch.engine import EngineError
 from launch.jobs import Launch
 from launch.manifest import to_yaml
 from launch.slices import Slices
 from scaling import config as cfg
 from scaling import exit_codes
 from scaling.sweep.plan import Run
+from scaling.sweep.states import FAILED, FINISHED, RUNNING, WAITING
 
 _PLAN = "/etc/scaling/plan.json"
 _CONTAINER = "train"

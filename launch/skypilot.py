@@ -13,11 +13,12 @@ from etils import epath
 
 from launch import jobs
 from launch.bundle import CHECKOUT
-from launch.engine import FAILED, FINISHED, RUNNING, STOPPED, WAITING, EngineError
+from launch.engine import EngineError
 from launch.jobs import Launch
 from launch.manifest import to_yaml
 from launch.slices import Slices
 from scaling.sweep.plan import Run
+from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
 
 _PLAN = "~/scaling-plan.json"
 _STATES = {

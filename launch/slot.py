@@ -19,11 +19,11 @@ from launch.remote import LOG_BYTES
 from launch.restarts import DONE, RESTART, Restarts, describe, of_group
 from launch.slices import Slices
 from scaling import exit_codes
+from scaling.sweep.states import FAILED, FINISHED, STOPPED
 
 ABSENT, REQUESTED, PREPARING, READY, RUNNING, DELETING = (
     "absent", "requested", "preparing", "ready", "running", "deleting",
 )  # fmt: skip
-WAITING, FINISHED, FAILED, STOPPED = "waiting", "finished", "failed", "stopped"
 _GONE = ("SUSPENDING", "SUSPENDED", "DELETING")
 _STEP = re.compile(r"^step (\d+)/", re.MULTILINE)  # the lines of training; see scaling.train.metrics.Console
 _LINGER_SECONDS = 60.0  # that processes may run on when one of their group has failed

@@ -1,6 +1,5 @@
-"""``scaling status``: where runs stand, by ``launch.json`` and the files of their run directories."""
+"""Where runs stand, by ``launch.json`` and the files of their run directories."""
 
-import argparse
 import dataclasses
 import json
 import math
@@ -11,12 +10,13 @@ from typing import Any
 from etils import epath
 
 from launch import progress, state
-from launch.find import Found, find
+from launch.find import Found
 from launch.local import supervised
 from scaling import attempts, exit_codes
 from scaling import config as cfg
 from scaling.laws.curves import last_record, read_lines
 from scaling.sweep.progress import is_end
+from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
 from scaling.train.lock import is_locked
 from scaling.train.schedule import BatchSchedule
 
@@ -58,39 +58,13 @@ class Row:
     reason: str = ""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares what ``status`` reads."""
-    parser.add_argument(
-        "launches", nargs="*", metavar="FOLDER|NAME", help="run, sweep or launch (default: all of runs/)"
-    )
-    parser.add_argument("--json", action="store_true", help="for programs")
-
-
-def run(options: argparse.Namespace) -> int:
-    """Prints a line for each run.
-
-    Returns:
-        0, also where runs have failed.
-
-    Raises:
-        FileNotFoundError: no such launch.
-        ValueError: a damaged ``launch.json``.
-    """
-    found = [row for launch in find(options.launches) for row in rows(launch)]
-    if options.json:
-        print(json.dumps([_plain(row) for row in found], indent=2))
-    else:
-        print(to_text(found) if found else "no runs in runs/")
-    return exit_codes.OK
-
-
 def rows(launch: Found) -> list[Row]:
     """A row for each run of a launch; what cannot be read (an object store without access) stays None."""
     found = []
     for name, run_dir in launch.runs.items():
         job = launch.known.get("jobs", {}).get(name, {})
         plan = Path(run_dir) if launch.target == "local" else launch.folder / name
-        row = Row(name, launch.target, "waiting")
+        row = Row(name, launch.target, WAITING)
         known = job or (state.read(run_dir) if launch.target == "local" and Path(run_dir).exists() else {})
         _from_files(row, run_dir, epath.Path(plan))
         row.state = _cloud(job, launch.known) if job else _local(Path(run_dir), known, row.state)
@@ -109,8 +83,18 @@ def to_text(rows: Sequence[Row]) -> str:
         "  ".join(_aligned(i, cell, width) for i, (cell, width) in enumerate(zip(line, widths, strict=True)))
         for line in table
     ]
-    reasons = [f"{row.run}: {row.reason}" for row in rows if row.reason and row.state == "failed"]
+    reasons = [f"{row.run}: {row.reason}" for row in rows if row.reason and row.state == FAILED]
     return "\n".join(line.rstrip() for line in [*lines, *([""] if reasons else []), *reasons])
+
+
+def to_json(rows: Sequence[Row]) -> str:
+    """A list of objects, for programs; NaN, which JSON has not, becomes null."""
+
+    def plain(row: Row) -> dict[str, Any]:
+        values = dataclasses.asdict(row)
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+    return json.dumps([plain(row) for row in rows], indent=2)
 
 
 def _aligned(column: int, cell: str, width: int) -> str:
@@ -138,12 +122,6 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _plain(row: Row) -> dict[str, Any]:
-    """For JSON, which has no NaN."""
-    values = dataclasses.asdict(row)
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-
-
 def _from_files(row: Row, run_dir: epath.Path, plan: epath.Path) -> None:
     """Fills a row from a run directory; its ``state`` becomes finished, begun or stays."""
     tokens = None
@@ -157,12 +135,12 @@ def _from_files(row: Row, run_dir: epath.Path, plan: epath.Path) -> None:
             row.checkpoint = step
         validation = _last(run_dir / "evals.jsonl")
         if validation and tokens and is_end(validation, tokens):
-            row.state = "finished"
+            row.state = FINISHED
         tries = attempts.read(run_dir)
         if summary := attempts.summarize(tries):
             row.goodput, row.restarts = summary.goodput, summary.attempts - 1
-        if tries and row.state != "finished" and tries[-1].exit_code == exit_codes.DIVERGED:
-            row.state = "failed"
+        if tries and row.state != FINISHED and tries[-1].exit_code == exit_codes.DIVERGED:
+            row.state = FAILED
     except (OSError, ValueError, KeyError, ImportError):
         return
     except Exception as error:  # libraries of object stores raise whatever they like
@@ -191,19 +169,19 @@ def _last(path: epath.Path) -> dict[str, Any] | None:
 def _local(run_dir: Path, known: dict[str, Any], by_files: str) -> str:
     if run_dir.exists():
         if supervised(epath.Path(run_dir)):
-            return "restarting" if known.get("state") == "waiting" else "running"
+            return "restarting" if known.get("state") == WAITING else RUNNING
         if is_locked(epath.Path(run_dir)):
-            return "running"
-    if by_files == "finished":
+            return RUNNING
+    if by_files == FINISHED:
         return by_files
     now = known.get("state", "")
-    if now in ("running", "waiting"):
+    if now in (RUNNING, WAITING):
         return "dead" if state.here(known["supervisor"]) else "elsewhere"
-    return now or {"begun": "stopped"}.get(by_files, by_files)
+    return now or {"begun": STOPPED}.get(by_files, by_files)
 
 
 def _cloud(job: dict[str, Any], launch: dict[str, Any]) -> str:
     """Of a job whose launcher must live to look after it; GKE and SkyPilot do that themselves."""
     launcher = launch.get("launcher")
     watched = launch["target"] != "tpu_vm" or state.alive(launcher) or (launcher and not state.here(launcher))
-    return job["state"] if watched or job["state"] != "running" else "unwatched"
+    return job["state"] if watched or job["state"] != RUNNING else "unwatched"

@@ -1,6 +1,5 @@
-"""``scaling stop``: ends runs, which save, and releases the machines that they hold."""
+"""Ends runs by the engine that each was launched on, or by the launcher that looks after it."""
 
-import argparse
 import contextlib
 import os
 import signal
@@ -10,46 +9,33 @@ import time
 from etils import epath
 
 from launch import engine, gke, processes, skypilot, state, tpu_vm
-from launch.find import Found, find
-from launch.supervisor import Settings
-from scaling import exit_codes
+from launch.find import Found
+from launch.settings import Settings
+from scaling.sweep.states import RUNNING, STOPPED
 
 _POLL_SECONDS = 0.2
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares what ``stop`` reads."""
-    add = parser.add_argument
-    add("launches", nargs="+", metavar="FOLDER|NAME", help="run, sweep or launch")
-    add(
-        "--grace_seconds",
-        type=float,
-        default=60.0,
-        metavar="X",
-        help="for saving, before runs are killed (default: 60)",
-    )
-    add("--poll_seconds", type=float, default=5.0, metavar="X", help=argparse.SUPPRESS)
+def stop(launch: Found, grace_seconds: float, poll_seconds: float) -> list[str]:
+    """Ends the runs of a launch, which save, and releases the machines that they hold.
 
-
-def run(options: argparse.Namespace) -> int:
-    """Stops launches, one after the other.
+    Args:
+        launch: on whichever engine.
+        grace_seconds: for saving, before runs are killed.
+        poll_seconds: between two questions to Cloud TPU.
 
     Returns:
-        0 if nothing runs and nothing is held any more, else 1.
+        What still runs or is held: processes or resources.
 
     Raises:
-        FileNotFoundError: no such launch.
         ValueError: it was started on another machine, which must stop it, or its engine refuses.
     """
-    left = []
-    for launch in find(options.launches):
-        held = _local(launch, options.grace_seconds) if launch.target == "local" else _cloud(launch, options)
-        left += held
-        print(f"{launch.folder}: " + (f"still there: {', '.join(held)}" if held else "nothing runs, nothing is held"))
-    return exit_codes.BUG if left else exit_codes.OK
+    if launch.target == "local":
+        return _local(launch, grace_seconds)
+    return _cloud(launch, grace_seconds, poll_seconds)
 
 
-def _cloud(launch: Found, options: argparse.Namespace) -> list[str]:
+def _cloud(launch: Found, grace_seconds: float, poll_seconds: float) -> list[str]:
     """Through the launcher, if it lives; else in its place."""
     launcher, known = launch.known.get("launcher"), launch.known
     if launcher and state.alive(launcher):
@@ -59,15 +45,15 @@ def _cloud(launch: Found, options: argparse.Namespace) -> list[str]:
         while state.alive(launcher):
             time.sleep(_POLL_SECONDS)
         known = state.read(launch.folder)
-    elif launcher and not state.here(launcher) and launch.target == "tpu_vm" and known.get("state") == "running":
+    elif launcher and not state.here(launcher) and launch.target == "tpu_vm" and known.get("state") == RUNNING:
         raise ValueError(
             f"{launch.folder} was launched on {launcher['host']}; stop it there, or if that is gone, give the same "
             "launch again here, which takes over, and then ctrl-C"
         )
     folder = epath.Path(launch.folder)
-    chosen = Settings(grace_seconds=options.grace_seconds)
+    chosen = Settings(grace_seconds=grace_seconds)
     if launch.target == "tpu_vm":
-        return tpu_vm.stop(folder, known, chosen, options.poll_seconds)
+        return tpu_vm.stop(folder, known, chosen, poll_seconds)
     if launch.target == "gke":
         return engine.stop(gke.Gke(None, gke.cluster_of(known["cloud"], 0, 60.0), known["id"]), folder, known)
     return engine.stop(
@@ -83,7 +69,7 @@ def _local(launch: Found, grace_seconds: float) -> list[str]:
     for known in states.values():
         everyone += [known["supervisor"]] if known.get("supervisor") else []
     for process in everyone:
-        if not state.here(process) and launch.known.get("state") == "running":
+        if not state.here(process) and launch.known.get("state") == RUNNING:
             raise ValueError(f"{launch.folder} was launched on {process['host']}; stop it there")
     asked = [processes.Child(process) for process in everyone]
     for child in asked:
@@ -96,7 +82,7 @@ def _local(launch: Found, grace_seconds: float) -> list[str]:
         orphans = [processes.Child(child) for child in known.get("children", [])]
         if any(orphan.running for orphan in orphans):
             processes.end(orphans, grace_seconds if over else 0.0)
-            state.write(run_dir, known | {"state": "stopped", "children": []})
+            state.write(run_dir, known | {"state": STOPPED, "children": []})
             print(f"{name}: ended the processes that its supervisor had left", file=sys.stderr)
     for child in asked:
         child.send(signal.SIGKILL)

@@ -18,10 +18,11 @@ from etils import epath
 from launch import bundle, gcloud, jobs, state
 from launch.jobs import Launch
 from launch.restarts import Restarts
+from launch.settings import Settings
 from launch.slices import Slices
-from launch.slot import ABSENT, FAILED, FINISHED, RUNNING, STOPPED, WAITING, Request, Slot
-from launch.supervisor import Settings
+from launch.slot import ABSENT, Request, Slot
 from scaling import exit_codes
+from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
 from scaling.train.lock import held
 
 _KEPT = ("zone", "project", "topology", "slices", "runtime_version", "spot", "reserved", "service_account", "labels")

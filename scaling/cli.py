@@ -215,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(verbs, "train", _train, "train the model of --config=FILE, or resume it", takes_config=True)
 
     from launch import command as launch
-    from launch import status, stop
+    from launch import status_command, stop_command
     from scaling.bench import command as bench_command
     from scaling.evaluate import bias_command, contamination_command
     from scaling.evaluate import command as evaluate
@@ -228,8 +228,8 @@ def _parser() -> argparse.ArgumentParser:
     _add(verbs, "sweep", sweep, "train all runs of the sweep in --config=FILE, or resume them", takes_config=True)
 
     _add(verbs, "launch", launch, "start a run or a sweep on an engine, and keep it going", takes_config=True)
-    _add(verbs, "status", status, "where launched runs stand, wherever they are")
-    _add(verbs, "stop", stop, "stop launched runs, which save, and release what they hold")
+    _add(verbs, "status", status_command, "where launched runs stand, wherever they are")
+    _add(verbs, "stop", stop_command, "stop launched runs, which save, and release what they hold")
 
     _add(
         verbs,

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from scaling.sweep.plan import Run
 from scaling.sweep.progress import Clock
-from scaling.sweep.runner import ELSEWHERE, FAILED, FINISHED, RUNNING, STOPPED, WAITING, Job, Runner
+from scaling.sweep.runner import ELSEWHERE, Job, Runner
+from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
 from scaling.train.metrics import clock
 
 _PLAIN_SECONDS = 30.0

@@ -15,13 +15,13 @@ from scaling import durable, exit_codes
 from scaling.sweep.machine import Machine
 from scaling.sweep.plan import Run
 from scaling.sweep.progress import Clock, Progress, progress
+from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
 from scaling.train.lock import is_locked
 
 _POLL_SECONDS = 0.5
 _ERROR = "scaling train: error: "
 _STOPPED = (exit_codes.SIGINT, exit_codes.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 
-WAITING, RUNNING, FINISHED, FAILED, STOPPED = "waiting", "running", "finished", "failed", "stopped"
 ELSEWHERE = "elsewhere"  # another process is training it
 
 

@@ -13,7 +13,8 @@ import pytest
 from etils import epath
 
 from launch import jobs, processes, progress, restarts, state, supervisor
-from launch.supervisor import Settings, Supervisor
+from launch.settings import Settings
+from launch.supervisor import Supervisor
 from scaling import exit_codes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,7 +204,8 @@ def outside(tmp_path):
         import sys
         from etils import epath
         from launch import jobs, supervisor
-        from launch.supervisor import Settings, Supervisor
+        from launch.settings import Settings
+        from launch.supervisor import Supervisor
         jobs.command = lambda plan, d: [sys.executable, {str(tmp_path / "program.py")!r}, {str(tmp_path)!r}, "0"]
         chosen = Settings(grace_seconds=5, first_delay=0.01)
         sys.exit(Supervisor("plan.json", epath.Path({str(tmp_path)!r}), chosen).run())

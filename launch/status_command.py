@@ -1,0 +1,34 @@
+"""``scaling status``: the options, and the table or the JSON that it prints."""
+
+import argparse
+
+from scaling import exit_codes
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares what ``status`` reads."""
+    parser.add_argument(
+        "launches", nargs="*", metavar="FOLDER|NAME", help="run, sweep or launch (default: all of runs/)"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints a line for each run.
+
+    Returns:
+        0, also where runs have failed.
+
+    Raises:
+        FileNotFoundError: no such launch.
+        ValueError: a damaged ``launch.json``.
+    """
+    from launch import status
+    from launch.find import find
+
+    found = [row for launch in find(options.launches) for row in status.rows(launch)]
+    if options.json:
+        print(status.to_json(found))
+    else:
+        print(status.to_text(found) if found else "no runs in runs/")
+    return exit_codes.OK
