@@ -47,3 +47,12 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory):
         del os.environ["SCALING_CACHE"]
     else:
         os.environ["SCALING_CACHE"] = before
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules that compare runs with runs of the same programs, which need not be fast ones."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

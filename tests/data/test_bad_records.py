@@ -5,51 +5,22 @@ import random
 
 import numpy as np
 import pytest
-from array_record.python import array_record_module
 from etils import epath
 
 from scaling.config import Data
 from scaling.data import bad_records, loader, prepare, shards, tokenizer
 from scaling.train.skipped import remembered
+from tests.token_records import flip, make, rewrite
 
 BYTES = tokenizer.ByteTokenizer()
 T = 2048  # one sequence is two records at most
 SHARD_RECORDS = 8
 
 
-def make(path):
-    """Four shards or so of random bytes."""
-    path.mkdir()
-    rng = np.random.default_rng(0)
-    writer = shards.ShardWriter(path, BYTES)
-    for _ in range(60):
-        writer.append(rng.integers(0, 256, 1000))
-    writer.close()
-    return sorted(path.glob("*.array_record"))
-
-
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_RECORDS", SHARD_RECORDS)
-    return make(tmp_path / "tokens")
-
-
-def rewrite(shard, change):
-    """Writes a shard anew, with its hashes, after ``change`` of its records, a list of bytes."""
-    reader = array_record_module.ArrayRecordReader(str(shard))
-    records = reader.read_all()
-    reader.close()
-    change(records)
-    writer = array_record_module.ArrayRecordWriter(str(shard), "group_size:1")
-    for record in records:
-        writer.write(record)
-    writer.close()
-
-
-def flip(shard):
-    content = bytearray(shard.read_bytes())
-    content[1200] ^= 8
-    shard.write_bytes(content)
+    return make(tmp_path / "tokens", 60)
 
 
 def short(shard):

@@ -6,54 +6,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from array_record.python import array_record_module
-
 from scaling import exit_codes
 from scaling.data import shards
-from scaling.data.tokenizer import ByteTokenizer
 from tests.faults.lab import Lab, Row, curve, differences, lines, logged, steps
+from tests.token_records import flip, make, rewrite
 
 WHOLE, PART = steps(80, 10), steps(30, 10)
 
 
 def _make(folder: Path) -> None:
     """Token shards of random bytes, one record each, so that one can go."""
-    folder.mkdir(parents=True)
-    dice, before = np.random.default_rng(0), shards.SHARD_RECORDS
-    shards.SHARD_RECORDS = 4
+    before, shards.SHARD_RECORDS = shards.SHARD_RECORDS, 4
     try:
-        writer = shards.ShardWriter(folder, ByteTokenizer())
-        for _ in range(64):
-            writer.append(dice.integers(0, 64, 1000))
-        writer.close()
+        make(folder, 64, vocab=64)
     finally:
         shards.SHARD_RECORDS = before
 
 
-def _rewrite(shard: Path, change: Callable[[list[bytes]], Any]) -> None:
-    """Changes records of a shard and gives it whole hashes again."""
-    reader = array_record_module.ArrayRecordReader(str(shard))
-    records = reader.read_all()
-    reader.close()
-    change(records)
-    writer = array_record_module.ArrayRecordWriter(str(shard), "group_size:1")
-    for record in records:
-        writer.write(record)
-    writer.close()
-
-
-def _flip(shard: Path) -> None:
-    content = bytearray(shard.read_bytes())
-    content[1200] ^= 8
-    shard.write_bytes(content)
-
-
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "corrupt record": (_flip, "damaged shard"),
-    "short record": (lambda p: _rewrite(p, lambda r: r.__setitem__(1, r[1][:-6])), "bytes instead of"),
+    "corrupt record": (flip, "damaged shard"),
+    "short record": (lambda p: rewrite(p, lambda r: r.__setitem__(1, r[1][:-6])), "bytes instead of"),
     "token outside the vocabulary": (
-        lambda p: _rewrite(p, lambda r: r.__setitem__(1, b"\xff\x7f" * (len(r[1]) // 2))),
+        lambda p: rewrite(p, lambda r: r.__setitem__(1, b"\xff\x7f" * (len(r[1]) // 2))),
         "outside the vocabulary",
     ),
     "shard missing": (Path.unlink, "shard is missing"),

@@ -6,36 +6,16 @@ import sys
 from pathlib import Path
 
 from scaling import attempts, exit_codes
+from tests.experiments import SHAPES, experiment
 from tests.faults.lab import Lab, Process, Row, differences, logged
-
-SWEEP = """
-from scaling.config import default_config
-from scaling.sweep.plan import Shape, Sweep, tokens
-
-def get_sweep(argument=""):
-    config = default_config()
-    config.workdir = {workdir!r}
-    config.data.tokenizer = "bytes"
-    config.model.context_length = 32
-    config.model.compute_dtype = "float32"
-    config.train.batch_tokens = 512
-    config.train.loss_chunk = 0
-    config.optimizer.warmup_tokens = 0
-    config.optimizer.clip_norm = 0.0
-    config.eval.tokens = 256
-    config.checkpoint.every_steps = 20
-    config.log.tensorboard = False
-    config.log.every_steps = 1
-    config.log.batch_hash = True
-    shapes = [Shape(1, 8, 1), Shape(1, 16, 1)]
-    return Sweep(config, shapes, [tokens(8192, 65536)], grid={{"optimizer.peak_lr": {rates}}})
-"""
 
 
 def _start(lab: Lab, folder: Path, rates: tuple[float, ...]) -> Process:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "small.py"
-    file.write_text(SWEEP.format(workdir=str(folder / "runs"), rates=rates))
+    knobs = {"train__batch_tokens": 512, "optimizer__clip_norm": 0.0, "checkpoint__every_steps": 20}
+    runs = f"{SHAPES}, [tokens(8192, 65536)], grid={{'optimizer.peak_lr': {rates}}}"
+    file.write_text(experiment(folder / "runs", runs, log__batch_hash=True, **knobs))
     command = [sys.executable, "-m", "scaling", "sweep", f"--config={file}", "--parallel=1"]
     return lab.watch(Process(command, folder / "run"))
 

@@ -12,34 +12,15 @@ import yaml
 
 from launch import gke, jobs
 from launch.slices import Slices
+from tests.experiments import SHAPES, experiment
 from tests.shared import SHARED, needs_shared
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_INS = Path(__file__).with_name("stand_ins")
 CRD = "jobset/jobset.x-k8s.io_jobsets.yaml"  # config/components/crd/bases of kubernetes-sigs/jobset, Apache-2.0
 
-CONFIG = """
-from scaling.config import default_config
-from scaling.sweep.plan import Shape, Sweep, tokens
-
-def base():
-    config = default_config()
-    config.workdir = "gs://bucket/small"
-    config.data.tokenizer = "bytes"
-    config.model.context_length = 32
-    config.model.num_layers, config.model.d_model, config.model.num_heads = 1, 8, 1
-    config.train.batch_tokens = 1024
-    config.train.tokens = 4096
-    config.optimizer.warmup_tokens = 0
-    return config
-
-def get_config():
-    return base()
-"""
-SWEEP = CONFIG.replace("get_config():\n    return base()", "get_sweep():\n    return ") + (
-    "Sweep(base(), [Shape(1, 8, 1), Shape(1, 16, 1)], [tokens(4096)])\n"
-)
-SWEEP = SWEEP.replace("return \nSweep", "return Sweep")
+CONFIG = experiment("gs://bucket/small", train__batch_tokens=1024, train__tokens=4096)
+SWEEP = experiment("gs://bucket/small", f"{SHAPES}, [tokens(4096)]", train__batch_tokens=1024)
 
 
 @pytest.fixture

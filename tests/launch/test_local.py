@@ -11,34 +11,10 @@ from pathlib import Path
 import pytest
 
 from launch import state
+from tests.experiments import SHAPES, experiment
 from tests.programs import environment
 
 ROOT = Path(__file__).resolve().parents[2]
-
-CONFIG = """
-from scaling.config import default_config
-from scaling.sweep.plan import Shape, Sweep, tokens
-
-def base():
-    config = default_config()
-    config.workdir = {workdir!r}
-    config.data.tokenizer = "bytes"
-    config.model.context_length = 32
-    config.model.num_layers, config.model.d_model, config.model.num_heads = 1, 16, 1
-    config.model.compute_dtype = "float32"
-    config.train.batch_tokens = 128
-    config.train.tokens = 128 * {steps}
-    config.train.loss_chunk = 0
-    config.optimizer.warmup_tokens = 0
-    config.eval.tokens = 256
-    config.checkpoint.every_steps = 20
-    config.log.tensorboard = False
-    config.log.every_steps = 1
-    config.mesh.cpu_devices = 1
-    return config
-"""
-RUN = "\ndef get_config():\n    return base()\n"
-SWEEP = "\ndef get_sweep():\n    return Sweep(base(), [Shape(1, 8, 1), Shape(1, 16, 1)], [tokens({tokens})])\n"
 
 
 @pytest.fixture
@@ -49,8 +25,9 @@ def launcher(tmp_path):
         folder = tmp_path / "runs"
 
         def config(self, steps=60, sweep=False):
-            text = CONFIG.format(workdir=str(self.folder), steps=steps)
-            (tmp_path / "tiny.py").write_text(text + (SWEEP.format(tokens=128 * steps) if sweep else RUN))
+            runs = f"{SHAPES}, [tokens({128 * steps})]" if sweep else ""
+            knobs = {"model__d_model": 16, "train__tokens": 128 * steps, "checkpoint__every_steps": 20}
+            (tmp_path / "tiny.py").write_text(experiment(self.folder, runs, mesh__cpu_devices=1, **knobs))
 
         def start(self, *options, verb="launch"):
             usual = ["--target=local", "--config=tiny.py", "--first_delay=0.1", "--grace_seconds=20"]

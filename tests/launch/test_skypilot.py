@@ -12,20 +12,8 @@ from launch import engine, jobs, skypilot
 from launch.manifest import to_yaml
 from launch.skypilot import Machines, SkyPilot
 from launch.slices import Slices
+from tests.experiments import experiment
 
-CONFIG = """
-from scaling.config import default_config
-
-def get_config():
-    config = default_config()
-    config.workdir = "gs://bucket/small"
-    config.data.tokenizer = "bytes"
-    config.model.context_length = 32
-    config.train.batch_tokens = 1024
-    config.train.tokens = 4096
-    config.optimizer.warmup_tokens = 0
-    return config
-"""
 # The keys that SkyPilot 0.14 knows (sky.utils.schemas).
 TASK = {"name", "workdir", "num_nodes", "resources", "file_mounts", "setup", "run", "envs"}
 RESOURCES = {"infra", "accelerators", "accelerator_args", "use_spot", "job_recovery"}
@@ -36,7 +24,7 @@ GPU = Machines(accelerators="H100:8", nodes=2, infra="aws/us-east-1")
 @pytest.fixture
 def launch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "small.py").write_text(CONFIG)
+    (tmp_path / "small.py").write_text(experiment("gs://bucket/small", train__batch_tokens=1024, train__tokens=4096))
     return jobs.read("small.py", [], local=False)
 
 

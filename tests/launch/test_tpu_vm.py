@@ -11,26 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.experiments import SHAPES, experiment
+
 ROOT = Path(__file__).resolve().parents[2]
 STAND_INS = Path(__file__).with_name("stand_ins")
 
-CONFIG = """
-from scaling.config import default_config
-from scaling.sweep.plan import Shape, Sweep, tokens
-
-def base():
-    config = default_config()
-    config.workdir = "gs://bucket/small"
-    config.data.tokenizer = "bytes"
-    config.model.context_length = 32
-    config.model.num_layers, config.model.d_model, config.model.num_heads = 1, 8, 1
-    config.train.batch_tokens = 256
-    config.train.tokens = 1024
-    config.optimizer.warmup_tokens = 0
-    return config
-"""
-RUN = CONFIG + "\ndef get_config():\n    return base()\n"
-SWEEP = CONFIG + "\ndef get_sweep():\n    return Sweep(base(), [Shape(1, 8, 1), Shape(1, 16, 1)], [tokens(1024)])\n"
+RUN = experiment("gs://bucket/small", train__batch_tokens=256, train__tokens=1024)
+SWEEP = experiment("gs://bucket/small", f"{SHAPES}, [tokens(1024)]", train__batch_tokens=256)
 NAMES = ("l1-d8-t1.02k", "l1-d16-t1.02k")
 
 

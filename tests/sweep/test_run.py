@@ -15,29 +15,10 @@ from scaling.laws.runs import read_runs
 from scaling.sweep.machine import Machine
 from scaling.sweep.progress import Clock, progress
 from scaling.train.lock import only_one
+from tests.experiments import SHAPES, experiment
 from tests.programs import environment
 
 ROOT = Path(__file__).resolve().parents[2]
-
-SWEEP = """
-from scaling.config import default_config
-from scaling.sweep.plan import Shape, Sweep, tokens
-
-def get_sweep(argument=""):
-    config = default_config()
-    config.workdir = {workdir!r}
-    config.data.tokenizer = "bytes"
-    config.model.context_length = 32
-    config.model.compute_dtype = "float32"
-    config.train.batch_tokens = 128
-    config.train.loss_chunk = 0
-    config.optimizer.warmup_tokens = 0
-    config.eval.tokens = 256
-    config.checkpoint.every_steps = 50
-    config.log.tensorboard = False
-    config.log.every_steps = 1
-    return Sweep(config, [Shape(1, 8, 1), Shape(1, 16, 1)], [tokens({tokens})], grid={grid})
-"""
 
 
 @pytest.fixture
@@ -46,7 +27,8 @@ def sweep(tmp_path):
 
     def write(tokens="1024", grid="{}"):
         path = tmp_path / "small.py"
-        path.write_text(SWEEP.format(workdir=str(tmp_path / "runs"), tokens=tokens, grid=grid))
+        runs = f"{SHAPES}, [tokens({tokens})], grid={grid}"
+        path.write_text(experiment(tmp_path / "runs", runs, checkpoint__every_steps=50))
         return path, tmp_path / "runs"
 
     return write
@@ -147,7 +129,8 @@ def test_wrong_files_and_options_are_refused(sweep, tmp_path, capsys):
     assert "must be local" in refused(f"--config={path}", "--config.workdir=gs://bucket/runs")
     text = path.read_text()
     path.write_text(text.replace("grid={}", "peak_lr=lambda scale: 1 / 0"))
-    assert "small.py:18: ZeroDivisionError" in refused(f"--config={path}", "--dry_run")
+    last = text.count("\n")
+    assert f"small.py:{last}: ZeroDivisionError" in refused(f"--config={path}", "--dry_run")
     path.write_text("def get_sweep():\n    return 5\n")
     assert "must return a scaling.sweep.plan.Sweep" in refused(f"--config={path}")
     assert cli.main(["train", f"--config={path}"]) == exit_codes.USAGE

@@ -23,6 +23,8 @@ from scaling.train.checkpoint import META, Checkpoints
 from scaling.train.step import make_train_step
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).resolve().parents[2]
 LR = 1e-2
 
@@ -49,15 +51,6 @@ class Run:
         with jax.set_mesh(self.mesh):
             state, metrics = self.step(state, jax.device_put(batch, batch_sharding(self.mesh)), lr, self.parts)
         return state, {name: value.item() for name, value in metrics.items()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """The same program is compared with itself, so it need not be a fast one."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

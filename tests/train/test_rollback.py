@@ -16,6 +16,8 @@ from scaling.interop.run_directory import load_run
 from scaling.train import guard, run
 from tests.programs import environment
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = [
     f"--config={ROOT / 'experiments/cpu/smoke.py'}",
@@ -72,15 +74,6 @@ class Faults:
         self.calls, self.crash_at = 0, crash_at
         self.seen = []
         return cli.main(["train", *GIVEN, f"--config.workdir={run_dir}", *overrides])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Runs are compared with runs of the same programs, so these need not be fast ones."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
