@@ -118,7 +118,10 @@ def run(arguments: Sequence[str], seconds: float = _SECONDS) -> str:
         raise GcloudError(LOST, f"no answer in {seconds:.0f} s") from None
     if found.returncode:
         text = found.stderr.strip() or found.stdout.strip() or f"exit code {found.returncode}"
-        kind = next((kind for kind, signs in _SIGNS if any(sign in text for sign in signs)), LOST)
+        said = text
+        if {"ssh", "scp"} & set(arguments[: len(_BASE) + 1]):  # what machines print is not what gcloud says
+            said = "\n".join(line for line in text.splitlines() if line.startswith("ERROR: (gcloud."))
+        kind = next((kind for kind, signs in _SIGNS if any(sign in said for sign in signs)), LOST)
         raise GcloudError(kind, text.splitlines()[-1][:400])
     return found.stdout
 

@@ -53,8 +53,19 @@ class Child:
             pass
 
 
-def start(commands: Sequence[Sequence[str]], logs: Sequence[Path], environments: Sequence[Mapping[str, str]]) -> list:
+def start(
+    commands: Sequence[Sequence[str]],
+    logs: Sequence[Path],
+    environments: Sequence[Mapping[str, str]],
+    descriptor: int,
+) -> list[Child]:
     """Starts one process a command, each in a session of its own, so that signals reach it through us alone.
+
+    Args:
+        commands: program and arguments of each.
+        logs: where each writes, at the end.
+        environments: of each.
+        descriptor: of a lock that all inherit: it tells of them even if we are killed before we can note them.
 
     Returns:
         ``Child`` of each.
@@ -67,7 +78,13 @@ def start(commands: Sequence[Sequence[str]], logs: Sequence[Path], environments:
         for command, log, environment in zip(commands, logs, environments, strict=True):
             with log.open("ab") as file:
                 process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    env=environment,
+                    start_new_session=True,
+                    pass_fds=(descriptor,),
                 )
             children.append(Child(state.identity(process.pid), process))
     except OSError:

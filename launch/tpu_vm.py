@@ -25,6 +25,7 @@ from scaling import exit_codes
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
 from scaling.train.lock import held
 
+_SLEEP_SECONDS = 0.2  # at a time, so that a signal is noticed
 _KEPT = ("zone", "project", "topology", "slices", "runtime_version", "spot", "reserved", "service_account", "labels")
 
 
@@ -36,6 +37,7 @@ class Launcher:
         self.values, self._folder, self._chosen, self._poll = values, folder, chosen, poll_seconds
         self._lock = threading.RLock()
         self._asked: list[int] = []
+        self._refused = False  # one place cannot go on, so that the others need not
         request = request_of(values, folder, chosen)
         self.slots = [self._slot(one, request) for one in values["slots"]]
 
@@ -56,13 +58,10 @@ class Launcher:
         try:
             self._save()
             with ThreadPoolExecutor(max(1, len(self.slots))) as pool:
-                while not all(slot.idle for slot in self.slots) or (self.slots and self._waiting() and not self._asked):
-                    if len(self._asked) > 1:
-                        held_still = [slot.name for slot in self.slots if slot.stage != ABSENT]
-                        self._say(f"left behind, and billed: {', '.join(held_still)}; scaling stop {self._folder}")
-                        break
-                    list(pool.map(lambda slot: slot.tick(bool(self._asked)), self.slots))
-                    time.sleep(self._poll)
+                for done in [pool.submit(self._serve, slot) for slot in self.slots]:
+                    done.result()
+            if len(self._asked) > 1 and (kept := [slot.name for slot in self.slots if slot.stage != ABSENT]):
+                self._say(f"left behind, and billed: {', '.join(kept)}; scaling stop {self._folder}")
         except ValueError:
             self._say(f"to delete what was made: scaling stop {self._folder}")
             raise
@@ -73,13 +72,29 @@ class Launcher:
             self._sweep_up()
         return self._end()
 
+    def _serve(self, slot: Slot) -> None:
+        """Looks after one place, in a thread of its own: what takes long there must not hold up the others."""
+        try:
+            while not slot.idle or (self._waiting() and not self._asked):
+                if self._refused or len(self._asked) > 1:
+                    return
+                slot.tick(bool(self._asked))
+                asked, until = len(self._asked), time.monotonic() + self._poll
+                while time.monotonic() < until and len(self._asked) == asked and not self._refused:
+                    time.sleep(min(_SLEEP_SECONDS, self._poll))
+        except BaseException:
+            self._refused = True
+            raise
+
     def _sweep_up(self) -> None:
         """Deletes what Cloud TPU made of a request whose answer was lost, if there is any."""
-        calls = self.slots[0].calls if self.slots else None
+        if not self.slots:
+            return
+        calls = self.slots[0].calls
         try:
-            for name in left_over(calls, self.values["id"]) if calls else ():
+            for name in left_over(calls, self.values["id"]):
                 self._say(f"{name}: left over; deleting")
-                gcloud.run(calls.delete(name))  # type: ignore[union-attr]
+                gcloud.run(calls.delete(name))
         except gcloud.GcloudError as error:
             self._say(f"what is left over is not known, or was not deleted ({error}): scaling stop {self._folder}")
 

@@ -49,6 +49,18 @@ def test_a_roll_back_to_before_the_attempt_loses_no_negative_steps():
     assert attempts.summarize([attempt(1, 0, 50, 0.0, 50.0), attempt(2, 50, 41, 50.0, 9.0)]).lost_steps == 0
 
 
+def test_steps_without_a_logged_line_are_a_sign_of_life(tmp_path, monkeypatch):
+    """A launcher that waits for a change takes a run that logs seldom for hung."""
+    monkeypatch.setattr("scaling.train.goodput._ALIVE_SECONDS", 0.0)
+    with Goodput(epath.Path(tmp_path), time.time()) as clock:
+        clock.begin(3)
+        clock.stepped(5)
+        assert [(found.first_step, found.step) for found in attempts.read(tmp_path)] == [(3, 5)]
+        monkeypatch.setattr("scaling.train.goodput._ALIVE_SECONDS", 60.0)
+        clock.stepped(6)
+        assert attempts.read(tmp_path)[0].step == 5
+
+
 @pytest.mark.parametrize("wrong", [{"started": None}, {"step": "x"}, {"first_step": []}, {"seconds": {"steps": "a"}}])
 def test_a_file_with_other_types_is_left_out(tmp_path, wrong):
     path = attempts.path(epath.Path(tmp_path), 1)

@@ -19,6 +19,7 @@ from scaling import attempts, durable, exit_codes
 log = logging.getLogger(__name__)
 
 _REMOTE_SECONDS = 60.0  # object stores: the file is rewritten at most this often
+_ALIVE_SECONDS = 60.0  # without a logged line; less than anybody waits who takes silence for a hang
 _RECENT = 100  # medians are of this many logged lines and saves
 
 
@@ -81,6 +82,12 @@ class Goodput:
             names = (self._run_dir / attempts.FOLDER).glob("*.json")
             self._number = 1 + max((int(path.stem) for path in names if path.stem.isdigit()), default=0)
             (self._run_dir / attempts.FOLDER).mkdir(exist_ok=True)
+            self._write()
+
+    def stepped(self, step: int) -> None:
+        """So many steps are done: a sign of life in the file where lines are logged seldom."""
+        self._step = step
+        if self._run_dir is not None and time.monotonic() - self._written > _ALIVE_SECONDS:
             self._write()
 
     def logged(self, step: int) -> float:

@@ -25,8 +25,11 @@ def only_one(run_dir: epath.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(path: epath.Path, busy: str) -> Iterator[None]:
+def held(path: epath.Path, busy: str) -> Iterator[int]:
     """Holds the lock of a local file, which is made if need be.
+
+    Yields:
+        The file's descriptor: processes that inherit it hold the lock too, until the last of them ends.
 
     Raises:
         ValueError: another process has it; ``busy`` is the sentence.
@@ -36,7 +39,7 @@ def held(path: epath.Path, busy: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(busy) from None
-        yield
+        yield file.fileno()
 
 
 def is_locked(run_dir: epath.Path) -> bool:

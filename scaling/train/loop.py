@@ -158,6 +158,7 @@ class Loop:
         names = ("loss", "grad_norm", "skipped", "bad_in_a_row")
         loss, norm, skipped, self._in_a_row = (x.item() for x in jax.device_get([metrics[name] for name in names]))
         self.watchdog.step()
+        self.goodput.stepped(step)
         line = self._line(step, loss, metrics["lr"], norm)
         if self._in_a_row:
             self.goodput.discard(1)

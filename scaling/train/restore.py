@@ -24,6 +24,7 @@ def restore(
     mesh: jax.sharding.Mesh,
     data_fingerprint: str,
     goodput: Goodput,
+    rollbacks: Rollbacks,
     good: bool = False,
 ) -> tuple[train_state.TrainState, int] | None:
     """The state of the newest checkpoint that is whole and has only finite numbers, and its step; None without one.
@@ -36,10 +37,11 @@ def restore(
         mesh: on which the state is wanted.
         data_fingerprint: of the run's data.
         goodput: its clock.
+        rollbacks: of the run.
         good: only a checkpoint that was not saved in the middle of bad steps.
 
     Raises:
-        ValueError: the checkpoints are of another run, or none is whole.
+        ValueError: the checkpoints are of another run, or know of more roll-backs, or none is whole.
         Diverged: those that are whole hold numbers that are not finite.
     """
     broken: list[int] = []
@@ -56,6 +58,7 @@ def restore(
             return None
         step, meta = saved
         refuse_other_run(checkpoints.directory, meta, config, data_fingerprint)
+        rollbacks.refuse_fewer(step, meta)
         with goodput.during("restore"):
             state = checkpoints.read_state(step, train_state.abstract_state(config, mesh))
             if guard.is_finite(state):
@@ -90,7 +93,7 @@ def roll_back(
         where = f"the last checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
         raise Diverged(f"{bad}; {where}; {_ADVICE}")
     checkpoints.wait()
-    saved = restore(config, checkpoints, mesh, data_fingerprint, goodput, good=True)
+    saved = restore(config, checkpoints, mesh, data_fingerprint, goodput, rollbacks, good=True)
     if saved is None:
         raise Diverged(f"{bad}; they were skipped, and there is no checkpoint to go back to; {_ADVICE}")
     state, step = saved

@@ -7,6 +7,7 @@ reads what the run itself reads there. Several add up.
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -51,6 +52,22 @@ class Rollbacks:
 
     def __len__(self) -> int:
         return len(self._all)
+
+    def refuse_fewer(self, step: int, meta: dict[str, Any]) -> None:
+        """Refuses to go on from a checkpoint that was saved after more roll-backs than the file knows of.
+
+        Args:
+            step: of the checkpoint.
+            meta: its meta, with the number of ``rollbacks``.
+
+        Raises:
+            ValueError: the file was deleted or replaced; what was left out would come back.
+        """
+        if (before := meta.get("rollbacks", 0)) > len(self):
+            raise ValueError(
+                f"{self._path} has {len(self)} roll-backs, and the checkpoint of step {step} was saved after {before}: "
+                "the data that they left out would be read after all; restore the file from a backup"
+            )
 
     def to(self, step: int) -> bool:
         """Whether the run was already rolled back to this checkpoint."""

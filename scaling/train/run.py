@@ -88,8 +88,8 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
         stack.enter_context(jax.set_mesh(mesh))
         tasks = InLoopTasks(config, words, mesh) if config.eval.tasks else None
         try:
-            state, first_step = _restore_or_create(config, checkpoints, mesh, data.fingerprint, goodput)
             rollbacks = Rollbacks(run_dir, BatchSchedule.from_config(config.train))
+            state, first_step = _restore_or_create(config, checkpoints, mesh, data.fingerprint, goodput, rollbacks)
             programs = make_train_step(config, mesh, words.eot), _evaluator(config, mesh, words, held_out)
             context = config, run_dir, checkpoints, mesh, data, bad_records, tasks, goodput, rollbacks, watchdog
             make = functools.partial(_loop, *context, programs)
@@ -151,10 +151,15 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
 
 
 def _restore_or_create(
-    config: cfg.Config, checkpoints: Checkpoints, mesh: jax.sharding.Mesh, data_fingerprint: str, goodput: Goodput
+    config: cfg.Config,
+    checkpoints: Checkpoints,
+    mesh: jax.sharding.Mesh,
+    data_fingerprint: str,
+    goodput: Goodput,
+    rollbacks: Rollbacks,
 ) -> tuple[train_state.TrainState, int]:
     """The state of the newest whole checkpoint and its step, or a fresh one and 0."""
-    saved = restore(config, checkpoints, mesh, data_fingerprint, goodput)
+    saved = restore(config, checkpoints, mesh, data_fingerprint, goodput, rollbacks)
     checkpoints.tidy(saved[1] if saved else None)
     if saved is None:
         return train_state.create_state(config, mesh), 0
@@ -234,7 +239,7 @@ def _loop(
         tasks=tasks,
         batches=prefetched(hashes.watched(batches) if hashes else batches, rows, schedule.microbatch, sharding),
         checkpoints=checkpoints,
-        meta={"config": cfg.to_dict(config), "data": data.fingerprint},
+        meta={"config": cfg.to_dict(config), "data": data.fingerprint, "rollbacks": len(rollbacks)},
         flops_per_token=flops.training_per_token(config.model, config.train.sequence_length),
         peak_flops=peak.flops,
         writer=writer,

@@ -85,6 +85,7 @@ def random_times(lab: Lab, synchronous: bool = False) -> Row:
         row.check(not witness.wrong, "; ".join(witness.wrong[:1]))
         row.check_same(run_dir, reference, "after kills")
         lost += lost_steps(run_dir)
+    lost = lost or [0]  # all kills came before the first step
     row.check(max(lost) <= bound, f"{max(lost)} steps were lost, with a save every {EVERY}")
     row.figures = (
         f"lost at worst {max(lost)} steps, median {statistics.median(lost):.0f}, interval {EVERY}; "

@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from etils import epath
 
 from launch import gcloud, jobs, slot, state, tpu_vm
-from launch.gcloud import LOST, NOT_FOUND, Gcloud, GcloudError
+from launch.gcloud import LOST, NOT_FOUND, REFUSED, Gcloud, GcloudError
 from launch.jobs import Launch
 from launch.restarts import Restarts
+from launch.settings import Settings
 from launch.slices import Slices
 from scaling import config as cfg
 from scaling.sweep.plan import single
@@ -91,6 +94,93 @@ def test_without_gcloud_nothing_is_tried_again(monkeypatch):
         gcloud.state(Gcloud("z"), "a")
     with pytest.raises(ValueError, match="gcloud is not installed"):
         gcloud.names(Gcloud("z"))
+
+
+@pytest.mark.parametrize(
+    ("verb", "printed", "kind"),
+    [
+        ("ssh", "PERMISSION_DENIED: gs://bucket/small\nERROR: (gcloud.compute) [ssh] exited with code [1].", LOST),
+        ("scp", "scp: Quota exceeded\nERROR: (gcloud.compute) [scp] exited with code [1].", LOST),
+        ("ssh", "ERROR: (gcloud.compute) PERMISSION_DENIED: the caller does not have permission", REFUSED),
+        ("create", "ERROR: (gcloud.compute) the request failed:\n  code: PERMISSION_DENIED", REFUSED),
+    ],
+)
+def test_what_machines_print_is_not_taken_for_what_gcloud_says(tmp_path, monkeypatch, verb, printed, kind):
+    program = tmp_path / "gcloud"
+    program.write_text(f"#!/bin/sh\necho '{printed}' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(GcloudError) as caught:
+        gcloud.run(["gcloud", "compute", "tpus", "queued-resources", verb, "a"])
+    assert caught.value.kind == kind
+
+
+class Place:
+    """Stands for a slot: takes a run, and is done with it once ``released``."""
+
+    def __init__(self, name, jobs, released):
+        self.name, self.stage, self._jobs, self._released = name, slot.ABSENT, jobs, released
+        self.ticks, self.fails = 0, False
+
+    @property
+    def idle(self):
+        return self.stage == slot.ABSENT
+
+    def tick(self, stopping):
+        self.ticks += 1
+        if self.fails:
+            raise ValueError("gcloud refuses: no")
+        if self.stage == slot.ABSENT and not stopping:
+            self.job = next(job for job in self._jobs.values() if job["state"] == "waiting")
+            self.job["state"], self.stage = "running", slot.RUNNING
+        else:
+            assert self._released.wait(30)
+            self.job["state"], self.stage = "finished", slot.ABSENT
+
+
+@pytest.fixture
+def places(tmp_path):
+    """A launcher of three runs in two places, the first of which takes until its event is set."""
+    jobs = {name: {"state": "waiting", "exit_code": None} for name in "abc"}
+    launcher = tpu_vm.Launcher(
+        epath.Path(tmp_path),
+        {"id": "x", "slots": [], "jobs": jobs, "cloud": dict.fromkeys(tpu_vm._KEPT, "") | {"labels": {}}},
+        Settings(),
+        poll_seconds=0.01,
+    )
+    event, free = threading.Event(), threading.Event()
+    free.set()
+    launcher.slots = [Place("a-0", jobs, event), Place("a-1", jobs, free)]
+    launcher._sweep_up = lambda: None
+    return launcher, event
+
+
+def test_a_place_that_takes_long_does_not_hold_up_the_others(places):
+    launcher, event = places
+    jobs = launcher.values["jobs"]
+
+    def release():
+        until = time.monotonic() + 20
+        while sum(job["state"] == "finished" for job in jobs.values()) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        seen.append([job["state"] for job in jobs.values()])
+        event.set()
+
+    seen = []
+    other = threading.Thread(target=release)
+    other.start()
+    assert launcher.run() == 0
+    other.join()
+    assert sorted(seen[0]) == ["finished", "finished", "running"]
+
+
+def test_a_place_that_is_refused_ends_the_others_too(places):
+    launcher, event = places
+    launcher.slots[1].fails = True
+    event.set()
+    launcher.values["jobs"]["b"]["state"] = "finished"
+    with pytest.raises(ValueError, match="gcloud refuses"):
+        launcher.run()
 
 
 def test_what_gcloud_does_not_list_is_not_taken_for_nothing(monkeypatch):

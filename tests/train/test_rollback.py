@@ -148,6 +148,10 @@ def test_one_bad_batch_is_skipped_and_three_in_a_row_are_left_out(faults, sound,
     assert not set(seen[8:12]) & set(faults.seen[12:])
     # Among the bad steps, and some after the roll-back; and from a checkpoint of before it.
     resumed_anywhere(faults, run_dir, tmp_path, crashes=(12, 18), older=(4,))
+    # Without the file, the data that were left out would come back.
+    (run_dir / "rollbacks.json").unlink()
+    assert faults.train(run_dir) == exit_codes.USAGE
+    assert "has 0 roll-backs, and the checkpoint of step 20 was saved after 1" in capfd.readouterr().err
 
 
 @pytest.mark.slow
