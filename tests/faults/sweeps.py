@@ -76,7 +76,7 @@ def killed(lab: Lab) -> Row:
         process.wait()
         row.check(process.wait() == exit_codes.DIVERGED, f"diverging: ended with {process.wait()}: {process.last_line}")
         row.check("4 of 8 runs finished" in process.output, f"diverging: {process.last_line}")
-        row.check(process.output.count("failed: ") == 4, "diverging: not all four are reported")
+        row.check(process.output.count("\nfailed: ") == 4, "diverging: not all four are reported")
         row.cases += 1
     row.figures = f"{len(done)} finished runs untouched"
     return row
