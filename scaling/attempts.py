@@ -30,8 +30,8 @@ class Attempt:
         pid: of its first process.
         started: Unix time.
         first_step: steps that were done before it.
-        step: the last step it logged, ``first_step`` before that.
-        seconds: by kind (``KINDS``), up to the last line it logged, or its end.
+        step: the last step it is known to have done (each logged one is), ``first_step`` before that.
+        seconds: by kind (``KINDS``), up to the last time the file was written.
         save_stalls: how long the loop waited for each periodic save, seconds, oldest first.
         step_seconds: median time of a step between logged lines; None before there are two.
         ended: Unix time; None while it runs, or when it was killed.

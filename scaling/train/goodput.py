@@ -88,6 +88,7 @@ class Goodput:
         """So many steps are done: a sign of life in the file where lines are logged seldom."""
         self._step = step
         if self._run_dir is not None and time.monotonic() - self._written > _ALIVE_SECONDS:
+            self._enter(self._kind)
             self._write()
 
     def logged(self, step: int) -> float:

@@ -259,8 +259,8 @@ def test_the_launcher_may_be_killed_at_every_stage(cloud, stage):
     """Nothing is made or started twice, and nothing is left."""
     cloud.behave(small=["serve"] if stage == "running" else [[3, 0]])
     first = cloud.start()
-    seen = lambda: (cloud.folder / "runs/small/launch.json").exists() and cloud.state()["slots"][0]["stage"] == stage  # noqa: E731
-    cloud.until(seen)
+    path = cloud.folder / "runs/small/launch.json"
+    cloud.until(lambda: path.exists() and cloud.state()["slots"][0]["stage"] == stage)
     if stage == "running":
         cloud.until(cloud.serving)
     first.kill()
