@@ -5,15 +5,14 @@ import os
 import jax
 import pytest
 
+from tests.quick_compilation import xla_flags
+
 DEVICES = 8
-# Compiling takes most of the time of the tests, and LLVM's last passes a third of that. Programs that tests start are
-# compiled as users' are.
-QUICK = "--xla_backend_optimization_level=1"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     flags = os.environ.get("XLA_FLAGS")
-    os.environ["XLA_FLAGS"] = f"{QUICK} {flags or ''}".strip()
+    os.environ["XLA_FLAGS"] = xla_flags()
     # Not by environment variables: programs that tests start choose their own devices.
     jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
     jax.config.update("jax_num_cpu_devices", DEVICES)
@@ -47,12 +46,3 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory):
         del os.environ["SCALING_CACHE"]
     else:
         os.environ["SCALING_CACHE"] = before
-
-
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """For modules that compare runs with runs of the same programs, which need not be fast ones."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)

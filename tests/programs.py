@@ -5,6 +5,8 @@ from pathlib import Path
 
 import jax
 
+from tests.quick_compilation import xla_flags
+
 
 def environment() -> dict[str, str]:
     """For ``subprocess``: the session's cache of compiled programs (tests/conftest.py), and quick compilation."""
@@ -14,5 +16,5 @@ def environment() -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": xla_flags(),
     }

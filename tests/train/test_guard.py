@@ -23,8 +23,6 @@ from scaling.train.checkpoint import META, Checkpoints
 from scaling.train.step import make_train_step
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).resolve().parents[2]
 LR = 1e-2
 

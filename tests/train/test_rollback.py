@@ -16,8 +16,6 @@ from scaling.interop.run_directory import load_run
 from scaling.train import guard, run
 from tests.programs import environment
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = [
     f"--config={ROOT / 'experiments/cpu/smoke.py'}",

@@ -1,0 +1,19 @@
+"""Compilation as quick as can be: it takes most of the time of the tests, and their programs run for a moment only.
+
+Runs are compared with runs of the same programs, or within tolerances that hold for any correct compiler. What users
+compile is seen by ``make demo``, and the TPU's compiler by ``make plan-check``.
+"""
+
+import os
+
+import jax
+
+# No passes of LLVM, and the older of two code generators (which JAX 0.11 may not have): together 2.3 times as quick.
+FLAGS = ["--xla_backend_optimization_level=0"]
+if jax.__version_info__[:2] == (0, 10):
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+
+
+def xla_flags() -> str:
+    """The value of ``XLA_FLAGS`` with which quick programs are compiled; what it already holds comes last."""
+    return " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
