@@ -40,6 +40,10 @@ class Row:
         restarts: starts after the first.
         preemptions: of them, after a signal from outside or the loss of machines.
         goodput: share of wall time in steps that count.
+        seconds: since the first start, by what they went into (``scaling.attempts``).
+        lost_steps: that were done again.
+        save_stall: seconds that a periodic save keeps the loop waiting, median.
+        save_stall_share: of a step.
         reason: of a failure.
     """
 
@@ -55,6 +59,10 @@ class Row:
     restarts: int | None = None
     preemptions: int | None = None
     goodput: float | None = None
+    seconds: dict[str, float] | None = None
+    lost_steps: int | None = None
+    save_stall: float | None = None
+    save_stall_share: float | None = None
     reason: str = ""
 
 
@@ -77,14 +85,26 @@ def rows(launch: Found) -> list[Row]:
 
 def to_text(rows: Sequence[Row]) -> str:
     """A table, and below it why runs failed."""
-    table = [_HEADS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(_HEADS))]
-    lines = [
-        "  ".join(_aligned(i, cell, width) for i, (cell, width) in enumerate(zip(line, widths, strict=True)))
-        for line in table
-    ]
+    lines = _table([_HEADS, *(_cells(row) for row in rows)], left=3)
     reasons = [f"{row.run}: {row.reason}" for row in rows if row.reason and row.state == FAILED]
-    return "\n".join(line.rstrip() for line in [*lines, *([""] if reasons else []), *reasons])
+    return "\n".join([*lines, *([""] if reasons else []), *reasons])
+
+
+def time_to_text(rows: Sequence[Row]) -> str:
+    """A table of where the time of each run went since its first start, in seconds and shares of it."""
+    kinds = (attempts.STEPS, *(kind for kind in (*attempts.KINDS, "lost", "down") if kind != attempts.STEPS))
+    table: list[tuple[str, ...]] = [("run", "seconds", *kinds, "lost_steps", "save_stall")]
+    for row in rows:
+        if row.seconds is None:
+            table.append((row.run, *["?"] * (len(kinds) + 3)))
+            continue
+        wall = sum(row.seconds.values())
+        shares = (f"{row.seconds[kind] / max(wall, 1e-9):.1%}" for kind in kinds)
+        stall = "?" if row.save_stall is None else f"{row.save_stall:.3f} s"
+        if row.save_stall_share is not None:
+            stall += f", {row.save_stall_share:.0%} of a step"
+        table.append((row.run, f"{wall:,.0f}", *shares, str(row.lost_steps), stall))
+    return "\n".join(_table(table, left=1))
 
 
 def to_json(rows: Sequence[Row]) -> str:
@@ -97,8 +117,16 @@ def to_json(rows: Sequence[Row]) -> str:
     return json.dumps([plain(row) for row in rows], indent=2)
 
 
-def _aligned(column: int, cell: str, width: int) -> str:
-    return f"{cell:<{width}}" if column < 3 else f"{cell:>{width}}"
+def _table(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Lines of a table, whose first ``left`` columns begin at the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            f"{cell:<{width}}" if i < left else f"{cell:>{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -138,7 +166,10 @@ def _from_files(row: Row, run_dir: epath.Path, plan: epath.Path) -> None:
             row.state = FINISHED
         tries = attempts.read(run_dir)
         if summary := attempts.summarize(tries):
-            row.goodput, row.restarts = summary.goodput, summary.attempts - 1
+            row.goodput, row.restarts, row.lost_steps = summary.goodput, summary.attempts - 1, summary.lost_steps
+            row.seconds, row.save_stall, row.save_stall_share = (
+                summary.seconds, summary.save_stall, summary.save_stall_share,
+            )  # fmt: skip
         if tries and row.state != FINISHED and tries[-1].exit_code == exit_codes.DIVERGED:
             row.state = FAILED
     except (OSError, ValueError, KeyError, ImportError):

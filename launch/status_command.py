@@ -10,6 +10,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "launches", nargs="*", metavar="FOLDER|NAME", help="run, sweep or launch (default: all of runs/)"
     )
+    parser.add_argument(
+        "--time", action="store_true", help="show where the time went: steps, start-up, saves, lost work"
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
@@ -29,6 +32,8 @@ def run(options: argparse.Namespace) -> int:
     found = [row for launch in find(options.launches) for row in status.rows(launch)]
     if options.json:
         print(status.to_json(found))
+    elif found:
+        print(status.time_to_text(found) if options.time else status.to_text(found))
     else:
-        print(status.to_text(found) if found else "no runs in runs/")
+        print("no runs in runs/")
     return exit_codes.OK

@@ -91,21 +91,20 @@ class Goodput:
             self._enter(self._kind)
             self._write()
 
-    def logged(self, step: int) -> float:
-        """A line is logged after ``step`` steps: writes the file and returns the goodput of the run so far, 0 to 1."""
+    def logged(self, step: int) -> attempts.Summary:
+        """A line is logged after ``step`` steps: writes the file and returns the sums of the run so far."""
         self._enter(self._kind)
         steps, seconds = self._mark
         if step > steps > self._first_step:  # not the first window, which waits for what compiling held up
             self._step_seconds.append((self._seconds[attempts.STEPS] - seconds) / (step - steps))
         self._mark = step, self._seconds[attempts.STEPS]
         self._step = step
-        if self._run_dir is None:
-            return 0.0
-        if "://" not in str(self._run_dir) or time.monotonic() - self._written > _REMOTE_SECONDS:
+        remote = "://" in str(self._run_dir)
+        if self._run_dir is not None and (not remote or time.monotonic() - self._written > _REMOTE_SECONDS):
             self._write()
         summary = attempts.summarize([*self._earlier, self._attempt()])
         assert summary is not None
-        return summary.goodput
+        return summary
 
     def discard(self, steps: int) -> None:
         """As many steps are thrown away (a bad loss, a roll-back): their share of the time counts as skipped."""

@@ -176,8 +176,10 @@ class Loop:
             "flops": tokens * self.flops_per_token,
             "seconds": now - self._started,
             "skipped": skipped,
-            "goodput": self.goodput.logged(step),
         }
+        spent = self.goodput.logged(step)
+        record["goodput"] = spent.goodput
+        record["goodput_seconds"] = {kind: round(value, 3) for kind, value in spent.seconds.items()}
         if self.bad_records:
             record["bad_records"] = self.bad_records.known + total_of_processes(self.bad_records.new)
         if self.hashes:

@@ -60,6 +60,26 @@ def test_a_row_tells_all_that_the_files_tell(run_dir):
     assert text[1].split() == ["one", "local", "stopped", "4/10", "1.0000", "1,234", "25.0%", "3", "0", "75.0%"]
 
 
+def test_where_the_time_went(run_dir, capsys):
+    """Of the second attempt's start on, a step is done again; half a second lay between the two."""
+    first = json.loads((run_dir / "attempts/001.json").read_text()) | {"save_stalls": [0.02], "step_seconds": 0.5}
+    (run_dir / "attempts/001.json").write_text(json.dumps(first))
+    second = first | {"number": 2, "started": 108.5, "first_step": 3, "step": 5, "seconds": {"save": 0.5, "steps": 3.0}}
+    (run_dir / "attempts/002.json").write_text(json.dumps(second))
+    assert cli.main(["status", "one", "--time"]) == 0
+    heads, cells = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert heads == ["run", "seconds", "steps", "startup", "restore", "compile", "validate", "save", "skipped", "lost",
+                     "down", "lost_steps", "save_stall"]  # fmt: skip
+    assert cells[:2] == ["one", "12"]
+    shares = dict(zip(heads[2:11], cells[2:11], strict=True))
+    assert shares == {"steps": "62.5%", "startup": "8.3%", "restore": "0.0%", "compile": "8.3%", "validate": "0.0%",
+                      "save": "4.2%", "skipped": "0.0%", "lost": "12.5%", "down": "4.2%"}  # fmt: skip
+    assert cells[11:] == ["1", "0.020", "s,", "4%", "of", "a", "step"]
+    assert cli.main(["status", "one", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["seconds"]["lost"] == 1.5 and found["lost_steps"] == 1 and found["save_stall_share"] == 0.04
+
+
 def test_states(run_dir):
     dead = {"pid": 2**22 + 1, "start": "x", "host": state.identity(os.getpid())["host"]}
     state.write(run_dir, {"state": "running", "supervisor": dead, "restarts": {"total": 2, "preemptions": 1}})
