@@ -5,22 +5,20 @@ import os
 import jax
 import pytest
 
+from scaling.parallel.distributed import virtual_cpu_devices
 from tests.quick_compilation import xla_flags
 
 DEVICES = 8
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    flags = os.environ.get("XLA_FLAGS")
-    os.environ["XLA_FLAGS"] = xla_flags()
-    # Not by environment variables: programs that tests start choose their own devices.
-    jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
-    jax.config.update("jax_num_cpu_devices", DEVICES)
-    jax.devices()  # reads the flags, once
-    if flags is None:
-        del os.environ["XLA_FLAGS"]
-    else:
-        os.environ["XLA_FLAGS"] = flags
+    with pytest.MonkeyPatch.context() as patch:  # programs that tests start choose their own devices
+        patch.setenv("XLA_FLAGS", xla_flags())
+        jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
+        patch.setenv("PJRT_NPROC", "")  # so that it is put back, too
+        patch.delenv("PJRT_NPROC")
+        virtual_cpu_devices(DEVICES)
+        jax.devices()  # reads the variables, once
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

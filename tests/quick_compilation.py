@@ -10,8 +10,10 @@ import jax
 
 # No passes of LLVM, and the older of two code generators (which JAX 0.11 may not have): together 2.3 times as quick.
 FLAGS = ["--xla_backend_optimization_level=0"]
+USUAL_CODE: dict[str, bool] = {}  # compiler options of a program that is to have the usual code generator all the same
 if jax.__version_info__[:2] == (0, 10):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+    USUAL_CODE["xla_cpu_use_fusion_emitters"] = True
 
 
 def xla_flags() -> str:

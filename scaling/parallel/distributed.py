@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 
 from scaling import config as cfg
 
+_THREADS_A_DEVICE = 4
 # What Gloo, gRPC and JAX's coordination service say of a process that does not answer any more.
 _LOST = (
     "Gloo",
@@ -43,6 +44,19 @@ def _on_tpu_vm(environment: Mapping[str, str]) -> bool:
     return bool(chips) and importlib.util.find_spec("libtpu") is not None and environment.get("JAX_PLATFORMS") != "cpu"
 
 
+def virtual_cpu_devices(count: int) -> None:
+    """Makes this machine's cores so many JAX devices; call before any array.
+
+    A device that waits in a collective holds a thread of a pool, and XLA gives the pool one a device. Where a device is
+    to enter two collectives of different groups, that is too few: devices that begin with one wait for devices that
+    begin with the other, and after 40 seconds XLA ends the process.
+    """
+    jax.config.update("jax_num_cpu_devices", count)
+    if count > 1:
+        threads = max(os.cpu_count() or 1, _THREADS_A_DEVICE * count)
+        os.environ.setdefault("PJRT_NPROC", str(threads))  # read when JAX makes its devices
+
+
 def initialize(config: cfg.Distributed, cpu_devices: int = 0) -> None:
     """Sets up the devices of this process and joins it to the others; call once, before any array.
 
@@ -61,7 +75,7 @@ def initialize(config: cfg.Distributed, cpu_devices: int = 0) -> None:
     """
     if cpu_devices:
         jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", cpu_devices)
+        virtual_cpu_devices(cpu_devices)
     if jax.distributed.is_initialized():
         return
     address = config.coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS", "")

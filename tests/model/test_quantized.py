@@ -15,6 +15,7 @@ from scaling.model.quantized import project
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import stored_spec, used_spec
 from tests import tiny
+from tests.quick_compilation import USUAL_CODE
 
 pytest.importorskip("qwix", reason="qwix is not installed (extra 'quant')")
 
@@ -100,7 +101,9 @@ def test_training_learns_as_much(quantization):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["full", "dots", "projections"])
-def test_remat_changes_nothing(remat):
+def test_remat_changes_nothing(remat, monkeypatch):
+    # Where the code of what is computed again rounds otherwise, some numbers become another of the 255.
+    monkeypatch.setattr("scaling.parallel.compiler.options", lambda devices: USUAL_CODE)
     config = tiny.config({"quantization": "int8"})
     np.testing.assert_allclose(
         tiny.train(tiny.config({"quantization": "int8", "remat": remat}), 5)[0], tiny.train(config, 5)[0], rtol=1e-5

@@ -1,11 +1,13 @@
 """Two processes that find each other, as on two hosts: the same run as one process."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -133,9 +135,21 @@ def test_launchers_are_recognised(monkeypatch, environment, arguments):
     assert calls == ([] if arguments is None else [(arguments, {"heartbeat_timeout_seconds": 7})])
 
 
-def test_rows_of_one_process_are_all_rows():
-    import jax
+def test_virtual_devices_have_threads_to_wait_in_several_collectives(monkeypatch):
+    """With one thread a device, two stages with dropout wait for ever (tests/model/test_pipeline.py, quick code)."""
+    given = {}
+    monkeypatch.setattr(jax.config, "update", given.__setitem__)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    distributed.virtual_cpu_devices(1)
+    assert given == {"jax_num_cpu_devices": 1} and "PJRT_NPROC" not in os.environ
+    distributed.virtual_cpu_devices(8)
+    assert given == {"jax_num_cpu_devices": 8} and os.environ["PJRT_NPROC"] == "32"
+    distributed.virtual_cpu_devices(16)
+    assert os.environ["PJRT_NPROC"] == "32"  # the user's own stays
 
+
+def test_rows_of_one_process_are_all_rows():
     from scaling.parallel.mesh import make_mesh
     from scaling.parallel.sharding import batch_sharding
 
