@@ -140,7 +140,8 @@ def test_virtual_devices_have_threads_to_wait_in_several_collectives(monkeypatch
     given = {}
     monkeypatch.setattr(jax.config, "update", given.__setitem__)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    monkeypatch.setenv("PJRT_NPROC", "")  # so that it is put back
+    monkeypatch.delenv("PJRT_NPROC")
     distributed.virtual_cpu_devices(1)
     assert given == {"jax_num_cpu_devices": 1} and "PJRT_NPROC" not in os.environ
     distributed.virtual_cpu_devices(8)
