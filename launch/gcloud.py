@@ -5,6 +5,7 @@ https://cloud.google.com/sdk/gcloud/reference/compute/tpus/queued-resources
 
 import dataclasses
 import json
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ _SIGNS = (
     ),
 )  # fmt: skip
 _BASE = ("gcloud", "compute", "tpus", "queued-resources")
+_OWN = re.compile(r"^ERROR: \(gcloud\..*(?:\n[ \t]+.*)*", re.MULTILINE)  # gcloud's own lines among others
 _SECONDS = 900.0  # that one call may take; installing is the longest
 
 
@@ -120,7 +122,7 @@ def run(arguments: Sequence[str], seconds: float = _SECONDS) -> str:
         text = found.stderr.strip() or found.stdout.strip() or f"exit code {found.returncode}"
         said = text
         if {"ssh", "scp"} & set(arguments[: len(_BASE) + 1]):  # what machines print is not what gcloud says
-            said = "\n".join(line for line in text.splitlines() if line.startswith("ERROR: (gcloud."))
+            said = "\n".join(_OWN.findall(text))
         kind = next((kind for kind, signs in _SIGNS if any(sign in said for sign in signs)), LOST)
         raise GcloudError(kind, text.splitlines()[-1][:400])
     return found.stdout

@@ -1,10 +1,12 @@
 """The processes of one run on this machine: started together, ended together."""
 
+import contextlib
 import dataclasses
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +15,14 @@ from typing import Any
 from launch import state
 
 _POLL_SECONDS = 0.1
+# Reads a byte, and is gone if whoever was to write it is; then becomes the command, under the same number.
+_WAITS = """
+import os, sys
+waits = int(sys.argv[1])
+if os.read(waits, 1):
+    os.close(waits)
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 def free_port() -> int:
@@ -53,44 +63,53 @@ class Child:
             pass
 
 
+@dataclasses.dataclass
+class Gate:
+    """Holds back processes that have been started until somebody has noted them; if we die before, they end."""
+
+    descriptor: int
+    count: int
+
+    def open(self) -> None:
+        """Lets all of them go on."""
+        with contextlib.suppress(BrokenPipeError):  # they have been killed
+            os.write(self.descriptor, b"." * self.count)
+        os.close(self.descriptor)
+
+
 def start(
-    commands: Sequence[Sequence[str]],
-    logs: Sequence[Path],
-    environments: Sequence[Mapping[str, str]],
-    descriptor: int,
-) -> list[Child]:
+    commands: Sequence[Sequence[str]], logs: Sequence[Path], environments: Sequence[Mapping[str, str]]
+) -> tuple[list[Child], Gate]:
     """Starts one process a command, each in a session of its own, so that signals reach it through us alone.
 
-    Args:
-        commands: program and arguments of each.
-        logs: where each writes, at the end.
-        environments: of each.
-        descriptor: of a lock that all inherit: it tells of them even if we are killed before we can note them.
-
     Returns:
-        ``Child`` of each.
+        ``Child`` of each, and what they wait for before they become their commands.
 
     Raises:
         OSError: one could not be started; those before it are ended.
     """
     children: list[Child] = []
+    waits, gate = os.pipe()
     try:
         for command, log, environment in zip(commands, logs, environments, strict=True):
             with log.open("ab") as file:
                 process = subprocess.Popen(
-                    command,
+                    [sys.executable, "-S", "-E", "-c", _WAITS, str(waits), *command],
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=file,
                     env=environment,
                     start_new_session=True,
-                    pass_fds=(descriptor,),
+                    pass_fds=(waits,),
                 )
             children.append(Child(state.identity(process.pid), process))
     except OSError:
         end(children, 0)
+        os.close(gate)
         raise
-    return children
+    finally:
+        os.close(waits)
+    return children, Gate(gate, len(children))
 
 
 def end(children: Sequence[Child], grace_seconds: float) -> None:

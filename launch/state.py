@@ -13,7 +13,6 @@ from scaling import durable
 
 FILE = "launch.json"
 LOCK = ".launch.lock"  # held by the launcher, or by the supervisor of a run
-PROCESSES_LOCK = ".processes.lock"  # held by all processes of a run that a supervisor started, from their start on
 _EVENTS = 50  # the newest are kept
 
 

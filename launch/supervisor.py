@@ -23,7 +23,7 @@ from launch.settings import Settings, add_options, settings
 from scaling import exit_codes
 from scaling.config_file import load
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
-from scaling.train.lock import held, is_held, is_locked
+from scaling.train.lock import held, is_locked
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 2.0  # between looks at the run's files
@@ -103,9 +103,7 @@ class Supervisor:
             code = self._watch() if whole else -signal.SIGKILL
             self._end_all()
             return code if code != exit_codes.OK else None
-        # Somebody else's, started by hand, say; or of a supervisor that was killed before it could note them.
-        unknown = self._run_dir / state.PROCESSES_LOCK
-        while (is_locked(self._run_dir) or is_held(unknown)) and not self._asked():
+        while is_locked(self._run_dir) and not self._asked():  # somebody else's: started by hand, say
             self._save(WAITING)
             self._sleep(_LOOK_SECONDS)
         return None
@@ -117,14 +115,11 @@ class Supervisor:
         commands = [jobs.command(self._plan, joined | {"process_id": i} if count > 1 else {}) for i in range(count)]
         logs = [Path(self._run_dir / ("train.log" if i == 0 else f"train-{i}.log")) for i in range(count)]
         environments = processes.environments(count, os.environ)
-        lock, busy = self._run_dir / state.PROCESSES_LOCK, "processes of an earlier start still run"
-        if is_held(lock):
-            raise OSError(busy)
-        with held(lock, busy) as descriptor:
-            self._children = processes.start(commands, logs, environments, descriptor)
+        self._children, gate = processes.start(commands, logs, environments)
         for child in self._children if self._asked() else ():  # the signal came while they were being started
             child.send(self._asked())
         self._save(RUNNING, event=f"started {count} process{'es' * (count > 1)}")
+        gate.open()
         code = self._watch()
         self._end_all()
         return code

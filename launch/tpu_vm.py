@@ -62,7 +62,7 @@ class Launcher:
                     done.result()
             if len(self._asked) > 1 and (kept := [slot.name for slot in self.slots if slot.stage != ABSENT]):
                 self._say(f"left behind, and billed: {', '.join(kept)}; scaling stop {self._folder}")
-        except ValueError:
+        except Exception:
             self._say(f"to delete what was made: scaling stop {self._folder}")
             raise
         finally:
@@ -78,8 +78,9 @@ class Launcher:
             while not slot.idle or (self._waiting() and not self._asked):
                 if self._refused or len(self._asked) > 1:
                     return
-                slot.tick(bool(self._asked))
-                asked, until = len(self._asked), time.monotonic() + self._poll
+                asked = len(self._asked)  # a signal in the meantime ends the pause below
+                slot.tick(bool(asked))
+                until = time.monotonic() + self._poll
                 while time.monotonic() < until and len(self._asked) == asked and not self._refused:
                     time.sleep(min(_SLEEP_SECONDS, self._poll))
         except BaseException:

@@ -47,13 +47,14 @@ def _on_tpu_vm(environment: Mapping[str, str]) -> bool:
 def virtual_cpu_devices(count: int) -> None:
     """Makes this machine's cores so many JAX devices; call before any array.
 
-    A device that waits in a collective holds a thread of a pool, and XLA gives the pool one a device. Where a device is
-    to enter two collectives of different groups, that is too few: devices that begin with one wait for devices that
-    begin with the other, and after 40 seconds XLA ends the process.
+    A device that waits in a collective holds a thread of a pool, and XLA gives the pool one a device (or a core, if
+    there are more). Where a device is to enter two collectives of different groups, that can be too few: devices that
+    begin with one wait for devices that begin with the other, and after 40 seconds XLA ends the process.
     """
     jax.config.update("jax_num_cpu_devices", count)
     if count > 1:
-        threads = max(os.cpu_count() or 1, _THREADS_A_DEVICE * count)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(cores, _THREADS_A_DEVICE * count)
         os.environ.setdefault("PJRT_NPROC", str(threads))  # read when JAX makes its devices
 
 

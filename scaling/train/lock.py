@@ -25,11 +25,8 @@ def only_one(run_dir: epath.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(path: epath.Path, busy: str) -> Iterator[int]:
+def held(path: epath.Path, busy: str) -> Iterator[None]:
     """Holds the lock of a local file, which is made if need be.
-
-    Yields:
-        The file's descriptor: processes that inherit it hold the lock too, until the last of them ends.
 
     Raises:
         ValueError: another process has it; ``busy`` is the sentence.
@@ -39,7 +36,7 @@ def held(path: epath.Path, busy: str) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(busy) from None
-        yield file.fileno()
+        yield
 
 
 def is_locked(run_dir: epath.Path) -> bool:

@@ -163,14 +163,15 @@ class Lab:
         process.wait()
         return process
 
-    def reference(self, *overrides: str) -> Path:
-        """The run directory of an uninterrupted run, trained once."""
-        if overrides not in self._references:
+    def reference(self, *overrides: str, injected: str = "") -> Path:
+        """The run directory of an uninterrupted run, trained once; ``injected`` as in ``start``."""
+        key = (*overrides, injected)
+        if key not in self._references:
             run_dir = self.new("reference")
-            process = self.finish(run_dir, *overrides)
+            process = self.finish(run_dir, *overrides, injected=injected)
             assert process.wait() == 0, process.output
-            self._references[overrides] = run_dir
-        return self._references[overrides]
+            self._references[key] = run_dir
+        return self._references[key]
 
 
 def lines(run_dir: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:

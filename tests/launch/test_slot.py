@@ -102,6 +102,8 @@ def test_without_gcloud_nothing_is_tried_again(monkeypatch):
         ("ssh", "PERMISSION_DENIED: gs://bucket/small\nERROR: (gcloud.compute) [ssh] exited with code [1].", LOST),
         ("scp", "scp: Quota exceeded\nERROR: (gcloud.compute) [scp] exited with code [1].", LOST),
         ("ssh", "ERROR: (gcloud.compute) PERMISSION_DENIED: the caller does not have permission", REFUSED),
+        ("ssh", "motd\nERROR: (gcloud.compute) the request failed:\n  code: PERMISSION_DENIED\nbye", REFUSED),
+        ("ssh", "ERROR: (gcloud.compute) [ssh] exited with code [1].\nPERMISSION_DENIED", LOST),
         ("create", "ERROR: (gcloud.compute) the request failed:\n  code: PERMISSION_DENIED", REFUSED),
     ],
 )

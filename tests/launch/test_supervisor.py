@@ -252,18 +252,24 @@ def test_killed_and_started_again_it_goes_on_with_the_same_process(outside, tmp_
     assert (tmp_path / "starts-0").read_text() == "2"
 
 
-def test_killed_before_it_could_note_what_it_started_it_starts_nothing_beside_it(outside, tmp_path):
-    first = outside("serve", 0)
-    until(lambda: (tmp_path / "serving").exists())
-    first.kill()
-    first.wait()
-    state.write(tmp_path, state.read(tmp_path) | {"children": []})  # as if killed a moment earlier
-    second = outside("serve", 0)
-    until(lambda: state.read(tmp_path)["supervisor"]["pid"] == second.pid)
-    time.sleep(0.5)
-    assert second.poll() is None and (tmp_path / "starts-0").read_text() == "1"
-    os.kill(int((tmp_path / "serving").read_text()), signal.SIGKILL)
-    assert second.wait(60) == 0 and (tmp_path / "starts-0").read_text() == "2"
+def test_killed_before_it_could_note_what_it_started_nothing_runs(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "behaviour.json").write_text("[[0]]")
+    script = textwrap.dedent(f"""
+        import os, pathlib, sys
+        from launch import processes
+        folder = pathlib.Path({str(tmp_path)!r})
+        command = [sys.executable, str(folder / "program.py"), str(folder), "0"]
+        children, gate = processes.start([command], [folder / "log"], [os.environ])
+        (folder / "pid").write_text(str(children[0].identity["pid"]))
+        if sys.argv[1] == "note":
+            gate.open()
+            children[0].process.wait()
+    """)
+    for what, starts in (("die", False), ("note", True)):
+        subprocess.run([sys.executable, "-c", script, what], cwd=ROOT, check=True)
+        until(lambda: not state.started(int((tmp_path / "pid").read_text())))
+        assert (tmp_path / "starts-0").exists() == starts, (tmp_path / "log").read_text()
 
 
 def test_a_number_given_anew_is_another_process():
