@@ -90,9 +90,10 @@ def run(options: argparse.Namespace) -> int:
         ValueError: options that make no sense for the target, an impossible config, or no consent to a bill.
     """
     from launch import jobs
-    from launch.settings import settings
+    from launch.settings import check_seconds, settings
 
     _check(options)
+    check_seconds("poll_seconds", options.poll_seconds)
     chosen, count = settings(options), options.slices or 1
     launch = jobs.read(options.config, options.overrides, options.target == "local", count)
     if options.target == "local":

@@ -64,6 +64,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--first_delay", type=float, default=usual.first_delay, metavar="X", help=argparse.SUPPRESS)
 
 
+def check_seconds(name: str, value: float) -> None:
+    """Refuses what is no number of seconds above 0 as the value of an option.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not 0 < value < math.inf:  # false for NaN, too
+        raise ValueError(f"--{name}={value:g} must be a number above 0")
+
+
 def settings(options: argparse.Namespace) -> Settings:
     """The ``Settings`` among parsed options."""
     return Settings(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)})

@@ -110,11 +110,12 @@ def time_to_text(rows: Sequence[Row]) -> str:
 def to_json(rows: Sequence[Row]) -> str:
     """A list of objects, for programs; NaN, which JSON has not, becomes null."""
 
-    def plain(row: Row) -> dict[str, Any]:
-        values = dataclasses.asdict(row)
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(part) for name, part in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps([plain(row) for row in rows], indent=2)
+    return json.dumps([plain(dataclasses.asdict(row)) for row in rows], indent=2)
 
 
 def _table(rows: Sequence[Sequence[str]], left: int) -> list[str]:
@@ -172,7 +173,7 @@ def _from_files(row: Row, run_dir: epath.Path, plan: epath.Path) -> None:
             )  # fmt: skip
         if tries and row.state != FINISHED and tries[-1].exit_code == exit_codes.DIVERGED:
             row.state = FAILED
-    except (OSError, ValueError, KeyError, ImportError):
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, ImportError):
         return
     except Exception as error:  # libraries of object stores raise whatever they like
         if "://" not in str(run_dir):

@@ -16,12 +16,12 @@ from scaling.sweep.states import RUNNING, STOPPED
 _POLL_SECONDS = 0.2
 
 
-def stop(launch: Found, grace_seconds: float, poll_seconds: float) -> list[str]:
+def stop(launch: Found, chosen: Settings, poll_seconds: float) -> list[str]:
     """Ends the runs of a launch, which save, and releases the machines that they hold.
 
     Args:
         launch: on whichever engine.
-        grace_seconds: for saving, before runs are killed.
+        chosen: has the time for saving, before runs are killed.
         poll_seconds: between two questions to Cloud TPU.
 
     Returns:
@@ -31,11 +31,11 @@ def stop(launch: Found, grace_seconds: float, poll_seconds: float) -> list[str]:
         ValueError: it was started on another machine, which must stop it, or its engine refuses.
     """
     if launch.target == "local":
-        return _local(launch, grace_seconds)
-    return _cloud(launch, grace_seconds, poll_seconds)
+        return _local(launch, chosen.grace_seconds)
+    return _cloud(launch, chosen, poll_seconds)
 
 
-def _cloud(launch: Found, grace_seconds: float, poll_seconds: float) -> list[str]:
+def _cloud(launch: Found, chosen: Settings, poll_seconds: float) -> list[str]:
     """Through the launcher, if it lives; else in its place."""
     launcher, known = launch.known.get("launcher"), launch.known
     if launcher and state.alive(launcher):
@@ -51,7 +51,6 @@ def _cloud(launch: Found, grace_seconds: float, poll_seconds: float) -> list[str
             "launch again here, which takes over, and then ctrl-C"
         )
     folder = epath.Path(launch.folder)
-    chosen = Settings(grace_seconds=grace_seconds)
     if launch.target == "tpu_vm":
         return tpu_vm.stop(folder, known, chosen, poll_seconds)
     if launch.target == "gke":

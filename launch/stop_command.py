@@ -30,11 +30,14 @@ def run(options: argparse.Namespace) -> int:
         ValueError: it was started on another machine, which must stop it, or its engine refuses.
     """
     from launch.find import find
+    from launch.settings import Settings, check_seconds
     from launch.stop import stop
 
+    chosen = Settings(grace_seconds=options.grace_seconds)
+    check_seconds("poll_seconds", options.poll_seconds)
     left = []
     for launch in find(options.launches):
-        held = stop(launch, options.grace_seconds, options.poll_seconds)
+        held = stop(launch, chosen, options.poll_seconds)
         left += held
         print(f"{launch.folder}: " + (f"still there: {', '.join(held)}" if held else "nothing runs, nothing is held"))
     return exit_codes.BUG if left else exit_codes.OK

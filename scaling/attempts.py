@@ -7,6 +7,7 @@ steps that a later attempt had to do again are lost, and the time between attemp
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -52,7 +53,7 @@ class Attempt:
 
     @property
     def last_seen(self) -> float:
-        """Unix time of its last line, or of its end."""
+        """Unix time of the last that its file tells of, or of its end."""
         return self.started + sum(self.seconds.values())
 
 
@@ -63,9 +64,9 @@ class Summary:
     Attributes:
         attempts: how many.
         wall_seconds: from the first start to the last sign of life.
-        seconds: by kind, "lost" (steps done again later) and "down" (between the last line of an attempt and the next
-            start); they add up to ``wall_seconds``.
-        lost_steps: steps that were logged and had to be done again.
+        seconds: by kind, "lost" (steps done again later) and "down" (from the last that an attempt told of itself to
+            the next start); they add up to ``wall_seconds``.
+        lost_steps: steps that are known and had to be done again.
         goodput: share of the wall time in steps that count, 0 to 1.
         save_stall: median seconds that a periodic save kept the loop waiting; None without one.
         save_stall_share: the same as a share of the median step; None without one.
@@ -100,8 +101,12 @@ def _read(path: epath.Path) -> Attempt | None:
         kept = {name: value for name, value in values.items() if name in known}
         kept |= {name: int(values[name]) for name in ("number", "first_step", "step")}
         kept["started"] = float(values["started"])
+        kept |= {name: float(values[name]) for name in ("step_seconds", "ended") if values.get(name) is not None}
+        numbers = *seconds.values(), *stalls, *(kept.get(name) or 0.0 for name in ("started", "step_seconds", "ended"))
+        if not all(map(math.isfinite, numbers)):
+            return None
         return Attempt(**(kept | {"seconds": seconds, "save_stalls": stalls}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 
@@ -128,11 +133,11 @@ def summarize(attempts: Sequence[Attempt]) -> Summary | None:
     for attempt, kept in zip(attempts, kept_steps(attempts), strict=True):
         for kind, value in attempt.seconds.items():
             seconds[kind] += value
-        if done := attempt.step - attempt.first_step:
+        if (done := attempt.step - attempt.first_step) > 0:
             lost = attempt.seconds[STEPS] * (done - kept) / done
             seconds[STEPS] -= lost
             seconds["lost"] += lost
-            lost_steps += max(0, done - kept)  # below 0: rolled back to before its own first step
+            lost_steps += done - kept
     counted = sum(seconds.values())
     # A clock that was set back between attempts must not make their time less than what they spent.
     wall = max(counted, max(attempt.last_seen for attempt in attempts) - attempts[0].started)

@@ -62,7 +62,71 @@ def test_steps_without_a_logged_line_are_a_sign_of_life(tmp_path, monkeypatch):
         assert attempts.read(tmp_path)[0].step == 5
 
 
-@pytest.mark.parametrize("wrong", [{"started": None}, {"step": "x"}, {"first_step": []}, {"seconds": {"steps": "a"}}])
+class Steps:
+    """A writer whose steps take a second each of a clock of its own."""
+
+    def __init__(self, run_dir, first_step, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr("scaling.train.goodput.time.monotonic", lambda: self.now)
+        self.clock = Goodput(epath.Path(run_dir), 1000.0)
+        self.clock.begin(first_step)
+        self.clock._enter("steps")
+
+    def do(self, first, last, bad=()):
+        for step in range(first, last + 1):
+            self.now += 1.0
+            self.clock.stepped(step)
+            if step in bad:
+                self.clock.discard(step)
+            self.clock.logged(step)
+
+    def end(self):
+        self.clock._write()
+        return attempts.read(self.clock._run_dir)
+
+
+def spent(found):
+    seconds = attempts.summarize(found).seconds
+    return {kind: seconds[kind] for kind in ("steps", "skipped", "lost")}
+
+
+def test_bad_steps_and_those_that_a_roll_back_takes_along_are_skipped_once(tmp_path, monkeypatch):
+    run = Steps(tmp_path, 0, monkeypatch)
+    run.do(1, 11, bad=(9, 10, 11))
+    run.clock.rolled_back(4)
+    found = run.end()
+    assert (found[0].step, spent(found)) == (4, pytest.approx({"steps": 4.0, "skipped": 7.0, "lost": 0.0}))
+    run.do(5, 20, bad=(17,))
+    assert spent(run.end()) == pytest.approx({"steps": 19.0, "skipped": 8.0, "lost": 0.0})
+    assert attempts.summarize(run.end()).lost_steps == 0
+
+
+def test_a_roll_back_to_before_the_attempt_takes_from_the_one_before(tmp_path, monkeypatch):
+    Steps(tmp_path, 0, monkeypatch).do(1, 50)
+    run = Steps(tmp_path, 50, monkeypatch)
+    run.do(51, 53, bad=(51, 52, 53))
+    run.clock.rolled_back(40)
+    run.do(41, 45, bad=(45,))
+    found = run.end()
+    assert [(one.first_step, one.step) for one in found] == [(0, 50), (40, 45)]
+    assert spent(found) == pytest.approx({"steps": 40.0 + 4.0, "skipped": 3.0 + 1.0, "lost": 10.0})
+    assert attempts.summarize(found).lost_steps == 10
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"started": None},
+        {"step": "x"},
+        {"step": float("inf")},
+        {"first_step": []},
+        {"seconds": {"steps": "a"}},
+        {"seconds": {"steps": float("nan")}},
+        {"step_seconds": "x"},
+        {"save_stalls": [float("inf")]},
+        {"ended": {}},
+    ],
+)
 def test_a_file_with_other_types_is_left_out(tmp_path, wrong):
     path = attempts.path(epath.Path(tmp_path), 1)
     path.parent.mkdir()
@@ -85,7 +149,7 @@ def test_the_writer_and_the_reader_agree(tmp_path):
                 with clock.save_stall():
                     time.sleep(0.03)
                 shown = clock.logged(step).goodput
-            clock.discard(1)
+            clock.discard(7)
         raise OSError(errno.ENOSPC, "full")
     (found,) = attempts.read(tmp_path)
     assert (found.number, found.first_step, found.step, found.exit_code) == (1, 4, 7, exit_codes.IO)

@@ -8,7 +8,7 @@ import socket
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -18,8 +18,7 @@ from scaling import attempts, durable, exit_codes
 
 log = logging.getLogger(__name__)
 
-_REMOTE_SECONDS = 60.0  # object stores: the file is rewritten at most this often
-_ALIVE_SECONDS = 60.0  # without a logged line; less than anybody waits who takes silence for a hang
+_ALIVE_SECONDS = 60.0  # the file is rewritten so often, where steps take less; in object stores not more often
 _RECENT = 100  # medians are of this many logged lines and saves
 
 
@@ -42,6 +41,7 @@ class Goodput:
         self._stalls: deque[float] = deque(maxlen=_RECENT)
         self._step_seconds: deque[float] = deque(maxlen=_RECENT)
         self._number = self._first_step = self._step = 0
+        self._thrown: set[int] = set()  # steps of this attempt that were computed for nothing
         self._mark = (0, 0.0)  # step and seconds in steps at the last logged line
         self._earlier: list[attempts.Attempt] = []
         self._written = -float("inf")
@@ -76,6 +76,7 @@ class Goodput:
     def begin(self, first_step: int) -> None:
         """The first step is known: from here on the attempt has a file."""
         self._first_step = self._step = first_step
+        self._thrown.clear()
         self._mark = (first_step, 0.0)
         if self._run_dir is not None:
             self._earlier = attempts.read(self._run_dir)
@@ -99,20 +100,31 @@ class Goodput:
             self._step_seconds.append((self._seconds[attempts.STEPS] - seconds) / (step - steps))
         self._mark = step, self._seconds[attempts.STEPS]
         self._step = step
-        remote = "://" in str(self._run_dir)
-        if self._run_dir is not None and (not remote or time.monotonic() - self._written > _REMOTE_SECONDS):
+        if self._run_dir is not None and "://" not in str(self._run_dir):
             self._write()
         summary = attempts.summarize([*self._earlier, self._attempt()])
         assert summary is not None
         return summary
 
-    def discard(self, steps: int) -> None:
-        """As many steps are thrown away (a bad loss, a roll-back): their share of the time counts as skipped."""
+    def discard(self, step: int) -> None:
+        """A step is thrown away (a bad loss): its share of the time counts as skipped."""
+        self._skip([step])
+
+    def rolled_back(self, step: int) -> None:
+        """All steps after ``step`` are thrown away; it may lie before this attempt's first one."""
+        since = range(max(step, self._first_step) + 1, self._step + 1)
+        self._skip([done for done in since if done not in self._thrown])
+        self._step, self._first_step = step, min(step, self._first_step)
+        self._thrown = {done for done in self._thrown if done <= step}
+        self._mark = step, self._seconds[attempts.STEPS]
+
+    def _skip(self, steps: Sequence[int]) -> None:
         self._enter(self._kind)
-        done = max(steps, self._step - self._first_step)
-        moved = self._seconds[attempts.STEPS] * steps / max(done, 1)
+        counted = max(self._step - self._first_step - len(self._thrown), len(steps), 1)
+        moved = self._seconds[attempts.STEPS] * len(steps) / counted
         self._seconds[attempts.STEPS] -= moved
         self._seconds["skipped"] += moved
+        self._thrown.update(steps)
         self._mark = self._mark[0], self._seconds[attempts.STEPS]
 
     def end(self, exit_code: int) -> None:

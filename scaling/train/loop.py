@@ -161,7 +161,7 @@ class Loop:
         self.goodput.stepped(step)
         line = self._line(step, loss, metrics["lr"], norm)
         if self._in_a_row:
-            self.goodput.discard(1)
+            self.goodput.discard(step)
             self.bad_steps.saw(line, self._in_a_row)
             due &= math.isfinite(loss) and math.isfinite(norm)  # readers take such a line for the end of the run
         if not due:

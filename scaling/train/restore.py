@@ -104,6 +104,6 @@ def roll_back(
         )
     checkpoints.set_aside_after(step)
     rollbacks.add(step, bad.step)
-    goodput.discard(bad.step - step)
+    goodput.rolled_back(step)
     log.warning("%s: back to the checkpoint of step %d, past the data read since", bad, step)
     return state, step

@@ -40,7 +40,7 @@ class Rollbacks:
         text = self._path.read_text() if self._path.exists() else "[]"
         try:
             self._all = [Rollback(**{name: int(value) for name, value in entry.items()}) for entry in json.loads(text)]
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, OverflowError):
             raise ValueError(
                 f"{self._path} is damaged (not the roll-backs of a run); restore it from a backup"
             ) from None
