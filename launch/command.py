@@ -140,6 +140,7 @@ def _tpu_vm(options: argparse.Namespace, launch: "Launch", chosen: "Settings", f
         "service_account": options.service_account or "",
         "labels": _labels(options.labels),
         "max_restarts": chosen.max_restarts,
+        "first_delay": chosen.first_delay,
     }
     values = tpu_vm.planned(launch, asked, options.parallel, known)
     held = [slot["resource"] for slot in values["slots"] if slot["stage"] != tpu_vm.ABSENT]

@@ -185,7 +185,7 @@ def planned(launch: Launch, options: Mapping[str, Any], parallel: int, known: di
         if job["state"] != FINISHED:
             job["state"] = RUNNING if run.name in held_jobs else WAITING
         job["restarts"] = dataclasses.asdict(Restarts(**job.get("restarts", {})))
-        job["restarts"] |= {"in_vain": 0, "most": int(options["max_restarts"])}
+        job["restarts"] |= {"in_vain": 0, "most": options["max_restarts"], "first_delay": options["first_delay"]}
         found["jobs"][run.name] = job
     left = sum(job["state"] != FINISHED for job in found["jobs"].values())
     taken = {slot["resource"] for slot in slots}

@@ -199,7 +199,7 @@ def test_other_knobs_for_machines_that_exist_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = dataclasses.replace(tiny.config(), workdir="gs://bucket/small")
     launch = Launch("small", config.workdir, (single(config, "small"),), False)
-    options = dict.fromkeys(tpu_vm._KEPT, "") | {"max_restarts": 5}
+    options = dict.fromkeys(tpu_vm._KEPT, "") | {"max_restarts": 5, "first_delay": 1.0}
     known = tpu_vm.planned(launch, options, 1, {})
     known["slots"][0]["stage"] = slot.PREPARING
     state.write(epath.Path("runs/small"), known)
