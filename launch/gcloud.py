@@ -121,7 +121,7 @@ def run(arguments: Sequence[str], seconds: float = _SECONDS) -> str:
     if found.returncode:
         text = found.stderr.strip() or found.stdout.strip() or f"exit code {found.returncode}"
         said = text
-        if {"ssh", "scp"} & set(arguments[: len(_BASE) + 1]):  # what machines print is not what gcloud says
+        if arguments[len(_BASE)] in ("ssh", "scp"):  # what machines print is not what gcloud says
             said = "\n".join(_OWN.findall(text))
         kind = next((kind for kind, signs in _SIGNS if any(sign in said for sign in signs)), LOST)
         raise GcloudError(kind, text.splitlines()[-1][:400])

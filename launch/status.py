@@ -92,7 +92,7 @@ def to_text(rows: Sequence[Row]) -> str:
 
 def time_to_text(rows: Sequence[Row]) -> str:
     """A table of where the time of each run went since its first start, in seconds and shares of it."""
-    kinds = (attempts.STEPS, *(kind for kind in (*attempts.KINDS, "lost", "down") if kind != attempts.STEPS))
+    kinds = sorted(attempts.RUN_KINDS, key=lambda kind: kind != attempts.STEPS)  # what counts comes first
     table: list[tuple[str, ...]] = [("run", "seconds", *kinds, "lost_steps", "save_stall")]
     for row in rows:
         if row.seconds is None:
@@ -167,10 +167,9 @@ def _from_files(row: Row, run_dir: epath.Path, plan: epath.Path) -> None:
             row.state = FINISHED
         tries = attempts.read(run_dir)
         if summary := attempts.summarize(tries):
-            row.goodput, row.restarts, row.lost_steps = summary.goodput, summary.attempts - 1, summary.lost_steps
-            row.seconds, row.save_stall, row.save_stall_share = (
-                summary.seconds, summary.save_stall, summary.save_stall_share,
-            )  # fmt: skip
+            row.goodput, row.restarts = summary.goodput, summary.attempts - 1
+            row.seconds, row.lost_steps = summary.seconds, summary.lost_steps
+            row.save_stall, row.save_stall_share = summary.save_stall, summary.save_stall_share
         if tries and row.state != FINISHED and tries[-1].exit_code == exit_codes.DIVERGED:
             row.state = FAILED
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError, ImportError):

@@ -19,6 +19,8 @@ STEPS = "steps"
 # Seconds of an attempt by kind; they add up to its wall time. "compile" is the first call of the train step, "steps"
 # holds waiting for data too, "skipped" are steps that were computed and thrown away (bad losses, rolled back).
 KINDS = ("startup", "restore", "compile", STEPS, "validate", "save", "skipped")
+# Of a run over all attempts: also steps done again later, and the time between attempts.
+RUN_KINDS = (*KINDS, "lost", "down")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +130,7 @@ def summarize(attempts: Sequence[Attempt]) -> Summary | None:
     """Goodput and its parts over all attempts of a run, oldest first; None if there are none."""
     if not attempts:
         return None
-    seconds = dict.fromkeys((*KINDS, "lost", "down"), 0.0)
+    seconds = dict.fromkeys(RUN_KINDS, 0.0)
     lost_steps = 0
     for attempt, kept in zip(attempts, kept_steps(attempts), strict=True):
         for kind, value in attempt.seconds.items():

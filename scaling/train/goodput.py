@@ -120,8 +120,8 @@ class Goodput:
 
     def _skip(self, steps: Sequence[int]) -> None:
         self._enter(self._kind)
-        counted = max(self._step - self._first_step - len(self._thrown), len(steps), 1)
-        moved = self._seconds[attempts.STEPS] * len(steps) / counted
+        counted = self._step - self._first_step - len(self._thrown)
+        moved = self._seconds[attempts.STEPS] * len(steps) / max(counted, 1)
         self._seconds[attempts.STEPS] -= moved
         self._seconds["skipped"] += moved
         self._thrown.update(steps)

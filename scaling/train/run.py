@@ -39,15 +39,13 @@ from scaling.train.loop import Loop
 from scaling.train.metrics import Console, MetricWriter
 from scaling.train.placement import local_rows, place, prefetched
 from scaling.train.recompute import Faulty, checked
-from scaling.train.restore import restore, roll_back
+from scaling.train.restore import Restorer
 from scaling.train.rollbacks import Rollbacks
 from scaling.train.schedule import BatchSchedule
 from scaling.train.signals import stop_request
 from scaling.train.skipped import remembered
 from scaling.train.step import make_eval_step, make_train_step
 from scaling.train.watchdog import Watchdog
-
-log = logging.getLogger(__name__)
 
 
 def train(config: cfg.Config, name: str = "default", started: float | None = None) -> int:
@@ -89,7 +87,8 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
         tasks = InLoopTasks(config, words, mesh) if config.eval.tasks else None
         try:
             rollbacks = Rollbacks(run_dir, BatchSchedule.from_config(config.train))
-            state, first_step = _restore_or_create(config, checkpoints, mesh, data.fingerprint, goodput, rollbacks)
+            restorer = Restorer(config, checkpoints, mesh, data.fingerprint, goodput, rollbacks)
+            state, first_step = restorer.restore_or_create()
             programs = make_train_step(config, mesh, words.eot), _evaluator(config, mesh, words, held_out)
             context = config, run_dir, checkpoints, mesh, data, bad_records, tasks, goodput, rollbacks, watchdog
             make = functools.partial(_loop, *context, programs)
@@ -112,9 +111,7 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
                     del state
                     try:
                         with watchdog.phase("going back"):
-                            state, first_step = roll_back(
-                                bad, config, checkpoints, rollbacks, mesh, data.fingerprint, goodput
-                            )
+                            state, first_step = restorer.roll_back(bad)
                     except Diverged:
                         if run.writer:  # readers of the run see why it ended; resuming from before drops the line
                             run.writer.train(bad.line)
@@ -148,26 +145,6 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
         print(f"validation loss {loss:.4f} nats/token after {tokens:,} tokens", *texts, sep="\n\n")
         print(f"\nloss curve: {plot(run_dir)}")
     return exit_codes.OK
-
-
-def _restore_or_create(
-    config: cfg.Config,
-    checkpoints: Checkpoints,
-    mesh: jax.sharding.Mesh,
-    data_fingerprint: str,
-    goodput: Goodput,
-    rollbacks: Rollbacks,
-) -> tuple[train_state.TrainState, int]:
-    """The state of the newest whole checkpoint and its step, or a fresh one and 0."""
-    saved = restore(config, checkpoints, mesh, data_fingerprint, goodput, rollbacks)
-    checkpoints.tidy(saved[1] if saved else None)
-    if saved is None:
-        return train_state.create_state(config, mesh), 0
-    if saved[1] == BatchSchedule.from_config(config.train).num_steps:
-        log.info("%s is already finished; another run needs another config.workdir", config.workdir)
-    else:
-        log.info("resuming %s from step %d", config.workdir, saved[1])
-    return saved
 
 
 def _close(checkpoints: Checkpoints, watchdog: Watchdog) -> None:

@@ -122,14 +122,13 @@ class Place:
 
     def __init__(self, name, jobs, released):
         self.name, self.stage, self._jobs, self._released = name, slot.ABSENT, jobs, released
-        self.ticks, self.fails = 0, False
+        self.fails = False
 
     @property
     def idle(self):
         return self.stage == slot.ABSENT
 
     def tick(self, stopping):
-        self.ticks += 1
         if self.fails:
             raise ValueError("gcloud refuses: no")
         if self.stage == slot.ABSENT and not stopping:

@@ -42,7 +42,7 @@ def test_a_signal_saves_before_a_validation(stopped, tmp_path):
         stop.exit_code = exit_codes.SIGTERM if stopped else 0
         return state, metrics
 
-    schedule = dataclasses.replace(BatchSchedule.from_config(config.train))
+    schedule = BatchSchedule.from_config(config.train)
     loop = Loop(
         config=config,
         schedule=schedule,
