@@ -17,7 +17,9 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import sentencepiece
@@ -25,10 +27,16 @@ import tiktoken
 
 from scaling.data import books, sources
 
+log = logging.getLogger(__name__)
+
+NAMES = ("gpt2", "bytes", "books")  # tokenizers that every machine has or can get
 END_OF_TEXT = "<|endoftext|>"
+SPACE = "\u2581"  # how sentencepiece writes a space
 
 # Radford et al. 2019 (github.com/openai/gpt-2, src/encoder.py), in the equivalent, faster form that tiktoken uses.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+_WHITE_SPACE = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")  # \s of the pattern
+_LONG_RUN = 10_000  # characters of white space in a row; the pattern of a million would overflow tiktoken's stack
 # Ranks files of later models, which split text by other patterns: number of ranks -> name.
 _OTHER_PATTERNS = {100_256: "cl100k_base", 199_998: "o200k_base"}
 
@@ -55,6 +63,10 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of the ids; ``eot`` is spelled ``<|endoftext|>``, a broken UTF-8 sequence gives U+FFFD."""
+
+    def file(self) -> tuple[str, bytes]:
+        """Suffix and content of a file from which ``load`` makes this tokenizer again, with this fingerprint."""
+        raise NotImplementedError(f"{self.name} is known by its name")
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of one text, int32, without ``eot``."""
@@ -95,17 +107,50 @@ class BPETokenizer(Tokenizer):
         self.vocab_size = max(max(used), self.eot) + 1
         table = json.dumps([[rank, token.hex()] for token, rank in sorted(ranks.items(), key=lambda item: item[1])])
         self.fingerprint = _fingerprint(b"bpe", GPT2_PATTERN.encode(), str(self.eot).encode(), table.encode())
+        self._ranks = ranks
         self._encoding = tiktoken.Encoding(
             name=name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.eot}
         )
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See ``Tokenizer``."""
-        return [np.asarray(self._encoding.encode_ordinary(text), np.int32) for text in texts]
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> np.ndarray:
+        ids, done = list[int](), 0
+        for start, stop in _long_pieces(text):
+            ids += self._encoding.encode_ordinary(text[done:start])
+            ids += self._encoding._encode_single_piece(text[start:stop])
+            done = stop
+        return np.asarray(ids + self._encoding.encode_ordinary(text[done:]), np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """See ``Tokenizer``."""
         return self._encoding.decode(np.asarray(ids).tolist())
+
+    def file(self) -> tuple[str, bytes]:
+        """See ``Tokenizer``."""
+        lines = (b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in self._ranks.items())
+        return ".tiktoken", b"".join(lines)
+
+
+def _long_pieces(text: str) -> Iterator[tuple[int, int]]:
+    """From and to of the pieces that GPT-2's pattern makes of long runs of white space.
+
+    Such a piece is the whole run at the end of the text; else all of it but the last character, with which what
+    follows begins.
+    """
+    done = 0
+    for inside in range(0, len(text), _LONG_RUN):  # every long run holds one of these
+        found = _WHITE_SPACE.match(text, inside) if inside >= done else None
+        if found is None:
+            continue
+        start, stop = inside, found.end()
+        while start > done and _WHITE_SPACE.match(text, start - 1, start):
+            start -= 1
+        if stop - start >= _LONG_RUN:
+            done = stop if stop == len(text) else stop - 1
+            yield start, done
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -130,17 +175,24 @@ class SentencePieceTokenizer(Tokenizer):
             raise ValueError(f"tokenizer {name}: the model has neither {END_OF_TEXT} nor an end-of-sentence piece")
         self.fingerprint = _fingerprint(b"sentencepiece", model)
         # sentencepiece writes a space as U+2581, so a real U+2581 must go in by its bytes, if the model has them.
-        bytes_of_mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in "▁".encode()]
+        bytes_of_mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._mark = bytes_of_mark if all(map(self._processor.is_byte, bytes_of_mark)) else None
+        if self._processor.is_unknown(self._processor.piece_to_id(SPACE)):
+            log.warning(
+                "tokenizer %s has no piece for a space, so spaces do not survive: 'a b' comes back as %r; "
+                "`scaling tokenizer train` makes one that has it",
+                name,
+                self.decode(self.encode("a b")),
+            )
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See ``Tokenizer``."""
         return [self._encode(text) for text in texts]
 
     def _encode(self, text: str) -> np.ndarray:
-        if self._mark is None or "▁" not in text:
+        if self._mark is None or SPACE not in text:
             return np.asarray(self._processor.encode(text), np.int32)
-        first, *rest = self._processor.encode(text.split("▁"))
+        first, *rest = self._processor.encode(text.split(SPACE))
         return np.asarray(first + [i for part in rest for i in self._mark + part], np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -148,6 +200,10 @@ class SentencePieceTokenizer(Tokenizer):
         array = np.asarray(ids, np.int64)
         documents = np.split(array, np.flatnonzero(array == self.eot))
         return END_OF_TEXT.join(self._processor.decode(part[part != self.eot].tolist()) for part in documents)
+
+    def file(self) -> tuple[str, bytes]:
+        """See ``Tokenizer``."""
+        return ".model", self._processor.serialized_model_proto()
 
 
 def load(name: str) -> Tokenizer:

@@ -3,15 +3,20 @@
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
 from scaling.data import sources
-from scaling.data.tokenizer import END_OF_TEXT
+from scaling.data.tokenizer import END_OF_TEXT, SPACE
 
 MAX_CHARACTERS = 200_000_000  # the trainer holds its text in memory; above this, documents are sampled
+_COVERAGE = 0.9999  # of the text's characters: the rarest have no piece, but bytes
+_RARE = 10 * (1 - _COVERAGE)  # a space with a smaller share of the characters is asked for by name
+_RESERVED = "\u2585"  # the trainer drops every sentence that has it
 
 
 def train_tokenizer(pattern: str, vocab_size: int, output: str | os.PathLike[str], text_key: str = "text") -> Path:
@@ -22,7 +27,7 @@ def train_tokenizer(pattern: str, vocab_size: int, output: str | os.PathLike[str
 
     Args:
         pattern: text files (see ``scaling.data.sources``).
-        vocab_size: pieces, the 256 bytes and 4 special pieces included.
+        vocab_size: pieces; the 256 bytes, 4 special pieces and the space included.
         output: path of the ``.model`` file.
         text_key: field of the text in ``.jsonl`` and ``.parquet``.
 
@@ -35,42 +40,63 @@ def train_tokenizer(pattern: str, vocab_size: int, output: str | os.PathLike[str
         raise ValueError(f"{output}: a sentencepiece tokenizer is loaded by a name that ends in .model")
     if output.exists():
         raise FileExistsError(f"{output} exists and is not overwritten; remove it or choose another name")
+    if not 0 < vocab_size < 2**31:
+        raise ValueError(f"a vocabulary of {vocab_size} pieces cannot be; it must lie between 1 and 2^31")
     texts = _sample(sources.documents(sources.find(pattern), text_key), MAX_CHARACTERS)
-    model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_paragraphs(texts),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            split_digits=True,
-            user_defined_symbols=["\n\n", "\n"],
-            unk_id=0,
-            eos_id=1,
-            bos_id=-1,
-            pad_id=-1,
-            eos_piece=END_OF_TEXT,
-            character_coverage=0.9999,
-            max_sentence_length=1 << 30,
-            minloglevel=2,
-        )
+        model = _train(texts, vocab_size)
     except (RuntimeError, OSError) as error:
-        reason = str(error).split("] ")[-1].strip() or str(error)
-        raise ValueError(f"no tokenizer of {vocab_size} pieces from {pattern}: {reason}") from None
+        raise ValueError(f"no tokenizer of {vocab_size} pieces from {pattern}: {_reason(str(error))}") from None
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("xb") as file:
-        file.write(model.getvalue())
+        file.write(model)
     return output
+
+
+def _train(texts: list[str], vocab_size: int) -> bytes:
+    spaces = sum(text.count(" ") for text in texts)
+    # A space has no byte to fall back to: it is U+2581 inside, and the bytes of that are a real U+2581.
+    required: dict[str, Any] = {"required_chars": SPACE} if spaces < _RARE * sum(map(len, texts)) else {}
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=_paragraphs(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
+        user_defined_symbols=["\n\n", "\n"],
+        unk_id=0,
+        eos_id=1,
+        bos_id=-1,
+        pad_id=-1,
+        eos_piece=END_OF_TEXT,
+        character_coverage=_COVERAGE,
+        max_sentence_length=1 << 30,
+        minloglevel=2,
+        **required,
+    )
+    return model.getvalue()
+
+
+def _reason(message: str) -> str:
+    """Why the trainer gave up, in the terms of our own options."""
+    if found := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
+        return f"bytes, special pieces and the text's characters alone are {found[1]}; give at least that many"
+    if found := re.search(r"too high.*<= (\d+)", message):
+        return f"the text is too short or too uniform for more than {found[1]}; give more text, or at most that many"
+    if "sentences_.empty()" in message:
+        return "the text has no character that a piece can be made of"
+    return re.sub(r"^(\w+: )?src/\S+ ", "", message.split("] ")[-1].strip() or message)
 
 
 def _paragraphs(texts: list[str]) -> Iterator[str]:
     for text in texts:
-        for paragraph in text.split("\n\n"):
+        for paragraph in text.replace(_RESERVED, "\n\n").split("\n\n"):
             yield paragraph + "\n\n"
 
 

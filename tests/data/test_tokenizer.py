@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+import sentencepiece
 import tiktoken
 
 from scaling.data import books, tokenizer
@@ -66,6 +67,62 @@ def test_end_of_text_decodes_to_its_name(tokenizers):
         ids = [words.eot, *words.encode("a b"), words.eot, *words.encode(" c")]
         assert words.decode(ids) == "<|endoftext|>a b<|endoftext|> c"
         assert words.decode(np.array([], np.int32)) == ""
+
+
+CHINESE = (
+    "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产种面而方后多"
+)
+TRAINED_ON = {
+    "dna": ("ACGT", 80, "\n"),
+    "chinese": (CHINESE, 30, "。\n"),
+    "word list": ("abcdefghij", 6, "\n"),
+    "tabs": ("abcdefghij", 6, "\t"),
+    "carriage returns": ("abcdefghij", 6, "\r\n"),
+    "one space": ("abcdefghij", 20_000, " "),
+    "the trainer's reserved characters": ("abcdefghij", 6, "\u2581\u2585\u2047"),
+}
+
+
+@pytest.mark.parametrize("kind", TRAINED_ON)
+def test_a_trained_tokenizer_is_lossless_whatever_it_was_trained_on(tmp_path, kind, caplog):
+    letters, length, between = TRAINED_ON[kind]
+    rng = random.Random(0)
+    words = ["".join(rng.choices(letters, k=length)) for _ in range(2 if length > 1000 else 300)]
+    (tmp_path / "a.txt").write_text(between.join(words), newline="")
+    made = tokenizer.load(str(train_tokenizer(str(tmp_path / "a.txt"), 350, tmp_path / "a.model")))
+    assert not caplog.text
+    alphabet = "aA的 \t\n\r\x00\x1f\x7f\x85\u2028\u2581\u2585\u2047\ufeff\ufffd\U0001f600<>0e\u0301"
+    for text in [*TEXTS, "a b", "\u2581", *("".join(rng.choices(alphabet, k=rng.randrange(30))) for _ in range(300))]:
+        assert made.decode(made.encode(text)) == text
+
+
+def test_a_sentencepiece_model_without_a_space_says_so(tmp_path, caplog):
+    """As trained before on text without spaces, or elsewhere."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["ACGTTGCA", "GATTACA", "CCGGTTAA"] * 20),
+        model_prefix=str(tmp_path / "dna"),
+        model_type="bpe",
+        vocab_size=268,
+        byte_fallback=True,
+        add_dummy_prefix=False,
+        minloglevel=2,
+    )
+    words = tokenizer.load(str(tmp_path / "dna.model"))
+    assert words.decode(words.encode("A C")) == "A\u2581C"
+    assert "dna.model has no piece for a space" in caplog.text
+
+
+@needs_shared("data/tokenizer/r50k_base.tiktoken")
+@pytest.mark.parametrize("white", [" ", "\n", "\t", " \n", "\u3000", "\r\n\t "])
+def test_long_white_space_gives_the_ids_of_tiktoken(white):
+    """Where tiktoken can; of a million characters it cannot."""
+    words = tokenizer.load(str(SHARED / "data/tokenizer/r50k_base.tiktoken"))
+    for count in (tokenizer._LONG_RUN - 1, tokenizer._LONG_RUN, 2 * tokenizer._LONG_RUN + 7):
+        run = (white * count)[:count]
+        for text in (run, f"{run}a", f"a{run}", f"x y{run}12{run} z", f"{run} é", f"\x1f{run}\x1f", f"{run}'s{run}"):
+            assert words.encode(text).tolist() == words._encoding.encode_ordinary(text), (count, text[:3], text[-3:])
+    text = white * 1_000_000 + "a b"
+    assert words.decode(words.encode(text)) == text
 
 
 def test_sizes_and_fingerprints(tokenizers):
@@ -179,10 +236,10 @@ def test_training_is_deterministic_and_never_overwrites(tmp_path):
     assert first.read_bytes() == second.read_bytes()
     with pytest.raises(FileExistsError, match="is not overwritten"):
         train_tokenizer(str(tmp_path / "*.txt"), 300, second)
-    with pytest.raises(ValueError, match=r"5000 pieces from .*too high"):
-        train_tokenizer(str(tmp_path / "*.txt"), 5000, tmp_path / "c.model")
-    with pytest.raises(ValueError, match="10 pieces from"):
-        train_tokenizer(str(tmp_path / "*.txt"), 10, tmp_path / "c.model")
+    for size, words in ((5000, r"5000 pieces .*at most"), (10, r"at least"), (0, "between"), (10**20, "between")):
+        with pytest.raises(ValueError, match=words) as caught:
+            train_tokenizer(str(tmp_path / "*.txt"), size, tmp_path / "c.model")
+        assert not re.search("INTERNAL|src/|--|required_chars", str(caught.value))
     assert not (tmp_path / "c.model").exists()
 
 
