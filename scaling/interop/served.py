@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from scaling import config as cfg
-from scaling.data import tokenizer
+from scaling.data import run_tokenizer, tokenizer
 from scaling.data.tokenizer import Tokenizer
 from scaling.interop.logits import load_model
 from scaling.interop.run_directory import load_checkpoint, read_config_json
@@ -51,13 +51,16 @@ def load_served(
 
     Raises:
         FileNotFoundError: no model there.
-        ValueError: a model, tokenizer or mesh that cannot be used.
+        ValueError: a model, tokenizer or mesh that cannot be used, or another tokenizer than the run's.
     """
     sizes = _mesh(axes)
     if sizes is not None:
         distributed.initialize(cfg.Distributed(), sizes.cpu_devices)
     values = read_config_json(model)
-    words = tokenizer.load(tokenizer_name or _tokenizer_name(model, values))
+    if "config" in values:
+        words = run_tokenizer.load(model, values, tokenizer_name)
+    else:
+        words = tokenizer.load(tokenizer_name or _own_tokenizer(model))
     mesh = None if sizes is None else _make_mesh(axes, sizes)
     step = tokens = None
     if "config" in values:
@@ -121,10 +124,8 @@ def _check_mesh(config: cfg.Model, mesh: cfg.Mesh | None) -> None:
             raise ValueError(f"--mesh: {axis}={size} must divide the model's {knob} of {features}")
 
 
-def _tokenizer_name(model: str | os.PathLike[str], values: dict[str, Any]) -> str:
-    """What a run was trained with, or the folder itself where it has GPT-2's two files."""
-    if "config" in values:
-        return values["config"]["data"]["tokenizer"]
+def _own_tokenizer(model: str | os.PathLike[str]) -> str:
+    """The Hugging Face folder itself where it has GPT-2's two files."""
     for files in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if all((Path(model) / file).exists() for file in files):
             return os.fspath(model)

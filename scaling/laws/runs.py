@@ -233,6 +233,7 @@ def _measured_on(run: Run, loss: str) -> dict[str, Any]:
     data, model, train = (run.config[section] for section in ("data", "model", "train"))
     keys = ("tokenizer", "train", "mixture", "validation", "validation_fraction")
     shared = {f"config.data.{key}": data.get(key) for key in keys}
+    shared["tokenizer_fingerprint"] = run.values.get("tokenizer_fingerprint")
     shared["config.model.vocab_size"] = model.get("vocab_size")
     # Longer sequences see more context, and their loss is lower.
     shared["config.train.sequence_length"] = train.get("sequence_length") or model.get("context_length")
@@ -246,6 +247,8 @@ def _refuse_mixture(measured: dict[str, dict[str, Any]]) -> None:
     (first, expected), *others = measured.items()
     for run, found in others:
         for knob, value in found.items():
+            if knob == "tokenizer_fingerprint" and None in (value, expected[knob]):
+                continue  # a run of an older version does not tell
             if value != expected[knob]:
                 raise ValueError(
                     f"{run} has {knob}={value!r} but {first} has {expected[knob]!r}; "

@@ -18,8 +18,9 @@ from etils import epath
 import scaling
 from scaling import cache, durable, exit_codes, flops
 from scaling import config as cfg
-from scaling.data import loader, tokenizer
+from scaling.data import loader, run_tokenizer
 from scaling.data.bad_records import BadRecords
+from scaling.data.tokenizer import Tokenizer
 from scaling.evaluate.in_loop import InLoopTasks
 from scaling.generate.sample import continue_texts
 from scaling.laws.curves import plot
@@ -67,7 +68,7 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
     keep_freed_memory()
     distributed.initialize(config.distributed, config.mesh.cpu_devices)
     _configure(config)
-    words = tokenizer.load(config.data.tokenizer)
+    words = run_tokenizer.find(config.data.tokenizer, absolute(config.workdir or f"runs/{name}"))
     config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
     bad_records = BadRecords() if config.data.bad_records == "skip" else None
     data = loader.training_set(config.data, words, config.train.sequence_length, config.seed, bad_records)
@@ -90,7 +91,7 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
             restorer = Restorer(config, checkpoints, mesh, data.fingerprint, goodput, rollbacks)
             state, first_step = restorer.restore_or_create()
             programs = make_train_step(config, mesh, words.eot), _evaluator(config, mesh, words, held_out)
-            context = config, run_dir, checkpoints, mesh, data, bad_records, tasks, goodput, rollbacks, watchdog
+            context = config, run_dir, words, checkpoints, mesh, data, bad_records, tasks, goodput, rollbacks, watchdog
             make = functools.partial(_loop, *context, programs)
             run = make(first_step)
             stack.callback(lambda: run.close())  # the one that is last
@@ -167,6 +168,7 @@ def _leave(error: Exception, goodput: Goodput) -> None:
 def _loop(
     config: cfg.Config,
     run_dir: epath.Path,
+    words: Tokenizer,
     checkpoints: Checkpoints,
     mesh: jax.sharding.Mesh,
     data: loader.TrainingSet,
@@ -205,7 +207,8 @@ def _loop(
 
     writer = console = None
     if jax.process_index() == 0:
-        _write_run_json(run_dir, config, mesh, peak)
+        run_tokenizer.keep(words, run_dir)
+        _write_run_json(run_dir, config, words, mesh, peak)
         writer = MetricWriter(run_dir, config, first_step, finished=first_step == schedule.num_steps)
         console = Console(schedule.num_steps, first_step)
     return Loop(
@@ -267,10 +270,13 @@ def _evaluator(config: cfg.Config, mesh: jax.sharding.Mesh, words: Any, data: An
     return evaluate
 
 
-def _write_run_json(run_dir: epath.Path, config: cfg.Config, mesh: Any, peak: throughput.Peak) -> None:
+def _write_run_json(
+    run_dir: epath.Path, config: cfg.Config, words: Tokenizer, mesh: Any, peak: throughput.Peak
+) -> None:
     """config.json: the resolved config, and all that is needed to understand the numbers beside it."""
     record = {
         "config": cfg.to_dict(config),
+        run_tokenizer.KEY: words.fingerprint,
         "versions": {
             "scaling": scaling.__version__,
             "git": _git_commit(),

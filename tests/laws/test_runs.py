@@ -59,6 +59,17 @@ def test_losses_that_cannot_be_compared_are_refused(tmp_path):
         read_runs([tmp_path])
 
 
+def test_a_tokenizer_is_told_by_its_fingerprint_where_runs_have_one(tmp_path):
+    for name, fingerprint in (("a", "01"), ("b", None), ("c", "02")):
+        run(tmp_path, name, [4.0 + len(list(tmp_path.iterdir()))])
+        path = tmp_path / name / "config.json"
+        if fingerprint:
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_fingerprint": fingerprint}))
+    assert len(read_runs([tmp_path / "a", tmp_path / "b"])) == 2
+    with pytest.raises(ValueError, match=r"c has tokenizer_fingerprint='02' but .*a has '01'"):
+        read_runs([tmp_path])
+
+
 def test_other_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a run directory"):
         read_runs([tmp_path])

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from scaling import cli, exit_codes
+from scaling.data.tokenizer import ByteTokenizer
 from scaling.laws.runs import read_runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +91,7 @@ def long_run(tmp_path_factory):
 def test_a_run_directory_holds_what_the_docs_say(finished):
     record = json.loads((finished / "config.json").read_text())
     assert record["config"]["model"]["d_ff"] == 128 and record["config"]["model"]["vocab_size"] == 257
+    assert record["tokenizer_fingerprint"] == ByteTokenizer().fingerprint
     assert "MFU =" in record["mfu"]["formula"] and record["mfu"]["peak_flops"] > 1e9
     assert "measured" in record["mfu"]["peak_source"] and record["versions"]["jax"]
     steps = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
