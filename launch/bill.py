@@ -99,8 +99,8 @@ def price(path: Path, chip: str, spot: bool) -> float | None:
         ValueError: it is not TOML, or a price is no number of at least 0.
     """
     try:
-        values = tomllib.loads(path.read_text())
-    except ValueError as error:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--prices={path} is not TOML: {error}") from None
     table = values.get("spot", {}) if spot else values
     found = table.get(chip) if isinstance(table, dict) else None

@@ -3,7 +3,6 @@
 import ast
 import difflib
 import importlib.util
-import json
 import re
 import sys
 import traceback
@@ -15,6 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from scaling import json_text
 from scaling.config import Config, default_config, freeze, knobs, to_dict
 
 KNOBS = {name: value for name, value, _, _ in knobs()}
@@ -212,10 +212,7 @@ def _load_json(path: str, overrides: Sequence[str]) -> Config:
     """The config of a ``config.json`` (or ``plan.json``) of a run."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"config file {path} does not exist")
-    try:
-        values = json.loads(Path(path).read_text())
-    except ValueError:
-        values = None
+    values = json_text.parse(Path(path).read_bytes(), path)
     if isinstance(values, dict):
         values = values.get("config", values)
     if not isinstance(values, dict) or not values:

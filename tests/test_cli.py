@@ -117,6 +117,9 @@ def test_bad_experiment_files(run, tmp_path, experiment):
     no_run = tmp_path / "config.json"
     no_run.write_text("{}")
     refused(run("train", f"--config={no_run}"), str(no_run), "JSON object of knobs")
+    for content, words in (("{", "not JSON"), ('{"a": %s}' % ("9" * 5000), "digits"), ("[" * 100_000, "deeply")):
+        no_run.write_text(content)
+        refused(run("train", f"--config={no_run}"), str(no_run), words)
     refused(run("train", "--config"), "--config needs a value")
 
 

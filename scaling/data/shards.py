@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module
 
-from scaling import durable
+from scaling import durable, json_text
 from scaling.data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def read_index(directory: str | os.PathLike[str], whole: bool = True) -> Index:
     """
     path = Path(directory) / INDEX
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
+        values: dict[str, Any] = json_text.parse(path.read_bytes(), path.name)
         index = Index(**(values | {"shards": tuple(Shard(**shard) for shard in values["shards"])}))
     except FileNotFoundError:
         raise FileNotFoundError(f"{directory} is not a directory of token shards: it has no {INDEX}") from None

@@ -5,25 +5,33 @@ and ``.jsonl.gz`` (a line is a document), ``.parquet`` (a row is a document; nee
 Remote paths (``gs://``, ``s3://``, ...) are read through fsspec.
 """
 
+import fnmatch
 import gzip
 import json
+import os
+import re
+import shlex
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import fsspec
 
+from scaling import json_text
+
 FORMATS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 _PARQUET_ROWS = 1024  # rows decoded at a time
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec file system of a path or URL, and the path on it.
+    """The fsspec file system of a path or URL, and the path on it; what has no ``://`` is a local path, as it is.
 
     Raises:
         ValueError: no such protocol, or its package is not installed.
     """
     try:
+        if "://" not in path:  # fsspec would take '::' for a chain of file systems, and pathlib refuse a '~x'
+            return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
         return fsspec.core.url_to_fs(path)
     except ImportError as error:
         raise ValueError(f"{path}: its protocol needs one more package, for gs:// it is gcsfs ({error})") from None
@@ -32,24 +40,44 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def find(pattern: str) -> list[str]:
     """Expands a path or glob into the sorted list of its files, remote ones with their protocol.
 
+    As in a shell, ``*`` and ``**`` leave out hidden files and folders; a pattern with the dot finds them. What exists
+    is taken literally, even with ``[`` or ``?`` in its name: the file, or the folders at the beginning of the glob.
+
     Raises:
         FileNotFoundError: nothing matches.
         ValueError: a matching file is empty or of an unknown format.
     """
     fs, path = filesystem(pattern)
     if fs.isdir(path):
-        raise ValueError(f"{pattern} is a directory; name its files by a glob such as '{pattern.rstrip('/')}/*.txt'")
-    # A name that exists is taken literally, even with [ or ? in it.
-    infos = [fs.info(path)] if fs.exists(path) else list(fs.glob(path, detail=True).values())
+        glob = shlex.quote(f"{pattern.rstrip('/')}/*.txt")
+        raise ValueError(f"{pattern} is a directory; name its files by a glob such as {glob}")
+    infos = [fs.info(path)] if fs.exists(path) else _glob(fs, path)
     infos = sorted((info for info in infos if info["type"] != "directory"), key=lambda info: info["name"])
     if not infos:
-        raise FileNotFoundError(f"no file matches {pattern}")
+        raise FileNotFoundError(f"no file matches {pattern} (hidden files count only where the pattern has the dot)")
     for info in infos:
         if not info["name"].endswith(FORMATS):
             raise ValueError(f"{info['name']}: unknown format; text files end in {', '.join(FORMATS)}")
         if info["size"] == 0:
             raise ValueError(f"{info['name']} is empty")
     return [fs.unstrip_protocol(info["name"]) if "://" in pattern else info["name"] for info in infos]
+
+
+def _glob(fs: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:
+    parts = path.split("/")
+    first = next((n for n, part in enumerate(parts) if re.search("[*?[]", part)), len(parts))
+    # From the first part with a wildcard on, as many as are folders of that very name.
+    literal = next((n for n in range(len(parts) - 1, first, -1) if fs.isdir("/".join(parts[:n]))), first)
+    folder, rest = parts[:literal], parts[literal:]
+    escaped = [re.sub("[*?[]", r"[\g<0>]", part) for part in folder]
+    dotted = [part for part in rest if part.startswith(".")]
+
+    def is_hidden(name: str) -> bool:
+        below = name.split("/")[literal:]
+        return any(n.startswith(".") and not any(fnmatch.fnmatchcase(n, part) for part in dotted) for n in below)
+
+    found = fs.glob("/".join([*escaped, *rest]), detail=True)
+    return [info for name, info in found.items() if not is_hidden(name)]
 
 
 def size(files: list[str]) -> int:
@@ -119,12 +147,7 @@ def _json_lines(file: str, stream: IO[bytes], text_key: str) -> Iterator[str]:
 
 
 def _field(line: str, text_key: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except RecursionError:
-        raise ValueError(f"{where} is JSON nested too deeply to read") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
+    record = json_text.parse(line, where)
     if not isinstance(record, dict):
         raise ValueError(f"{where}: a JSON object with the key {text_key!r} was expected, not {line.strip()[:40]!r}")
     if text_key not in record:
@@ -152,15 +175,26 @@ def _parquet(file: str, raw: IO[bytes], text_key: str) -> Iterator[str]:
     try:
         table = pyarrow.parquet.ParquetFile(raw)
         names = table.schema_arrow.names
+        if names.count(text_key) > 1:
+            raise ValueError(f"{file}: {names.count(text_key)} columns have the name {text_key!r}; rename all but one")
         if text_key not in names:
             raise ValueError(f"{file}: no column {text_key!r}; there are {', '.join(map(repr, names))}")
         row = 0
         for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_key]):
-            for value in batch.column(0).to_pylist():
+            for value in batch.column(0):
                 row += 1
-                yield _text(value, text_key, f"{file}: row {row}")
+                yield _text(_python(value, f"{file}: row {row}"), text_key, f"{file}: row {row}")
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{file}: damaged parquet file ({str(error).splitlines()[0]})") from None
+
+
+def _python(value: Any, where: str) -> Any:
+    """A cell of a parquet file, which may hold any bytes where it says text."""
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ValueError(f"{where} is not UTF-8: byte 0x{byte:02x} at offset {error.start} of it") from None
 
 
 def read_bytes(path: str) -> bytes:

@@ -15,6 +15,7 @@ Text that spells ``<|endoftext|>`` is ordinary text: only ``Tokenizer.eot`` ends
 import abc
 import base64
 import binascii
+import codecs
 import hashlib
 import json
 import logging
@@ -25,6 +26,7 @@ import numpy as np
 import sentencepiece
 import tiktoken
 
+from scaling import json_text
 from scaling.data import books, sources
 
 log = logging.getLogger(__name__)
@@ -255,7 +257,7 @@ def _download_gpt2() -> BPETokenizer:
 
 def _tiktoken_ranks(path: str) -> dict[bytes, int]:
     ranks = {}
-    for number, line in enumerate(sources.read_bytes(path).splitlines(), start=1):
+    for number, line in enumerate(sources.read_bytes(path).removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
@@ -294,13 +296,17 @@ def _gpt2_directory(path: str) -> dict[bytes, int]:
         )
     merges_file, vocabulary_file = f"{path.rstrip('/')}/{merges_name}", f"{path.rstrip('/')}/{vocabulary_name}"
     byte_of = _byte_of_character()
+    values = json_text.parse(sources.read_bytes(vocabulary_file), vocabulary_file)
     try:
-        vocabulary = {k: int(v) for k, v in json.loads(sources.read_bytes(vocabulary_file)).items() if k != END_OF_TEXT}
+        vocabulary = {k: int(v) for k, v in values.items() if k != END_OF_TEXT}
         ranks = {bytes(byte_of[c] for c in token): rank for token, rank in vocabulary.items()}
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f"{vocabulary_file}: not a vocabulary of GPT-2's byte-level BPE") from None
     last = -1
-    lines = sources.read_bytes(merges_file).decode().splitlines()
+    try:
+        lines = sources.read_bytes(merges_file).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{merges_file}: not UTF-8, so no merges of GPT-2's byte-level BPE") from None
     merges = [line.split() for line in lines if line and not line.startswith("#version")]
     for number, merge in enumerate(merges, start=1):
         rank = vocabulary.get("".join(merge), -1)

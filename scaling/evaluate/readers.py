@@ -12,7 +12,6 @@ import csv
 import fnmatch
 import gzip
 import itertools
-import json
 import os
 import xml.etree.ElementTree as ElementTree
 import zlib
@@ -20,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from scaling import json_text
 from scaling.evaluate.task import Source, Split, Task
 
 Record = tuple[str, Mapping[str, Any]]  # where it stands, and what it holds
@@ -63,15 +63,19 @@ def find_source(task: Task, data: str | Path | None) -> tuple[Source, Files]:
 
 
 def _below(root: Path) -> Iterator[str]:
-    """The files below a folder, as paths from it; links to folders are followed, but not to one that they are in."""
+    """The files below a folder, as paths from it, without hidden ones and those in hidden folders.
+
+    Links to folders are followed, but not to one that they are in.
+    """
     above: dict[str, frozenset[str]] = {str(root): frozenset()}  # of a folder: where those that it is in really are
     for folder, folders, files in os.walk(root, followlinks=True):
         around, real = above.pop(folder), os.path.realpath(folder)
         if real in around:
             folders.clear()
             continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
         above.update((str(Path(folder, name)), around | {real}) for name in folders)
-        yield from (Path(folder, file).relative_to(root).as_posix() for file in files)
+        yield from (Path(folder, file).relative_to(root).as_posix() for file in files if not file.startswith("."))
 
 
 def _find(pattern: str, names: list[str], root: Path) -> Iterator[Path]:
@@ -146,21 +150,14 @@ def _jsonl(path: Path, _: Source) -> Iterator[Record]:
 
 
 def _object(text: str, where: str) -> Mapping[str, Any]:
-    try:
-        record = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON ({error})") from None
+    record = json_text.parse(text, where)
     if not isinstance(record, dict):
         raise ValueError(f"{where}: a JSON object was expected, not {text.strip()[:40]!r}")
     return record
 
 
 def _json(path: Path, source: Source) -> Iterator[Record]:
-    try:
-        value = json.loads(_whole(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    yield from _numbered(value, source.records or "*", path)
+    yield from _numbered(json_text.parse(_whole(path), str(path)), source.records or "*", path)
 
 
 def _xml(path: Path, source: Source) -> Iterator[Record]:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scaling import json_text
+
 if TYPE_CHECKING:
     from scaling.data.tokenizer import Tokenizer
     from scaling.generate.generator import Completion, Generator
@@ -75,7 +77,11 @@ def _texts(options: argparse.Namespace) -> list[str]:
     if options.prompts is not None:
         path = Path(options.prompts)
         for number, line in enumerate(_lines(path), start=1):
-            texts.append((_field(line, f"{path}:{number}") if path.suffix == ".jsonl" else line, f"{path}:{number}"))
+            where = f"{path}:{number}"
+            if path.suffix != ".jsonl":
+                texts.append((line, where))
+            elif line.strip():
+                texts.append((_field(line, where), where))
     if options.prompts is not None and len(texts) == len(options.prompt):
         raise ValueError(f"{options.prompts} holds no prompts")
     if not texts:
@@ -90,17 +96,14 @@ def _texts(options: argparse.Namespace) -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8").removesuffix("\n")
+        text = path.read_text(encoding="utf-8-sig").removesuffix("\n")
         return text.split("\n") if text else []
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
 def _field(line: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: not a JSON object: {error}") from error
+    record = json_text.parse(line, where)
     text = record.get("prompt") if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise ValueError(f"{where}: must be an object with a text in its field 'prompt'")

@@ -1,13 +1,13 @@
 """Reading the model of a run directory, for the verbs that use what ``train`` made."""
 
 import dataclasses
-import json
 from typing import Any
 
 import jax
 from etils import epath
 
 from scaling import config as cfg
+from scaling import json_text
 from scaling.model import decoder
 from scaling.train.checkpoint import Checkpoints
 
@@ -24,10 +24,7 @@ def read_config_json(folder: epath.PathLike) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} has no config.json; it must be a run directory of `scaling train` or a Hugging Face folder"
         )
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:  # bad JSON, or not UTF-8
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    values = json_text.parse(path.read_bytes(), str(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, not a {type(values).__name__}")
     return values

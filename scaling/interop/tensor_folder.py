@@ -3,7 +3,6 @@
 Pickled weights (``pytorch_model.bin``) can run code when they are read, and are refused.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import safetensors
+
+from scaling import json_text
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -46,8 +47,9 @@ class TensorFolder:
         index = self.folder / INDEX
         if index.exists():
             try:
-                shards = sorted({self.folder / name for name in json.loads(index.read_text())["weight_map"].values()})
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                values = json_text.parse(index.read_bytes(), str(index))
+                shards = sorted({self.folder / name for name in values["weight_map"].values()})
+            except (KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{index} is not an index of shards: it needs a JSON object 'weight_map'") from error
             for shard in shards:
                 if not shard.exists():

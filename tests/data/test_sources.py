@@ -1,5 +1,6 @@
 import gzip
 import json
+import shlex
 import sys
 
 import fsspec
@@ -40,10 +41,72 @@ def test_files_are_sorted_and_a_name_with_brackets_is_taken_literally(tmp_path):
     assert read(tmp_path / "c[1].txt") == ["c[1].txt"]
 
 
+def make(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("c/*.txt", ["c/a.txt"]),
+        ("*/*.txt", ["c/a.txt"]),
+        ("c/**/*.txt", ["c/a.txt", "c/deep/b.txt"]),
+        ("**/*.txt", ["c/a.txt", "c/deep/b.txt"]),
+        ("c/[._a]*.txt", ["c/a.txt"]),
+        ("c/.*.txt", ["c/._a.txt", "c/.draft.txt"]),
+        ("c/.draft.txt", ["c/.draft.txt"]),
+        ("c/.ipynb_checkpoints/*.txt", ["c/.ipynb_checkpoints/a.txt"]),
+        (".cache/*.txt", [".cache/x.txt"]),
+        ("c/.ipynb*/*.txt", ["c/.ipynb_checkpoints/a.txt"]),
+    ],
+)
+def test_hidden_files_are_left_out_as_by_shells(tmp_path, pattern, expected):
+    root = tmp_path / ".home"  # what lies above a glob may be hidden
+    names = ("c/a.txt", "c/deep/b.txt", "c/.draft.txt", "c/._a.txt", "c/.ipynb_checkpoints/a.txt", ".cache/x.txt")
+    make(root, *names)
+    assert read(root / pattern) == expected
+
+
+def test_only_hidden_files_are_no_files(tmp_path):
+    make(tmp_path, ".a.txt")
+    bad(tmp_path, "*.txt", None, "hidden", FileNotFoundError)
+
+
+ODD = ["corpus [v1]", "a::b", "what?", "50% *", "[!x]", "it's", "{a,b}", "~x", "a[b", "file:x"]
+
+
+@pytest.mark.parametrize("folder", ODD)
+def test_what_a_message_advises_works_whatever_the_name_of_the_folder(tmp_path, folder, monkeypatch):
+    make(tmp_path, f"{folder}/b.txt", f"{folder}/a::[1].txt", f"{folder}/in [x]/c.txt", "corpus v/other.txt")
+    monkeypatch.chdir(tmp_path)
+    expected = [f"{folder}/a::[1].txt", f"{folder}/b.txt"]
+    for directory in (folder, f"{tmp_path}/{folder}", f"{folder}/"):
+        with pytest.raises(ValueError, match="is a directory; name its files by a glob such as ") as caught:
+            sources.find(directory)
+        (advice,) = shlex.split(str(caught.value).partition("such as ")[2])
+        assert read(advice) == expected
+    for name in expected:
+        assert read(name) == [name]
+    assert read(f"{folder}/*/*.txt") == read(f"{folder}/in [x]/*.txt") == [f"{folder}/in [x]/c.txt"]
+    assert f"{folder}/b.txt" in read("*/b.txt")
+
+
 def test_other_field_byte_order_mark_blank_lines_and_half_surrogates(tmp_path):
     file = tmp_path / "a.jsonl"
-    file.write_bytes(b'\xef\xbb\xbf{"content": "x"}\n\n{"content": ""}\n{"content": "\\ud83d!"}\n')
+    lines = b'\xef\xbb\xbf{"content": "x"}\n\n{"content": ""}\n{"content": "\\ud83d!"}\n'
+    file.write_bytes(lines)
     assert read(file, text_key="content") == ["x", "\ufffd!"]
+    file.write_bytes(lines + lines)  # as by cat
+    assert read(file, text_key="content") == ["x", "\ufffd!"] * 2
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.jsonl.gz"])
+def test_a_byte_order_mark_is_no_text(tmp_path, name):
+    text = b'\xef\xbb\xbf{"text": "x"}\n' if "jsonl" in name else b"\xef\xbb\xbfx"
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    assert read(tmp_path / name) == ["x"]
 
 
 def test_remote_files_through_fsspec():
@@ -86,6 +149,11 @@ GZIPPED = gzip.compress(b'{"text": "' + bytes(range(97, 123)) * 400 + b'"}\n', m
         ("a.jsonl", b'{"text": "ok"}\n{"text": "\xe9"}\n', "not UTF-8: byte 0xe9 at offset 25"),
         ("a.jsonl", b'{"text": "ok"}\n{"text": oops}\n', "a.jsonl:2: not JSON"),
         ("a.jsonl", b'["text"]\n', "a.jsonl:1: a JSON object"),
+        (
+            "a.jsonl",
+            b'{"text": "ok"}\n{"text": "x", "n": %s}\n' % (b"9" * 5000),
+            "a.jsonl:2 has a whole number of more",
+        ),
         ("a.jsonl", b'{"body": "x", "id": 3}\n', "a.jsonl:1: no key 'text'; there are 'body', 'id'"),
         ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: 'text' must be text, not 3"),
         ("a.jsonl.gz", GZIPPED[:60], "damaged or truncated gzip"),
@@ -114,6 +182,18 @@ def test_parquet_without_the_column_or_with_null(tmp_path):
         read(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="no column 'body'; there are 'text'"):
         read(tmp_path / "a.parquet", text_key="body")
+
+
+def test_parquet_with_bytes_that_are_no_text_or_two_columns_of_one_name(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+    bad_text = pyarrow.array([b"ok", b"abc \xff"] + [b"ok"] * 2000, pyarrow.binary()).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": bad_text}), tmp_path / "a.parquet")
+    bad(tmp_path, "a.parquet", None, "a.parquet: row 2 is not UTF-8: byte 0xff at offset 4")
+    columns = [pyarrow.array([name]) for name in "abc"]
+    parquet.write_table(pyarrow.Table.from_arrays(columns, ["text", "n", "text"]), tmp_path / "b.parquet")
+    bad(tmp_path, "b.parquet", None, "b.parquet: 2 columns have the name 'text'")
+    assert read(tmp_path / "b.parquet", text_key="n") == ["b"]
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):

@@ -192,6 +192,13 @@ def test_gpt2_without_network_names_the_offline_way(monkeypatch):
         tokenizer.load("gpt2")
 
 
+def test_a_byte_order_mark_before_ranks(tmp_path):
+    write_ranks(tmp_path / "a.tiktoken", [b"th"])
+    marked = tmp_path / "b.tiktoken"
+    marked.write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.tiktoken").read_bytes())
+    assert tokenizer.load(str(marked)).fingerprint == tokenizer.load(str(tmp_path / "a.tiktoken")).fingerprint
+
+
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
@@ -218,15 +225,22 @@ def test_bad_gpt2_directories(tmp_path):
     (tmp_path / "encoder.json").write_text(json.dumps(vocabulary))
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\nab c\n")
     assert tokenizer.load(str(tmp_path)).encode("abcab").tolist() == [257, 256]
+    (tmp_path / "encoder.json").write_text("\ufeff" + json.dumps(vocabulary))
+    (tmp_path / "vocab.bpe").write_text("\ufeff#version: 0.2\na b\nab c\n")
+    assert tokenizer.load(str(tmp_path)).encode("abcab").tolist() == [257, 256]
+    (tmp_path / "vocab.bpe").write_bytes(b"#version: 0.2\na \xff\n")
+    with pytest.raises(ValueError, match=r"vocab\.bpe: not UTF-8"):
+        tokenizer.load(str(tmp_path))
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\nab c\na b\n")
     with pytest.raises(ValueError, match="merge 2 does not agree"):
         tokenizer.load(str(tmp_path))
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\n")
     with pytest.raises(ValueError, match="1 merges and 256 bytes, but 258 tokens"):
         tokenizer.load(str(tmp_path))
-    (tmp_path / "encoder.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"encoder\.json: not a vocabulary"):
-        tokenizer.load(str(tmp_path))
+    for content in ("[]", '{"a": null}', '{"a": "x"}', '{"a": %s}' % ("9" * 5000), "[" * 100_000):
+        (tmp_path / "encoder.json").write_text(content)
+        with pytest.raises(ValueError, match=r"encoder\.json"):
+            tokenizer.load(str(tmp_path))
 
 
 def test_training_is_deterministic_and_never_overwrites(tmp_path):

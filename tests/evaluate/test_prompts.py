@@ -195,13 +195,17 @@ def test_a_text_file_is_one_record(tmp_path):
         build_requests(task, data=tmp_path)
 
 
-def test_links_to_folders_are_followed_but_not_round_in_circles(tmp_path):
+def test_links_to_folders_are_followed_but_not_round_in_circles_and_hidden_files_are_left_out(tmp_path):
     (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
     (tmp_path / "elsewhere" / "deep" / "a.txt").write_text("Behind a link.")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "deep" / "round").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "back").symlink_to(tmp_path / "data")
+    for hidden in (".hidden", "link/.ipynb_checkpoints"):
+        (tmp_path / "data" / hidden).mkdir()
+        (tmp_path / "data" / hidden / "b.txt").write_text("Hidden.")
+    (tmp_path / "data" / "._a.txt").write_bytes(b"\xff")
     built = build_requests(find_tasks("text")[0], data=tmp_path / "data")
     assert [request.context for request in built.items] == ["Behind a link."]
 

@@ -145,6 +145,7 @@ answer = "a"
         ('question = "q"', 'question = { from = "q", edits = ["upper"] }', "did you mean 'upper_first'?"),
         ('"Q: {question}"', '"Q: {question} "', "prompt.context ends in white space"),
         ("few_shot = 2", "sampled = 1", "sampled must be true or false, got 1"),
+        ("few_shot = 2", "few_shot = " + "9" * 5000, "is not TOML"),
         ("few_shot = 2", "few_shot = true", "few_shot must be a whole number, got True"),
         ("few_shot = 2", "sampled = true", "sampled = true needs at least two [variants.NAME]"),
         ("few_shot = 2", 'measures = "bais"', "measures = 'bais' is unknown; did you mean 'bias'?"),
@@ -179,8 +180,9 @@ def test_variants_that_are_a_sample_and_tasks_that_measure_bias(tmp_path):
 
 
 def test_a_users_own_task(tmp_path):
-    (tmp_path / "own.toml").write_text(BASE)
-    (tmp_path / "own.jsonl").write_text('{"q": "Is {it}?", "a": 1}\n\n{"q": "Why?", "a": 0}\n')
+    """Also as an editor on Windows saves it, and with what a desktop leaves beside it."""
+    (tmp_path / "own.toml").write_text("\ufeff" + BASE)
+    (tmp_path / "own.jsonl").write_text('\ufeff{"q": "Is {it}?", "a": 1}\n\n{"q": "Why?", "a": 0}\n')
     (task,) = find_tasks(str(tmp_path / "own.toml"))
     first, second = build_requests(task, data=tmp_path).items
     assert first.context == "Q: Is {it}?" and first.target == " yes"
@@ -191,6 +193,7 @@ def test_a_users_own_task(tmp_path):
     ("line", "said"),
     [
         ('{"q": "x", "a": 0', "own.jsonl:2: not JSON"),
+        ('{"q": "x", "a": 0, "n": %s}' % ("9" * 5000), "own.jsonl:2 has a whole number of more than"),
         ('["q"]', "own.jsonl:2: a JSON object was expected"),
         ('{"q": "x"}', "own.jsonl:2: answer: the record has no 'a'; there are 'q'"),
         ('{"q": {"x": 1}, "a": 0}', "own.jsonl:2: question must be text"),

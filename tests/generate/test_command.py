@@ -45,6 +45,22 @@ def test_what_streams_is_what_json_says(capsys, folder):
     assert streamed == f"ab{record['text']}\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", "\ufeffab\nc\n"),
+        ("p.txt", "\ufeffab\r\nc"),
+        ("p.jsonl", '\ufeff{"prompt": "ab"}\n\n{"prompt": "c"}\n\n'),
+        ("p.jsonl", '{"prompt": "ab"}\r\n  \r\n\ufeff{"prompt": "c"}'),
+    ],
+)
+def test_files_of_prompts_with_byte_order_marks_and_blank_lines(folder, tmp_path, name, content):
+    (tmp_path / name).write_text(content, newline="")
+    parser = argparse.ArgumentParser()
+    command.add_options(parser)
+    assert command._texts(parser.parse_args([folder, f"--prompts={tmp_path / name}"])) == ["ab", "c"]
+
+
 @pytest.mark.slow
 def test_files_of_prompts_samples_and_beams(capsys, folder, tmp_path):
     lines, records = tmp_path / "p.txt", tmp_path / "p.jsonl"
@@ -98,6 +114,7 @@ def test_a_run_directory_knows_its_tokenizer(capsys, tmp_path):
         (["--prompt=a", "--temperature=1e-39"], "temperature=1e-39 must be 0, or at least 1e-30"),
         (["--prompt=\udcff"], "--prompt: the prompt is not valid Unicode text"),
         (["--prompts=EMPTY"], "empty.txt holds no prompts"),
+        (["--prompts=DIGITS"], r"digits.jsonl:2 has a whole number of more"),
         (["--prompts=BAD"], r"bad.jsonl:2: must be an object with a text in its field 'prompt'"),
     ],
 )
@@ -106,9 +123,11 @@ def test_mistakes_are_sentences(folder, tmp_path, arguments, words):
     bad.write_text('{"prompt": "x"}\n{"text": "y"}\n')
     empty = tmp_path / "empty.txt"
     empty.write_text("")
+    digits = tmp_path / "digits.jsonl"
+    digits.write_text('{"prompt": "x"}\n{"prompt": "x", "n": %s}\n' % ("9" * 5000))
     parser = argparse.ArgumentParser()
     command.add_options(parser)
-    arguments = [argument.replace("BAD", str(bad)).replace("EMPTY", str(empty)) for argument in arguments]
+    arguments = [argument.replace("BAD", str(bad)).replace("EMPTY", str(empty)).replace("DIGITS", str(digits)) for argument in arguments]
     with pytest.raises(ValueError, match=words):
         command.run(parser.parse_args([folder, "--tokenizer=bytes", *arguments]))
 

@@ -264,7 +264,7 @@ def test_missing_files_are_refused(folder):
     with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin.*convert it to model\.safetensors"):
         huggingface.load(folder)
     (folder / "config.json").write_bytes(b"\xff{")
-    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is not UTF-8: byte 0xff at offset 0"):
         huggingface.load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):

@@ -163,7 +163,7 @@ def test_labels_tell_names_apart():
 
 def test_prices_are_read_or_refused(tmp_path):
     path = Path(tmp_path / "prices.toml")
-    path.write_text("v5e = 1.2\nH100 = -1\n[spot]\nv5e = 0.6\n")
+    path.write_text("\ufeffv5e = 1.2\nH100 = -1\n[spot]\nv5e = 0.6\n")
     assert bill.price(path, "v5e", spot=False) == 1.2 and bill.price(path, "v5e", spot=True) == 0.6
     assert bill.price(path, "v6e", spot=False) is None
     with pytest.raises(ValueError, match="H100 = -1 must be a price"):
