@@ -127,7 +127,10 @@ def test_mistakes_are_sentences(folder, tmp_path, arguments, words):
     digits.write_text('{"prompt": "x"}\n{"prompt": "x", "n": %s}\n' % ("9" * 5000))
     parser = argparse.ArgumentParser()
     command.add_options(parser)
-    arguments = [argument.replace("BAD", str(bad)).replace("EMPTY", str(empty)).replace("DIGITS", str(digits)) for argument in arguments]
+    arguments = [
+        argument.replace("BAD", str(bad)).replace("EMPTY", str(empty)).replace("DIGITS", str(digits))
+        for argument in arguments
+    ]
     with pytest.raises(ValueError, match=words):
         command.run(parser.parse_args([folder, "--tokenizer=bytes", *arguments]))
 
