@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from scaling.refusal import shown
+
 T = TypeVar("T")
 
 
@@ -296,7 +298,7 @@ def _convert(value: Any, default: Any, where: str) -> Any:
     if isinstance(default, bool) or isinstance(value, bool):
         ok = isinstance(default, bool) and isinstance(value, bool)
     elif isinstance(default, float):
-        ok = isinstance(value, int | float)
+        ok = isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**300)
         value = float(value) if ok else value
     elif isinstance(default, int):
         ok = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
@@ -304,7 +306,7 @@ def _convert(value: Any, default: Any, where: str) -> Any:
     else:
         ok = isinstance(value, type(default))
     if not ok:
-        raise ValueError(f"{where} must be a {type(default).__name__}, got {value!r}")
+        raise ValueError(f"{where} must be a {type(default).__name__}, got {shown(value)}")
     return value
 
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from scaling import json_text
 from scaling.config import Config, default_config, freeze, knobs, to_dict
+from scaling.refusal import shown
 
 KNOBS = {name: value for name, value, _, _ in knobs()}
 _SECTIONS = {tuple(sorted(section)): name for name, section in default_config().items() if hasattr(section, "keys")}
@@ -197,7 +198,7 @@ def _wrong_override(error: flags.Error) -> ValueError:
 
 def _wrong_type(name: str, value: Any) -> ValueError:
     hint = f"; write {int(value):_}" if isinstance(value, float) and value.is_integer() else ""
-    return ValueError(f"{name} must be {_TYPES[type(KNOBS[name])]}, got {value!r}{hint}")
+    return ValueError(f"{name} must be {_TYPES[type(KNOBS[name])]}, got {shown(value)}{hint}")
 
 
 def _get_config(spec: str) -> ConfigDict:

@@ -37,4 +37,12 @@ def _either(values: Iterable[int]) -> str:
 
 def refused(name: str, value: Any, why: str) -> ValueError:
     """The error that names a knob (without ``config.``) and its value, and says why."""
-    return ValueError(f"config.{name}={value!r} {why}")
+    return ValueError(f"config.{name}={shown(value)} {why}")
+
+
+def shown(value: Any) -> str:
+    """A value for a message: whole numbers of many digits rounded, long texts cut."""
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return f"{'-' * (value < 0)}a number of about {round(abs(value).bit_length() / 3.3219)} digits"
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -4,7 +4,6 @@ Nothing here needs JAX, so every mistake is found before anything is loaded or c
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 from scaling.config import Config, knobs
@@ -23,6 +22,10 @@ CHOICES = {
     "optimizer.state_dtype": ("float32", "bfloat16"),
 }
 ATTENTION = ("dense", "banded")
+
+# Above these no knob means anything: steps and sizes of arrays are 32-bit integers, other counts must be exact as
+# floats, and on devices numbers have 32 bits.
+_LARGEST, _LARGEST_COUNT, _LARGEST_FLOAT = 2**31 - 1, 2**53, 3e38
 
 # (what is right, test, knobs)
 _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
@@ -90,12 +93,16 @@ def _check_values(config: Config) -> None:
     """Each knob by itself."""
     values = {name.removeprefix("config."): value for name, value, _, _ in knobs(config)}
     for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise refused(name, value, "must be a finite number")
+        if isinstance(value, float) and not abs(value) <= _LARGEST_FLOAT:
+            raise refused(name, value, f"must be a finite number, at most {_LARGEST_FLOAT:g}")
     for right, test, names in _RANGES:
         for name in names.split():
             if not test(values[name]):
                 raise refused(name, values[name], f"must be {right}")
+    for name, value in values.items():
+        most = _LARGEST_COUNT if name.endswith(("tokens", "steps")) else _LARGEST
+        if type(value) is int and value > most and name != "seed":
+            raise refused(name, value, f"must be at most {most}")
     for name, choices in CHOICES.items():
         if values[name] not in choices:
             raise refused(name, values[name], f"must be one of {', '.join(choices)}")
@@ -172,8 +179,8 @@ def _check_data(config: Config) -> None:
         path, weight = pair
         if not isinstance(path, str) or isinstance(weight, bool) or not isinstance(weight, int | float):
             raise refused("data.mixture", entry, "must hold pairs of (path, weight)")
-        if not (weight > 0 and math.isfinite(weight)):
-            raise refused("data.mixture", entry, "must have weights more than 0")
+        if not 0 < weight <= _LARGEST_FLOAT:
+            raise refused("data.mixture", entry, f"must have weights more than 0, and at most {_LARGEST_FLOAT:g}")
 
 
 def _check_model(config: Config) -> None:
@@ -212,6 +219,8 @@ def _check_train(config: Config) -> None:
             train.tokens,
             f"is less than one batch; must be at least config.train.batch_tokens={train.batch_tokens}",
         )
+    if train.tokens // train.batch_tokens > _LARGEST:
+        raise refused("train.tokens", train.tokens, f"is more than {_LARGEST} steps of config.train.batch_tokens")
     if train.ramp_tokens:
         if train.ramp_start_tokens > train.batch_tokens:
             raise refused(

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,34 @@ def test_impossible_values_are_refused(values, expected):
     assert "\n" not in sentence
     for part in expected:
         assert part in sentence
+
+
+NUMBERS = {name: value for name, value, _, _ in cfg.knobs() if type(value) in (int, float)}
+
+
+@pytest.mark.parametrize("text", ["1e22", "1e39", "1e400", "-1e39", "-inf", "nan", "9" * 400, "9" * 5000])
+def test_numbers_that_nothing_can_hold_are_refused_by_name(text):
+    for name, default in NUMBERS.items():
+        if text == "1e22" and type(default) is float:
+            continue  # large, but a number
+        with pytest.raises(ValueError, match=f"^{re.escape(name)}[= ]") as caught:
+            resolve(_override(f"--{name}={text}"), vocab_size=50_257)
+        assert len(str(caught.value)) < 400
+
+
+def test_numbers_of_a_file_that_nothing_can_hold_are_refused_by_name():
+    for name in NUMBERS:
+        _, section, *rest = name.split(".")
+        with pytest.raises(ValueError, match=f"^{re.escape(name)}[= ]") as caught:
+            resolve(cfg.freeze({section: {rest[0]: 10**400} if rest else 10**400}), vocab_size=50_257)
+        assert len(str(caught.value)) < 400
+
+
+def test_more_steps_than_can_be_counted_and_weights_beyond_floats():
+    with pytest.raises(ValueError, match=r"config\.train\.tokens=\d+ is more than \d+ steps"):
+        resolve(change(train__tokens=2**53, train__batch_tokens=2048))
+    with pytest.raises(ValueError, match=r"config\.data\.mixture"):
+        resolve(change(data__train="", data__mixture=(("a", 10**400),)))
 
 
 def test_choices_are_those_of_the_model():
