@@ -113,7 +113,8 @@ def _weights(data: Data) -> dict[str, float]:
 
 def _dataset(data: Data, tokenizer: Tokenizer, sequence_length: int, split: str, source: str) -> TokenDataset:
     directory, part = prepare.cached(data, tokenizer, split, source)
-    dataset = TokenDataset(directory, sequence_length, part, whole=data.bad_records == "error")
+    whole, cure = data.bad_records == "error", prepare.cure(directory, data)
+    dataset = TokenDataset(directory, sequence_length, part, whole, cure)
     if len(dataset) == 0:
         held_out = split == "validation" and not data.validation
         name = source if split == "train" or held_out else data.validation

@@ -1,12 +1,16 @@
 """Tokenizes text into token directories, once, and finds them again in the cache.
 
 A token directory is written beside its final place, synced, and renamed into it, so that a directory
-with its final name is always whole. Who comes second finds the winner's and throws its own away.
+with its final name was whole then. Who comes second finds the winner's and throws its own away, if they are equal.
+
+A damaged cache is made again, since the text is there. A token directory that the user names is no cache; a damaged one
+is refused.
 """
 
 import collections
 import contextlib
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -21,7 +25,10 @@ from scaling.config import Data
 from scaling.data import books, progress, shards, sources
 from scaling.data.tokenizer import Tokenizer, load
 
+log = logging.getLogger(__name__)
+
 _BATCH_CHARACTERS = 1 << 20  # text handed to a worker at a time
+_NO_CACHE = "this is a token directory and no cache: restore it, or make it anew with `scaling tokenize`"
 _HASHED_BYTES = 64 << 20  # sources up to this size are known by their content, larger ones by size and time
 
 
@@ -35,7 +42,7 @@ def prepare(pattern: str, tokenizer: str | Tokenizer, output: str | os.PathLike[
         text_key: field of the text in ``.jsonl`` and ``.parquet``.
 
     Raises:
-        FileExistsError: ``output`` exists.
+        FileExistsError: ``output`` exists, or another process has just made it of other text or with another tokenizer.
         FileNotFoundError, ValueError: bad input (see ``sources``).
         OSError: cannot write.
     """
@@ -43,8 +50,19 @@ def prepare(pattern: str, tokenizer: str | Tokenizer, output: str | os.PathLike[
     if Path(output).exists():
         raise FileExistsError(f"{output} exists and is not overwritten; remove it or choose another name")
     tokenizer = load(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    files = sources.find(pattern)
-    return _write(files, tokenizer, Path(output), text_key, lambda texts: ((".", text) for text in texts), (".",))
+    files, output = sources.find(pattern), Path(output)
+    with _written(files, tokenizer, output, text_key, lambda texts: ((".", text) for text in texts), (".",)) as made:
+        try:
+            made.rename(output)
+        except OSError:
+            if not output.exists():
+                raise
+            if not _is_same(made, output):
+                raise FileExistsError(
+                    f"another process has just made {output} with another tokenizer or of other text; it is not "
+                    "overwritten; choose another name"
+                ) from None
+    return output
 
 
 def cached(data: Data, tokenizer: Tokenizer, split: str, source: str | None = None) -> tuple[Path, tuple[float, float]]:
@@ -77,7 +95,7 @@ def cached(data: Data, tokenizer: Tokenizer, split: str, source: str | None = No
         path = _local(source, data)
         cut = 1 - data.validation_fraction
         part = whole if not held_out else (0.0, cut) if split == "train" else (cut, 1.0)
-        return _checked(path, tokenizer, data), part
+        return _checked(path, tokenizer, data, source), part
     if source == "books":
         files = [str(books.VALIDATION if split == "validation" else books.TRAIN)]
     else:
@@ -86,14 +104,23 @@ def cached(data: Data, tokenizer: Tokenizer, split: str, source: str | None = No
     rule = f"hold out {data.validation_fraction!r}" if held_out else "all"
     path = _cache(data) / _key(files, tokenizer.fingerprint, text_key, rule, str(shards.FORMAT_VERSION))
     names = ("train", "validation") if held_out else (".",)
-    if not path.exists():
+    if not _is_whole(path, names):
         fraction = data.validation_fraction
 
         def assign(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
             return hold_out(texts, fraction, source) if held_out else ((".", text) for text in texts)
 
-        _write(files, tokenizer, path, text_key, assign, names)
-    return _checked(path / split if held_out else path, tokenizer, data), whole
+        with _written(files, tokenizer, path, text_key, assign, names) as made:
+            _into_cache(made, path, names)
+    return path / split if held_out else path, whole
+
+
+def cure(path: Path, data: Data) -> str:
+    """What a user can do about damage inside a token directory that ``cached`` returned; empty if it is no cache."""
+    root = Path(data.cache_dir or cache.root()).expanduser() / "tokens"
+    if path.is_relative_to(root):
+        return f"this is a cache: delete {root / path.relative_to(root).parts[0]}, and it is made again"
+    return ""
 
 
 def hold_out(texts: Iterable[str], fraction: float, source: str) -> Iterator[tuple[str, str]]:
@@ -143,15 +170,16 @@ def _cut(text: str, fraction: float) -> Iterator[tuple[str, str]]:
     yield "validation", text[cut:]
 
 
-def _write(
+@contextlib.contextmanager
+def _written(
     files: list[str],
     tokenizer: Tokenizer,
     final: Path,
     text_key: str,
     assign: Callable[[Iterable[str]], Iterable[tuple[str, str]]],
     names: tuple[str, ...],
-) -> Path:
-    """Writes the token directories ``final/name`` of all names at once."""
+) -> Iterator[Path]:
+    """Makes a folder beside ``final`` with the token directories of all names; the caller renames it, or it goes."""
     with _permission(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
@@ -167,15 +195,46 @@ def _write(
         for writer in writers.values():
             writer.close()
         temporary.chmod(0o755)
-        try:
-            temporary.rename(final)
-        except OSError:
-            if not final.exists():
-                raise
+        yield temporary
         durable.sync_folders([final.parent])
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return final
+
+
+def _into_cache(made: Path, final: Path, names: tuple[str, ...]) -> None:
+    """Renames a folder to its place in the cache, where another process's, if it is whole, is as good."""
+    try:
+        made.rename(final)
+    except OSError:
+        if not final.exists():
+            raise
+        if not _is_whole(final, names):
+            aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+            final.rename(aside / "damaged")
+            made.rename(final)
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_whole(path: Path, names: tuple[str, ...]) -> bool:
+    """Whether token directories of the cache are there and not damaged, as far as can be seen quickly; else warns."""
+    if not path.exists():
+        return False
+    try:
+        for name in names:
+            index = shards.read_index(path / name)
+            if sum(shard.bytes for shard in index.shards) <= _HASHED_BYTES:
+                shards.verify(path / name)
+    except (ValueError, OSError) as error:
+        log.warning("the token cache %s is damaged and will be made again (%s)", path, error)
+        return False
+    return True
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        return shards.read_index(path).fingerprint == shards.read_index(other).fingerprint
+    except (ValueError, OSError):
+        return False
 
 
 def _encode(texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:
@@ -259,7 +318,7 @@ def _local(source: str, data: Data) -> Path:
         return Path(path)
     index = fs.cat_file(f"{path.rstrip('/')}/{shards.INDEX}")
     final = _cache(data) / hashlib.sha256(index).hexdigest()[:32]
-    if not final.exists():
+    if not _is_whole(final, (".",)):
         with _permission(final):
             final.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
@@ -267,20 +326,22 @@ def _local(source: str, data: Data) -> Path:
             for name in fs.ls(path, detail=False):
                 fs.get_file(name, str(temporary / Path(name).name))
             shards.verify(temporary)
-            temporary.rename(final)
-        except OSError:
-            if not final.exists():
-                raise
+            _into_cache(temporary, final, (".",))
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"{str(error).replace(str(temporary), source)}; {_NO_CACHE}") from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 
-def _checked(path: Path, tokenizer: Tokenizer, data: Data) -> Path:
-    index = shards.read_index(path, whole=data.bad_records == "error")
+def _checked(path: Path, tokenizer: Tokenizer, data: Data, source: str) -> Path:
+    try:
+        index = shards.read_index(path, whole=data.bad_records == "error")
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{error}; {_NO_CACHE}") from None
     if index.tokenizer_fingerprint != tokenizer.fingerprint:
         raise ValueError(
-            f"{path} was made with the tokenizer {index.tokenizer!r}, which differs from config.data.tokenizer "
+            f"{source} was made with the tokenizer {index.tokenizer!r}, which differs from config.data.tokenizer "
             f"{tokenizer.name!r}; name that tokenizer or tokenize the text anew"
         )
     return path

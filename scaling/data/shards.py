@@ -229,6 +229,7 @@ class TokenDataset(Sequence[np.ndarray]):
         sequence_length: T, in tokens.
         part: (from, to), fractions of the stream: only this part of it is read. Parts that touch do not overlap.
         whole: whether shards that are missing or truncated are errors now, and not only when they are read.
+        cure: for the messages, what can be done about damage.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_index``; also from reading, with file and record, for a shard
@@ -241,7 +242,9 @@ class TokenDataset(Sequence[np.ndarray]):
         sequence_length: int,
         part: tuple[float, float] = (0.0, 1.0),
         whole: bool = True,
+        cure: str = "",
     ) -> None:
+        self._cure = f"; {cure}" if cure else ""
         self.info = read_index(directory, whole)
         self.sequence_length = sequence_length
         self.start, self.stop = (round(self.info.tokens * fraction) for fraction in part)
@@ -293,16 +296,18 @@ class TokenDataset(Sequence[np.ndarray]):
             data = self._reader(shard).read([inside])[0]
         except (RuntimeError, IndexError, ValueError, OSError) as error:
             if not (self._directory / self.info.shards[shard].file).exists():
-                raise ValueError(f"{where}: shard is missing") from None
-            raise ValueError(f"{where}: damaged shard ({str(error).split(';')[0]})") from None
+                raise ValueError(f"{where}: shard is missing{self._cure}") from None
+            raise ValueError(f"{where}: damaged shard ({str(error).split(';')[0]}){self._cure}") from None
         expected = min(self.info.record_tokens, self.info.tokens - number * self.info.record_tokens)
         dtype = np.dtype(self.info.dtype).newbyteorder("<")
         if len(data) != expected * dtype.itemsize:
-            raise ValueError(f"{where}: {len(data)} bytes instead of {expected} tokens of {dtype.itemsize} bytes")
+            raise ValueError(
+                f"{where}: {len(data)} bytes instead of {expected} tokens of {dtype.itemsize} bytes{self._cure}"
+            )
         ids = np.frombuffer(data, dtype).astype(np.int64)
         if ids.max() >= self.info.vocab_size:
             where = f"{where}, token {ids.argmax()}"
-            raise ValueError(f"{where}: id {ids.max()} is outside the vocabulary of {self.info.vocab_size}")
+            raise ValueError(f"{where}: id {ids.max()} is outside the vocabulary of {self.info.vocab_size}{self._cure}")
         return ids.astype(np.int32)
 
     def _reader(self, shard: int) -> Any:

@@ -247,7 +247,7 @@ def test_the_cache_is_used_and_follows_its_input(tmp_path, monkeypatch):
     data = Data(train=source, tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
     first = prepare.cached(data, BYTES, "train")
     with monkeypatch.context() as context:
-        context.setattr(prepare, "_write", lambda *_: pytest.fail("tokenized again"))
+        context.setattr(prepare, "_written", lambda *_: pytest.fail("tokenized again"))
         assert prepare.cached(data, BYTES, "train") == first
         assert prepare.cached(data, BYTES, "validation")[0].parent == first[0].parent
     monkeypatch.setenv("SCALING_CACHE", str(tmp_path / "cache"))
@@ -255,6 +255,73 @@ def test_the_cache_is_used_and_follows_its_input(tmp_path, monkeypatch):
     assert prepare.cached(Data(train=source, validation_fraction=0.2), BYTES, "train") != first
     write_documents(tmp_path / "a.jsonl", 51)
     assert prepare.cached(data, BYTES, "train") != first
+
+
+def flip(shard):
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(bytes(content))
+
+
+DAMAGES = {
+    "shard missing": lambda index, shard: shard.unlink(),
+    "shard cut": lambda index, shard: shard.write_bytes(shard.read_bytes()[:-1]),
+    "bit flipped": lambda index, shard: flip(shard),
+    "index missing": lambda index, shard: index.unlink(),
+    "index cut": lambda index, shard: index.write_text(index.read_text()[:50]),
+    "index not UTF-8": lambda index, shard: index.write_bytes(b"\xff"),
+    "other version": lambda index, shard: index.write_text(
+        index.read_text().replace('"format_version": 1', '"format_version": 0')
+    ),
+    "all gone": lambda index, shard: shutil.rmtree(index.parent),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_made_again_and_says_so(tmp_path, caplog, damage, split):
+    source = write_documents(tmp_path / "a.jsonl", 100)
+    data = Data(train=source, tokenizer="bytes", validation_fraction=0.2, cache_dir=str(tmp_path / "cache"))
+    before = loader.training_set(data, BYTES, T, 0)
+    expected = [before[i] for i in range(before.sequences)]
+    folder, _ = prepare.cached(data, BYTES, split)
+    DAMAGES[damage](folder / shards.INDEX, next(folder.glob("*.array_record")))
+    assert not caplog.text
+    again = loader.training_set(data, BYTES, T, 0)
+    assert str(folder.parent) in caplog.text and "damaged and will be made again" in caplog.text
+    assert again.fingerprint == before.fingerprint
+    np.testing.assert_array_equal([again[i] for i in range(again.sequences)], expected)
+    assert [path.name for path in (tmp_path / "cache/tokens").iterdir()] == [folder.parent.name]
+    caplog.clear()
+    loader.validation_set(data, BYTES, T)
+    assert not caplog.text
+
+
+def test_damage_inside_a_large_cache_is_named_when_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "_HASHED_BYTES", 0)
+    data = Data(train=write_documents(tmp_path / "a.jsonl", 100), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
+    folder, _ = prepare.cached(data, BYTES, "train")
+    flip(next(folder.glob("*.array_record")))
+    training = loader.training_set(data, BYTES, T, 0)
+    with pytest.raises(ValueError, match=f"this is a cache: delete {folder.parent}, "):
+        [training[i] for i in range(training.sequences)]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_token_directory_that_is_named_is_refused_and_kept(tmp_path, damage):
+    """Where the index is gone, nothing tells it from any other folder."""
+    tokens = prepare.prepare(write_documents(tmp_path / "a.jsonl", 100), BYTES, tmp_path / "tokens")
+    data = Data(train=str(tokens), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
+    DAMAGES[damage](tokens / shards.INDEX, next(tokens.glob("*.array_record")))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    words = {"index missing": "is a directory", "all gone": "no file matches", "bit flipped": "damaged shard"}
+    with pytest.raises(
+        (ValueError, FileNotFoundError), match=words.get(damage, "token directory and no cache")
+    ) as caught:
+        training = loader.training_set(data, BYTES, T, 0)
+        [training[i] for i in range(training.sequences)]
+    assert str(tokens) in str(caught.value) and "this is a cache" not in str(caught.value)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_one_document_is_cut_and_few_documents_give_up_one(tmp_path):
@@ -311,7 +378,7 @@ def test_shards_are_not_written_to_buckets(tmp_path):
         prepare.prepare(source, BYTES, "gs://bucket/tokens")
 
 
-def test_remote_token_directories_are_copied_and_verified(tmp_path):
+def test_remote_token_directories_are_copied_and_verified(tmp_path, caplog):
     source = write_documents(tmp_path / "a.jsonl", 50)
     tokens = prepare.prepare(source, BYTES, tmp_path / "tokens")
     remote = fsspec.filesystem("memory")
@@ -320,12 +387,18 @@ def test_remote_token_directories_are_copied_and_verified(tmp_path):
     training = loader.training_set(data, BYTES, T, 0)
     local = loader.training_set(Data(train=str(tokens), tokenizer="bytes"), BYTES, T, 0)
     assert all(np.array_equal(training[i], local[i]) for i in range(20))
+    (copy,) = (tmp_path / "cache/tokens").iterdir()
+    flip(next(copy.glob("*.array_record")))
+    again = loader.training_set(data, BYTES, T, 0)
+    assert "damaged and will be made again" in caplog.text
+    assert all(np.array_equal(again[i], local[i]) for i in range(20))
+    assert list((tmp_path / "cache/tokens").iterdir()) == [copy]
     shutil.rmtree(tmp_path / "cache")
     name = next(name for name in remote.ls("/bucket/tokens", detail=False) if name.endswith("array_record"))
     content = bytearray(remote.cat_file(name))
     content[len(content) // 2] ^= 1
     remote.pipe_file(name, bytes(content))
-    with pytest.raises(ValueError, match="SHA-256"):
+    with pytest.raises(ValueError, match=r"^memory://bucket/tokens/.*SHA-256"):
         loader.training_set(data, BYTES, T, 0)
     assert list((tmp_path / "cache/tokens").iterdir()) == []
 

@@ -200,8 +200,9 @@ def test_a_failed_prepare_leaves_nothing(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_concurrent_writers_agree_on_the_winner(tmp_path, monkeypatch):
-    source = text_file(tmp_path)
+@pytest.fixture
+def at_once(monkeypatch):
+    """Runs two functions in threads that both have written their shards before either renames; results or errors."""
     barrier = threading.Barrier(2)
     close = shards.ShardWriter.close
 
@@ -210,11 +211,54 @@ def test_concurrent_writers_agree_on_the_winner(tmp_path, monkeypatch):
         return close(self)
 
     monkeypatch.setattr(shards.ShardWriter, "close", close_together)
-    with ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(prepare.prepare, str(source), BYTES, tmp_path / "out/tokens") for _ in range(2)]
-        assert [future.result() for future in futures] == [tmp_path / "out/tokens"] * 2
+
+    def run(*functions):
+        with ThreadPoolExecutor(2) as pool:
+            futures = [pool.submit(function) for function in functions]
+            return [future.exception() or future.result() for future in futures]
+
+    return run
+
+
+def test_concurrent_writers_agree_on_the_winner(tmp_path, at_once):
+    source = text_file(tmp_path)
+    write = lambda: prepare.prepare(str(source), BYTES, tmp_path / "out/tokens")  # noqa: E731
+    assert at_once(write, write) == [tmp_path / "out/tokens"] * 2
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tokens"]
     shards.verify(tmp_path / "out/tokens")
+
+
+@pytest.mark.parametrize("differ", ["tokenizer", "text"])
+def test_of_two_writers_that_differ_one_fails(tmp_path, at_once, differ):
+    source, other = text_file(tmp_path), tmp_path / "other.txt"
+    other.write_text("other text")
+    words = [BYTES, tokenizer.load("books") if differ == "tokenizer" else BYTES]
+    files = [source, other if differ == "text" else source]
+    writers = [
+        lambda w=w, f=f: prepare.prepare(str(f), w, tmp_path / "out/tokens") for w, f in zip(words, files, strict=True)
+    ]
+    results = at_once(*writers)
+    (loser,) = (number for number, result in enumerate(results) if isinstance(result, FileExistsError))
+    assert "out/tokens" in str(results[loser]) and "not overwritten" in str(results[loser])
+    won = shards.read_index(tmp_path / "out/tokens")
+    assert won.tokenizer == words[1 - loser].name
+    assert won.documents == (200 if files[1 - loser] == source else 1)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tokens"]
+
+
+def test_nothing_that_another_program_put_there_is_lost(tmp_path, monkeypatch):
+    close = shards.ShardWriter.close
+
+    def make_folder(self):
+        (tmp_path / "out/tokens").mkdir()
+        (tmp_path / "out/tokens/notes.txt").write_text("mine")
+        return close(self)
+
+    monkeypatch.setattr(shards.ShardWriter, "close", make_folder)
+    with pytest.raises(FileExistsError, match="out/tokens"):
+        prepare.prepare(str(text_file(tmp_path)), BYTES, tmp_path / "out/tokens")
+    assert (tmp_path / "out/tokens/notes.txt").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tokens"]
 
 
 def test_unwritable_places_say_so(tmp_path):
