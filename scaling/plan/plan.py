@@ -199,8 +199,8 @@ def compiled(
     """
     chip, _ = topology.parse(name)
     path = _cache_path(config, name, slices, step, request)
-    if path.exists() and not fresh:
-        return _from_json(json.loads(path.read_text()))
+    if not fresh and (kept := _kept(path)):
+        return kept
     with compiler_output():
         devices = topology.devices(name, slices)
     from scaling.plan.compiled import DoesNotFit
@@ -371,9 +371,17 @@ def _cache_path(config: cfg.Config, name: str, slices: int, step: str, request: 
     return Path(cache.root()).expanduser() / "plans" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def _from_json(values: dict) -> Plan:
-    values["collectives"] = {kind: tuple(numbers) for kind, numbers in values["collectives"].items()}
-    return Plan(**values | {"assumptions": tuple(values["assumptions"])})
+def _kept(path: Path) -> Plan | None:
+    """The plan in the cache, if there is one; one that is damaged is made again."""
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_bytes())
+        values["collectives"] = {kind: tuple(numbers) for kind, numbers in values["collectives"].items()}
+        return Plan(**values | {"assumptions": tuple(values["assumptions"])})
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        print(f"scaling plan: the kept result {path} is damaged and is made again ({error!r})", file=sys.stderr)
+        return None
 
 
 @contextlib.contextmanager

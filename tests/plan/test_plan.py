@@ -269,6 +269,12 @@ def test_a_compiled_plan_is_kept_and_not_lost_where_it_cannot_be(monkeypatch, tm
     for _ in range(2):
         assert plan.compiled(config, "v5e:4x4", 1).seconds > 0
     assert len(compiled) == 1
+    (kept,) = (tmp_path / "cache/plans").iterdir()
+    for damaged in (b"", b"{}", b"[1]", b"\xff", kept.read_bytes()[:-9]):
+        kept.write_bytes(damaged)
+        assert plan.compiled(config, "v5e:4x4", 1).seconds > 0
+        assert f"{kept} is damaged and is made again" in capsys.readouterr().err
+    assert len(compiled) == 6
     (tmp_path / "file").touch()
     monkeypatch.setenv("SCALING_CACHE", str(tmp_path / "file"))
     assert plan.compiled(config, "v5e:4x4", 1).seconds > 0
@@ -276,7 +282,7 @@ def test_a_compiled_plan_is_kept_and_not_lost_where_it_cannot_be(monkeypatch, tm
     monkeypatch.setenv("SCALING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_something=1")
     plan.compiled(config, "v5e:4x4", 1)
-    assert len(compiled) == 3  # another program
+    assert len(compiled) == 8  # another program
 
 
 def test_without_the_compiler_its_extra_is_named(monkeypatch):
