@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_MOST = 1_000_000  # texts of one prompt: all are kept until the last is done
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -34,14 +36,18 @@ class Sampling:
         for name, right, fine in (
             ("tokens", "1 or more", self.tokens >= 1),
             # Smaller ones are flushed to 0 in float32, and logits divided by them are infinite.
-            ("temperature", "0, or at least 1e-30", self.temperature == 0 or 1e-30 <= self.temperature < math.inf),
+            (
+                "temperature",
+                "0, or at least 1e-30 and at most 3e38",
+                self.temperature == 0 or 1e-30 <= self.temperature <= 3e38,
+            ),
             ("top_k", "0 or more", self.top_k >= 0),
             ("top_p", "in (0, 1]", 0 < self.top_p <= 1),
-            ("repetition_penalty", "more than 0", 0 < self.repetition_penalty < math.inf),
+            ("repetition_penalty", "more than 0 and at most 3e38", 0 < self.repetition_penalty <= 3e38),
             ("stop", "texts that are not empty", all(self.stop)),
             ("seed", "in [0, 2^32)", 0 <= self.seed < 2**32),
-            ("num_samples", "1 or more", self.num_samples >= 1),
-            ("beams", "1 or more", self.beams >= 1),
+            ("num_samples", f"1 to {_MOST:,}", 1 <= self.num_samples <= _MOST),
+            ("beams", f"1 to {_MOST:,}", 1 <= self.beams <= _MOST),
             ("length_penalty", "a finite number", math.isfinite(self.length_penalty)),
         ):
             if not fine:

@@ -112,6 +112,12 @@ def test_a_run_directory_knows_its_tokenizer(capsys, tmp_path):
         (["--prompt=a", "--length_penalty=2"], "belong to a beam search"),
         (["--prompt=a", "--early_stopping"], "belong to a beam search"),
         (["--prompt=a", "--temperature=1e-39"], "temperature=1e-39 must be 0, or at least 1e-30"),
+        *(
+            (["--prompt=a", f"--{name}={value}"], f"^{name}=.* must be ")
+            for name in ("temperature", "repetition_penalty", "top_p")
+            for value in ("1e39", "inf", "nan")
+        ),
+        *((["--prompt=a", f"--{name}={10**22}"], f"^{name}=.* must be ") for name in ("seed", "num_samples", "beams")),
         (["--prompt=\udcff"], "--prompt: the prompt is not valid Unicode text"),
         (["--prompts=EMPTY"], "empty.txt holds no prompts"),
         (["--prompts=DIGITS"], r"digits.jsonl:2 has a whole number of more"),
