@@ -91,6 +91,7 @@ def occupation_requests(variant: str = "neutral", occupations: Sequence[str] | N
                 demonstrations=(),
                 fits=True,
                 metadata={"occupation": occupation, "groups": " ".join(group for group, _ in words)},
+                where=f"occupations {variant}/{occupation}",
             )
         )
     return requests
@@ -173,7 +174,7 @@ def _left_out() -> frozenset[str]:
 
 def _read(path: str | Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 

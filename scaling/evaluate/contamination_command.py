@@ -14,7 +14,7 @@ from scaling.evaluate.metrics import error_text, finite
 if TYPE_CHECKING:
     from scaling.evaluate.contamination import Contamination, Corpus, Score
 
-METRICS = ("accuracy", "exact", "exact_match", "f1")  # of those, each item has a score of its own
+METRICS = ("accuracy", "exact", "exact_number", "exact_match", "f1")  # of those, each item has a score of its own
 _GROUPS = ("all", "dirty", "clean")
 
 Samples = dict[tuple[int, str], dict[str, float]]  # (shots, metric) -> id of an item -> its score

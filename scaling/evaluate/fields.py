@@ -50,7 +50,10 @@ def _value(record: Mapping[str, Any], spec: Field, where: str) -> str | list[str
         return list(spec.constant) if isinstance(spec.constant, tuple) else spec.constant
     found: Any
     if isinstance(spec.path, tuple):
-        found = [_take(record, path, spec, where) for path in spec.path]
+        found = []
+        for path in spec.path:  # a path with * is several texts
+            value = _take(record, path, spec, where)
+            found += value if isinstance(value, list) and "*" in path else [value]
     else:
         found = _take(record, spec.path, spec, where)
     if spec.match_all and not isinstance(found, list):
@@ -78,12 +81,14 @@ def _follow(value: Any, parts: list[str], path: str, spec: Field, where: str) ->
             found = [_follow(item, parts[place + 1 :], path, spec, where) for item in value]
             nested = "*" in parts[place + 1 :]
             return [inner for item in found for inner in item] if nested else found
-        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
-        elif value == [] and part.isdigit() and spec.empty:
+        elif value == [] and part.isdecimal() and spec.empty:
             return ""
         elif isinstance(value, Mapping) and part in value:
             value = value[part]
+        elif isinstance(value, Mapping) and part.endswith("?"):
+            value = value.get(part[:-1], [])
         else:
             keys = f"there are {', '.join(map(repr, value))}" if isinstance(value, Mapping) else "there are no keys"
             raise ValueError(f"{where}: the record has no {path!r}; {keys}")

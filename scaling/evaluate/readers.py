@@ -14,6 +14,7 @@ import gzip
 import itertools
 import json
 import os
+import re
 import xml.etree.ElementTree as ElementTree
 import zlib
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ Record = tuple[str, Mapping[str, Any]]  # where it stands, and what it holds
 Files = Mapping[str, tuple[Path, ...]]
 
 _COMPRESSED = (".gz", ".bz2")
+_MOST_DIGITS = 4300  # of an integer that Python's json reads
 
 
 def find_source(task: Task, data: str | Path | None) -> tuple[Source, Files]:
@@ -148,18 +150,30 @@ def _jsonl(path: Path, _: Source) -> Iterator[Record]:
 def _object(text: str, where: str) -> Mapping[str, Any]:
     try:
         record = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: {_json_mistake(error)}") from None
     if not isinstance(record, dict):
         raise ValueError(f"{where}: a JSON object was expected, not {text.strip()[:40]!r}")
     return record
 
 
+def _json_mistake(error: Exception) -> str:
+    """What is wrong; of all that Python's reader refuses, only too long an integer is JSON."""
+    if isinstance(error, json.JSONDecodeError | RecursionError):
+        return f"not JSON ({error})"
+    return f"an integer of more than {_MOST_DIGITS:,} digits cannot be read; write it as text"
+
+
 def _json(path: Path, source: Source) -> Iterator[Record]:
+    text = _whole(path)
     try:
-        value = json.loads(_whole(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:  # the first says the line itself
+        raise ValueError(f"{path}: {_json_mistake(error)}") from None
+    except ValueError as error:
+        found = re.search(rf"\d{{{_MOST_DIGITS + 1},}}", text)
+        line = f":{text.count(chr(10), 0, found.start()) + 1}" if found else ""
+        raise ValueError(f"{path}{line}: {_json_mistake(error)}") from None
     yield from _numbered(value, source.records or "*", path)
 
 
@@ -214,7 +228,7 @@ def _table(path: Path, source: Source, **dialect: Any) -> Iterator[Record]:
     try:
         for row in rows:
             if not columns:
-                columns = row
+                columns = [name.strip() for name in row]
             elif row:
                 where = f"{path}:{rows.line_num}"
                 if len(row) != len(columns):

@@ -15,7 +15,7 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # kind -> require
     "completion": (("target",), ()),
     "free_form": (
         ("target",),
-        ("references", "stop", "max_tokens", "beams", "length_penalty", "extract", "remove"),
+        ("references", "stop", "max_tokens", "beams", "length_penalty", "extract", "remove", "normalisation"),
     ),
     "text": ((), ()),
 }
@@ -23,11 +23,14 @@ METRICS: dict[str, tuple[str, ...]] = {
     "choices": ("accuracy", "macro_f1"),
     "partial": ("accuracy",),
     "completion": ("accuracy", "perplexity"),
-    "free_form": ("exact", "exact_match", "f1", "bleu"),
+    "free_form": ("exact", "exact_number", "exact_match", "f1", "bleu"),
     "text": ("bits_per_byte", "perplexity"),
 }
 MEASURES = ("ability", "bias")
-NORMALISATIONS = ("token", "sum", "unconditional")
+NORMALISATIONS: dict[str, tuple[str, ...]] = {  # kind -> how its answers are made comparable; the first is the default
+    "choices": ("token", "sum", "unconditional"),
+    "free_form": ("squad", "triviaqa"),
+}
 FORMATS = ("jsonl", "json", "csv", "tsv", "xml", "lines", "labelled_lines", "blocks", "text")
 EDITS = ("upper_first", "lower_first", "lower_determiner", "without_period", "question_mark")
 GENERATORS: dict[str, tuple[str, ...]] = {  # generator -> the fields that its items have
@@ -95,7 +98,7 @@ class Scoring:
     gold: str = ""  # template; the place of the right choice from 0, or one of the labels
     labels: str | tuple[str, ...] = ()  # what gold may say, in the order of the choices
     references: str = ""  # the name of a list field of accepted answers; without it, target is the only one
-    normalisation: str = "token"
+    normalisation: str = ""  # of NORMALISATIONS
     answer_context: str = ""  # unconditional: the context whose probability is divided out
     stop: tuple[str, ...] = ("\n",)
     max_tokens: int = 32

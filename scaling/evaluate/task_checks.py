@@ -84,7 +84,8 @@ def _scoring(task: Task, keys: set[str]) -> None:
         fitting = (*required, *optional)
         more = f"; it takes {', '.join(fitting)}" if fitting else ""
         raise ValueError(f"{task.path}: scoring.{key} has no meaning with kind = {scoring.kind!r}{more}")
-    _one_of(task, "scoring.normalisation", scoring.normalisation, NORMALISATIONS)
+    if scoring.normalisation:
+        _one_of(task, "scoring.normalisation", scoring.normalisation, NORMALISATIONS[scoring.kind])
     if (scoring.normalisation == "unconditional") != bool(scoring.answer_context):
         raise ValueError(
             f"{task.path}: scoring.answer_context belongs to normalisation = 'unconditional', which needs it"

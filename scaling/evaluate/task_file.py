@@ -30,14 +30,14 @@ def load(path: str | Path) -> tuple[Task, ...]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such task file") from None
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a task file: {error}") from None
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # too long an integer is a ValueError
         raise ValueError(f"{path} is not TOML: {error}") from None
     variants = _variants(table.pop("variants", {}), str(path))
     if table.get("sampled") is True and len(variants) < 2:
