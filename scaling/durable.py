@@ -72,3 +72,22 @@ def _fsync(path: epath.PathLike) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(path: epath.PathLike) -> None:
+    """Tries whether a local file can be written or appended to, before work whose result will go there.
+
+    Its folder is made if need be; the file itself stays as it is.
+
+    Raises:
+        OSError: it cannot; names the file.
+    """
+    path = Path(path)
+    try:
+        if path.exists():
+            with path.open("ab"):
+                pass
+        else:
+            try_to_write(path.parent, os.getpid())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # of the fitting subclass
