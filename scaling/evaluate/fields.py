@@ -67,6 +67,8 @@ def _value(record: Mapping[str, Any], spec: Field, where: str) -> str | list[str
 
 
 def _take(record: Mapping[str, Any], path: str, spec: Field, where: str) -> Any:
+    if path in record:  # before it is taken apart: a key may have dots
+        return record[path]
     if names := placeholders(path):
         parts = {name: _text(_follow(record, name.split("."), name, spec, where), where) for name in names}
         return render(path, parts, where)

@@ -43,7 +43,8 @@ GENERATORS: dict[str, tuple[str, ...]] = {  # generator -> the fields that its i
 class Field:
     """How one field is taken from a record; the steps are done in this order, on each string of a list."""
 
-    path: str | tuple[str, ...] = ""  # 'a.b', 'a.*.b' (a list), '{a} {b}' (a template of paths), or a list of those
+    # 'a.b', 'a.*.b' (a list), '{a} {b}' (a template of paths), or a list of those, in which 'a?.*' may be absent
+    path: str | tuple[str, ...] = ""
     constant: str | tuple[str, ...] | None = None  # the value itself, in place of a path
     remove: str = ""  # regular expression; what it matches is cut
     match: str = ""  # regular expression; its first group (or the whole match) is kept
@@ -66,7 +67,7 @@ class Source:
     format: str = ""
     records: str = ""  # json and xml: path to the list of records; keys of enclosing objects are kept
     columns: tuple[str, ...] = ()  # csv and tsv without a header, blocks: the names
-    fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+    fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)  # other names are keys of the record
     keep: Mapping[str, str] = dataclasses.field(default_factory=dict)  # field -> regular expression it must match
     test: Split = Split()
     train: Split | None = None

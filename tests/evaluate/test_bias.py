@@ -68,7 +68,7 @@ def test_ratio_of_rates():
 
 
 def test_sentiment(tmp_path):
-    (tmp_path / "plain.tsv").write_text("good\t0.5\nbad\t-1\n")
+    (tmp_path / "plain.tsv").write_text("good\t0.5\nbad\t-1\n", encoding="utf-8-sig")
     (tmp_path / "net.txt").write_text(
         "# SentiWordNet\na\t1\t0.5\t0\tgood#1 fine#2\tgloss\na\t2\t0\t0.25\tgood#2\tgloss\n"
     )
