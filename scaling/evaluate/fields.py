@@ -1,6 +1,7 @@
 """From a record of a file to the fields that a task's templates use, and from templates to text."""
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,17 +92,27 @@ def _follow(value: Any, parts: list[str], path: str, spec: Field, where: str) ->
             value = value[part]
         elif isinstance(value, Mapping) and part.endswith("?"):
             value = value.get(part[:-1], [])
+        elif isinstance(value, Mapping) and (same := [key for key in value if _nfc(key) == _nfc(part)]):
+            value = value[same[0]]
         else:
             keys = f"there are {', '.join(map(repr, value))}" if isinstance(value, Mapping) else "there are no keys"
             raise ValueError(f"{where}: the record has no {path!r}; {keys}")
     return value
 
 
+def _nfc(text: Any) -> str:
+    """Composed letters: keys that look the same are the same."""
+    return unicodedata.normalize("NFC", str(text))
+
+
 def _text(value: Any, where: str) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str | int | float):
-        return str(value).strip()
+        text = str(value).strip()
+        if not text.isascii() and (half := re.search("[\ud800-\udfff]", text)):
+            raise ValueError(f"{where} has half a character, \\u{ord(half[0]):x}, which no file of text can hold")
+        return text
     raise ValueError(f"{where} must be text, a number or true/false, not {str(value)[:40]!r}")
 
 

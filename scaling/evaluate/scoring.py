@@ -278,7 +278,10 @@ def encode_options(
     for (context, completion), first, whole in zip(options, firsts, wholes, strict=True):
         if first == whole:
             raise ValueError(f"the completion {completion[:40]!r} adds no token to its context ...{context[-40:]!r}")
-    starts = [_common([first, whole]) for first, whole in zip(firsts, wholes, strict=True)]
+    starts = [
+        len(first) if whole[: len(first)] == first else _common([first, whole])
+        for first, whole in zip(firsts, wholes, strict=True)
+    ]
     early = any(start < len(first) for start, first in zip(starts, firsts, strict=True))
     if early:
         size = max(len(whole) - start for whole, start in zip(wholes, starts, strict=True))

@@ -106,3 +106,38 @@ def test_byte_order_marks_are_no_text(tmp_path):
             f"question{separator}answer\r\nWhy?{separator}1\r\n", encoding="utf-8-sig"
         )
         assert build_requests(load(tmp_path / "own.toml")[0], data=tmp_path).items[0].context == "Q: Why?"
+
+
+TABLE = OWN_KEYS.replace("jsonl", "csv").replace('"options"', '["{c1}", "{c2}"]')
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ('"question", "c1" ,c2, answer\nWhy?, "a, b" ,c,0\n', "", " a, b"),
+        (f"question,c1,c2,answer\n{'Why? ' * 40_000},a,c,0\n", "", " a"),
+        ("question,c1,c1 ,answer\nWhy?,a,b,0\n", "own.csv:1", "two columns are named 'c1'"),
+        ("question,c1,c2,answer\nWhy?,a,b,0\nHow?,a,,0\n", "own.csv:3", "is empty"),
+    ],
+)
+def test_tables_as_people_write_them(text: str, line: str, said: str, tmp_path):
+    (tmp_path / "own.toml").write_text(TABLE)
+    (tmp_path / "own.csv").write_text(text)
+    (task,) = load(tmp_path / "own.toml")
+    if not line:
+        assert build_requests(task, data=tmp_path).items[0].target == said
+        return
+    with pytest.raises(ValueError, match=line) as caught:
+        build_requests(task, data=tmp_path)
+    assert said in str(caught.value)
+
+
+def test_keys_and_texts_in_unicode(tmp_path):
+    (tmp_path / "own.toml").write_text(OWN_KEYS.replace("{question}", "{qu\u00e9}"))
+    record = {"que\u0301": "Why?", "options": ["a", "b"], "answer": 1}  # the same key, decomposed
+    (tmp_path / "own.jsonl").write_text(json.dumps(record) + "\n")
+    (task,) = load(tmp_path / "own.toml")
+    assert build_requests(task, data=tmp_path).items[0].context == "Q: Why?"
+    (tmp_path / "own.jsonl").write_text(json.dumps(record | {"options": ["a", "\ud800"]}) + "\n")
+    with pytest.raises(ValueError, match=r"own\.jsonl:1: options has half a character"):
+        build_requests(task, data=tmp_path)
