@@ -6,7 +6,7 @@ nothing is synced there.
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from etils import epath
@@ -91,3 +91,14 @@ def check_writable(path: epath.PathLike) -> None:
             try_to_write(path.parent, os.getpid())
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None  # of the fitting subclass
+
+
+@contextlib.contextmanager
+def naming(path: epath.PathLike) -> Iterator[None]:
+    """Names a file or folder in errors of writing that name none, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -105,10 +105,11 @@ def run(options: argparse.Namespace) -> int:
         )
         written, folder = json.dumps(to_json(report)), Path(model) / "bias"
         print(written if options.json else table(report), flush=True)  # first: the disk may be full
-        for probe, text in samples.items():
-            (folder / f"samples-{probe}.jsonl").write_text(text)
-        (folder / "report.json").write_text(written + "\n")
-        draw(report).save(epath.Path(folder))
+        with durable.naming(folder):
+            for probe, text in samples.items():
+                (folder / f"samples-{probe}.jsonl").write_text(text)
+            (folder / "report.json").write_text(written + "\n")
+            draw(report).save(epath.Path(folder))
         if not options.json:
             print(f"  written: {folder}")
     return 0

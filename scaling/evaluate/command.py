@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scaling import durable
 from scaling.evaluate import records
 from scaling.own_files import without_own
 
@@ -48,7 +49,6 @@ def run(options: argparse.Namespace) -> int:
         OSError: a run that cannot be written to; before anything is computed where that can be known.
         ValueError: options or data that cannot be used.
     """
-    from scaling import durable
     from scaling.interop.run_directory import read_config_json
     from scaling.interop.served import load_served
 
@@ -90,12 +90,14 @@ def _write(run: Path, result: "Result", served: "Served", options: argparse.Name
     failed = None
     try:
         if options.save_samples:
-            _save_samples(run, result, "harness-" if options.harness else "")
+            with durable.naming(run / "samples"):
+                _save_samples(run, result, "harness-" if options.harness else "")
     except OSError as error:
         failed = error
     try:
         if served.step is not None and served.tokens is not None:
-            records.append(run / "evals.jsonl", served.step, served.tokens, [result])
+            with durable.naming(run / "evals.jsonl"):
+                records.append(run / "evals.jsonl", served.step, served.tokens, [result])
     except OSError as error:
         failed = error
     return failed

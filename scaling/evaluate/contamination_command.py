@@ -105,8 +105,9 @@ def run(options: argparse.Namespace) -> int:
         if any(effects[model]):
             print(f"{model}\n{score_table(found, effects[model])}", flush=True)
     for model in options.models:
-        for path in _write(Path(model), name, found, effects[model]):
-            print(path)
+        with durable.naming(model):
+            for path in _write(Path(model), name, found, effects[model]):
+                print(path)
     return 0
 
 

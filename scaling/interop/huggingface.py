@@ -148,7 +148,8 @@ def export(run_dir: str | os.PathLike[str], output_dir: str | os.PathLike[str]) 
     """Writes the newest whole checkpoint of a run as a Hugging Face folder; errors as in ``load_run`` and ``save``."""
     read_config_json(run_dir)  # a run that is not there leaves no folder
     _check_new(Path(output_dir))  # before a large checkpoint is read
-    durable.check_writable(Path(output_dir).with_name(f".{Path(output_dir).name}.partial"))
+    if not Path(output_dir).exists():
+        durable.check_writable(output_dir)
     save(*load_run(run_dir), output_dir)
 
 
