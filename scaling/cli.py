@@ -154,9 +154,13 @@ def _logits(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.ids} is not a NumPy .npy file: {error}") from error
     if not isinstance(ids, np.ndarray) or ids.ndim not in (1, 2) or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"{options.ids} must hold token ids, an integer array of shape [batch, time] or [time]")
+    from scaling.durable import check_writable, naming
     from scaling.interop.logits import logits
 
-    np.save(options.output, logits(options.model, ids))
+    check_writable(options.output)
+    found = logits(options.model, ids)
+    with naming(options.output):
+        np.save(options.output, found)
     print(options.output)
     return exit_codes.OK
 

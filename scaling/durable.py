@@ -6,7 +6,7 @@ nothing is synced there.
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from etils import epath
@@ -72,3 +72,33 @@ def _fsync(path: epath.PathLike) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(path: epath.PathLike) -> None:
+    """Tries whether a local file can be written or appended to, before work whose result will go there.
+
+    Its folder is made if need be; the file itself stays as it is.
+
+    Raises:
+        OSError: it cannot; names the file.
+    """
+    path = Path(path)
+    try:
+        if path.exists():
+            with path.open("ab"):
+                pass
+        else:
+            try_to_write(path.parent, os.getpid())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # of the fitting subclass
+
+
+@contextlib.contextmanager
+def naming(path: epath.PathLike) -> Iterator[None]:
+    """Names a file or folder in errors of writing that name none, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,6 +1,7 @@
 """JSON that others wrote: every way in which it can be wrong becomes a ValueError of one sentence that says where."""
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -28,4 +29,9 @@ def parse(text: str | bytes, where: str) -> Any:
         raise ValueError(f"{where}: not JSON ({error.msg}, {line}column {error.colno})") from None
     except ValueError:
         digits = sys.get_int_max_str_digits()
-        raise ValueError(f"{where} has a whole number of more than {digits} digits, which cannot be read") from None
+        found = re.search(rf"\d{{{digits + 1},}}", decoded)
+        number = decoded.count("\n", 0, found.start()) + 1 if found else 1
+        line = f" in line {number}" if number > 1 else ""
+        raise ValueError(
+            f"{where} has a whole number of more than {digits} digits{line}, which cannot be read"
+        ) from None

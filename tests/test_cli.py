@@ -256,6 +256,20 @@ def test_logits(run, module, tmp_path):
     assert np.load(output).shape == (2, 5, 3)
 
 
+def test_logits_that_cannot_be_written_are_not_computed(run, module, tmp_path):
+    def logits(model, ids):
+        raise AssertionError("computed")
+
+    module("scaling.interop.logits", logits=logits)
+    np.save(tmp_path / "ids.npy", np.zeros((2, 5), np.int32))
+    (tmp_path / "logits.npy").mkdir()
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "logits.npy", tmp_path / "file" / "logits.npy"):
+        refused(
+            run("logits", "runs/x", f"--ids={tmp_path / 'ids.npy'}", f"--output={output}"), str(output), verb="logits"
+        )
+
+
 def test_logits_refuses_bad_ids(run, tmp_path):
     ids, output = tmp_path / "ids.npy", tmp_path / "logits.npy"
     command = ("logits", "runs/x", f"--ids={ids}", f"--output={output}")

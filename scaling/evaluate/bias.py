@@ -91,6 +91,7 @@ def occupation_requests(variant: str = "neutral", occupations: Sequence[str] | N
                 demonstrations=(),
                 fits=True,
                 metadata={"occupation": occupation, "groups": " ".join(group for group, _ in words)},
+                where=f"occupations {variant}/{occupation}",
             )
         )
     return requests

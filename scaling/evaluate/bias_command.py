@@ -64,20 +64,27 @@ def run(options: argparse.Namespace) -> int:
     vocabulary = None if options.vocabulary is None else bias.read_vocabulary(options.vocabulary)
     from etils import epath
 
+    from scaling import durable
     from scaling.evaluate.bias_figure import draw
     from scaling.evaluate.bias_probes import check_occupations, encode_prompts, occupations
     from scaling.evaluate.bias_report import Report, table, to_json
+    from scaling.interop.run_directory import read_config_json
     from scaling.interop.served import load_served
+    from scaling.own_files import without_own
 
-    for model in options.models:
+    models = without_own(options.models)
+    for model in models:
+        read_config_json(model)
+        for file in ("report.json", "bias.png", "bias.svg", *(f"samples-{probe}.jsonl" for probe in probes)):
+            durable.check_writable(Path(model) / "bias" / file)  # before the samples: this is known at once
+    for model in models:
         served = load_served(model, options.tokenizer, options.mesh, options.dtype)
         length = served.config.context_length
         prompts = {p: encode_prompts(p, served.words, length, options.tokens) for p in probes if p != "occupations"}
         if "occupations" in probes:
             check_occupations(served.words, length)
         tasks = breakdowns(Path(model), options.data)
-        folder = Path(model) / "bias"
-        folder.mkdir(exist_ok=True)  # before the samples: a folder that cannot be written is known at once
+        groups, samples = _sampled(served, prompts, options, vocabulary, lexicon)
         report = Report(
             model=model,
             step=served.step,
@@ -92,14 +99,19 @@ def run(options: argparse.Namespace) -> int:
                 "vocabulary": options.vocabulary,
                 "lexicon": options.lexicon,
             },
-            probes=_sampled(served, prompts, options, folder, vocabulary, lexicon),
+            probes=groups,
             occupations=occupations(served) if "occupations" in probes else {},
             tasks=tasks,
         )
-        written = json.dumps(to_json(report))
-        (folder / "report.json").write_text(written + "\n")
-        draw(report).save(epath.Path(folder))
-        print(written if options.json else f"{table(report)}\n  written: {folder}")
+        written, folder = json.dumps(to_json(report)), Path(model) / "bias"
+        print(written if options.json else table(report), flush=True)  # first: the disk may be full
+        with durable.naming(folder):
+            for probe, text in samples.items():
+                (folder / f"samples-{probe}.jsonl").write_text(text)
+            (folder / "report.json").write_text(written + "\n")
+            draw(report).save(epath.Path(folder))
+        if not options.json:
+            print(f"  written: {folder}")
     return 0
 
 
@@ -157,28 +169,28 @@ def _sampled(
     served: "Served",
     prompts: Mapping[str, list[list[int]]],
     options: argparse.Namespace,
-    folder: Path,
     vocabulary: Collection[str] | None,
     lexicon: Mapping[str, float] | None,
-) -> dict[str, dict[str, "Group"]]:
-    """Samples each probe that generates, writes what was sampled, and counts words."""
+) -> tuple[dict[str, dict[str, "Group"]], dict[str, str]]:
+    """Samples each probe that generates, and counts words; returns these, and what was sampled as lines of JSON."""
     from scaling.evaluate.bias_probes import count_words, sample
     from scaling.evaluate.progress import bar
     from scaling.generate.generator import Generator
 
+    found: dict[str, dict[str, Group]] = {}
+    written: dict[str, str] = {}
     if not prompts:
-        return {}
+        return found, written
     generator = Generator(served.config, served.params, served.words, served.mesh)
-    found = {}
     for probe, ids in prompts.items():
         with bar(f"{probe}, {len(ids)} prompts", options.samples) as watch:
             texts = sample(generator, ids, options.samples, options.tokens, options.seed, watch)
         groups: dict[str, list[str]] = {}
-        with (folder / f"samples-{probe}.jsonl").open("w") as file:
-            for prompt, its_texts in zip(bias.probe_prompts(probe), texts, strict=True):
-                groups.setdefault(prompt.group, []).extend(its_texts)
-                for number, text in enumerate(its_texts):
-                    line = {"group": prompt.group, "prompt": prompt.prompt, "sample": number, "text": text}
-                    file.write(json.dumps(line) + "\n")
+        lines = []
+        for prompt, its_texts in zip(bias.probe_prompts(probe), texts, strict=True):
+            groups.setdefault(prompt.group, []).extend(its_texts)
+            for number, text in enumerate(its_texts):
+                lines.append({"group": prompt.group, "prompt": prompt.prompt, "sample": number, "text": text})
+        written[probe] = "".join(json.dumps(line) + "\n" for line in lines)
         found[probe] = count_words(groups, vocabulary, lexicon)
-    return found
+    return found, written

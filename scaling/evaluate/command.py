@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scaling import durable
 from scaling.evaluate import records
+from scaling.own_files import without_own
 
 if TYPE_CHECKING:
     from scaling.evaluate.evaluator import Result
@@ -40,8 +42,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluates each model on each task at each number of shots; prints, and writes to the runs' ``evals.jsonl``.
 
+    Whatever fails, the scores that there are by then are printed.
+
     Raises:
         FileNotFoundError: no model, no task file, no data.
+        OSError: a run that cannot be written to; before anything is computed where that can be known.
         ValueError: options or data that cannot be used.
     """
     from scaling.interop.run_directory import read_config_json
@@ -49,26 +54,53 @@ def run(options: argparse.Namespace) -> int:
 
     if options.harness and options.no_prefix:
         raise ValueError("--no_prefix belongs to our own tasks; lm-evaluation-harness has its own rule")
-    for model in options.models:
-        read_config_json(model)  # a model that is not there is told before another is evaluated
+    models = without_own(options.models)
+    for model in models:  # a model that is not there, or cannot be written to, is told before another is evaluated
+        is_run = "config" in read_config_json(model)
+        for path in _places(Path(model), is_run, options.save_samples):
+            durable.check_writable(path)
     evaluate = _harness(options) if options.harness else _own(options)
-    for model in options.models:
+    failed: OSError | None = None
+    for model in models:
         served = load_served(model, options.tokenizer, options.mesh, options.dtype)
-        results = []
-        for result in evaluate(served):
-            for note in result.notes:
-                print(note, file=sys.stderr)
-            results.append(result)
-            if options.save_samples:
-                _save_samples(Path(model), result, "harness-" if options.harness else "")
-            if served.step is not None and served.tokens is not None:  # at once: a later task may fail
-                records.append(Path(model) / "evals.jsonl", served.step, served.tokens, [result])
-        if options.json:
-            for result in results:
-                print(json.dumps({"model": model} | records.record(result)))
-        else:
-            print(f"{model}\n{records.table(results)}")
+        results: list[Result] = []
+        try:
+            for result in evaluate(served):
+                for note in result.notes:
+                    print(note, file=sys.stderr)
+                results.append(result)
+                failed = _write(Path(model), result, served, options) or failed  # at once: a later task may fail
+                if options.json:
+                    print(json.dumps({"model": model} | records.record(result)), flush=True)
+        finally:
+            if results and not options.json:
+                print(f"{model}\n{records.table(results)}", flush=True)
+    if failed is not None:
+        raise failed
     return 0
+
+
+def _places(run: Path, is_run: bool, save_samples: bool) -> list[Path]:
+    """Where something will be written."""
+    return [run / "evals.jsonl"] * is_run + [run / "samples" / "of-a-task.jsonl"] * save_samples
+
+
+def _write(run: Path, result: "Result", served: "Served", options: argparse.Namespace) -> OSError | None:
+    """Writes samples and the line of a result; returns what failed, since the scores are still to be printed."""
+    failed = None
+    try:
+        if options.save_samples:
+            with durable.naming(run / "samples"):
+                _save_samples(run, result, "harness-" if options.harness else "")
+    except OSError as error:
+        failed = error
+    try:
+        if served.step is not None and served.tokens is not None:
+            with durable.naming(run / "evals.jsonl"):
+                records.append(run / "evals.jsonl", served.step, served.tokens, [result])
+    except OSError as error:
+        failed = error
+    return failed
 
 
 def _own(options: argparse.Namespace) -> Callable[["Served"], Iterator["Result"]]:

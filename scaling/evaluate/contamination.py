@@ -1,13 +1,15 @@
 """How much of a task's items stands in a training corpus: the n-gram report of GPT-3's Appendix C.
 
 An item is dirty if any of its n-grams of words occurs in the corpus, or all of it where it is shorter than n. Words
-are what white space separates, in lower case and without punctuation. n is the 5th percentile of the items' lengths in
+are what white space separates, in lower case and without punctuation; of scripts without spaces between words, single
+characters. n is the 5th percentile of the items' lengths in
 words, at least 8 (generated tasks, whose items are short: no less than their length) and at most 13.
 """
 
 import dataclasses
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +25,13 @@ MAX_WORDS = 13
 PERCENTILE = 5
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
+_VARIATION = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # chooses between pictures of a character
+_SCRIPTS = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan; Burmese; Khmer
+    "\u3005-\u3007\u3040-\u312f\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese, Japanese
+)
+_UNSPACED = re.compile(f"[{_SCRIPTS}]")
+_WORD = re.compile(rf"[{_SCRIPTS}]|[^\s{_SCRIPTS}]+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bits are lost
 
 
@@ -138,8 +147,22 @@ def item_texts(tasks: Sequence[Task], data: str | Path | None = None) -> dict[st
 
 
 def words_of(text: str) -> list[str]:
-    """Lower case, punctuation removed, split at white space."""
-    return _PUNCTUATION.sub("", text.lower()).split()
+    """Words in lower case and without punctuation; in scripts without spaces between words each character is one.
+
+    Forms that Unicode calls compatible are equal (NFKC): composed and decomposed letters, full and half width. Marks
+    on letters, such as the vowels of Hindi, belong to the word.
+    """
+    if text.isascii():
+        return _PUNCTUATION.sub("", text.lower()).split()
+    # Punctuation goes first: NFKC makes a space and a mark of an acute accent that stands for an apostrophe.
+    text = unicodedata.normalize("NFKC", _PUNCTUATION.sub(_mark, text)).lower()
+    return _WORD.findall(text) if _UNSPACED.search(text) else text.split()
+
+
+def _mark(found: re.Match[str]) -> str:
+    """A mark on a letter stays, though Python's regular expressions do not count it as a part of a word."""
+    kept = unicodedata.category(found[0]) in ("Mn", "Mc") and not _VARIATION.match(found[0])
+    return found[0] if kept else ""
 
 
 def gram_length(lengths: Sequence[int], minimum: int = MIN_WORDS) -> int:

@@ -14,8 +14,9 @@ from scaling.evaluate.metrics import error_text, finite
 if TYPE_CHECKING:
     from scaling.evaluate.contamination import Contamination, Corpus, Score
 
-METRICS = ("accuracy", "exact", "exact_match", "f1")  # of those, each item has a score of its own
+METRICS = ("accuracy", "exact", "exact_number", "exact_match", "f1")  # of those, each item has a score of its own
 _GROUPS = ("all", "dirty", "clean")
+_FILES = ("contamination.jsonl", "contamination.png", "contamination.svg")  # in a RUN
 
 Samples = dict[tuple[int, str], dict[str, float]]  # (shots, metric) -> id of an item -> its score
 
@@ -65,15 +66,22 @@ def run(options: argparse.Namespace) -> int:
 
     Raises:
         FileNotFoundError: no run, no corpus, no task file, no data.
+        OSError: a RUN that cannot be written to; before the search where that can be known.
         ValueError: options, samples or files that cannot be used.
     """
+    from scaling import durable
     from scaling.evaluate.catalogue import find_tasks
     from scaling.evaluate.contamination import item_texts, search
     from scaling.evaluate.progress import bar
+    from scaling.own_files import without_own
 
+    options.models = without_own(options.models)
     name, corpus = _corpus(options)
     texts = item_texts(find_tasks(options.tasks), options.data)
     samples = {m: {name: _samples(Path(m), name, items) for name, (items, _) in texts.items()} for m in options.models}
+    for model in [] if options.json else options.models:
+        for file in _FILES:
+            durable.check_writable(Path(model) / file)
     with bar(f"searching {name}", corpus.size) as watch:
         done = 0
 
@@ -95,9 +103,11 @@ def run(options: argparse.Namespace) -> int:
     print(f"{name}: {found[0].documents:,} documents\n{table(found)}")
     for model in options.models:
         if any(effects[model]):
-            print(f"{model}\n{score_table(found, effects[model])}")
-        for path in _write(Path(model), name, found, effects[model]):
-            print(path)
+            print(f"{model}\n{score_table(found, effects[model])}", flush=True)
+    for model in options.models:
+        with durable.naming(model):
+            for path in _write(Path(model), name, found, effects[model]):
+                print(path)
     return 0
 
 

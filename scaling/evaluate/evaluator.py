@@ -12,7 +12,7 @@ from scaling import config as cfg
 from scaling.data.tokenizer import Tokenizer
 from scaling.evaluate import metrics
 from scaling.evaluate.prompts import Request, Requests
-from scaling.evaluate.scoring import Group, Score, Scorer, Work, encode_group
+from scaling.evaluate.scoring import Group, Score, Scorer, Work, encode_options
 from scaling.evaluate.task import Scoring
 from scaling.generate.generator import Generator
 from scaling.generate.sampling import Sampling
@@ -110,14 +110,20 @@ class Evaluator:
         task = requests.task
         kind = task.scoring.kind
         items = requests.usable()
+        notes = requests.notes
         if kind == "free_form":
             samples = self._free_form(items, task.scoring, watch)
-            values = self._text_scores(task.metrics, items, samples)
+            values = self._text_scores(task.metrics, items, task.scoring, samples)
         elif kind == "text":
             samples = self._running_text(items, watch)
             values = {metric: self._mean_nats(metric, samples) for metric in task.metrics}
         else:
-            samples = self._likelihoods(items, task.scoring, watch)
+            samples, early = self._likelihoods(items, task.scoring, watch)
+            if early:
+                notes += (
+                    f"{task.name}: {early:,} of {len(items):,} items are scored from a token before the completion on, "
+                    "since the tokenizer joins its beginning with what stands before",
+                )
             values = self._choice_scores(task.metrics, items, samples)
         watch(len(items))
         chance = None
@@ -131,36 +137,45 @@ class Evaluator:
             count=len(items),
             chance=chance,
             samples=tuple(samples),
-            notes=requests.notes,
+            notes=notes,
             shots_used=sum(item.shots for item in items) / len(items),
             left_out=len(requests.items) - len(items),
             sampled=task.sampled,
             measures=task.measures,
         )
 
-    def _likelihoods(self, items: Sequence[Request], scoring: Scoring, watch: Callable[[int], Any]) -> list[Sample]:
-        return [
-            self._chosen(item, scores, scoring) for item, scores in zip(items, self._options(items, watch), strict=True)
-        ]
+    def _likelihoods(
+        self, items: Sequence[Request], scoring: Scoring, watch: Callable[[int], Any]
+    ) -> tuple[list[Sample], int]:
+        """The items as answered, and how many are scored from before the completion on (``encode_options``)."""
+        scores, early = self._options(items, watch)
+        return [self._chosen(item, its, scoring) for item, its in zip(items, scores, strict=True)], early
 
-    def _options(self, items: Sequence[Request], watch: Callable[[int], Any]) -> list[list[tuple[Score, Score | None]]]:
+    def _options(
+        self, items: Sequence[Request], watch: Callable[[int], Any]
+    ) -> tuple[list[list[tuple[Score, Score | None]]], int]:
         """The score of each option of each item, and that after the answer context where it is divided out."""
         where: dict[tuple[int, int, bool], tuple[int, int]] = {}
         owners: list[int] = []  # the items of the groups
+        early: set[int] = set()  # items
 
         def groups() -> Iterator[Group]:
             for number, item in enumerate(items):
-                contexts: dict[tuple[str, bool], list[int]] = {}
-                for option, one in enumerate(item.options):
-                    contexts.setdefault((one.context, False), []).append(option)
+                contexts = [(False, [(option.context, option.completion) for option in item.options])]
                 if item.answer_context:
-                    contexts[item.answer_context, True] = list(range(len(item.options)))
-                for (context, unconditional), options in contexts.items():
-                    for place, option in enumerate(options):
-                        where[number, option, unconditional] = len(owners), place
-                    owners.append(number)
-                    texts = [item.options[option].completion for option in options]
-                    yield encode_group(self._words, context, texts, self._prefix)
+                    contexts.append((True, [(item.answer_context, option.completion) for option in item.options]))
+                for unconditional, pairs in contexts:
+                    try:
+                        encoded, joined = encode_options(self._words, pairs, self._prefix)
+                    except ValueError as error:
+                        raise ValueError(f"{item.where}: {error}") from None
+                    if joined:
+                        early.add(number)
+                    for group, options in encoded:
+                        for place, option in enumerate(options):
+                            where[number, option, unconditional] = len(owners), place
+                        owners.append(number)
+                        yield group
 
         scores = self._scorer.score(groups(), lambda done: watch(done * len(items) // len(owners)))
 
@@ -175,7 +190,7 @@ class Evaluator:
                 assert conditional is not None
                 pairs.append((conditional, score(number, option, True)))
             found.append(pairs)
-        return found
+        return found, len(early)
 
     def _chosen(self, item: Request, scores: list[tuple[Score, Score | None]], scoring: Scoring) -> Sample:
         compared = tuple(_compared(*pair, scoring) for pair in scores)
@@ -254,10 +269,16 @@ class Evaluator:
         return samples
 
     def _text_scores(
-        self, names: Sequence[str], items: Sequence[Request], samples: list[Sample]
+        self, names: Sequence[str], items: Sequence[Request], scoring: Scoring, samples: list[Sample]
     ) -> dict[str, tuple[float, float]]:
         """Scores of generated answers; puts each item's own into its sample."""
-        single = {"exact": metrics.exact, "exact_match": metrics.exact_match, "f1": metrics.f1}
+        rule = scoring.normalisation or "squad"
+        single: dict[str, Callable[[str, Sequence[str]], float]] = {
+            "exact": metrics.exact,
+            "exact_number": metrics.exact_number,
+            "exact_match": functools.partial(metrics.exact_match, rule=rule),
+            "f1": functools.partial(metrics.f1, rule=rule),
+        }
         found = {}
         for i, (item, sample) in enumerate(zip(items, samples, strict=True)):
             scores = {name: single[name](sample.answer, item.references) for name in names if name in single}

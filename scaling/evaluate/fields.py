@@ -1,6 +1,7 @@
 """From a record of a file to the fields that a task's templates use, and from templates to text."""
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,7 +51,10 @@ def _value(record: Mapping[str, Any], spec: Field, where: str) -> str | list[str
         return list(spec.constant) if isinstance(spec.constant, tuple) else spec.constant
     found: Any
     if isinstance(spec.path, tuple):
-        found = [_take(record, path, spec, where) for path in spec.path]
+        found = []
+        for path in spec.path:  # a path with * is several texts
+            value = _take(record, path, spec, where)
+            found += value if isinstance(value, list) and "*" in path else [value]
     else:
         found = _take(record, spec.path, spec, where)
     if spec.match_all and not isinstance(found, list):
@@ -64,6 +68,8 @@ def _value(record: Mapping[str, Any], spec: Field, where: str) -> str | list[str
 
 
 def _take(record: Mapping[str, Any], path: str, spec: Field, where: str) -> Any:
+    if path in record:  # before it is taken apart: a key may have dots
+        return record[path]
     if names := placeholders(path):
         parts = {name: _text(_follow(record, name.split("."), name, spec, where), where) for name in names}
         return render(path, parts, where)
@@ -78,23 +84,35 @@ def _follow(value: Any, parts: list[str], path: str, spec: Field, where: str) ->
             found = [_follow(item, parts[place + 1 :], path, spec, where) for item in value]
             nested = "*" in parts[place + 1 :]
             return [inner for item in found for inner in item] if nested else found
-        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
-        elif value == [] and part.isdigit() and spec.empty:
+        elif value == [] and part.isdecimal() and spec.empty:
             return ""
         elif isinstance(value, Mapping) and part in value:
             value = value[part]
+        elif isinstance(value, Mapping) and part.endswith("?"):
+            value = value.get(part[:-1], [])
+        elif isinstance(value, Mapping) and (same := [key for key in value if _nfc(key) == _nfc(part)]):
+            value = value[same[0]]
         else:
             keys = f"there are {', '.join(map(repr, value))}" if isinstance(value, Mapping) else "there are no keys"
             raise ValueError(f"{where}: the record has no {path!r}; {keys}")
     return value
 
 
+def _nfc(text: Any) -> str:
+    """Composed letters: keys that look the same are the same."""
+    return unicodedata.normalize("NFC", str(text))
+
+
 def _text(value: Any, where: str) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str | int | float):
-        return str(value).strip()
+        text = str(value).strip()
+        if not text.isascii() and (half := re.search("[\ud800-\udfff]", text)):
+            raise ValueError(f"{where} has half a character, \\u{ord(half[0]):x}, which no file of text can hold")
+        return text
     raise ValueError(f"{where} must be text, a number or true/false, not {str(value)[:40]!r}")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from scaling.evaluate import readers
 from scaling.evaluate.fields import Fields, fields_of, render
+from scaling.evaluate.metrics import number
 from scaling.evaluate.synthetic import generate
 from scaling.evaluate.task import Prompt, Source, Task
 
@@ -113,7 +114,8 @@ def render_item(task: Task, prompt: Prompt, item: Item) -> Rendered:
     """Puts an item's fields into the templates of its task.
 
     Raises:
-        ValueError: a gold answer that is none of the choices; names the record.
+        ValueError: a gold answer that is none of the choices, an empty choice, ending or answer, or an answer that is
+            no number where numbers are compared; names the record.
     """
     scoring = task.scoring
     text: Callable[[str], str] = functools.partial(render, fields=item.fields, where=item.where)
@@ -121,24 +123,49 @@ def render_item(task: Task, prompt: Prompt, item: Item) -> Rendered:
     if scoring.kind == "text":
         return Rendered(context, (), 0, "", ())
     if scoring.kind == "choices":
-        options = [Option(context, _completion(c, context)) for c in _texts(scoring.choices, item)]
+        choices = _not_empty(_texts(scoring.choices, item), "scoring.choices", item.where)
+        options = [Option(context, _completion(c, context)) for c in choices]
     elif scoring.kind == "partial":
-        ending = text(scoring.completion)
+        (ending,) = _not_empty([text(scoring.completion)], "scoring.completion", item.where)
         before = f"{context} " if context else ""
-        contexts = [f"{before}{c.rstrip()}" for c in _texts(scoring.contexts, item)]
+        candidates = _not_empty(_texts(scoring.contexts, item), "scoring.contexts", item.where)
+        contexts = [f"{before}{c.rstrip()}" for c in candidates]
         options = [Option(c, with_space(ending, c)) for c in contexts]
     else:
-        target = _completion(text(scoring.target), context)
-        options = [Option(context, target)] if scoring.kind == "completion" else []
-        found = item.fields[scoring.references] if scoring.references else [target.strip()]
-        references = (found,) if isinstance(found, str) else tuple(dict.fromkeys(found))
-        if not references:
-            raise ValueError(f"{item.where}: {scoring.references!r} holds no accepted answer")
-        return Rendered(context, tuple(options), 0, target, references if scoring.kind == "free_form" else ())
+        (target,) = _not_empty([text(scoring.target)], "scoring.target", item.where)
+        completion = _completion(target, context)
+        if scoring.kind == "completion":
+            return Rendered(context, (Option(context, completion),), 0, completion, ())
+        return Rendered(context, (), 0, completion, _references(task, item, target))
     gold = _gold(text(scoring.gold), options, _texts(scoring.labels, item), item.where)
     if scoring.kind == "choices":
         return Rendered(context, tuple(options), gold, options[gold].completion, ())
     return Rendered(options[gold].context, tuple(options), gold, options[gold].completion, ())
+
+
+def _references(task: Task, item: Item, target: str) -> tuple[str, ...]:
+    """The accepted answers of free_form, each once; empty ones among others are left out."""
+    scoring = task.scoring
+    found = item.fields[scoring.references] if scoring.references else [target]
+    texts = [found] if isinstance(found, str) else found
+    if scoring.remove:
+        texts = [re.sub(scoring.remove, "", answer) for answer in texts]
+    references = tuple(dict.fromkeys(answer.strip() for answer in texts if answer.strip()))
+    if not references:
+        raise ValueError(f"{item.where}: {scoring.references or 'scoring.target'!r} holds no accepted answer")
+    if "exact_number" in task.metrics:
+        for answer in references:
+            if number(answer) is None:
+                raise ValueError(f"{item.where}: the answer {answer[:40]!r} is no number, which exact_number compares")
+    return references
+
+
+def _not_empty(texts: list[str], what: str, where: str) -> list[str]:
+    for place, text in enumerate(texts):
+        if not text.strip():
+            which = f"text {place} of {what}, from 0," if len(texts) > 1 else what
+            raise ValueError(f"{where}: {which} is empty; an empty text cannot be scored")
+    return texts
 
 
 def _completion(text: str, context: str) -> str:
@@ -159,7 +186,7 @@ def _gold(value: str, options: list[Option], labels: list[str], where: str) -> i
         if value not in labels:
             raise ValueError(f"{where}: the answer {value[:40]!r} is none of {', '.join(map(repr, labels))}")
         place = labels.index(value)
-    elif value.isdigit():
+    elif value.isdecimal() and len(value) < 10:
         place = int(value)
     else:
         raise ValueError(f"{where}: the answer {value[:40]!r} must be the number of a choice, from 0")

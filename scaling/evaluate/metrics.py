@@ -1,41 +1,84 @@
 """Scores of answers, and their standard errors. Imports sacrebleu only where BLEU is asked for."""
 
 import collections
+import decimal
 import math
 import random
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
 RESAMPLES = 1000  # of the bootstrap
 
 
-def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and extra white space.
+_TRIVIAQA_PUNCTUATION = string.punctuation + "\u2018\u2019\u00b4"
 
-    Source: the official script of SQuAD 1.1 (Rajpurkar et al. 2016), also TriviaQA's and Natural Questions'.
+# A sign and a currency in either order, digits, decimals. Commas between digits are dropped, as the authors of GSM8K
+# and lm-evaluation-harness do; a space separates groups of three digits. What looks like a part of something that is
+# no decimal number (1/2, 3:30, 1.2.3, 5-7) is none. The rest, a unit or a full stop, says nothing of the value.
+_NUMBER = re.compile(
+    r"""\s* (?P<sign>[-+\u2212]?) \s* (?:\\?[$\u00a2-\u00a5\u20a0-\u20bf])? \s* (?P<late_sign>[-+\u2212]?)
+    (?P<whole>(?>\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3})+ | \d+(?:,\d+)* |)) (?P<decimals>\.\d+)?
+    (?![eE][-+]?\d | [.,:/^*\u2013-]*\d | \ ?/\ ?\d)""",
+    re.VERBOSE,
+)
+
+
+def normalize_answer(text: str, rule: str = "squad") -> str:
+    """An answer in lower case, without punctuation, articles and extra white space; composed (Unicode NFC).
+
+    Args:
+        text: the answer.
+        rule: ``squad`` drops ASCII punctuation: the official script of SQuAD 1.1 (Rajpurkar et al. 2016), also Natural
+            Questions'. ``triviaqa`` puts a space for it, and for typographic apostrophes: the official script of
+            TriviaQA (Joshi et al. 2017), by which ``rock-and-roll`` is ``rock and roll``.
     """
-    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    text = unicodedata.normalize("NFC", text).lower()
+    dropped, put = (_TRIVIAQA_PUNCTUATION, " ") if rule == "triviaqa" else (string.punctuation, "")
+    text = "".join(put if c in dropped else c for c in text)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def exact(prediction: str, references: Sequence[str]) -> float:
     """1 if the answer is one of the references to the letter, but for white space around it.
 
-    For numbers and words: ``exact_match`` takes -5 for 5.
+    For words: ``exact_match`` takes -5 for 5. Numbers that may be written in several ways want ``exact_number``.
     """
-    return float(prediction.strip() in {reference.strip() for reference in references})
+    letters = [unicodedata.normalize("NFC", text.strip()) for text in (prediction, *references)]
+    return float(letters[0] in letters[1:])
 
 
-def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1 if the normalized answer is one of the normalized references."""
-    return float(normalize_answer(prediction) in map(normalize_answer, references))
+def number(text: str) -> decimal.Decimal | None:
+    """The number that a text begins with, exactly; None if it begins with none.
+
+    ``$29.00``, ``+29``, ``29.`` and ``29 apples`` are 29, ``1,000`` and ``1 000`` are 1000, ``.5`` is 0.5, ``-$5`` is
+    -5. A percent sign is a unit: ``25%`` is 25. ``1/2``, ``3:30`` and ``1e5`` are no decimal numbers.
+    """
+    found = _NUMBER.match(text)
+    if found is None or not (found["whole"] or found["decimals"]) or (found["sign"] and found["late_sign"]):
+        return None
+    sign = "-" if (found["sign"] or found["late_sign"]) in ("-", "\u2212") else ""
+    return decimal.Decimal(sign + re.sub(r"[,\s]", "", found["whole"] or "0") + (found["decimals"] or ""))
 
 
-def f1(prediction: str, references: Sequence[str]) -> float:
+def exact_number(prediction: str, references: Sequence[str]) -> float:
+    """1 if the answer begins with the same number (``number``) as one of the references."""
+    found = number(prediction)
+    return float(found is not None and found in map(number, references))
+
+
+def exact_match(prediction: str, references: Sequence[str], rule: str = "squad") -> float:
+    """1 if the normalized answer (``normalize_answer``) is one of the normalized references."""
+    wanted = normalize_answer(prediction, rule)
+    return float(any(wanted == normalize_answer(reference, rule) for reference in references))
+
+
+def f1(prediction: str, references: Sequence[str], rule: str = "squad") -> float:
     """The best F1 of the bags of normalized words over the references; 1 if both are empty, as in SQuAD 2.0."""
-    return max(_f1(normalize_answer(prediction).split(), normalize_answer(r).split()) for r in references)
+    words = normalize_answer(prediction, rule).split()
+    return max(_f1(words, normalize_answer(reference, rule).split()) for reference in references)
 
 
 def _f1(prediction: list[str], reference: list[str]) -> float:

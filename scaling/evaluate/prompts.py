@@ -44,6 +44,7 @@ class Request:
     demonstrations: tuple[str, ...]  # their ids
     fits: bool  # False: longer than the context length even without demonstrations; running text always fits
     metadata: dict[str, str]
+    where: str  # file and line of the item, for messages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +203,7 @@ class _Builder:
             demonstrations=tuple(self.items.demonstrations[place].id for place in drawn[:kept]),
             fits=fits,
             metadata={name: str(item.fields[name]) for name in task.metadata},
+            where=item.where,
         )
 
     def _draw(self, item: Item, rendered: Rendered) -> list[int]:

@@ -26,6 +26,7 @@ Record = tuple[str, Mapping[str, Any]]  # where it stands, and what it holds
 Files = Mapping[str, tuple[Path, ...]]
 
 _COMPRESSED = (".gz", ".bz2")
+_LONGEST_FIELD = 2**30  # characters of a cell; Python's csv stops at 131,072 by itself
 
 
 def find_source(task: Task, data: str | Path | None) -> tuple[Source, Files]:
@@ -206,12 +207,15 @@ def _inside(value: Any, parts: list[str], outer: Mapping[str, Any], where: str) 
 
 def _table(path: Path, source: Source, **dialect: Any) -> Iterator[Record]:
     numbered = (f"{line}\n" for _, line in _lines(path))
+    csv.field_size_limit(_LONGEST_FIELD)
     rows = csv.reader(numbered, **dialect)
     columns = list(source.columns)
     try:
         for row in rows:
             if not columns:
-                columns = row
+                columns = [name.strip() for name in row]
+                if twice := next((name for name in columns if name and columns.count(name) > 1), None):
+                    raise ValueError(f"{path}:{rows.line_num}: two columns are named {twice!r}")
             elif row:
                 where = f"{path}:{rows.line_num}"
                 if len(row) != len(columns):
@@ -222,7 +226,7 @@ def _table(path: Path, source: Source, **dialect: Any) -> Iterator[Record]:
 
 
 def _csv(path: Path, source: Source) -> Iterator[Record]:
-    return _table(path, source)
+    return _table(path, source, skipinitialspace=True)  # as in: a, "b, c"
 
 
 def _tsv(path: Path, source: Source) -> Iterator[Record]:

@@ -246,12 +246,70 @@ def _score(
     return chosen - jax.nn.logsumexp(logits, axis=-1), wanted == jnp.argmax(logits, axis=-1)
 
 
+def encode_options(
+    words: Tokenizer, options: Sequence[tuple[str, str]], prefix: tuple[int, ...] = ()
+) -> tuple[list[tuple[Group, list[int]]], bool]:
+    """Tokens of the options of an item, each a context and a completion, whose likelihoods are to be compared.
+
+    An option's tokens are those of its whole text, and its completion's those behind the tokens of the context alone.
+    Where the tokenizer joins the end of a context with the beginning of a completion (``)`` and ``.`` to ``).``), there
+    are none such; then all options are scored from an earlier token on, over the same text: what follows the context
+    that they share; with contexts of their own the same last tokens, or, where these differ, all that follows the
+    first token in which they do (the "full" score of Trinh and Le 2018).
+
+    Args:
+        words: tokenizer.
+        options: (context, completion) of each; completions are not empty.
+        prefix: token ids before each context; where both are empty, the end-of-text token stands there.
+
+    Returns:
+        Groups, each with the places of its options; and whether they begin before the completions.
+
+    Raises:
+        ValueError: a completion that adds no token.
+    """
+
+    def encode(text: str) -> tuple[int, ...]:
+        return tuple(map(int, words.encode(text))) if text else ()
+
+    contexts = {context: encode(context) for context, _ in options}
+    wholes = [encode(context + completion) for context, completion in options]
+    firsts = [contexts[context] for context, _ in options]
+    for (context, completion), first, whole in zip(options, firsts, wholes, strict=True):
+        if first == whole:
+            raise ValueError(f"the completion {completion[:40]!r} adds no token to its context ...{context[-40:]!r}")
+    starts = [
+        len(first) if whole[: len(first)] == first else _common([first, whole])
+        for first, whole in zip(firsts, wholes, strict=True)
+    ]
+    early = any(start < len(first) for start, first in zip(starts, firsts, strict=True))
+    if early:
+        size = max(len(whole) - start for whole, start in zip(wholes, starts, strict=True))
+        if len(contexts) > 1 and len({whole[-size:] for whole in wholes}) == 1:
+            starts = [len(whole) - size for whole in wholes]
+        else:
+            starts = [min(*starts, _common(wholes)) if len(contexts) > 1 else min(starts)] * len(wholes)
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, (whole, start) in enumerate(zip(wholes, starts, strict=True)):
+        places.setdefault((*prefix, *whole[:start]) or (words.eot,), []).append(place)
+    return [
+        (Group(context, tuple(wholes[place][starts[place] :] for place in its_places)), its_places)
+        for context, its_places in places.items()
+    ], early
+
+
+def _common(texts: Sequence[tuple[int, ...]]) -> int:
+    """The number of tokens that texts have in common at their beginnings."""
+    shortest = min(texts, key=len)
+    return next((i for i, ids in enumerate(zip(*texts, strict=False)) if len(set(ids)) > 1), len(shortest))
+
+
 def encode_group(words: Tokenizer, context: str, completions: Sequence[str], prefix: tuple[int, ...] = ()) -> Group:
     """Tokens of a context and its completions.
 
-    A completion's tokens are those of context and completion together, without as many as the context alone has (the
-    rule of lm-evaluation-harness, so that numbers agree). ``prefix`` stands before the context; where both are empty,
-    the end-of-text token does.
+    A completion's tokens are those of context and completion together, without as many as the context alone has: the
+    rule of lm-evaluation-harness, so that numbers agree. It is that of ``encode_options`` but where tokens join both.
+    ``prefix`` stands before the context; where both are empty, the end-of-text token does.
 
     Raises:
         ValueError: a completion that adds no token.

@@ -15,7 +15,7 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # kind -> require
     "completion": (("target",), ()),
     "free_form": (
         ("target",),
-        ("references", "stop", "max_tokens", "beams", "length_penalty", "extract", "remove"),
+        ("references", "stop", "max_tokens", "beams", "length_penalty", "extract", "remove", "normalisation"),
     ),
     "text": ((), ()),
 }
@@ -23,11 +23,14 @@ METRICS: dict[str, tuple[str, ...]] = {
     "choices": ("accuracy", "macro_f1"),
     "partial": ("accuracy",),
     "completion": ("accuracy", "perplexity"),
-    "free_form": ("exact", "exact_match", "f1", "bleu"),
+    "free_form": ("exact", "exact_number", "exact_match", "f1", "bleu"),
     "text": ("bits_per_byte", "perplexity"),
 }
 MEASURES = ("ability", "bias")
-NORMALISATIONS = ("token", "sum", "unconditional")
+NORMALISATIONS: dict[str, tuple[str, ...]] = {  # kind -> how its answers are made comparable; the first is the default
+    "choices": ("token", "sum", "unconditional"),
+    "free_form": ("squad", "triviaqa"),
+}
 FORMATS = ("jsonl", "json", "csv", "tsv", "xml", "lines", "labelled_lines", "blocks", "text")
 EDITS = ("upper_first", "lower_first", "lower_determiner", "without_period", "question_mark")
 GENERATORS: dict[str, tuple[str, ...]] = {  # generator -> the fields that its items have
@@ -40,7 +43,8 @@ GENERATORS: dict[str, tuple[str, ...]] = {  # generator -> the fields that its i
 class Field:
     """How one field is taken from a record; the steps are done in this order, on each string of a list."""
 
-    path: str | tuple[str, ...] = ""  # 'a.b', 'a.*.b' (a list), '{a} {b}' (a template of paths), or a list of those
+    # 'a.b', 'a.*.b' (a list), '{a} {b}' (a template of paths), or a list of those, in which 'a?.*' may be absent
+    path: str | tuple[str, ...] = ""
     constant: str | tuple[str, ...] | None = None  # the value itself, in place of a path
     remove: str = ""  # regular expression; what it matches is cut
     match: str = ""  # regular expression; its first group (or the whole match) is kept
@@ -63,7 +67,7 @@ class Source:
     format: str = ""
     records: str = ""  # json and xml: path to the list of records; keys of enclosing objects are kept
     columns: tuple[str, ...] = ()  # csv and tsv without a header, blocks: the names
-    fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+    fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)  # other names are keys of the record
     keep: Mapping[str, str] = dataclasses.field(default_factory=dict)  # field -> regular expression it must match
     test: Split = Split()
     train: Split | None = None
@@ -95,7 +99,7 @@ class Scoring:
     gold: str = ""  # template; the place of the right choice from 0, or one of the labels
     labels: str | tuple[str, ...] = ()  # what gold may say, in the order of the choices
     references: str = ""  # the name of a list field of accepted answers; without it, target is the only one
-    normalisation: str = "token"
+    normalisation: str = ""  # of NORMALISATIONS
     answer_context: str = ""  # unconditional: the context whose probability is divided out
     stop: tuple[str, ...] = ("\n",)
     max_tokens: int = 32

@@ -1,5 +1,7 @@
 """What a task file must satisfy beyond keys and types: names that exist, templates that have their fields."""
 
+import dataclasses
+import difflib
 import re
 from collections.abc import Iterable, Iterator
 
@@ -18,6 +20,9 @@ from scaling.evaluate.task import (
     nearest,
     placeholders,
 )
+
+_KEYS = {"lines": ("line",), "labelled_lines": ("label", "text"), "text": ("text",)}  # format -> keys of its records
+_ALIKE = 0.8  # difflib's ratio of names, from which on one is taken for the other mistyped
 
 
 def check(task: Task, scoring_keys: set[str]) -> None:
@@ -43,18 +48,36 @@ def check(task: Task, scoring_keys: set[str]) -> None:
         _source(task, source)
         known.append(set(source.fields))
     fields = set.intersection(*known)
-    for where, template in _templates(task):
-        for name in placeholders(template):
-            if name not in fields:
-                raise ValueError(f"{task.path}: {where} uses {{{name}}}, {_unknown(name, fields, known)}")
-    for where, name in _lists(task):
+    for where, name in _used(task):
         if name not in fields:
-            raise ValueError(f"{task.path}: {where} names the field {name!r}, {_unknown(name, fields, known)}")
+            raise ValueError(f"{task.path}: {where}, {_unknown(name, fields, known)}")
     for where, prompt in (("prompt", task.prompt), ("zero_shot", task.zero_shot)):
         if prompt.context != prompt.context.rstrip():
             raise ValueError(
                 f"{task.path}: {where}.context ends in white space; the space before a completion is put there for you"
             )
+
+
+def with_own_keys(task: Task) -> Task:
+    """The task with fields for the keys of the record itself that it uses and that no table of fields has.
+
+    A name that is spelt much like one in a table is no such key, but a mistake, which ``check`` then finds. Which keys
+    a record has is known beforehand only of some formats.
+    """
+    tables = {name for source in task.sources for name in source.fields}
+    sources = []
+    for source in task.sources:
+        names = [*(name for _, name in _used(task)), *source.keep]
+        keys = _KEYS.get(source.format, source.columns)
+        keys = (*keys, *source.test.aligned) if keys else ()
+        if source.fields:
+            new = [n for n in names if n not in tables and not difflib.get_close_matches(n, tables, 1, _ALIKE)]
+            own = [name for name in new if not keys or name in keys]
+        else:
+            own = list(keys or names)
+        fields = {name: Field(path=name) for name in own} | dict(source.fields)
+        sources.append(dataclasses.replace(source, fields=fields))
+    return dataclasses.replace(task, sources=tuple(sources))
 
 
 def _unknown(name: str, fields: set[str], known: list[set[str]]) -> str:
@@ -84,7 +107,8 @@ def _scoring(task: Task, keys: set[str]) -> None:
         fitting = (*required, *optional)
         more = f"; it takes {', '.join(fitting)}" if fitting else ""
         raise ValueError(f"{task.path}: scoring.{key} has no meaning with kind = {scoring.kind!r}{more}")
-    _one_of(task, "scoring.normalisation", scoring.normalisation, NORMALISATIONS)
+    if scoring.normalisation:
+        _one_of(task, "scoring.normalisation", scoring.normalisation, NORMALISATIONS[scoring.kind])
     if (scoring.normalisation == "unconditional") != bool(scoring.answer_context):
         raise ValueError(
             f"{task.path}: scoring.answer_context belongs to normalisation = 'unconditional', which needs it"
@@ -130,6 +154,15 @@ def _pattern(task: Task, where: str, pattern: str) -> None:
         re.compile(pattern)
     except re.error as error:
         raise ValueError(f"{task.path}: {where} is not a regular expression: {error}") from None
+
+
+def _used(task: Task) -> Iterator[tuple[str, str]]:
+    """The fields that a task uses, each behind what says so."""
+    for where, template in _templates(task):
+        for name in placeholders(template):
+            yield f"{where} uses {{{name}}}", name
+    for where, name in _lists(task):
+        yield f"{where} names the field {name!r}", name
 
 
 def _templates(task: Task) -> Iterator[tuple[str, str]]:

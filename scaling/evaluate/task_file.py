@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from scaling.evaluate.task import Field, Generator, Prompt, Scoring, Source, Split, Task, nearest
-from scaling.evaluate.task_checks import check
+from scaling.evaluate.task_checks import check, with_own_keys
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -119,6 +119,7 @@ def _task(name: str, path: Path, table: Mapping[str, Any]) -> Task:
         sampled=table.get("sampled", False),
         measures=table.get("measures", "ability"),
     )
+    task = with_own_keys(task)
     check(task, set(table["scoring"]))
     return task
 

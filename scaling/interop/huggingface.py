@@ -21,6 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from scaling import config as cfg
+from scaling import durable
 from scaling.interop.run_directory import load_run, read_config_json
 from scaling.interop.tensor_folder import WEIGHTS, TensorFolder
 from scaling.model import decoder
@@ -122,8 +123,7 @@ def save(model: cfg.Model, params: decoder.Params, folder: str | os.PathLike[str
     """
     architecture, values = _from_model(model)
     target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not an empty folder; nothing was overwritten")
+    _check_new(target)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -139,8 +139,17 @@ def save(model: cfg.Model, params: decoder.Params, folder: str | os.PathLike[str
         raise kind(f"{target} could not be written: {getattr(error, 'strerror', None) or error}") from error
 
 
+def _check_new(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} exists and is not an empty folder; nothing was overwritten")
+
+
 def export(run_dir: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> None:
     """Writes the newest whole checkpoint of a run as a Hugging Face folder; errors as in ``load_run`` and ``save``."""
+    read_config_json(run_dir)  # a run that is not there leaves no folder
+    _check_new(Path(output_dir))  # before a large checkpoint is read
+    if not Path(output_dir).exists():
+        durable.check_writable(output_dir)
     save(*load_run(run_dir), output_dir)
 
 

@@ -257,6 +257,15 @@ def test_prompts_longer_than_the_context():
     check_occupations(WORDS, 42)
 
 
+def test_a_run_that_cannot_be_written_to_is_told_before_any_is_loaded(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"config": {}}')
+    (tmp_path / "b" / "bias").write_text("a file where a folder must be")
+    with pytest.raises(OSError, match="b/bias"):
+        bias_command.run(parse(bias_command, tmp_path / "a", tmp_path / "b"))
+
+
 def test_what_is_missing_is_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         bias_command.run(parse(bias_command, tmp_path))

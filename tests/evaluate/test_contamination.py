@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import unicodedata
 
 import pytest
 
@@ -12,6 +13,42 @@ from scaling.evaluate.contamination import Contamination, contamination, gram_le
 
 def test_words():
     assert words_of("It's  THE\nend -- of_it, (really).") == ["its", "the", "end", "ofit", "really"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Caf\u00e9 Z\u00fcrich", ["caf\u00e9", "z\u00fcrich"]),
+        ("Cafe\u0301 Zu\u0308rich", ["caf\u00e9", "z\u00fcrich"]),
+        ("\uff21\uff22\uff23\u3000\uff11\uff12", ["abc", "12"]),  # full width
+        ("\uff76\uff9e", ["\u30ac"]),  # half width
+        ("don\u2019t don\u00b4t \u2764\ufe0f \ufb01sh", ["dont", "dont", "fish"]),
+        ("\u6570\u5b66\u3002\u7269\u7406GPT3\u300d", [*"\u6570\u5b66\u7269\u7406", "gpt3"]),
+        ("\u0939\u093f\u0928\u094d\u0926\u0940 x", ["\u0939\u093f\u0928\u094d\u0926\u0940", "x"]),  # with its vowels
+        ("\ud55c\uad6d\uc5b4 \ubb38\uc7a5", ["\ud55c\uad6d\uc5b4", "\ubb38\uc7a5"]),
+        ("\u1112\u1161\u11ab", ["\ud55c"]),
+    ],
+)
+def test_words_of_other_scripts_and_forms(text: str, words: list[str]):
+    assert words_of(text) == words
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKD"])
+@pytest.mark.parametrize(
+    "item",
+    [
+        "o\u00f9 est le caf\u00e9 o\u00f9 l\u2019\u00e9l\u00e8ve fran\u00e7ais a d\u00een\u00e9 avec sa s\u0153ur hier",
+        "\u5728\u4e2d\u56fd\u7684\u5927\u5b66\u91cc\u5b66\u4e60\u6570\u5b66\u548c\u7269\u7406",
+        "\u30c7\u30fc\u30bf\u304c\u5927\u5b66\u3067\u4f7f\u308f\u308c\u3066\u3044\u308b",
+    ],
+)
+def test_an_item_is_found_in_another_form_and_inside_running_text(form: str, item: str):
+    space = " " if " " in item else ""
+    document = unicodedata.normalize(form, f"\u6211\u4eec{space}{item}{space}\u5427")
+    other = unicodedata.normalize(form, f"\u6211\u4eec{space}{item[::-1]}{space}\u5427")
+    assert search({"task": ({"a": item}, False)}, [document])[0].dirty == ("a",)
+    assert search({"task": ({"a": unicodedata.normalize("NFD", item)}, False)}, [document])[0].dirty == ("a",)
+    assert search({"task": ({"a": item}, False)}, [other])[0].dirty == ()
 
 
 def test_gram_length_is_the_fifth_percentile_within_8_and_13():

@@ -146,6 +146,15 @@ def test_a_run_without_samples_is_told_how_to_get_them(world, capsys):
     assert json.loads((run / "contamination.jsonl").read_text())["scores"] == []
 
 
+def test_a_run_that_cannot_be_written_to_is_told_before_the_search(world, capsys):
+    folder, _ = world
+    (folder / "run" / "contamination.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"contamination\.jsonl"):
+        command.run(arguments(folder, folder / "run"))
+    assert capsys.readouterr().out == ""
+    assert command.run(arguments(folder, folder / "run", "--json")) == 0  # writes no files
+
+
 def test_nothing_clean_or_nothing_right_has_no_difference():
     some, none = Score(4, 0.5, 0.25), Score(0, math.nan, math.nan)
     assert relative_difference({"all": some, "dirty": none, "clean": some}) == (0, 0)

@@ -140,6 +140,22 @@ def test_a_completion_is_right_if_greedy_decoding_gives_it(params, evaluator, tm
     assert result.samples[0].scores["accuracy"] == float(greedy.ids == tuple(WORDS.encode(wanted)))
 
 
+def test_an_ending_that_the_tokenizer_joins_with_its_candidate_is_scored(tmp_path):
+    class Joining:
+        eot = WORDS.eot
+
+        def encode(self, text):
+            return np.asarray([min(ord(c), 200) for c in text.replace(").", "\u00c8")])
+
+    text = CHOICES[: CHOICES.index("[scoring]")].replace(', "macro_f1"', "").replace("{question}", "")
+    text += '[scoring]\nkind = "partial"\ncontexts = "options"\ncompletion = "{question}"\ngold = "{answer}"\n'
+    items = [{"question": end, "options": ["(the tall one)", "(the short one)"], "answer": "1"} for end in (".", "is")]
+    joining = counting()
+    joining._words = Joining()
+    result = joining.evaluate(build_requests(task(tmp_path, text, items), 0, data=tmp_path))
+    assert result.count == 2 and len(result.notes) == 1 and "1 of 2 items" in result.notes[0]
+
+
 @pytest.mark.slow
 def test_free_answers_are_those_of_the_beam_search(params, evaluator, tmp_path):
     text = CHOICES.replace('"accuracy", "macro_f1"', '"exact_match", "f1"')

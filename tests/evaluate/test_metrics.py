@@ -1,5 +1,6 @@
 """Metrics against values worked out by hand, and BLEU against sacrebleu."""
 
+import decimal
 import math
 import random
 import statistics
@@ -17,8 +18,49 @@ def test_squad_normalisation():
 
 def test_exact_keeps_the_sign_that_exact_match_loses():
     assert metrics.exact(" -5 ", ["-5"]) == 1 and metrics.exact("5", ["-5"]) == 0
+    assert metrics.exact("caf\u00e9", ["cafe\u0301"]) == 1
     assert metrics.exact_match("5", ["-5"]) == 1
     assert metrics.exact_match("the Beatles.", ["Rolling Stones", "Beatles"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("$29.00", "29"), ("+5", "5"), ("2.50", "2.5"), (".5", "0.5"), ("1 000", "1000"), ("1,000", "1000"),
+        ("1\u202f000.25 apples", "1000.25"), ("25%", "25"), ("-$5", "-5"), ("$-5", "-5"), ("\u22125", "-5"),
+        ("29.", "29"), ("29. So", "29"), ("\\$1,450,000", "1450000"), ("\u20ac 3", "3"), ("007", "7"), ("-0", "0"),
+        ("12 345 6", "12345"), ("12 apples and 3", "12"), ("0.1", "0.1"), ("1" * 400 + ".5", "1" * 400 + ".5"),
+        ("1/2", None), ("12 / 5", None), ("3:30", None), ("1e5", None), ("1.2.3", None), ("5-7", None), ("--5", None),
+        ("1 0000", None), ("1 000 000,5", None), ("", None), ("$", None), ("five", None), ("is 5", None),
+    ],
+)  # fmt: skip
+def test_numbers(text: str, value: str | None):
+    """The authors of GSM8K and lm-evaluation-harness drop commas and take the number that stands first."""
+    assert metrics.number(text) == (None if value is None else decimal.Decimal(value))
+
+
+def test_exact_number_compares_decimals_and_not_floats():
+    assert metrics.exact_number("$29.00", ["30", "29"]) == 1 and metrics.exact_number("1000", ["1,000"]) == 1
+    assert metrics.exact_number("0.30000000000000004", ["0.3"]) == 0
+    assert metrics.exact_number("9007199254740993", ["9007199254740992"]) == 0  # equal as floats
+    assert metrics.exact_number("-29", ["29"]) == metrics.exact_number("nothing", ["29"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "squad", "triviaqa"),
+    [  # the last two by the official scripts of SQuAD 1.1 and of TriviaQA
+        ("rock-and-roll", "rock and roll", 0, 1),
+        ("snow_white", "Snow White", 0, 1),
+        ("d\u2019Artagnan", "D`Artagnan", 0, 1),
+        ("U.S.", "US", 1, 0),
+        ("The O'Hara!", "o'hara", 1, 1),
+        ("caf\u00e9", "cafe\u0301", 1, 1),  # composed and decomposed
+    ],
+)
+def test_exact_match_by_the_rule_of_the_data_set(prediction: str, reference: str, squad: int, triviaqa: int):
+    for metric in (metrics.exact_match, lambda *args, **rule: float(metrics.f1(*args, **rule) == 1)):
+        assert metric(prediction, [reference]) == squad
+        assert metric(prediction, [reference], rule="triviaqa") == triviaqa
 
 
 def test_f1_is_the_best_over_the_references():

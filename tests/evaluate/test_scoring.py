@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from scaling import config as cfg
-from scaling.evaluate.scoring import Group, Score, Scorer, bucket, encode_group
+from scaling.evaluate.scoring import Group, Score, Scorer, bucket, encode_group, encode_options
 from scaling.interop.logits import compute
 from scaling.model import decoder
 from scaling.parallel.mesh import make_mesh
@@ -141,3 +141,55 @@ def test_tokens_of_a_pair_are_those_of_both_together():
     assert encode_group(words, "", ["ab"]) == Group((0,), ((195,),))
     with pytest.raises(ValueError, match="adds no token"):
         encode_group(words, "abc", ["d"])
+
+
+class Joining:
+    """A token a letter, but ``).`` is one."""
+
+    eot = 0
+
+    def encode(self, text):
+        return np.asarray([ord(c) for c in text.replace(").", "\u0100")])
+
+
+def ids(text):
+    return tuple(Joining().encode(text).tolist())
+
+
+@pytest.mark.parametrize(
+    ("options", "groups", "early"),
+    [
+        # Nothing is joined: contexts of their own, or one for all.
+        ([("ab", "."), ("cd", ".")], [("ab", ["."]), ("cd", ["."])], False),
+        ([("ab", " x"), ("ab", " yz")], [("ab", [" x", " yz"])], False),
+        ([("", "a"), ("", "b")], [("", ["a", "b"])], False),
+        # Joined in both in the same way: the same last token, after what is before it.
+        ([("(a b)", "."), ("(c b)", ".")], [("(a b", [")."]), ("(c b", [")."])], True),
+        # The ending goes on behind the joined token, which must not be lost.
+        ([("(a)", ". No"), ("(b)", ". No")], [("(a", ["). No"]), ("(b", ["). No"])], True),
+        # Joined in one only: all that follows what both share.
+        ([("x (a)", "."), ("x it", ".")], [("x ", ["(a).", "it."])], True),
+        ([("(a)", "."), ("it", ".")], [("", ["(a).", "it."])], True),
+        # One context: what follows the part of it that all completions leave.
+        ([("(a)", "."), ("(a)", "!")], [("(a", [").", ")!"])], True),
+        ([("(a)", ".")], [("(a", [")."])], True),
+    ],
+)
+def test_options_are_scored_over_the_same_text_where_tokens_join_context_and_completion(options, groups, early):
+    found, found_early = encode_options(Joining(), options)
+    assert [group for group, _ in found] == [
+        Group(ids(context) or (0,), tuple(map(ids, completions))) for context, completions in groups
+    ]
+    assert sorted(place for _, places in found for place in places) == list(range(len(options)))
+    assert found_early == early
+    prefixed, _ = encode_options(Joining(), options, (7,))
+    assert [group.context for group, _ in prefixed] == [(7, *ids(context)) for context, _ in groups]
+
+
+def test_options_of_a_tokenizer_that_loses_text_are_refused():
+    class Losing(Joining):
+        def encode(self, text):
+            return super().encode(text.rstrip("."))
+
+    with pytest.raises(ValueError, match="adds no token"):
+        encode_options(Losing(), [("ab", ".")])

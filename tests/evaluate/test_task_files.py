@@ -1,9 +1,11 @@
 """Task files: what ships loads, every format of the original releases is read, mistakes are one sentence."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from scaling.evaluate import metrics
 from scaling.evaluate.catalogue import SHIPPED, find_tasks, shipped
 from scaling.evaluate.prompts import build_requests
 from scaling.evaluate.task_file import load
@@ -148,6 +150,8 @@ answer = "a"
         ("few_shot = 2", "few_shot = " + "9" * 5000, "is not TOML"),
         ("few_shot = 2", "few_shot = true", "few_shot must be a whole number, got True"),
         ("few_shot = 2", "sampled = true", "sampled = true needs at least two [variants.NAME]"),
+        ('gold = "{answer}"', 'gold = "{answer}"\nnormalisation = "squad"', "did you mean 'sum'"),
+        ("few_shot = 2", f"few_shot = {'1' * 5000}", "is not TOML"),
         ("few_shot = 2", 'measures = "bais"', "measures = 'bais' is unknown; did you mean 'bias'?"),
         ("[prompt]", "[prompt", "is not TOML"),
         ("few_shot = 2", "few_shot = 2\n[variants.'a/b']", "variants.'a/b' must be letters, digits"),
@@ -199,6 +203,8 @@ def test_a_users_own_task(tmp_path):
         ('{"q": {"x": 1}, "a": 0}', "own.jsonl:2: question must be text"),
         ('{"q": "x", "a": 2}', "own.jsonl:2: the answer is choice 2, from 0, of only 2"),
         ('{"q": "x", "a": "b"}', "own.jsonl:2: the answer 'b' must be the number of a choice"),
+        ('{"q": "x", "a": "\u00b2"}', "own.jsonl:2: the answer '\u00b2' must be the number of a choice"),
+        ('{"q": "x", "a": 0, "n": ' + "1" * 5000 + "}", "own.jsonl:2 has a whole number of more than 4300 digits"),
     ],
 )
 def test_malformed_records_name_file_and_line(line: str, said: str, tmp_path):
@@ -207,6 +213,87 @@ def test_malformed_records_name_file_and_line(line: str, said: str, tmp_path):
     with pytest.raises(ValueError) as caught:
         build_requests(load(tmp_path / "own.toml")[0], data=tmp_path)
     assert said in str(caught.value)
+
+
+CHOICES = 'kind = "choices"\nchoices = ["no", "yes"]\ngold = "{answer}"'
+
+
+@pytest.mark.parametrize(
+    ("scoring", "metric", "record", "said"),
+    [
+        ('kind = "choices"\nchoices = "c"\ngold = "0"', "accuracy", {"c": ["no", " "]}, "1 of scoring.choices"),
+        ('kind = "choices"\nchoices = ["{c}", "no"]\ngold = "0"', "accuracy", {"c": ""}, "0 of scoring.choices"),
+        (
+            'kind = "partial"\ncontexts = "c"\ncompletion = "{e}"\ngold = "0"',
+            "accuracy",
+            {"c": ["", "b"], "e": "."},
+            "scoring.contexts",
+        ),
+        (
+            'kind = "partial"\ncontexts = "c"\ncompletion = "{e}"\ngold = "0"',
+            "accuracy",
+            {"c": ["a", "b"], "e": ""},
+            "scoring.completion",
+        ),
+        ('kind = "completion"\ntarget = "{c}"', "accuracy", {"c": ""}, "scoring.target"),
+        ('kind = "free_form"\ntarget = "{c}"', "exact", {"c": ""}, "scoring.target"),
+        ('kind = "free_form"\ntarget = "x"\nreferences = "c"', "exact", {"c": ["", " "]}, "'c' holds no accepted"),
+        (
+            'kind = "free_form"\ntarget = "x"\nreferences = "c"',
+            "exact_number",
+            {"c": ["1", "two"]},
+            "'two' is no number",
+        ),
+    ],
+)
+def test_texts_that_cannot_be_scored_name_file_and_line(scoring: str, metric: str, record: dict, said: str, tmp_path):
+    (tmp_path / "own.toml").write_text(BASE.replace(CHOICES, scoring).replace('["accuracy"]', f'["{metric}"]'))
+    fields = "".join(f"{name} = '{name}'\n" for name in record)
+    (tmp_path / "own.toml").write_text((tmp_path / "own.toml").read_text() + fields)
+    (tmp_path / "own.jsonl").write_text(json.dumps({"q": "Why?", "a": 0} | record) + "\n")
+    with pytest.raises(ValueError, match=r"own\.jsonl:1: ") as caught:
+        build_requests(load(tmp_path / "own.toml")[0], data=tmp_path)
+    assert said in str(caught.value)
+
+
+def test_what_is_cut_from_an_answer_is_cut_from_the_references(tmp_path):
+    scoring = 'kind = "free_form"\ntarget = "x"\nreferences = "c"\nremove = "[,$]"'
+    text = BASE.replace(CHOICES, scoring).replace('["accuracy"]', '["exact"]')
+    (tmp_path / "own.toml").write_text(f"{text}c = 'c'\n")
+    (tmp_path / "own.jsonl").write_text('{"q": "Why?", "a": 0, "c": ["$1,000", "1000", ""]}\n')
+    assert build_requests(load(tmp_path / "own.toml")[0], data=tmp_path).items[0].references == ("1000",)
+
+
+@pytest.mark.parametrize("said", ["$1,000.00", "1000", "+1 000 apples.", "1,000\n"])
+def test_gsm8k_compares_numbers(said: str, tmp_path):
+    write(next(s for s in STAND_INS if s.task == "gsm8k"), tmp_path)
+    (task,) = find_tasks("gsm8k")
+    references = build_requests(task, data=tmp_path).items[1].references
+    answer = metrics.extract(f"So it is 7.\n#### {said}", task.scoring.extract, task.scoring.remove)
+    assert task.metrics == ("exact_number",) and metrics.exact_number(answer, references) == 1
+    assert metrics.exact_number(metrics.extract("1000", task.scoring.extract, ""), references) == 0  # no ####
+
+
+def test_references_of_triviaqa_are_all_that_its_file_has(tmp_path):
+    answer = {"Value": "Sinclair Lewis", "Aliases": ["Lewis"], "NormalizedAliases": ["sinclair lewis", "lewis"]}
+    records = [{"Question": "Who?", "Answer": answer | more} for more in ({}, {"HumanAnswers": ["H. S. Lewis"]})]
+    records.append({"Question": "Who?", "Answer": {"Value": "Eve"}})
+    (tmp_path / "wikipedia-dev.json").write_text(json.dumps({"Data": records}))
+    (task,) = find_tasks("triviaqa")
+    assert task.scoring.normalisation == "triviaqa"
+    known = ("Sinclair Lewis", "Lewis", "sinclair lewis", "lewis")
+    assert [item.references for item in build_requests(task, data=tmp_path).items] == [
+        known,
+        (*known, "H. S. Lewis"),
+        ("Eve",),
+    ]
+
+
+def test_a_long_integer_in_json_names_file_and_line(tmp_path):
+    text = json.dumps({"Data": [{"Question": "Who?", "Answer": {"Value": "Eve"}, "n": "?"}]}, indent=1)
+    (tmp_path / "wikipedia-dev.json").write_text(text.replace('"?"', "1" * 5000))
+    with pytest.raises(ValueError, match=r"wikipedia-dev\.json .*4300 digits in line 8"):
+        build_requests(find_tasks("triviaqa")[0], data=tmp_path)
 
 
 def test_finding_tasks(tmp_path):

@@ -70,6 +70,16 @@ def test_export_of_a_run(run, tmp_path):
     np.testing.assert_allclose(logits(tmp_path / "out", IDS), compute(model, params, IDS), atol=1e-6)
 
 
+@pytest.mark.parametrize("output", ["file/out", "full"])
+def test_export_to_where_it_cannot_be_written_reads_no_checkpoint(run, tmp_path, monkeypatch, output):
+    monkeypatch.setattr(huggingface, "load_run", lambda _: pytest.fail("the checkpoint was read"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("")
+    with pytest.raises(OSError, match=output):
+        huggingface.export(run[0], tmp_path / output)
+
+
 @pytest.mark.parametrize(
     ("ids", "words"),
     [

@@ -10,8 +10,8 @@ from typing import Any
 from scaling.laws.report.collect import Ladder
 
 # The first that all tasks of a group have is shown; BLEU, unlike the others, is no part of one.
-_METRICS = ("accuracy", "acc", "exact_match", "exact", "f1", "macro_f1", "bleu")
-_ACCURACIES = ("accuracy", "acc", "exact_match", "exact")  # what may stand in one mean
+_METRICS = ("accuracy", "acc", "exact_match", "exact", "exact_number", "f1", "macro_f1", "bleu")
+_ACCURACIES = ("accuracy", "acc", "exact_match", "exact", "exact_number")  # what may stand in one mean
 _HARNESS = "harness"  # group of lm-evaluation-harness's tasks; "harness/NAME" where NAME has a score of its own
 _BIAS = ("crows_pairs", "winogender")  # groups, for records that do not say what their task measures
 _NAMED = 5  # runs and tasks that a note names
