@@ -205,7 +205,7 @@ def request_of(values: dict[str, Any], folder: epath.Path, chosen: Settings) -> 
         gcloud.Gcloud(cloud["zone"], cloud["project"]),
         Slices(cloud["topology"], cloud["slices"]),
         cloud["runtime_version"],
-        {"scaling-launch": number} | cloud["labels"],
+        {jobs.LABEL: number} | cloud["labels"],
         f"scaling-{number}",
         Path(folder) / f"scaling-{number}.tar.gz",
         cloud["spot"],
