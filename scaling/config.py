@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from scaling.refusal import shown
+
 T = TypeVar("T")
 
 
@@ -282,7 +284,7 @@ def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         value = values[name]
         if dataclasses.is_dataclass(default):
             if not isinstance(value, Mapping):
-                raise ValueError(f"{where}.{name} is a section of knobs, not a value; got {value!r}")
+                raise ValueError(f"{where}.{name} is a section of knobs, not a value; got {shown(value)}")
             built[name] = _build(type(default), value, f"{where}.{name}")
         else:
             built[name] = _convert(value, default, f"{where}.{name}")
@@ -304,7 +306,7 @@ def _convert(value: Any, default: Any, where: str) -> Any:
     else:
         ok = isinstance(value, type(default))
     if not ok:
-        raise ValueError(f"{where} must be a {type(default).__name__}, got {value!r}")
+        raise ValueError(f"{where} must be a {type(default).__name__}, got {shown(value)}")
     return value
 
 

@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from scaling.config import Config, default_config, freeze, knobs, to_dict
+from scaling.refusal import cut, kind, shown
 
 KNOBS = {name: value for name, value, _, _ in knobs()}
 _SECTIONS = {tuple(sorted(section)): name for name, section in default_config().items() if hasattr(section, "keys")}
@@ -197,14 +198,14 @@ def _wrong_override(error: flags.Error) -> ValueError:
 
 def _wrong_type(name: str, value: Any) -> ValueError:
     hint = f"; write {int(value):_}" if isinstance(value, float) and value.is_integer() else ""
-    return ValueError(f"{name} must be {_TYPES[type(KNOBS[name])]}, got {value!r}{hint}")
+    return ValueError(f"{name} must be {_TYPES[type(KNOBS[name])]}, got {shown(value)}{hint}")
 
 
 def _get_config(spec: str) -> ConfigDict:
     config = call(spec, "get_config", "get_sweep")
     if not isinstance(config, ConfigDict):
         path = spec.partition(":")[0]
-        raise ValueError(f"{path}: get_config() must return the ConfigDict of default_config(), got {config!r}")
+        raise ValueError(f"{path}: get_config() must return the ConfigDict of default_config(), not {kind(config)}")
     return config
 
 
@@ -254,9 +255,9 @@ def mistake(path: str, error: Exception) -> ValueError:
             return ValueError(f"{where}: {name} is not a knob; did you mean {nearest_knob(name, sections)}?")
         if name in KNOBS:
             return ValueError(f"{where}: {_wrong_type(name, value)}")
-        return ValueError(f"{where}: {name} is a section of knobs, not a value; got {value!r}")
-    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-    return ValueError(f"{where}: {kind}{' '.join(str(error).split())}")
+        return ValueError(f"{where}: {name} is a section of knobs, not a value; got {shown(value)}")
+    raised = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    return ValueError(f"{where}: {raised}{cut(' '.join(str(error).split()), 500)}")
 
 
 def _config_access(error: Exception) -> tuple[str, str, Any] | None:

@@ -1,5 +1,6 @@
 """Rows of `scaling status`, names and prices, and `scaling stop`, on folders made by hand."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -168,9 +169,19 @@ def test_prices_are_read_or_refused(tmp_path):
     assert bill.price(path, "v6e", spot=False) is None
     with pytest.raises(ValueError, match="H100 = -1 must be a price"):
         bill.price(path, "H100", spot=False)
-    path.write_text("v5e: 1.2")
-    with pytest.raises(ValueError, match="is not TOML"):
-        bill.price(path, "v5e", spot=False)
+    for text, said in (("v5e: 1.2", "is not TOML"), ("spot = 3", "must be a table")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            bill.price(path, "v5e", spot=True)
+
+
+def test_a_chip_without_a_price_is_named_with_the_file(tmp_path):
+    line = bill.Line("run", tokens=1000, hours=2.0, fits=True)
+    known = bill.Bill((line,), "1 x v5e:2x4", "v5e", 8, True, 0.5)
+    unknown = dataclasses.replace(known, price=None, prices=tmp_path / "prices.toml")
+    assert "cost" in known.to_text(1) and "8.00 at 0.5" in known.to_text(1)
+    assert f"{tmp_path / 'prices.toml'} has no v5e in [spot]" in unknown.to_text(1)
+    assert "--prices=FILE" in dataclasses.replace(unknown, prices=None).to_text(1)
 
 
 def test_options_of_another_target_are_refused(capsys):

@@ -131,8 +131,9 @@ def test_wrong_files_and_options_are_refused(sweep, tmp_path, capsys):
     path.write_text(text.replace("grid={}", "peak_lr=lambda scale: 1 / 0"))
     last = text.count("\n")
     assert f"small.py:{last}: ZeroDivisionError" in refused(f"--config={path}", "--dry_run")
-    path.write_text("def get_sweep():\n    return 5\n")
-    assert "must return a scaling.sweep.plan.Sweep" in refused(f"--config={path}")
+    path.write_text("def get_sweep():\n    return {str(i): i for i in range(1000)}\n")
+    said = refused(f"--config={path}")
+    assert "must return a scaling.sweep.plan.Sweep, not a dict" in said and len(said) < 400
     assert cli.main(["train", f"--config={path}"]) == exit_codes.USAGE
     assert "use the verb sweep" in capsys.readouterr().err
 
