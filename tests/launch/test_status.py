@@ -110,6 +110,24 @@ def test_a_sweep_shows_runs_that_have_not_begun(run_dir, capsys):
     assert "neither nowhere nor runs/nowhere is a folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["status", "stop"])
+def test_what_this_program_wrote_beside_the_runs_is_passed_over(run_dir, capsys, verb):
+    """As ``runs/*`` names it: a launcher's files, and a report under any name."""
+    runs = run_dir.parent
+    for name in ("launch.json", "launch.log", "scaling-ab12cd.tar.gz"):
+        (runs / name).write_text("{}")
+    (runs / "my report/figures").mkdir(parents=True)
+    (runs / "my report/points.csv").write_text("")
+    everything = [str(path) for path in sorted(runs.iterdir())]
+    assert len(everything) == 5 and cli.main([verb, *everything]) == 0
+    assert "one" in capsys.readouterr().out
+    own = [path for path in everything if path != str(run_dir)]
+    assert cli.main([verb, *own]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    (runs / "notes.txt").write_text("")
+    assert cli.main([verb, *everything, str(runs / "notes.txt")]) == 2  # no file of ours
+
+
 def test_nan_is_null_in_json(run_dir, capsys):
     (run_dir / "metrics.jsonl").write_text('{"step": 1, "tokens": 128, "loss": NaN}\n')
     assert cli.main(["status", "one", "--json"]) == 0
