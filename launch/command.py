@@ -275,6 +275,8 @@ def _check(options: argparse.Namespace) -> None:
         given = getattr(options, name)
         if given is not None and options.target not in targets and not (name == "processes" and given == 1):
             raise ValueError(f"--{name} belongs to --target={' or '.join(targets)}, not to {options.target}")
+    if options.nodes is not None and options.nodes < 1:
+        raise ValueError(f"--nodes={options.nodes} must be at least 1")
     if options.parallel < 0 or (options.slices is not None and options.slices < 1):
         raise ValueError("--parallel must not be negative, --slices at least 1")
 

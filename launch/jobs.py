@@ -65,7 +65,7 @@ def read(spec: str | None, overrides: Sequence[str], local: bool, slices: int = 
     from scaling.sweep.command import runs_of
     from scaling.sweep.plan import single
 
-    if spec is None:
+    if not spec:
         raise ValueError("needs --config=FILE, a run or a sweep such as experiments/sweeps/cpu_ladder.py")
     overrides = [*overrides, *([f"--config.mesh.slices={slices}"] if slices > 1 else [])]
     sweep = is_sweep(spec)

@@ -128,6 +128,29 @@ def test_what_this_program_wrote_beside_the_runs_is_passed_over(run_dir, capsys,
     assert cli.main([verb, *everything, str(runs / "notes.txt")]) == 2  # no file of ours
 
 
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ("[]", "a list"),
+        ('{"jobs": 3}', "'jobs' is 3"),
+        ('{"jobs": {"a": 3}}', "'jobs'"),
+        ('{"jobs": {"a": {"name": "a", "state": "running"}}}', "jobs.a.workdir"),
+        ('{"runs": 3}', "'runs'"),
+        ('{"target": "tpu_vm", "id": "x", "jobs": {}, "slots": []}', "cloud"),
+        ('{"supervisor": {"pid": 1}}', "start of a process"),
+        ('{"children": [1]}', "'children'"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["status", "stop"])
+def test_a_launch_json_that_no_launcher_wrote_is_refused_with_its_path(run_dir, capsys, verb, written, named):
+    (run_dir.parent / state.FILE).write_text(written)
+    assert cli.main([verb, "runs"]) == 2
+    said = capsys.readouterr().err
+    assert "runs/launch.json" in said and named in said and said.count("\n") == 1
+    state.write(run_dir, {"state": "running"})  # without a supervisor
+    assert row().state == "dead"
+
+
 def test_nan_is_null_in_json(run_dir, capsys):
     (run_dir / "metrics.jsonl").write_text('{"step": 1, "tokens": 128, "loss": NaN}\n')
     assert cli.main(["status", "one", "--json"]) == 0
@@ -208,7 +231,9 @@ def test_options_of_another_target_are_refused(capsys):
         (["--target=gke", "--processes=2"], "--processes belongs to --target=local"),
         (["--target=local"], "needs --config=FILE"),
         (["--target=mars"], "invalid choice"),
+        (["--target=local", "--config="], "needs --config=FILE"),
         (["--target=local", "--max_restarts=-1"], "must be a number of at least 0"),
+        (["--target=skypilot", "--accelerators=H100:8", "--nodes=0"], "--nodes=0 must be at least 1"),
     ):
         assert cli.main(["launch", *options]) == 2
         assert said in capsys.readouterr().err
