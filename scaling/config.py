@@ -192,7 +192,7 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    every_steps: int = knob(1000, "steps", "interval; a last one is saved at the end and on SIGTERM; 0 = only those")
+    every_steps: int = knob(1000, "steps", "interval; a last one is saved at the end and on signals; 0 = only those")
     keep_last: int = knob(3, "checkpoints", "newest checkpoints kept")
     keep_every_steps: int = knob(0, "steps", "multiples of this are kept for ever; 0 = none")
     asynchronous: bool = knob(True, "", "write in the background while training goes on")
