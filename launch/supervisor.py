@@ -103,8 +103,11 @@ class Supervisor:
             code = self._watch() if whole else -signal.SIGKILL
             self._end_all()
             return code if code != exit_codes.OK else None
+        said = ""
         while is_locked(self._run_dir) and not self._asked():  # somebody else's: started by hand, say
-            self._save(WAITING)
+            event = f"another process trains in {self._run_dir}; waiting for it"
+            self._save(WAITING, event=event if event != said else "")
+            said = event
             self._sleep(_LOOK_SECONDS)
         return None
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from scaling import __version__, exit_codes, output
+from scaling import __version__, exit_codes, output, platforms
 from scaling.output import Stdout
+from scaling.paths import each_expanded, expanded, must_be_utf8
 
 DEBUG_VARIABLE = "SCALING_TRACEBACK"  # set to 1, lets Python's traceback through instead of one sentence
 PACKAGE = Path(__file__).resolve().parent
+_TEXTS = ("prompt", "stop")  # options that are no paths, whatever they begin with
 
 _EPILOG = f"""\
 `scaling VERB --help` explains a verb. Verbs that take --config=FILE also take --config.section.knob=VALUE for any
@@ -61,7 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_codes.SIGINT
     except output.ReaderGone:  # `scaling sizes | head`
         return exit_codes.SIGPIPE
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError, AssertionError) as error:
+        if not isinstance(error, ValueError | OSError):
+            if (refusal := platforms.refusal(error)) is None:
+                raise
+            error = refusal
         if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
             raise
         program = f"scaling {verb}" if verb in _VERBS else "scaling"
@@ -81,11 +87,28 @@ def _run(argv: list[str]) -> int:
     if (config or overrides) and not options.takes_config:
         raise ValueError(f"{config or overrides[0]}: this verb takes no --config")
     options.config, options.overrides = config, overrides
+    _at_home(options)
     output.begin(options.stdout)
+    platforms.leave_out_tpu(os.environ)
     code = options.run(options) or exit_codes.OK
     if (lost := output.lost()) and options.stdout is not Stdout.LOG:
         raise lost
     return code
+
+
+def _at_home(options: argparse.Namespace) -> None:
+    """Expands ``~`` in all options but texts; refuses folders that could not be written to at the end."""
+    for name, value in vars(options).items():
+        expand = each_expanded if name == "tasks" else expanded
+        if name in _TEXTS or name in ("config", "overrides"):
+            continue
+        if isinstance(value, str):
+            setattr(options, name, expand(value))
+        elif isinstance(value, list):
+            setattr(options, name, [expand(one) if isinstance(one, str) else one for one in value])
+    for path in [getattr(options, "output", None), *getattr(options, "runs", []), *getattr(options, "models", [])]:
+        if path is not None and "://" not in path:
+            must_be_utf8("the folder", str(Path(path).absolute()))
 
 
 def _sentence(error: Exception) -> str:

@@ -168,6 +168,7 @@ class Distributed:
     num_processes: int = knob(0, "processes", "number of processes when coordinator_address is given")
     process_id: int = knob(-1, "", "this process, from 0, when coordinator_address is given")
     heartbeat_seconds: int = knob(60, "seconds", "a process that is silent for so long is dead, and ends the others")
+    join_seconds: int = knob(300, "seconds", "a process that does not find the others for so long ends")
 
 
 @dataclasses.dataclass(frozen=True)
