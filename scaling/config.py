@@ -170,6 +170,7 @@ class Distributed:
     num_processes: int = knob(0, "processes", "number of processes when coordinator_address is given")
     process_id: int = knob(-1, "", "this process, from 0, when coordinator_address is given")
     heartbeat_seconds: int = knob(60, "seconds", "a process that is silent for so long is dead, and ends the others")
+    join_seconds: int = knob(300, "seconds", "a process that does not find the others for so long ends")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +195,7 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    every_steps: int = knob(1000, "steps", "interval; a last one is saved at the end and on SIGTERM; 0 = only those")
+    every_steps: int = knob(1000, "steps", "interval; a last one is saved at the end and on signals; 0 = only those")
     keep_last: int = knob(3, "checkpoints", "newest checkpoints kept")
     keep_every_steps: int = knob(0, "steps", "multiples of this are kept for ever; 0 = none")
     asynchronous: bool = knob(True, "", "write in the background while training goes on")

@@ -16,12 +16,12 @@ def is_own(path: str | Path) -> bool:
 
 
 def without_own(paths: Sequence[str]) -> list[str]:
-    """The paths but those of ``is_own``, each once.
+    """The paths but those of ``is_own``.
 
     Raises:
         ValueError: nothing is left.
     """
-    left = [path for path in dict.fromkeys(paths) if not is_own(path)]
+    left = [path for path in paths if not is_own(path)]
     if paths and not left:
         raise ValueError(f"{', '.join(paths)}: no run is named, only what a launcher or `scaling report` wrote")
     return left

@@ -20,6 +20,7 @@ from scaling import cache, durable
 from scaling.config import Data
 from scaling.data import books, progress, shards, sources
 from scaling.data.tokenizer import Tokenizer, load
+from scaling.paths import expanded
 
 _BATCH_CHARACTERS = 1 << 20  # text handed to a worker at a time
 _HASHED_BYTES = 64 << 20  # sources up to this size are known by their content, larger ones by size and time
@@ -210,9 +211,10 @@ def _batches(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]
 
 
 def _cache(data: Data) -> Path:
-    root = data.cache_dir or cache.root()
-    _require_local(root)
-    return Path(root).expanduser() / "tokens"
+    if not data.cache_dir:
+        return cache.root() / "tokens"
+    _require_local(data.cache_dir)
+    return Path(expanded(data.cache_dir)) / "tokens"
 
 
 def _require_local(path: str) -> None:

@@ -117,7 +117,7 @@ def test_killed_at_random_steps_and_resumed_is_bit_identical(long_run, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, exit_codes.SIGTERM), (signal.SIGINT, exit_codes.SIGINT)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_signals_save_at_the_current_step_and_exit_with_their_code(long_run, tmp_path, number, code):
     run_dir = tmp_path / "run"
     process = start(run_dir, *LONG, "--config.checkpoint.every_steps=0")
@@ -132,6 +132,18 @@ def test_signals_save_at_the_current_step_and_exit_with_their_code(long_run, tmp
     _, err = process.communicate()
     assert process.returncode == 0 and f"from step {saved[0]}" in err
     assert curve(run_dir) == curve(long_run) and weights(run_dir) == weights(long_run)
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_does_not_end_a_run(tmp_path):
+    """`scaling train ... 2>&1 | head -1`, ssh that is cut, tee that is killed."""
+    run_dir = tmp_path / "run"
+    process = start(run_dir)
+    wait_for_step(run_dir, 1, process)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(60) == exit_codes.OK
+    assert len(curve(run_dir)) == 20 and (run_dir / "loss.png").exists()
 
 
 @pytest.mark.slow
