@@ -16,7 +16,10 @@ from launch import bill, jobs, state, status
 from launch.find import find
 from scaling import cli
 from scaling import config as cfg
+from scaling.config_file import load
+from scaling.sweep.runner import write_plan
 from scaling.train.lock import held
+from tests.experiments import SHAPES, experiment
 
 
 @pytest.fixture
@@ -108,6 +111,19 @@ def test_a_sweep_shows_runs_that_have_not_begun(run_dir, capsys):
     assert [one["run"] for one in json.loads(capsys.readouterr().out)] == ["one"]
     assert cli.main(["status", "nowhere"]) == 2
     assert "neither nowhere nor runs/nowhere is a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("runs", ["", f"{SHAPES}, [tokens(4096)]"])
+def test_a_launch_and_its_runs_agree_on_a_folder_at_home(tmp_path, monkeypatch, runs):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "tiny.py").write_text(experiment("~/mine", runs, train__batch_tokens=1024, train__tokens=4096))
+    launch = jobs.read("tiny.py", [], local=True)
+    assert launch.state_folder == epath.Path(tmp_path / "home/mine")
+    folders = {launch.state_folder if runs else launch.state_folder.parent}
+    assert {epath.Path(run.config.workdir).parent for run in launch.runs} == folders
+    plan = write_plan(launch.runs[0], epath.Path(launch.runs[0].config.workdir))
+    assert load(str(plan)).workdir == launch.runs[0].config.workdir  # as the supervisor and the training read it
 
 
 @pytest.mark.parametrize("verb", ["status", "stop"])
