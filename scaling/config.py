@@ -229,7 +229,9 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    workdir: str = knob("", "path", "run directory; empty = runs/<name of the config file>")
+    workdir: str = knob(
+        "", "path", "run directory; empty = runs/<name of the config file>; of a run's config.json its own folder"
+    )
     seed: int = knob(0, "", "seed of initial weights, data order and dropout")
     model: Model = Model()
     data: Data = Data()

@@ -14,7 +14,7 @@ _ROCM = ("jax_plugins.xla_rocm7", "jax_plugins.xla_rocm60", "jax_rocm7_plugin", 
 
 def has_libtpu() -> bool:
     """Whether the TPU's library is installed, which is also its compiler."""
-    return importlib.util.find_spec("libtpu") is not None
+    return "TPU_LIBRARY_PATH" in os.environ or importlib.util.find_spec("libtpu") is not None
 
 
 def has_tpu(devices: Path = Path("/dev")) -> bool:

@@ -69,6 +69,7 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
     _configure(config)
     words = tokenizer.load(config.data.tokenizer)
     config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
+    absolute(config.workdir)  # refuses a name that could not be written to, before the text is tokenized
     bad_records = BadRecords() if config.data.bad_records == "skip" else None
     data = loader.training_set(config.data, words, config.train.sequence_length, config.seed, bad_records)
     held_out = loader.validation_set(config.data, words, config.train.sequence_length, bad_records)
