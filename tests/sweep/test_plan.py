@@ -205,7 +205,7 @@ def test_a_plan_written_as_json_is_read_back_as_the_same_config(tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(to_json(run.config))
     assert load(str(path)) == dataclasses.replace(run.config, workdir=str(tmp_path))  # a run is where its plan lies
-    assert load(str(path), ["--config.seed=3"]) == dataclasses.replace(run.config, seed=3)
+    assert load(str(path), ["--config.seed=3"]) == dataclasses.replace(run.config, seed=3, workdir=str(tmp_path))
     path.write_text(json.dumps({"config": json.loads(to_json(run.config)), "versions": {}}))
     assert load(str(path)) == dataclasses.replace(run.config, workdir=str(tmp_path))  # a run is where its plan lies
     assert freeze(json.loads(to_json(run.config))) == run.config
