@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.jobs import Launch
 from scaling import chips
 from scaling.plan import plan
+from scaling.refusal import shown
 from scaling.sweep.plan import Run
 
 
@@ -34,6 +35,7 @@ class Bill:
         count: chips of one run.
         spot: preemptible.
         price: of a chip-hour; None = not known.
+        prices: the file that was given and does not have it; None = no file was given.
     """
 
     lines: tuple[Line, ...]
@@ -42,6 +44,7 @@ class Bill:
     count: int
     spot: bool
     price: float | None
+    prices: Path | None = None
 
     @property
     def chip_hours(self) -> float:
@@ -61,7 +64,8 @@ class Bill:
         if self.price is not None:
             total += f", {self.chip_hours * self.price:,.2f} at {self.price:g} a chip-hour"
         else:
-            total += "; cost not known (--prices=FILE)"
+            lacking = f"{self.prices} has no {self.chip}" + " in [spot]" * self.spot
+            total += f"; cost not known ({lacking if self.prices else '--prices=FILE'})"
         return "\n".join(
             [*rows, "", total, "hours: the estimate from shapes; start-up, queues and lost work come on top"]
         )
@@ -76,7 +80,7 @@ def of_launch(launch: Launch, where: str, chip: str, count: int, spot: bool, pri
     found = chips.find(chip)
     assert found is not None, chip
     lines = tuple(_line(run, found, count) for run in launch.runs)
-    return Bill(lines, where, found.name, count, spot, price(prices, found.name, spot) if prices else None)
+    return Bill(lines, where, found.name, count, spot, price(prices, found.name, spot) if prices else None, prices)
 
 
 def _line(run: Run, chip: chips.Chip, count: int) -> Line:
@@ -103,11 +107,13 @@ def price(path: Path, chip: str, spot: bool) -> float | None:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--prices={path} is not TOML: {error}") from None
     table = values.get("spot", {}) if spot else values
-    found = table.get(chip) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        raise ValueError(f"--prices={path}: spot = {shown(table)} must be a table, [spot]")
+    found = table.get(chip)
     if found is None:
         return None
     if isinstance(found, bool) or not isinstance(found, int | float) or not (math.isfinite(found) and found >= 0):
-        raise ValueError(f"--prices={path}: {chip} = {found!r} must be a price of at least 0")
+        raise ValueError(f"--prices={path}: {chip} = {shown(found)} must be a price of at least 0")
     return float(found)
 
 

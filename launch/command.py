@@ -42,6 +42,9 @@ _OF = {
     "yes": ("tpu_vm", "gke", "skypilot"),
 }
 
+_LABEL_KEY = re.compile(r"[a-z]([a-z0-9_-]{0,61}[a-z0-9])?")
+_LABEL_VALUE = re.compile(r"([a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?)?")
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what ``launch`` reads besides ``--config``."""
@@ -246,13 +249,23 @@ def _hand_over(
     return code
 
 
-def _labels(text: str | None) -> dict[str, str]:
-    """``k=v,k=v`` as Google Cloud takes labels."""
-    found = {}
-    for pair in (text or "").split(",") if text else []:
+def _labels(given: str | None) -> dict[str, str]:
+    """``k=v,k=v`` as both Google Cloud and Kubernetes take labels."""
+    from launch.jobs import LABEL
+    from scaling.refusal import cut, shown
+
+    found: dict[str, str] = {}
+    text = given or ""
+    for pair in text.split(",") if text else []:
         key, _, value = pair.partition("=")
-        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", key) or not re.fullmatch(r"[a-z0-9_-]{0,63}", value):
-            raise ValueError(f"--labels={text}: {pair!r} must be key=value of lower-case letters, digits, - and _")
+        if not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
+            raise ValueError(
+                f"--labels={cut(text)}: {shown(pair)} must be key=value of lower-case letters, digits, - and _ "
+                "between them, at most 63 characters each, the key beginning with a letter"
+            )
+        if key in found or key == LABEL:
+            why = "given twice" if key in found else "the launcher's own"
+            raise ValueError(f"--labels={cut(text)}: {key} is {why}")
         found[key] = value
     return found
 
@@ -262,6 +275,8 @@ def _check(options: argparse.Namespace) -> None:
         given = getattr(options, name)
         if given is not None and options.target not in targets and not (name == "processes" and given == 1):
             raise ValueError(f"--{name} belongs to --target={' or '.join(targets)}, not to {options.target}")
+    if options.nodes is not None and options.nodes < 1:
+        raise ValueError(f"--nodes={options.nodes} must be at least 1")
     if options.parallel < 0 or (options.slices is not None and options.slices < 1):
         raise ValueError("--parallel must not be negative, --slices at least 1")
 

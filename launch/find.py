@@ -1,6 +1,7 @@
 """Launches by folder or name, and their runs."""
 
 import dataclasses
+import fnmatch
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from launch import state
+from scaling.own_files import without_own
 
 ROOT = Path("runs")
 
@@ -36,14 +38,17 @@ class Found:
 def find(given: Sequence[str]) -> list[Found]:
     """The launches that folders or names (of ``runs/``) mean; without any, all of ``runs/``.
 
+    What a launcher or a report wrote beside runs, as ``runs/demo/*`` names it, is passed over.
+
     Raises:
         FileNotFoundError: no such folder, or no runs in it.
+        ValueError: nothing but such files was named.
     """
     if not given:
         inside = sorted(path for path in ROOT.iterdir() if path.is_dir()) if ROOT.is_dir() else []
         return [found for path in inside if (found := _read_or_say(path))]
     launches = []
-    for name in given:
+    for name in without_own([name for name in given if not _is_archive(Path(name))]):
         path = next((path for path in (Path(name), ROOT / name) if path.is_dir()), None)
         if path is None:
             raise FileNotFoundError(f"neither {name} nor {ROOT / name} is a folder")
@@ -72,6 +77,11 @@ def _read(folder: Path) -> Found | None:
     runs = {path.name: epath.Path(path) for path in sorted(folder.iterdir()) if path.is_dir() and _is_run(path)}
     waiting = {name: epath.Path(folder / name) for name in known.get("runs", []) if name not in runs}
     return Found(folder, known, runs | waiting) if runs or waiting else None
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file is the code and the plans that were sent to machines (``launch.bundle``)."""
+    return path.is_file() and fnmatch.fnmatch(path.name, "scaling-*.tar.gz")
 
 
 def _is_run(path: Path) -> bool:

@@ -93,7 +93,7 @@ def resource(launch: Launch, run: Run) -> str:
 def manifests(launch: Launch, run: Run, cluster: Cluster, number: str) -> list[dict[str, Any]]:
     """ConfigMap and JobSet of a run; ``number`` is that of the launch, in a label."""
     name, slices = resource(launch, run), cluster.slices
-    labels = {**cluster.labels, "scaling-launch": number}
+    labels = {**cluster.labels, jobs.LABEL: number}
     selector = {
         "cloud.google.com/gke-tpu-accelerator": slices.gke_accelerator,
         "cloud.google.com/gke-tpu-topology": slices.form,
@@ -201,7 +201,7 @@ def look(cluster: Cluster, name: str) -> dict[str, Any]:
         now, reason = FAILED, conditions["Failed"].get("message", "")
     elif "Suspended" in conditions or not any(one.get("active") for one in status.get("replicatedJobsStatus", [])):
         now = WAITING  # for Kueue, or for nodes
-    number = found["metadata"].get("labels", {}).get("scaling-launch", "")
+    number = found["metadata"].get("labels", {}).get(jobs.LABEL, "")
     return {"state": now, "restarts": status.get("restarts", 0), "reason": reason, "number": number}
 
 

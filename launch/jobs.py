@@ -11,11 +11,13 @@ from typing import Any
 from etils import epath
 
 from scaling import config as cfg
+from scaling.refusal import shown
 from scaling.sweep.plan import Run
 from scaling.sweep.runner import write_plan
 
 # Names become folders, labels and parts of commands, so nothing else may be in them.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,127}")
+LABEL = "scaling-launch"  # of all that is created: the number of its launch
 _LABEL_LENGTH = 40  # of the 63 characters of a DNS label; the engines add numbers of slices, hosts and attempts
 
 
@@ -63,7 +65,7 @@ def read(spec: str | None, overrides: Sequence[str], local: bool, slices: int = 
     from scaling.sweep.command import runs_of
     from scaling.sweep.plan import single
 
-    if spec is None:
+    if not spec:
         raise ValueError("needs --config=FILE, a run or a sweep such as experiments/sweeps/cpu_ladder.py")
     overrides = [*overrides, *([f"--config.mesh.slices={slices}"] if slices > 1 else [])]
     sweep = is_sweep(spec)
@@ -92,7 +94,7 @@ def check_name(name: str) -> str:
     """
     if not NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r} cannot name a run: at most 128 letters, digits and _ . + = -, of which the first is a "
+            f"{shown(name)} cannot name a run: at most 128 letters, digits and _ . + = -, of which the first is a "
             "letter or digit"
         )
     return name

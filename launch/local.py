@@ -60,7 +60,7 @@ def run(launch: Launch, chosen: Settings, parallel: int, dry_run: bool) -> int:
         values = state.read(folder) | {"target": "local", "runs": [run.name for run in launch.runs], "state": RUNNING}
         state.write(folder, values | {"launcher": state.identity(os.getpid())})
         code = _run(launch, chosen, machine, slots)
-        ends = {exit_codes.OK: FINISHED, exit_codes.SIGINT: STOPPED, exit_codes.SIGTERM: STOPPED}
+        ends = {exit_codes.OK: FINISHED} | dict.fromkeys(exit_codes.OF_SIGNAL.values(), STOPPED)
         state.write(folder, values | {"state": ends.get(code, FAILED), "exit_code": code})
     return code
 

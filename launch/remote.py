@@ -89,7 +89,7 @@ def _monitor(folder, job, attempt):
     """Runs the training, passes signals on and keeps its exit code."""
     command = [str(folder / "venv" / "bin" / "python"), "-m", "scaling", "train", f"--config={job / 'plan.json'}"]
     child = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU):
         signal.signal(number, lambda number, _: child.send_signal(number))
     _write(job / "exit.json", {"attempt": attempt, "code": child.wait()})
 

@@ -9,7 +9,7 @@ from scaling import exit_codes
 DONE, RESTART, FAIL = "done", "restart", "fail"
 # Nothing would be different the next time.
 _FINAL = (exit_codes.USAGE, exit_codes.DIVERGED)
-_PREEMPTED = (exit_codes.SIGTERM, exit_codes.SIGINT, -signal.SIGTERM, -signal.SIGINT)
+_PREEMPTED = (*exit_codes.OF_SIGNAL.values(), *(-number for number in exit_codes.OF_SIGNAL))
 _BUGS = 2  # starts after an exception, without progress in between: some pass, but most will come again
 
 
@@ -87,6 +87,7 @@ def describe(code: int) -> str:
         exit_codes.HUNG: "a step hung",
         exit_codes.FAULTY: "a recomputed step differed",
     }
+    names |= {code: f"stopped by {number.name}" for number, code in exit_codes.OF_SIGNAL.items() if code not in names}
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return f"exit code {code}" + (f", {names[code]}" if code in names else "")

@@ -10,9 +10,27 @@ from typing import Any
 from etils import epath
 
 from scaling import durable
+from scaling.refusal import kind, shown
 
 FILE = "launch.json"
 LOCK = ".launch.lock"  # held by the launcher, or by the supervisor of a run
+# The types of its parts, and of what these hold.
+_PARTS: dict[str, tuple[type, type | tuple[type, ...]]] = {
+    "target": (str, str),
+    "id": (str, str),
+    "state": (str, str),
+    "jobs": (dict, dict),
+    "runs": (list, str),
+    "slots": (list, dict),
+    "children": (list, dict),
+    "supervisor": (dict, object),
+    "launcher": (dict, object),
+    "restarts": (dict, int),
+    "cloud": (dict, object),
+    "events": (list, dict),
+}
+_NEEDED = dict.fromkeys(("gke", "skypilot"), ("id", "cloud", "jobs")) | {"tpu_vm": ("id", "cloud", "jobs", "slots")}
+_JOB = ("name", "workdir", "state")
 _EVENTS = 50  # the newest are kept
 
 
@@ -30,8 +48,25 @@ def read(folder: epath.PathLike) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error})") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(values).__name__}")
+        raise ValueError(f"{path} must hold a JSON object, not {kind(values)}")
+    _check(path, values)
     return values
+
+
+def _check(path: epath.Path, values: dict[str, Any]) -> None:
+    """Refuses what no launcher wrote: somebody else's file of that name, or one that was edited."""
+    for name, (right, inside) in _PARTS.items():
+        found = values.get(name)
+        parts = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+        if found is not None and not (isinstance(found, right) and all(isinstance(part, inside) for part in parts)):
+            raise ValueError(f"{path} was not written by a launcher: its {name!r} is {shown(found)}")
+    needed: tuple[str, ...] = _NEEDED.get(values.get("target", ""), ())
+    lacking = [name for name in needed if name not in values]
+    lacking += [f"jobs.{name}.{key}" for name, job in values.get("jobs", {}).items() for key in _JOB if key not in job]
+    processes = [values.get("supervisor"), values.get("launcher"), *values.get("children", ())]
+    lacking += [f"{key} of a process" for one in processes if one for key in ("pid", "start", "host") if key not in one]
+    if lacking:
+        raise ValueError(f"{path} was not written by a launcher: it has no {lacking[0]}")
 
 
 def write(folder: epath.PathLike, values: dict[str, Any]) -> None:

@@ -207,7 +207,8 @@ def _local(run_dir: Path, known: dict[str, Any], by_files: str) -> str:
         return by_files
     now = known.get("state", "")
     if now in (RUNNING, WAITING):
-        return "dead" if state.here(known["supervisor"]) else "elsewhere"
+        supervisor = known.get("supervisor")
+        return "dead" if not supervisor or state.here(supervisor) else "elsewhere"
     return now or {"begun": STOPPED}.get(by_files, by_files)
 
 

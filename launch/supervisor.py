@@ -20,10 +20,11 @@ from etils import epath
 from launch import jobs, processes, progress, state
 from launch.restarts import DONE, FAIL, Restarts, describe, of_group
 from launch.settings import Settings, add_options, settings
-from scaling import exit_codes
+from scaling import exit_codes, output
 from scaling.config_file import load
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
 from scaling.train.lock import held, is_locked
+from scaling.train.signals import stops
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 2.0  # between looks at the run's files
@@ -51,10 +52,9 @@ class Supervisor:
         """Looks after the run until it ends for good.
 
         Returns:
-            0 if it finished; 130 or 143 if we were told to stop; else the code of its last end (1 for a signal).
+            0 if it finished; the code of a signal that told us to stop; else that of its last end (1 for a signal).
         """
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._note) for number in signals}
+        before = {number: signal.signal(number, self._note) for number in stops()}
         try:
             return self._run()
         finally:
@@ -103,8 +103,11 @@ class Supervisor:
             code = self._watch() if whole else -signal.SIGKILL
             self._end_all()
             return code if code != exit_codes.OK else None
+        said = ""
         while is_locked(self._run_dir) and not self._asked():  # somebody else's: started by hand, say
-            self._save(WAITING)
+            event = f"another process trains in {self._run_dir}; waiting for it"
+            self._save(WAITING, event=event if event != said else "")
+            said = event
             self._sleep(_LOOK_SECONDS)
         return None
 
@@ -183,7 +186,7 @@ class Supervisor:
 
     def _stopped(self) -> int:
         self._save(STOPPED, event=f"stopped by {signal.Signals(self._asked()).name}")
-        return exit_codes.SIGINT if self._asked() == signal.SIGINT else exit_codes.SIGTERM
+        return exit_codes.OF_SIGNAL[signal.Signals(self._asked())]
 
     def _sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -216,6 +219,8 @@ def _print(text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Supervises the run of ``--config=RUN/plan.json``; returns its exit code."""
+    output.install()
+    output.begin(output.Stdout.LOG)
     parser = argparse.ArgumentParser(prog="python -m launch.supervisor", allow_abbrev=False)
     parser.add_argument("--config", required=True, metavar="PLAN", help="plan.json or config.json of the run")
     add_options(parser)

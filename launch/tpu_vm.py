@@ -24,6 +24,7 @@ from launch.slot import ABSENT, Request, Slot
 from scaling import exit_codes
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
 from scaling.train.lock import held
+from scaling.train.signals import ORDERS, stops
 
 _SLEEP_SECONDS = 0.2  # at a time, so that a signal is noticed
 _KEPT = ("zone", "project", "topology", "slices", "runtime_version", "spot", "reserved", "service_account", "labels")
@@ -48,13 +49,13 @@ class Launcher:
             stopping: a signal that counts as if it had come: runs are stopped, machines deleted.
 
         Returns:
-            0 if all finished; 130 or 143 after a signal; else the code of the first that failed.
+            0 if all finished; the code of a signal if one came; else that of the first that failed.
 
         Raises:
             ValueError: gcloud refuses (no permission, wrong flags).
         """
         self._asked = [stopping] if stopping else []
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._note) for number in stops()}
         try:
             self._save()
             with ThreadPoolExecutor(max(1, len(self.slots))) as pool:
@@ -104,7 +105,7 @@ class Launcher:
         self.values["state"] = FAILED if FAILED in ends else FINISHED if ends == {FINISHED} else STOPPED
         self._save()
         if self._asked:
-            return exit_codes.SIGINT if self._asked[0] == signal.SIGINT else exit_codes.SIGTERM
+            return exit_codes.OF_SIGNAL[signal.Signals(self._asked[0])]
         codes = [job["exit_code"] for job in self.values["jobs"].values() if job["state"] == FAILED]
         return (codes[0] if codes[0] > 0 else exit_codes.BUG) if codes else exit_codes.OK
 
@@ -145,7 +146,8 @@ class Launcher:
             print(several + line, file=sys.stderr, flush=True)
 
     def _note(self, number: int, frame: object) -> None:
-        self._asked.append(number)
+        if number in ORDERS or not self._asked:  # warnings are repeated, and are no second order to leave
+            self._asked.append(number)
 
 
 def planned(launch: Launch, options: Mapping[str, Any], parallel: int, known: dict[str, Any]) -> dict[str, Any]:
@@ -205,7 +207,7 @@ def request_of(values: dict[str, Any], folder: epath.Path, chosen: Settings) -> 
         gcloud.Gcloud(cloud["zone"], cloud["project"]),
         Slices(cloud["topology"], cloud["slices"]),
         cloud["runtime_version"],
-        {"scaling-launch": number} | cloud["labels"],
+        {jobs.LABEL: number} | cloud["labels"],
         f"scaling-{number}",
         Path(folder) / f"scaling-{number}.tar.gz",
         cloud["spot"],

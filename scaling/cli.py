@@ -10,10 +10,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from scaling import __version__, exit_codes
+from scaling import __version__, exit_codes, output, platforms
+from scaling.output import Stdout
+from scaling.paths import each_expanded, expanded, must_be_utf8
 
 DEBUG_VARIABLE = "SCALING_TRACEBACK"  # set to 1, lets Python's traceback through instead of one sentence
 PACKAGE = Path(__file__).resolve().parent
+_TEXTS = ("prompt", "stop")  # options that are no paths, whatever they begin with
 
 _EPILOG = f"""\
 `scaling VERB --help` explains a verb. Verbs that take --config=FILE also take --config.section.knob=VALUE for any
@@ -23,8 +26,10 @@ exit codes: {exit_codes.OK} done, {exit_codes.USAGE} mistake in options, files o
 diverged, {exit_codes.IO} disk or input/output failed,
 {exit_codes.HUNG} no step ended in time or a process of the run is gone, {exit_codes.FAULTY} a step computed twice gave\
  two results,
-{exit_codes.SIGINT} interrupted, {exit_codes.SIGTERM} terminated (both after saving a checkpoint), {exit_codes.BUG} \
-a bug. {DEBUG_VARIABLE}=1 shows the traceback of a mistake.
+{exit_codes.SIGINT} interrupted, {exit_codes.SIGTERM} terminated, {exit_codes.SIGHUP} hung up, {exit_codes.SIGUSR1}, \
+{exit_codes.SIGUSR2} and {exit_codes.SIGXCPU} warned by a scheduler (all after saving a checkpoint),
+{exit_codes.SIGPIPE} the reader of the output is gone, {exit_codes.BUG} a bug. {DEBUG_VARIABLE}=1 shows the traceback \
+of a mistake.
 """
 
 
@@ -47,17 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = next((argument for argument in argv if not argument.startswith("-")), "")
+    output.install()
     try:
-        code = _run(argv)
-        sys.stdout.flush()  # here, where a reader that has gone is expected, and not at exit
-        return code
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # here, where its errors are expected, and not at exit
     except KeyboardInterrupt:
         print(f"scaling {verb}: interrupted", file=sys.stderr)
         return exit_codes.SIGINT
-    except BrokenPipeError:  # the reader of our output has gone (`scaling sizes | head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return exit_codes.OK
-    except (ValueError, OSError) as error:
+    except output.ReaderGone:  # `scaling sizes | head`
+        return exit_codes.SIGPIPE
+    except (ValueError, OSError, RuntimeError, AssertionError) as error:
+        if not isinstance(error, ValueError | OSError):
+            if (refusal := platforms.refusal(error)) is None:
+                raise
+            error = refusal
         if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
             raise
         program = f"scaling {verb}" if verb in _VERBS else "scaling"
@@ -77,7 +87,28 @@ def _run(argv: list[str]) -> int:
     if (config or overrides) and not options.takes_config:
         raise ValueError(f"{config or overrides[0]}: this verb takes no --config")
     options.config, options.overrides = config, overrides
-    return options.run(options) or exit_codes.OK
+    _at_home(options)
+    output.begin(options.stdout)
+    platforms.leave_out_tpu(os.environ)
+    code = options.run(options) or exit_codes.OK
+    if (lost := output.lost()) and options.stdout is not Stdout.LOG:
+        raise lost
+    return code
+
+
+def _at_home(options: argparse.Namespace) -> None:
+    """Expands ``~`` in all options but texts; refuses folders that could not be written to at the end."""
+    for name, value in vars(options).items():
+        expand = each_expanded if name == "tasks" else expanded
+        if name in _TEXTS or name in ("config", "overrides"):
+            continue
+        if isinstance(value, str):
+            setattr(options, name, expand(value))
+        elif isinstance(value, list):
+            setattr(options, name, [expand(one) if isinstance(one, str) else one for one in value])
+    for path in [getattr(options, "output", None), *getattr(options, "runs", []), *getattr(options, "models", [])]:
+        if path is not None and "://" not in path:
+            must_be_utf8("the folder", str(Path(path).absolute()))
 
 
 def _sentence(error: Exception) -> str:
@@ -216,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"scaling {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=_Parser)
 
-    _add(verbs, "train", _train, "train the model of --config=FILE, or resume it", takes_config=True)
+    _add(verbs, "train", _train, "train the model of --config=FILE, or resume it", takes_config=True, stdout=Stdout.LOG)
 
     from launch import command as launch
     from launch import status_command, stop_command
@@ -229,11 +260,25 @@ def _parser() -> argparse.ArgumentParser:
     from scaling.plan import command as plan
     from scaling.sweep import command as sweep
 
-    _add(verbs, "sweep", sweep, "train all runs of the sweep in --config=FILE, or resume them", takes_config=True)
+    _add(
+        verbs,
+        "sweep",
+        sweep,
+        "train all runs of the sweep in --config=FILE, or resume them",
+        takes_config=True,
+        stdout=Stdout.LOG,
+    )
 
-    _add(verbs, "launch", launch, "start a run or a sweep on an engine, and keep it going", takes_config=True)
+    _add(
+        verbs,
+        "launch",
+        launch,
+        "start a run or a sweep on an engine, and keep it going",
+        takes_config=True,
+        stdout=Stdout.LOG,
+    )
     _add(verbs, "status", status_command, "where launched runs stand, wherever they are")
-    _add(verbs, "stop", stop_command, "stop launched runs, which save, and release what they hold")
+    _add(verbs, "stop", stop_command, "stop launched runs, which save, and release what they hold", stdout=Stdout.LOG)
 
     _add(
         verbs,
@@ -252,40 +297,50 @@ def _parser() -> argparse.ArgumentParser:
 
     tokenizer = verbs.add_parser("tokenizer", help="make tokenizers", allow_abbrev=False)
     actions = tokenizer.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_Parser)
-    train = _add(actions, "train", _tokenizer_train, "train a sentencepiece tokenizer on text files")
+    train = _add(actions, "train", _tokenizer_train, "train a sentencepiece tokenizer on text files", stdout=Stdout.LOG)
     train.add_argument("input", metavar="INPUT", help="text files: a path or glob of .txt, .jsonl(.gz), .parquet")
     train.add_argument("--vocab_size", type=int, required=True, metavar="N", help="tokens in the vocabulary")
     train.add_argument("--output", required=True, metavar="FILE.model", help="where the tokenizer goes")
     train.add_argument("--text_key", default="text", help="field of the text in records (default: text)")
 
-    tokenize = _add(verbs, "tokenize", _tokenize, "tokenize text files into ArrayRecord shards, once")
+    tokenize = _add(
+        verbs, "tokenize", _tokenize, "tokenize text files into ArrayRecord shards, once", stdout=Stdout.LOG
+    )
     tokenize.add_argument("input", metavar="INPUT", help="text files: a path or glob of .txt, .jsonl(.gz), .parquet")
     tokenize.add_argument("--tokenizer", required=True, metavar="NAME", help="gpt2, bytes, books or a tokenizer file")
     tokenize.add_argument("--output", required=True, metavar="DIR", help="where the shards go")
     tokenize.add_argument("--text_key", default="text", help="field of the text in records (default: text)")
 
     _add(verbs, "generate", generate, "continue prompts with a model")
-    _add(verbs, "evaluate", evaluate, "zero-, one- and few-shot scores of models")
-    _add(verbs, "contamination", contamination_command, "items of tasks that stand in a training corpus")
-    _add(verbs, "bias", bias_command, "GPT-3's probes of gender, race, religion and occupations")
+    _add(verbs, "evaluate", evaluate, "zero-, one- and few-shot scores of models", stdout=Stdout.COPY)
+    _add(
+        verbs,
+        "contamination",
+        contamination_command,
+        "items of tasks that stand in a training corpus",
+        stdout=Stdout.COPY,
+    )
+    _add(verbs, "bias", bias_command, "GPT-3's probes of gender, race, religion and occupations", stdout=Stdout.COPY)
 
-    logits = _add(verbs, "logits", _logits, "float32 logits of a run directory or a Hugging Face folder")
+    logits = _add(
+        verbs, "logits", _logits, "float32 logits of a run directory or a Hugging Face folder", stdout=Stdout.LOG
+    )
     logits.add_argument("model", metavar="MODEL", help="run directory, or folder with config.json, model.safetensors")
     logits.add_argument("--ids", required=True, metavar="IDS.npy", help="token ids, integers [batch, time]")
     logits.add_argument("--output", required=True, metavar="LOGITS.npy", help="float32 [batch, time, vocabulary]")
 
-    export = _add(verbs, "export", _export, "write a run's model as a Hugging Face folder")
+    export = _add(verbs, "export", _export, "write a run's model as a Hugging Face folder", stdout=Stdout.LOG)
     export.add_argument("run_directory", metavar="RUN", help="run directory")
     export.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
 
-    plot = _add(verbs, "plot", _plot, "draw the loss curve of a run directory")
+    plot = _add(verbs, "plot", _plot, "draw the loss curve of a run directory", stdout=Stdout.LOG)
     plot.add_argument("directory", metavar="RUN", help="run directory")
 
     fit = _add(verbs, "fit", laws.fit, "fit a scaling law to run directories or a table")
     laws.add_fit_options(fit)
     predict = _add(verbs, "predict", laws.predict, "predict from a fit: optimal size, loss, price")
     laws.add_predict_options(predict)
-    _add(verbs, "report", report, "one page about runs: laws, figures, tables")
+    _add(verbs, "report", report, "one page about runs: laws, figures, tables", stdout=Stdout.LOG)
 
     bench = verbs.add_parser("bench", help="measure the framework itself", allow_abbrev=False)
     benches = bench.add_subparsers(title="benchmarks", metavar="WHAT", required=True, parser_class=_Parser)
@@ -299,6 +354,7 @@ def _add(
     run: Callable[[argparse.Namespace], int] | ModuleType,
     help: str,
     takes_config: bool = False,
+    stdout: Stdout = Stdout.RESULT,
 ) -> argparse.ArgumentParser:
     """Adds a verb: what a function runs, or a module with ``add_options(parser)`` and ``run(options)``."""
     description = f"{help[0].upper()}{help[1:]}."
@@ -308,7 +364,7 @@ def _add(
     if isinstance(run, ModuleType):
         run.add_options(parser)
         run = run.run
-    parser.set_defaults(run=run, takes_config=takes_config)
+    parser.set_defaults(run=run, takes_config=takes_config, stdout=stdout)
     return parser
 
 

@@ -170,6 +170,7 @@ class Distributed:
     num_processes: int = knob(0, "processes", "number of processes when coordinator_address is given")
     process_id: int = knob(-1, "", "this process, from 0, when coordinator_address is given")
     heartbeat_seconds: int = knob(60, "seconds", "a process that is silent for so long is dead, and ends the others")
+    join_seconds: int = knob(300, "seconds", "a process that does not find the others for so long ends")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +195,7 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    every_steps: int = knob(1000, "steps", "interval; a last one is saved at the end and on SIGTERM; 0 = only those")
+    every_steps: int = knob(1000, "steps", "interval; a last one is saved at the end and on signals; 0 = only those")
     keep_last: int = knob(3, "checkpoints", "newest checkpoints kept")
     keep_every_steps: int = knob(0, "steps", "multiples of this are kept for ever; 0 = none")
     asynchronous: bool = knob(True, "", "write in the background while training goes on")
@@ -228,7 +229,9 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    workdir: str = knob("", "path", "run directory; empty = runs/<name of the config file>")
+    workdir: str = knob(
+        "", "path", "run directory; empty = runs/<name of the config file>; of a run's config.json its own folder"
+    )
     seed: int = knob(0, "", "seed of initial weights, data order and dropout")
     model: Model = Model()
     data: Data = Data()
@@ -284,7 +287,7 @@ def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         value = values[name]
         if dataclasses.is_dataclass(default):
             if not isinstance(value, Mapping):
-                raise ValueError(f"{where}.{name} is a section of knobs, not a value; got {value!r}")
+                raise ValueError(f"{where}.{name} is a section of knobs, not a value; got {shown(value)}")
             built[name] = _build(type(default), value, f"{where}.{name}")
         else:
             built[name] = _convert(value, default, f"{where}.{name}")

@@ -1,6 +1,7 @@
 """Experiment files and ``--config.a.b=value`` overrides, with every mistake told in one sentence."""
 
 import ast
+import dataclasses
 import difflib
 import importlib.util
 import re
@@ -16,7 +17,8 @@ from ml_collections import ConfigDict, config_flags
 
 from scaling import json_text
 from scaling.config import Config, default_config, freeze, knobs, to_dict
-from scaling.refusal import shown
+from scaling.paths import each_expanded, expanded
+from scaling.refusal import cut, kind, shown
 
 KNOBS = {name: value for name, value, _, _ in knobs()}
 _SECTIONS = {tuple(sorted(section)): name for name, section in default_config().items() if hasattr(section, "keys")}
@@ -40,9 +42,9 @@ def split_arguments(argv: Sequence[str]) -> tuple[str | None, list[str], list[st
     for argument in arguments:
         match = _OVERRIDE.fullmatch(argument)
         if argument in ("--config", "-config"):
-            spec = _next(arguments, "--config", "an experiment file")
+            spec = expanded(_next(arguments, "--config", "an experiment file"))
         elif argument.startswith(("--config=", "-config=")):
-            spec = argument.split("=", 1)[1]
+            spec = expanded(argument.split("=", 1)[1])
         elif match:
             name, value = match["name"], match["value"]
             check_knob(name)
@@ -63,7 +65,7 @@ def load(spec: str | None, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         spec: ``FILE`` or ``FILE:argument`` (the argument is passed to ``get_config``), or the ``config.json`` of a
-            run; None = all defaults.
+            run, which also says where the run is; None = all defaults.
         overrides: ``--config.a.b=value``, as ``split_arguments`` returns them.
 
     Raises:
@@ -79,6 +81,8 @@ def load(spec: str | None, overrides: Sequence[str] = ()) -> Config:
 def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> Config:
     """Freezes a config after ``--config.a.b=value`` overrides.
 
+    A ``~`` at the beginning of a path becomes the home folder.
+
     Raises:
         ValueError: an override of a wrong type.
     """
@@ -90,7 +94,33 @@ def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> Config:
         raise _wrong_override(error) from error
     except ValueError as error:  # the tuple parser's own
         raise ValueError(f"command line: {' '.join(str(error).split())}") from error
-    return freeze(holder.value)
+    return _at_home(freeze(holder.value))
+
+
+def _at_home(config: Config) -> Config:
+    """The config with ``~`` expanded in all knobs that are paths, or may be."""
+    data, evaluation = config.data, config.eval
+    mixture = tuple((expanded(one[0]), *one[1:]) if _is_named(one) else one for one in data.mixture)
+    return dataclasses.replace(
+        config,
+        workdir=expanded(config.workdir),
+        data=dataclasses.replace(
+            data,
+            train=expanded(data.train),
+            validation=expanded(data.validation),
+            mixture=mixture,
+            tokenizer=expanded(data.tokenizer),
+            cache_dir=expanded(data.cache_dir),
+        ),
+        eval=dataclasses.replace(
+            evaluation, tasks=each_expanded(evaluation.tasks), tasks_data=expanded(evaluation.tasks_data)
+        ),
+    )
+
+
+def _is_named(source: Any) -> bool:
+    """Whether an entry of the mixture begins with a text, as it should; what else it lacks ``resolve`` tells."""
+    return isinstance(source, tuple) and bool(source) and isinstance(source[0], str)
 
 
 def call(spec: str, function: str, other: str) -> Any:
@@ -205,15 +235,20 @@ def _get_config(spec: str) -> ConfigDict:
     config = call(spec, "get_config", "get_sweep")
     if not isinstance(config, ConfigDict):
         path = spec.partition(":")[0]
-        raise ValueError(f"{path}: get_config() must return the ConfigDict of default_config(), got {config!r}")
+        raise ValueError(f"{path}: get_config() must return the ConfigDict of default_config(), not {kind(config)}")
     return config
 
 
 def _load_json(path: str, overrides: Sequence[str]) -> Config:
-    """The config of a ``config.json`` (or ``plan.json``) of a run."""
+    """The config of a ``config.json`` or ``plan.json`` of a run, whose directory is the folder that the file lies in.
+
+    So a run that was moved or copied goes on where it is, whatever its file says. Only the ``plan.json`` of a run in an
+    object store lies elsewhere, with whoever launched it.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config file {path} does not exist")
     values = json_text.parse(Path(path).read_bytes(), path)
+    written = isinstance(values, dict) and "config" in values  # by a training, beside settings that made it
     if isinstance(values, dict):
         values = values.get("config", values)
     if not isinstance(values, dict) or not values:
@@ -222,6 +257,9 @@ def _load_json(path: str, overrides: Sequence[str]) -> Config:
         config = to_dict(freeze(values))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    name, local = Path(path).name, "://" not in config["workdir"]
+    if (name == "config.json" and written) or (name == "plan.json" and config["workdir"] and local):
+        config["workdir"] = str(Path(path).parent)
     return apply_overrides(ConfigDict(config).lock(), overrides)
 
 
@@ -252,9 +290,9 @@ def mistake(path: str, error: Exception) -> ValueError:
             return ValueError(f"{where}: {name} is not a knob; did you mean {nearest_knob(name, sections)}?")
         if name in KNOBS:
             return ValueError(f"{where}: {_wrong_type(name, value)}")
-        return ValueError(f"{where}: {name} is a section of knobs, not a value; got {value!r}")
-    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-    return ValueError(f"{where}: {kind}{' '.join(str(error).split())}")
+        return ValueError(f"{where}: {name} is a section of knobs, not a value; got {shown(value)}")
+    raised = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    return ValueError(f"{where}: {raised}{cut(' '.join(str(error).split()), 500)}")
 
 
 def _config_access(error: Exception) -> tuple[str, str, Any] | None:

@@ -1,6 +1,7 @@
 """Exit codes of the ``scaling`` command, in one place (also listed in ``scaling --help``)."""
 
 import errno
+import signal
 
 OK = 0
 BUG = 1  # an exception that no user can have caused: Python's own code for an uncaught exception
@@ -9,8 +10,22 @@ DIVERGED = 3  # the loss became NaN or infinite
 IO = 74  # EX_IOERR of BSD's sysexits.h: disk full, broken file system
 HUNG = 75  # EX_TEMPFAIL of sysexits.h: no step ended in time, or another process of the run is gone; start again
 FAULTY = 76  # a step computed twice gave two results: a device or the memory of one is faulty; nothing was saved
+SIGHUP = 129  # 128 + 1: the terminal or the connection is gone; stopped after saving a checkpoint
 SIGINT = 130  # 128 + 2: stopped by ctrl-C, after saving a checkpoint
+SIGUSR1 = 138  # 128 + 10: a scheduler's warning; stopped after saving a checkpoint
+SIGUSR2 = 140  # 128 + 12: the same
+SIGPIPE = 141  # 128 + 13: the reader of what the verb prints went away before all was printed, as in `| head`
 SIGTERM = 143  # 128 + 15: stopped by the scheduler, after saving a checkpoint
+SIGXCPU = 152  # 128 + 24: the limit of CPU time is near; stopped after saving a checkpoint
+# By number: what lets a training save and leave.
+OF_SIGNAL = {
+    signal.SIGHUP: SIGHUP,
+    signal.SIGINT: SIGINT,
+    signal.SIGUSR1: SIGUSR1,
+    signal.SIGUSR2: SIGUSR2,
+    signal.SIGTERM: SIGTERM,
+    signal.SIGXCPU: SIGXCPU,
+}
 
 
 def of(error: BaseException) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+_LONGEST = 100  # characters of a user's value in a message
+
 
 def must_be_multiple(name: str, value: int, divisor: int, what: str) -> None:
     """Refuses a knob whose value is no multiple; ``what`` is a knob, or says where the divisor comes from."""
@@ -41,8 +43,20 @@ def refused(name: str, value: Any, why: str) -> ValueError:
 
 
 def shown(value: Any) -> str:
-    """A value for a message: whole numbers of many digits rounded, long texts cut."""
+    """A value as Python writes it, cut to the length that a sentence bears; of many digits only how many."""
     if isinstance(value, int) and abs(value) >= 10**30:
         return f"{'-' * (value < 0)}a number of about {round(abs(value).bit_length() / 3.3219)} digits"
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return cut(repr(value))
+
+
+def kind(value: Any) -> str:
+    """What a value is where it should be something else altogether: its type, with an article."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def cut(text: str, most: int = _LONGEST) -> str:
+    """The beginning of a text that may be long, at most so many characters."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 
 from scaling.config import Config, knobs
+from scaling.paths import must_be_utf8
 from scaling.refusal import must_be_multiple, nearest_divisors, nearest_multiples, refused
 from scaling.resolve_mesh import check_mesh, check_pipeline, check_stages, data_axis, pipeline_microbatches
 
@@ -35,8 +36,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "model.vocab_multiple model.context_length model.num_layers model.d_model model.num_heads "
         "model.band_width model.attention_block model.scan_unroll model.base_width model.base_depth "
         "data.workers data.prefetch train.tokens train.batch_tokens train.ramp_start_tokens mesh.stage mesh.fsdp "
-        "mesh.context mesh.tensor mesh.slices distributed.heartbeat_seconds eval.tokens log.every_steps "
-        "checkpoint.keep_last sample.tokens",
+        "mesh.context mesh.tensor mesh.slices distributed.heartbeat_seconds distributed.join_seconds eval.tokens "
+        "log.every_steps checkpoint.keep_last sample.tokens",
     ),
     (
         "0 or more",
@@ -80,6 +81,8 @@ def resolve(
     """
     _check_values(config)
     config = _derive(config, vocab_size, device_count, name)
+    must_be_utf8("config.workdir", config.workdir)
+    must_be_utf8("config.data.cache_dir", config.data.cache_dir)
     _check_data(config)
     _check_model(config)
     _check_train(config)

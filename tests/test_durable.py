@@ -45,3 +45,11 @@ def test_a_folder_is_tried_by_writing(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError):
         durable.try_to_write(tmp_path / "file", 0)
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    (tmp_path / "run").symlink_to("gone")
+    with pytest.raises(FileNotFoundError, match="link to gone"):
+        durable.try_to_write(tmp_path / "run", 0)
+    (tmp_path / "gone").mkdir()
+    durable.try_to_write(tmp_path / "run", 0)

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import random
 import shlex
 import string
@@ -85,7 +86,7 @@ def nasty(rng):
 
 
 def test_any_value_of_any_knob_is_taken_or_refused(tmp_path, monkeypatch):
-    """By one sentence, and without side effects; a text that is taken is kept as it is."""
+    """By one sentence, and without side effects; a text that is taken is kept as it is, but for the home of ``~``."""
     monkeypatch.chdir(tmp_path)
     rng = random.Random(0)
     names = [name for name, _, _, _ in knobs(load(str(ROOT / "experiments/cpu/smoke.py")))]
@@ -101,7 +102,8 @@ def test_any_value_of_any_knob_is_taken_or_refused(tmp_path, monkeypatch):
             continue
         now = {n: v for n, v, _, _ in knobs(config)}[name]
         if isinstance(now, str) and value and name != "config.workdir":
-            assert now == value or now == value.strip("'\""), name
+            texts = {value, value.strip("'\"")}
+            assert now in texts | {os.path.expanduser(text) for text in texts}, name  # noqa: PTH111
     assert taken > 50 and refused > 300
     assert not list(tmp_path.iterdir())
 

@@ -31,6 +31,10 @@ def _compile(knobs: list[str], path: str) -> dict[str, Any]:
     """Compiles MaxText's train step with its knobs (``name=value``) and writes the optimized program to ``path``."""
     import importlib.metadata
 
+    written = Path(path).with_suffix(".written")
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={written} --xla_dump_hlo_as_text --xla_dump_hlo_pass_re=^$"
+    )
     import jax
     from flax.core.spmd import logical_axis_rules
     from maxtext.configs import pyconfig
@@ -64,7 +68,7 @@ def _compile(knobs: list[str], path: str) -> dict[str, Any]:
         logical_axis_rules(config.logical_axis_rules),
     )
     seconds = time.monotonic() - start
-    Path(path).write_text(compiled.as_text())
+    Path(path).write_text(_text(compiled, written))
     memory = compiled.memory_analysis()
     return {
         "seconds": seconds,
@@ -74,6 +78,20 @@ def _compile(knobs: list[str], path: str) -> dict[str, Any]:
         + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
         "version": f"MaxText {importlib.metadata.version('maxtext')}, JAX {jax.__version__}",
     }
+
+
+def _text(compiled: Any, folder: Path) -> str:
+    """As JAX prints it, else as the compiler wrote it; see ``scaling.plan.compiled``."""
+    import jax
+
+    try:
+        text: str = compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        written = sorted(folder.glob("*train_step*.after_codegen.txt"), key=lambda path: path.stat().st_size)
+        if not written:
+            raise
+        text = written[-1].read_text()
+    return text
 
 
 if __name__ == "__main__":

@@ -89,7 +89,9 @@ def bench(size: str, case: Case, python: str | None) -> Iterator[str]:
     tries = [("ours", knobs) for knobs in case.ours] + ([("MaxText", knobs) for knobs in case.theirs] if python else [])
     for who, knobs in tries:
         step = _ours(size, case, knobs) if who == "ours" else _theirs(python or "", library, model, case, knobs)
-        yield f"  {who:<8} {_line(step, model, case, chip)}"
+        tried = _config(size, case, knobs).model if who == "ours" else model  # a try may change the model itself
+        yield f"  {who:<8} {_line(step, tried, case, chip)}"
+        yield from (f"    {text}" for text in predict.missing(step.prediction.unread if step.prediction else ()))
         best += [(who, step)] if step.prediction else []
     found = {who: min((s for w, s in best if w == who), key=_cycles, default=None) for who, _ in tries}
     if missing := [who for who, step in found.items() if step is None]:

@@ -24,6 +24,7 @@ from scaling import cache, durable
 from scaling.config import Data
 from scaling.data import books, progress, shards, sources
 from scaling.data.tokenizer import Tokenizer, load
+from scaling.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -269,9 +270,10 @@ def _batches(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]
 
 
 def _cache(data: Data) -> Path:
-    root = data.cache_dir or cache.root()
-    _require_local(root)
-    return Path(root).expanduser() / "tokens"
+    if not data.cache_dir:
+        return cache.root() / "tokens"
+    _require_local(data.cache_dir)
+    return Path(expanded(data.cache_dir)) / "tokens"
 
 
 def _require_local(path: str) -> None:

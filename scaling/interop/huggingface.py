@@ -285,6 +285,8 @@ def _read_params(model: cfg.Model, architecture: _Architecture, tensors: TensorF
             parts.append((f"h.{layer}.{name}", ours[layer]))
         _set_leaf(params, path, ours)
 
+    if model.tied_embedding and architecture.tokens not in tensors.names and _OUTPUT in tensors.names:
+        tensors.names[architecture.tokens] = tensors.names.pop(_OUTPUT)  # some tools write the shared one once, so
     ignored = f"{_MASK_BUFFERS}|{re.escape(_OUTPUT)}" if model.tied_embedding else _MASK_BUFFERS
     tensors.check(expected, ignored)
     for name, piece in parts:

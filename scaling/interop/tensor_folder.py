@@ -105,6 +105,13 @@ class TensorFolder:
                 )
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as float32, which holds every value of the half-precision types exactly."""
+        """One tensor as float32, which holds every value of the half-precision types exactly.
+
+        Raises:
+            ValueError: it holds NaN or infinity, with which every output would be NaN.
+        """
         file, full = self.names[name]
-        return file.get_tensor(full).astype(np.float32)
+        tensor = file.get_tensor(full).astype(np.float32)
+        if bad := tensor.size - np.count_nonzero(np.isfinite(tensor)):
+            raise ValueError(f"{self.folder}: {bad} of the {tensor.size} numbers of tensor {full} are NaN or infinite")
+        return tensor

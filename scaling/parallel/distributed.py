@@ -1,17 +1,22 @@
 """Joining the processes of a multi-host run: TPU pods, Slurm, Kubernetes, MPI, or a plain address."""
 
-import importlib.util
+import contextlib
 import os
-from collections.abc import Mapping
-from pathlib import Path
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from scaling import config as cfg
+from scaling import exit_codes, platforms
 
 _THREADS_A_DEVICE = 4
+_TOLD_SECONDS = 10
+_JAX_LATER_SECONDS = 60  # than ours JAX gives up, with less to say
 # What Gloo, gRPC and JAX's coordination service say of a process that does not answer any more.
 _LOST = (
     "Gloo",
@@ -32,16 +37,15 @@ def _several(environment: Mapping[str, str]) -> bool:
         value = environment.get(name, "1")
         return int(value) if value.isdecimal() else 1
 
-    # A shell inside an allocation has SLURM_NTASKS too; only a task that srun started has a rank.
-    slurm = count("SLURM_NTASKS") > 1 and {"SLURM_PROCID", "SLURM_STEP_NODELIST"} <= environment.keys()
+    # A shell inside an allocation has SLURM_NTASKS too, and where srun started the shell, a rank: it is a step of one.
+    slurm = min(count("SLURM_NTASKS"), count("SLURM_STEP_NUM_TASKS")) > 1 and "SLURM_PROCID" in environment
     gke = "," in environment.get("TPU_WORKER_HOSTNAMES", "") or count("MEGASCALE_NUM_SLICES") > 1
     return slurm or gke or count("OMPI_COMM_WORLD_SIZE") > 1
 
 
 def _on_tpu_vm(environment: Mapping[str, str]) -> bool:
     """Whether this is a Cloud TPU VM, whose metadata tell JAX the other hosts (also if there are none)."""
-    chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
-    return bool(chips) and importlib.util.find_spec("libtpu") is not None and environment.get("JAX_PLATFORMS") != "cpu"
+    return platforms.has_tpu() and platforms.has_libtpu() and environment.get("JAX_PLATFORMS") != "cpu"
 
 
 def virtual_cpu_devices(count: int) -> None:
@@ -67,6 +71,9 @@ def initialize(config: cfg.Distributed, cpu_devices: int = 0) -> None:
     * Slurm, Open MPI, Cloud TPU pods (one or several slices): JAX detects them.
     * Otherwise: one process.
 
+    Waiting for the others is said after ten seconds. Where they do not come within ``join_seconds``, the process ends
+    with ``HUNG``: the library's call cannot be broken off.
+
     Args:
         config: where the coordinator is.
         cpu_devices: run on this many virtual CPU devices a process; 0 leaves the platform alone.
@@ -79,6 +86,7 @@ def initialize(config: cfg.Distributed, cpu_devices: int = 0) -> None:
         virtual_cpu_devices(cpu_devices)
     if jax.distributed.is_initialized():
         return
+    given: dict[str, Any] = {}  # the rest JAX finds out
     address = config.coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     if address:
         count = config.num_processes or int(os.environ.get("JAX_NUM_PROCESSES", 0))
@@ -90,9 +98,55 @@ def initialize(config: cfg.Distributed, cpu_devices: int = 0) -> None:
                 f"config.distributed.coordinator_address={address} also needs num_processes >= 1 and "
                 f"process_id in [0, num_processes); got num_processes={count}, process_id={index}"
             )
-        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=config.heartbeat_seconds)
-    elif not cpu_devices and (_several(os.environ) or _on_tpu_vm(os.environ)):
-        jax.distributed.initialize(heartbeat_timeout_seconds=config.heartbeat_seconds)
+        given = {"coordinator_address": address, "num_processes": count, "process_id": index}
+    elif cpu_devices or not (_several(os.environ) or _on_tpu_vm(os.environ)):
+        return
+    with _told(config.join_seconds):
+        jax.distributed.initialize(
+            **given,
+            heartbeat_timeout_seconds=config.heartbeat_seconds,
+            initialization_timeout=config.join_seconds + _JAX_LATER_SECONDS,
+        )
+
+
+@contextlib.contextmanager
+def _told(seconds: int) -> Iterator[None]:
+    """Says for whom the block waits, once it has taken a while, and ends the process after so many seconds."""
+    joined = threading.Event()
+
+    def watch() -> None:
+        if joined.wait(min(_TOLD_SECONDS, seconds)):
+            return
+        if seconds > _TOLD_SECONDS:
+            print(f"waiting for {_others()}", file=sys.stderr, flush=True)
+            if joined.wait(seconds - _TOLD_SECONDS):
+                return
+        print(
+            f"scaling train: error: waited {seconds} s in vain (config.distributed.join_seconds) for {_others()}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(exit_codes.HUNG)
+
+    thread = threading.Thread(target=watch, daemon=True, name="join")
+    thread.start()
+    try:
+        yield
+    finally:
+        joined.set()
+        thread.join()
+
+
+def _others() -> str:
+    """The processes that a call of ``jax.distributed.initialize`` waits for, as far as it has found out."""
+    from jax._src.distributed import global_state  # no public function says where it is connecting to
+
+    address, count, index = global_state.coordinator_address, global_state.num_processes, global_state.process_id
+    if not address:
+        return "word about the other processes of this run (its machines, its cluster)"
+    if index:
+        return f"the first of the {count} processes of this run, at {address}; this is process {index}"
+    return f"the other {count - 1} processes of this run, which must reach this first one at {address}"
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -58,7 +58,7 @@ class Network:
         if instruction.opcode == "recv" and name:
             self._names[instruction.name] = name[1]
         elif instruction.opcode == "send" and name and kind and target:
-            size = shape_bytes(module.shapes[instruction.operands[0]])
+            size = shape_bytes(module.shapes.get(instruction.operands[0], ""))
             sent = times * _sent(kind[1], size, _together(target[1]))
             self.bytes += sent
             self.calls += times

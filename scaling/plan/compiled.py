@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -83,7 +85,7 @@ def compile_step(config: cfg.Config, devices: list[Any], step: str = "train") ->
         else:
             shape = (1, config.eval.batch_sequences, length)
             jitted, arguments = make_eval_step(config, mesh, eot=0), [state["params"], _batch(mesh, shape)]
-        compiled, seconds = compile_lowered(jitted.lower(*arguments))
+        compiled, text, seconds = compile_lowered(jitted.lower(*arguments))
     found = compiled.memory_analysis()
     params = shard_bytes(state["params"])
     optimizer = shard_bytes([state["optimizer"], state["step"]]) if step == "train" else 0
@@ -96,23 +98,54 @@ def compile_step(config: cfg.Config, devices: list[Any], step: str = "train") ->
         other=max(0, found.output_size_in_bytes - found.alias_size_in_bytes) + found.generated_code_size_in_bytes,
     )
     tokens = math.prod(shape)
-    return Program(memory, compiled.as_text(), seconds, tokens)
+    return Program(memory, text, seconds, tokens)
 
 
-def compile_lowered(lowered: jax.stages.Lowered) -> tuple[Any, float]:
-    """The program, and the seconds that compiling took.
+def compile_lowered(lowered: jax.stages.Lowered) -> tuple[Any, str, float]:
+    """The program, its text, and the seconds that compiling took.
 
     Raises:
         DoesNotFit: there is not enough memory; the compiler's sentence.
+        ValueError: the compiler refuses, or its program cannot be read.
     """
     start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
+        # Without a pattern for passes libtpu writes nothing of the optimized program; this one matches no pass.
+        options: dict[str, str | bool] = {
+            "xla_dump_to": folder,
+            "xla_dump_hlo_as_text": True,
+            "xla_dump_hlo_pass_re": "^$",
+        }
+        try:
+            compiled = lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise DoesNotFit(_sentence(str(error))) from None
+            raise ValueError(f"the compiler refuses the step: {_sentence(str(error))}") from error
+        seconds = time.monotonic() - start
+        return compiled, _text(compiled, Path(folder)), seconds
+
+
+def _text(compiled: Any, folder: Path) -> str:
+    """The optimized program as JAX prints it, else as the compiler itself wrote it to ``folder``.
+
+    JAX reads the program with its own XLA first, which refuses forms that a newer compiler makes. Both texts say the
+    same.
+
+    Raises:
+        ValueError: there is neither.
+    """
     try:
-        compiled = lowered.compile()
+        text: str = compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            raise DoesNotFit(_sentence(str(error))) from None
-        raise
-    return compiled, time.monotonic() - start
+        written = sorted(folder.glob("*.after_codegen.txt"), key=lambda path: path.stat().st_size)
+        if not written:
+            raise ValueError(
+                f"JAX {jax.__version__} cannot read the compiler's program ({_sentence(str(error))}); "
+                "use a libtpu of the same time"
+            ) from error
+        text = written[-1].read_text()
+    return text
 
 
 def shard_bytes(tree: Any) -> int:

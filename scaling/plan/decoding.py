@@ -65,14 +65,14 @@ def compile_generation(config: cfg.Config, devices: list[Any], request: Request)
         keys = whole((rows,), jax.eval_shape(functools.partial(row_keys, 0), starts, starts).dtype)
         fixed = (model, static, bucket(request.tokens))
         arguments = (params, dials, keys, whole((rows, slots), "int32"), starts)
-        prefill, first_seconds = compile_lowered(decode.start.lower(*fixed, *arguments))
+        prefill, first, first_seconds = compile_lowered(decode.start.lower(*fixed, *arguments))
         # The loop takes the state as the first program leaves it.
         state = jax.tree.map(
             lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
             jax.eval_shape(functools.partial(decode.start, *fixed), *arguments),
             prefill.output_shardings,
         )
-        loop, seconds = compile_lowered(
+        loop, second, seconds = compile_lowered(
             decode.proceed.lower(model, static, params, dials, keys, starts, state, whole((), "int32"))
         )
     weights, cached = shard_bytes(params), shard_bytes(state.cache)
@@ -85,7 +85,7 @@ def compile_generation(config: cfg.Config, devices: list[Any], request: Request)
         "key-value cache": padded,
         "temporary": max(_bytes(before), _bytes(after)) - weights - padded,
     }
-    return Generation(prefill.as_text(), loop.as_text(), rows, memory, weights + cached, first_seconds + seconds)
+    return Generation(first, second, rows, memory, weights + cached, first_seconds + seconds)
 
 
 def _bytes(found: Any) -> int:

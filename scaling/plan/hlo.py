@@ -1,7 +1,8 @@
 """Reads the optimized program that a compiler prints: instructions, their cycles and bytes, loops and their trips.
 
 The TPU compiler writes its own estimate, ``estimated_cycles``, on every fusion and copy. A loop's body is printed
-once, so sums multiply by the trip count. Calls of kernels (Pallas) carry no cycles.
+once, so sums multiply by the trip count. Calls of kernels (Pallas) carry no cycles. A form that is not known ends
+nothing: it is noted in ``Module.unread``.
 """
 
 import dataclasses
@@ -14,12 +15,17 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _CALLED = re.compile(
-    r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)="
+    r"\b(?:calls|to_apply|body|condition|branch_computations|called_computations|true_computation|false_computation)="
     r"(\{[^}]*\}|%?[\w.\-]+)"
 )
 _ARRAY = re.compile(r"\b(pred|[subf]\d+\w*|bf16|c64|c128)\[([\d,]*)\]")
 _TRIPS = re.compile(r'"?known_trip_count"?[:=]\{"?n"?:"?(\d+)')
 _CONSTANT = re.compile(r"^[su](?:32|64)\[\]\S* constant\((\d+)\)")
+
+# What runs asynchronously as ``async-start`` of a computation that holds nothing else, or as ``copy-start`` and so on.
+_ALONE = ("copy", "slice", "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_NO_CYCLES = 2**63 - 1  # as the compiler writes what it has no estimate of
 
 _BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
 
@@ -55,10 +61,17 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A printed program: computations by name, and which one is the entry."""
+    """A printed program.
+
+    Attributes:
+        computations: by name.
+        entry: name of the one that runs.
+        unread: what was met and is not known, in words; figures of the program lack it.
+    """
 
     computations: Mapping[str, tuple[Instruction, ...]]
     entry: str
+    unread: set[str] = dataclasses.field(default_factory=set)
 
     @functools.cached_property
     def shapes(self) -> dict[str, str]:
@@ -74,39 +87,40 @@ class Module:
             runs: of a loop whose bound is no constant.
             computation: to begin with; None = the entry.
             times: that it runs.
-
-        Raises:
-            ValueError: a loop whose trip count cannot be read.
         """
-        for instruction in self.computations[computation or self.entry]:
+        name = computation or self.entry
+        if name not in self.computations:
+            self.unread.add(f"the computation {name}")
+        for instruction in self.computations.get(name, ()):
             yield instruction, times
+            called = [name for names in instruction.called.values() for name in names]
             if instruction.opcode == "while":
-                (body,) = instruction.called["body"]
-                yield from self.walk(runs, body, times * self.trips(instruction, runs))
+                for body in instruction.called.get("body", ()):
+                    yield from self.walk(runs, body, times * self.trips(instruction, runs))
             elif instruction.opcode == "conditional":  # one of the branches runs: say, the costliest
-                branches = [name for names in instruction.called.values() for name in names]
-                yield from self.walk(runs, max(branches, key=self._cycles), times)
-            elif instruction.opcode in ("call", "async-start"):
-                for name in (n for names in instruction.called.values() for n in names):
+                yield from self.walk(runs, max(called, key=self._cycles), times)
+            elif instruction.opcode in ("call", "async-start", "custom-call"):
+                for name in called:
                     yield from self.walk(runs, name, times)
 
     def _cycles(self, computation: str) -> int:
         return sum(instruction.cycles * times for instruction, times in self.walk(1, computation))
 
     def trips(self, loop: Instruction, otherwise: int | None = None) -> int:
-        """How often a while loop runs: the compiler's own count, the bound in its condition, or ``otherwise``."""
+        """How often a while loop runs: the compiler's own count, the bound in its condition, ``otherwise``, or 1."""
         if found := _TRIPS.search(loop.text):
             return int(found[1])
-        (condition,) = loop.called["condition"]
-        bounds = {int(found[1]) for found in self._constants(condition)}
+        conditions = loop.called.get("condition", ())
+        bounds = {int(found[1]) for condition in conditions for found in self._constants(condition)}
         if not bounds and otherwise is not None:
             return otherwise
         if len(bounds) != 1:
-            raise ValueError(f"the trip count of {loop.name} cannot be read: its bound is {bounds or 'unknown'}")
+            self.unread.add(f"how often {loop.name} runs (counted once)")
+            return 1
         return bounds.pop()
 
     def _constants(self, computation: str) -> Iterator[re.Match[str]]:
-        for instruction in self.computations[computation]:
+        for instruction in self.computations.get(computation, ()):
             if found := _CONSTANT.match(f"{instruction.shape} {instruction.opcode}({','.join(instruction.operands)})"):
                 yield found
             for names in instruction.called.values():
@@ -129,7 +143,7 @@ def parse(text: str) -> Module:
         ValueError: there is no entry computation.
     """
     computations: dict[str, tuple[Instruction, ...]] = {}
-    entry = ""
+    entry, unread = "", set[str]()
     name, lines = "", list[Instruction]()
     for line in _joined(text):
         if (head := _COMPUTATION.match(line)) and not line.startswith(" "):
@@ -140,9 +154,34 @@ def parse(text: str) -> Module:
             name = ""
         elif name and (found := _INSTRUCTION.match(line)) and (instruction := _instruction(found[2], found[3])):
             lines.append(instruction)
+        elif name and line.strip():
+            unread.add(f"the line {line.strip()[:80]!r}")
     if not entry:
         raise ValueError("the text has no ENTRY computation; it is no optimized HLO module")
-    return Module(computations, entry)
+    return Module(_named_alike(computations), entry, unread)
+
+
+def _named_alike(computations: dict[str, tuple[Instruction, ...]]) -> dict[str, tuple[Instruction, ...]]:
+    """Both spellings of what runs asynchronously alone as one: ``async-start`` of a slice becomes ``slice-start``.
+
+    Printers choose as they like. Starts of anything else keep their name; ``walk`` goes into them.
+    """
+    wrapped: dict[str, str] = {}  # start, update -> what it wraps
+
+    def renamed(instruction: Instruction) -> Instruction:
+        _, _, end = instruction.opcode.partition("async-")
+        if not end:
+            return instruction
+        names = [name for names in instruction.called.values() for name in names]
+        inner = [i.opcode for name in names for i in computations.get(name, ()) if i.opcode != "parameter"]
+        before = wrapped.get(instruction.operands[0], "") if instruction.operands and end != "start" else ""
+        alone = inner[0] if len(inner) == 1 and inner[0] in _ALONE else before
+        if not alone:
+            return instruction
+        wrapped[instruction.name] = alone
+        return dataclasses.replace(instruction, opcode=f"{alone}-{end}")
+
+    return {name: tuple(map(renamed, instructions)) for name, instructions in computations.items()}
 
 
 def _joined(text: str) -> Iterator[str]:
@@ -164,6 +203,7 @@ def _instruction(name: str, rest: str) -> Instruction | None:
         return None
     operands, attributes = _split_operands(rest[found.end() :])
     cycles, op_name = _CYCLES.search(attributes), _OP_NAME.search(attributes)
+    estimate = int(cycles[1]) if cycles else 0
     called: dict[str, tuple[str, ...]] = {}
     for match in _CALLED.finditer(attributes):
         key = match[0].split("=", 1)[0]
@@ -173,7 +213,7 @@ def _instruction(name: str, rest: str) -> Instruction | None:
         shape=shape,
         opcode=found[1],
         operands=operands,
-        cycles=int(cycles[1]) if cycles else 0,
+        cycles=estimate if estimate < _NO_CYCLES else 0,
         op_name=op_name[1] if op_name else "",
         called=called,
         text=rest,

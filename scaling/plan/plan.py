@@ -281,7 +281,7 @@ def _predicted(base: Plan, guess: "Prediction", chip: chips.Chip, config: cfg.Co
         collectives={k: (c.bytes, c.hidden_bytes, c.calls) for k, c in guess.collectives.items()},
         operations=dict(list(guess.operations.items())[:OPERATIONS]),
         cycles=guess.cycles,
-        assumptions=predict.assumptions(chip, config.mesh.slices, base.step),
+        assumptions=predict.assumptions(chip, config.mesh.slices, base.step) + predict.missing(guess.unread),
     )
 
 
@@ -368,7 +368,7 @@ def _cache_path(config: cfg.Config, name: str, slices: int, step: str, request: 
     # Another libtpu than the package's, and options of the compiler.
     versions += [os.environ.get(name, "") for name in ("TPU_LIBRARY_PATH", "XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     text = json.dumps([values, asked, name, slices, step, versions, source.hexdigest()])
-    return Path(cache.root()).expanduser() / "plans" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    return cache.root() / "plans" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
 def _kept(path: Path) -> Plan | None:

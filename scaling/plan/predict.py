@@ -18,7 +18,7 @@ The model, and what it rests on (docs/planning.md has the measurements):
 import collections
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from scaling.chips import Chip
@@ -64,6 +64,7 @@ _FREE = re.compile(
 )
 _OURS, _THEIRS = "jit(step)/", "jit(train_step)/"  # train steps, and MaxText's
 _UNEMBEDDING = re.compile(r"bt[dv],[bv]|vd,bd")
+_PARTS = re.compile(r".*-(start|update|done)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\]|mesh\[([^\]]*)\] \{([^}]*)\})")
 
@@ -105,6 +106,7 @@ class Prediction:
         exposed: seconds of collectives that nothing hides.
         cycles: sum of the compiler's cycles, loops counted as often as they run; no kernels.
         operations: JAX's operation, as its path in the program -> seconds, the longest first.
+        unread: parts of the program that are not known and whose time is missing, in words.
     """
 
     seconds: float
@@ -113,6 +115,7 @@ class Prediction:
     exposed: float
     cycles: int
     operations: dict[str, float]
+    unread: tuple[str, ...] = ()
 
     def calibrated(self, factor: float) -> "Prediction":
         """With all seconds multiplied by what measurements say."""
@@ -143,6 +146,7 @@ class Prediction:
             self.exposed / count,
             self.cycles // count,
             {name: seconds / count for name, seconds in self.operations.items()},
+            self.unread,
         )
 
 
@@ -177,6 +181,9 @@ def predict(module: Module, chip: Chip, runs: int | None = None) -> Prediction:
                 traffic.hidden_bytes += sent
         if _kind_of_collective(instruction.opcode):
             continue
+        if _PARTS.fullmatch(instruction.opcode):
+            module.unread.add(instruction.opcode)
+            continue
         kind, seconds = _cost(module, instruction, chip)
         part = parts[kind]
         part.seconds += times * seconds
@@ -197,7 +204,8 @@ def predict(module: Module, chip: Chip, runs: int | None = None) -> Prediction:
         collectives[BETWEEN] = Collective(network.bytes, network.hidden_bytes, network.calls)
     cycles = sum(part.cycles for part in parts.values())
     longest = dict(sorted(operations.items(), key=lambda pair: -pair[1]))
-    return Prediction(work + exposed, dict(parts), dict(collectives), exposed, cycles, longest)
+    unread = tuple(sorted(module.unread))
+    return Prediction(work + exposed, dict(parts), dict(collectives), exposed, cycles, longest, unread)
 
 
 def _in_layers(module: Module) -> set[str]:
@@ -331,6 +339,14 @@ def sent_bytes(instruction: Instruction) -> float:
     if kind == "reduce-scatter":
         return whole * (size - 1)
     return whole if kind == "collective-permute" else whole * part
+
+
+def missing(unread: Sequence[str]) -> tuple[str, ...]:
+    """A warning about the parts of a program that are not known; nothing if there are none."""
+    if not unread:
+        return ()
+    more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
+    return (f"WARNING: the time of what is not known is missing: {', '.join(unread[:3])}{more}.",)
 
 
 def assumptions(chip: Chip, slices: int, step: str) -> tuple[str, ...]:

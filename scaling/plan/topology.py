@@ -61,7 +61,9 @@ def devices(name: str, slices: int = 1) -> list[Any]:
     os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()} | _WARNINGS)
     from jax.experimental import topologies
 
-    more = {"num_slices": slices} if slices > 1 else {}
+    more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if name.startswith("v4:"):  # whose cores libtpu counts one by one unless told otherwise; JAX on a v4 does not
+        more["chip_config_name"] = "megacore"
     try:
         return list(topologies.get_topology_desc(asked, platform="tpu", **more).devices)
     except Exception as error:  # libtpu raises whatever it likes

@@ -81,11 +81,12 @@ def runs_of(spec: str, overrides: Sequence[str], local: bool = True) -> list["Ru
         ValueError: it describes no sweep, or an impossible one.
     """
     from scaling.config_file import call, mistake, run_name
+    from scaling.refusal import kind
     from scaling.sweep.plan import Sweep, plan
 
     sweep = call(spec, "get_sweep", "get_config")
     if not isinstance(sweep, Sweep):
-        raise ValueError(f"{spec}: get_sweep() must return a scaling.sweep.plan.Sweep, got {sweep!r}")
+        raise ValueError(f"{spec}: get_sweep() must return a scaling.sweep.plan.Sweep, not {kind(sweep)}")
     try:
         return plan(sweep, overrides, run_name(spec), local)
     except (ValueError, OSError):

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 
 from scaling import config as cfg
+from scaling import platforms
 
 _BYTES_PER_RUN = 2 << 30  # of host memory: the runtime, the compiler and a small model
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -105,7 +106,7 @@ def probe(cpu_devices: int = 0) -> Machine:
     environment = dict(os.environ, **({"JAX_PLATFORMS": "cpu"} if cpu_devices else {}))
     found = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, env=environment)
     if found.returncode:
-        reason = (found.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ValueError(f"JAX cannot use the devices of this machine: {reason}")
+        said = (found.stderr.strip().splitlines() or [""])[-1]
+        raise platforms.unusable(said.removeprefix("AssertionError"))  # which JAX raises without a word
     platform, kind, units, unit_flops, source = json.loads(found.stdout.splitlines()[-1])
     return Machine(platform, kind, tuple(units), unit_flops, source)

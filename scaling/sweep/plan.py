@@ -16,6 +16,7 @@ from scaling import config as cfg
 from scaling import flops
 from scaling.config_file import KNOBS, apply_overrides, check_knob
 from scaling.data import tokenizer
+from scaling.refusal import shown
 from scaling.resolve import resolve
 from scaling.sizes import Parameters, Size, parameters
 
@@ -207,7 +208,7 @@ def _check(sweep: Sweep, overrides: Sequence[str]) -> None:
 
 def _check_types(sweep: Sweep) -> None:
     def refuse(field: str, right: str, value: Any) -> ValueError:
-        return ValueError(f"the sweep's {field} must be {right}, got {value!r}")
+        return ValueError(f"the sweep's {field} must be {right}, got {shown(value)}")
 
     def whole(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
@@ -250,7 +251,7 @@ def _lengths(sweep: Sweep, shape: Shape, scale: Scale) -> list[int]:
     for budget in sweep.budgets:
         found = budget(scale)
         if not isinstance(found, Sequence) or not all(isinstance(length, int | float) for length in found):
-            raise ValueError(f"a budget of the sweep gives {found!r} for {shape}; it must give a list of tokens")
+            raise ValueError(f"a budget of the sweep gives {shown(found)} for {shape}; it must give a list of tokens")
         for length in found:
             if not (math.isfinite(length) and round(length) > 0):
                 raise ValueError(f"a budget of the sweep gives {shape} {length} tokens; it must give at least 1")

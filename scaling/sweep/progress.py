@@ -12,6 +12,7 @@ from etils import epath
 
 from scaling import config as cfg
 from scaling.laws.curves import last_record
+from scaling.refusal import shown
 from scaling.sweep.plan import Run
 
 _STARTUP_SECONDS = 15.0  # imports and compilation
@@ -83,7 +84,7 @@ def changed_knobs(run: Run) -> list[str]:
     before = {name: value for name, value, _, _ in cfg.knobs(found)}
     now = {name: value for name, value, _, _ in cfg.knobs(run.config)}
     names = [n for n in now if n.startswith(_DECISIVE) and not n.startswith(_FREE) and before[n] != now[n]]
-    return [f"{name} is {before[name]!r} there and {now[name]!r} here" for name in names]
+    return [f"{name} is {shown(before[name])} there and {shown(now[name])} here" for name in names]
 
 
 class Clock:

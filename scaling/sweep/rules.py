@@ -4,6 +4,7 @@ import itertools
 import math
 from typing import Literal
 
+from scaling.refusal import shown
 from scaling.sizes import GPT3
 from scaling.sweep.plan import Rule, Scale
 
@@ -36,7 +37,7 @@ def power(
     section 3.1, found a learning rate of 0.3118 C^-0.1250 and a batch of 0.2920 C^0.3271 tokens.
     """
     if of not in ("params", "tokens", "flops"):
-        raise ValueError(f"power(..., of={of!r}) must be of 'params', 'tokens' or 'flops'")
+        raise ValueError(f"power(..., of={shown(of)}) must be of 'params', 'tokens' or 'flops'")
 
     def rule(scale: Scale) -> float:
         sizes = {"params": scale.params.without_embeddings, "tokens": scale.tokens, "flops": scale.flops}

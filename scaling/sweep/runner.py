@@ -17,10 +17,11 @@ from scaling.sweep.plan import Run
 from scaling.sweep.progress import Clock, Progress, progress
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
 from scaling.train.lock import is_locked
+from scaling.train.signals import stops
 
 _POLL_SECONDS = 0.5
 _ERROR = "scaling train: error: "
-_STOPPED = (exit_codes.SIGINT, exit_codes.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
+_STOPPED = (*exit_codes.OF_SIGNAL.values(), *(-number for number in exit_codes.OF_SIGNAL))
 
 ELSEWHERE = "elsewhere"  # another process is training it
 
@@ -106,11 +107,10 @@ class Runner:
             watch: called about twice a second.
 
         Returns:
-            0 if all finished; the exit code of SIGINT or SIGTERM if one came (the runs have saved, the same command
-            goes on); else that of the first failed run.
+            0 if all finished; the exit code of a signal if one came (the runs have saved, the same command goes on);
+            else that of the first failed run.
         """
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._note) for number in signals}
+        before = {number: signal.signal(number, self._note) for number in stops()}
         try:
             while (self.of(WAITING, ELSEWHERE) and not self._stop) or self.of(RUNNING):
                 if not self._stop:
@@ -128,7 +128,7 @@ class Runner:
                 job.process.terminate()  # type: ignore[union-attr]
         watch(self)
         if self._stop:
-            return exit_codes.SIGINT if self._stop == signal.SIGINT else exit_codes.SIGTERM
+            return exit_codes.OF_SIGNAL[signal.Signals(self._stop)]
         failed = self.of(FAILED, STOPPED)
         return max(failed[0].exit_code, exit_codes.BUG) if failed else exit_codes.OK
 

@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 
 from scaling import config as cfg
 from scaling import durable
+from scaling.paths import must_be_utf8
 from scaling.train import guard
 from scaling.train.state import TrainState
 
@@ -284,8 +285,14 @@ def _is_step(name: str) -> bool:
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """Orbax takes only absolute paths; remote ones (``gs://...``) are so already."""
-    return epath.Path(path if "://" in str(path) else Path(path).expanduser().absolute())
+    """Orbax takes only absolute paths, of UTF-8; remote ones (``gs://...``) are absolute already.
+
+    Raises:
+        ValueError: not UTF-8, which may lie in the working directory.
+    """
+    path = epath.Path(path if "://" in str(path) else Path(path).absolute())
+    must_be_utf8("the run directory", str(path))
+    return path
 
 
 def verify(path: epath.Path) -> dict[str, Any]:

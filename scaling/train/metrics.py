@@ -1,11 +1,13 @@
 """Where numbers go: metrics.jsonl, evals.jsonl, TensorBoard, Weights & Biases, and the console."""
 
+import contextlib
+import importlib.util
 import json
 import logging
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
@@ -75,13 +77,16 @@ class MetricWriter:
             run_dir / "evals.jsonl",
             lambda record: record["step"] > resume_step - (finished and "task" not in record),
         )
-        self._board = self._wandb = None
+        self._boards: list[_Board] = []
         if config.log.tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(run_dir), purge_step=resume_step + 1)
+            self._boards.append(_Board("TensorBoard", lambda: _Tensorboard(run_dir, resume_step)))
         if config.log.wandb_project:
-            self._wandb = _start_wandb(run_dir, config)
+            if importlib.util.find_spec("wandb") is None:
+                raise ValueError(
+                    "config.log.wandb_project is set but wandb is not installed; pip install 'scaling[wandb]' or set "
+                    "it to ''"
+                )
+            self._boards.append(_Board("Weights & Biases", lambda: _Wandb(run_dir, config)))
 
     def train(self, record: dict[str, Any]) -> None:
         """One logged step; ``record`` holds ``step`` and scalars."""
@@ -102,38 +107,94 @@ class MetricWriter:
 
     def _scalars(self, prefix: str, record: dict[str, Any]) -> None:
         values = {f"{prefix}/{k}": v for k, v in record.items() if k != "step" and isinstance(v, int | float)}
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, record["step"])
-        if self._wandb:
-            self._wandb.log(values, step=record["step"])
+        for board in self._boards:
+            board.log(values, record["step"])
 
     def close(self) -> None:
         self._train.close()
         self._evals.close()
-        if self._board:
-            self._board.close()
-        if self._wandb:
-            self._wandb.finish()
+        for board in self._boards:
+            board.close()
 
 
-def _start_wandb(run_dir: epath.Path, config: cfg.Config) -> Any:
+class _Board:
+    """Where numbers are shown beside the run's own files; what goes wrong there is a warning, and the run goes on."""
+
+    def __init__(self, name: str, start: Callable[[], Any]):
+        """Args: for the warning; makes what is written to, with ``log(values, step)`` and ``close()``."""
+        self._name, self._target = name, None
+        with self._guarded():
+            self._target = start()
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        if self._target is not None:
+            target, self._target = self._target, None  # no more, should it fail
+            with self._guarded():
+                target.log(values, step)
+                self._target = target
+
+    def close(self) -> None:
+        if self._target is not None:
+            with self._guarded():
+                self._target.close()
+
+    def _guarded(self) -> contextlib.AbstractContextManager[None]:
+        return optional(f"{self._name} failed and gets no more numbers")
+
+
+@contextlib.contextmanager
+def optional(failure: str, unless: Callable[[Exception], bool] = lambda error: False) -> Iterator[None]:
+    """Makes an exception inside a warning, for what is wanted but no reason to end a run.
+
+    Args:
+        failure: the begin of the warning.
+        unless: which exceptions are raised all the same.
+    """
     try:
+        yield
+    except Exception as error:
+        if unless(error):
+            raise
+        log.warning("%s (%s: %s)", failure, type(error).__name__, " ".join(str(error).split())[:300])
+
+
+class _Tensorboard:
+    def __init__(self, run_dir: epath.Path, resume_step: int):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(run_dir), purge_step=resume_step + 1)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        # Its thread ends where it cannot write, and then, some numbers later, whoever gives it more waits for ever.
+        if not self._writer.file_writer.event_writer._worker.is_alive():
+            raise OSError("its thread has ended")
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    def __init__(self, run_dir: epath.Path, config: cfg.Config):
         import wandb
-    except ImportError:
-        raise ValueError(
-            "config.log.wandb_project is set but wandb is not installed; pip install 'scaling[wandb]' or set it to ''"
-        ) from None
-    identity = run_dir / "wandb_id"  # a resumed run goes on in the same W&B run
-    if not identity.exists():
-        identity.write_text(uuid.uuid4().hex[:12])
-    return wandb.init(
-        project=config.log.wandb_project,
-        name=run_dir.name,
-        id=identity.read_text(),
-        resume="allow",
-        config=cfg.to_dict(config),
-    )
+
+        identity = run_dir / "wandb_id"  # a resumed run goes on in the same W&B run
+        if not identity.exists():
+            identity.write_text(uuid.uuid4().hex[:12])
+        self._run = wandb.init(
+            project=config.log.wandb_project,
+            name=run_dir.name,
+            id=identity.read_text(),
+            resume="allow",
+            config=cfg.to_dict(config),
+        )
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 class Console:

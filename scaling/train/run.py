@@ -37,7 +37,7 @@ from scaling.train.checkpoint import Checkpoints, absolute
 from scaling.train.goodput import Goodput
 from scaling.train.lock import only_one
 from scaling.train.loop import Loop
-from scaling.train.metrics import Console, MetricWriter
+from scaling.train.metrics import Console, MetricWriter, optional
 from scaling.train.placement import local_rows, place, prefetched
 from scaling.train.recompute import Faulty, checked
 from scaling.train.restore import Restorer
@@ -70,6 +70,7 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
     _configure(config)
     words = run_tokenizer.find(config.data.tokenizer, absolute(config.workdir or f"runs/{name}"))
     config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
+    absolute(config.workdir)  # refuses a name that could not be written to, before the text is tokenized
     bad_records = BadRecords() if config.data.bad_records == "skip" else None
     data = loader.training_set(config.data, words, config.train.sequence_length, config.seed, bad_records)
     held_out = loader.validation_set(config.data, words, config.train.sequence_length, bad_records)
@@ -125,7 +126,10 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
             # From here on everything is saved, so a signal may end the process at once.
             loss = run.validate(run.schedule.num_steps, state)
             run.evaluate_tasks(run.schedule.num_steps, state)
-            with goodput.during("validate"), watchdog.phase("the samples"):
+            texts: list[str] = []
+            # The others would wait for a process that passes over that one is gone.
+            lets_go = optional("no samples", unless=distributed.is_lost_peer)
+            with goodput.during("validate"), watchdog.phase("the samples"), lets_go:
                 texts = continue_texts(config, state["params"], words) if config.sample.prompts else []
         except (Diverged, Faulty) as error:
             print(f"scaling train: error: {error}", file=sys.stderr)
@@ -144,7 +148,8 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
     if jax.process_index() == 0:
         tokens = run.schedule.tokens(run.schedule.num_steps)
         print(f"validation loss {loss:.4f} nats/token after {tokens:,} tokens", *texts, sep="\n\n")
-        print(f"\nloss curve: {plot(run_dir)}")
+        with optional("no loss curve"):
+            print(f"\nloss curve: {plot(run_dir)}")
     return exit_codes.OK
 
 
@@ -310,7 +315,7 @@ def _configure(config: cfg.Config) -> None:
     ours.propagate = False
     # Unless the user's JAX settings already say where.
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        compiled = Path(cache.root()).expanduser() / "compiled"
+        compiled = cache.root() / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(compiled))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     # float32 means float32 on accelerators too, not TensorFloat-32 or bfloat16 passes.

@@ -251,9 +251,22 @@ def test_wrong_tensors_are_named(folder):
     edit_tensors(folder, lambda t: t.pop("lm_head.weight"))
     edit_tensors(folder, lambda t: t.update({"transformer.ln_f.bias": np.ones(24, np.int32)}))
     refused("ln_f.bias is I32")
+    edit_tensors(folder, lambda t: t.update({"transformer.ln_f.bias": np.ones(24, np.float32)}))
+    for bad in (np.nan, np.inf):
+        edit_tensors(folder, lambda t, bad=bad: t["transformer.h.1.mlp.c_fc.weight"].__setitem__((2, 3), bad))
+        refused("1 of the .*h.1.mlp.c_fc.weight are NaN")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     refused("not a whole safetensors file")
+
+
+def test_the_shared_embedding_may_stand_under_either_name(folder):
+    _, params = huggingface.load(folder)
+    edit_tensors(folder, lambda t: t.update({"lm_head.weight": t.pop("transformer.wte.weight")}))
+    assert_same_trees(huggingface.load(folder)[1], params)
+    edit_tensors(folder, lambda t: t.pop("lm_head.weight"))
+    with pytest.raises(ValueError, match=r"lacks.*wte\.weight"):
+        huggingface.load(folder)
 
 
 def test_missing_files_are_refused(folder):

@@ -192,9 +192,13 @@ def test_another_launch_of_the_same_name_is_not_touched(command):
 
 
 def test_a_dry_run_prints_what_would_be_applied(command):
-    code, out, _ = command("launch", "--config=small.py", "--dry_run", "--namespace=team", "--context=c")
+    label = "commit=1234e56"  # a number for kubectl, without quotes
+    code, out, _ = command(
+        "launch", "--config=small.py", "--dry_run", "--namespace=team", "--context=c", f"--labels={label}"
+    )
     assert code == 0 and not (command.cluster / "calls.jsonl").exists()
     text = out.partition("<<'EOF'\n")[2].partition("EOF")[0]
+    assert text.count('commit: "1234e56"') == 3  # the ConfigMap, the JobSet, its pods
     kinds = [document["kind"] for document in yaml.safe_load_all(text)]
     assert kinds == ["ConfigMap", "JobSet"] and "kubectl --context=c --namespace=team apply --filename=-" in out
     assert command("launch", "--config=small.py", "--parallel=2")[0] == 2

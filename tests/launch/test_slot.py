@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ from launch.restarts import Restarts
 from launch.settings import Settings
 from launch.slices import Slices
 from scaling import config as cfg
+from scaling import exit_codes
 from scaling.sweep.plan import single
 from tests import tiny
 
@@ -173,6 +176,28 @@ def test_a_place_that_takes_long_does_not_hold_up_the_others(places):
     assert launcher.run() == 0
     other.join()
     assert sorted(seen[0]) == ["finished", "finished", "running"]
+
+
+def test_warnings_stop_the_launcher_as_an_order_does_and_count_once(places):
+    """Slurm and the kernel repeat them; a second order would leave machines behind."""
+    launcher, event = places
+
+    def warn():
+        while launcher.values["jobs"]["a"]["state"] == "waiting":
+            time.sleep(0.01)
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.05)
+        event.set()
+
+    other = threading.Thread(target=warn)
+    other.start()
+    assert launcher.run() == exit_codes.SIGUSR1
+    other.join()
+    assert all(place.stage == slot.ABSENT for place in launcher.slots)
+    launcher._note(signal.SIGTERM, None)
+    launcher._note(signal.SIGHUP, None)
+    assert launcher._asked == [signal.SIGUSR1, signal.SIGTERM]
 
 
 def test_a_place_that_is_refused_ends_the_others_too(places):

@@ -1,5 +1,6 @@
 """Rows of `scaling status`, names and prices, and `scaling stop`, on folders made by hand."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,7 +16,10 @@ from launch import bill, jobs, state, status
 from launch.find import find
 from scaling import cli
 from scaling import config as cfg
+from scaling.config_file import load
+from scaling.sweep.runner import write_plan
 from scaling.train.lock import held
+from tests.experiments import SHAPES, experiment
 
 
 @pytest.fixture
@@ -109,6 +113,60 @@ def test_a_sweep_shows_runs_that_have_not_begun(run_dir, capsys):
     assert "neither nowhere nor runs/nowhere is a folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("runs", ["", f"{SHAPES}, [tokens(4096)]"])
+def test_a_launch_and_its_runs_agree_on_a_folder_at_home(tmp_path, monkeypatch, runs):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "tiny.py").write_text(experiment("~/mine", runs, train__batch_tokens=1024, train__tokens=4096))
+    launch = jobs.read("tiny.py", [], local=True)
+    assert launch.state_folder == epath.Path(tmp_path / "home/mine")
+    folders = {launch.state_folder if runs else launch.state_folder.parent}
+    assert {epath.Path(run.config.workdir).parent for run in launch.runs} == folders
+    plan = write_plan(launch.runs[0], epath.Path(launch.runs[0].config.workdir))
+    assert load(str(plan)).workdir == launch.runs[0].config.workdir  # as the supervisor and the training read it
+
+
+@pytest.mark.parametrize("verb", ["status", "stop"])
+def test_what_this_program_wrote_beside_the_runs_is_passed_over(run_dir, capsys, verb):
+    """As ``runs/*`` names it: a launcher's files, and a report under any name."""
+    runs = run_dir.parent
+    for name in ("launch.json", "launch.log", "scaling-ab12cd.tar.gz"):
+        (runs / name).write_text("{}")
+    (runs / "my report/figures").mkdir(parents=True)
+    (runs / "my report/points.csv").write_text("")
+    everything = [str(path) for path in sorted(runs.iterdir())]
+    assert len(everything) == 5 and cli.main([verb, *everything]) == 0
+    assert "one" in capsys.readouterr().out
+    own = [path for path in everything if path != str(run_dir)]
+    assert cli.main([verb, *own]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    (runs / "notes.txt").write_text("")
+    assert cli.main([verb, *everything, str(runs / "notes.txt")]) == 2  # no file of ours
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ("[]", "a list"),
+        ('{"jobs": 3}', "'jobs' is 3"),
+        ('{"jobs": {"a": 3}}', "'jobs'"),
+        ('{"jobs": {"a": {"name": "a", "state": "running"}}}', "jobs.a.workdir"),
+        ('{"runs": 3}', "'runs'"),
+        ('{"target": "tpu_vm", "id": "x", "jobs": {}, "slots": []}', "cloud"),
+        ('{"supervisor": {"pid": 1}}', "start of a process"),
+        ('{"children": [1]}', "'children'"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["status", "stop"])
+def test_a_launch_json_that_no_launcher_wrote_is_refused_with_its_path(run_dir, capsys, verb, written, named):
+    (run_dir.parent / state.FILE).write_text(written)
+    assert cli.main([verb, "runs"]) == 2
+    said = capsys.readouterr().err
+    assert "runs/launch.json" in said and named in said and said.count("\n") == 1
+    state.write(run_dir, {"state": "running"})  # without a supervisor
+    assert row().state == "dead"
+
+
 def test_nan_is_null_in_json(run_dir, capsys):
     (run_dir / "metrics.jsonl").write_text('{"step": 1, "tokens": 128, "loss": NaN}\n')
     assert cli.main(["status", "one", "--json"]) == 0
@@ -168,9 +226,19 @@ def test_prices_are_read_or_refused(tmp_path):
     assert bill.price(path, "v6e", spot=False) is None
     with pytest.raises(ValueError, match="H100 = -1 must be a price"):
         bill.price(path, "H100", spot=False)
-    path.write_text("v5e: 1.2")
-    with pytest.raises(ValueError, match="is not TOML"):
-        bill.price(path, "v5e", spot=False)
+    for text, said in (("v5e: 1.2", "is not TOML"), ("spot = 3", "must be a table")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            bill.price(path, "v5e", spot=True)
+
+
+def test_a_chip_without_a_price_is_named_with_the_file(tmp_path):
+    line = bill.Line("run", tokens=1000, hours=2.0, fits=True)
+    known = bill.Bill((line,), "1 x v5e:2x4", "v5e", 8, True, 0.5)
+    unknown = dataclasses.replace(known, price=None, prices=tmp_path / "prices.toml")
+    assert "cost" in known.to_text(1) and "8.00 at 0.5" in known.to_text(1)
+    assert f"{tmp_path / 'prices.toml'} has no v5e in [spot]" in unknown.to_text(1)
+    assert "--prices=FILE" in dataclasses.replace(unknown, prices=None).to_text(1)
 
 
 def test_options_of_another_target_are_refused(capsys):
@@ -179,7 +247,9 @@ def test_options_of_another_target_are_refused(capsys):
         (["--target=gke", "--processes=2"], "--processes belongs to --target=local"),
         (["--target=local"], "needs --config=FILE"),
         (["--target=mars"], "invalid choice"),
+        (["--target=local", "--config="], "needs --config=FILE"),
         (["--target=local", "--max_restarts=-1"], "must be a number of at least 0"),
+        (["--target=skypilot", "--accelerators=H100:8", "--nodes=0"], "--nodes=0 must be at least 1"),
     ):
         assert cli.main(["launch", *options]) == 2
         assert said in capsys.readouterr().err

@@ -226,7 +226,7 @@ def outside(tmp_path):
             os.kill(child["pid"], signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_signals_are_passed_on_and_no_start_follows(outside, tmp_path, number, code):
     process = outside("serve")
     until((tmp_path / "serving").exists)

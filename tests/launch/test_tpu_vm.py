@@ -149,6 +149,9 @@ def test_nothing_is_billed_without_consent(cloud):
         (("--config.data.train=corpus/*.txt",), "is a path of this machine"),
         (("--image=x",), "--image belongs to --target=gke"),
         (("--labels=A=b",), "lower-case"),
+        (("--labels=a=-b",), "lower-case"),  # Kubernetes refuses it
+        (("--labels=a=b,a=c",), "a is given twice"),
+        (("--labels=scaling-launch=x",), "scaling-launch is the launcher's own"),
         (("--topology=v7x:2x2x1",), "use --target=gke"),
         (("--config.mesh.fsdp=3",), "config.mesh"),
     ],

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from scaling import config as cfg
+from scaling import exit_codes
 from scaling.parallel import distributed
 from scaling.train.placement import local_rows
 from tests.programs import environment
@@ -105,6 +106,9 @@ def test_the_coordinator_needs_its_numbers(monkeypatch):
         distributed.initialize(cfg.Distributed(num_processes=2, process_id=2))
 
 
+STEP = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a[1-2]"}
+
+
 @pytest.mark.parametrize(
     ("environment", "arguments"),
     [
@@ -113,8 +117,10 @@ def test_the_coordinator_needs_its_numbers(monkeypatch):
             ("host:1", 4, 3),
         ),
         ({"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}, ("host:1", 4, 2)),
-        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a[1-2]"}, ()),
-        ({"SLURM_NTASKS": "2"}, None),  # a shell of salloc
+        (STEP | {"SLURM_STEP_NUM_TASKS": "4"}, ()),
+        (STEP | {"SLURM_STEP_NUM_TASKS": "1"}, None),  # a shell that salloc starts as a step
+        (STEP, None),  # what else has a rank, but no step
+        ({"SLURM_NTASKS": "4"}, None),  # a shell of salloc on the machine that it was called on
         ({"OMPI_COMM_WORLD_SIZE": "x"}, None),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, ()),
         ({"MEGASCALE_NUM_SLICES": "2"}, ()),
@@ -126,13 +132,41 @@ def test_the_coordinator_needs_its_numbers(monkeypatch):
 def test_launchers_are_recognised(monkeypatch, environment, arguments):
     """Which environments join processes, and with what; joining itself is tested above."""
     calls = []
-    monkeypatch.setattr("jax.distributed.initialize", lambda *a, **named: calls.append((a, named)))
-    for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "TPU_WORKER_HOSTNAMES", "OMPI_COMM_WORLD_SIZE"):
+    monkeypatch.setattr("jax.distributed.initialize", lambda **named: calls.append(named))
+    for name in (
+        "JAX_COORDINATOR_ADDRESS",
+        "SLURM_NTASKS",
+        "SLURM_STEP_NUM_TASKS",
+        "TPU_WORKER_HOSTNAMES",
+        "OMPI_COMM_WORLD_SIZE",
+    ):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    distributed.initialize(cfg.Distributed(heartbeat_seconds=7))
-    assert calls == ([] if arguments is None else [(arguments, {"heartbeat_timeout_seconds": 7})])
+    distributed.initialize(cfg.Distributed(heartbeat_seconds=7, join_seconds=5))
+    if arguments is None:
+        assert calls == []
+    else:
+        [call] = calls
+        assert (call.pop("heartbeat_timeout_seconds"), call.pop("initialization_timeout") > 5) == (7, True)
+        assert call == dict(zip(("coordinator_address", "num_processes", "process_id"), arguments, strict=False))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_who_waits_for_others_says_so_and_ends(index):
+    """With one second in place of the ten after which it is said, in a process of its own: it is ended."""
+    program = (
+        "import sys\nfrom scaling import config as cfg\nfrom scaling.parallel import distributed\n"
+        "distributed._TOLD_SECONDS = 0.2\n"
+        "distributed.initialize(cfg.Distributed(sys.argv[1], 3, int(sys.argv[2]), join_seconds=1))"
+    )
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-c", program, address, str(index)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+    waiting, error = done.stderr.splitlines()
+    assert done.returncode == exit_codes.HUNG
+    assert waiting.startswith("waiting for") and address in waiting and ("3" if index else "2") in waiting
+    assert "config.distributed.join_seconds" in error and address in error
 
 
 def test_virtual_devices_have_threads_to_wait_in_several_collectives(monkeypatch):

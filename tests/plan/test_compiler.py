@@ -153,6 +153,7 @@ def test_a_layout_that_makes_arrays_whole_is_refused(monkeypatch, capsys):
 
 
 def test_its_topologies_are_known():
-    assert len(topology.devices("v5e:2x2")) == 4
+    for name in ("v4:2x2x1", "v5p:2x2x1", "v5e:2x2", "v6e:2x2", "v7x:2x2x1"):
+        assert len(topology.devices(name)) == topology.count(name, 1)
     with pytest.raises(ValueError, match="--topology=v5e:3x5: the TPU compiler refuses it"):
         topology.devices("v5e:3x5")

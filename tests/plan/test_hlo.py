@@ -1,5 +1,6 @@
 """Reading compiled programs: what is in them, how often it runs, what it costs by the stated model."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from scaling import chips
-from scaling.plan import hlo, predict
+from scaling.plan import compiled, hlo, predict
 
 V5E = chips.find("v5e")
 
@@ -47,6 +48,63 @@ def test_what_this_machine_compiles_is_read_too():
     (loop,) = [i for i, _ in module.walk() if i.opcode == "while"]
     assert module.trips(loop) == 7
     assert {times for i, times in module.walk() if i.op_name.endswith("tanh")} == {7}
+
+
+# As libtpu 0.0.52 prints a v6e step: rows of a table gathered by the sparse cores, started without operands and given
+# them by an async-update of several, and a slice brought into fast memory; neither with the short name that JAX prints.
+ASYNC = Path(__file__).with_name("async.hlo").read_text()
+
+
+def test_what_runs_asynchronously_is_read_in_both_spellings():
+    found = predict.predict(hlo.parse(ASYNC), V5E)
+    rows = 256 * 512 * 2 + 256 * 4 + 256 * 512 * 2  # read, their numbers, written; not the table
+    assert found.operations["forward: jvp()/gather"] == pytest.approx(rows / (0.8 * 819e9))
+    assert found.cycles == 0  # the greatest integer stands for no estimate
+    short = ASYNC.replace("async-start(%weights)", "slice-start(%weights)").replace(
+        "async-done(%slice", "slice-done(%slice"
+    )
+    assert dataclasses.astuple(predict.predict(hlo.parse(short), V5E)) == dataclasses.astuple(found)
+    slow = predict.predict(hlo.parse(ASYNC), dataclasses.replace(V5E, hbm_bandwidth=1e6))
+    assert slow.seconds * 0.8e6 == pytest.approx(rows + 8192)  # what is brought beforehand must come from memory, too
+    assert found.unread == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ("slice-start = ((", "slice-start <- ((", "the line"),
+        ("async-start(%weights), calls=%async_slice", "fusion-start(%weights), calls=%async_slice", "fusion-start"),
+        ("called_computations={%called_rows}", "called_computations={%elsewhere}", "elsewhere"),
+        (
+            "async-start(%weights), calls=%async_slice",
+            "while(%weights), body=%async_slice, condition=%async_slice",
+            "once",
+        ),
+    ],
+)
+def test_what_is_not_known_is_named_and_ends_nothing(before, after, named):
+    assert before in ASYNC
+    found = predict.predict(hlo.parse(ASYNC.replace(before, after)), V5E)
+    assert named in " ".join(found.unread) and named in " ".join(predict.missing(found.unread))
+
+
+def test_a_program_that_jax_cannot_print_is_read_from_the_compilers_own_file(monkeypatch):
+    """jaxlib refuses to convert an async-update of several operands."""
+
+    class Lowered:
+        def compile(self, compiler_options):
+            folder = Path(compiler_options["xla_dump_to"])
+            for name, text in ("1.jit_step.after_codegen.txt", ASYNC), ("0.other.after_codegen.txt", "HloModule small"):
+                (folder / name).write_text(text)
+            return self
+
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: async-update instruction should have 1 operands but sees 3")
+
+    assert compiled.compile_lowered(Lowered())[1] == ASYNC
+    monkeypatch.setattr(Lowered, "compile", lambda self, compiler_options: self)
+    with pytest.raises(ValueError, match="async-update instruction should have 1 operands"):
+        compiled.compile_lowered(Lowered())
 
 
 def test_a_text_that_is_no_program_is_refused():

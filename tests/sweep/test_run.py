@@ -90,7 +90,7 @@ def test_finishes_resumes_and_names_what_failed(sweep, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_stops_all_runs_and_the_same_command_goes_on(sweep, number, expected):
     path, runs = sweep(tokens="131072")
     process = start(path)
@@ -131,8 +131,9 @@ def test_wrong_files_and_options_are_refused(sweep, tmp_path, capsys):
     path.write_text(text.replace("grid={}", "peak_lr=lambda scale: 1 / 0"))
     last = text.count("\n")
     assert f"small.py:{last}: ZeroDivisionError" in refused(f"--config={path}", "--dry_run")
-    path.write_text("def get_sweep():\n    return 5\n")
-    assert "must return a scaling.sweep.plan.Sweep" in refused(f"--config={path}")
+    path.write_text("def get_sweep():\n    return {str(i): i for i in range(1000)}\n")
+    said = refused(f"--config={path}")
+    assert "must return a scaling.sweep.plan.Sweep, not a dict" in said and len(said) < 400
     assert cli.main(["train", f"--config={path}"]) == exit_codes.USAGE
     assert "use the verb sweep" in capsys.readouterr().err
 

@@ -5,11 +5,15 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,7 +123,7 @@ def test_killed_at_random_steps_and_resumed_is_bit_identical(long_run, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, exit_codes.SIGTERM), (signal.SIGINT, exit_codes.SIGINT)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_signals_save_at_the_current_step_and_exit_with_their_code(long_run, tmp_path, number, code):
     run_dir = tmp_path / "run"
     process = start(run_dir, *LONG, "--config.checkpoint.every_steps=0")
@@ -134,6 +138,18 @@ def test_signals_save_at_the_current_step_and_exit_with_their_code(long_run, tmp
     _, err = process.communicate()
     assert process.returncode == 0 and f"from step {saved[0]}" in err
     assert curve(run_dir) == curve(long_run) and weights(run_dir) == weights(long_run)
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_does_not_end_a_run(tmp_path):
+    """`scaling train ... 2>&1 | head -1`, ssh that is cut, tee that is killed."""
+    run_dir = tmp_path / "run"
+    process = start(run_dir)
+    wait_for_step(run_dir, 1, process)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(60) == exit_codes.OK
+    assert len(curve(run_dir)) == 20 and (run_dir / "loss.png").exists()
 
 
 @pytest.mark.slow
@@ -213,6 +229,51 @@ def test_a_kill_inside_the_first_save_is_a_fresh_start(finished, tmp_path, capfd
     assert left == {"000000008", "000000016", "000000020"}
 
 
+@pytest.mark.slow
+def test_a_copied_or_moved_run_goes_on_where_its_config_is(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished, "copy")
+    before = contents(finished)
+    longer = ["--config.train.tokens=9216", "--config.optimizer.decay_tokens=8192", "--config.mesh.data=-1"]
+    assert cli.main(["train", "--config=copy/config.json", *longer]) == 0
+    assert contents(finished) == before and len(curve("copy")) == 22
+    assert json.loads(Path("copy/config.json").read_text())["config"]["workdir"] == "copy"
+    Path("copy").rename("moved")
+    assert cli.main(["train", f"--config={tmp_path}/moved/config.json"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["moved"] and len(curve("moved")) == 22
+
+
+@pytest.mark.slow
+def test_what_only_shows_the_run_is_a_warning(tmp_path, capfd, monkeypatch):
+    def fails(*arguments, **named):
+        raise ValueError("not today")
+
+    class Writer:
+        file_writer = SimpleNamespace(event_writer=SimpleNamespace(_worker=threading.main_thread()))
+        added = 0
+
+        def __init__(self, *arguments, **named):
+            pass
+
+        def add_scalar(self, name, value, step):
+            Writer.added += 1
+            assert step < 4, "no more room"
+
+        close = fails
+
+    monkeypatch.setattr("scaling.train.run.plot", fails)
+    monkeypatch.setattr("scaling.train.run.continue_texts", fails)
+    monkeypatch.setattr("tensorboardX.SummaryWriter", Writer)
+    monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))  # whose init is missing
+    sys.modules["wandb"].__spec__ = ModuleSpec("wandb", None)
+    shown = ["--config.log.tensorboard=true", "--config.log.wandb_project=p", "--config.sample.prompts=x"]
+    assert train(tmp_path / "run", *shown) == 0
+    said = capfd.readouterr().err
+    for words in ("TensorBoard failed", "no more room", "Weights & Biases failed", "no samples", "no loss curve"):
+        assert said.count(words) == 1, said
+    assert len(curve(tmp_path / "run")) == 20 and Writer.added > 3
+
+
 def test_one_directory_one_training(tmp_path, capfd):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
@@ -277,11 +338,14 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, capfd):
     assert contents(run_dir) == before
 
 
-@pytest.mark.parametrize("parent", ["file", "readonly"])
+@pytest.mark.parametrize("parent", ["file", "readonly", "link"])
 def test_a_run_directory_that_cannot_be_written(tmp_path, capfd, parent):
     if parent == "file":
         (tmp_path / "file").write_text("")
         where = tmp_path / "file" / "run"
+    elif parent == "link":
+        where = tmp_path / "run"
+        where.symlink_to("nowhere")
     else:
         where = Path("/proc/run")
     assert train(where) in (exit_codes.USAGE, exit_codes.IO)
