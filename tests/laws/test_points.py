@@ -143,6 +143,8 @@ def test_command_line(tmp_path, capsys):
         ("isoflop", "--delta=1e-3", "power, kaplan, chinchilla, data_constrained"),
         ("envelope", "--error=log", "power, kaplan, chinchilla, data_constrained"),
         ("envelope", "--noise=0.005", "isoflop"),
+        ("envelope", "--curve=akima", "isoflop"),
+        ("kaplan", "--same_size=0.01", "isoflop"),
         ("chinchilla", "--noise=0.01", "isoflop"),
         ("chinchilla", "--unique=n", "data_constrained"),
     ],
@@ -163,3 +165,36 @@ def test_no_resamples_no_intervals(tmp_path, capsys):
     assert "alpha" in out and "[" not in out and "interval" not in out and "resamples" not in out
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["intervals"] == {}
+
+
+@pytest.mark.parametrize("curve", ["parabola", "akima"])
+def test_isoflop_says_what_is_fitted(tmp_path, capsys, curve):
+    """Two seeds of each size, digitised a little apart; without resamples there are minima but no intervals."""
+    n = np.geomspace(0.2, 5, 7)
+    rows = []
+    for c in (1e18, 4e18, 16e18):
+        for size in np.concatenate([n, 1.001 * n]) * np.sqrt(c / 6):
+            rows.append(
+                f"{size},{c},{1.7 + 400 / size**0.34 + 400 / (c / 6 / size) ** 0.34 + 0.004 * len(rows) % 0.02}"
+            )
+    path = table(tmp_path, *rows, header="params,flops,loss")
+    arguments = ["fit", str(path), "--form=isoflop", f"--curve={curve}", "--resamples=0"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert f"--curve={curve}" in out and "21 of 21 sizes are means of several runs" in out
+    assert "between runs of one size (21 degrees of freedom)" in out
+    assert "7 of 7" in out or curve == "parabola"
+    assert "[" not in out and "resamples" not in out
+    assert main([*arguments, "--json"]) == 0
+    fit = tmp_path / "fit.json"
+    fit.write_text(capsys.readouterr().out)
+    values = json.loads(fit.read_text())
+    assert values["how"]["curve"] == curve and values["how"]["same_size"] == 0.02
+    assert 0.001 < values["how"]["noise"] < 0.02
+    assert [len(each["sizes"]) for each in values["curves"]] == [7, 7, 7]
+    assert {size["runs"] for each in values["curves"] for size in each["sizes"]} == {2}
+    assert main(["predict", str(fit), "--flops=6.4e19", "--json"]) == 0
+    predicted = json.loads(capsys.readouterr().out)["params"]["value"]
+    assert predicted == pytest.approx(np.sqrt(6.4e19 / 6), rel=0.2)
+    assert main([*arguments, "--same_size=2"]) == 2
+    assert "--same_size=2.0 must be" in capsys.readouterr().err
