@@ -8,7 +8,7 @@ import pytest
 from scaling import config as cfg
 from scaling.cli import main
 from scaling.laws.curves import last_record, plot, read_lines
-from scaling.laws.runs import read_runs
+from scaling.laws.runs import find_runs, read_runs
 from scaling.sizes import parameters
 
 
@@ -67,6 +67,31 @@ def test_other_folders_are_refused(tmp_path):
         read_runs([tmp_path])
     with pytest.raises(ValueError, match="--params=guessed"):
         read_runs([tmp_path], count="guessed")
+
+
+def test_what_the_product_writes_beside_runs_is_passed_over(tmp_path, capsys):
+    """As in ``scaling fit runs/demo/*``, after a report, a launch and a fit."""
+    for i, losses in enumerate(([5.0, 4.0], [5.0, 3.0], [5.0, 2.5], [5.0, 2.2])):
+        run(tmp_path, f"run{i}", losses, layers=2 + 2 * i)
+    assert main(["report", str(tmp_path), "--resamples=5"]) == 0
+    for name in ("launch.json", "fit.json", "launch.log", "report.html", "points.csv"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "figures").mkdir()
+    inside = sorted(tmp_path.iterdir())
+    assert [path.name for path in find_runs(inside)] == ["run0", "run1", "run2", "run3"]
+    assert (
+        main(["fit", *map(str, inside), "--form=power", "--against=params", "--no_irreducible", "--resamples=0"]) == 0
+    )
+    assert "4 points" in capsys.readouterr().out
+    (tmp_path / "table.csv").write_text("params,loss\n1,2\n")
+    (tmp_path / "empty").mkdir()
+    for other in ("table.csv", "empty"):  # the user may mean these
+        with pytest.raises(ValueError, match=f"{other} is not a run directory"):
+            find_runs([*inside, tmp_path / other])
+    with pytest.raises(ValueError, match="is not a run directory"):
+        find_runs([tmp_path / "launch.json"])
+    with pytest.raises(FileNotFoundError, match="absent"):
+        find_runs([tmp_path / "run0", tmp_path / "absent"])
 
 
 def edit(path, change):
