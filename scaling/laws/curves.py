@@ -96,6 +96,8 @@ def plot(run_dir: epath.PathLike) -> epath.Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from scaling.laws.report.style import plain
+
     run_dir = epath.Path(run_dir)
     steps = [record for record in read_lines(run_dir / "metrics.jsonl") if is_sound(record)]
     evals = [record for record in read_lines(run_dir / "evals.jsonl") if is_sound(record)]  # tasks have no loss
@@ -106,7 +108,7 @@ def plot(run_dir: epath.PathLike) -> epath.Path:
     if evals:
         label = f"validation, {evals[-1]['loss']:.3f} at the end"
         axes.plot([r["tokens"] for r in evals], [r["loss"] for r in evals], "o-", color="#c23b22", ms=4, label=label)
-    axes.set(xlabel="tokens", ylabel="loss (nats/token)", title=run_dir.name)
+    axes.set(xlabel="tokens", ylabel="loss (nats/token)", title=plain(run_dir.name))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -8,6 +8,7 @@ import pytest
 from scaling import config as cfg
 from scaling.cli import main
 from scaling.laws.curves import last_record, plot, read_lines
+from scaling.laws.report.collect import collect
 from scaling.laws.runs import find_runs, read_runs
 from scaling.sizes import parameters
 
@@ -73,16 +74,15 @@ def test_what_the_product_writes_beside_runs_is_passed_over(tmp_path, capsys):
     """As in ``scaling fit runs/demo/*``, after a report, a launch and a fit."""
     for i, losses in enumerate(([5.0, 4.0], [5.0, 3.0], [5.0, 2.5], [5.0, 2.2])):
         run(tmp_path, f"run{i}", losses, layers=2 + 2 * i)
-    assert main(["report", str(tmp_path), "--resamples=5"]) == 0
-    for name in ("launch.json", "fit.json", "launch.log", "report.html", "points.csv"):
+    (tmp_path / "report").mkdir()
+    for name in ("report/report.html", "launch.json", "fit.json", "launch.log", "report.html", "points.csv"):
         (tmp_path / name).write_text("{}")
     (tmp_path / "figures").mkdir()
     inside = sorted(tmp_path.iterdir())
     assert [path.name for path in find_runs(inside)] == ["run0", "run1", "run2", "run3"]
-    assert (
-        main(["fit", *map(str, inside), "--form=power", "--against=params", "--no_irreducible", "--resamples=0"]) == 0
-    )
-    assert "4 points" in capsys.readouterr().out
+    assert len(collect(inside).points) == 4
+    assert main(["fit", *map(str, inside), "--form=envelope", "--resamples=0"]) == 2
+    assert "the envelope of the curves touches" in capsys.readouterr().err  # it has read them
     (tmp_path / "table.csv").write_text("params,loss\n1,2\n")
     (tmp_path / "empty").mkdir()
     for other in ("table.csv", "empty"):  # the user may mean these
