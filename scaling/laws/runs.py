@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from scaling import config as cfg
-from scaling.laws.curves import is_number, is_sound, read_lines
+from scaling.laws.curves import Unreadable, is_number, is_sound, parse_json, read_lines
 from scaling.laws.points import Points
 from scaling.sizes import parameters
 
@@ -161,7 +161,9 @@ def load(path: epath.PathLike) -> Run:
     begun = (path / "config.json").exists()
     file = path / ("config.json" if begun else "plan.json")
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(file.read_text(encoding="utf-8"), str(file))
+    except Unreadable:
+        raise
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}); the file is damaged") from None
     if not begun:

@@ -67,6 +67,20 @@ def test_csv_as_spreadsheets_write_it(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "header",
+    ["n, t, l, who", ' "n" ,"t", "l" ,who', "n\t,\xa0t, l ,who", "'n','t', 'l', 'who'", '"n ", "t", "l"," who"'],
+)
+def test_blanks_and_quotes_around_names_are_none_of_them(tmp_path, header):
+    points = read_table(table(tmp_path, '1e6, "2e7", 4.5, "a, b"', "2e6,4e7 ,4.0,c ", header=header), COLUMNS, "who")
+    assert points["tokens"].tolist() == [2e7, 4e7]
+    assert points.runs == ("a, b", "c")
+    with pytest.raises(ValueError, match="no column 'size'; it has n, t, l, who"):
+        read_table(tmp_path / "points.csv", {"params": "size"})
+    with pytest.raises(ValueError, match=r"points\.csv:1 has 2 columns 'n'"):
+        read_table(table(tmp_path, "1,2,3", header='n, "n",l'), {})
+
+
+@pytest.mark.parametrize(
     ("rows", "message"),
     [
         (["1e6,2e7,4.5", "", "2e6,4e7"], r"points\.csv:4 has 2 of 3 columns"),
@@ -100,6 +114,8 @@ def test_jsonl(tmp_path):
         ('{"n": 1%s, "l": 4}' % ("0" * 400), "n is 1.* but must be"),
         ('{"l": 4}', "has no column 'n'"),
         ('{"n": 1, "l": 4}', "has no column 'who'"),
+        ('{"n": 1, "l": 4, "who": "b", "unused": ' + "1" * 5000 + "}", "has an integer of more than 4300 digits"),
+        ('{"n": 1, "l": 4, "who": "b", "unused": ' + "[" * 100000, "has lists or objects inside each other"),
     ):
         path.write_text('{"n": 1e6, "l": 4.5, "who": "a"}\n' + row)
         with pytest.raises(ValueError, match=rf"points\.jsonl:2:? {message}"):

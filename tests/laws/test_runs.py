@@ -160,6 +160,30 @@ def test_lines_that_are_no_records_are_refused(tmp_path):
         read_lines(path)
 
 
+@pytest.mark.parametrize("line", [1, 2])
+@pytest.mark.parametrize("file", ["evals.jsonl", "metrics.jsonl"])
+def test_integers_of_too_many_digits_are_named_by_their_line(tmp_path, capsys, file, line):
+    """In a field that nobody reads, and in the last line too, which would otherwise pass for a torn one."""
+    run(tmp_path, "a", [5.0, 4.0])
+    path = tmp_path / "a" / file
+    lines = path.read_text().splitlines()
+    lines[line - 1] = lines[line - 1][:-1] + f', "note": {"7" * 5000}}}'
+    path.write_text("\n".join(lines) + "\n")
+    assert main(["fit", str(tmp_path)]) == 2
+    assert f"{path}:{line} has an integer of more than 4300 digits" in capsys.readouterr().err
+    if line == 2:
+        with pytest.raises(ValueError, match=f"{file}, in a line near its end, has an integer"):
+            last_record(path, "loss")
+
+
+@pytest.mark.parametrize("file", ["config.json", "plan.json", "fit.json"])
+def test_integers_of_too_many_digits_in_whole_files(tmp_path, capsys, file):
+    path = tmp_path / file
+    path.write_text('{"form": "isoflop", "note": ' + "7" * 5000 + "}")
+    assert main(["predict", str(path), "--flops=1"] if file == "fit.json" else ["fit", str(tmp_path)]) == 2
+    assert f"{path} has an integer of more than 4300 digits" in capsys.readouterr().err
+
+
 def test_plot_passes_over_records_without_a_loss(tmp_path):
     run(tmp_path, "a", [5.0, 4.0])
     with (tmp_path / "a/evals.jsonl").open("a") as file:
