@@ -29,7 +29,7 @@ _OUTLIER = 5.0  # robust standard deviations
 _REPEATS = 3  # repeated runs, at least, that may say that the noise is less than ``NOISE``
 _TESTED = 7  # nearest sizes, at least, among which outliers are looked for
 _TRIED = 12  # of these, at most, parabolas go through each three
-_SMALL = 0.02  # part of the loss; by less than this no run is off
+_SMALL = 0.02  # part of the loss; by less no run is an outlier, and no minimum is below all sizes by more
 _ROUNDS = 50  # of moving the parabola to its minimum
 
 
@@ -114,6 +114,10 @@ class Curve:
         if self.inside >= 0.5 and (self.kind == "akima" or np.isfinite(found)):
             return ""
         good = np.flatnonzero(self.runs)
+        ends = self.x[self.fitted][[0, -1]]
+        along = self.at(np.linspace(ends[0], ends[1], 200))
+        if 0 < np.argmin(along) < 199 and along.min() < (1 - _SMALL) * self.loss[good].min():
+            return "no size is near the minimum of its curve"
         best = good[np.argmin(self.loss[good])]
         end, size = ("smallest", self.x[good[0]]) if 2 * best < len(self.x) else ("largest", self.x[good[-1]])
         return f"the minimum is not inside the data, the {end} size ({np.exp(size):.3g}) is best"
@@ -132,7 +136,9 @@ class Curve:
             from_shift = -slope / (2 * np.where(bend > 0, bend, 1))
             x, least = shift + from_shift, constant + slope * from_shift / 2
             inside = (bend > 0) & (ends[0] < x) & (x < ends[1])
-        # Any curve may swing below all of its losses, or above; its minimum must not.
+        # Any curve may swing below all of its losses where its sizes are far apart. Its minimum must not: by more than
+        # a little it tells nothing, and else it is what was measured.
+        inside &= least > (1 - _SMALL) * kept.min(axis=0)
         least = np.clip(least, kept.min(axis=0), kept.max(axis=0))
         found = np.stack([x, np.interp(x, self.x, self.log_tokens), np.log(least)], axis=1)
         return np.where(inside[:, None], found, np.nan)

@@ -62,9 +62,9 @@ def changed(points, *, params=None, loss=None, flops=None):
     return Points(names, names, columns)
 
 
-def replicates(points, seeds=3, apart=0.0, spread=0.01):
+def replicates(points, seeds=3, apart=0.0, spread=0.01, seed=0):
     """Every run with several seeds, sizes ``apart`` by that part, losses by ``spread`` nats."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     n, c, losses = (np.repeat(points[quantity], seeds) for quantity in ("params", "flops", "loss"))
     n = n * (1 + apart * rng.uniform(-0.5, 0.5, len(n)))
     return changed(points, params=n, flops=c, loss=losses + spread * rng.standard_normal(len(n)))
@@ -148,6 +148,32 @@ def test_near_sizes_are_one_and_their_spread_is_the_noise():
 def test_isoflop_options_that_cannot_be(options):
     with pytest.raises(ValueError, match=f"--{next(iter(options))}=.* must be"):
         isoflop(isoflop_points(), **options)
+
+
+@pytest.mark.parametrize("curve", ["parabola", "akima"])
+def test_sizes_far_from_the_minimum_of_their_curve_have_none(curve):
+    """Two small sizes and four large ones: their curve has its minimum in the gap, far below every loss."""
+    points = isoflop_points()
+    gap = np.abs(np.log(points["params"] / np.sqrt(points["flops"] / 6))) < 1.5
+    first = points["flops"] < 2e18
+    points = points.take(~(first & gap))
+    steep = np.where(points["flops"] < 2e18, 3 * (points["loss"] - 2.6) + 2.6, points["loss"])
+    fit = isoflop(changed(points, loss=steep), curve=curve, resamples=0)
+    assert len(fit.optima) == 4
+    assert fit.left_out[0].startswith("budget 1e+18 FLOPs: no size is near")
+
+
+def test_intervals_hold_the_truth():
+    """40 ladders of three seeds a size, sizes a little apart; the spread of the fits is within the intervals, too."""
+    clean, found, held = isoflop_points(), [], 0
+    for seed in range(40):
+        fit = isoflop(replicates(clean, apart=0.003, seed=seed), resamples=100)
+        low, high = fit.intervals["params_exponent"]
+        found.append(fit.theta["params_exponent"])
+        held += low < 0.5 < high
+    assert held >= 38
+    error = np.std(found) / len(found) ** 0.5
+    assert np.mean(found) == pytest.approx(0.5, abs=3 * error) and error < 0.005
 
 
 @pytest.mark.parametrize("fit", [isoflop, lambda points, **options: envelope(curves(), **options)])
