@@ -127,8 +127,8 @@ class Curve:
         kept, ends = loss[self.fitted], self.x[self.fitted][[0, -1]]
         if self.kind == "akima":
             fine = np.linspace(ends[0], ends[1], (len(self.x) - 1) * _PER_INTERVAL)
-            curves = np.exp(Akima1DInterpolator(self.x, np.log(loss))(fine))
-            x, least = fine[np.argmin(curves, axis=0)], curves.min(axis=0)
+            logs = Akima1DInterpolator(self.x, np.log(loss))(fine)
+            x, least = fine[np.argmin(logs, axis=0)], np.exp(logs.min(axis=0))
             inside = (ends[0] < x) & (x < ends[1])
         else:
             shift, solve = self._parabola
