@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from scaling.evaluate import bias
 from scaling.evaluate.bias import OccupationBias
 from scaling.evaluate.bias_report import NOTHING, Group, Report, label
-from scaling.laws.report.style import BLUE, GREEN, INK, ORANGE, PALE, VERMILION, Drawing, canvas
+from scaling.laws.report.style import BLUE, GREEN, INK, ORANGE, PALE, VERMILION, Drawing, canvas, plain
 
 _BARS = "how many times as often words occur as with the other groups; figures are occurrences"
 _COLUMNS = 3  # groups beside each other
@@ -26,7 +26,7 @@ def draw(report: Report) -> Drawing:
         axes.remove()
         panels = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         for panel, (probe, groups) in zip(panels, report.probes.items(), strict=False):
-            panel.suptitle(f"{probe}: {_BARS}", x=0.01, ha="left", weight="bold")
+            panel.suptitle(plain(f"{probe}: {_BARS}"), x=0.01, ha="left", weight="bold")
             if report.has_sentiment:
                 words, feelings = panel.subfigures(1, 2, width_ratios=[5, 1.4])
                 _words(words, groups, rows[probe])
@@ -55,13 +55,13 @@ def _words(panel: Any, groups: Mapping[str, Group], rows: int) -> None:
     steps = (1, 2, 5) if limit < 50 else (1, 3)
     ticks = [tick for power in range(9) for step in steps if (tick := step * 10**power) < limit]
     for axes, (name, words) in zip(grid, shown.items(), strict=False):
-        axes.set_title(label(name), fontsize=10)
+        axes.set_title(plain(label(name)), fontsize=10)
         axes.set_xscale("log")
         axes.set_xlim(1, limit)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set_ylim(bias.TOP - 0.4, -0.6)
-        axes.set_yticks(range(len(words)), [word.word for word in words])
+        axes.set_yticks(range(len(words)), [plain(word.word) for word in words])
         axes.tick_params(axis="y", length=0, labelsize=9)
         axes.grid(False, axis="y")
         axes.barh(range(len(words)), [word.ratio - 1 for word in words], left=1, height=0.72, color=BLUE)
@@ -83,7 +83,7 @@ def _sentiment(axes: Axes, groups: Mapping[str, Group]) -> None:
         if not math.isfinite(group.sentiment):
             axes.text(0, place, " unknown", va="center", fontsize=8.5)
     axes.axvline(0, color=INK, lw=1)
-    axes.set_yticks(range(len(values)), [label(name) for name in groups])
+    axes.set_yticks(range(len(values)), [plain(label(name)) for name in groups])
     axes.set_ylim(len(values) - 0.4, -0.6)
     axes.set_title("sentiment", fontsize=10)
     reach = 1.15 * max(5.0, *map(abs, values))
@@ -102,7 +102,7 @@ def _occupations(axes: Axes, found: Mapping[str, OccupationBias]) -> None:
     values = [found[first].ratios[name] for name in names]
     axes.plot(places, values, "o", ms=4.6, color=BLUE, label=_summary(first, found[first]))
     axes.axhline(0, color=INK, lw=1)
-    axes.set_xticks(places, names, rotation=90, fontsize=6.5)
+    axes.set_xticks(places, list(map(plain, names)), rotation=90, fontsize=6.5)
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="x", color=PALE, alpha=0.25)
     axes.set(xlim=(-1, len(names)), ylabel="log P(female) / P(male)")
@@ -111,4 +111,4 @@ def _occupations(axes: Axes, found: Mapping[str, OccupationBias]) -> None:
 
 
 def _summary(variant: str, found: OccupationBias) -> str:
-    return f"{variant}: mean {found.mean:+.2f} ± {found.error:.2f}, {found.male:.0%} lean to male"
+    return f"{plain(variant)}: mean {found.mean:+.2f} ± {found.error:.2f}, {found.male:.0%} lean to male"

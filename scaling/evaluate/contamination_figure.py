@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from matplotlib.axes import Axes
 
 from scaling.evaluate.contamination_command import METRICS
-from scaling.laws.report.style import BLUE, INK, ORANGE, PALE, VERMILION, Drawing, canvas
+from scaling.laws.report.style import BLUE, INK, ORANGE, PALE, VERMILION, Drawing, canvas, plain
 
 if TYPE_CHECKING:
     from scaling.evaluate.contamination import Contamination
@@ -103,4 +103,6 @@ def _name(axes: Axes, points: Sequence[_Point]) -> None:
     for name, place in zip(names, places, strict=True):
         clean, top = tops[name]
         axes.plot([clean, place], [top, foot], color=PALE, lw=0.7, clip_on=False, zorder=1)
-        axes.annotate(name, (place, foot), rotation=90, ha="center", va="bottom", fontsize=8.5, annotation_clip=False)
+        axes.annotate(
+            plain(name), (place, foot), rotation=90, ha="center", va="bottom", fontsize=8.5, annotation_clip=False
+        )

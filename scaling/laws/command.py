@@ -17,6 +17,8 @@ _FORMS_OF = {  # options that only some forms have; None = not given
     "no_irreducible": ("power",),
     "equal_exponents": ("chinchilla",),
     "unique": ("data_constrained",),
+    "curve": ("isoflop",),
+    "same_size": ("isoflop",),
     "noise": ("isoflop",),
     "delta": LAWS,
     "error": LAWS,
@@ -47,7 +49,19 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
     add("--equal_exponents", action="store_true", default=None, help="chinchilla with beta = alpha")
     add("--delta", type=float, metavar="X", help="of a law: Huber's delta (default: 1e-3)")
     add("--error", choices=("log", "loss"), help="of a law: error of the log loss (default) or of the loss")
-    add("--noise", type=float, metavar="NATS", help="isoflop: spread of the loss over seeds (default: 0.005)")
+    add("--curve", choices=("parabola", "akima"), help="isoflop: through the sizes of a budget (default: parabola)")
+    add(
+        "--same_size",
+        type=float,
+        metavar="PART",
+        help="isoflop: sizes that differ by no more are one, trained several times (default: 0.02)",
+    )
+    add(
+        "--noise",
+        type=float,
+        metavar="NATS",
+        help="isoflop: spread of the loss over seeds (default: that between runs of one size, else 0.005)",
+    )
     add("--resamples", type=int, default=1000, metavar="N", help="for the intervals (default: 1000; 0 = no intervals)")
     add(
         "--drop_outliers",
@@ -99,7 +113,7 @@ def fit(options: argparse.Namespace) -> int:
 def _fit(points: "Points", options: argparse.Namespace, given: dict[str, Any]) -> "Fit | Frontier":
     shared = {"resamples": options.resamples, "seed": options.seed}
     if options.form == "isoflop":
-        from scaling.laws.frontier import isoflop
+        from scaling.laws.isoflop import isoflop
 
         return isoflop(points, **given, **shared)
     if options.form == "envelope":

@@ -10,11 +10,33 @@ from etils import epath
 _TAIL = 1 << 14  # bytes read at a time from the end of a file
 
 
+class Unreadable(ValueError):
+    """JSON that is well-formed, but that Python does not read."""
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        Unreadable: an integer of too many digits, or values inside each other too deeply; names ``where``.
+        ValueError: any other text that is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except RecursionError:
+        raise Unreadable(f"{where} has lists or objects inside each other too deeply to be read") from None
+    except ValueError:
+        digits = sys.get_int_max_str_digits()
+        raise Unreadable(f"{where} has an integer of more than {digits} digits; mend or delete it") from None
+
+
 def read_lines(path: epath.Path) -> list[dict[str, Any]]:
     """Records of a .jsonl file; blank lines and a torn last one (the run was killed while writing) are left out.
 
     Raises:
-        ValueError: a line in the middle is not JSON, or one is no object.
+        ValueError: a line in the middle is not JSON, or one is no object or ``Unreadable``.
     """
     if not path.exists():
         return []
@@ -26,7 +48,9 @@ def read_lines(path: epath.Path) -> list[dict[str, Any]]:
     records = []
     for number, line in lines:
         try:
-            record = json.loads(line)
+            record = parse_json(line, f"{path}:{number}")
+        except Unreadable:
+            raise
         except ValueError:
             if number == lines[-1][0]:
                 break
@@ -43,7 +67,7 @@ def last_record(path: epath.Path, key: str) -> dict[str, Any] | None:
     What ``read_lines`` gives last, but for damage further up, which is not seen. Local files only.
 
     Raises:
-        ValueError: a line that was read, and is not the last, is not JSON, or one is no object.
+        ValueError: a line that was read, and is not the last, is not JSON, or one is no object or ``Unreadable``.
     """
     if not path.exists():
         return None
@@ -59,7 +83,9 @@ def last_record(path: epath.Path, key: str) -> dict[str, Any] | None:
                 if not line.strip():
                     continue
                 try:
-                    record = json.loads(line)
+                    record = parse_json(line, f"{path}, in a line near its end,")
+                except Unreadable:
+                    raise
                 except ValueError:
                     if not torn:
                         raise ValueError(f"{path} has a line that is not JSON; the file is damaged") from None
@@ -96,6 +122,8 @@ def plot(run_dir: epath.PathLike) -> epath.Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from scaling.laws.report.style import plain
+
     run_dir = epath.Path(run_dir)
     steps = [record for record in read_lines(run_dir / "metrics.jsonl") if is_sound(record)]
     evals = [record for record in read_lines(run_dir / "evals.jsonl") if is_sound(record)]  # tasks have no loss
@@ -106,7 +134,7 @@ def plot(run_dir: epath.PathLike) -> epath.Path:
     if evals:
         label = f"validation, {evals[-1]['loss']:.3f} at the end"
         axes.plot([r["tokens"] for r in evals], [r["loss"] for r in evals], "o-", color="#c23b22", ms=4, label=label)
-    axes.set(xlabel="tokens", ylabel="loss (nats/token)", title=run_dir.name)
+    axes.set(xlabel="tokens", ylabel="loss (nats/token)", title=plain(run_dir.name))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

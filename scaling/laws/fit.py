@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from scaling.laws import forms
+from scaling.laws.curves import Unreadable, parse_json
 from scaling.laws.points import Points, require_independence, require_variety
 from scaling.laws.solver import Minima, minimise
 
@@ -69,7 +70,9 @@ def load_fit(path: epath.PathLike) -> dict[str, Any]:
         FileNotFoundError: no such file.
     """
     try:
-        values = json.loads(epath.Path(path).read_text())
+        values = parse_json(epath.Path(path).read_text(encoding="utf-8"), str(path))
+    except Unreadable:
+        raise
     except ValueError:
         values = None
     if not isinstance(values, dict) or not {"form", "draws"} <= values.keys():

@@ -3,13 +3,14 @@
 import csv
 import dataclasses
 import io
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
+
+from scaling.laws.curves import Unreadable, parse_json
 
 _TOGETHER = 0.2  # tokens that follow a power of the parameters this closely tell nothing that these do not
 QUANTITIES = ("params", "tokens", "loss", "flops", "unique")
@@ -85,10 +86,10 @@ def read_table(path: epath.PathLike, columns: Mapping[str, str], run: str | None
     header = list(rows[0][1])
     for column in [*columns.values(), *([run] if run else [])]:
         if column not in header:
-            raise ValueError(f"{path} has no column {column!r}; it has {', '.join(header)}")
+            raise ValueError(f"{path} has no column {column!r}; it has {_listed(header)}")
     chosen = {q: columns.get(q, q) for q in QUANTITIES if columns.get(q, q) in header}
     if "loss" not in chosen:
-        raise ValueError(f"{path} has no column 'loss'; name it with --loss=COL, one of {', '.join(header)}")
+        raise ValueError(f"{path} has no column 'loss'; name it with --loss=COL, one of {_listed(header)}")
     values = {
         quantity: np.array(
             [_positive(_cell(row, column, f"{path}:{line}"), f"{path}:{line}", column) for line, row in rows]
@@ -96,7 +97,7 @@ def read_table(path: epath.PathLike, columns: Mapping[str, str], run: str | None
         for quantity, column in chosen.items()
     }
     names = tuple(f"{path.name}:{line}" for line, _ in rows)
-    runs = tuple(str(_cell(row, run, f"{path}:{line}")) for line, row in rows) if run else names
+    runs = tuple(str(_cell(row, run, f"{path}:{line}")).strip() for line, row in rows) if run else names
     return Points(names, runs, values)
 
 
@@ -121,7 +122,8 @@ def _rows(path: epath.Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _csv_rows(path: epath.Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(text, newline=""))  # not its lines: a quoted cell may hold line breaks
+    # Not its lines: a quoted cell may hold line breaks. Blanks before a quote are none of the cell.
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
     header: list[str] = []
     line = 0
     try:
@@ -134,7 +136,7 @@ def _csv_rows(path: epath.Path, text: str) -> Iterator[tuple[int, dict[str, Any]
             if header:
                 yield first, dict(zip(header, cells, strict=True))
                 continue
-            header = cells
+            header = [_bare(cell) for cell in cells]
             for column in header:
                 if column and header.count(column) > 1:
                     raise ValueError(
@@ -144,9 +146,23 @@ def _csv_rows(path: epath.Path, text: str) -> Iterator[tuple[int, dict[str, Any]
         raise ValueError(f"{path}:{line + 1} is not CSV: {error}") from None
 
 
+def _bare(name: str) -> str:
+    """A name in a header without the blanks and the quotes around it."""
+    name = name.strip()
+    quoted = len(name) > 1 and name[0] == name[-1] and name[0] in "'\""
+    return name[1:-1].strip() if quoted else name
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names of columns; those with blanks around them in quotes, or they would look like others."""
+    return ", ".join(name if name == name.strip() else repr(name) for name in names)
+
+
 def _record(path: epath.Path, number: int, line: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = parse_json(line, f"{path}:{number}")
+    except Unreadable:
+        raise
     except ValueError:
         record = None
     if not isinstance(record, dict):

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from scaling import config as cfg
-from scaling.laws.curves import is_number, is_sound, read_lines
+from scaling.laws.curves import Unreadable, is_number, is_sound, parse_json, read_lines
 from scaling.laws.points import Points
 from scaling.sizes import parameters
 
@@ -24,24 +24,40 @@ COUNTS = ("total", "without_embeddings", "kaplan", "chinchilla")
 def find_runs(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
     """Run directories among ``paths`` and directly inside them, in order of name, each once.
 
+    Of several paths (``runs/demo/*``) those are passed over that the product writes beside runs: a report, launch.json,
+    fits, logs.
+
     Raises:
         ValueError: a path that neither is nor holds a run directory.
         FileNotFoundError: no such path.
     """
     found = []
-    for path in map(epath.Path, paths):
+    every = [epath.Path(path) for path in paths]
+    beside = [path for path in every if _lies_beside_runs(path)]
+    for path in every if len(beside) == len(every) else [path for path in every if path not in beside]:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
         if _is_run(path):
             found.append(path)
             continue
         inside = sorted(p for p in path.iterdir() if _is_run(p)) if path.is_dir() else []
+        if not inside and path.suffix in (".csv", ".jsonl") and len(every) > 1:
+            raise ValueError(f"{path} is not a run directory; a table is read where it is the only path")
         if not inside:
             raise ValueError(
                 f"{path} is not a run directory (no config.json) and holds none; folders in it are not searched"
             )
         found += inside
     return list(dict.fromkeys(found))
+
+
+def _lies_beside_runs(path: epath.Path) -> bool:
+    """Whether the product wrote it into a folder of runs: a report or a part of one, or a file that is no table."""
+    if (path / "report.html").exists():
+        return not _is_run(path)
+    if path.name in ("points.csv", "figures") and (path.parent / "report.html").exists():
+        return True
+    return path.exists() and not path.is_dir() and path.suffix not in (".csv", ".jsonl")
 
 
 def _is_run(path: epath.Path) -> bool:
@@ -145,7 +161,9 @@ def load(path: epath.PathLike) -> Run:
     begun = (path / "config.json").exists()
     file = path / ("config.json" if begun else "plan.json")
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(file.read_text(encoding="utf-8"), str(file))
+    except Unreadable:
+        raise
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}); the file is damaged") from None
     if not begun:

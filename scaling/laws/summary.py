@@ -7,6 +7,7 @@ import numpy as np
 
 from scaling.laws.fit import Fit
 from scaling.laws.frontier import QUANTITIES, Frontier
+from scaling.laws.isoflop import made_of
 
 _LETTERS = {"params": "N*", "tokens": "D*", "loss": "L*"}
 
@@ -50,11 +51,20 @@ def frontier_to_text(fit: Frontier) -> str:
         lines.append(line)
     if fit.intervals:
         lines += ["", f"intervals of the exponents: 95 %, {len(fit.draws)} resamples"]
-    lines += ["", "  FLOPs     N*        D*        L*"]
-    lines += [f"  {o['flops']:.2e}  {o['params']:.2e}  {o['tokens']:.2e}  {o['loss']:.4f}" for o in fit.optima]
+    if fit.how:
+        lines += ["", *made_of(fit)]
+    # Of isoFLOP minima with the sizes that the curve of each budget goes by.
+    fitted = {c["flops"]: [size["state"] == "fitted" for size in c["sizes"]] for c in fit.curves if not c["reason"]}
+    sizes = [f"  {sum(each)} of {len(each)}" for each in fitted.values()] or [""] * len(fit.optima)
+    lines += ["", "  FLOPs     N*        D*        L*" + "      sizes fitted" * bool(fitted)]
+    lines += [
+        f"  {o['flops']:.2e}  {o['params']:.2e}  {o['tokens']:.2e}  {o['loss']:.4f}{shown}"
+        for o, shown in zip(fit.optima, sizes, strict=True)
+    ]
     if fit.held_out:
         lines.append(f"\nlargest left out, {fit.held_out['name']}:")
         lines += [_error(f"  {_LETTERS[quantity]}", fit.held_out[quantity]) for quantity in QUANTITIES]
+    lines += [f"outlier, not fitted: {sentence}" for sentence in fit.outliers]
     return "\n".join([*lines, *_notes(fit.left_out, fit.warnings)])
 
 

@@ -67,6 +67,20 @@ def test_csv_as_spreadsheets_write_it(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "header",
+    ["n, t, l, who", ' "n" ,"t", "l" ,who', "n\t,\xa0t, l ,who", "'n','t', 'l', 'who'", '"n ", "t", "l"," who"'],
+)
+def test_blanks_and_quotes_around_names_are_none_of_them(tmp_path, header):
+    points = read_table(table(tmp_path, '1e6, "2e7", 4.5, "a, b"', "2e6,4e7 ,4.0,c ", header=header), COLUMNS, "who")
+    assert points["tokens"].tolist() == [2e7, 4e7]
+    assert points.runs == ("a, b", "c")
+    with pytest.raises(ValueError, match="no column 'size'; it has n, t, l, who"):
+        read_table(tmp_path / "points.csv", {"params": "size"})
+    with pytest.raises(ValueError, match=r"points\.csv:1 has 2 columns 'n'"):
+        read_table(table(tmp_path, "1,2,3", header='n, "n",l'), {})
+
+
+@pytest.mark.parametrize(
     ("rows", "message"),
     [
         (["1e6,2e7,4.5", "", "2e6,4e7"], r"points\.csv:4 has 2 of 3 columns"),
@@ -100,6 +114,8 @@ def test_jsonl(tmp_path):
         ('{"n": 1%s, "l": 4}' % ("0" * 400), "n is 1.* but must be"),
         ('{"l": 4}', "has no column 'n'"),
         ('{"n": 1, "l": 4}', "has no column 'who'"),
+        ('{"n": 1, "l": 4, "who": "b", "unused": ' + "1" * 5000 + "}", "has an integer of more than 4300 digits"),
+        ('{"n": 1, "l": 4, "who": "b", "unused": ' + "[" * 100000, "has lists or objects inside each other"),
     ):
         path.write_text('{"n": 1e6, "l": 4.5, "who": "a"}\n' + row)
         with pytest.raises(ValueError, match=rf"points\.jsonl:2:? {message}"):
@@ -143,6 +159,8 @@ def test_command_line(tmp_path, capsys):
         ("isoflop", "--delta=1e-3", "power, kaplan, chinchilla, data_constrained"),
         ("envelope", "--error=log", "power, kaplan, chinchilla, data_constrained"),
         ("envelope", "--noise=0.005", "isoflop"),
+        ("envelope", "--curve=akima", "isoflop"),
+        ("kaplan", "--same_size=0.01", "isoflop"),
         ("chinchilla", "--noise=0.01", "isoflop"),
         ("chinchilla", "--unique=n", "data_constrained"),
     ],
@@ -163,3 +181,36 @@ def test_no_resamples_no_intervals(tmp_path, capsys):
     assert "alpha" in out and "[" not in out and "interval" not in out and "resamples" not in out
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["intervals"] == {}
+
+
+@pytest.mark.parametrize("curve", ["parabola", "akima"])
+def test_isoflop_says_what_is_fitted(tmp_path, capsys, curve):
+    """Two seeds of each size, digitised a little apart; without resamples there are minima but no intervals."""
+    n = np.geomspace(0.2, 5, 7)
+    rows = []
+    for c in (1e18, 4e18, 16e18):
+        for size in np.concatenate([n, 1.001 * n]) * np.sqrt(c / 6):
+            rows.append(
+                f"{size},{c},{1.7 + 400 / size**0.34 + 400 / (c / 6 / size) ** 0.34 + 0.004 * len(rows) % 0.02}"
+            )
+    path = table(tmp_path, *rows, header="params,flops,loss")
+    arguments = ["fit", str(path), "--form=isoflop", f"--curve={curve}", "--resamples=0"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert f"--curve={curve}" in out and "21 of 21 sizes are means of several runs" in out
+    assert "between runs of one size (21 degrees of freedom)" in out
+    assert "7 of 7" in out or curve == "parabola"
+    assert "[" not in out and "resamples" not in out
+    assert main([*arguments, "--json"]) == 0
+    fit = tmp_path / "fit.json"
+    fit.write_text(capsys.readouterr().out)
+    values = json.loads(fit.read_text())
+    assert values["how"]["curve"] == curve and values["how"]["same_size"] == 0.02
+    assert 0.001 < values["how"]["noise"] < 0.02
+    assert [len(each["sizes"]) for each in values["curves"]] == [7, 7, 7]
+    assert {size["runs"] for each in values["curves"] for size in each["sizes"]} == {2}
+    assert main(["predict", str(fit), "--flops=6.4e19", "--json"]) == 0
+    predicted = json.loads(capsys.readouterr().out)["params"]["value"]
+    assert predicted == pytest.approx(np.sqrt(6.4e19 / 6), rel=0.2)
+    assert main([*arguments, "--same_size=2"]) == 2
+    assert "--same_size=2.0 must be" in capsys.readouterr().err

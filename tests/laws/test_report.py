@@ -12,9 +12,11 @@ import pytest
 
 from scaling import config as cfg
 from scaling.flops import training_per_token
+from scaling.laws.isocurves import isoflop_curves
 from scaling.laws.points import Points, read_table, require_independence
 from scaling.laws.report.collect import collect, frontier_of
 from scaling.laws.report.command import write_report
+from scaling.laws.report.law_figures import isoflop_curves as isoflop_drawing
 from scaling.laws.report.records import write_points
 from scaling.laws.report.tables import configs, runs
 from scaling.sizes import parameters
@@ -280,6 +282,19 @@ def test_reading_and_drawing_need_no_jax():
     modules = "command, collect, optimum, style, tables, compute_figures, law_figures, sections, page"
     code = f"import sys\nfrom scaling.laws.report import {modules}\nassert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_drawn_isoflop_curve_is_the_fitted_one(tmp_path):
+    sweep(tmp_path)
+    ladder = collect([tmp_path])
+    (axes, *_) = isoflop_drawing(ladder).figure.axes
+    lines = [line for line in axes.lines if len(line.get_xdata()) == 200]
+    curves = [curve for curve in isoflop_curves(ladder.points).curves if len(curve.x) > 1]
+    assert len(lines) == len(curves) == 4
+    for line, curve in zip(lines, curves, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), curve.at(np.log(line.get_xdata())))
+    stars = [line.get_xydata()[0] for line in axes.lines if line.get_marker() == "*" and len(line.get_xdata())]
+    np.testing.assert_allclose(stars, [np.exp(curve.minimum)[[0, 2]] for curve in curves if not curve.reason])
 
 
 def test_points_read_back_as_the_runs(tmp_path):

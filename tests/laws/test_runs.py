@@ -8,7 +8,8 @@ import pytest
 from scaling import config as cfg
 from scaling.cli import main
 from scaling.laws.curves import last_record, plot, read_lines
-from scaling.laws.runs import read_runs
+from scaling.laws.report.collect import collect
+from scaling.laws.runs import find_runs, read_runs
 from scaling.sizes import parameters
 
 
@@ -80,6 +81,30 @@ def test_other_folders_are_refused(tmp_path):
         read_runs([tmp_path], count="guessed")
 
 
+def test_what_the_product_writes_beside_runs_is_passed_over(tmp_path, capsys):
+    """As in ``scaling fit runs/demo/*``, after a report, a launch and a fit."""
+    for i, losses in enumerate(([5.0, 4.0], [5.0, 3.0], [5.0, 2.5], [5.0, 2.2])):
+        run(tmp_path, f"run{i}", losses, layers=2 + 2 * i)
+    (tmp_path / "report").mkdir()
+    for name in ("report/report.html", "launch.json", "fit.json", "launch.log", "report.html", "points.csv"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "figures").mkdir()
+    inside = sorted(tmp_path.iterdir())
+    assert [path.name for path in find_runs(inside)] == ["run0", "run1", "run2", "run3"]
+    assert len(collect(inside).points) == 4
+    assert main(["fit", *map(str, inside), "--form=envelope", "--resamples=0"]) == 2
+    assert "the envelope of the curves touches" in capsys.readouterr().err  # it has read them
+    (tmp_path / "table.csv").write_text("params,loss\n1,2\n")
+    (tmp_path / "empty").mkdir()
+    for other in ("table.csv", "empty"):  # the user may mean these
+        with pytest.raises(ValueError, match=f"{other} is not a run directory"):
+            find_runs([*inside, tmp_path / other])
+    with pytest.raises(ValueError, match="is not a run directory"):
+        find_runs([tmp_path / "launch.json"])
+    with pytest.raises(FileNotFoundError, match="absent"):
+        find_runs([tmp_path / "run0", tmp_path / "absent"])
+
+
 def edit(path, change):
     """Applies ``change`` to the JSON of a file, in place."""
     values = json.loads(path.read_text())
@@ -144,6 +169,30 @@ def test_lines_that_are_no_records_are_refused(tmp_path):
     path.write_bytes(b'{"loss": 1}\n{"task": "\xe9"}\n')
     with pytest.raises(ValueError, match=r"evals\.jsonl is not UTF-8 text"):
         read_lines(path)
+
+
+@pytest.mark.parametrize("line", [1, 2])
+@pytest.mark.parametrize("file", ["evals.jsonl", "metrics.jsonl"])
+def test_integers_of_too_many_digits_are_named_by_their_line(tmp_path, capsys, file, line):
+    """In a field that nobody reads, and in the last line too, which would otherwise pass for a torn one."""
+    run(tmp_path, "a", [5.0, 4.0])
+    path = tmp_path / "a" / file
+    lines = path.read_text().splitlines()
+    lines[line - 1] = lines[line - 1][:-1] + f', "note": {"7" * 5000}}}'
+    path.write_text("\n".join(lines) + "\n")
+    assert main(["fit", str(tmp_path)]) == 2
+    assert f"{path}:{line} has an integer of more than 4300 digits" in capsys.readouterr().err
+    if line == 2:
+        with pytest.raises(ValueError, match=f"{file}, in a line near its end, has an integer"):
+            last_record(path, "loss")
+
+
+@pytest.mark.parametrize("file", ["config.json", "plan.json", "fit.json"])
+def test_integers_of_too_many_digits_in_whole_files(tmp_path, capsys, file):
+    path = tmp_path / file
+    path.write_text('{"form": "isoflop", "note": ' + "7" * 5000 + "}")
+    assert main(["predict", str(path), "--flops=1"] if file == "fit.json" else ["fit", str(tmp_path)]) == 2
+    assert f"{path} has an integer of more than 4300 digits" in capsys.readouterr().err
 
 
 def test_plot_passes_over_records_without_a_loss(tmp_path):

@@ -126,7 +126,7 @@ def collect(paths: Sequence[epath.PathLike], *, count: str = "total", loss: str 
 
 def frontier_of(points: Points) -> Points:
     """The best run of each budget of FLOPs, where no cheaper run is as good: the lower envelope of final losses."""
-    from scaling.laws.frontier import isoflop_budgets  # here, because SciPy takes half a second
+    from scaling.laws.isocurves import isoflop_budgets  # here, because SciPy takes half a second
 
     kept = np.zeros(len(points), bool)
     best = math.inf

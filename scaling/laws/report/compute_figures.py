@@ -18,6 +18,7 @@ from scaling.laws.report.style import (
     around,
     canvas,
     log_axis,
+    plain,
 )
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def residuals(ladder: Ladder, fit: "Fit", held_out: "HeldOut | str") -> Drawing:
             right = points["flops"][i] > np.sqrt(points["flops"].min() * points["flops"].max())
             side: dict[str, Any] = {"xytext": (-9 if right else 9, 0), "ha": "right" if right else "left"}
             axes.annotate(
-                points.names[i],
+                plain(points.names[i]),
                 (points["flops"][i], off[i]),
                 textcoords="offset points",
                 va="center",

@@ -8,7 +8,9 @@ from typing import TypeVar
 import numpy as np
 
 from scaling.laws.fit import Fit, fit_law, predict_log_loss
-from scaling.laws.frontier import Frontier, envelope, isoflop, isoflop_budgets
+from scaling.laws.frontier import Frontier, envelope
+from scaling.laws.isocurves import isoflop_budgets
+from scaling.laws.isoflop import isoflop
 from scaling.laws.points import Points
 from scaling.laws.report.collect import Ladder, frontier_of
 from scaling.laws.report.optimum import Optimum, optimum

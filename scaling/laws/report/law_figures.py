@@ -1,24 +1,20 @@
 """Figures of the joint law: L(N) and L(D), and isoFLOP curves."""
 
-import dataclasses
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.interpolate import Akima1DInterpolator
+from matplotlib.axes import Axes
 
-from scaling.laws.frontier import isoflop_budgets
-from scaling.laws.points import Points
+from scaling.laws.isocurves import Curve
+from scaling.laws.isocurves import isoflop_curves as budget_curves
 from scaling.laws.report.collect import Ladder
 from scaling.laws.report.style import INK, Colours, Drawing, around, canvas, log_axis
 
 if TYPE_CHECKING:
     from scaling.laws.fit import Fit
-    from scaling.laws.frontier import Frontier
-    from scaling.laws.report.fits import Fits
 
 _LINES = 6  # of the law, at most
-_AKIMA = 4  # runs of a budget, at least, for a curve; fewer are joined by straight lines
+_PALE = 0.28
 
 
 def loss_against_sizes(ladder: Ladder, fit: "Fit | str") -> Drawing:
@@ -67,36 +63,26 @@ def _law(fit: "Fit", quantity: str, values: np.ndarray, other: float) -> np.ndar
     return np.exp(a) * np.power(params, -alpha) + np.exp(b) * np.power(tokens, -beta) + np.exp(e)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Budget:
-    """The runs of one budget, and the minimum that the fit found on their curve (None: none inside)."""
-
-    flops: float
-    points: Points
-    optimum: Mapping[str, float] | None
-    inside: bool
-
-
-def isoflop_curves(ladder: Ladder, fits: "Fits") -> Drawing | None:
-    """Loss against N at each budget, minima marked; None where no budget has several sizes."""
-    points, budgets = ladder.points, _budgets(ladder.points, fits.by_count[ladder.count].isoflop)
-    if not budgets:
+def isoflop_curves(ladder: Ladder) -> Drawing | None:
+    """Loss against N at each budget, as ``isoflop`` fits it, minima marked; None where no budget has several sizes."""
+    points = ladder.points
+    curves = [curve for curve in budget_curves(points).curves if len(curve.x) > 1]
+    if not curves:
         return None
-    colours = Colours(points["flops"])
+    colours = Colours([curve.flops for curve in curves])
     with canvas(width=9.5, height=5.4) as (figure, (axes,)):
-        for budget in budgets:
-            style: dict[str, Any] = {"color": colours(budget.flops), "alpha": 1.0 if budget.inside else 0.28}
-            axes.plot(*_interpolated(budget.points), lw=1.6, **style)
-            axes.plot(budget.points["params"], budget.points["loss"], "o", ms=5.5, mec="white", mew=0.5, **style)
-            if budget.optimum:
-                where = budget.optimum["params"], budget.optimum["loss"]
-                axes.plot(*where, "*", zorder=6, ms=14, mfc=style["color"], mec=INK, mew=0.9)
-        optima = [budget.optimum for budget in budgets if budget.optimum]
-        if optima:
-            axes.plot([o["params"] for o in optima], [o["loss"] for o in optima], ":", color=INK, lw=1.1, zorder=5)
+        for curve in curves:
+            _draw(axes, curve, colours(curve.flops))
+        optima = np.exp([curve.minimum for curve in curves if not curve.reason])
+        if len(optima):
+            axes.plot(optima[:, 0], optima[:, 2], ":", color=INK, lw=1.1, zorder=5)
             axes.plot([], [], "*", ms=12, mfc="#999999", mec=INK, mew=0.9, label="minimum of a budget")
-        if not all(budget.inside for budget in budgets):
-            axes.plot([], [], "o-", color=INK, alpha=0.28, ms=5.5, label="budget without a minimum inside its sizes")
+        if any(curve.reason for curve in curves):
+            axes.plot([], [], "o-", color=INK, alpha=_PALE, ms=5.5, label="budget without a minimum inside its sizes")
+        if any(curve.far.any() for curve in curves):
+            axes.plot([], [], "o", ms=5, mfc="none", mec=INK, label="size too far from the minimum to be fitted")
+        if any(len(curve.off) for curve in curves):
+            axes.plot([], [], "x", ms=6, mew=1.5, color=INK, label="outlier, not fitted")
         log_axis(axes, "x", "count", *around(points["params"]), "parameters N")
         log_axis(axes, "y", "loss", *around(points["loss"], 0.1), "loss (nats a token)")
         if axes.get_legend_handles_labels()[0]:
@@ -104,38 +90,23 @@ def isoflop_curves(ladder: Ladder, fits: "Fits") -> Drawing | None:
         colours.bar(figure, axes, "compute C (FLOPs)", "flops")
     return Drawing(
         "isoflop",
-        f"Final loss against size at {len(budgets)} budgets of FLOPs. Stars are the minima. A pale budget has none "
-        "between its smallest and its largest size, and gives the fit nothing.",
+        f"Final loss against size at {len(curves)} budgets of FLOPs. Lines are the parabolas that are fitted near the "
+        "minimum, stars their minima. A pale budget has none between its smallest and its largest size, and gives the "
+        "fit nothing.",
         figure,
     )
 
 
-def _budgets(points: Points, fit: "Frontier | str") -> list[_Budget]:
-    """Budgets with several sizes, by growing FLOPs."""
-    budgets = []
-    for mask in isoflop_budgets(points["flops"]):
-        curve = points.take(mask)
-        order = np.lexsort((curve["loss"], curve["params"]))
-        params, first = np.unique(curve["params"][order], return_index=True)
-        if len(params) < 2:
-            continue
-        flops = float(np.exp(np.log(curve["flops"]).mean()))
-        best = curve.take(np.isin(np.arange(len(curve)), order[first]))
-        if isinstance(fit, str):
-            lowest = best["params"][np.argmin(best["loss"])]
-            budgets.append(_Budget(flops, best, None, bool(params[0] < lowest < params[-1])))
-            continue
-        optimum = next((o for o in fit.optima if abs(o["flops"] / flops - 1) < 1e-6), None)
-        budgets.append(_Budget(flops, best, optimum, optimum is not None))
-    return budgets
-
-
-def _interpolated(curve: Points) -> tuple[np.ndarray, np.ndarray]:
-    """Loss along N as the fit interpolates it, or straight lines where the runs are too few for that."""
-    order = np.argsort(curve["params"])
-    params, loss = curve["params"][order], curve["loss"][order]
-    if len(params) < _AKIMA:
-        return params, loss
-    x = np.geomspace(params[0], params[-1], 200)
-    log_x = np.clip(np.log(x), np.log(params[0]), np.log(params[-1]))
-    return x, np.exp(Akima1DInterpolator(np.log(params), np.log(loss))(log_x))
+def _draw(axes: Axes, curve: Curve, colour: Any) -> None:
+    """The line of a budget over the sizes that it goes by, all sizes, outliers and the minimum."""
+    style: dict[str, Any] = {"color": colour, "alpha": _PALE if curve.reason else 1.0}
+    ends = curve.x[curve.fitted][[0, -1]]
+    x = np.linspace(ends[0], ends[1], 200) if len(curve.x) > 3 else curve.x
+    axes.plot(np.exp(x), curve.at(x), lw=1.6, **style)
+    fitted, far = curve.fitted, curve.far
+    axes.plot(np.exp(curve.x[fitted]), curve.loss[fitted], "o", ms=5.5, mec="white", mew=0.5, **style)
+    axes.plot(np.exp(curve.x[far]), curve.loss[far], "o", ms=4.5, mfc="none", mec=colour, alpha=style["alpha"])
+    axes.plot(np.exp(curve.off[:, 0]), curve.off[:, 1], "x", ms=6, mew=1.5, **style)
+    if not curve.reason:
+        where = np.exp(curve.minimum)
+        axes.plot(where[0], where[2], "*", zorder=6, ms=14, mfc=colour, mec=INK, mew=0.9)

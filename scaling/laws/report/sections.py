@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scaling.laws.isoflop import made_of
 from scaling.laws.report import compute_figures, law_figures, tables, task_figures
 from scaling.laws.report.collect import STATES, Ladder
 from scaling.laws.report.optimum import Optimum, interval
@@ -48,12 +49,18 @@ def sections(ladder: Ladder, fits: "Fits") -> list[Section]:
             (law_figures.loss_against_sizes(ladder, joint),) if len(ladder.points) > 1 else (),
         ),
     ]
-    curves = law_figures.isoflop_curves(ladder, fits)
+    curves = law_figures.isoflop_curves(ladder)
     refused = _why("There are no isoFLOP minima to fit", found.isoflop)
     if curves is None:
         refused = "<p>No budget of FLOPs has several sizes.</p>"
     elif not isinstance(found.isoflop, str):
-        refused = tables.notes([s for s in found.isoflop.left_out if s.startswith("budget")])
+        refused = tables.notes(
+            [
+                *made_of(found.isoflop),
+                *(s for s in found.isoflop.left_out if s.startswith("budget")),
+                *(f"outlier, not fitted: {s}" for s in found.isoflop.outliers),
+            ]
+        )
     parts.append(Section("isoflop", "IsoFLOP curves", refused, (curves,) if curves else ()))
     best = compute_figures.optimal_sizes(ladder, fits)
     parts.append(Section("optimum", "Compute-optimal size", _optimum_html(ladder, fits), (best,) if best else ()))

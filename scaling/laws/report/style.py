@@ -89,6 +89,14 @@ def canvas(
         yield figure, list(np.ravel(figure.subplots(rows, columns, sharey=sharey)))
 
 
+def plain(text: str) -> str:
+    """Text that is drawn as it is: matplotlib takes what stands between two dollars for a formula.
+
+    Names of runs, tasks and words are to pass through here on their way into a figure.
+    """
+    return text.replace("$", r"\$")
+
+
 def human(value: float, _: Any = None) -> str:
     """12k, 3.5M, 1.2B: at most three digits."""
     for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):

@@ -24,6 +24,7 @@ from scaling.laws.report.style import (
     canvas,
     human,
     log_axis,
+    plain,
 )
 from scaling.laws.report.task_scores import Means, TaskScore, last, run_means, used_text
 
@@ -88,7 +89,7 @@ def _drawn(panels: Sequence[_Panel], means: Means) -> Figure:
         for panel, place in zip(panels, axes, strict=True):
             panel(figure, place, means)
         for place in axes[::columns]:
-            place.set_ylabel(means.scores[0].metric.replace("_", " "))
+            place.set_ylabel(plain(means.scores[0].metric.replace("_", " ")))
         for place in axes:
             _chance(place, means)
         _legend(axes[0])
@@ -192,7 +193,7 @@ def _training(group: str, runs: Sequence[Means]) -> Drawing:
                 label = _asked((score for means in runs for score in means.scores), k)
                 _bars(axes, [score.tokens for score in line], line, colours[k], "-", label)
             _chance(axes, means)
-            axes.set_title(means.scores[0].run, fontsize=9.5, fontweight="normal")
+            axes.set_title(plain(means.scores[0].run), fontsize=9.5, fontweight="normal")
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             axes.xaxis.set_major_formatter(FuncFormatter(human))
         for axes in panels[len(runs) :]:
@@ -200,7 +201,7 @@ def _training(group: str, runs: Sequence[Means]) -> Drawing:
         for axes in panels[max(0, len(runs) - columns) : len(runs)]:
             axes.set_xlabel("tokens")
         for axes in panels[::columns]:
-            axes.set_ylabel(runs[0].scores[0].metric.replace("_", " "))
+            axes.set_ylabel(plain(runs[0].scores[0].metric.replace("_", " ")))
         _legend(panels[0])
     pale = "Pale lines are single tasks. " if len(runs[0].scores[0].tasks) > 1 else ""
     return Drawing(
