@@ -80,7 +80,7 @@ def _fsync(path: epath.PathLike) -> None:
 def check_writable(path: epath.PathLike) -> None:
     """Tries whether a local file can be written or appended to, before work whose result will go there.
 
-    Its folder is made if need be; the file itself stays as it is.
+    Nothing is made: where its folder is not there yet, the nearest one that is there is tried.
 
     Raises:
         OSError: it cannot; names the file.
@@ -91,7 +91,7 @@ def check_writable(path: epath.PathLike) -> None:
             with path.open("ab"):
                 pass
         else:
-            try_to_write(path.parent, os.getpid())
+            try_to_write(next(folder for folder in path.absolute().parents if folder.exists()), os.getpid())
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None  # of the fitting subclass
 

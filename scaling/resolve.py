@@ -27,6 +27,7 @@ ATTENTION = ("dense", "banded")
 # Above these no knob means anything: steps and sizes of arrays are 32-bit integers, other counts must be exact as
 # floats, and on devices numbers have 32 bits.
 _LARGEST, _LARGEST_COUNT, _LARGEST_FLOAT = 2**31 - 1, 2**53, 3e38
+MOST_STEPS = _LARGEST  # the state counts them in int32
 
 # (what is right, test, knobs)
 _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
@@ -222,8 +223,8 @@ def _check_train(config: Config) -> None:
             train.tokens,
             f"is less than one batch; must be at least config.train.batch_tokens={train.batch_tokens}",
         )
-    if train.tokens // train.batch_tokens > _LARGEST:
-        raise refused("train.tokens", train.tokens, f"is more than {_LARGEST} steps of config.train.batch_tokens")
+    if train.tokens // train.batch_tokens > MOST_STEPS:
+        raise refused("train.tokens", train.tokens, f"is more than {MOST_STEPS} steps of config.train.batch_tokens")
     if train.ramp_tokens:
         if train.ramp_start_tokens > train.batch_tokens:
             raise refused(

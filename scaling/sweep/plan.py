@@ -17,7 +17,7 @@ from scaling import flops
 from scaling.config_file import KNOBS, apply_overrides, check_knob
 from scaling.data import tokenizer
 from scaling.refusal import shown
-from scaling.resolve import resolve
+from scaling.resolve import MOST_STEPS, resolve
 from scaling.sizes import Parameters, Size, parameters
 
 _ROUNDING = 0.1  # a length may change by this part in becoming whole batches
@@ -237,7 +237,7 @@ def _combinations(sweep: Sweep, base: cfg.Config, vocab_size: int) -> Iterator[t
     variants = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
     for shape in sweep.shapes:
         try:
-            scale = _scale(resolve(_shaped(base, shape), vocab_size=vocab_size))
+            scale = _scale(resolve(_of_any_length(_shaped(base, shape)), vocab_size=vocab_size))
         except ValueError as error:
             raise ValueError(f"{shape}: {error}") from error
         for length in _lengths(sweep, shape, scale):
@@ -272,7 +272,7 @@ def _run(
     try:
         # A grid may change what the FLOPs depend on, so it comes first.
         config = _with(_shaped(base, shape), {f"config.{knob}": value for knob, value in variant.items()})
-        scale = dataclasses.replace(_scale(resolve(config, vocab_size=vocab_size)), tokens=length)
+        scale = dataclasses.replace(_scale(resolve(_of_any_length(config), vocab_size=vocab_size)), tokens=length)
     except ValueError as error:
         raise ValueError(f"run {name}: {error}") from error
     batch = config.train.batch_tokens
@@ -298,6 +298,12 @@ def _run(
         return Run(name, resolve(_with(config, values), vocab_size=vocab_size), scale)
     except ValueError as error:
         raise ValueError(f"run {name}: {error}") from error
+
+
+def _of_any_length(config: cfg.Config) -> cfg.Config:
+    """The config with as many tokens as it has steps for at most: each run's own length takes their place."""
+    most = MOST_STEPS * config.train.batch_tokens
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, tokens=min(config.train.tokens, most)))
 
 
 def _name(sweep: Sweep, shape: Shape, length: float, variant: dict[str, Any]) -> str:

@@ -213,7 +213,7 @@ def test_a_plan_written_as_json_is_read_back_as_the_same_config(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("[1]", "is not a JSON object"), ("{", "is not a JSON object"), ('{"modle": {}}', "did you mean config.model")],
+    [("[1]", "is not a JSON object"), ("{", "plan.json: not JSON"), ('{"modle": {}}', "did you mean config.model")],
 )
 def test_a_json_config_that_is_none_is_refused(tmp_path, text, sentence):
     path = tmp_path / "plan.json"
