@@ -1,18 +1,26 @@
-"""What this program itself writes beside the runs in a folder of runs; a shell's ``runs/demo/*`` names it, too."""
+"""What lies beside the runs in a folder of runs: reports and files; a shell's ``runs/demo/*`` names it, too."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-_FILES = ("launch.json", "launch.log")  # of a launcher
-_REPORT = ("points.csv", "figures")  # what makes a folder a report of `scaling report`, whatever its name
+_TABLES = (".csv", ".jsonl")  # files that a user may mean
 
 
-def is_own(path: str | Path) -> bool:
-    """Whether a path is no run but a launcher's file or a report; False where nothing is there."""
-    path = Path(path)
+def is_own(path: Any) -> bool:
+    """Whether a path (a text, ``Path`` or ``epath.Path``) is a report, a part of one, or a file that is no table.
+
+    False where nothing is there, so that a mistyped path is still refused.
+    """
+    path = Path(path) if isinstance(path, str) else path
+    if path.name in ("points.csv", "figures") and (path.parent / "report.html").exists():
+        return True
     if path.is_dir():
-        return not (path / "config.json").exists() and all((path / name).exists() for name in _REPORT)
-    return path.name in _FILES and path.is_file()
+        is_run = (path / "config.json").exists() or (path / "plan.json").exists()
+        return not is_run and (
+            (path / "report.html").exists() or all((path / n).exists() for n in ("points.csv", "figures"))
+        )
+    return path.exists() and path.suffix not in _TABLES
 
 
 def without_own(paths: Sequence[str]) -> list[str]:

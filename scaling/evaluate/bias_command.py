@@ -106,6 +106,7 @@ def run(options: argparse.Namespace) -> int:
         written, folder = json.dumps(to_json(report)), Path(model) / "bias"
         print(written if options.json else table(report), flush=True)  # first: the disk may be full
         with durable.naming(folder):
+            folder.mkdir(exist_ok=True)
             for probe, text in samples.items():
                 (folder / f"samples-{probe}.jsonl").write_text(text)
             (folder / "report.json").write_text(written + "\n")

@@ -16,6 +16,7 @@ from etils import epath
 from scaling import config as cfg
 from scaling.laws.curves import Unreadable, is_number, is_sound, parse_json, read_lines
 from scaling.laws.points import Points
+from scaling.own_files import is_own
 from scaling.sizes import parameters
 
 COUNTS = ("total", "without_embeddings", "kaplan", "chinchilla")
@@ -33,7 +34,7 @@ def find_runs(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
     """
     found = []
     every = [epath.Path(path) for path in paths]
-    beside = [path for path in every if _lies_beside_runs(path)]
+    beside = [path for path in every if is_own(path)]
     for path in every if len(beside) == len(every) else [path for path in every if path not in beside]:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
@@ -49,15 +50,6 @@ def find_runs(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
             )
         found += inside
     return list(dict.fromkeys(found))
-
-
-def _lies_beside_runs(path: epath.Path) -> bool:
-    """Whether the product wrote it into a folder of runs: a report or a part of one, or a file that is no table."""
-    if (path / "report.html").exists():
-        return not _is_run(path)
-    if path.name in ("points.csv", "figures") and (path.parent / "report.html").exists():
-        return True
-    return path.exists() and not path.is_dir() and path.suffix not in (".csv", ".jsonl")
 
 
 def _is_run(path: epath.Path) -> bool:

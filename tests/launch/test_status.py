@@ -140,8 +140,7 @@ def test_what_this_program_wrote_beside_the_runs_is_passed_over(run_dir, capsys,
     own = [path for path in everything if path != str(run_dir)]
     assert cli.main([verb, *own]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    (runs / "notes.txt").write_text("")
-    assert cli.main([verb, *everything, str(runs / "notes.txt")]) == 2  # no file of ours
+    assert cli.main([verb, *everything, str(runs / "two")]) == 2  # mistyped
 
 
 @pytest.mark.parametrize(
