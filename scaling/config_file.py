@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from scaling.config import Config, default_config, freeze, knobs, to_dict
+from scaling.config import MOVED, Config, default_config, freeze, knobs, to_dict
 
 KNOBS = {name: value for name, value, _, _ in knobs()}
 _SECTIONS = {tuple(sorted(section)): name for name, section in default_config().items() if hasattr(section, "keys")}
@@ -147,7 +147,8 @@ def check_knob(name: str) -> None:
     if any(knob.startswith(f"{name}.") for knob in KNOBS):
         inside = next(knob for knob in KNOBS if knob.startswith(f"{name}."))
         raise ValueError(f"{name} is a section of knobs; set one inside it, such as {inside}")
-    raise ValueError(f"{name} is not a knob; did you mean {nearest_knob(name)}?")
+    moved = MOVED.get(name.removeprefix("config."))
+    raise ValueError(f"{name} is not a knob; did you mean {f'config.{moved}' if moved else nearest_knob(name)}?")
 
 
 def nearest_knob(name: str, others: Iterable[str] = ()) -> str:

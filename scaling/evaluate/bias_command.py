@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
 
     for model in options.models:
         served = load_served(model, options.tokenizer, options.mesh, options.dtype)
-        length = served.config.context_length
+        length = served.network.model.context_length
         prompts = {p: encode_prompts(p, served.words, length, options.tokens) for p in probes if p != "occupations"}
         if "occupations" in probes:
             check_occupations(served.words, length)
@@ -168,7 +168,7 @@ def _sampled(
 
     if not prompts:
         return {}
-    generator = Generator(served.config, served.params, served.words, served.mesh)
+    generator = Generator(served.network, served.params, served.words, served.mesh)
     found = {}
     for probe, ids in prompts.items():
         with bar(f"{probe}, {len(ids)} prompts", options.samples) as watch:

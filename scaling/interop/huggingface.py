@@ -141,7 +141,8 @@ def save(model: cfg.Model, params: decoder.Params, folder: str | os.PathLike[str
 
 def export(run_dir: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> None:
     """Writes the newest whole checkpoint of a run as a Hugging Face folder; errors as in ``load_run`` and ``save``."""
-    save(*load_run(run_dir), output_dir)
+    network, params = load_run(run_dir)
+    save(network.model, params, output_dir)
 
 
 def _to_model(values: dict[str, Any], path: Path, vocab_multiple: int) -> tuple[cfg.Model, _Architecture]:

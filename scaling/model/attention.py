@@ -235,10 +235,11 @@ def _weighed(q, k, v, mask, scale, rate, key):
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with one fused input projection."""
 
-    def __init__(self, config: cfg.Model, rngs: nnx.Rngs):
+    def __init__(self, network: cfg.Network, rngs: nnx.Rngs):
+        config = network.model
         d, h, k = config.d_model, config.num_heads, config.d_head
         scales = parametrization(config)
-        self.config = config
+        self.config, self.compute = config, network.compute
         self.scale = scales.attention_scale
         self.qkv = normal(rngs.params(), (d, 3, h, k), scales.hidden_std, ("embed", None, "heads", None))
         self.qkv_bias = constant(0.0, (3, h, k), (None, "heads", None), "bias")
@@ -264,7 +265,7 @@ class SelfAttention(nnx.Module):
             segments=segments,
             rate=self.config.dropout_attention,
             key=key,
-            block=self.config.attention_block,
+            block=self.compute.attention_block,
             zigzag=zigzag,
         )
         return self._merge(mixed, zigzag)
@@ -276,7 +277,7 @@ class SelfAttention(nnx.Module):
         """
         q, k, v = self._project(x)
         segments = (jnp.arange(x.shape[1]) >= starts[:, None]).astype(jnp.int32)
-        mixed = attend(q, k, v, scale=self.scale, window=window, segments=segments, block=self.config.attention_block)
+        mixed = attend(q, k, v, scale=self.scale, window=window, segments=segments, block=self.compute.attention_block)
         room = [(0, 0), (0, 0), (0, slots - x.shape[1]), (0, 0)]
         return self._merge(mixed), (_laid_out(jnp.pad(k, room)), _laid_out(jnp.pad(v, room)))
 
@@ -305,7 +306,7 @@ class SelfAttention(nnx.Module):
                 part = (part.astype(jnp.float32) + bias.swapaxes(0, 1)).astype(x.dtype)
                 yield checkpoint_name(constrain(part, "batch", "heads", time, None), SAVED)
             return
-        qkv = project(x, self.qkv, self.config.quantization).transpose(2, 0, 3, 1, 4)
+        qkv = project(x, self.qkv, self.compute.quantization).transpose(2, 0, 3, 1, 4)
         qkv = add_bias(qkv, self.qkv_bias, 1, 3)
         qkv = checkpoint_name(constrain(qkv, None, "batch", "heads", time, None), SAVED)
         # Not by indexing: its gradient is a sum of padded arrays, that of a split puts them together.
@@ -318,12 +319,12 @@ class SelfAttention(nnx.Module):
         sharded: then the gradient of x, a sum of three, would be reduced over their devices twice.
         """
         whole = jax.sharding.get_abstract_mesh().shape.get(kernels.HEAD_AXIS, 1) == 1
-        return self.config.quantization == "none" and kernels.platform() == "tpu" and whole and x.shape[1] > 1
+        return self.compute.quantization == "none" and kernels.platform() == "tpu" and whole and x.shape[1] > 1
 
     def _merge(self, mixed: jax.Array, zigzag: bool = False) -> jax.Array:
         """Heads [B, H, T, K] back into the residual stream [B, T, D]."""
         mixed = constrain(mixed, "batch", "heads", "time" if zigzag else None, None)
-        out = project(mixed.swapaxes(1, 2), self.out, self.config.quantization, 2)
+        out = project(mixed.swapaxes(1, 2), self.out, self.compute.quantization, 2)
         return constrain(add_bias(out, self.out_bias), "batch", "sequence", None)
 
 

@@ -28,11 +28,12 @@ ACTIVATIONS = {
 class MLP(nnx.Module):
     """Two projections with a nonlinearity between."""
 
-    def __init__(self, config: cfg.Model, rngs: nnx.Rngs):
+    def __init__(self, network: cfg.Network, rngs: nnx.Rngs):
+        config = network.model
         d, f = config.d_model, config.d_ff
         scales = parametrization(config)
         self.activation = config.activation
-        self.quantization = config.quantization
+        self.quantization = network.compute.quantization
         self.up = normal(rngs.params(), (d, f), scales.hidden_std, ("embed", "mlp"))
         self.up_bias = constant(0.0, (f,), ("mlp",), "bias")
         self.down = normal(rngs.params(), (f, d), scales.residual_std, ("mlp", "embed"))
@@ -49,13 +50,13 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """Attention then MLP; LayerNorm before each sublayer (GPT-2/3) or after each sum (GPT-1)."""
 
-    def __init__(self, config: cfg.Model, rngs: nnx.Rngs):
-        check(config.quantization)
-        self.config = config
+    def __init__(self, network: cfg.Network, rngs: nnx.Rngs):
+        check(network.compute.quantization)
+        self.config = config = network.model
         self.attention_norm = LayerNorm(config.d_model, config.norm_epsilon)
-        self.attention = SelfAttention(config, rngs)
+        self.attention = SelfAttention(network, rngs)
         self.mlp_norm = LayerNorm(config.d_model, config.norm_epsilon)
-        self.mlp = MLP(config, rngs)
+        self.mlp = MLP(network, rngs)
 
     def __call__(
         self,

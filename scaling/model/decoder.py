@@ -34,16 +34,17 @@ REMAT_POLICIES = {
 class Decoder(nnx.Module):
     """GPT-1, GPT-2 and GPT-3 by config (Radford et al. 2018, 2019; arXiv 2005.14165, section 2.1)."""
 
-    def __init__(self, config: cfg.Model, rngs: nnx.Rngs):
+    def __init__(self, network: cfg.Network, rngs: nnx.Rngs):
+        config = network.model
         std = parametrization(config).embedding_std
         vocab = config.padded_vocab
-        self.config = config
+        self.config, self.compute = config, network.compute
         self.tokens = normal(rngs.params(), (vocab, config.d_model), std, ("vocab", "embed"), "embedding")
         self.positions = normal(
             rngs.params(), (config.context_length, config.d_model), std, (None, "embed"), "embedding"
         )
         layer_keys = jax.random.split(rngs.params(), config.num_layers)
-        self.blocks = jax.vmap(lambda key: Block(config, nnx.Rngs(params=key)))(layer_keys)
+        self.blocks = jax.vmap(lambda key: Block(network, nnx.Rngs(params=key)))(layer_keys)
         if config.norm == "pre":
             self.final_norm = LayerNorm(config.d_model, config.norm_epsilon)
         if not config.tied_embedding:
@@ -97,7 +98,7 @@ class Decoder(nnx.Module):
         x = constrain(x, "rows", "sequence", None)
         keys = None if layers_key is None else jax.random.split(layers_key, config.num_layers)
         if pipeline_microbatches:
-            recompute = config.remat != "none"
+            recompute = self.compute.remat != "none"
             x = pipelined(self._layers, self.blocks, keys, x, segments, pipeline_microbatches, recompute)
         else:
             x = self._layers(self.blocks, keys, x, segments, zigzag=zigzag is not None)
@@ -105,7 +106,7 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
         """Tokens [B, T] at positions [B or 1, T] (None: 0, 1, ...) to [B, T, D] in the compute dtype."""
-        dtype = jnp.dtype(self.config.compute_dtype)
+        dtype = jnp.dtype(self.compute.dtype)
         x = lookup(use(self.tokens, dtype), tokens).astype(jnp.float32)
         # Whole in the backward pass too: its gradient is summed over the batch first, and then cut.
         table = constrain(use(self.positions, jnp.dtype(jnp.float32)), None, None)
@@ -125,7 +126,7 @@ class Decoder(nnx.Module):
         zigzag: bool = False,
     ) -> jax.Array:
         """Scans over groups of stacked layers, one period of the attention pattern a group: so windows are static."""
-        config = self.config
+        config, compute = self.config, self.compute
         period = len(config.attention_pattern)
         windows = [config.band_width if kind == "banded" else 0 for kind in config.attention_pattern]
         groups = jax.tree.map(lambda a: a.reshape(-1, period, *a.shape[1:]), (stack, keys))
@@ -133,8 +134,8 @@ class Decoder(nnx.Module):
         def layer(block: Block, x: jax.Array, window: int, key: jax.Array | None) -> jax.Array:
             return block(x, window, segments, key, tree, zigzag)
 
-        if config.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False, static_argnums=(2,))
+        if compute.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[compute.remat], prevent_cse=False, static_argnums=(2,))
 
         def group(x: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
             for i, window in enumerate(windows):
@@ -142,7 +143,7 @@ class Decoder(nnx.Module):
                 x = layer(block, x, window, key)
             return x, None
 
-        return jax.lax.scan(group, x, groups, unroll=config.scan_unroll)[0]
+        return jax.lax.scan(group, x, groups, unroll=compute.scan_unroll)[0]
 
     def output_table(self, dtype: Any) -> jax.Array:
         """The output projection [V, D], laid out for use."""
@@ -168,18 +169,18 @@ def document_segments(tokens: jax.Array, eot: int) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=16)
-def _template(config: cfg.Model) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
+def _template(network: cfg.Network) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Decoder(network, nnx.Rngs(0))))
 
 
 def initialize(config: cfg.Model, key: jax.Array) -> Params:
     """Random initial parameters as a nested dict of float32 arrays; call it under jit with out_shardings."""
-    return nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(params=key))))
+    return nnx.to_pure_dict(nnx.state(Decoder(cfg.Network(config), nnx.Rngs(params=key))))
 
 
 def abstract(config: cfg.Model) -> Params:
     """The parameter tree as ``jax.ShapeDtypeStruct``: nothing is allocated."""
-    return nnx.to_pure_dict(_template(config)[1])
+    return nnx.to_pure_dict(_template(cfg.Network(config))[1])
 
 
 def metadata(config: cfg.Model, name: str) -> Params:
@@ -189,7 +190,7 @@ def metadata(config: cfg.Model, name: str) -> Params:
         value = variable.get_metadata(name)
         return ("layers", *value) if name == "axes" and path[0] == STACK else value
 
-    flat = {path: read(path, variable) for path, variable in nnx.to_flat_state(_template(config)[1])}
+    flat = {path: read(path, variable) for path, variable in nnx.to_flat_state(_template(cfg.Network(config))[1])}
     return nnx.traversals.unflatten_mapping(flat)
 
 
@@ -205,23 +206,23 @@ def shardings(config: cfg.Model, mesh: Mesh, spec: Callable[[Axes], PartitionSpe
     )
 
 
-def merge(config: cfg.Model, params: Params) -> Decoder:
+def merge(network: cfg.Network, params: Params) -> Decoder:
     """A callable decoder around a parameter tree."""
-    return _filled(_template(config), params)
+    return _filled(_template(network), params)
 
 
-def merge_layers(config: cfg.Model, params: Params) -> tuple[Decoder, list[Block]]:
+def merge_layers(network: cfg.Network, params: Params) -> tuple[Decoder, list[Block]]:
     """A decoder and its blocks, around a tree whose ``blocks`` are a sequence of layers instead of a stack.
 
     Of the decoder, only what lies outside the blocks can be called.
     """
     outside = {name: value for name, value in params.items() if name != STACK}
-    return _filled(_template(config), outside), [_filled(_block_template(config), layer) for layer in params[STACK]]
+    return _filled(_template(network), outside), [_filled(_block_template(network), layer) for layer in params[STACK]]
 
 
 @functools.lru_cache(maxsize=16)
-def _block_template(config: cfg.Model) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
+def _block_template(network: cfg.Network) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Block(network, nnx.Rngs(0))))
 
 
 def _filled(template: tuple[nnx.GraphDef, nnx.State], params: Params) -> Any:

@@ -26,7 +26,7 @@ Metrics = dict[str, jax.Array]
 
 def loss_sums(config: cfg.Config, params: Any, inputs: jax.Array, targets: jax.Array, eot: int, key: Any) -> Sums:
     """Loss sums of one microbatch, int32 [B, T] inputs and targets; ``key`` None = no dropout."""
-    model = decoder.merge(config.model, params)
+    model = decoder.merge(config.network, params)
     inputs, targets = (constrain(tokens, "rows", None) for tokens in (inputs, targets))
     segments = decoder.document_segments(inputs, eot) if config.model.document_mask else None
     positions = None
@@ -40,7 +40,7 @@ def loss_sums(config: cfg.Config, params: Any, inputs: jax.Array, targets: jax.A
         vocab_size=config.model.vocab_size,
         logit_multiplier=parametrization(config.model).logit_multiplier,
         z_loss=config.train.z_loss,
-        chunk=config.train.loss_chunk,
+        chunk=config.compute.loss_chunk,
     )
     return cross_entropy(hidden, model.output_table(hidden.dtype), targets, loss_config)
 

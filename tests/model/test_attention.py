@@ -76,10 +76,10 @@ def test_attention_dropout_keeps_the_mean():
 
 def test_three_products_equal_one(monkeypatch):
     """On a TPU queries, keys and values come from a product each: same values, same gradients."""
-    config = tiny.model()
-    attention = SelfAttention(config, nnx.Rngs(0))
+    network = tiny.network()
+    attention = SelfAttention(network, nnx.Rngs(0))
     attention.qkv_bias[...] = jax.random.normal(jax.random.key(1), attention.qkv_bias.shape)
-    x = jax.random.normal(jax.random.key(2), (2, 8, config.d_model))
+    x = jax.random.normal(jax.random.key(2), (2, 8, network.model.d_model))
 
     def loss(attention, x):
         return jnp.sin(3 * attention(x, 0)).sum()

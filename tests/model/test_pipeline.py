@@ -355,4 +355,4 @@ def test_without_a_pipeline_a_mesh_with_stages_is_refused():
         jax.set_mesh(make_mesh(cfg.Mesh(stage=2))),
         pytest.raises(ValueError, match="the layers lie in 2 stages of the mesh"),
     ):
-        decoder.merge(tiny.model(), params)(np.zeros((8, 16), np.int32))
+        decoder.merge(tiny.network(), params)(np.zeros((8, 16), np.int32))

@@ -156,6 +156,6 @@ def test_what_is_gathered_is_narrow():
 
 def test_a_model_without_qwix_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "qwix", None)
-    with pytest.raises(ValueError, match=r"config.model.quantization='fp8' needs qwix; pip install 'scaling\[quant\]'"):
-        decoder.abstract(tiny.model(quantization="fp8", num_layers=4))
+    with pytest.raises(ValueError, match=r"config\.compute\.quantization='fp8' needs qwix"):
+        decoder.merge(tiny.network(quantization="fp8", num_layers=4), {})
     decoder.abstract(tiny.model(num_layers=4))

@@ -300,7 +300,8 @@ def test_memory_a_device_falls_with_the_context_axis():
     One device's attention, without a kernel, is not by blocks of keys: the second comparison is of like with like.
     """
     model = {"context_length": 4096, "attention_pattern": ("dense",), "attention_block": 128, "remat": "projections"}
-    config = tiny.config(model, sequence_length=4096, batch_tokens=4096, microbatch_sequences=1, loss_chunk=256)
+    model |= {"loss_chunk": 256}
+    config = tiny.config(model, sequence_length=4096, batch_tokens=4096, microbatch_sequences=1)
 
     def temporary(context):
         sizes = cfg.Mesh(data=1, context=context)
@@ -334,13 +335,13 @@ def test_what_a_ring_cannot_do_is_refused(changes, sentence):
 @pytest.mark.slow
 def test_paths_without_the_ring_give_the_same_on_a_mesh_with_context():
     """The model in the text's order (scoring, generation): the axis holds shards of parameters only."""
-    config = tiny.model(context_length=32)
+    network = tiny.network(context_length=32)
     tokens = jnp.asarray(tiny.batch(0, 1, 2, 16)["inputs"][0])
 
     def hidden(devices):
         with jax.set_mesh(devices):
-            params = jax.device_put(params_alone, decoder.shardings(config, devices))
-            return jax.jit(lambda p, x: decoder.merge(config, p)(x))(params, tokens)
+            params = jax.device_put(params_alone, decoder.shardings(network.model, devices))
+            return jax.jit(lambda p, x: decoder.merge(network, p)(x))(params, tokens)
 
-    params_alone = decoder.initialize(config, jax.random.key(0))
+    params_alone = decoder.initialize(network.model, jax.random.key(0))
     np.testing.assert_allclose(hidden(mesh(context=4, tensor=2)), hidden(mesh()), atol=1e-5)
