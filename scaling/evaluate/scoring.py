@@ -1,7 +1,7 @@
 """Log-likelihoods of completions: batched, bucketed by length, each shared context computed once.
 
-A row holds a context and, behind it, all its completions side by side. Each completion sees the context and itself
-(``attention.Tree``), so one forward pass scores them all, on any mesh, with the parameters as training holds them.
+A row holds a context and, after it, all its completions side by side. Each completion sees the context and itself
+(``AttentionContext.branches``), so one forward pass scores them all, on any mesh, with the parameters of training.
 """
 
 import collections
@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from scaling import config as cfg
 from scaling.data.tokenizer import Tokenizer
 from scaling.model import decoder
-from scaling.model.attention import Tree
+from scaling.model.context import AttentionContext
 
 _BATCH_TOKENS = 8192  # of one forward pass
 _SMALLEST = 16
@@ -240,7 +240,7 @@ def _score(
     Only the hidden states that predict a target meet the vocabulary.
     """
     model = decoder.merge(network, params)
-    hidden = model(tokens, tree=Tree(positions, branches))
+    hidden = model(tokens, AttentionContext(positions, branches=branches))
     logits = model.logits(jnp.take_along_axis(hidden, where[..., None], axis=1))
     chosen = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1), wanted == jnp.argmax(logits, axis=-1)

@@ -9,6 +9,8 @@ dynamic slice, which is a copy of the weights a token; decoding is bound by read
 """
 
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from scaling import config as cfg
 from scaling.model import decoder
-from scaling.model.attention import Memory
+from scaling.model.context import AttentionContext, Cached, Memory
 from scaling.model.parametrization import parametrization
 from scaling.parallel.sharding import constrain, stored_spec
 
@@ -54,9 +56,8 @@ def abstract_layers(network: cfg.Network, mesh: Mesh) -> decoder.Params:
 def _split(network: cfg.Network, params: decoder.Params) -> decoder.Params:
     config = network.model
     kinds, dtype = decoder.metadata(config, "kind"), jnp.dtype(network.compute.dtype)
-    # Biases, gains and positions are added in float32 whatever the compute dtype.
+    # Biases, gains and positions (kinds of their own) are added in float32 whatever the compute dtype.
     narrow = jax.tree.map(lambda x, kind: x.astype(dtype) if kind in ("matrix", "embedding") else x, params, kinds)
-    narrow["positions"] = params["positions"]
     return narrow | {decoder.STACK: _unstacked(config, narrow[decoder.STACK], lambda i, x: x[i])}
 
 
@@ -88,14 +89,7 @@ def prefill(
     Returns:
         Final hidden states [B, T, D] (those of padding mean nothing), and the cache with slots 0 to T - 1 filled.
     """
-    config = network.model
-    model, blocks = decoder.merge_layers(network, params)
-    x = model.embed(tokens, _positions(config, jnp.arange(tokens.shape[1]), starts))
-    cache = []
-    for block, window in zip(blocks, _windows(config), strict=True):
-        x, memory = block.prefill(x, window, starts, slots)
-        cache.append(memory)
-    return model.normalize(x), tuple(cache)
+    return _through(network, params, tokens, Cached(starts, 0, slots), [None] * network.model.num_layers)
 
 
 def extend(
@@ -106,14 +100,27 @@ def extend(
     Returns:
         Final hidden states [B, T, D], and the cache with these slots filled.
     """
-    config = network.model
+    return _through(network, params, tokens, Cached(starts, slot, cache[0][0].shape[2]), cache)
+
+
+def _through(
+    network: cfg.Network, params: decoder.Params, tokens: jax.Array, cached: Cached, cache: Sequence[Memory | None]
+) -> tuple[jax.Array, Cache]:
+    """Tokens through all layers, each with its cache (None: it has none yet)."""
     model, blocks = decoder.merge_layers(network, params)
-    x = model.embed(tokens, _positions(config, slot + jnp.arange(tokens.shape[1]), starts))
-    extended = []
-    for block, window, memory in zip(blocks, _windows(config), cache, strict=True):
-        x, memory = block.extend(x, window, memory, slot, starts)
-        extended.append(memory)
-    return model.normalize(x), tuple(extended)
+    there = cached.slot + jnp.arange(tokens.shape[1])
+    # Padding stands at position 0, in a document of its own.
+    positions = jnp.clip(there - cached.starts[:, None], 0, network.model.context_length - 1)
+    segments = (there >= cached.starts[:, None]).astype(jnp.int32)
+    context = AttentionContext(positions, segments, cached=cached)
+    x, grown = model.embed(tokens, positions), []
+    windows = itertools.cycle(decoder.windows(network.model))
+    for block, window, memory in zip(blocks, windows, cache, strict=False):
+        here = context.within(window)
+        x, after = block(x, here if memory is None else here.after(memory))
+        assert after is not None
+        grown.append(after)
+    return model.normalize(x), tuple(grown)
 
 
 def next_logits(network: cfg.Network, params: decoder.Params, hidden: jax.Array, vocab: int) -> jax.Array:
@@ -134,16 +141,6 @@ def next_logits(network: cfg.Network, params: decoder.Params, hidden: jax.Array,
     logits = jnp.einsum("vd,bd->vb", table, hidden, preferred_element_type=jnp.float32)
     logits = jnp.where(jnp.arange(len(table))[:, None] < vocab, logits, -jnp.inf).T
     return constrain(logits * parametrization(network.model).logit_multiplier, "batch", "vocab")
-
-
-def _windows(config: cfg.Model) -> list[int]:
-    pattern = config.attention_pattern
-    kinds = (pattern[i % len(pattern)] for i in range(config.num_layers))
-    return [config.band_width if kind == "banded" else 0 for kind in kinds]
-
-
-def _positions(config: cfg.Model, slots: jax.Array, starts: jax.Array) -> jax.Array:
-    return jnp.clip(slots - starts[:, None], 0, config.context_length - 1)
 
 
 def _is_axes(x: Any) -> bool:

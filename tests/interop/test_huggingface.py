@@ -15,6 +15,7 @@ from scaling import config as cfg
 from scaling.interop import huggingface
 from scaling.interop.logits import compute
 from scaling.model import decoder
+from scaling.model.fused import fused
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
 from scaling.resolve import resolve
@@ -100,7 +101,7 @@ def test_adamw_steps_equal_pytorch():
     np.testing.assert_allclose(norms, expected["grad_norms"], rtol=1e-5)
 
     final = jax.device_get(state["params"])
-    blocks, width = final["blocks"], model.d_model
+    blocks, width = fused(final["blocks"]), model.d_model
     ours = {
         "transformer.wte.weight": final["tokens"][: model.vocab_size],
         "transformer.wpe.weight": final["positions"],
