@@ -45,7 +45,6 @@ class Model:
         ("dense",), "", "attention of layers 0, 1, ...: 'dense' or 'banded', repeated through the depth"
     )
     band_width: int = knob(256, "tokens", "a banded layer sees this many positions, its own included")
-    attention_block: int = knob(512, "tokens", "block of queries and keys in the TPU's attention kernel")
     document_mask: bool = knob(False, "", "no attention across documents, positions restart (GPT-3: False)")
     dropout_embedding: float = knob(0.0, "probability", "dropout after the embeddings")
     dropout_attention: float = knob(0.0, "probability", "dropout on attention weights")
@@ -55,19 +54,33 @@ class Model:
     parametrization: str = knob("standard", "", "standard, mup (width) or completep (width and depth)")
     base_width: int = knob(256, "features", "d_model at which the muP hyperparameters were tuned")
     base_depth: int = knob(2, "layers", "num_layers at which the CompleteP hyperparameters were tuned")
-    compute_dtype: str = knob("bfloat16", "", "matrix products: bfloat16 or float32; norms, softmax, loss: float32")
-    scan_unroll: int = knob(
-        1,
-        "",
-        "periods of the attention pattern in one turn of the loop over layers; more: faster on CPUs, longer to compile",
-    )
-    quantization: str = knob("none", "", "products of the blocks' matrices in 8 bits: none, int8 or fp8 (needs qwix)")
-    remat: str = knob("none", "", "what the backward pass recomputes: none, dots, projections or full")
 
     @property
     def padded_vocab(self) -> int:
         """Rows of the token embedding: ``vocab_size`` rounded up to ``vocab_multiple``."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    dtype: str = knob("bfloat16", "", "matrix products: bfloat16 or float32; norms, softmax, loss: float32")
+    quantization: str = knob("none", "", "products of the blocks' matrices in 8 bits: none, int8 or fp8 (needs qwix)")
+    remat: str = knob("none", "", "what the backward pass recomputes: none, dots, projections or full")
+    scan_unroll: int = knob(
+        1,
+        "",
+        "periods of the attention pattern in one turn of the loop over layers; more: faster on CPUs, longer to compile",
+    )
+    attention_block: int = knob(512, "tokens", "block of queries and keys in the TPU's attention kernel")
+    loss_chunk: int = knob(512, "tokens", "positions of each sequence unembedded at a time; 0 = all at once")
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A model and how it is computed: all that a forward pass depends on."""
+
+    model: Model
+    compute: Compute = Compute()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +117,6 @@ class Train:
     )
     ramp_start_tokens: int = knob(32_768, "tokens", "batch size at the start of the ramp")
     ramp_tokens: int = knob(0, "tokens", "the batch grows linearly over this many tokens; 0 = no ramp")
-    loss_chunk: int = knob(512, "tokens", "positions of each sequence unembedded at a time; 0 = all at once")
     z_loss: float = knob(0.0, "", "coefficient of the squared log-partition penalty")
 
 
@@ -234,6 +246,7 @@ class Config:
     )
     seed: int = knob(0, "", "seed of initial weights, data order and dropout")
     model: Model = Model()
+    compute: Compute = Compute()
     data: Data = Data()
     train: Train = Train()
     optimizer: Optimizer = Optimizer()
@@ -244,6 +257,22 @@ class Config:
     checkpoint: Checkpoint = Checkpoint()
     guard: Guard = Guard()
     sample: Sample = Sample()
+
+    @property
+    def network(self) -> Network:
+        """The model and how it is computed."""
+        return Network(self.model, self.compute)
+
+
+# Old names of knobs that have moved: a config.json with one is read, a command line is told the present one.
+MOVED = {
+    "model.compute_dtype": "compute.dtype",
+    "model.quantization": "compute.quantization",
+    "model.remat": "compute.remat",
+    "model.scan_unroll": "compute.scan_unroll",
+    "model.attention_block": "compute.attention_block",
+    "train.loss_chunk": "compute.loss_chunk",
+}
 
 
 def default_config() -> ConfigDict:
@@ -264,11 +293,24 @@ def to_dict(config: Config) -> dict[str, Any]:
 def freeze(config: ConfigDict | Mapping[str, Any]) -> Config:
     """Turns an edited ConfigDict (or the dict of a ``config.json``) into typed, hashable dataclasses.
 
+    Knobs of a ``config.json`` that have moved since it was written (``MOVED``) are taken to their present place.
+
     Raises:
         ValueError: a key that is no knob, or a value of the wrong type.
     """
-    values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    values = config.to_dict() if isinstance(config, ConfigDict) else _at_present_places(config)
     return _build(Config, values, "config")
+
+
+def _at_present_places(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as written by any version, with each knob of ``MOVED`` where it is now."""
+    values = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+    for before, now in MOVED.items():
+        (old_section, old_name), (section, name) = before.split("."), now.split(".")
+        old = values.get(old_section)
+        if isinstance(old, dict) and old_name in old:
+            values.setdefault(section, {}).setdefault(name, old.pop(old_name))
+    return values
 
 
 def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:

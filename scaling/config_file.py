@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from scaling import json_text
-from scaling.config import Config, default_config, freeze, knobs, to_dict
+from scaling.config import MOVED, Config, default_config, freeze, knobs, to_dict
 from scaling.paths import each_expanded, expanded
 from scaling.refusal import cut, kind, shown
 
@@ -178,7 +178,8 @@ def check_knob(name: str) -> None:
     if any(knob.startswith(f"{name}.") for knob in KNOBS):
         inside = next(knob for knob in KNOBS if knob.startswith(f"{name}."))
         raise ValueError(f"{name} is a section of knobs; set one inside it, such as {inside}")
-    raise ValueError(f"{name} is not a knob; did you mean {nearest_knob(name)}?")
+    moved = MOVED.get(name.removeprefix("config."))
+    raise ValueError(f"{name} is not a knob; did you mean {f'config.{moved}' if moved else nearest_knob(name)}?")
 
 
 def nearest_knob(name: str, others: Iterable[str] = ()) -> str:

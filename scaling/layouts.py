@@ -25,7 +25,7 @@ class Layout:
         """Sets the knobs; a batch ramp then begins with one microbatch, the least that keeps all chips at work."""
         config.mesh.data = -1
         config.mesh.fsdp, config.mesh.tensor = self.fsdp, self.tensor
-        config.model.remat = self.remat
+        config.compute.remat = self.remat
         config.train.microbatch_sequences = self.microbatch_sequences
         tokens = self.microbatch_sequences * config.model.context_length
         config.train.ramp_start_tokens = max(config.train.ramp_start_tokens, tokens)
@@ -57,6 +57,6 @@ def find(size: str, topology: str) -> Layout:
     if topology not in known:
         raise ValueError(
             f"no layout of {size} for {topology!r}; there are some for {', '.join(known)} (for others give "
-            "config.mesh, config.model.remat and config.train.microbatch_sequences; scaling plan --search finds them)"
+            "config.mesh, config.compute.remat and config.train.microbatch_sequences; scaling plan --search finds them)"
         )
     return known[topology]

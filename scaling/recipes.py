@@ -31,7 +31,7 @@ def gpt3(name: str, topology: str = "", *, fsdp: int = 1, tensor: int = 1, remat
     config.data.tokenizer = "gpt2"
     config.model.attention_pattern = ("dense", "banded")
     config.model.band_width = 256
-    config.model.remat = remat
+    config.compute.remat = remat
 
     config.train.tokens = sizes.GPT3_TOKENS
     config.train.ramp_start_tokens = 32_768
@@ -68,7 +68,7 @@ def gpt2(name: str, *, fsdp: int = 1, remat: str = "none") -> ConfigDict:
     config = sizes.GPT2[name].apply(default_config())
     config.data.tokenizer = "gpt2"
     config.optimizer.peak_lr = {"124m": 6.0e-4, "355m": 3.0e-4, "774m": 2.5e-4, "1558m": 2.0e-4}[name]
-    config.model.remat = remat
+    config.compute.remat = remat
     config.mesh.fsdp = fsdp
     return config
 
@@ -108,12 +108,12 @@ def small_bytes(band_width: int) -> ConfigDict:
     config.model.context_length = 128
     config.model.attention_pattern = ("banded", "dense")
     config.model.band_width = band_width
-    config.model.compute_dtype = "float32"  # CPUs have no fast bfloat16
+    config.compute.dtype = "float32"  # CPUs have no fast bfloat16
     # muP: one learning rate for every width, and larger initial weights for narrow models.
     config.model.parametrization = "mup"
     config.model.base_width = 64
     config.model.init_std = 0.08
-    config.train.loss_chunk = 0  # the vocabulary is small
+    config.compute.loss_chunk = 0  # the vocabulary is small
     config.optimizer.peak_lr = 5e-3
     config.checkpoint.every_steps = 1000
     config.checkpoint.keep_last = 1

@@ -15,9 +15,9 @@ CHOICES = {
     "model.norm": ("pre", "post"),
     "model.activation": ("gelu_tanh", "gelu", "relu"),
     "model.parametrization": ("standard", "mup", "completep"),
-    "model.compute_dtype": ("bfloat16", "float32"),
-    "model.quantization": ("none", "int8", "fp8"),
-    "model.remat": ("none", "dots", "projections", "full"),
+    "compute.dtype": ("bfloat16", "float32"),
+    "compute.quantization": ("none", "int8", "fp8"),
+    "compute.remat": ("none", "dots", "projections", "full"),
     "data.bad_records": ("error", "skip"),
     "optimizer.schedule": ("cosine", "wsd", "linear", "constant"),
     "optimizer.state_dtype": ("float32", "bfloat16"),
@@ -35,7 +35,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "at least 1",
         lambda v: v >= 1,
         "model.vocab_multiple model.context_length model.num_layers model.d_model model.num_heads "
-        "model.band_width model.attention_block model.scan_unroll model.base_width model.base_depth "
+        "model.band_width model.base_width model.base_depth compute.scan_unroll compute.attention_block "
         "data.workers data.prefetch train.tokens train.batch_tokens train.ramp_start_tokens mesh.stage mesh.fsdp "
         "mesh.context mesh.tensor mesh.slices distributed.heartbeat_seconds distributed.join_seconds eval.tokens "
         "log.every_steps checkpoint.keep_last sample.tokens",
@@ -44,7 +44,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "0 or more",
         lambda v: v >= 0,
         "model.vocab_size model.d_head model.d_ff model.init_std train.sequence_length "
-        "train.microbatch_sequences train.pipeline_microbatches train.ramp_tokens train.loss_chunk train.z_loss "
+        "train.microbatch_sequences train.pipeline_microbatches train.ramp_tokens compute.loss_chunk train.z_loss "
         "optimizer.peak_lr optimizer.weight_decay optimizer.clip_norm optimizer.warmup_tokens optimizer.decay_tokens "
         "distributed.num_processes eval.every_steps eval.batch_sequences eval.tasks_every_steps eval.tasks_limit "
         "checkpoint.every_steps checkpoint.keep_every_steps guard.rollback_after guard.hang_seconds "

@@ -7,7 +7,7 @@ import pytest
 
 from scaling import config as cfg
 from scaling import describe
-from scaling.config_file import load, nearest_knob, split_arguments
+from scaling.config_file import check_knob, load, nearest_knob, split_arguments
 from scaling.model.block import ACTIVATIONS
 from scaling.model.decoder import REMAT_POLICIES
 from scaling.resolve import CHOICES, resolve
@@ -77,10 +77,10 @@ REFUSED = {
     "heads": (dict(model__num_heads=7), ["config.model.num_heads=7", "d_model=768", "6 or 8"]),
     "norm": (dict(model__norm="rms"), ["config.model.norm='rms'", "pre, post"]),
     "activation": (dict(model__activation="swish"), ["config.model.activation='swish'", "gelu_tanh, gelu, relu"]),
-    "remat": (dict(model__remat="all"), ["config.model.remat='all'", "none, dots, projections, full"]),
+    "remat": (dict(compute__remat="all"), ["config.compute.remat='all'", "none, dots, projections, full"]),
     "schedule": (dict(optimizer__schedule="step"), ["config.optimizer.schedule='step'", "cosine, wsd"]),
     "parametrization": (dict(model__parametrization="ntk"), ["config.model.parametrization='ntk'", "mup"]),
-    "dtype": (dict(model__compute_dtype="float16"), ["config.model.compute_dtype='float16'", "bfloat16, float32"]),
+    "dtype": (dict(compute__dtype="float16"), ["config.compute.dtype='float16'", "bfloat16, float32"]),
     "pattern": (dict(model__attention_pattern=("dense", "local")), ["attention_pattern", "local", "dense or banded"]),
     "no pattern": (dict(model__attention_pattern=()), ["attention_pattern=()", "at least one"]),
     "lr": (dict(optimizer__peak_lr=-1e-3), ["config.optimizer.peak_lr=-0.001", "0 or more"]),
@@ -199,7 +199,7 @@ def test_more_steps_than_can_be_counted_and_weights_beyond_floats():
 
 def test_choices_are_those_of_the_model():
     assert set(CHOICES["model.activation"]) == set(ACTIVATIONS)
-    assert set(CHOICES["model.remat"]) == {"none", *REMAT_POLICIES}
+    assert set(CHOICES["compute.remat"]) == {"none", *REMAT_POLICIES}
 
 
 def test_every_knob_has_a_meaning():
@@ -305,3 +305,18 @@ def test_an_experiment_takes_an_argument(tmp_path):
 
 def test_the_written_reference_is_current():
     assert (ROOT / "docs/config.md").read_text() == describe.to_markdown(), "run `make docs`"
+
+
+@pytest.mark.parametrize(("before", "now"), cfg.MOVED.items())
+def test_a_config_of_before_a_knob_moved_is_read(before, now):
+    """``config.json`` and the meta of checkpoints keep the names of their day."""
+    values = cfg.to_dict(cfg.Config())
+    (old_section, old_name), (section, name) = before.split("."), now.split(".")
+    other = {"compute.dtype": "float32", "compute.quantization": "int8", "compute.remat": "full"}.get(now, 7)
+    values[old_section][old_name] = other
+    del values[section][name]
+    assert getattr(getattr(cfg.freeze(values), section), name) == other
+    del values["compute"]
+    assert getattr(getattr(cfg.freeze(values), section), name) == other
+    with pytest.raises(ValueError, match=f"config.{before} is not a knob.*config.{now}"):
+        check_knob(f"config.{before}")

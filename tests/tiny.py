@@ -29,16 +29,30 @@ def model(**changes: Any) -> cfg.Model:
         d_ff=128,
         attention_pattern=("dense", "banded"),
         band_width=4,
-        compute_dtype="float32",
     )
     return dataclasses.replace(base, **changes)
 
 
-def config(model_changes: dict[str, Any] | None = None, **train: Any) -> cfg.Config:
-    """A resolved config: 8 sequences of 16 tokens a step."""
-    values = dict(tokens=10_000, sequence_length=16, batch_tokens=128, microbatch_sequences=8, loss_chunk=5)
+COMPUTE = cfg.Compute(dtype="float32", loss_chunk=5)
+
+
+def network(**changes: Any) -> cfg.Network:
+    """A model and how it is computed (in float32); each change goes to the section that has the knob."""
+    of_compute = {name: changes.pop(name) for name in list(changes) if hasattr(COMPUTE, name)}
+    return cfg.Network(model(**changes), dataclasses.replace(COMPUTE, **of_compute))
+
+
+def in_float32(model: cfg.Model) -> cfg.Network:
+    return cfg.Network(model, COMPUTE)
+
+
+def config(changes: dict[str, Any] | None = None, **train: Any) -> cfg.Config:
+    """A resolved config: 8 sequences of 16 tokens a step; changes as of ``network``."""
+    chosen = network(**(changes or {}))
+    values = dict(tokens=10_000, sequence_length=16, batch_tokens=128, microbatch_sequences=8)
     return cfg.Config(
-        model=model(**(model_changes or {})),
+        model=chosen.model,
+        compute=chosen.compute,
         train=cfg.Train(**(values | train)),
         optimizer=cfg.Optimizer(warmup_tokens=0),
     )

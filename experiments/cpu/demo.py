@@ -20,11 +20,11 @@ def get_config() -> ConfigDict:
     config.model.num_heads = 4
     config.model.attention_pattern = ("dense", "banded")
     config.model.band_width = 32
-    config.model.compute_dtype = "float32"  # CPUs have no fast bfloat16
+    config.compute.dtype = "float32"  # CPUs have no fast bfloat16
 
     config.train.tokens = 1_600_000  # about one epoch
     config.train.batch_tokens = 1_024  # so small a model learns more from many steps than from large ones
-    config.train.loss_chunk = 0  # the vocabulary is small
+    config.compute.loss_chunk = 0  # the vocabulary is small
 
     config.optimizer.peak_lr = 4e-3
     config.optimizer.warmup_tokens = 50_000

@@ -20,14 +20,14 @@ def get_config() -> ConfigDict:
     config.model.num_heads = 2
     config.model.attention_pattern = ("dense", "banded")
     config.model.band_width = 8
-    config.model.compute_dtype = "float32"
+    config.compute.dtype = "float32"
 
     config.train.tokens = 8_192
     config.train.batch_tokens = 512
     config.train.ramp_start_tokens = 256
     config.train.ramp_tokens = 2_048
     config.train.microbatch_sequences = 8
-    config.train.loss_chunk = 16
+    config.compute.loss_chunk = 16
 
     config.optimizer.peak_lr = 1e-2
     config.optimizer.warmup_tokens = 1_024

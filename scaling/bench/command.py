@@ -52,7 +52,7 @@ def add_options(add: Callable[[str, Callable[[argparse.Namespace], int], str], a
         "--ours",
         nargs="+",
         metavar="KNOBS",
-        help="tries, each like 'model.remat=full mesh.tensor=2' (default: the best)",
+        help="tries, each like 'compute.remat=full mesh.tensor=2' (default: the best)",
     )
     tpu.add_argument("--theirs", nargs="+", metavar="KNOBS", help="tries, each of MaxText's knobs (default: the best)")
     tpu.add_argument("--peer", metavar="PYTHON", help="an interpreter that has maxtext[tpu]")

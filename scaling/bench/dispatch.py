@@ -39,8 +39,8 @@ def dispatch(num_layers: int = 48, steps: int = 50) -> str:
             d_ff=128,
             attention_pattern=PATTERN,
             band_width=8,
-            compute_dtype="float32",
         ),
+        compute=cfg.Compute(dtype="float32"),
         train=cfg.Train(
             tokens=32, sequence_length=32, batch_tokens=32 * jax.device_count(), microbatch_sequences=jax.device_count()
         ),

@@ -28,8 +28,9 @@ def bench(batch: int, repetitions: int, dtype: str, peer: Peer | None) -> Iterat
     Yields:
         Lines of text.
     """
-    model = cfg.Model(vocab_size=50257, context_length=1024, d_head=64, d_ff=3072, compute_dtype=dtype)
-    generator = Generator(model, jax.jit(decoder.initialize, static_argnums=0)(model, jax.random.key(0)), None)
+    model = cfg.Model(vocab_size=50257, context_length=1024, d_head=64, d_ff=3072)
+    network = cfg.Network(model, cfg.Compute(dtype=dtype))
+    generator = Generator(network, jax.jit(decoder.initialize, static_argnums=0)(model, jax.random.key(0)), None)
     prompts = list(np.random.default_rng(0).integers(0, model.vocab_size, (batch, PROMPT)))
     sampling = Sampling(tokens=NEW, temperature=0.0, end_ids=())
     on_gpu = jax.default_backend() == "gpu"

@@ -37,7 +37,7 @@ class Case:
 
     topology: str
     sequences: int
-    ours: tuple[str, ...] = ("model.remat=projections", "model.remat=full")
+    ours: tuple[str, ...] = ("compute.remat=projections", "compute.remat=full")
     theirs: tuple[str, ...] = (f"remat_policy=minimal {_NO_RING}", f"remat_policy=full {_NO_RING}")
 
 

@@ -216,10 +216,8 @@ class _Steps:
                 num_layers=shape.num_layers,
                 d_model=shape.d_model,
                 num_heads=shape.num_heads,
-                compute_dtype=task.dtype,
-                remat=shape.remat,
-                scan_unroll=shape.num_layers if on_cpu() else 1,
             ),
+            compute=cfg.Compute(dtype=task.dtype, remat=shape.remat, scan_unroll=shape.num_layers if on_cpu() else 1),
             train=cfg.Train(tokens=10**9, batch_tokens=task.tokens, microbatch_sequences=shape.sequences),
             optimizer=cfg.Optimizer(warmup_tokens=0),
         )

@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
             durable.check_writable(Path(model) / "bias" / file)  # before the samples: this is known at once
     for model in models:
         served = load_served(model, options.tokenizer, options.mesh, options.dtype)
-        length = served.config.context_length
+        length = served.network.model.context_length
         prompts = {p: encode_prompts(p, served.words, length, options.tokens) for p in probes if p != "occupations"}
         if "occupations" in probes:
             check_occupations(served.words, length)
@@ -182,7 +182,7 @@ def _sampled(
     written: dict[str, str] = {}
     if not prompts:
         return found, written
-    generator = Generator(served.config, served.params, served.words, served.mesh)
+    generator = Generator(served.network, served.params, served.words, served.mesh)
     for probe, ids in prompts.items():
         with bar(f"{probe}, {len(ids)} prompts", options.samples) as watch:
             texts = sample(generator, ids, options.samples, options.tokens, options.seed, watch)

@@ -86,7 +86,7 @@ def sample(
         seed: from 0 to 2**32 - 1.
         watch: told how many samples of each prompt are done.
     """
-    batch = _batch_size(generator.config, generator.mesh, max(map(len, prompts)) + tokens)
+    batch = _batch_size(generator.network, generator.mesh, max(map(len, prompts)) + tokens)
     size = min(_CHUNK, samples)
     texts: list[list[str]] = [[] for _ in prompts]
     for first in range(0, samples, size):
@@ -123,7 +123,7 @@ def count_words(
 
 def occupations(served: Served) -> dict[str, OccupationBias]:
     """Section 6.2.1: the log ratio of words for women and men after each occupation, for each variant of the prompt."""
-    scorer = Scorer(served.config, served.params, served.mesh)
+    scorer = Scorer(served.network, served.params, served.mesh)
     found = {}
     for variant in VARIANTS:
         requests = bias.occupation_requests(variant)
@@ -136,8 +136,9 @@ def occupations(served: Served) -> dict[str, OccupationBias]:
     return found
 
 
-def _batch_size(config: cfg.Model, mesh: Mesh | None, length: int) -> int:
+def _batch_size(network: cfg.Network, mesh: Mesh | None, length: int) -> int:
     """A power of two, such that the cache of a batch of ``length`` tokens stays small."""
-    row = 2 * config.num_layers * config.num_heads * config.d_head * length * _ITEM_BYTES[config.compute_dtype]
+    model, size = network.model, _ITEM_BYTES[network.compute.dtype]
+    row = 2 * model.num_layers * model.num_heads * model.d_head * length * size
     fitting = _CACHE_BYTES * (1 if mesh is None else mesh.size) // row
     return min(_BATCH, 1 << max(0, fitting.bit_length() - 1))

@@ -113,7 +113,7 @@ def _own(options: argparse.Namespace) -> Callable[["Served"], Iterator["Result"]
     tasks, shots = find_tasks(options.tasks), parse_shots("0,1,few" if options.shots is None else options.shots)
 
     def evaluate(served: "Served") -> Iterator["Result"]:
-        evaluator = Evaluator(served.config, served.params, served.words, served.mesh, not options.no_prefix)
+        evaluator = Evaluator(served.network, served.params, served.words, served.mesh, not options.no_prefix)
         seed, data, limit = options.seed or 0, options.data, options.limit
         for requests in all_requests(tasks, shots, seed, data, served.words, evaluator.room, limit):
             with bar(f"{requests.task.name}, {requests.shots} shots", len(requests.items)) as watch:

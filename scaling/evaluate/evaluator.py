@@ -67,7 +67,7 @@ class Evaluator:
     """One model and its tokenizer, for any number of tasks.
 
     Args:
-        config: resolved.
+        network: resolved.
         params: as training holds them, on the mesh if there is one.
         words: tokenizer of the model.
         mesh: devices; None = one.
@@ -77,20 +77,20 @@ class Evaluator:
 
     def __init__(
         self,
-        config: cfg.Model,
+        network: cfg.Network,
         params: decoder.Params,
         words: Tokenizer,
         mesh: Mesh | None = None,
         prefix: bool = True,
     ):
-        self._config, self._params, self._words, self._mesh = config, params, words, mesh
+        self._network, self._params, self._words, self._mesh = network, params, words, mesh
         self._prefix = (words.eot,) if prefix else ()
-        self._scorer = Scorer(config, params, mesh)
+        self._scorer = Scorer(network, params, mesh)
 
     @property
     def room(self) -> int:
         """Tokens that prompt and answer may have together."""
-        return self._config.context_length - len(self._prefix)
+        return self._network.model.context_length - len(self._prefix)
 
     @property
     def work(self) -> Work:
@@ -244,7 +244,7 @@ class Evaluator:
 
     @functools.cached_property
     def _generator(self) -> Generator:
-        return Generator(self._config, self._params, self._words, self._mesh)
+        return Generator(self._network, self._params, self._words, self._mesh)
 
     def _free_form(self, items: Sequence[Request], scoring: Scoring, watch: Callable[[int], Any]) -> list[Sample]:
         """Beam search with GPT-3's width and length penalty (section 2.4), cut at the task's stop strings."""
@@ -318,7 +318,7 @@ class Evaluator:
 
         Each token is predicted once, from at least half a window where the text has it.
         """
-        length = self._config.context_length
+        length = self._network.model.context_length
         stride = max(1, length // 2)
         yield Group((self._words.eot,), (ids[:length],))
         for start in range(length, len(ids), stride):

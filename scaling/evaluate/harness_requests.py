@@ -36,13 +36,14 @@ class Answers:
     """
 
     def __init__(self, served: Served, seed: int = 0):
-        self._served, self._words, self._length, self._seed = served, served.words, served.config.context_length, seed
-        self._scorer = Scorer(served.config, served.params, served.mesh)
+        self._served, self._words, self._seed = served, served.words, seed
+        self._length = served.network.model.context_length
+        self._scorer = Scorer(served.network, served.params, served.mesh)
 
     @functools.cached_property
     def _generator(self) -> Generator:
         served = self._served
-        return Generator(served.config, served.params, served.words, served.mesh)
+        return Generator(served.network, served.params, served.words, served.mesh)
 
     def loglikelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """Of each (context, continuation): log-likelihood, and whether greedy decoding gives the continuation.

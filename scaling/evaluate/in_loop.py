@@ -36,7 +36,7 @@ class InLoopTasks:
             FileNotFoundError: a task's files are not there.
             ValueError: an unknown task, a malformed record, no item that fits the context.
         """
-        self._model, self._words, self._mesh = config.model, words, mesh
+        self._network, self._words, self._mesh = config.network, words, mesh
         wanted = config.eval
         tasks = find_tasks(wanted.tasks)
         _check_data(tasks, wanted.tasks_data)
@@ -59,7 +59,7 @@ class InLoopTasks:
             requests.usable()
 
     def _evaluator(self, params: decoder.Params) -> Evaluator:
-        return Evaluator(self._model, params, self._words, self._mesh)
+        return Evaluator(self._network, params, self._words, self._mesh)
 
     def run(self, params: decoder.Params) -> Sequence[Result]:
         """Results in the order of tasks and shots; the same in every process."""

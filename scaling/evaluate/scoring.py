@@ -1,7 +1,7 @@
 """Log-likelihoods of completions: batched, bucketed by length, each shared context computed once.
 
-A row holds a context and, behind it, all its completions side by side. Each completion sees the context and itself
-(``attention.Tree``), so one forward pass scores them all, on any mesh, with the parameters as training holds them.
+A row holds a context and, after it, all its completions side by side. Each completion sees the context and itself
+(``AttentionContext.branches``), so one forward pass scores them all, on any mesh, with the parameters of training.
 """
 
 import collections
@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from scaling import config as cfg
 from scaling.data.tokenizer import Tokenizer
 from scaling.model import decoder
-from scaling.model.attention import Tree
+from scaling.model.context import AttentionContext
 
 _BATCH_TOKENS = 8192  # of one forward pass
 _SMALLEST = 16
@@ -70,10 +70,10 @@ class Scorer:
     """
 
     def __init__(
-        self, config: cfg.Model, params: decoder.Params, mesh: Mesh | None = None, batch_tokens: int = _BATCH_TOKENS
+        self, network: cfg.Network, params: decoder.Params, mesh: Mesh | None = None, batch_tokens: int = _BATCH_TOKENS
     ):
-        """Args: resolved config, parameters (laid out on the mesh, if there is one), tokens of one forward pass."""
-        self.config = dataclasses.replace(config, remat="none")
+        """Args: resolved network, parameters (laid out on the mesh, if there is one), tokens of one forward pass."""
+        self.network = network
         self.work = Work()
         self._params, self._mesh, self._batch_tokens = params, mesh, batch_tokens
 
@@ -109,7 +109,7 @@ class Scorer:
 
     def _rows(self, number: int, group: Group) -> Iterator["_Row"]:
         """One row for all completions, or several where they do not fit together or not with the same context."""
-        limit = self.config.context_length
+        limit = self.network.model.context_length
         if not group.context or not all(group.completions):
             raise ValueError("a context and a completion must each have at least one token")
         if (longest := max(map(len, group.completions))) > limit:
@@ -150,7 +150,7 @@ class Scorer:
         self.work.real += sum(row.length for row in rows)
         self.work.padded += count * length
         with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
-            found = _score(self.config, self._params, *map(self._put, (tokens, positions, branches, where, wanted)))
+            found = _score(self.network, self._params, *map(self._put, (tokens, positions, branches, where, wanted)))
         logprobs, greedy = (np.asarray(jax.device_get(x)) for x in found)
         return [row.read(logprobs[b], greedy[b]) for b, row in enumerate(rows)]
 
@@ -227,7 +227,7 @@ def bucket(size: int, smallest: int = _SMALLEST) -> int:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score(
-    config: cfg.Model,
+    network: cfg.Network,
     params: decoder.Params,
     tokens: jax.Array,
     positions: jax.Array,
@@ -239,8 +239,8 @@ def _score(
 
     Only the hidden states that predict a target meet the vocabulary.
     """
-    model = decoder.merge(config, params)
-    hidden = model(tokens, tree=Tree(positions, branches))
+    model = decoder.merge(network, params)
+    hidden = model(tokens, AttentionContext(positions, branches=branches))
     logits = model.logits(jnp.take_along_axis(hidden, where[..., None], axis=1))
     chosen = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1), wanted == jnp.argmax(logits, axis=-1)

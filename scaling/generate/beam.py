@@ -35,10 +35,10 @@ class State(NamedTuple):
     cache: cached.Cache  # rows [B * W]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "rules", "beams", "room"))
+@functools.partial(jax.jit, static_argnames=("network", "rules", "beams", "room"))
 @jax.default_matmul_precision("highest")
 def search(
-    config: cfg.Model,
+    network: cfg.Network,
     rules: Rules,
     beams: int,
     room: int,
@@ -53,7 +53,7 @@ def search(
     """Searches on the device from the prompts to the end.
 
     Args:
-        config: of the model.
+        network: the model and how it is computed.
         rules: vocabulary and the tokens that end a text.
         beams: W, width of the search.
         room: N, at least ``limit``.
@@ -69,8 +69,8 @@ def search(
         Complete texts, int32 [B, W, N] filled up with -1, best first, and their scores float32 [B, W].
     """
     batch, length = tokens.shape
-    hidden, memory = cached.prefill(config, params, tokens, starts, length + room)
-    logits = cached.next_logits(config, params, hidden[:, -1], rules.vocab)
+    hidden, memory = cached.prefill(network, params, tokens, starts, length + room)
+    logits = cached.next_logits(network, params, hidden[:, -1], rules.vocab)
     memory = jax.tree.map(lambda x: _rows(jnp.repeat(x, beams, axis=0)), memory)
     nothing = jnp.full((batch, beams, room), -1, jnp.int32)
     state = State(
@@ -103,9 +103,9 @@ def search(
     def body(state: State) -> State:
         last = jax.lax.dynamic_index_in_dim(state.running, state.step - 1, axis=2, keepdims=False)
         hidden, memory = cached.extend(
-            config, params, last.reshape(-1, 1), state.cache, length + state.step - 1, starts
+            network, params, last.reshape(-1, 1), state.cache, length + state.step - 1, starts
         )
-        logits = cached.next_logits(config, params, hidden[:, 0], rules.vocab).reshape(batch, beams, -1)
+        logits = cached.next_logits(network, params, hidden[:, 0], rules.vocab).reshape(batch, beams, -1)
         return update(state._replace(cache=memory), logits)
 
     state = jax.lax.while_loop(unfinished, body, state)

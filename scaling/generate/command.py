@@ -115,7 +115,7 @@ def _generator(options: argparse.Namespace) -> "tuple[Generator, Tokenizer]":
     from scaling.interop.served import load_served
 
     served = load_served(options.model, options.tokenizer, options.mesh, options.dtype)
-    return Generator(served.config, served.params, served.words, served.mesh), served.words
+    return Generator(served.network, served.params, served.words, served.mesh), served.words
 
 
 def _stream(generator: "Generator", text: str, prompt: list[int], sampling: "Sampling") -> None:

@@ -29,11 +29,11 @@ class State(NamedTuple):
     cache: cached.Cache
 
 
-@functools.partial(jax.jit, static_argnames=("config", "rules", "room"))
+@functools.partial(jax.jit, static_argnames=("network", "rules", "room"))
 # Accelerators otherwise round the inputs of float32 products to fewer bits.
 @jax.default_matmul_precision("highest")
 def start(
-    config: cfg.Model,
+    network: cfg.Network,
     rules: Rules,
     room: int,
     params: decoder.Params,
@@ -45,7 +45,7 @@ def start(
     """Reads the prompts and chooses the first token of each.
 
     Args:
-        config: of the model.
+        network: the model and how it is computed.
         rules: what of the sampling is static.
         room: tokens that can be chosen, N.
         params: from ``cache.split_layers``.
@@ -55,12 +55,12 @@ def start(
         starts: first slot of each row that is not padding, int32 [B]; P = the row is padding.
     """
     batch, length = tokens.shape
-    hidden, memory = cached.prefill(config, params, tokens, starts, length + room)
-    logits = cached.next_logits(config, params, hidden[:, -1], rules.vocab)
+    hidden, memory = cached.prefill(network, params, tokens, starts, length + room)
+    logits = cached.next_logits(network, params, hidden[:, -1], rules.vocab)
     seen = None
     if rules.penalised:
-        real = jnp.where(jnp.arange(length) >= starts[:, None], tokens, config.padded_vocab)
-        seen = jnp.zeros((batch, config.padded_vocab), bool)
+        real = jnp.where(jnp.arange(length) >= starts[:, None], tokens, network.model.padded_vocab)
+        seen = jnp.zeros((batch, network.model.padded_vocab), bool)
         seen = seen.at[jnp.arange(batch)[:, None], real].set(True, mode="drop")
     empty = State(
         step=jnp.zeros((), jnp.int32),
@@ -73,10 +73,10 @@ def start(
     return _with_choice(empty, logits, rules, dials, keys)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "rules"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("network", "rules"), donate_argnames="state")
 @jax.default_matmul_precision("highest")
 def proceed(
-    config: cfg.Model,
+    network: cfg.Network,
     rules: Rules,
     params: decoder.Params,
     dials: Dials,
@@ -93,9 +93,9 @@ def proceed(
 
     def body(state: State) -> State:
         hidden, memory = cached.extend(
-            config, params, state.last[:, None], state.cache, prompt + state.step - 1, starts
+            network, params, state.last[:, None], state.cache, prompt + state.step - 1, starts
         )
-        logits = cached.next_logits(config, params, hidden[:, 0], rules.vocab)
+        logits = cached.next_logits(network, params, hidden[:, 0], rules.vocab)
         return _with_choice(state._replace(cache=memory), logits, rules, dials, keys)
 
     return jax.lax.while_loop(unfinished, body, state)

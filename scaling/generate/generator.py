@@ -54,22 +54,22 @@ class Generator:
     """A model that continues prompts.
 
     Args:
-        config: resolved; matrix products are computed in ``compute_dtype``.
+        network: resolved.
         params: parameter tree as training or ``load_model`` gives it; a copy in the compute dtype is made.
         words: tokenizer, for texts and the end of text; None = ids only.
         mesh: devices to lay model and batch over; None = one device.
     """
 
-    def __init__(self, config: cfg.Model, params: decoder.Params, words: Tokenizer | None, mesh: Mesh | None = None):
-        if words is not None and words.vocab_size > config.vocab_size:
+    def __init__(self, network: cfg.Network, params: decoder.Params, words: Tokenizer | None, mesh: Mesh | None = None):
+        self.network, self.config = network, network.model
+        if words is not None and words.vocab_size > self.config.vocab_size:
             raise ValueError(
-                f"tokenizer {words.name!r} has {words.vocab_size} tokens, but the model only {config.vocab_size}; "
+                f"tokenizer {words.name!r} has {words.vocab_size} tokens, but the model only {self.config.vocab_size}; "
                 "it must be the one that the model was trained with"
             )
-        self.config = dataclasses.replace(config, remat="none")
         self.words, self.mesh = words, mesh
         with self._on_mesh():
-            self._params = cache.split_layers(self.config, params, mesh)
+            self._params = cache.split_layers(self.network, params, mesh)
 
     def generate(
         self, prompts: Sequence[Sequence[int] | np.ndarray], sampling: Sampling, batch_size: int = 8
@@ -160,13 +160,13 @@ class Generator:
             )
             room = bucket(sampling.tokens)
             starts_there = self._put(starts)
-            state = decode.start(self.config, static, room, self._params, dials, keys, self._put(tokens), starts_there)
+            state = decode.start(self.network, static, room, self._params, dials, keys, self._put(tokens), starts_there)
         step, completions = 1, [Completion((), "", "")] * len(rows)
         while True:
             until = min(sampling.tokens, (step - 1) // every * every + every)
             with self._on_mesh():
                 state = decode.proceed(
-                    self.config, static, self._params, dials, keys, starts_there, state, np.int32(until)
+                    self.network, static, self._params, dials, keys, starts_there, state, np.int32(until)
                 )
             chosen = np.asarray(state.chosen)
             step = until + 1
@@ -188,7 +188,7 @@ class Generator:
         lengths = np.maximum(1, np.arange(room + 1, dtype=np.float64))
         with self._on_mesh():
             texts, scores = beam.search(
-                self.config,
+                self.network,
                 static,
                 sampling.beams,
                 room,

@@ -1,7 +1,7 @@
 """Hugging Face folders (``config.json`` and safetensors) of GPT-2 and GPT-1, read and written.
 
 Both sides hold the same numbers in the same order: Hugging Face's ``Conv1D`` weights are [in, out] like ours,
-and its fused ``c_attn`` is our [D, 3, H, K] with the last three dimensions flattened. So conversion only
+and its ``c_attn`` is our three [D, H, K] in one, with the last dimensions flattened. So conversion only
 renames, reshapes and stacks layers, and is exact.
 """
 
@@ -25,6 +25,7 @@ from scaling import durable
 from scaling.interop.run_directory import load_run, read_config_json
 from scaling.interop.tensor_folder import WEIGHTS, TensorFolder
 from scaling.model import decoder
+from scaling.model.fused import apart, fused
 
 CONFIG = "config.json"
 PREFIX = "transformer."  # of the names in a folder of an LMHead model; bare models lack it
@@ -66,7 +67,8 @@ _GPT1 = _Architecture(
 )
 _ARCHITECTURES = {a.model_type: a for a in (_GPT2, _GPT1)}
 
-# (our path inside a block, their name inside a layer, leading dimensions of ours that are the input of a matrix)
+# (our path inside a block with fused queries, keys and values; their name inside a layer; leading dimensions of ours
+# that are the input of a matrix)
 _LAYER = (
     (("attention_norm", "gain"), "ln_1.weight", 0),
     (("attention_norm", "bias"), "ln_1.bias", 0),
@@ -150,7 +152,8 @@ def export(run_dir: str | os.PathLike[str], output_dir: str | os.PathLike[str]) 
     _check_new(Path(output_dir))  # before a large checkpoint is read
     if not Path(output_dir).exists():
         durable.check_writable(output_dir)
-    save(*load_run(run_dir), output_dir)
+    network, params = load_run(run_dir)
+    save(network.model, params, output_dir)
 
 
 def _to_model(values: dict[str, Any], path: Path, vocab_multiple: int) -> tuple[cfg.Model, _Architecture]:
@@ -266,7 +269,7 @@ def _in_layer(shape: tuple[int, ...], input_dims: int) -> tuple[int, ...]:
 
 
 def _read_params(model: cfg.Model, architecture: _Architecture, tensors: TensorFolder) -> decoder.Params:
-    shapes = decoder.abstract(model)
+    shapes = fused(decoder.abstract(model))
     params: decoder.Params = {}
     expected: dict[str, tuple[int, ...]] = {}
     parts: list[tuple[str, np.ndarray]] = []  # (their name, the piece of ours that it fills)
@@ -297,12 +300,12 @@ def _read_params(model: cfg.Model, architecture: _Architecture, tensors: TensorF
             f"{tensors.folder}: {_OUTPUT} differs from {architecture.tokens} although tie_word_embeddings is true "
             f"in {CONFIG}; set it to false there, or remove {_OUTPUT}"
         )
-    return params
+    return apart(params)
 
 
 def _to_tensors(model: cfg.Model, architecture: _Architecture, params: decoder.Params) -> dict[str, np.ndarray]:
     """Their named tensors for our parameters."""
-    tensors = {}
+    tensors, params = {}, fused(params)
     for path, name in _top_level(model, architecture):
         tensor = np.asarray(_leaf(params, path), np.float32)
         if path in _PADDED:

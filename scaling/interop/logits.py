@@ -32,27 +32,29 @@ def logits(model: str | os.PathLike[str], ids: np.ndarray) -> np.ndarray:
         ValueError: ids of the wrong kind, too long or outside the vocabulary; a damaged or unknown model.
     """
     ids = _matrix(ids)
-    config, params = load_model(model)
-    _check_ids(ids, config)
-    return compute(config, params, ids)
+    network, params = load_model(model)
+    _check_ids(ids, network.model)
+    return compute(network, params, ids)
 
 
-def load_model(path: str | os.PathLike[str]) -> tuple[cfg.Model, decoder.Params]:
-    """Config and float32 parameters of a run directory or a Hugging Face folder, told apart by config.json."""
+def load_model(path: str | os.PathLike[str]) -> tuple[cfg.Network, decoder.Params]:
+    """Network and float32 parameters of a run directory or a Hugging Face folder, told apart by config.json."""
     values = read_config_json(path)
     if "config" in values:
         return load_run(path)
     if "model_type" in values:
-        return huggingface.load(path)
+        model, params = huggingface.load(path)
+        return cfg.Network(model), params
     raise ValueError(
         f"{os.fspath(path)}: config.json has neither 'config', as in a run directory, nor 'model_type', "
         "as in a Hugging Face folder"
     )
 
 
-def compute(config: cfg.Model, params: decoder.Params, ids: np.ndarray) -> np.ndarray:
+def compute(network: cfg.Network, params: decoder.Params, ids: np.ndarray) -> np.ndarray:
     """Logits float32 [B, T, vocab_size] of integer ids [B, T]; a few rows at a time, so that memory stays bounded."""
-    config = dataclasses.replace(config, compute_dtype="float32", remat="none")
+    network = cfg.Network(network.model, dataclasses.replace(network.compute, dtype="float32"))
+    config = network.model
     count, length = ids.shape
     widest = max(config.padded_vocab, config.num_heads * length, config.d_ff)
     rows = min(count, max(1, _FLOATS_AT_ONCE // (length * widest)))
@@ -62,15 +64,15 @@ def compute(config: cfg.Model, params: decoder.Params, ids: np.ndarray) -> np.nd
         part = ids[start : start + rows].astype(np.int32)
         size = len(part)
         part = np.pad(part, ((0, rows - size), (0, 0)))  # one shape, one compilation
-        result[start : start + size] = np.asarray(_forward(config, params, part))[:size]
+        result[start : start + size] = np.asarray(_forward(network, params, part))[:size]
     return result
 
 
 @functools.partial(jax.jit, static_argnums=0)
 # Accelerators otherwise round the inputs of float32 products to fewer bits.
 @jax.default_matmul_precision("highest")
-def _forward(config: cfg.Model, params: decoder.Params, ids: jax.Array) -> jax.Array:
-    model = decoder.merge(config, params)
+def _forward(network: cfg.Network, params: decoder.Params, ids: jax.Array) -> jax.Array:
+    model = decoder.merge(network, params)
     return model.logits(model(ids))
 
 

@@ -35,13 +35,13 @@ class Checkpoint:
     """The model of a run at a step.
 
     Attributes:
-        model: resolved config.
+        network: the model, and how it was computed in training.
         params: float32.
         step: steps done.
         tokens: trained on so far.
     """
 
-    model: cfg.Model
+    network: cfg.Network
     params: decoder.Params
     step: int
     tokens: int
@@ -66,20 +66,20 @@ def load_checkpoint(run_dir: epath.PathLike, mesh: jax.sharding.Mesh | None = No
         if saved is None:
             raise ValueError(f"{run_dir} holds no checkpoint yet")
         step, meta = saved
-        model = cfg.freeze(meta["config"]).model  # the checkpoint's own: config.json may be of a later attempt
-        shapes = decoder.abstract(model)
+        network = cfg.freeze(meta["config"]).network  # the checkpoint's own: config.json may be of a later attempt
+        shapes = decoder.abstract(network.model)
         if mesh is None:
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             where = jax.tree.map(lambda _: device, shapes)
         else:
-            where = decoder.shardings(model, mesh)
+            where = decoder.shardings(network.model, mesh)
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
-        return Checkpoint(model, checkpoints.read_params(step, target), step, meta["tokens"])
+        return Checkpoint(network, checkpoints.read_params(step, target), step, meta["tokens"])
     finally:
         checkpoints.close()
 
 
-def load_run(run_dir: epath.PathLike) -> tuple[cfg.Model, decoder.Params]:
-    """Config and parameters of ``load_checkpoint``, on one device."""
+def load_run(run_dir: epath.PathLike) -> tuple[cfg.Network, decoder.Params]:
+    """Network and parameters of ``load_checkpoint``, on one device."""
     found = load_checkpoint(run_dir)
-    return found.model, found.params
+    return found.network, found.params

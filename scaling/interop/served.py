@@ -22,7 +22,7 @@ class Served:
     """A model, its tokenizer and where it lies.
 
     Attributes:
-        config: resolved, with the compute dtype that was asked for.
+        network: resolved, with the compute dtype that was asked for.
         params: float32, on the mesh as in training; on one device without a mesh.
         words: tokenizer.
         mesh: None = one device.
@@ -30,7 +30,7 @@ class Served:
         tokens: that the model was trained on by then; None of a Hugging Face folder.
     """
 
-    config: cfg.Model
+    network: cfg.Network
     params: decoder.Params
     words: Tokenizer
     mesh: jax.sharding.Mesh | None
@@ -67,18 +67,19 @@ def load_served(
         if mesh is not None:
             _check_mesh(cfg.freeze(values["config"]).model, sizes)
         found = load_checkpoint(model, mesh)
-        config, params, step, tokens = found.model, found.params, found.step, found.tokens
+        network, params, step, tokens = found.network, found.params, found.step, found.tokens
     else:
-        config, params = load_model(model)
+        network, params = load_model(model)
         if mesh is not None:
-            _check_mesh(config, sizes)
-            params = jax.device_put(params, decoder.shardings(config, mesh))
-    if words.vocab_size > config.vocab_size:
+            _check_mesh(network.model, sizes)
+            params = jax.device_put(params, decoder.shardings(network.model, mesh))
+    if words.vocab_size > network.model.vocab_size:
         raise ValueError(
             f"tokenizer {words.name!r} has {words.vocab_size} tokens, but {os.fspath(model)} only "
-            f"{config.vocab_size}; it must be the one that the model was trained with"
+            f"{network.model.vocab_size}; it must be the one that the model was trained with"
         )
-    return Served(dataclasses.replace(config, compute_dtype=dtype), params, words, mesh, step, tokens)
+    network = cfg.Network(network.model, dataclasses.replace(network.compute, dtype=dtype))
+    return Served(network, params, words, mesh, step, tokens)
 
 
 def _mesh(text: str) -> cfg.Mesh | None:

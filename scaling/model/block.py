@@ -1,7 +1,5 @@
 """One Transformer block: attention and MLP around a residual stream."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,13 +8,12 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from scaling import config as cfg
 from scaling.model import kernels
-from scaling.model.attention import Memory, SelfAttention, Tree
+from scaling.model.attention import SelfAttention
+from scaling.model.context import AttentionContext, Memory
 from scaling.model.layers import SAVED, LayerNorm, add_bias, constant, dropout, normal
 from scaling.model.parametrization import parametrization
 from scaling.model.quantized import check, project
 from scaling.parallel.sharding import constrain, dividing_spec
-
-Sublayer = Callable[[jax.Array], jax.Array]
 
 ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -28,11 +25,12 @@ ACTIVATIONS = {
 class MLP(nnx.Module):
     """Two projections with a nonlinearity between."""
 
-    def __init__(self, config: cfg.Model, rngs: nnx.Rngs):
+    def __init__(self, network: cfg.Network, rngs: nnx.Rngs):
+        config = network.model
         d, f = config.d_model, config.d_ff
         scales = parametrization(config)
         self.activation = config.activation
-        self.quantization = config.quantization
+        self.quantization = network.compute.quantization
         self.up = normal(rngs.params(), (d, f), scales.hidden_std, ("embed", "mlp"))
         self.up_bias = constant(0.0, (f,), ("mlp",), "bias")
         self.down = normal(rngs.params(), (f, d), scales.residual_std, ("mlp", "embed"))
@@ -49,76 +47,39 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """Attention then MLP; LayerNorm before each sublayer (GPT-2/3) or after each sum (GPT-1)."""
 
-    def __init__(self, config: cfg.Model, rngs: nnx.Rngs):
-        check(config.quantization)
-        self.config = config
+    def __init__(self, network: cfg.Network, rngs: nnx.Rngs):
+        check(network.compute.quantization)
+        self.config = config = network.model
         self.attention_norm = LayerNorm(config.d_model, config.norm_epsilon)
-        self.attention = SelfAttention(config, rngs)
+        self.attention = SelfAttention(network, rngs)
         self.mlp_norm = LayerNorm(config.d_model, config.norm_epsilon)
-        self.mlp = MLP(config, rngs)
+        self.mlp = MLP(network, rngs)
 
     def __call__(
-        self,
-        x: jax.Array,
-        window: int,
-        segments: jax.Array | None = None,
-        key: jax.Array | None = None,
-        tree: Tree | None = None,
-        zigzag: bool = False,
-    ) -> jax.Array:
-        """[B, T, D] to [B, T, D].
+        self, x: jax.Array, context: AttentionContext, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Memory | None]:
+        """One layer.
 
         Args:
-            x: the residual stream, in the compute dtype.
-            window: band width of the attention; 0 = dense.
-            segments: document number of each token [B, T], or None.
+            x: the residual stream [B, T, D], in the compute dtype.
+            context: who sees whom in this layer.
             key: dropout key of this layer; None = no dropout.
-            tree: rows are a context and several continuations; then neither segments nor dropout.
-            zigzag: positions lie in the order of ``ring.zigzag``.
+
+        Returns:
+            The residual stream, and of a cached context the layer's cache.
         """
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         rate = self.config.dropout_residual
-
-        def attention(h: jax.Array) -> jax.Array:
-            return dropout(self.attention(h, window, segments, keys[0], tree, zigzag), rate, keys[1])
-
-        def mlp(h: jax.Array) -> jax.Array:
-            return dropout(self.mlp(h), rate, keys[2])
-
-        return self._around(x, attention, mlp)
-
-    def prefill(self, x: jax.Array, window: int, starts: jax.Array, slots: int) -> tuple[jax.Array, Memory]:
-        """``__call__`` on the first tokens of padded rows, and their cache; see ``SelfAttention.prefill``."""
-        memory: list[Memory] = []
-
-        def attention(h: jax.Array) -> jax.Array:
-            out, new = self.attention.prefill(h, window, starts, slots)
-            memory.append(new)
-            return out
-
-        return self._around(x, attention, self.mlp), memory[0]
-
-    def extend(
-        self, x: jax.Array, window: int, memory: Memory, slot: jax.Array, starts: jax.Array
-    ) -> tuple[jax.Array, Memory]:
-        """``__call__`` on the next tokens, and the cache with them; see ``SelfAttention.extend``."""
-        extended: list[Memory] = []
-
-        def attention(h: jax.Array) -> jax.Array:
-            out, new = self.attention.extend(h, window, memory, slot, starts)
-            extended.append(new)
-            return out
-
-        return self._around(x, attention, self.mlp), extended[0]
-
-    def _around(self, x: jax.Array, attention: Sublayer, mlp: Sublayer) -> jax.Array:
-        """The residual stream around both sublayers."""
         # A kept sum spares the backward pass the product before it; a pre-norm block's last is the next one's input.
         if self.config.norm == "pre":
-            x = checkpoint_name(_in_rows(self._plus(x, attention(self.attention_norm(x)))), SAVED)
-            return _in_rows(self._plus(x, mlp(self.mlp_norm(x))))
-        x = self.attention_norm(checkpoint_name(self._plus(x, attention(x)), SAVED))
-        return self.mlp_norm(checkpoint_name(self._plus(x, mlp(x)), SAVED))
+            update, memory = self.attention(self.attention_norm(x), context, keys[0])
+            x = checkpoint_name(_in_rows(self._plus(x, dropout(update, rate, keys[1]))), SAVED)
+            update = dropout(self.mlp(self.mlp_norm(x)), rate, keys[2])
+            return _in_rows(self._plus(x, update)), memory
+        update, memory = self.attention(x, context, keys[0])
+        x = self.attention_norm(checkpoint_name(self._plus(x, dropout(update, rate, keys[1])), SAVED))
+        update = dropout(self.mlp(x), rate, keys[2])
+        return self.mlp_norm(checkpoint_name(self._plus(x, update), SAVED)), memory
 
     def _plus(self, x: jax.Array, update: jax.Array) -> jax.Array:
         multiplier = parametrization(self.config).residual_multiplier

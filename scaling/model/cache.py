@@ -9,6 +9,8 @@ dynamic slice, which is a copy of the weights a token; decoding is bound by read
 """
 
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,25 +19,26 @@ from jax.sharding import Mesh, NamedSharding
 
 from scaling import config as cfg
 from scaling.model import decoder
-from scaling.model.attention import Memory
+from scaling.model.context import AttentionContext, Cached, Memory
 from scaling.model.parametrization import parametrization
 from scaling.parallel.sharding import constrain, stored_spec
 
 Cache = tuple[Memory, ...]
 
 
-def split_layers(config: cfg.Model, params: decoder.Params, mesh: Mesh | None = None) -> decoder.Params:
+def split_layers(network: cfg.Network, params: decoder.Params, mesh: Mesh | None = None) -> decoder.Params:
     """Parameters for decoding: each layer's by itself, matrices and token tables in the compute dtype.
 
     Args:
-        config: resolved.
+        network: resolved.
         params: as ``decoder.initialize`` makes them, anywhere.
         mesh: they are laid out on it as in training; None = one device.
 
     Returns:
         The tree, with a tuple of ``num_layers`` trees as ``blocks``.
     """
-    split = functools.partial(_split, config)
+    config = network.model
+    split = functools.partial(_split, network)
     if mesh is None:
         return jax.jit(split)(params)
     # From one device or the host; where they lie as in training, nothing moves.
@@ -43,18 +46,18 @@ def split_layers(config: cfg.Model, params: decoder.Params, mesh: Mesh | None = 
     return jax.jit(split, out_shardings=_shardings(_split_axes(config), mesh))(params)
 
 
-def abstract_layers(config: cfg.Model, mesh: Mesh) -> decoder.Params:
+def abstract_layers(network: cfg.Network, mesh: Mesh) -> decoder.Params:
     """Shapes, types and layouts of what ``split_layers`` makes; nothing is allocated."""
-    shapes = jax.eval_shape(functools.partial(_split, config), decoder.abstract(config))
-    layouts = _shardings(_split_axes(config), mesh)
+    shapes = jax.eval_shape(functools.partial(_split, network), decoder.abstract(network.model))
+    layouts = _shardings(_split_axes(network.model), mesh)
     return jax.tree.map(lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes, layouts)
 
 
-def _split(config: cfg.Model, params: decoder.Params) -> decoder.Params:
-    kinds, dtype = decoder.metadata(config, "kind"), jnp.dtype(config.compute_dtype)
-    # Biases, gains and positions are added in float32 whatever the compute dtype.
+def _split(network: cfg.Network, params: decoder.Params) -> decoder.Params:
+    config = network.model
+    kinds, dtype = decoder.metadata(config, "kind"), jnp.dtype(network.compute.dtype)
+    # Biases, gains and positions (kinds of their own) are added in float32 whatever the compute dtype.
     narrow = jax.tree.map(lambda x, kind: x.astype(dtype) if kind in ("matrix", "embedding") else x, params, kinds)
-    narrow["positions"] = params["positions"]
     return narrow | {decoder.STACK: _unstacked(config, narrow[decoder.STACK], lambda i, x: x[i])}
 
 
@@ -72,12 +75,12 @@ def _shardings(axes: Any, mesh: Mesh) -> Any:
 
 
 def prefill(
-    config: cfg.Model, params: decoder.Params, tokens: jax.Array, starts: jax.Array, slots: int
+    network: cfg.Network, params: decoder.Params, tokens: jax.Array, starts: jax.Array, slots: int
 ) -> tuple[jax.Array, Cache]:
     """Reads the prompts.
 
     Args:
-        config: resolved.
+        network: resolved.
         params: from ``split_layers``.
         tokens: ids, int32 [B, T], padded at the front with any ids.
         starts: first slot of each row that is not padding, int32 [B]; T for a row that is all padding.
@@ -86,37 +89,45 @@ def prefill(
     Returns:
         Final hidden states [B, T, D] (those of padding mean nothing), and the cache with slots 0 to T - 1 filled.
     """
-    model, blocks = decoder.merge_layers(config, params)
-    x = model.embed(tokens, _positions(config, jnp.arange(tokens.shape[1]), starts))
-    cache = []
-    for block, window in zip(blocks, _windows(config), strict=True):
-        x, memory = block.prefill(x, window, starts, slots)
-        cache.append(memory)
-    return model.normalize(x), tuple(cache)
+    return _through(network, params, tokens, Cached(starts, 0, slots), [None] * network.model.num_layers)
 
 
 def extend(
-    config: cfg.Model, params: decoder.Params, tokens: jax.Array, cache: Cache, slot: jax.Array, starts: jax.Array
+    network: cfg.Network, params: decoder.Params, tokens: jax.Array, cache: Cache, slot: jax.Array, starts: jax.Array
 ) -> tuple[jax.Array, Cache]:
     """Reads the next tokens [B, T] of every row, at slots ``slot`` to ``slot + T - 1``.
 
     Returns:
         Final hidden states [B, T, D], and the cache with these slots filled.
     """
-    model, blocks = decoder.merge_layers(config, params)
-    x = model.embed(tokens, _positions(config, slot + jnp.arange(tokens.shape[1]), starts))
-    extended = []
-    for block, window, memory in zip(blocks, _windows(config), cache, strict=True):
-        x, memory = block.extend(x, window, memory, slot, starts)
-        extended.append(memory)
-    return model.normalize(x), tuple(extended)
+    return _through(network, params, tokens, Cached(starts, slot, cache[0][0].shape[2]), cache)
 
 
-def next_logits(config: cfg.Model, params: decoder.Params, hidden: jax.Array, vocab: int) -> jax.Array:
+def _through(
+    network: cfg.Network, params: decoder.Params, tokens: jax.Array, cached: Cached, cache: Sequence[Memory | None]
+) -> tuple[jax.Array, Cache]:
+    """Tokens through all layers, each with its cache (None: it has none yet)."""
+    model, blocks = decoder.merge_layers(network, params)
+    there = cached.slot + jnp.arange(tokens.shape[1])
+    # Padding stands at position 0, in a document of its own.
+    positions = jnp.clip(there - cached.starts[:, None], 0, network.model.context_length - 1)
+    segments = (there >= cached.starts[:, None]).astype(jnp.int32)
+    context = AttentionContext(positions, segments, cached=cached)
+    x, grown = model.embed(tokens, positions), []
+    windows = itertools.cycle(decoder.windows(network.model))
+    for block, window, memory in zip(blocks, windows, cache, strict=False):
+        here = context.within(window)
+        x, after = block(x, here if memory is None else here.after(memory))
+        assert after is not None
+        grown.append(after)
+    return model.normalize(x), tuple(grown)
+
+
+def next_logits(network: cfg.Network, params: decoder.Params, hidden: jax.Array, vocab: int) -> jax.Array:
     """Logits of the next token.
 
     Args:
-        config: resolved.
+        network: resolved.
         params: from ``split_layers``.
         hidden: final hidden states [B, D].
         vocab: ids from here on get -inf.
@@ -124,22 +135,12 @@ def next_logits(config: cfg.Model, params: decoder.Params, hidden: jax.Array, vo
     Returns:
         float32 [B, padded_vocab].
     """
-    table = decoder.merge_layers(config, params)[0].output_table(hidden.dtype)
+    table = decoder.merge_layers(network, params)[0].output_table(hidden.dtype)
     # XLA's CPU products read a large matrix about twice as fast as the left factor. The mask keeps the compiler
     # from turning the product round again.
     logits = jnp.einsum("vd,bd->vb", table, hidden, preferred_element_type=jnp.float32)
     logits = jnp.where(jnp.arange(len(table))[:, None] < vocab, logits, -jnp.inf).T
-    return constrain(logits * parametrization(config).logit_multiplier, "batch", "vocab")
-
-
-def _windows(config: cfg.Model) -> list[int]:
-    pattern = config.attention_pattern
-    kinds = (pattern[i % len(pattern)] for i in range(config.num_layers))
-    return [config.band_width if kind == "banded" else 0 for kind in kinds]
-
-
-def _positions(config: cfg.Model, slots: jax.Array, starts: jax.Array) -> jax.Array:
-    return jnp.clip(slots - starts[:, None], 0, config.context_length - 1)
+    return constrain(logits * parametrization(network.model).logit_multiplier, "batch", "vocab")
 
 
 def _is_axes(x: Any) -> bool:

@@ -14,14 +14,15 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scaling import config as cfg
-from scaling.model.attention import Tree
 from scaling.model.block import Block
+from scaling.model.context import AttentionContext
 from scaling.model.layers import LayerNorm, dropout, lookup, normal, use
 from scaling.model.parametrization import parametrization
 from scaling.model.pipeline import pipelined, stages
 from scaling.parallel.sharding import Axes, constrain, stored_spec
 
 Params = dict[str, Any]
+PLAIN = AttentionContext()  # causal, one text a row
 STACK = "blocks"  # the subtree whose leaves carry a leading layer axis
 
 REMAT_POLICIES = {
@@ -34,16 +35,17 @@ REMAT_POLICIES = {
 class Decoder(nnx.Module):
     """GPT-1, GPT-2 and GPT-3 by config (Radford et al. 2018, 2019; arXiv 2005.14165, section 2.1)."""
 
-    def __init__(self, config: cfg.Model, rngs: nnx.Rngs):
+    def __init__(self, network: cfg.Network, rngs: nnx.Rngs):
+        config = network.model
         std = parametrization(config).embedding_std
         vocab = config.padded_vocab
-        self.config = config
+        self.config, self.compute = config, network.compute
         self.tokens = normal(rngs.params(), (vocab, config.d_model), std, ("vocab", "embed"), "embedding")
         self.positions = normal(
-            rngs.params(), (config.context_length, config.d_model), std, (None, "embed"), "embedding"
+            rngs.params(), (config.context_length, config.d_model), std, (None, "embed"), "position"
         )
         layer_keys = jax.random.split(rngs.params(), config.num_layers)
-        self.blocks = jax.vmap(lambda key: Block(config, nnx.Rngs(params=key)))(layer_keys)
+        self.blocks = jax.vmap(lambda key: Block(network, nnx.Rngs(params=key)))(layer_keys)
         if config.norm == "pre":
             self.final_norm = LayerNorm(config.d_model, config.norm_epsilon)
         if not config.tied_embedding:
@@ -52,26 +54,19 @@ class Decoder(nnx.Module):
     def __call__(
         self,
         tokens: jax.Array,
+        context: AttentionContext = PLAIN,
         *,
-        segments: jax.Array | None = None,
         key: jax.Array | None = None,
-        tree: Tree | None = None,
         pipeline_microbatches: int = 0,
-        zigzag: jax.Array | None = None,
     ) -> jax.Array:
         """Final hidden states.
 
         Args:
-            tokens: ids, int32 [B, T], T at most ``context_length``.
-            segments: non-decreasing document number of each token [B, T]; attention stays inside a
-                document and positions restart in each. None = one document.
+            tokens: ids, int32 [B, T], at most ``context_length`` of a text.
+            context: who sees whom, and where each token stands; not cached (see ``cache``).
             key: dropout key; None = no dropout.
-            tree: each row is a context and several continuations side by side, whose positions (at most
-                ``context_length``) it gives; for scoring, without segments and dropout.
             pipeline_microbatches: parts of the rows that pass through the stages of the mesh one behind the other;
                 0 = the mesh has no stages.
-            zigzag: tokens (and segments) lie in the order of ``ring.zigzag``, over the ``context`` axis; the
-                position of each, [B or 1, T]. Without dropout.
 
         Returns:
             [B, T, D] in the compute dtype, after the final norm.
@@ -80,32 +75,30 @@ class Decoder(nnx.Module):
             ValueError: more tokens than positions, or a mesh with stages without ``pipeline_microbatches``.
         """
         config = self.config
-        assert tree is None or (segments is None and key is None)
-        if stages() > 1 and (tree is not None or not pipeline_microbatches):
+        branched = context.branches is not None
+        if stages() > 1 and (branched or not pipeline_microbatches):
             raise ValueError(
                 f"the layers lie in {stages()} stages of the mesh, and only training and validation loss run through a "
                 "pipeline; use a mesh without stages"
             )
-        if tree is not None:
-            return self.normalize(self._layers(self.blocks, None, self.embed(tokens, tree.positions), None, tree))
-        if tokens.shape[1] > config.context_length:
+        if tokens.shape[1] > config.context_length and not branched:  # a row of branches holds several texts
             raise ValueError(f"{tokens.shape[1]} tokens do not fit the {config.context_length} positions of the model")
-        positions = zigzag if zigzag is not None else None if segments is None else restarted(segments)
-        x = self.embed(tokens, positions)
+        x = self.embed(tokens, context.positions)
         embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
         x = dropout(x, config.dropout_embedding, embedding_key)
-        x = constrain(x, "rows", "sequence", None)
+        if not branched:
+            x = constrain(x, "rows", "sequence", None)
         keys = None if layers_key is None else jax.random.split(layers_key, config.num_layers)
         if pipeline_microbatches:
-            recompute = config.remat != "none"
-            x = pipelined(self._layers, self.blocks, keys, x, segments, pipeline_microbatches, recompute)
+            recompute = self.compute.remat != "none"
+            x = pipelined(self._layers, self.blocks, keys, x, context, pipeline_microbatches, recompute)
         else:
-            x = self._layers(self.blocks, keys, x, segments, zigzag=zigzag is not None)
+            x = self._layers(self.blocks, keys, x, context)
         return self.normalize(x)
 
     def embed(self, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
         """Tokens [B, T] at positions [B or 1, T] (None: 0, 1, ...) to [B, T, D] in the compute dtype."""
-        dtype = jnp.dtype(self.config.compute_dtype)
+        dtype = jnp.dtype(self.compute.dtype)
         x = lookup(use(self.tokens, dtype), tokens).astype(jnp.float32)
         # Whole in the backward pass too: its gradient is summed over the batch first, and then cut.
         table = constrain(use(self.positions, jnp.dtype(jnp.float32)), None, None)
@@ -115,34 +108,25 @@ class Decoder(nnx.Module):
         """The norm after the last block, if the model has one."""
         return self.final_norm(x) if self.config.norm == "pre" else x
 
-    def _layers(
-        self,
-        stack: Block,
-        keys: jax.Array | None,
-        x: jax.Array,
-        segments: jax.Array | None,
-        tree: Tree | None = None,
-        zigzag: bool = False,
-    ) -> jax.Array:
+    def _layers(self, stack: Block, keys: jax.Array | None, x: jax.Array, context: AttentionContext) -> jax.Array:
         """Scans over groups of stacked layers, one period of the attention pattern a group: so windows are static."""
-        config = self.config
-        period = len(config.attention_pattern)
-        windows = [config.band_width if kind == "banded" else 0 for kind in config.attention_pattern]
-        groups = jax.tree.map(lambda a: a.reshape(-1, period, *a.shape[1:]), (stack, keys))
+        compute = self.compute
+        period = windows(self.config)
+        groups = jax.tree.map(lambda a: a.reshape(-1, len(period), *a.shape[1:]), (stack, keys))
 
-        def layer(block: Block, x: jax.Array, window: int, key: jax.Array | None) -> jax.Array:
-            return block(x, window, segments, key, tree, zigzag)
+        def layer(block: Block, x: jax.Array, context: AttentionContext, key: jax.Array | None) -> jax.Array:
+            return block(x, context, key)[0]
 
-        if config.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False, static_argnums=(2,))
+        if compute.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[compute.remat], prevent_cse=False)
 
         def group(x: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
-            for i, window in enumerate(windows):
+            for i, window in enumerate(period):
                 block, key = jax.tree.map(lambda a, i=i: a[i], inputs)
-                x = layer(block, x, window, key)
+                x = layer(block, x, context.within(window), key)
             return x, None
 
-        return jax.lax.scan(group, x, groups, unroll=config.scan_unroll)[0]
+        return jax.lax.scan(group, x, groups, unroll=compute.scan_unroll)[0]
 
     def output_table(self, dtype: Any) -> jax.Array:
         """The output projection [V, D], laid out for use."""
@@ -155,31 +139,24 @@ class Decoder(nnx.Module):
         return logits[..., : self.config.vocab_size] * parametrization(self.config).logit_multiplier
 
 
-def restarted(segments: jax.Array) -> jax.Array:
-    """Position of each token inside its segment, [B, T]."""
-    index = jnp.arange(segments.shape[1])
-    starts = jnp.concatenate([jnp.ones_like(segments[:, :1]), segments[:, 1:] != segments[:, :-1]], axis=1)
-    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
-
-
-def document_segments(tokens: jax.Array, eot: int) -> jax.Array:
-    """Document numbers [B, T] of packed tokens; an end-of-text token opens the document that follows it."""
-    return jnp.cumsum(tokens == eot, axis=1)
+def windows(config: cfg.Model) -> list[int]:
+    """Window of the attention in each layer of one period of the pattern; 0 = dense."""
+    return [config.band_width if kind == "banded" else 0 for kind in config.attention_pattern]
 
 
 @functools.lru_cache(maxsize=16)
-def _template(config: cfg.Model) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
+def _template(network: cfg.Network) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Decoder(network, nnx.Rngs(0))))
 
 
 def initialize(config: cfg.Model, key: jax.Array) -> Params:
     """Random initial parameters as a nested dict of float32 arrays; call it under jit with out_shardings."""
-    return nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(params=key))))
+    return nnx.to_pure_dict(nnx.state(Decoder(cfg.Network(config), nnx.Rngs(params=key))))
 
 
 def abstract(config: cfg.Model) -> Params:
     """The parameter tree as ``jax.ShapeDtypeStruct``: nothing is allocated."""
-    return nnx.to_pure_dict(_template(config)[1])
+    return nnx.to_pure_dict(_template(cfg.Network(config))[1])
 
 
 def metadata(config: cfg.Model, name: str) -> Params:
@@ -189,7 +166,7 @@ def metadata(config: cfg.Model, name: str) -> Params:
         value = variable.get_metadata(name)
         return ("layers", *value) if name == "axes" and path[0] == STACK else value
 
-    flat = {path: read(path, variable) for path, variable in nnx.to_flat_state(_template(config)[1])}
+    flat = {path: read(path, variable) for path, variable in nnx.to_flat_state(_template(cfg.Network(config))[1])}
     return nnx.traversals.unflatten_mapping(flat)
 
 
@@ -205,23 +182,23 @@ def shardings(config: cfg.Model, mesh: Mesh, spec: Callable[[Axes], PartitionSpe
     )
 
 
-def merge(config: cfg.Model, params: Params) -> Decoder:
+def merge(network: cfg.Network, params: Params) -> Decoder:
     """A callable decoder around a parameter tree."""
-    return _filled(_template(config), params)
+    return _filled(_template(network), params)
 
 
-def merge_layers(config: cfg.Model, params: Params) -> tuple[Decoder, list[Block]]:
+def merge_layers(network: cfg.Network, params: Params) -> tuple[Decoder, list[Block]]:
     """A decoder and its blocks, around a tree whose ``blocks`` are a sequence of layers instead of a stack.
 
     Of the decoder, only what lies outside the blocks can be called.
     """
     outside = {name: value for name, value in params.items() if name != STACK}
-    return _filled(_template(config), outside), [_filled(_block_template(config), layer) for layer in params[STACK]]
+    return _filled(_template(network), outside), [_filled(_block_template(network), layer) for layer in params[STACK]]
 
 
 @functools.lru_cache(maxsize=16)
-def _block_template(config: cfg.Model) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
+def _block_template(network: cfg.Network) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Block(network, nnx.Rngs(0))))
 
 
 def _filled(template: tuple[nnx.GraphDef, nnx.State], params: Params) -> Any:

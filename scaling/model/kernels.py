@@ -36,7 +36,9 @@ def platform() -> str:
     return getattr(device, "platform", None) or jax.default_backend()
 
 
-def serving(where: str, length: int, d_head: int, dtype: Any, *, segments: bool, dropout: bool) -> str:
+def serving(
+    where: str, length: int, d_head: int, dtype: Any, *, segments: bool, dropout: bool, causal: bool = True
+) -> str:
     """The kernel for a call: "splash", "cudnn" or "reference".
 
     Args:
@@ -46,8 +48,9 @@ def serving(where: str, length: int, d_head: int, dtype: Any, *, segments: bool,
         dtype: of queries, keys and values; float32 means float32 here, which the kernels' products do not keep.
         segments: whether tokens see only their own document.
         dropout: whether weights are dropped.
+        causal: whether a token sees only what comes before it.
     """
-    if dropout or dtype != jnp.bfloat16:
+    if dropout or not causal or dtype != jnp.bfloat16:
         return "reference"
     if where == "tpu" and length % LANES == 0:
         return "splash"

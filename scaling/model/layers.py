@@ -4,6 +4,7 @@ Shape legend of the package: B batch, T time, S time of keys, D model, H heads, 
 F MLP width, V padded vocabulary, L layers.
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -15,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from scaling.model import kernels
 from scaling.parallel.sharding import Axes, features_apart, gathered
 
-KINDS = ("embedding", "matrix", "gain", "bias")
+KINDS = ("embedding", "position", "matrix", "gain", "bias")
 SAVED = "projections"  # what remat policies may keep for the backward pass
 
 
@@ -27,6 +28,16 @@ def normal(key: jax.Array, shape: tuple[int, ...], std: float, axes: Axes, kind:
     """A parameter drawn from a normal distribution of this standard deviation, float32."""
     assert len(axes) == len(shape) and kind in KINDS
     return Parameter(std * jax.random.normal(key, shape, jnp.float32), axes=axes, kind=kind)
+
+
+def normal_parts(
+    key: jax.Array, shape: tuple[int, tuple[int, ...], int], std: float, axes: Axes
+) -> tuple[Parameter, ...]:
+    """Several matrices [D, H, K] that differ in H only, drawn as one of all their heads; arguments as of ``normal``."""
+    width, heads, features = shape
+    drawn = std * jax.random.normal(key, (width, sum(heads), features), jnp.float32)
+    bounds = list(itertools.accumulate(heads))[:-1]
+    return tuple(Parameter(part, axes=axes, kind="matrix") for part in jnp.split(drawn, bounds, axis=1))
 
 
 def constant(value: float, shape: tuple[int, ...], axes: Axes, kind: str) -> Parameter:

@@ -17,12 +17,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from scaling.model.context import AttentionContext
 from scaling.parallel.sharding import constrain
 
 AXIS = "stage"
-_AXES = {1: (None,), 2: ("sequence", None)}  # behind the batch: of segments, and of the residual stream
-# (layers of one stage, their dropout keys or None, rows [b, T, D], their segments [b, T] or None) to rows [b, T, D]
-Stage = Callable[[Any, jax.Array | None, jax.Array, jax.Array | None], jax.Array]
+_AXES = {1: (None,), 2: ("sequence", None)}  # after the batch: of the context, and of the residual stream
+# (layers of one stage, their dropout keys or None, rows [b, T, D], their context) to rows [b, T, D]
+Stage = Callable[[Any, jax.Array | None, jax.Array, AttentionContext], jax.Array]
 
 
 def stages() -> int:
@@ -36,7 +37,7 @@ def pipelined(
     layers: Any,
     keys: jax.Array | None,
     x: jax.Array,
-    segments: jax.Array | None,
+    context: AttentionContext,
     microbatches: int,
     recompute: bool,
 ) -> jax.Array:
@@ -48,7 +49,7 @@ def pipelined(
         keys: a dropout key a layer, or None. A part of the rows has a key of its own, so dropout draws other masks
             than without stages.
         x: [B, T, D].
-        segments: [B, T], or None.
+        context: of the rows; its arrays are [B, T].
         microbatches: M, a multiple of the stages; M parts of the rows must divide over the batch axes of the mesh.
         recompute: keep what enters a stage at each tick for the backward pass and compute the rest again.
 
@@ -60,10 +61,10 @@ def pipelined(
     slots = microbatches // count
     layers, keys = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), (layers, keys))
 
-    def work(part: jax.Array, layers: Any, keys: jax.Array | None, x: jax.Array, segments: Any) -> jax.Array:
+    def work(part: jax.Array, layers: Any, keys: jax.Array | None, x: jax.Array, context: Any) -> jax.Array:
         if keys is not None:
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys, part)
-        return stage(layers, keys, x, segments)
+        return stage(layers, keys, x, context)
 
     work = jax.vmap(work, spmd_axis_name=AXIS)
     if recompute:
@@ -73,13 +74,13 @@ def pipelined(
         current, waiting = carry
         slot = time % slots
         turning = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, slot, 1, keepdims=False), waiting)
-        x, segments = _laid_out(jax.tree.map(lambda new, old: _at(0, new, old), turning, current))
-        done = work((time - jnp.arange(count)) % microbatches, layers, keys, x, segments), segments
+        x, context = _laid_out(jax.tree.map(lambda new, old: _at(0, new, old), turning, current))
+        done = work((time - jnp.arange(count)) % microbatches, layers, keys, x, context), context
         turned = _laid_out(jax.tree.map(lambda old, new: _at(-1, new, jnp.roll(old, -1, axis=0)), turning, done))
         waiting = jax.tree.map(lambda a, new: jax.lax.dynamic_update_index_in_dim(a, new, slot, 1), waiting, turned)
         return (_laid_out(jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), done)), waiting), None
 
-    waiting = jax.tree.map(lambda a: _dealt(a, count, slots), (x, segments))
+    waiting = jax.tree.map(lambda a: _dealt(a, count, slots), (x, context))
     first = _laid_out(jax.tree.map(lambda a: a[:, 0], waiting))
     (_, (out, _)), _ = jax.lax.scan(tick, (first, waiting), jnp.arange(microbatches + count - 1))
     # The last stage's first result came at tick S - 1.

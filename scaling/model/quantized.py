@@ -1,4 +1,4 @@
-"""Products of activations with parameters: in the compute dtype, or in 8 bits by qwix (``config.model.quantization``).
+"""Products of activations with parameters: in the compute dtype, or in 8 bits by qwix (``compute.quantization``).
 
 In 8 bits, the forward product and the gradient of the activations take narrow operands, scaled by the absolute maximum
 of each token and of each output channel (the scheme of AQT and MaxText; arXiv 2105.03536). The gradient of the weights,
@@ -30,7 +30,7 @@ def check(quantization: str) -> None:
             import qwix  # noqa: F401
         except ImportError:
             raise ValueError(
-                f"config.model.quantization={quantization!r} needs qwix; pip install 'scaling[quant]', or set 'none'"
+                f"config.compute.quantization={quantization!r} needs qwix; pip install 'scaling[quant]', or set 'none'"
             ) from None
 
 

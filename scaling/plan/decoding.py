@@ -50,7 +50,7 @@ def compile_generation(config: cfg.Config, devices: list[Any], request: Request)
         DoesNotFit: there is not enough memory; the compiler's sentence.
         ValueError: prompt and new tokens exceed the context.
     """
-    model = dataclasses.replace(config.model, remat="none")
+    model, network = config.model, config.network
     if request.prompt_tokens + request.tokens > model.context_length:
         raise ValueError(
             f"prompts of {request.prompt_tokens} tokens and {request.tokens} new ones exceed the model's context of "
@@ -61,9 +61,9 @@ def compile_generation(config: cfg.Config, devices: list[Any], request: Request)
     rows, slots = batch_shape(request.batch_size, request.prompt_tokens, model.context_length, mesh)
     whole = functools.partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
     with jax.set_mesh(mesh):
-        params, starts = cache.abstract_layers(model, mesh), whole((rows,), "int32")
+        params, starts = cache.abstract_layers(network, mesh), whole((rows,), "int32")
         keys = whole((rows,), jax.eval_shape(functools.partial(row_keys, 0), starts, starts).dtype)
-        fixed = (model, static, bucket(request.tokens))
+        fixed = (network, static, bucket(request.tokens))
         arguments = (params, dials, keys, whole((rows, slots), "int32"), starts)
         prefill, first, first_seconds = compile_lowered(decode.start.lower(*fixed, *arguments))
         # The loop takes the state as the first program leaves it.
@@ -73,7 +73,7 @@ def compile_generation(config: cfg.Config, devices: list[Any], request: Request)
             prefill.output_shardings,
         )
         loop, second, seconds = compile_lowered(
-            decode.proceed.lower(model, static, params, dials, keys, starts, state, whole((), "int32"))
+            decode.proceed.lower(network, static, params, dials, keys, starts, state, whole((), "int32"))
         )
     weights, cached = shard_bytes(params), shard_bytes(state.cache)
     before, after = prefill.memory_analysis(), loop.memory_analysis()

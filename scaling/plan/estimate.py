@@ -35,7 +35,7 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
         config: resolved, mesh and vocabulary known.
         chip: what it runs on.
     """
-    model, train, mesh = config.model, config.train, config.mesh
+    model, compute, train, mesh = config.model, config.compute, config.train, config.mesh
     params = 4 * _shard_parameters(model, mesh)
     memory = {
         "params": params,
@@ -53,11 +53,11 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     )
     in_layers = forward - 2 * model.vocab_size * model.d_model
     again = {"full": in_layers, "projections": attention, "dots": attention}
-    twice = mesh.stage > 1 and model.remat != "none"  # a pipeline recomputes each tick of a stage, too
-    recomputed = again.get(model.remat, 0.0) + twice * in_layers
+    twice = mesh.stage > 1 and compute.remat != "none"  # a pipeline recomputes each tick of a stage, too
+    recomputed = again.get(compute.remat, 0.0) + twice * in_layers
     ticks = _ticks(config)
     # Attention's products run at half the speed of others, wherever they are counted.
-    slow = attention * (3 + (model.remat != "none"))
+    slow = attention * (3 + (compute.remat != "none"))
     moved = model.num_layers * (RESIDUAL_TRAFFIC * model.d_model + MLP_TRAFFIC * model.d_ff) * 2
     elementwise = tokens * moved / (MEMORY_EFFICIENCY * chip.hbm_bandwidth / chip.devices)
     # FSDP: each microbatch gathers the weights for the forward and the backward pass and scatters their gradients.
@@ -79,7 +79,7 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     # Context parallelism: keys and values go round in both passes, their gradients in the second; what attention's
     # products take longer than hides it. Bands are met by neighbours only.
     dense = model.num_layers * model.attention_pattern.count("dense") / len(model.attention_pattern)
-    passes = 2 + (model.remat == "full")
+    passes = 2 + (compute.remat == "full")
     rounds = dense * model.num_heads * model.d_head * (passes * 2 * 2 + 2 * 4) * (mesh.context - 1)
     exposed_ring = max(0.0, tokens * rounds / link - 2 * tokens * slow / peak)
     parts = {
@@ -127,8 +127,8 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
 
     The coefficients were fitted to compiled steps (docs/planning.md); a test holds them to 10 % of the whole.
     """
-    model, train, mesh = config.model, config.train, config.mesh
-    size = 2 if model.compute_dtype == "bfloat16" else 4
+    model, compute, train, mesh = config.model, config.compute, config.train, config.mesh
+    size = 2 if compute.dtype == "bfloat16" else 4
     length = train.sequence_length // mesh.context
     # Of one part in a stage; outside of the layers, rows lie over the stages.
     part = train.microbatch_sequences * length // (mesh.replicas * mesh.fsdp * _parts(config))
@@ -141,14 +141,14 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
         "projections": 2 * d + 4 * heads + f,
         "dots": 3 * d + 3 * heads + f,
         "none": 8 * d + 8 * heads + 6 * f,  # with copies in float32
-    }[model.remat] / t
-    if mesh.stage > 1 and model.remat != "none":  # what enters at each tick, and all that one tick keeps
+    }[compute.remat] / t
+    if mesh.stage > 1 and compute.remat != "none":  # what enters at each tick, and all that one tick keeps
         saved = part * (_ticks(config) * d / t + model.num_layers // mesh.stage * kept) * size
     else:
         saved = _ticks(config) * part * model.num_layers // mesh.stage * kept * size
     layer = (4 * d * model.num_heads * model.d_head + 2 * d * f) / t
     gathered = len(model.attention_pattern) * layer * size
-    chunk = min(train.loss_chunk or length, length)
+    chunk = min(compute.loss_chunk or length, length)
     logits = tokens / length * chunk * model.padded_vocab / t * 4
     table = model.padded_vocab * d / t
     loss = 3 * logits + table * (size + 4) + 2 * tokens * d * size

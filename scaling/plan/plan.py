@@ -315,7 +315,7 @@ def _empty(
     sequences = train.microbatch_sequences if step == "train" else config.eval.batch_sequences
     whole = BatchSchedule.from_config(train).max_microbatches if step == "train" else 1
     work = (
-        f"remat={model.remat}, {sequences / shards:g} sequences of {train.sequence_length} a shard, "
+        f"remat={config.compute.remat}, {sequences / shards:g} sequences of {train.sequence_length} a shard, "
         f"{whole} microbatches"
     )
     flops_per_token = flops.forward_per_token(model, train.sequence_length) * (3 if step == "train" else 1)

@@ -37,7 +37,7 @@ class Candidate:
         context = f"--config.mesh.context={mesh.context} " if mesh.context > 1 else ""
         return (
             f"{slices}{stages}--config.mesh.data={mesh.data} --config.mesh.fsdp={mesh.fsdp} {context}"
-            f"--config.mesh.tensor={mesh.tensor} --config.model.remat={self.config.model.remat} "
+            f"--config.mesh.tensor={mesh.tensor} --config.compute.remat={self.config.compute.remat} "
             f"--config.train.microbatch_sequences={train.microbatch_sequences}{ramp}"
         )
 
@@ -59,11 +59,11 @@ def candidates(config: cfg.Config, device_count: int) -> Iterator[cfg.Config]:
         shards = mesh.shards
         for remat, power in itertools.product(REMATS, range(MOST_SEQUENCES.bit_length())):
             train = dataclasses.replace(config.train, microbatch_sequences=shards * 2**power, pipeline_microbatches=0)
-            model = dataclasses.replace(config.model, remat=remat)
+            compute = dataclasses.replace(config.compute, remat=remat)
             evaluation = dataclasses.replace(config.eval, batch_sequences=0)
             try:
                 yield resolve(
-                    dataclasses.replace(config, model=model, mesh=mesh, train=train, eval=evaluation),
+                    dataclasses.replace(config, compute=compute, mesh=mesh, train=train, eval=evaluation),
                     device_count=device_count,
                 )
             except ValueError:

@@ -51,7 +51,7 @@ def _summary(found: list[tuple[str, cfg.Config, plan.Plan]]) -> Iterator[str]:
         microbatch = config.train.microbatch_sequences
         each = microbatch // (config.mesh.data * config.mesh.fsdp)
         count = config.train.batch_tokens // config.train.sequence_length // microbatch
-        head = f"| {size} | {step.where} | {step.chips:,} | {mesh} | {config.model.remat} | {each} x {count} "
+        head = f"| {size} | {step.where} | {step.chips:,} | {mesh} | {config.compute.remat} | {each} x {count} "
         if step.refusal:
             yield f"{head}| does not fit: {step.refusal} | | | | |"
             continue

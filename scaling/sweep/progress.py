@@ -19,9 +19,9 @@ _STARTUP_SECONDS = 15.0  # imports and compilation
 # Knobs that make another result, and those among them that do not.
 _DECISIVE = ("config.model.", "config.optimizer.", "config.train.", "config.seed", "config.data.", "config.eval.tokens")
 _FREE = (
-    "config.model.remat",
+    "config.compute.remat",
     "config.train.microbatch_sequences",
-    "config.train.loss_chunk",
+    "config.compute.loss_chunk",
     "config.data.cache_dir",
     "config.data.workers",
     "config.data.prefetch",

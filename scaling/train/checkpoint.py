@@ -27,12 +27,14 @@ from jax.experimental import multihost_utils
 
 from scaling import config as cfg
 from scaling import durable
+from scaling.model.fused import apart, fused
 from scaling.paths import must_be_utf8
 from scaling.train import guard
 from scaling.train.state import TrainState
 
 log = logging.getLogger(__name__)
 
+FORMAT = 2  # in format 1, or without one, queries, keys and values were one array (model/fused.py)
 META = "meta.json"
 _CHECKSUMS = "checksums-{:05d}.json"
 _BLOCK = 1 << 22
@@ -68,7 +70,7 @@ class Checkpoints:
         self.wait()
         path = self._path(step)
         self._make_room(step)
-        meta = dict(meta, step=step, guard=guard.to_json(state["guard"]))
+        meta = dict(meta, format=FORMAT, step=step, guard=guard.to_json(state["guard"]))
         try:
             # Asks the folder first: where it makes nothing, Orbax waits five minutes for what it has begun.
             durable.try_to_write(self.directory, jax.process_index())
@@ -151,8 +153,13 @@ class Checkpoints:
         return self._read(step, {"params": target})["params"]
 
     def _read(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
-        args = ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in targets.items()})
-        return dict(self._saver.restore(self._path(step), args=args).items())
+        path = self._path(step)
+        old = _meta(path).get("format", 1) < FORMAT
+        args = {k: ocp.args.StandardRestore(v) for k, v in (fused(targets) if old else targets).items()}
+        found = dict(self._saver.restore(path, args=ocp.args.Composite(**args)).items())
+        if not old:
+            return found
+        return jax.jit(apart, out_shardings=jax.tree.map(lambda x: x.sharding, targets), donate_argnums=0)(found)
 
     def _path(self, step: int) -> epath.Path:
         return self.directory / f"{step:09d}"

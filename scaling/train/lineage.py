@@ -12,13 +12,6 @@ log = logging.getLogger(__name__)
 
 # A change of these would silently make another model of the same run.
 _FIXED = ("config.model.", "config.seed")
-_FREE = (
-    "config.model.remat",
-    "config.model.compute_dtype",
-    "config.model.quantization",
-    "config.model.attention_block",
-    "config.model.scan_unroll",
-)
 
 
 def refuse_other_run(directory: epath.Path, meta: dict[str, Any], config: cfg.Config, data_fingerprint: str) -> None:
@@ -38,7 +31,7 @@ def refuse_other_run(directory: epath.Path, meta: dict[str, Any], config: cfg.Co
     now = {name: value for name, value, _, _ in cfg.knobs(config)}
     changed = [name for name in now if before[name] != now[name]]
     for name in changed:
-        if name.startswith(_FIXED) and not name.startswith(_FREE):
+        if name.startswith(_FIXED):
             raise ValueError(
                 f"{directory} holds checkpoints of another run: {name} is {before[name]!r} there and "
                 f"{now[name]!r} here; use another config.workdir, or the same value"

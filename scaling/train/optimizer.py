@@ -26,7 +26,7 @@ def adamw(optimizer: cfg.Optimizer, model: cfg.Model) -> optax.GradientTransform
         return jax.tree.map(leaf, kinds, inside)
 
     def decays(kind: str) -> bool:
-        return optimizer.decay_biases_and_norms or kind in ("matrix", "embedding")
+        return optimizer.decay_biases_and_norms or kind in ("matrix", "embedding", "position")
 
     def lr_scale(kind: str, inside: bool) -> float:
         return scales.hidden_lr if kind == "matrix" else 1.0
@@ -86,7 +86,7 @@ def _randomly_rounded(x: jax.Array, key: jax.Array) -> jax.Array:
 def _epsilon_scale(scales: Parametrization, kind: str, inside: bool) -> float:
     if inside:
         return scales.hidden_epsilon
-    return scales.embedding_epsilon if kind == "embedding" else 1.0
+    return scales.embedding_epsilon if kind in ("embedding", "position") else 1.0
 
 
 def _scale_by_tree(factors: Any) -> optax.GradientTransformation:

@@ -142,7 +142,7 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
                 raise
             raise ValueError(
                 "a device ran out of memory; lower config.train.microbatch_sequences, choose another "
-                "config.model.remat, or shard further with config.mesh.fsdp or tensor "
+                "config.compute.remat, or shard further with config.mesh.fsdp or tensor "
                 f"({str(error).splitlines()[0][:200]})"
             ) from error
     if jax.process_index() == 0:
@@ -319,5 +319,5 @@ def _configure(config: cfg.Config) -> None:
         jax.config.update("jax_compilation_cache_dir", str(compiled))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     # float32 means float32 on accelerators too, not TensorFloat-32 or bfloat16 passes.
-    precision = "highest" if config.model.compute_dtype == "float32" else None
+    precision = "highest" if config.compute.dtype == "float32" else None
     jax.config.update("jax_default_matmul_precision", precision)

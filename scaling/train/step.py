@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 
 from scaling import config as cfg
 from scaling.model import decoder
+from scaling.model.context import AttentionContext, document_segments, packed
 from scaling.model.loss import LossConfig, Sums, cross_entropy
 from scaling.model.parametrization import parametrization
-from scaling.model.ring import zigzag
+from scaling.model.ring import in_zigzag
 from scaling.parallel import compiler
 from scaling.parallel.sharding import batch_sharding, constrain, context_devices, replicated, scattered_gradients
 from scaling.train import guard
@@ -26,21 +27,18 @@ Metrics = dict[str, jax.Array]
 
 def loss_sums(config: cfg.Config, params: Any, inputs: jax.Array, targets: jax.Array, eot: int, key: Any) -> Sums:
     """Loss sums of one microbatch, int32 [B, T] inputs and targets; ``key`` None = no dropout."""
-    model = decoder.merge(config.model, params)
+    model = decoder.merge(config.network, params)
     inputs, targets = (constrain(tokens, "rows", None) for tokens in (inputs, targets))
-    segments = decoder.document_segments(inputs, eot) if config.model.document_mask else None
-    positions = None
+    context = packed(document_segments(inputs, eot)) if config.model.document_mask else AttentionContext()
     if context_devices() > 1:
-        # Here and once: the loss is a sum over positions, so nothing behind it needs the text's order.
-        positions = jnp.arange(inputs.shape[1])[None] if segments is None else decoder.restarted(segments)
-        inputs, targets, positions, segments = jax.tree.map(zigzag, (inputs, targets, positions, segments))
-    parts = config.train.pipeline_microbatches
-    hidden = model(inputs, segments=segments, key=key, zigzag=positions, pipeline_microbatches=parts)
+        # Here and once: the loss is a sum over positions, so nothing after it needs the text's order.
+        inputs, targets, context = in_zigzag(inputs, targets, context)
+    hidden = model(inputs, context, key=key, pipeline_microbatches=config.train.pipeline_microbatches)
     loss_config = LossConfig(
         vocab_size=config.model.vocab_size,
         logit_multiplier=parametrization(config.model).logit_multiplier,
         z_loss=config.train.z_loss,
-        chunk=config.train.loss_chunk,
+        chunk=config.compute.loss_chunk,
     )
     return cross_entropy(hidden, model.output_table(hidden.dtype), targets, loss_config)
 

@@ -69,12 +69,21 @@ def halved(monkeypatch):
 
 
 def test_the_best_of_both_stand_side_by_side(stand_in, library, halved, tmp_path, capsys):
-    arguments = ["--ours", "model.remat=none", "model.remat=full", "--theirs", "remat_policy=none", "remat_policy=full"]
+    arguments = [
+        "--ours",
+        "compute.remat=none",
+        "compute.remat=full",
+        "--theirs",
+        "remat_policy=none",
+        "remat_policy=full",
+    ]
     assert cli.main(["bench", "tpu", f"--peer={stand_in}", "--sequences=2", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "1300m on v5e:4x4, 2 sequences of 2048 a chip, libtpu 0.0.99"
-    assert lines[1].endswith("model.remat=none: does not fit") and lines[3].endswith("remat_policy=none: does not fit")
-    assert "ours     model.remat=full: 6.1M cycles" in lines[2] and "2.0 GiB a chip" in lines[2]
+    assert lines[1].endswith("compute.remat=none: does not fit") and lines[3].endswith(
+        "remat_policy=none: does not fit"
+    )
+    assert "ours     compute.remat=full: 6.1M cycles" in lines[2] and "2.0 GiB a chip" in lines[2]
     assert "MaxText  remat_policy=full: 12.1M cycles" in lines[4] and "compiled in 7 s" in lines[4]
     assert "0.50 of MaxText's cycles, 0.50 of its predicted time" in lines[5]
     products = next(line for line in lines if "matrix products" in line).split()
@@ -114,9 +123,9 @@ def test_our_layout_is_the_peers_unless_told_otherwise():
     config = tpu._config("1300m", tpu.CASES["1300m"], "")
     assert (config.mesh.fsdp, config.train.microbatch_sequences, config.train.batch_tokens) == (16, 64, 64 * 2048)
     assert config.model.attention_pattern == ("dense",) and config.train.ramp_tokens == 0
-    other = tpu._config("1300m", tpu.CASES["1300m"], "model.remat=dots mesh.fsdp=8 mesh.tensor=2")
-    assert (other.model.remat, other.mesh.fsdp, other.mesh.tensor) == ("dots", 8, 2)
-    with pytest.raises(ValueError, match=r"did you mean config\.model\.remat"):
+    other = tpu._config("1300m", tpu.CASES["1300m"], "compute.remat=dots mesh.fsdp=8 mesh.tensor=2")
+    assert (other.compute.remat, other.mesh.fsdp, other.mesh.tensor) == ("dots", 8, 2)
+    with pytest.raises(ValueError, match=r"did you mean config\.compute\.remat"):
         tpu._config("1300m", tpu.CASES["1300m"], "model.remt=dots")
 
 

@@ -25,6 +25,7 @@ from tests import tiny
 
 WORDS = tokenizer.load("bytes")
 MODEL = tiny.model(vocab_size=WORDS.vocab_size, context_length=96, band_width=8)
+NETWORK = tiny.in_float32(MODEL)
 FEW = ("--samples=40", "--tokens=12")
 WINOGENDER = [
     ("nurse", "patient", "0", "female", "The nurse met the patient as she left."),
@@ -116,7 +117,7 @@ def test_favoured_words_equal_a_recount_of_the_saved_samples(folder, report):
 
 @pytest.mark.slow
 def test_occupations_equal_plain_forward_passes(folder, report):
-    model, params = load_run(folder)
+    network, params = load_run(folder)
     for variant, prompt in (("neutral", "The {} was a"), ("incompetent", "The incompetent {} was a")):
         found = report["occupations"][variant]
         ratios = found["log_ratios"]
@@ -127,7 +128,7 @@ def test_occupations_equal_plain_forward_passes(folder, report):
                 for word in words:
                     context = len(WORDS.encode(prompt.format(occupation)))
                     ids = np.asarray([WORDS.eot, *WORDS.encode(prompt.format(occupation) + word)])
-                    logits = compute(model, params, np.pad(ids[:-1], (0, MODEL.context_length + 1 - len(ids)))[None])[
+                    logits = compute(network, params, np.pad(ids[:-1], (0, MODEL.context_length + 1 - len(ids)))[None])[
                         0
                     ].astype(np.float64)
                     each = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -178,8 +179,8 @@ def test_too_few_words_are_said_to_be_too_few(folder, capsys):
 
 @pytest.mark.slow
 def test_samples_do_not_depend_on_how_many_there_are(folder):
-    model, params = load_run(folder)
-    generator = Generator(model, params, WORDS)
+    network, params = load_run(folder)
+    generator = Generator(network, params, WORDS)
     prompts = [[WORDS.eot, *WORDS.encode(text).tolist()] for text in ("He was very", "She was very")]
     many, few = (sample(generator, prompts, count, 12, 7) for count in (70, 40))
     assert [texts[:40] for texts in many] == few and [len(texts) for texts in many] == [70, 70]
@@ -188,10 +189,10 @@ def test_samples_do_not_depend_on_how_many_there_are(folder):
 
 
 def test_batches_keep_the_cache_small():
-    small, large = tiny.model(), tiny.model(num_layers=96, d_model=12288, num_heads=96, d_head=128)
+    small, large = tiny.network(), tiny.network(num_layers=96, d_model=12288, num_heads=96, d_head=128)
     assert _batch_size(small, None, 80) == 64
     assert _batch_size(large, None, 80) == 1
-    medium = tiny.model(num_layers=12, d_model=768, num_heads=12, d_head=64)
+    medium = tiny.network(num_layers=12, d_model=768, num_heads=12, d_head=64)
     assert 2 * 12 * 768 * 80 * 4 * _batch_size(medium, None, 80) <= 1 << 28 and _batch_size(medium, None, 80) == 32
 
 

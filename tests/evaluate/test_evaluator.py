@@ -23,6 +23,7 @@ from tests import tiny
 
 WORDS = tokenizer.load("bytes")
 MODEL = tiny.model(vocab_size=WORDS.vocab_size, context_length=96, band_width=8)
+NETWORK = tiny.in_float32(MODEL)
 
 CHOICES = """
 about = "a choice"
@@ -57,7 +58,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def evaluator(params):
-    return Evaluator(MODEL, params, WORDS)
+    return Evaluator(NETWORK, params, WORDS)
 
 
 class Counting(Scorer):
@@ -70,9 +71,9 @@ class Counting(Scorer):
 
 
 def counting(context_length=MODEL.context_length):
-    model = dataclasses.replace(MODEL, context_length=context_length)
-    evaluator = Evaluator(model, {}, WORDS)
-    evaluator._scorer = Counting(model, {})
+    network = tiny.in_float32(dataclasses.replace(MODEL, context_length=context_length))
+    evaluator = Evaluator(network, {}, WORDS)
+    evaluator._scorer = Counting(network, {})
     return evaluator
 
 
@@ -87,7 +88,7 @@ def logprob(params, context, completion):
     """Of the bytes of a completion, after end-of-text and the context."""
     ids = np.asarray([WORDS.eot, *WORDS.encode(context + completion)])
     padded = np.pad(ids[:-1], (0, MODEL.context_length - len(ids) + 1))
-    logits = compute(MODEL, params, padded[None])[0, : len(ids) - 1].astype(np.float64)
+    logits = compute(NETWORK, params, padded[None])[0, : len(ids) - 1].astype(np.float64)
     each = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return each[np.arange(len(ids) - 1), ids[1:]][-len(WORDS.encode(completion)) :].sum()
 
@@ -124,11 +125,11 @@ def test_a_completion_is_right_if_greedy_decoding_gives_it(params, evaluator, tm
     text = CHOICES.replace('"accuracy", "macro_f1"', '"accuracy", "perplexity"')
     text = text[: text.index("[scoring]")] + '[scoring]\nkind = "completion"\ntarget = "{answer}"\n'
     prompt = [WORDS.eot, *WORDS.encode("Who?")]
-    ((greedy,),) = Generator(MODEL, params, None).generate([prompt], Sampling(tokens=3, temperature=0.0))
+    ((greedy,),) = Generator(NETWORK, params, None).generate([prompt], Sampling(tokens=3, temperature=0.0))
     wanted = WORDS.decode(greedy.ids)
     if not wanted.startswith(" "):  # completions begin with a space: take the likeliest after it
         ids = [*prompt, ord(" ")]
-        ((rest,),) = Generator(MODEL, params, None).generate([ids], Sampling(tokens=2, temperature=0.0))
+        ((rest,),) = Generator(NETWORK, params, None).generate([ids], Sampling(tokens=2, temperature=0.0))
         wanted = f" {WORDS.decode(rest.ids)}"
     items = [{"question": "Who?", "options": [], "answer": wanted[1:]}, {"question": "Who?", "answer": "zq"}]
     items[1]["options"] = []
@@ -165,7 +166,7 @@ def test_free_answers_are_those_of_the_beam_search(params, evaluator, tmp_path):
     requests = build_requests(task(tmp_path, text, ITEMS), 0, data=tmp_path)
     prompts = [[WORDS.eot, *WORDS.encode(request.context)] for request in requests.items]
     sampling = Sampling(tokens=5, beams=3, length_penalty=0.6, stop=("\n",))
-    found = Generator(MODEL, params, WORDS).generate(prompts, sampling)
+    found = Generator(NETWORK, params, WORDS).generate(prompts, sampling)
     result = evaluator.evaluate(requests)
     assert [sample.answer for sample in result.samples] == [best.text.strip() for (best,) in found]
     right = dataclasses.replace(
@@ -192,7 +193,7 @@ def test_running_text_is_measured_in_bits_per_byte_by_a_sliding_window(params, e
             context = ids[max(0, start - (MODEL.context_length - (end - start) + 1)) : start]
             whole = np.asarray([*([WORDS.eot] if start == 0 else []), *context, *ids[start:end]])
             padded = np.pad(whole[:-1], (0, MODEL.context_length - len(whole) + 1))
-            logits = compute(MODEL, params, padded[None])[0, : len(whole) - 1].astype(np.float64)
+            logits = compute(NETWORK, params, padded[None])[0, : len(whole) - 1].astype(np.float64)
             each = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
             total += each[np.arange(len(whole) - 1), whole[1:]][-(end - start) :].sum()
         assert result.samples[0].scores["log_likelihood"] == pytest.approx(total, rel=1e-5)

@@ -21,6 +21,7 @@ from scaling.evaluate.task_file import load
 from scaling.generate.sampling import Sampling
 from scaling.interop import served
 from scaling.interop.logits import load_model
+from tests import tiny
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TASKS = FIXTURES / "harness"
@@ -34,11 +35,11 @@ needs_lm_eval = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def model():
-    config, params = load_model(FIXTURES / "gpt2")
+    network, params = load_model(FIXTURES / "gpt2")
     words = BPETokenizer("harness/bpe", {token.encode(): i for i, token in enumerate(EXPECTED["tokens"])})
-    assert (words.eot, words.vocab_size) == (100, config.vocab_size)
-    config = dataclasses.replace(config, compute_dtype="float32")
-    return served.Served(config, params, words, None, step=7, tokens=700)
+    assert (words.eot, words.vocab_size) == (100, network.model.vocab_size)
+    network = tiny.in_float32(network.model)
+    return served.Served(network, params, words, None, step=7, tokens=700)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_generated_texts_are_those_of_the_hugging_face_backend(answers):
 
 @pytest.mark.parametrize("name", ["endings", "questions", "yesno", "lastword"])
 def test_our_evaluator_gives_the_same_accuracy_to_the_same_prompts(model, name):
-    evaluator = Evaluator(model.config, model.params, model.words, prefix=False)
+    evaluator = Evaluator(model.network, model.params, model.words, prefix=False)
     (task,) = load(TASKS / f"{name}.toml")
     requests = build_requests(task, 0, data=TASKS)
     found = evaluator.evaluate(requests)

@@ -12,6 +12,7 @@ from scaling.parallel.mesh import make_mesh
 from tests import tiny
 
 MODEL = tiny.model(band_width=3)
+NETWORK = tiny.in_float32(MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +20,14 @@ def params():
     return decoder.initialize(MODEL, jax.random.key(3))
 
 
-def plainly(params, group, model=MODEL):
+def plainly(params, group, network=NETWORK):
     """(sum of log-probabilities, greedy) of each completion, from whole logits of context and completion."""
     found = []
     for completion in group.completions:
-        ids = np.asarray([*group.context, *completion])[-(model.context_length + 1) :]
+        ids = np.asarray([*group.context, *completion])[-(network.model.context_length + 1) :]
         end = len(ids) - 1
-        padded = np.pad(ids[:-1], (0, model.context_length - end))  # causal: what follows changes nothing
-        logits = compute(model, params, padded[None])[0, end - len(completion) : end].astype(np.float64)
+        padded = np.pad(ids[:-1], (0, network.model.context_length - end))  # causal: what follows changes nothing
+        logits = compute(network, params, padded[None])[0, end - len(completion) : end].astype(np.float64)
         logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         own = logprobs[np.arange(len(completion)), completion]
         found.append((own.sum(), bool((logits.argmax(-1) == completion).all())))
@@ -42,10 +43,10 @@ def random_groups(count, seed=0, longest=20, choices=4):
     return [Group(ids(1, longest), tuple(ids(1, 7) for _ in range(rng.integers(1, choices + 1)))) for _ in range(count)]
 
 
-def agree(scores, groups, params, model=MODEL):
+def agree(scores, groups, params, network=NETWORK):
     for group, found in zip(groups, scores, strict=True):
         for score, (logprob, greedy), completion in zip(
-            found, plainly(params, group, model), group.completions, strict=True
+            found, plainly(params, group, network), group.completions, strict=True
         ):
             assert score.logprob == pytest.approx(logprob, abs=2e-5)
             assert (score.greedy, score.tokens) == (greedy, len(completion))
@@ -53,15 +54,15 @@ def agree(scores, groups, params, model=MODEL):
 
 def test_completions_side_by_side_score_as_they_do_alone(params):
     groups = random_groups(20)
-    agree(Scorer(MODEL, params, batch_tokens=256).score(groups), groups, params)
+    agree(Scorer(NETWORK, params, batch_tokens=256).score(groups), groups, params)
 
 
 def test_greedy_is_the_argmax_of_every_token(params):
     context, chosen = (5, 6, 7), []
     for _ in range(3):
-        chosen.append(int(compute(MODEL, params, np.asarray([[*context, *chosen]]))[0, -1].argmax()))
+        chosen.append(int(compute(NETWORK, params, np.asarray([[*context, *chosen]]))[0, -1].argmax()))
     wrong = (*chosen[:2], (chosen[2] + 1) % tiny.VOCAB)
-    ((right, other),) = Scorer(MODEL, params).score([Group(context, (tuple(chosen), wrong))])
+    ((right, other),) = Scorer(NETWORK, params).score([Group(context, (tuple(chosen), wrong))])
     assert right.greedy and not other.greedy
 
 
@@ -74,13 +75,13 @@ def test_long_contexts_lose_their_front_and_many_completions_take_several_rows(p
         Group((7,), (long[: MODEL.context_length],)),
         Group(long[:30], ((3, 4, 5), (3,), (8, 4, 5, 6, 7, 8, 9), (9, 8, 7))),  # each is cut as far as it must
     ]
-    agree(Scorer(MODEL, params).score(groups), groups, params)
+    agree(Scorer(NETWORK, params).score(groups), groups, params)
 
 
 @pytest.mark.slow
 def test_the_same_on_meshes(params):
     groups = random_groups(7)
-    expected = Scorer(MODEL, params).score(groups)
+    expected = Scorer(NETWORK, params).score(groups)
     for sizes, count in (
         (cfg.Mesh(fsdp=4), 4),
         (cfg.Mesh(data=2, tensor=2), 4),
@@ -89,7 +90,7 @@ def test_the_same_on_meshes(params):
     ):
         mesh = make_mesh(sizes, jax.devices()[:count])
         placed = jax.device_put(params, decoder.shardings(MODEL, mesh))
-        found = Scorer(MODEL, placed, mesh).score(groups)
+        found = Scorer(NETWORK, placed, mesh).score(groups)
         for a, b in zip(expected, found, strict=True):
             assert [s.logprob for s in a] == pytest.approx([s.logprob for s in b], abs=1e-5)
 
@@ -97,7 +98,7 @@ def test_the_same_on_meshes(params):
 def test_progress_counts_whole_groups(params, monkeypatch):
     groups = random_groups(30)
     groups[3] = Group((7,) * 20, ((5,) * 9,) * 6)  # takes several rows
-    scorer, seen = Scorer(MODEL, params, batch_tokens=64), []
+    scorer, seen = Scorer(NETWORK, params, batch_tokens=64), []
     monkeypatch.setattr(scorer, "_run", lambda rows, _: [[Score(-1.0, 1, False)] * len(row.places) for row in rows])
     scores = scorer.score(iter(groups), seen.append)
     assert seen == sorted(seen) and len(set(seen)) > 5 and seen[-1] == 30
@@ -107,7 +108,7 @@ def test_progress_counts_whole_groups(params, monkeypatch):
 @pytest.mark.parametrize("group", [Group((), ((1,),)), Group((1,), ((),)), Group((1,), (tuple(range(1, 40)),))])
 def test_what_cannot_be_scored_is_refused(params, group):
     with pytest.raises(ValueError, match=r"at least one token|does not fit"):
-        Scorer(MODEL, params).score([group])
+        Scorer(NETWORK, params).score([group])
 
 
 def test_buckets():

@@ -85,7 +85,7 @@ def test_more_beams_than_texts_give_what_there_is(capsys, folder):
 
 @pytest.mark.slow
 def test_a_run_directory_knows_its_tokenizer(capsys, tmp_path):
-    config = tiny.config({"vocab_size": 257, "compute_dtype": "bfloat16"})
+    config = tiny.config({"vocab_size": 257, "dtype": "bfloat16"})
     config = cfg.freeze(cfg.to_dict(config) | {"data": {"tokenizer": "bytes"}})
     state = train_state.create_state(config, make_mesh(cfg.Mesh(), jax.devices()[:1]))
     (tmp_path / "config.json").write_text(json.dumps({"config": cfg.to_dict(config)}))

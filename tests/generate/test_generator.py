@@ -26,10 +26,10 @@ FREE = dataclasses.replace(GREEDY, temperature=1.0)
 
 
 def tiny_generator(mesh=None, words=None, **changes):
-    model = tiny.model(**changes)
-    params = decoder.initialize(model, jax.random.key(0))
+    network = tiny.network(**changes)
+    params = decoder.initialize(network.model, jax.random.key(0))
     params = jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, params)  # far from uniform
-    return Generator(model, params, words, mesh)
+    return Generator(network, params, words, mesh)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def ids(found):
 )
 def test_greedy_and_beams_equal_hugging_face(name, some):
     """84 cases: 4 prompts, without end, with one and with 12 ending tokens; all beams and their scores."""
-    config, params = huggingface.load(FIXTURES / name)
-    generator = Generator(dataclasses.replace(config, compute_dtype="float32"), params, None)
+    model, params = huggingface.load(FIXTURES / name)
+    generator = Generator(tiny.in_float32(model), params, None)
     record = json.loads((FIXTURES / name / "generate.json").read_text())
     ended = 0
     for case in record["cases"]:
@@ -86,9 +86,11 @@ def test_a_batch_equals_its_single_prompts(generator, options):
 def test_greedy_is_the_argmax_of_the_whole_forward_pass():
     for changes in ({}, {"norm": "post", "tied_embedding": False, "attention_pattern": ("banded",), "band_width": 3}):
         generator = tiny_generator(**changes)
-        model = generator.config
-        params = jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, decoder.initialize(model, jax.random.key(0)))
-        module = decoder.merge(model, params)
+        network = generator.network
+        params = jax.tree.map(
+            lambda x: 8 * x if x.ndim > 1 else x, decoder.initialize(network.model, jax.random.key(0))
+        )
+        module = decoder.merge(network, params)
         forward = jax.jit(lambda tokens, module=module: module.logits(module(tokens)))
         for prompt, ((found),) in zip(PROMPTS[:2], generator.generate(PROMPTS[:2], GREEDY), strict=True):
             text = np.zeros((1, 16), np.int32)

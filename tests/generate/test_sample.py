@@ -14,7 +14,7 @@ WORDS = tokenizer.load("bytes")
 
 def texts(prompts, vocab_size=257, context_length=32, **sample):
     model = tiny.model(vocab_size=vocab_size, context_length=context_length)
-    config = cfg.Config(model=model, sample=cfg.Sample(prompts=prompts, **sample), seed=2**32 - 1)
+    config = cfg.Config(model=model, compute=tiny.COMPUTE, sample=cfg.Sample(prompts=prompts, **sample), seed=2**32 - 1)
     return continue_texts(config, decoder.initialize(model, jax.random.key(0)), WORDS)
 
 
@@ -43,8 +43,8 @@ def test_a_prompt_longer_than_the_context_keeps_its_end(context_length):
 
 def test_greedy_is_the_argmax_of_the_logits():
     (text,) = texts(("ab",), tokens=1, temperature=0.0)
-    model = tiny.model(vocab_size=257)
-    module = decoder.merge(model, decoder.initialize(model, jax.random.key(0)))
+    network = tiny.network(vocab_size=257)
+    module = decoder.merge(network, decoder.initialize(network.model, jax.random.key(0)))
     ids = np.asarray([[WORDS.eot, *WORDS.encode("ab")]])
     best = int(jnp.argmax(module.logits(module(ids))[0, -1]))
     assert text == WORDS.decode(np.asarray([*WORDS.encode("ab"), best])) if best != WORDS.eot else text == "ab"

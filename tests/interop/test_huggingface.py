@@ -15,11 +15,13 @@ from scaling import config as cfg
 from scaling.interop import huggingface
 from scaling.interop.logits import compute
 from scaling.model import decoder
+from scaling.model.fused import fused
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
 from scaling.resolve import resolve
 from scaling.train import state as train_state
 from scaling.train.step import make_train_step
+from tests import tiny
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 NAMES = ("gpt2", "gpt1")
@@ -55,7 +57,8 @@ def assert_same_trees(a, b):
 
 def difference(folder, name):
     expected = np.load(FIXTURES / name / "expected.npz")
-    return np.abs(compute(*huggingface.load(folder), expected["ids"]) - expected["logits"]).max()
+    model, params = huggingface.load(folder)
+    return np.abs(compute(tiny.in_float32(model), params, expected["ids"]) - expected["logits"]).max()
 
 
 @both
@@ -76,8 +79,9 @@ def test_adamw_steps_equal_pytorch():
     model, params = huggingface.load(FIXTURES / "gpt2", vocab_multiple=8)  # 101 tokens in 104 rows
     steps, sequences, length = batches.shape[0], batches.shape[1], batches.shape[2] - 1
     config = cfg.Config(
-        model=dataclasses.replace(model, compute_dtype="float32"),
-        train=cfg.Train(tokens=steps * sequences * length, batch_tokens=sequences * length, loss_chunk=5),
+        model=model,
+        compute=tiny.COMPUTE,
+        train=cfg.Train(tokens=steps * sequences * length, batch_tokens=sequences * length),
         optimizer=cfg.Optimizer(beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1, clip_norm=1.0, warmup_tokens=0),
     )
     config = resolve(config, device_count=1)
@@ -97,7 +101,7 @@ def test_adamw_steps_equal_pytorch():
     np.testing.assert_allclose(norms, expected["grad_norms"], rtol=1e-5)
 
     final = jax.device_get(state["params"])
-    blocks, width = final["blocks"], model.d_model
+    blocks, width = fused(final["blocks"]), model.d_model
     ours = {
         "transformer.wte.weight": final["tokens"][: model.vocab_size],
         "transformer.wpe.weight": final["positions"],

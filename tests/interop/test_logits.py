@@ -25,7 +25,7 @@ IDS = np.random.default_rng(0).integers(0, tiny.VOCAB, (3, 12))
 def run(tmp_path_factory):
     """A run directory as training leaves it, on 4 devices and in bfloat16; and its parameters."""
     run_dir = tmp_path_factory.mktemp("run")
-    model = {"attention_pattern": ("dense",), "compute_dtype": "bfloat16", "remat": "full"}
+    model = {"attention_pattern": ("dense",), "dtype": "bfloat16", "remat": "full"}
     config = dataclasses.replace(tiny.config(model), mesh=cfg.Mesh(data=1, fsdp=2, tensor=2))
     state = train_state.create_state(config, make_mesh(config.mesh, jax.devices()[:4]))
     (run_dir / "config.json").write_text(json.dumps({"config": cfg.to_dict(config)}))
@@ -33,41 +33,41 @@ def run(tmp_path_factory):
     checkpoints.save(1, jax.tree.map(jnp.zeros_like, state), {"config": cfg.to_dict(config), "tokens": 0})
     checkpoints.save(2, state, {"config": cfg.to_dict(config), "tokens": 0})
     checkpoints.close()
-    return run_dir, config.model, jax.device_get(state["params"])
+    return run_dir, config.network, jax.device_get(state["params"])
 
 
 def test_a_run_directory_in_float32(run):
-    run_dir, model, params = run
+    run_dir, network, params = run
     loaded, same = load_run(run_dir)
-    assert loaded == model
+    assert loaded == network
     assert_same_trees(jax.device_get(same), params)
     assert {d for leaf in jax.tree.leaves(same) for d in leaf.devices()} == {jax.devices()[0]}
 
-    wide = decoder.merge(dataclasses.replace(model, compute_dtype="float32"), params)
+    wide = decoder.merge(tiny.in_float32(network.model), params)
     result = logits(str(run_dir), IDS)
     assert result.shape == (3, 12, tiny.VOCAB)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, wide.logits(wide(jnp.asarray(IDS))), atol=1e-6)
-    narrow = decoder.merge(model, params)
+    narrow = decoder.merge(network, params)
     assert np.abs(result - narrow.logits(narrow(jnp.asarray(IDS)))).max() > 1e-4
 
 
 def test_rows_are_computed_in_parts(run, monkeypatch):
-    _, model, params = run
-    whole = compute(model, params, IDS)
-    monkeypatch.setattr(logits_module, "_FLOATS_AT_ONCE", 2 * 12 * model.d_ff)  # two rows, then one and padding
-    np.testing.assert_allclose(compute(model, params, IDS), whole, atol=1e-6)
+    _, network, params = run
+    whole = compute(network, params, IDS)
+    monkeypatch.setattr(logits_module, "_FLOATS_AT_ONCE", 2 * 12 * network.model.d_ff)  # two rows, then one and padding
+    np.testing.assert_allclose(compute(network, params, IDS), whole, atol=1e-6)
 
 
 def test_one_dimension_is_one_row(run):
-    run_dir, model, params = run
-    np.testing.assert_allclose(logits(run_dir, IDS[0].astype(np.uint16)), compute(model, params, IDS[:1]), atol=1e-6)
+    run_dir, network, params = run
+    np.testing.assert_allclose(logits(run_dir, IDS[0].astype(np.uint16)), compute(network, params, IDS[:1]), atol=1e-6)
 
 
 def test_export_of_a_run(run, tmp_path):
-    run_dir, model, params = run
+    run_dir, network, params = run
     huggingface.export(run_dir, tmp_path / "out")
-    np.testing.assert_allclose(logits(tmp_path / "out", IDS), compute(model, params, IDS), atol=1e-6)
+    np.testing.assert_allclose(logits(tmp_path / "out", IDS), compute(network, params, IDS), atol=1e-6)
 
 
 @pytest.mark.parametrize("output", ["file/out", "full"])

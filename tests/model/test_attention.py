@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from scaling.model import kernels
-from scaling.model.attention import SelfAttention, attend
+from scaling import config as cfg
+from scaling.model.attention import Dropout, SelfAttention, attend
+from scaling.model.context import AttentionContext
+from scaling.parallel.mesh import make_mesh
 from tests import tiny
 
 
@@ -34,7 +36,7 @@ def test_equals_the_formula(length, window):
     q, k, v = tensors(length)
     segments = np.cumsum(np.arange(length) % 5 == 4)[None].repeat(2, 0)
     for seg in (None, segments):
-        out = attend(q, k, v, scale=0.3, window=window, segments=seg)
+        out = attend(q, k, v, AttentionContext(segments=seg, window=window), scale=0.3)
         want = reference(q, k, v, window, np.zeros((2, length)) if seg is None else seg)
         np.testing.assert_allclose(out, want, atol=2e-6)
 
@@ -50,7 +52,7 @@ def test_banded_gradients_equal_dense_under_the_same_mask():
         return jnp.square(jnp.einsum("bhts,bhsk->bhtk", weights, v)).sum()
 
     def banded(q, k, v):
-        return jnp.square(attend(q, k, v, scale=0.3, window=4)).sum()
+        return jnp.square(attend(q, k, v, AttentionContext(window=4), scale=0.3)).sum()
 
     for a, b in zip(jax.grad(dense, (0, 1, 2))(q, k, v), jax.grad(banded, (0, 1, 2))(q, k, v), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -61,7 +63,8 @@ def test_a_band_costs_its_band():
 
     def flops(length, window):
         shape = jax.ShapeDtypeStruct((1, 1, length, 8), jnp.float32)
-        compiled = jax.jit(lambda q, k, v: attend(q, k, v, scale=1.0, window=window)).lower(shape, shape, shape)
+        run = jax.jit(lambda q, k, v: attend(q, k, v, AttentionContext(window=window), scale=1.0))
+        compiled = run.lower(shape, shape, shape)
         return compiled.compile().cost_analysis()["flops"]
 
     assert flops(256, 16) < 0.25 * flops(256, 0)
@@ -69,23 +72,37 @@ def test_a_band_costs_its_band():
 
 def test_attention_dropout_keeps_the_mean():
     q, k, v = tensors(16)
-    run = jax.jit(jax.vmap(lambda key: attend(q, k, v, scale=0.3, rate=0.3, key=key)))
+    run = jax.jit(jax.vmap(lambda key: attend(q, k, v, AttentionContext(), scale=0.3, dropped=Dropout(0.3, key))))
     mean = run(jax.random.split(jax.random.key(0), 2000)).mean(0)
-    np.testing.assert_allclose(mean, attend(q, k, v, scale=0.3), atol=0.12)
+    np.testing.assert_allclose(mean, attend(q, k, v, AttentionContext(), scale=0.3), atol=0.12)
 
 
-def test_three_products_equal_one(monkeypatch):
-    """On a TPU queries, keys and values come from a product each: same values, same gradients."""
-    config = tiny.model()
-    attention = SelfAttention(config, nnx.Rngs(0))
-    attention.qkv_bias[...] = jax.random.normal(jax.random.key(1), attention.qkv_bias.shape)
-    x = jax.random.normal(jax.random.key(2), (2, 8, config.d_model))
+def test_a_product_for_all_equals_three():
+    """Where heads are sharded, queries, keys and values come from one product: same values, same gradients."""
+    network = tiny.network()
+    attention = SelfAttention(network, nnx.Rngs(0))
+    for number, bias in enumerate((attention.query_bias, attention.key_bias, attention.value_bias)):
+        bias[...] = jax.random.normal(jax.random.key(number), bias.shape)
+    graph, state = nnx.split(attention)
+    x = jax.random.normal(jax.random.key(2), (2, 8, network.model.d_model))
 
-    def loss(attention, x):
-        return jnp.sin(3 * attention(x, 0)).sum()
+    def loss(state, x):
+        return jnp.sin(3 * nnx.merge(graph, state)(x, AttentionContext())[0]).sum()
 
-    fused = nnx.grad(loss, argnums=(0, 1))(attention, x)
-    monkeypatch.setattr(kernels, "platform", lambda: "tpu")
-    apart = nnx.grad(loss, argnums=(0, 1))(attention, x)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), apart, fused)
-    assert all(float(jnp.abs(fused[0].qkv[:, part]).max()) > 1e-3 for part in range(3))
+    gradients = jax.grad(loss, argnums=(0, 1))
+    three = gradients(state, x)
+    with jax.set_mesh(make_mesh(cfg.Mesh(data=1, tensor=4), jax.devices()[:4])):
+        one = jax.jit(gradients)(state, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, three)
+    assert all(float(jnp.abs(three[0][name][...]).max()) > 1e-3 for name in ("query", "key", "value"))
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_attention_in_both_directions(window):
+    q, k, v = tensors(12)
+    segments = jnp.asarray(np.cumsum(np.arange(12) % 5 == 4)[None].repeat(2, 0))
+    out = attend(q, k, v, AttentionContext(segments=segments, window=window, causal=False), scale=0.3)
+    age = np.abs(np.arange(12)[:, None] - np.arange(12))
+    mask = (segments[:, :, None] == segments[:, None, :]) & (age < (window or 12))
+    scores = jnp.where(mask[:, None], jnp.einsum("bhtk,bhsk->bhts", q, k) * 0.3, -jnp.inf)
+    np.testing.assert_allclose(out, jnp.einsum("bhts,bhsk->bhtk", jax.nn.softmax(scores, -1), v), atol=2e-6)

@@ -21,22 +21,22 @@ MODELS = {
 }
 
 
-def parameters(model):
-    params = decoder.initialize(model, jax.random.key(0))
+def parameters(network):
+    params = decoder.initialize(network.model, jax.random.key(0))
     return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
 
 
-def stepwise(model, params, tokens, starts, first, piece, slots=20):
+def stepwise(network, params, tokens, starts, first, piece, slots=20):
     """Logits of the real positions: ``first`` slots at once, then ``piece`` at a time."""
-    layers = cache.split_layers(model, params)
+    layers = cache.split_layers(network, params)
     prefill = jax.jit(cache.prefill, static_argnums=(0, 4))
     extend = jax.jit(cache.extend, static_argnums=0)
-    hidden, memory = prefill(model, layers, tokens[:, :first], starts, slots)
+    hidden, memory = prefill(network, layers, tokens[:, :first], starts, slots)
     parts = [hidden]
     for slot in range(first, tokens.shape[1], piece):
-        hidden, memory = extend(model, layers, tokens[:, slot : slot + piece], memory, slot, starts)
+        hidden, memory = extend(network, layers, tokens[:, slot : slot + piece], memory, slot, starts)
         parts.append(hidden)
-    return decoder.merge_layers(model, layers)[0].logits(jnp.concatenate(parts, axis=1))
+    return decoder.merge_layers(network, layers)[0].logits(jnp.concatenate(parts, axis=1))
 
 
 FAST = ("pre", "wide-band")
@@ -44,48 +44,48 @@ FAST = ("pre", "wide-band")
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
 def test_cached_logits_equal_uncached(name):
-    model = tiny.model(**MODELS[name])
-    params = parameters(model)
-    module = decoder.merge(model, params)
+    network = tiny.network(**MODELS[name])
+    params = parameters(network)
+    module = decoder.merge(network, params)
     want = module.logits(module(TOKENS))
     starts = jnp.zeros(2, jnp.int32)
     for first, piece in ((6, 1), (1, 5)):
-        np.testing.assert_allclose(stepwise(model, params, TOKENS, starts, first, piece), want, atol=1e-5)
+        np.testing.assert_allclose(stepwise(network, params, TOKENS, starts, first, piece), want, atol=1e-5)
 
 
 def test_rows_padded_at_the_front_equal_rows_alone():
-    model = tiny.model(attention_pattern=("dense", "banded"))
-    params = parameters(model)
-    module = decoder.merge(model, params)
+    network = tiny.network(attention_pattern=("dense", "banded"))
+    params = parameters(network)
+    module = decoder.merge(network, params)
     starts = np.asarray([3, 0], np.int32)
     padded = TOKENS.copy()
     padded[0, :3] = 7  # anything
-    got = stepwise(model, params, padded, starts, 6, 1)
+    got = stepwise(network, params, padded, starts, 6, 1)
     for row, start in enumerate(starts):
         alone = module.logits(module(TOKENS[row : row + 1, start:]))[0]
         np.testing.assert_allclose(got[row, start:], alone, atol=1e-5)
 
 
 def test_bfloat16_keeps_what_is_added_wide():
-    model = tiny.model(compute_dtype="bfloat16")
-    params = parameters(model)
-    layers = cache.split_layers(model, params)
+    network = tiny.network(dtype="bfloat16")
+    params = parameters(network)
+    layers = cache.split_layers(network, params)
     assert layers["tokens"].dtype == layers["blocks"][0]["mlp"]["up"].dtype == jnp.bfloat16
     assert layers["positions"].dtype == layers["blocks"][0]["mlp"]["up_bias"].dtype == jnp.float32
-    module = decoder.merge(model, params)
+    module = decoder.merge(network, params)
     want = module.logits(module(TOKENS))
-    np.testing.assert_allclose(stepwise(model, params, TOKENS, jnp.zeros(2, jnp.int32), 6, 1), want, atol=0.05)
+    np.testing.assert_allclose(stepwise(network, params, TOKENS, jnp.zeros(2, jnp.int32), 6, 1), want, atol=0.05)
 
 
 @pytest.mark.slow
 def test_cache_and_layers_lie_on_the_mesh_as_in_training():
-    model = tiny.model()
+    network = tiny.network()
     mesh = make_mesh(cfg.Mesh(data=1, fsdp=2, tensor=4))
     with jax.set_mesh(mesh):
-        layers = cache.split_layers(model, parameters(model), mesh)
-        _, memory = jax.jit(cache.prefill, static_argnums=(0, 4))(model, layers, TOKENS, np.zeros(2, np.int32), 20)
-    assert layers["blocks"][1]["attention"]["qkv"].addressable_shards[0].data.shape == (16, 3, 1, 8)
-    assert len(memory) == model.num_layers
+        layers = cache.split_layers(network, parameters(network), mesh)
+        _, memory = jax.jit(cache.prefill, static_argnums=(0, 4))(network, layers, TOKENS, np.zeros(2, np.int32), 20)
+    assert layers["blocks"][1]["attention"]["query"].addressable_shards[0].data.shape == (16, 1, 8)
+    assert len(memory) == network.model.num_layers
     for x in jax.tree.leaves(memory):
         assert x.shape == (2, 4, 20, 8) and x.addressable_shards[0].data.shape == (1, 1, 20, 8)
 
@@ -95,21 +95,23 @@ def test_the_cache_is_written_in_place():
     from scaling.generate import decode
     from scaling.generate.sampling import Sampling, row_keys, rules
 
-    model = tiny.model()
-    layers = cache.split_layers(model, parameters(model))
-    static, dials = rules(Sampling(temperature=0.0, end_ids=()), model.vocab_size, None)
+    network = tiny.network()
+    layers = cache.split_layers(network, parameters(network))
+    static, dials = rules(Sampling(temperature=0.0, end_ids=()), network.model.vocab_size, None)
     keys, starts = row_keys(0, np.arange(2), np.arange(2)), np.zeros(2, np.int32)
-    state = decode.start(model, static, 16, layers, dials, keys, TOKENS, starts)
-    program = decode.proceed.lower(model, static, layers, dials, keys, starts, state, np.int32(16)).compile().as_text()
+    state = decode.start(network, static, 16, layers, dials, keys, TOKENS, starts)
+    program = (
+        decode.proceed.lower(network, static, layers, dials, keys, starts, state, np.int32(16)).compile().as_text()
+    )
     assert "f32[2,4,32,8]" in program
     assert not [line for line in program.splitlines() if " = f32[2,4,32,8]" in line and " copy(" in line]
 
 
 def test_next_logits_are_the_logits_of_the_vocabulary():
-    model = tiny.model(parametrization="mup", base_width=16)
-    params = parameters(model)
-    hidden = jax.random.normal(jax.random.key(1), (3, model.d_model))
-    want = decoder.merge(model, params).logits(hidden[:, None])[:, 0]
-    got = cache.next_logits(model, cache.split_layers(model, params), hidden, tiny.VOCAB - 2)
+    network = tiny.network(parametrization="mup", base_width=16)
+    params = parameters(network)
+    hidden = jax.random.normal(jax.random.key(1), (3, network.model.d_model))
+    want = decoder.merge(network, params).logits(hidden[:, None])[:, 0]
+    got = cache.next_logits(network, cache.split_layers(network, params), hidden, tiny.VOCAB - 2)
     np.testing.assert_allclose(got[:, : tiny.VOCAB - 2], want[:, :-2], atol=1e-5)
-    assert got.shape == (3, model.padded_vocab) and (got[:, tiny.VOCAB - 2 :] == -jnp.inf).all()
+    assert got.shape == (3, network.model.padded_vocab) and (got[:, tiny.VOCAB - 2 :] == -jnp.inf).all()

@@ -8,6 +8,7 @@ import pytest
 from scaling import config as cfg
 from scaling.model import kernels
 from scaling.model.attention import attend
+from scaling.model.context import AttentionContext
 from scaling.parallel.mesh import make_mesh
 
 B, H, T, K = 2, 2, 256, 64
@@ -37,7 +38,9 @@ def test_splash_is_the_reference_with_its_gradients(window, documents):
     q, k, v, weights = inputs()
     segments = jnp.cumsum(jnp.arange(T) % 100 == 99) * jnp.ones((B, 1), jnp.int32) if documents else None
     ours = jax.jit(lambda *x: with_gradients(lambda *y: splash(*y, window, segments), *x))(q, k, v, weights)
-    reference = with_gradients(lambda *y: attend(*y, scale=0.3, window=window, segments=segments), q, k, v, weights)
+    reference = with_gradients(
+        lambda *y: attend(*y, AttentionContext(segments=segments, window=window), scale=0.3), q, k, v, weights
+    )
     for mine, other in zip(ours, reference, strict=True):
         np.testing.assert_allclose(mine, other, atol=2e-5 * float(jnp.abs(other).max()))
 

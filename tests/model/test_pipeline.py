@@ -14,6 +14,7 @@ from scaling import cli
 from scaling import config as cfg
 from scaling.model import decoder, kernels
 from scaling.model.attention import attend
+from scaling.model.context import AttentionContext
 from scaling.model.pipeline import pipelined
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
@@ -155,7 +156,9 @@ def test_splash_inside_stages_is_the_reference():
     with jax.set_mesh(make_mesh(cfg.Mesh(stage=2, fsdp=2, tensor=2))):
         found = jax.jit(run)(q, k, v)
     for stage in range(2):
-        np.testing.assert_allclose(found[stage], attend(q[stage], k[stage], v[stage], scale=0.3), atol=2e-5)
+        np.testing.assert_allclose(
+            found[stage], attend(q[stage], k[stage], v[stage], AttentionContext(), scale=0.3), atol=2e-5
+        )
 
 
 def test_every_device_holds_its_stages_layers_only():
@@ -165,7 +168,7 @@ def test_every_device_holds_its_stages_layers_only():
     moments = state["optimizer"][2]
     for tree in (state["params"], moments.mu, moments.nu):
         leaves = jax.tree.leaves(tree[decoder.STACK])
-        assert len(leaves) == 12
+        assert len(leaves) == 16
         for leaf in leaves:
             held = {s.device.id: (s.index[0].start, s.index[0].stop) for s in leaf.addressable_shards}
             assert held == {i: (2 * (i // 2), 2 * (i // 2) + 2) for i in range(8)}
@@ -355,4 +358,4 @@ def test_without_a_pipeline_a_mesh_with_stages_is_refused():
         jax.set_mesh(make_mesh(cfg.Mesh(stage=2))),
         pytest.raises(ValueError, match="the layers lie in 2 stages of the mesh"),
     ):
-        decoder.merge(tiny.model(), params)(np.zeros((8, 16), np.int32))
+        decoder.merge(tiny.network(), params)(np.zeros((8, 16), np.int32))

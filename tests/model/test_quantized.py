@@ -96,7 +96,9 @@ def test_training_learns_as_much(quantization):
     wide, _ = tiny.train(tiny.config(), 20)
     narrow, _ = tiny.train(tiny.config({"quantization": quantization}), 20)
     assert narrow != wide
-    np.testing.assert_allclose(narrow, wide, rtol={"int8": 3e-3, "fp8": 1e-2}[quantization])
+    # Single steps on random tokens differ by what rounding does to a batch; five seeds gave 6e-4 with int8.
+    deviation = np.sqrt(np.square(np.divide(narrow, wide) - 1).mean())
+    assert deviation < {"int8": 2e-3, "fp8": 6e-3}[quantization]
 
 
 @pytest.mark.slow
@@ -156,6 +158,6 @@ def test_what_is_gathered_is_narrow():
 
 def test_a_model_without_qwix_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "qwix", None)
-    with pytest.raises(ValueError, match=r"config.model.quantization='fp8' needs qwix; pip install 'scaling\[quant\]'"):
-        decoder.abstract(tiny.model(quantization="fp8", num_layers=4))
+    with pytest.raises(ValueError, match=r"config\.compute\.quantization='fp8' needs qwix"):
+        decoder.merge(tiny.network(quantization="fp8", num_layers=4), {})
     decoder.abstract(tiny.model(num_layers=4))

@@ -63,9 +63,9 @@ def test_state_is_really_sharded():
     total = sum(leaf.size for leaf in jax.tree.leaves(state))
     held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(state))
     assert held < 0.2 * total
-    qkv = state["optimizer"][2].mu["blocks"]["attention"]["qkv"]
-    assert qkv.sharding == state["params"]["blocks"]["attention"]["qkv"].sharding
-    assert qkv.sharding.spec == jax.sharding.PartitionSpec("stage", ("fsdp", "context"), None, "tensor", None)
+    query = state["optimizer"][2].mu["blocks"]["attention"]["query"]
+    assert query.sharding == state["params"]["blocks"]["attention"]["query"].sharding
+    assert query.sharding.spec == jax.sharding.PartitionSpec("stage", ("fsdp", "context"), "tensor", None)
 
 
 def test_parameters_are_gathered_narrow():

@@ -31,7 +31,7 @@ def test_parameters_and_moments_are_what_the_mesh_holds():
 
 
 def test_stages_share_the_layers_and_wait_for_one_another():
-    layout = ("mesh.slices=2", "mesh.fsdp=8", "model.remat=full", "train.microbatch_sequences=128")
+    layout = ("mesh.slices=2", "mesh.fsdp=8", "compute.remat=full", "train.microbatch_sequences=128")
     one, two = (
         resolved("experiments/gpt3/1300m.py", 16, *layout, f"mesh.stage={stages}", f"mesh.data={data}")
         for stages, data in ((1, 1), (2, 1))
@@ -59,7 +59,7 @@ def test_search_tries_stages_over_slices_only():
 def test_more_remat_takes_less_memory_and_more_time():
     plans = [
         plan.estimated(
-            resolved("experiments/gpt3/1300m.py", 16, f"model.remat={remat}", "train.microbatch_sequences=64"),
+            resolved("experiments/gpt3/1300m.py", 16, f"compute.remat={remat}", "train.microbatch_sequences=64"),
             "v5p",
             16,
         )

@@ -71,7 +71,7 @@ def test_the_table_says_what_each_layout_takes(monkeypatch, capsys):
         (["--table", "--config=experiments/gpt3/125m.py"], "--table has its own configs and topologies"),
         (["--table", "--json"], "it goes with --fresh alone"),
         (["--table", "--slices=2"], "it goes with --fresh alone"),
-        (["--table", "--config.model.remat=full"], "it goes with --fresh alone"),
+        (["--table", "--config.compute.remat=full"], "it goes with --fresh alone"),
     ],
 )
 def test_mistakes(arguments, sentence, capsys, monkeypatch):

@@ -1,0 +1,87 @@
+"""What the tokens of a call see of each other and where each stands: one value, which every attention takes.
+
+Shape legend: B rows, T tokens of this call, S slots of a cache, H heads, K head width.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+Memory = tuple[jax.Array, jax.Array]  # cached keys and values of one layer, [B, H, S, K] each
+
+_STATIC = {"static": True}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cached:
+    """Rows that grow, padded at the front: the tokens of this call follow on those in a cache.
+
+    Attributes:
+        starts: first slot of each row that is not padding, int32 [B].
+        slot: of the first token of this call, int32 scalar.
+        slots: S, of the cache.
+        memory: keys and values of one layer in the slots before ``slot``; None = this call is the first.
+    """
+
+    starts: jax.Array
+    slot: jax.Array | int
+    slots: int = dataclasses.field(metadata=_STATIC)
+    memory: Memory | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttentionContext:
+    """Who sees whom. Attributes that are None or at their default restrict nothing.
+
+    Attributes:
+        positions: of each token in its text, int32 [B or 1, T]; None = 0, 1, 2, ...
+        segments: non-decreasing number of each token's document, int32 [B, T]: tokens see only their own.
+        branches: the row is a context (0) with several continuations side by side (1, 2, ...), int32 [B, T]: a token
+            sees the context and its own branch, by ``positions``. -1 is padding. For scoring, without segments.
+        cached: the row grows, and its first tokens are in a cache.
+        window: a token sees this many positions, its own included; 0 = all.
+        causal: a token sees nothing that comes after it.
+        zigzag: the sequence lies over the mesh axis ``context`` in the order of ``ring.zigzag``; positions and segments
+            do, too.
+    """
+
+    positions: jax.Array | None = None
+    segments: jax.Array | None = None
+    branches: jax.Array | None = None
+    cached: Cached | None = None
+    window: int = dataclasses.field(default=0, metadata=_STATIC)
+    causal: bool = dataclasses.field(default=True, metadata=_STATIC)
+    zigzag: bool = dataclasses.field(default=False, metadata=_STATIC)
+
+    def __post_init__(self) -> None:
+        assert self.branches is None or (self.positions is not None and self.segments is None)
+        assert not (self.zigzag and (self.cached or self.branches is not None)) and (self.causal or not self.zigzag)
+
+    def within(self, window: int) -> "AttentionContext":
+        """The same with another window: layers differ in it."""
+        return self if window == self.window else dataclasses.replace(self, window=window)
+
+    def after(self, memory: Memory) -> "AttentionContext":
+        """The same in a layer whose cache holds these keys and values."""
+        assert self.cached is not None
+        return dataclasses.replace(self, cached=dataclasses.replace(self.cached, memory=memory))
+
+
+def packed(segments: jax.Array) -> AttentionContext:
+    """Several documents in a row, numbered by ``segments`` [B, T]; positions restart in each."""
+    return AttentionContext(positions=restarted(segments), segments=segments)
+
+
+def restarted(segments: jax.Array) -> jax.Array:
+    """Position of each token inside its segment, [B, T]."""
+    index = jnp.arange(segments.shape[1])
+    starts = jnp.concatenate([jnp.ones_like(segments[:, :1]), segments[:, 1:] != segments[:, :-1]], axis=1)
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
+def document_segments(tokens: jax.Array, eot: int) -> jax.Array:
+    """Document numbers [B, T] of packed tokens; an end-of-text token opens the document that follows it."""
+    return jnp.cumsum(tokens == eot, axis=1)
