@@ -21,7 +21,7 @@ from scaling import config as cfg
 from scaling.model import decoder
 from scaling.model.context import AttentionContext, Cached, Memory
 from scaling.model.parametrization import parametrization
-from scaling.parallel.sharding import constrain, stored_spec
+from scaling.parallel.sharding import constrain, is_axes, stored_spec
 
 Cache = tuple[Memory, ...]
 
@@ -67,11 +67,11 @@ def _split_axes(config: cfg.Model) -> Any:
 
 
 def _unstacked(config: cfg.Model, tree: Any, layer: Any) -> Any:
-    return tuple(jax.tree.map(functools.partial(layer, i), tree, is_leaf=_is_axes) for i in range(config.num_layers))
+    return tuple(jax.tree.map(functools.partial(layer, i), tree, is_leaf=is_axes) for i in range(config.num_layers))
 
 
 def _shardings(axes: Any, mesh: Mesh) -> Any:
-    return jax.tree.map(lambda names: NamedSharding(mesh, stored_spec(names)), axes, is_leaf=_is_axes)
+    return jax.tree.map(lambda names: NamedSharding(mesh, stored_spec(names)), axes, is_leaf=is_axes)
 
 
 def prefill(
@@ -141,7 +141,3 @@ def next_logits(network: cfg.Network, params: decoder.Params, hidden: jax.Array,
     logits = jnp.einsum("vd,bd->vb", table, hidden, preferred_element_type=jnp.float32)
     logits = jnp.where(jnp.arange(len(table))[:, None] < vocab, logits, -jnp.inf).T
     return constrain(logits * parametrization(network.model).logit_multiplier, "batch", "vocab")
-
-
-def _is_axes(x: Any) -> bool:
-    return isinstance(x, tuple) and all(name is None or isinstance(name, str) for name in x)

@@ -11,6 +11,7 @@ import jax
 from scaling import config as cfg
 from scaling import exit_codes
 from scaling.data.bad_records import BadRecords
+from scaling.data.batch import Batch
 from scaling.evaluate import records
 from scaling.evaluate.in_loop import InLoopTasks
 from scaling.parallel.distributed import total_of_processes
@@ -37,7 +38,7 @@ class Loop:
     train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     evaluate: Callable[[Any], dict[str, float]]  # parameters -> loss and tokens on the validation set
     tasks: InLoopTasks | None
-    batches: Iterator[dict[str, jax.Array]]
+    batches: Iterator[Batch]
     checkpoints: Checkpoints
     meta: dict[str, Any]  # goes into every checkpoint
     flops_per_token: float

@@ -1,6 +1,8 @@
 """The verb ``train``: from a config to a finished run directory, resuming whatever is there."""
 
+import collections
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -24,6 +26,8 @@ from scaling.data.tokenizer import Tokenizer
 from scaling.evaluate.in_loop import InLoopTasks
 from scaling.generate.sample import continue_texts
 from scaling.laws.curves import plot
+from scaling.objectives.next_token import next_token
+from scaling.objectives.objective import Objective
 from scaling.parallel import distributed
 from scaling.parallel.host_memory import keep_freed_memory
 from scaling.parallel.mesh import make_mesh
@@ -73,6 +77,7 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
     absolute(config.workdir)  # refuses a name that could not be written to, before the text is tokenized
     bad_records = BadRecords() if config.data.bad_records == "skip" else None
     data = loader.training_set(config.data, words, config.train.sequence_length, config.seed, bad_records)
+    data = dataclasses.replace(data, separator=words.eot if config.model.document_mask else None)
     held_out = loader.validation_set(config.data, words, config.train.sequence_length, bad_records)
     run_dir = open_run_directory(config.workdir)
     with contextlib.ExitStack() as stack:
@@ -91,7 +96,11 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
             rollbacks = Rollbacks(run_dir, BatchSchedule.from_config(config.train))
             restorer = Restorer(config, checkpoints, mesh, data.fingerprint, goodput, rollbacks)
             state, first_step = restorer.restore_or_create()
-            programs = make_train_step(config, mesh, words.eot), _evaluator(config, mesh, words, held_out)
+            objective = next_token(config)
+            programs = (
+                make_train_step(config, mesh, objective),
+                _evaluator(config, mesh, objective, held_out, data.separator),
+            )
             context = config, run_dir, words, checkpoints, mesh, data, bad_records, tasks, goodput, rollbacks, watchdog
             make = functools.partial(_loop, *context, programs)
             run = make(first_step)
@@ -200,6 +209,7 @@ def _loop(
         schedule.num_steps,
         config.data.workers,
         config.data.prefetch,
+        data.separator,
     )
     hashes = BatchHashes(rows, schedule.microbatch) if config.log.batch_hash else None
     train_step, evaluate = programs
@@ -256,21 +266,23 @@ def open_run_directory(path: str) -> epath.Path:
     return run_dir
 
 
-def _evaluator(config: cfg.Config, mesh: jax.sharding.Mesh, words: Any, data: Any) -> Any:
-    """A function from parameters to {"loss": nats a token, "eval_tokens": targets counted}."""
+def _evaluator(
+    config: cfg.Config, mesh: jax.sharding.Mesh, objective: Objective, data: Any, separator: int | None
+) -> Any:
+    """A function from parameters to the means of the objective's metrics, and "eval_tokens": targets counted."""
     length, size = config.train.sequence_length, config.eval.batch_sequences
     count = min(len(data), max(1, config.eval.tokens // length))
     sharding = batch_sharding(mesh)
     rows = local_rows(sharding, size)
-    step = make_eval_step(config, mesh, words.eot)
+    step = make_eval_step(config, mesh, objective)
 
     def evaluate(params: Any) -> dict[str, float]:
-        nll = targets = 0.0
-        for batch in loader.evaluation_batches(data, count, size, rows):
-            one = {name: values[None] for name, values in batch.items()}
-            sums = step(params, place(one, rows, size, sharding))
-            nll, targets = nll + float(sums.nll), targets + float(sums.targets)
-        return {"loss": nll / targets, "eval_tokens": targets}
+        totals, weight = collections.Counter[str](), 0.0
+        for batch in loader.evaluation_batches(data, count, size, rows, separator):
+            sums = jax.device_get(step(params, place(batch, rows, size, sharding)))
+            totals.update({name: float(value) for name, value in sums.metrics.items()})
+            weight += float(sums.weight)
+        return {name: total / weight for name, total in totals.items()} | {"eval_tokens": weight}
 
     return evaluate
 
