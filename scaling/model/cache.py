@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from scaling import config as cfg
 from scaling.model import decoder
 from scaling.model.context import AttentionContext, Cached, Memory
+from scaling.model.fused import fused
 from scaling.model.parametrization import parametrization
 from scaling.parallel.sharding import constrain, is_axes, stored_spec
 
@@ -27,7 +28,7 @@ Cache = tuple[Memory, ...]
 
 
 def split_layers(network: cfg.Network, params: decoder.Params, mesh: Mesh | None = None) -> decoder.Params:
-    """Parameters for decoding: each layer's by itself, matrices and token tables in the compute dtype.
+    """Parameters for decoding: each layer's by itself, queries, keys and values in one, matrices in the compute dtype.
 
     Args:
         network: resolved.
@@ -58,11 +59,12 @@ def _split(network: cfg.Network, params: decoder.Params) -> decoder.Params:
     kinds, dtype = decoder.metadata(config, "kind"), jnp.dtype(network.compute.dtype)
     # Biases, gains and positions (kinds of their own) are added in float32 whatever the compute dtype.
     narrow = jax.tree.map(lambda x, kind: x.astype(dtype) if kind in ("matrix", "embedding") else x, params, kinds)
+    narrow = fused(narrow)
     return narrow | {decoder.STACK: _unstacked(config, narrow[decoder.STACK], lambda i, x: x[i])}
 
 
 def _split_axes(config: cfg.Model) -> Any:
-    axes = decoder.axes_tree(config)
+    axes = fused(decoder.axes_tree(config))
     return axes | {decoder.STACK: _unstacked(config, axes[decoder.STACK], lambda _, names: names[1:])}
 
 
