@@ -15,7 +15,7 @@ LIBTPU := .libtpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast faults plan-check lint format docs clean
+.PHONY: help setup demo test test-fast faults plan-check lint format docs wheel clean
 
 help:
 	@echo "make setup      create $(VENV) with the locked dependencies and this package"
@@ -27,6 +27,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff mend what it can"
 	@echo "make docs       write docs/config.md from scaling/config.py"
+	@echo "make wheel      write dist/scaling-*.whl, which has the experiments in it"
 	@echo "make clean      remove $(VENV), $(LIBTPU), caches and build output (never runs/)"
 
 setup: $(STAMP)
@@ -77,6 +78,10 @@ format: setup
 docs: setup
 	$(BIN)/scaling config --describe > docs/config.md.new
 	mv docs/config.md.new docs/config.md
+
+wheel: setup
+	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/scaling-*.whl
 
 clean:
 	rm -rf $(VENV) $(LIBTPU) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
