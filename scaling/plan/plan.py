@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from scaling import cache, chips, durable, flops
 from scaling import config as cfg
 from scaling.plan import estimate, topology
+from scaling.plan.request import Request
 from scaling.resolve import resolve
 from scaling.train.schedule import BatchSchedule
 
@@ -29,26 +30,6 @@ VOCABULARIES = {"gpt2": 50257}  # known without the tokenizer's files
 READ = "weights and cache"  # what decoding must read for each token
 PACKAGE = Path(__file__).resolve().parents[1]
 _REMATERIALIZED = "Involuntary full rematerialization"
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What a model is asked to generate.
-
-    Attributes:
-        batch_size: texts at a time.
-        prompt_tokens: of the longest prompt.
-        tokens: new ones of each text.
-    """
-
-    batch_size: int = 8
-    prompt_tokens: int = 128
-    tokens: int = 100
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("prompt_tokens", 1), ("tokens", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name}={getattr(self, name)} must be at least {least}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -360,7 +341,7 @@ def _cache_path(config: cfg.Config, name: str, slices: int, step: str, request: 
             versions.append(f"{package} {importlib.metadata.version(package)}")
     source = hashlib.sha256()
     for folder in ("generate", "model", "parallel", "plan", "train"):
-        for path in sorted((PACKAGE / folder).glob("*.py")):
+        for path in sorted((PACKAGE / folder).rglob("*.py")):
             source.update(path.read_bytes())
     for name_of_file in ("chips.py", "flops.py"):  # which a prediction is reckoned with
         source.update((PACKAGE / name_of_file).read_bytes())
