@@ -126,13 +126,14 @@ def _sentence(error: Exception) -> str:
 def _train(options: argparse.Namespace) -> int:
     started = time.time()
     from scaling.config_file import load, run_name
+    from scaling.evaluate.knobs import check_tasks
     from scaling.resolve import resolve
 
     if options.config is None:
         found = ", ".join(_experiments())
         raise ValueError(f"needs --config=FILE, an experiment such as {found or 'those in experiments/'}")
     config, name = load(options.config, options.overrides), run_name(options.config)
-    resolve(config, name=name)  # refuses what can be refused before JAX is imported
+    check_tasks(resolve(config, name=name))  # refuses what can be refused before JAX is imported
     from scaling.train.run import train
 
     return train(config, name, started)
@@ -141,6 +142,7 @@ def _train(options: argparse.Namespace) -> int:
 def _config(options: argparse.Namespace) -> int:
     from scaling.config import to_json
     from scaling.config_file import load, run_name
+    from scaling.evaluate.knobs import check_tasks
     from scaling.resolve import resolve
 
     if options.describe:
@@ -149,7 +151,9 @@ def _config(options: argparse.Namespace) -> int:
         print(to_markdown(), end="")
         return exit_codes.OK
     name = run_name(options.config) if options.config else None
-    print(to_json(resolve(load(options.config, options.overrides), device_count=options.devices, name=name)))
+    config = resolve(load(options.config, options.overrides), device_count=options.devices, name=name)
+    check_tasks(config)
+    print(to_json(config))
     return exit_codes.OK
 
 

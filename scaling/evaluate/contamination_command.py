@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     from scaling.evaluate.catalogue import find_tasks
     from scaling.evaluate.contamination import effects_of, item_texts, search
     from scaling.evaluate.progress import bar
-    from scaling.own_files import without_own
+    from scaling.runs.own_files import without_own
 
     options.models = without_own(options.models)
     name, corpus = _corpus(options)
@@ -170,7 +170,7 @@ def _corpus(options: argparse.Namespace) -> tuple[str, "Corpus"]:
 
     configs = {}
     if options.models:
-        from scaling.interop.run_directory import read_config_json
+        from scaling.runs.config_json import read_config_json
 
         configs = {model: read_config_json(model).get("config") for model in options.models}
     trained = [(model, config["data"]) for model, config in configs.items() if config]

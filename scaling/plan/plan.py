@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from scaling import cache, chips, durable, flops
 from scaling import config as cfg
+from scaling.evaluate.knobs import check_tasks
 from scaling.plan import estimate, topology
 from scaling.plan.request import Request
 from scaling.resolve import resolve
@@ -133,6 +134,7 @@ def resolved(config: cfg.Config, device_count: int, name: str | None = None) -> 
 
         vocab = tokenizer.load(config.data.tokenizer).vocab_size
     found = resolve(config, vocab_size=vocab, device_count=device_count, name=name)
+    check_tasks(found)
     # Without the ramp the compiler knows the number of microbatches, and so what they take.
     return dataclasses.replace(found, train=dataclasses.replace(found.train, ramp_tokens=0))
 

@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 
 from scaling import config as cfg
-from scaling.train.metrics import JsonLines
+from scaling.runs.json_lines import JsonLines
 from scaling.train.rollbacks import Rollbacks
 
 FILE = "bad_steps.jsonl"

@@ -14,10 +14,10 @@ from scaling.data.bad_records import BadRecords
 from scaling.evaluate import records
 from scaling.evaluate.in_loop import InLoopTasks
 from scaling.parallel.distributed import total_of_processes
+from scaling.runs.checkpoint import Checkpoints
 from scaling.train import guard
 from scaling.train.bad_steps import BadSteps
 from scaling.train.batch_hash import BatchHashes
-from scaling.train.checkpoint import Checkpoints
 from scaling.train.goodput import Goodput
 from scaling.train.metrics import Console, MetricWriter
 from scaling.train.schedule import BatchSchedule, learning_rate

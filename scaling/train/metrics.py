@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 import logging
 import sys
 import time
@@ -13,54 +12,10 @@ from typing import Any
 from etils import epath
 
 from scaling import config as cfg
-from scaling import durable
+from scaling.runs.json_lines import JsonLines
+from scaling.runs.paths import EVALS, METRICS
 
 log = logging.getLogger(__name__)
-
-_REMOTE_FLUSH_SECONDS = 60.0  # object stores cannot append: the whole file is rewritten at most this often
-
-
-class JsonLines:
-    """An append-only .jsonl file that survives being killed and resumed."""
-
-    def __init__(self, path: epath.Path, is_stale: Callable[[dict[str, Any]], bool]):
-        """Opens the file and drops stale lines (and a torn last line), so no step appears twice."""
-        self._path = path
-        self._lines: list[str] = []
-        self._flushed = time.monotonic()
-        self._remote = "://" in str(path)
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if not _is_stale(line, is_stale)]
-            durable.replace_text(path, "".join(line + "\n" for line in kept))
-            self._lines = kept if self._remote else []
-        self._file: Any = None if self._remote else path.open("a")
-
-    def write(self, record: dict[str, Any]) -> None:
-        line = json.dumps(record)
-        if self._file:
-            self._file.write(line + "\n")
-            self._file.flush()
-        else:
-            self._lines.append(line)
-            if time.monotonic() - self._flushed > _REMOTE_FLUSH_SECONDS:
-                self.flush()
-
-    def flush(self) -> None:
-        if self._remote:
-            self._path.write_text("".join(line + "\n" for line in self._lines))
-            self._flushed = time.monotonic()
-
-    def close(self) -> None:
-        self.flush()
-        if self._file:
-            self._file.close()
-
-
-def _is_stale(line: str, is_stale: Callable[[dict[str, Any]], bool]) -> bool:
-    try:
-        return is_stale(json.loads(line))
-    except (ValueError, KeyError, TypeError):
-        return True
 
 
 class MetricWriter:
@@ -72,9 +27,9 @@ class MetricWriter:
         A ``finished`` run is validated again, so its last validation is dropped; what tasks gave there stays, since
         `scaling evaluate` may have written it.
         """
-        self._train = JsonLines(run_dir / "metrics.jsonl", lambda record: record["step"] > resume_step)
+        self._train = JsonLines(run_dir / METRICS, lambda record: record["step"] > resume_step)
         self._evals = JsonLines(
-            run_dir / "evals.jsonl",
+            run_dir / EVALS,
             lambda record: record["step"] > resume_step - (finished and "task" not in record),
         )
         self._boards: list[_Board] = []

@@ -6,12 +6,12 @@ import logging
 import jax
 
 from scaling import config as cfg
+from scaling.runs.checkpoint import Checkpoints
+from scaling.runs.lineage import Lineage
 from scaling.train import guard
 from scaling.train import state as train_state
 from scaling.train.bad_steps import Diverged, RollBack
-from scaling.train.checkpoint import Checkpoints
 from scaling.train.goodput import Goodput
-from scaling.train.lineage import refuse_other_run
 from scaling.train.rollbacks import Rollbacks
 from scaling.train.schedule import BatchSchedule
 
@@ -77,10 +77,11 @@ class Restorer:
                     )
                 return None
             step, meta = saved
-            refuse_other_run(checkpoints.directory, meta, self.config, self.data_fingerprint)
+            self._lineage.refuse_other(checkpoints.directory, meta)
             self.rollbacks.refuse_fewer(step, meta)
             with self.goodput.during("restore"):
-                state = checkpoints.read_state(step, train_state.abstract_state(self.config, self.mesh))
+                target = train_state.abstract_state(self.config, self.mesh)
+                state = train_state.TrainState(**checkpoints.read_state(step, target))  # type: ignore[typeddict-item]
                 if guard.is_finite(state):
                     for bad in broken:
                         checkpoints.set_aside(bad)
@@ -88,6 +89,11 @@ class Restorer:
             log.warning("checkpoint of step %d passed over: it holds numbers that are not finite", step)
             broken.append(step)
             del state
+
+    @property
+    def _lineage(self) -> Lineage:
+        schedule = BatchSchedule.from_config(self.config.train)
+        return Lineage(self.config, self.data_fingerprint, schedule.num_steps, schedule.first_sequence)
 
     def roll_back(self, bad: RollBack) -> tuple[train_state.TrainState, int]:
         """The state to go on from, and its step, after the roll-back is on disk.

@@ -2,26 +2,22 @@
 
 import contextlib
 import functools
-import json
 import logging
 import os
-import platform
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 from etils import epath
 
-import scaling
-from scaling import cache, durable, exit_codes, flops
+from scaling import cache, exit_codes, flops
 from scaling import config as cfg
-from scaling.data import loader, run_tokenizer
+from scaling.data import loader
 from scaling.data.bad_records import BadRecords
 from scaling.data.tokenizer import Tokenizer
 from scaling.evaluate.in_loop import InLoopTasks
+from scaling.evaluate.knobs import check_tasks
 from scaling.generate.sample import continue_texts
 from scaling.laws.curves import plot
 from scaling.parallel import distributed
@@ -29,13 +25,17 @@ from scaling.parallel.host_memory import keep_freed_memory
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
 from scaling.resolve import resolve
+from scaling.runs import config_json
+from scaling.runs import tokenizer as run_tokenizer
+from scaling.runs.bad_records import remembered
+from scaling.runs.checkpoint import Checkpoints
+from scaling.runs.lock import only_one
+from scaling.runs.paths import absolute, writable
 from scaling.train import state as train_state
 from scaling.train import throughput
 from scaling.train.bad_steps import BadSteps, Diverged, RollBack
 from scaling.train.batch_hash import BatchHashes, of_step
-from scaling.train.checkpoint import Checkpoints, absolute
 from scaling.train.goodput import Goodput
-from scaling.train.lock import only_one
 from scaling.train.loop import Loop
 from scaling.train.metrics import Console, MetricWriter, optional
 from scaling.train.placement import local_rows, place, prefetched
@@ -44,7 +44,6 @@ from scaling.train.restore import Restorer
 from scaling.train.rollbacks import Rollbacks
 from scaling.train.schedule import BatchSchedule
 from scaling.train.signals import stop_request
-from scaling.train.skipped import remembered
 from scaling.train.step import make_eval_step, make_train_step
 from scaling.train.watchdog import Watchdog
 
@@ -70,11 +69,12 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
     _configure(config)
     words = run_tokenizer.find(config.data.tokenizer, absolute(config.workdir or f"runs/{name}"))
     config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
+    check_tasks(config)
     absolute(config.workdir)  # refuses a name that could not be written to, before the text is tokenized
     bad_records = BadRecords() if config.data.bad_records == "skip" else None
     data = loader.training_set(config.data, words, config.train.sequence_length, config.seed, bad_records)
     held_out = loader.validation_set(config.data, words, config.train.sequence_length, bad_records)
-    run_dir = open_run_directory(config.workdir)
+    run_dir = writable(config.workdir, jax.process_index())
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(only_one(run_dir))
@@ -213,7 +213,7 @@ def _loop(
     writer = console = None
     if jax.process_index() == 0:
         run_tokenizer.keep(words, run_dir)
-        _write_run_json(run_dir, config, words, mesh, peak)
+        config_json.write(run_dir, config, words, mesh, throughput.mfu(peak))
         writer = MetricWriter(run_dir, config, first_step, finished=first_step == schedule.num_steps)
         console = Console(schedule.num_steps, first_step)
     return Loop(
@@ -239,23 +239,6 @@ def _loop(
     )
 
 
-def open_run_directory(path: str) -> epath.Path:
-    """Creates the run directory if need be and makes sure that it can be written.
-
-    Raises:
-        OSError: it cannot.
-    """
-    run_dir = absolute(path)
-    try:
-        durable.try_to_write(run_dir, jax.process_index())
-    except OSError as error:
-        raise type(error)(
-            f"the run directory {run_dir} cannot be written ({error.strerror or error}); "
-            "choose another with --config.workdir"
-        ) from error
-    return run_dir
-
-
 def _evaluator(config: cfg.Config, mesh: jax.sharding.Mesh, words: Any, data: Any) -> Any:
     """A function from parameters to {"loss": nats a token, "eval_tokens": targets counted}."""
     length, size = config.train.sequence_length, config.eval.batch_sequences
@@ -273,36 +256,6 @@ def _evaluator(config: cfg.Config, mesh: jax.sharding.Mesh, words: Any, data: An
         return {"loss": nll / targets, "eval_tokens": targets}
 
     return evaluate
-
-
-def _write_run_json(
-    run_dir: epath.Path, config: cfg.Config, words: Tokenizer, mesh: Any, peak: throughput.Peak
-) -> None:
-    """config.json: the resolved config, and all that is needed to understand the numbers beside it."""
-    record = {
-        "config": cfg.to_dict(config),
-        run_tokenizer.KEY: words.fingerprint,
-        "versions": {
-            "scaling": scaling.__version__,
-            "git": _git_commit(),
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-        },
-        "devices": {"kind": mesh.devices.flat[0].device_kind, "count": mesh.size, "processes": jax.process_count()},
-        "mesh": dict(mesh.shape),
-        "mfu": {"formula": throughput.FORMULA, "peak_flops": peak.flops, "peak_source": peak.source},
-        "flops_per_token": flops.training_per_token(config.model, config.train.sequence_length),
-    }
-    durable.replace_text(run_dir / "config.json", json.dumps(record, indent=2))
-
-
-def _git_commit() -> str:
-    """Commit of the checkout this package lies in, with a + if it has been edited; empty outside a checkout."""
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def _configure(config: cfg.Config) -> None:

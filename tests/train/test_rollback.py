@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scaling import cli, exit_codes
-from scaling.interop.run_directory import load_run
+from scaling.runs.model import load_run
 from scaling.train import guard, run
 from tests.programs import environment
 

@@ -51,7 +51,7 @@ def weights(run_dir):
     """Every parameter at the last checkpoint, as bytes by name."""
     import jax
 
-    from scaling.interop.run_directory import load_run
+    from scaling.runs.model import load_run
 
     _, params = load_run(run_dir)
 

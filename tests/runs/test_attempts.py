@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from scaling import attempts, exit_codes
+from scaling import exit_codes
+from scaling.runs import attempts
 from scaling.train.batch_hash import BatchHashes
 from scaling.train.goodput import Goodput
 
