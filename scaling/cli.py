@@ -134,7 +134,7 @@ def _train(options: argparse.Namespace) -> int:
         raise ValueError(f"needs --config=FILE, an experiment such as {found or 'those in experiments/'}")
     config, name = load(options.config, options.overrides), run_name(options.config)
     check_tasks(resolve(config, name=name))  # refuses what can be refused before JAX is imported
-    from scaling.train.run import train
+    from scaling.commands.train import train
 
     return train(config, name, started)
 

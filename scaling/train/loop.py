@@ -15,15 +15,15 @@ from scaling.evaluate import records
 from scaling.evaluate.in_loop import InLoopTasks
 from scaling.parallel.distributed import total_of_processes
 from scaling.runs.checkpoint import Checkpoints
-from scaling.train import guard
-from scaling.train.bad_steps import BadSteps
 from scaling.train.batch_hash import BatchHashes
-from scaling.train.goodput import Goodput
 from scaling.train.metrics import Console, MetricWriter
+from scaling.train.reliability import guard
+from scaling.train.reliability.bad_steps import BadSteps
+from scaling.train.reliability.goodput import Goodput
+from scaling.train.reliability.watchdog import Watchdog
 from scaling.train.schedule import BatchSchedule, learning_rate
 from scaling.train.signals import StopRequest
 from scaling.train.state import TrainState
-from scaling.train.watchdog import Watchdog
 
 _WINDOW_SECONDS = 0.5  # speeds are measured over at least this long
 

@@ -16,9 +16,9 @@ from scaling.model.parametrization import parametrization
 from scaling.model.ring import in_zigzag
 from scaling.parallel import compiler
 from scaling.parallel.sharding import batch_sharding, constrain, context_devices, replicated, scattered_gradients
-from scaling.train import guard
 from scaling.train import state as train_state
 from scaling.train.optimizer import adamw
+from scaling.train.reliability import guard
 from scaling.train.schedule import BatchSchedule
 
 Batch = dict[str, jax.Array]  # inputs, targets: int32 [microbatches, sequences, tokens]

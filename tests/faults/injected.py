@@ -22,9 +22,10 @@ _SPIKE = 20.0
 
 def inject(kind: str, steps: set[int]) -> None:
     """Makes the train steps that end with these numbers go wrong, each once."""
-    from scaling.train import run, step
+    from scaling.commands import train
+    from scaling.train import step
 
-    make, sums_of = run.make_train_step, step.loss_sums
+    make, sums_of = train.make_train_step, step.loss_sums
     left = set(steps)
 
     def loss_sums(config: Any, params: Any, inputs: Any, targets: Any, eot: int, key: Any) -> Any:
@@ -63,7 +64,7 @@ def inject(kind: str, steps: set[int]) -> None:
     calls = iter(range(10**6))
     if kind in _MARKED:
         step.loss_sums = loss_sums
-    run.make_train_step = made
+    train.make_train_step = made
 
 
 def _flip(values: np.ndarray) -> None:

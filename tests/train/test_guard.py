@@ -18,8 +18,8 @@ from scaling.parallel import distributed
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
 from scaling.runs.checkpoint import META, Checkpoints, from_json, to_json
-from scaling.train import guard, recompute
 from scaling.train import state as train_state
+from scaling.train.reliability import guard, recompute
 from scaling.train.step import make_train_step
 from tests import tiny
 
@@ -219,7 +219,7 @@ def test_never_is_the_step_itself(run):
 WATCHED = """
     import sys, time
     from etils import epath
-    from scaling.train.watchdog import Watchdog
+    from scaling.train.reliability.watchdog import Watchdog
     def where_it_hangs():
         time.sleep(60)
     with Watchdog(0.3, epath.Path(sys.argv[1]), 4) as watchdog:

@@ -8,11 +8,11 @@ import pytest
 from etils import epath
 
 from scaling import exit_codes
-from scaling.train.goodput import Goodput
 from scaling.train.loop import Loop
+from scaling.train.reliability.goodput import Goodput
+from scaling.train.reliability.watchdog import Watchdog
 from scaling.train.schedule import BatchSchedule
 from scaling.train.signals import StopRequest
-from scaling.train.watchdog import Watchdog
 from tests import tiny
 
 

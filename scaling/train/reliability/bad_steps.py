@@ -1,6 +1,6 @@
 """Bad steps as the loop sees them: each becomes a line of ``bad_steps.jsonl``, too many in a row a roll-back.
 
-``scaling.train.guard`` judges steps on the device. Its verdicts are the same numbers in every process, so that all
+``guard`` judges steps on the device. Its verdicts are the same numbers in every process, so that all
 decide alike; only the first writes.
 """
 
@@ -12,7 +12,7 @@ from etils import epath
 
 from scaling import config as cfg
 from scaling.runs.json_lines import JsonLines
-from scaling.train.rollbacks import Rollbacks
+from scaling.train.reliability.rollbacks import Rollbacks
 
 FILE = "bad_steps.jsonl"
 

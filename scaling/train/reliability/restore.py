@@ -8,11 +8,11 @@ import jax
 from scaling import config as cfg
 from scaling.runs.checkpoint import Checkpoints
 from scaling.runs.lineage import Lineage
-from scaling.train import guard
 from scaling.train import state as train_state
-from scaling.train.bad_steps import Diverged, RollBack
-from scaling.train.goodput import Goodput
-from scaling.train.rollbacks import Rollbacks
+from scaling.train.reliability import guard
+from scaling.train.reliability.bad_steps import Diverged, RollBack
+from scaling.train.reliability.goodput import Goodput
+from scaling.train.reliability.rollbacks import Rollbacks
 from scaling.train.schedule import BatchSchedule
 
 log = logging.getLogger(__name__)

@@ -33,19 +33,19 @@ from scaling.runs.lock import only_one
 from scaling.runs.paths import absolute, writable
 from scaling.train import state as train_state
 from scaling.train import throughput
-from scaling.train.bad_steps import BadSteps, Diverged, RollBack
 from scaling.train.batch_hash import BatchHashes, of_step
-from scaling.train.goodput import Goodput
 from scaling.train.loop import Loop
 from scaling.train.metrics import Console, MetricWriter, optional
 from scaling.train.placement import local_rows, place, prefetched
-from scaling.train.recompute import Faulty, checked
-from scaling.train.restore import Restorer
-from scaling.train.rollbacks import Rollbacks
+from scaling.train.reliability.bad_steps import BadSteps, Diverged, RollBack
+from scaling.train.reliability.goodput import Goodput
+from scaling.train.reliability.recompute import Faulty, checked
+from scaling.train.reliability.restore import Restorer
+from scaling.train.reliability.rollbacks import Rollbacks
+from scaling.train.reliability.watchdog import Watchdog
 from scaling.train.schedule import BatchSchedule
 from scaling.train.signals import stop_request
 from scaling.train.step import make_eval_step, make_train_step
-from scaling.train.watchdog import Watchdog
 
 
 def train(config: cfg.Config, name: str = "default", started: float | None = None) -> int:
