@@ -3,19 +3,15 @@
 import contextlib
 import functools
 import logging
-import os
 import sys
 import time
-from typing import Any
+from typing import NamedTuple
 
 import jax
-from etils import epath
 
-from scaling import cache, exit_codes, flops
+from scaling import cache, exit_codes
 from scaling import config as cfg
-from scaling.data import loader
-from scaling.data.bad_records import BadRecords
-from scaling.data.tokenizer import Tokenizer
+from scaling.evaluate import records
 from scaling.evaluate.in_loop import InLoopTasks
 from scaling.evaluate.knobs import check_tasks
 from scaling.generate.sample import continue_texts
@@ -23,7 +19,6 @@ from scaling.laws.curves import plot
 from scaling.parallel import distributed
 from scaling.parallel.host_memory import keep_freed_memory
 from scaling.parallel.mesh import make_mesh
-from scaling.parallel.sharding import batch_sharding
 from scaling.resolve import resolve
 from scaling.runs import config_json
 from scaling.runs import tokenizer as run_tokenizer
@@ -31,21 +26,24 @@ from scaling.runs.bad_records import remembered
 from scaling.runs.checkpoint import Checkpoints
 from scaling.runs.lock import only_one
 from scaling.runs.paths import absolute, writable
-from scaling.train import state as train_state
 from scaling.train import throughput
-from scaling.train.batch_hash import BatchHashes, of_step
-from scaling.train.loop import Loop
-from scaling.train.metrics import Console, MetricWriter, optional
-from scaling.train.placement import local_rows, place, prefetched
-from scaling.train.reliability.bad_steps import BadSteps, Diverged, RollBack
+from scaling.train.loop import Hook, Loop
+from scaling.train.metrics import Log, optional
+from scaling.train.reliability import going_back
+from scaling.train.reliability.bad_steps import Diverged
+from scaling.train.reliability.failures import explained
 from scaling.train.reliability.goodput import Goodput
-from scaling.train.reliability.recompute import Faulty, checked
-from scaling.train.reliability.restore import Restorer
+from scaling.train.reliability.recompute import Faulty
+from scaling.train.reliability.restore import restore_or_create
 from scaling.train.reliability.rollbacks import Rollbacks
+from scaling.train.reliability.watch import Watch
 from scaling.train.reliability.watchdog import Watchdog
-from scaling.train.schedule import BatchSchedule
+from scaling.train.run import Data, Run
 from scaling.train.signals import stop_request
-from scaling.train.step import make_eval_step, make_train_step
+from scaling.train.speed import Speed
+from scaling.train.state import TrainState, parameter_count
+from scaling.train.step import make_train_step
+from scaling.train.validation import Validation
 
 
 def train(config: cfg.Config, name: str = "default", started: float | None = None) -> int:
@@ -64,93 +62,96 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
         OSError: the run directory cannot be written.
     """
     started = time.time() if started is None else started
-    keep_freed_memory()
-    distributed.initialize(config.distributed, config.mesh.cpu_devices)
-    _configure(config)
-    words = run_tokenizer.find(config.data.tokenizer, absolute(config.workdir or f"runs/{name}"))
-    config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
-    check_tasks(config)
-    absolute(config.workdir)  # refuses a name that could not be written to, before the text is tokenized
-    bad_records = BadRecords() if config.data.bad_records == "skip" else None
-    data = loader.training_set(config.data, words, config.train.sequence_length, config.seed, bad_records)
-    held_out = loader.validation_set(config.data, words, config.train.sequence_length, bad_records)
-    run_dir = writable(config.workdir, jax.process_index())
+    run = _prepared(config, name)
+    process = jax.process_index()
     with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
-            stack.enter_context(only_one(run_dir))
-        goodput = stack.enter_context(Goodput(run_dir if jax.process_index() == 0 else None, started))
-        watchdog = stack.enter_context(Watchdog(config.guard.hang_seconds, run_dir, jax.process_index()))
-        checkpoints = Checkpoints(run_dir, config.checkpoint)
+        if run.is_first:
+            stack.enter_context(only_one(run.directory))
+        goodput = stack.enter_context(Goodput(run.directory if run.is_first else None, started))
+        watchdog = stack.enter_context(Watchdog(run.config.guard.hang_seconds, run.directory, process))
+        checkpoints = Checkpoints(run.directory, run.config.checkpoint)
         stack.callback(_close, checkpoints, watchdog)
-        if bad_records:
-            stack.enter_context(remembered(bad_records, run_dir))
-        mesh = make_mesh(config.mesh)
-        stack.enter_context(jax.set_mesh(mesh))
-        tasks = InLoopTasks(config, words, mesh) if config.eval.tasks else None
+        if run.data.bad_records:
+            stack.enter_context(remembered(run.data.bad_records, run.directory))
+        stack.enter_context(jax.set_mesh(run.mesh))
+        tasks = InLoopTasks(run.config, run.words, run.mesh) if run.config.eval.tasks else None
+        log = stack.enter_context(contextlib.closing(Log(run)))
         try:
-            rollbacks = Rollbacks(run_dir, BatchSchedule.from_config(config.train))
-            restorer = Restorer(config, checkpoints, mesh, data.fingerprint, goodput, rollbacks)
-            state, first_step = restorer.restore_or_create()
-            programs = make_train_step(config, mesh, words.eot), _evaluator(config, mesh, words, held_out)
-            context = config, run_dir, words, checkpoints, mesh, data, bad_records, tasks, goodput, rollbacks, watchdog
-            make = functools.partial(_loop, *context, programs)
-            run = make(first_step)
-            stack.callback(lambda: run.close())  # the one that is last
-            if first_step < run.schedule.num_steps:
-                goodput.begin(first_step)  # looking at a finished run is no attempt
-            count = train_state.parameter_count(state["params"])
-            devices = f"{mesh.size} device{'s' * (mesh.size > 1)}"
-            run.note(f"{run_dir}: {count:,} parameters, {run.schedule.num_steps} steps, {devices}")
-            for note in run.tasks.notes if run.tasks else ():
-                run.note(note)
-            with stop_request() as stop:
-                while True:
-                    try:
-                        state, code = run.run(state, first_step, stop)
-                        break
-                    except RollBack as error:
-                        bad = error.without_frames()
-                    del state
-                    try:
-                        with watchdog.phase("going back"):
-                            state, first_step = restorer.roll_back(bad)
-                    except Diverged:
-                        if run.writer:  # readers of the run see why it ended; resuming from before drops the line
-                            run.writer.train(bad.line)
-                        raise
-                    run.close()
-                    run = make(first_step)
-            if code:
-                goodput.exit_code = code
-                return code
-            # From here on everything is saved, so a signal may end the process at once.
-            loss = run.validate(run.schedule.num_steps, state)
-            run.evaluate_tasks(run.schedule.num_steps, state)
-            texts: list[str] = []
-            # The others would wait for a process that passes over that one is gone.
-            lets_go = optional("no samples", unless=distributed.is_lost_peer)
-            with goodput.during("validate"), watchdog.phase("the samples"), lets_go:
-                texts = continue_texts(config, state["params"], words) if config.sample.prompts else []
+            with explained(goodput):
+                watch = Watch(run, goodput, watchdog, checkpoints, Rollbacks(run.directory, run.schedule))
+                stack.callback(watch.close)
+                result = _train(run, watch, log, tasks)
         except (Diverged, Faulty) as error:
             print(f"scaling train: error: {error}", file=sys.stderr)
             goodput.exit_code = exit_codes.FAULTY if isinstance(error, Faulty) else exit_codes.DIVERGED
             return goodput.exit_code
-        except (jax.errors.JaxRuntimeError, ValueError) as error:
-            if distributed.is_lost_peer(error):
-                _leave(error, goodput)
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise ValueError(
-                "a device ran out of memory; lower config.train.microbatch_sequences, choose another "
-                "config.compute.remat, or shard further with config.mesh.fsdp or tensor "
-                f"({str(error).splitlines()[0][:200]})"
-            ) from error
-    if jax.process_index() == 0:
+        if result.code:
+            goodput.exit_code = result.code
+            return result.code
+    if run.is_first:
         tokens = run.schedule.tokens(run.schedule.num_steps)
-        print(f"validation loss {loss:.4f} nats/token after {tokens:,} tokens", *texts, sep="\n\n")
+        print(f"validation loss {result.loss:.4f} nats/token after {tokens:,} tokens", *result.texts, sep="\n\n")
         with optional("no loss curve"):
-            print(f"\nloss curve: {plot(run_dir)}")
+            print(f"\nloss curve: {plot(run.directory)}")
     return exit_codes.OK
+
+
+class _Result(NamedTuple):
+    """How a training has ended: the exit code; at its end the validation loss, and the samples."""
+
+    code: int
+    loss: float
+    texts: list[str]
+
+
+def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None) -> _Result:
+    """Restores or creates the state, and trains it, with what hangs on the loop."""
+    state, first_step = restore_or_create(watch)
+    peak = throughput.peak(list(run.mesh.devices.flat))
+    validation, texts = Validation(run, log), list[str]()
+    config = run.config
+    hooks = [Hook("a validation", validation, config.eval.every_steps, when_stopped=True)]
+    if tasks:
+        evaluate = functools.partial(_evaluate, run, log, tasks)
+        hooks.append(Hook("the tasks", evaluate, config.eval.tasks_every_steps))
+    if config.sample.prompts:
+        hooks.append(Hook("the samples", functools.partial(_sample, run, texts)))
+    train_step = make_train_step(config, run.mesh, run.words.eot)
+    loop = Loop(run, train_step, hooks, log, watch, Speed(run, peak.flops))
+    if run.is_first:
+        run_tokenizer.keep(run.words, run.directory)
+        config_json.write(run.directory, config, run.words, run.mesh, throughput.mfu(peak))
+    loop.begin(first_step)
+    if first_step < run.schedule.num_steps:
+        watch.goodput.begin(first_step)  # looking at a finished run is no attempt
+    devices = f"{run.mesh.size} device{'s' * (run.mesh.size > 1)}"
+    count = parameter_count(state["params"])
+    log.note(f"{run.directory}: {count:,} parameters, {run.schedule.num_steps} steps, {devices}")
+    for note in tasks.notes if tasks else ():
+        log.note(note)
+    with stop_request() as stop:
+        state, code = going_back.train(loop, state, stop)
+    if not code:
+        # From here on everything is saved, so a signal may end the process at once.
+        loop.finish(state)
+    return _Result(code, validation.loss, texts)
+
+
+def _evaluate(run: Run, log: Log, tasks: InLoopTasks, step: int, state: TrainState) -> None:
+    """The results of ``config.eval.tasks`` at a step, to ``evals.jsonl``."""
+    start = time.monotonic()
+    results = tasks.run(state["params"])
+    seconds = time.monotonic() - start
+    for result in results:
+        log.task({"step": step, "tokens": run.schedule.tokens(step)} | records.record(result))
+    log.note(f"step {step}  tasks ({seconds:.1f} s)\n{records.table(results)}")
+
+
+def _sample(run: Run, texts: list[str], step: int, state: TrainState) -> None:
+    """Continues ``config.sample.prompts``; the texts are printed at the end."""
+    # A process that went on after the loss of another one would leave the rest waiting for it.
+    with optional("no samples", unless=distributed.is_lost_peer):
+        texts[:] = continue_texts(run.config, state["params"], run.words)
 
 
 def _close(checkpoints: Checkpoints, watchdog: Watchdog) -> None:
@@ -158,104 +159,18 @@ def _close(checkpoints: Checkpoints, watchdog: Watchdog) -> None:
         checkpoints.close()
 
 
-def _leave(error: Exception, goodput: Goodput) -> None:
-    """Ends this process at once, since another one is gone: whatever waits for it would wait for ever."""
-    print(
-        "scaling train: error: another process of this run has died or cannot be reached; the same command goes on "
-        f"from the last checkpoint ({' '.join(str(error).split())[:300]})",
-        file=sys.stderr,
-        flush=True,
-    )
-    goodput.end(exit_codes.HUNG)
-    os._exit(exit_codes.HUNG)
-
-
-def _loop(
-    config: cfg.Config,
-    run_dir: epath.Path,
-    words: Tokenizer,
-    checkpoints: Checkpoints,
-    mesh: jax.sharding.Mesh,
-    data: loader.TrainingSet,
-    bad_records: BadRecords | None,
-    tasks: InLoopTasks | None,
-    goodput: Goodput,
-    rollbacks: Rollbacks,
-    watchdog: Watchdog,
-    programs: tuple[Any, Any],
-    first_step: int,
-) -> Loop:
-    """Puts the loop together: compiled steps, batches from ``first_step`` on, and where numbers go."""
-    schedule = BatchSchedule.from_config(config.train)
-    peak = throughput.peak(list(mesh.devices.flat))
-    sharding = batch_sharding(mesh)
-    rows = local_rows(sharding, schedule.microbatch)
-    batches = loader.batches(
-        data,
-        rollbacks.span,
-        rows,
-        schedule.microbatch,
-        schedule.max_microbatches,
-        first_step,
-        schedule.num_steps,
-        config.data.workers,
-        config.data.prefetch,
-    )
-    hashes = BatchHashes(rows, schedule.microbatch) if config.log.batch_hash else None
-    train_step, evaluate = programs
-
-    def batch_hash(step: int) -> str | None:
-        try:
-            return of_step(data, *rollbacks.span(step), schedule.full)
-        except (ValueError, OSError):
-            return None
-
-    writer = console = None
-    if jax.process_index() == 0:
-        run_tokenizer.keep(words, run_dir)
-        config_json.write(run_dir, config, words, mesh, throughput.mfu(peak))
-        writer = MetricWriter(run_dir, config, first_step, finished=first_step == schedule.num_steps)
-        console = Console(schedule.num_steps, first_step)
-    return Loop(
-        config=config,
-        schedule=schedule,
-        train_step=checked(train_step, config.guard.recompute_every_steps, first_step),
-        evaluate=evaluate,
-        tasks=tasks,
-        batches=prefetched(hashes.watched(batches) if hashes else batches, rows, schedule.microbatch, sharding),
-        checkpoints=checkpoints,
-        meta={"config": cfg.to_dict(config), "data": data.fingerprint, "rollbacks": len(rollbacks)},
-        flops_per_token=flops.training_per_token(config.model, config.train.sequence_length),
-        peak_flops=peak.flops,
-        writer=writer,
-        console=console,
-        goodput=goodput,
-        bad_steps=BadSteps(
-            config.guard, rollbacks, batch_hash, run_dir if jax.process_index() == 0 else None, first_step
-        ),
-        watchdog=watchdog,
-        hashes=hashes,
-        bad_records=bad_records,
-    )
-
-
-def _evaluator(config: cfg.Config, mesh: jax.sharding.Mesh, words: Any, data: Any) -> Any:
-    """A function from parameters to {"loss": nats a token, "eval_tokens": targets counted}."""
-    length, size = config.train.sequence_length, config.eval.batch_sequences
-    count = min(len(data), max(1, config.eval.tokens // length))
-    sharding = batch_sharding(mesh)
-    rows = local_rows(sharding, size)
-    step = make_eval_step(config, mesh, words.eot)
-
-    def evaluate(params: Any) -> dict[str, float]:
-        nll = targets = 0.0
-        for batch in loader.evaluation_batches(data, count, size, rows):
-            one = {name: values[None] for name, values in batch.items()}
-            sums = step(params, place(one, rows, size, sharding))
-            nll, targets = nll + float(sums.nll), targets + float(sums.targets)
-        return {"loss": nll / targets, "eval_tokens": targets}
-
-    return evaluate
+def _prepared(config: cfg.Config, name: str) -> Run:
+    """Everything that is needed before the run directory is held: devices, tokenizer, config, data."""
+    keep_freed_memory()
+    distributed.initialize(config.distributed, config.mesh.cpu_devices)
+    _configure(config)
+    words = run_tokenizer.find(config.data.tokenizer, absolute(config.workdir or f"runs/{name}"))
+    config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
+    check_tasks(config)
+    absolute(config.workdir)  # refuses a name that could not be written to, before the text is tokenized
+    data = Data.of(config, words)
+    directory = writable(config.workdir, jax.process_index())
+    return Run(config, directory, words, data, make_mesh(config.mesh))
 
 
 def _configure(config: cfg.Config) -> None:

@@ -14,12 +14,64 @@ from etils import epath
 from scaling import config as cfg
 from scaling.runs.json_lines import JsonLines
 from scaling.runs.paths import EVALS, METRICS
+from scaling.train.run import Run
 
 log = logging.getLogger(__name__)
 
 
+class Log:
+    """Where the numbers and messages of a run go: files, boards and the console of its first process.
+
+    In the other processes, and before ``resume``, they go nowhere.
+    """
+
+    def __init__(self, run: Run):
+        self._run = run
+        self._writer: MetricWriter | None = None
+        self._console: Console | None = None
+
+    def resume(self, first_step: int) -> None:
+        """Goes on after so many steps: what the files have of later ones is dropped."""
+        self.close()
+        if self._run.is_first:
+            last = self._run.schedule.num_steps
+            self._writer = MetricWriter(self._run.directory, self._run.config, first_step, finished=first_step == last)
+            self._console = Console(last, first_step)
+
+    def step(self, record: dict[str, Any]) -> None:
+        """A line of ``metrics.jsonl``."""
+        if self._writer:
+            self._writer.train(record)
+
+    def show(self, record: dict[str, Any], seconds_left: float | None) -> None:
+        """The same line on the console; ``seconds_left`` None = not known yet."""
+        if self._console:
+            self._console.update(record, seconds_left)
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """A validation, as a line of ``evals.jsonl``."""
+        if self._writer:
+            self._writer.evaluation(record)
+
+    def task(self, record: dict[str, Any]) -> None:
+        """The result of a task, as a line of ``evals.jsonl``."""
+        if self._writer:
+            self._writer.task(record)
+
+    def note(self, text: str) -> None:
+        """A line on the console."""
+        if self._console:
+            self._console.note(text)
+
+    def close(self) -> None:
+        for part in (self._writer, self._console):
+            if part:
+                part.close()
+        self._writer = self._console = None
+
+
 class MetricWriter:
-    """Writes training and evaluation records; in a run of several processes, only the first writes."""
+    """Writes the records of training and evaluation to the run's files, and to what shows them beside."""
 
     def __init__(self, run_dir: epath.Path, config: cfg.Config, resume_step: int, finished: bool):
         """Opens the files; records after ``resume_step`` are dropped.

@@ -17,7 +17,7 @@ from scaling.runs.model import load_run
 from scaling.train.reliability import guard
 from tests.programs import environment
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SMOKE = [
     f"--config={ROOT / 'experiments/cpu/smoke.py'}",
     "--config.sample.prompts=()",

@@ -23,7 +23,7 @@ from scaling.train.reliability import guard, recompute
 from scaling.train.step import make_train_step
 from tests import tiny
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LR = 1e-2
 
 
