@@ -67,7 +67,7 @@ def read(spec: str | None, overrides: Sequence[str], local: bool, slices: int = 
     from scaling.sweep.plan import single
 
     if not spec:
-        raise ValueError("needs --config=FILE, a run or a sweep such as experiments/sweeps/cpu_ladder.py")
+        raise ValueError("needs --config=FILE, a run or a sweep such as sweeps/cpu_ladder")
     overrides = [*overrides, *([f"--config.mesh.slices={slices}"] if slices > 1 else [])]
     sweep = is_sweep(spec)
     name = check_name(re.sub(r"[^A-Za-z0-9_.+=-]", "-", run_name(spec)))

@@ -26,7 +26,7 @@ FLAT = {
     "commands": "cli __main__",
     "catalog": "chips flops layouts recipes size_report sizes",
     "config": "__init__ cache config config_file describe durable exit_codes json_text output paths platforms refusal "
-    "resolve resolve_mesh",
+    "resolve resolve_mesh shipped",
 }
 ROOM_OF = {module: room for room, modules in FLAT.items() for module in modules.split()}
 

@@ -16,6 +16,7 @@ from scaling.evaluate.in_loop import InLoopTasks
 from scaling.evaluate.knobs import check_tasks
 from scaling.generate.sample import continue_texts
 from scaling.laws.curves import plot
+from scaling.objectives.next_token import next_token
 from scaling.parallel import distributed
 from scaling.parallel.host_memory import keep_freed_memory
 from scaling.parallel.mesh import make_mesh
@@ -108,15 +109,15 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None) -> _Resu
     """Restores or creates the state, and trains it, with what hangs on the loop."""
     state, first_step = restore_or_create(watch)
     peak = throughput.peak(list(run.mesh.devices.flat))
-    validation, texts = Validation(run, log), list[str]()
-    config = run.config
+    config, objective, texts = run.config, next_token(run.config), list[str]()
+    validation = Validation(run, objective, log)
     hooks = [Hook("a validation", validation, config.eval.every_steps, when_stopped=True)]
     if tasks:
         evaluate = functools.partial(_evaluate, run, log, tasks)
         hooks.append(Hook("the tasks", evaluate, config.eval.tasks_every_steps))
     if config.sample.prompts:
         hooks.append(Hook("the samples", functools.partial(_sample, run, texts)))
-    train_step = make_train_step(config, run.mesh, run.words.eot)
+    train_step = make_train_step(config, run.mesh, objective)
     loop = Loop(run, train_step, hooks, log, watch, Speed(run, peak.flops))
     if run.is_first:
         run_tokenizer.keep(run.words, run.directory)

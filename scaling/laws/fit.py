@@ -61,6 +61,22 @@ class Fit:
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
 
+    def loss(self, **sizes: Any) -> np.ndarray:
+        """The loss in nats a token, float64, that the law gives at sizes.
+
+        Args:
+            sizes: what the law needs of params, tokens, flops and unique; numbers or arrays that broadcast together.
+
+        Raises:
+            ValueError: other sizes than the law needs.
+        """
+        if set(sizes) != set(self.law.needs):
+            raise ValueError(
+                f"{self.law.formula} needs {', '.join(self.law.needs)}; got {', '.join(sizes) or 'nothing'}"
+            )
+        logs = {quantity: np.log(values) for quantity, values in sizes.items()}
+        return np.exp(predict_log_loss(self.law, np.array(list(self.theta.values())), logs))
+
 
 def load_fit(path: epath.PathLike) -> dict[str, Any]:
     """The dict of a file written by ``scaling fit --json``.

@@ -113,7 +113,7 @@ def _where(options: argparse.Namespace, slices: int) -> _Where:
 
 def _check(options: argparse.Namespace) -> None:
     if options.config is None:
-        raise ValueError("needs --config=FILE, such as experiments/gpt3/1300m.py")
+        raise ValueError("needs --config=FILE, such as gpt3/1300m")
     if bool(options.topology) == bool(options.device):
         raise ValueError("needs --topology=NAME to compile, or --device=KIND with --devices=N to estimate")
     if options.price is not None and not 0 < options.price < math.inf:

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import jax
-
 from scaling.data import loader
+from scaling.data.batch import Batch
 from scaling.parallel.distributed import total_of_processes
 from scaling.parallel.sharding import batch_sharding
 from scaling.train.batch_hash import BatchHashes
-from scaling.train.placement import HostBatch, local_rows, prefetched
+from scaling.train.placement import local_rows, prefetched
 from scaling.train.reliability.rollbacks import Rollbacks
 from scaling.train.run import Run
 
@@ -30,6 +29,7 @@ class Feed:
             schedule.num_steps,
             run.config.data.workers,
             run.config.data.prefetch,
+            run.data.training.separator,
         )
         self._hashes = BatchHashes(rows, schedule.microbatch) if run.config.log.batch_hash else None
         watched = self._hashes.watched(batches) if self._hashes else batches
@@ -39,11 +39,11 @@ class Feed:
     def __iter__(self) -> "Feed":
         return self
 
-    def __next__(self) -> tuple[dict[str, jax.Array], HostBatch | None]:
+    def __next__(self) -> tuple[Batch, Batch | None]:
         batch = next(self._placed)
         return batch, self._hashes.popped() if self._hashes else None
 
-    def logged(self, batch: HostBatch | None) -> dict[str, Any]:
+    def logged(self, batch: Batch | None) -> dict[str, Any]:
         """What the line of a step says of its batch; a collective where there are several processes."""
         line: dict[str, Any] = {}
         if self._bad_records:

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 
 from scaling import exit_codes
+from scaling.data.batch import Batch
 from scaling.train.feed import Feed
 from scaling.train.metrics import Log
-from scaling.train.placement import HostBatch
 from scaling.train.reliability.recompute import TrainStep, checked
 from scaling.train.reliability.watch import Watch
 from scaling.train.run import Run
@@ -51,7 +51,7 @@ class _Dispatched:
     done: int
     metrics: dict[str, jax.Array]
     lr: float
-    batch: HostBatch | None
+    batch: Batch | None
 
 
 @dataclasses.dataclass

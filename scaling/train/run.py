@@ -34,8 +34,9 @@ class Data:
         """Finds the data of a resolved config, and tokenizes what is not in the cache; errors as in the loader."""
         bad_records = BadRecords() if config.data.bad_records == "skip" else None
         length = config.train.sequence_length
+        training = loader.training_set(config.data, words, length, config.seed, bad_records)
         return cls(
-            training=loader.training_set(config.data, words, length, config.seed, bad_records),
+            training=dataclasses.replace(training, separator=words.eot if config.model.document_mask else None),
             held_out=loader.validation_set(config.data, words, length, bad_records),
             bad_records=bad_records,
         )

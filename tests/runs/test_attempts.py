@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 
 from scaling import exit_codes
+from scaling.data.batch import of_sequences
 from scaling.runs import attempts
 from scaling.train.batch_hash import BatchHashes
 from scaling.train.reliability.goodput import Goodput
@@ -207,8 +208,8 @@ def test_the_hash_of_a_batch_depends_on_its_sequences_and_their_order_only():
     def hashed(rows, microbatch, tokens=tokens):
         parts = tokens.reshape(-1, microbatch, 6)[:, rows]
         hashes = BatchHashes(np.asarray(rows), microbatch)
-        batch = {"inputs": parts[..., :-1], "targets": parts[..., 1:]}
-        assert list(hashes.watched([batch])) == [batch]
+        batch = of_sequences(parts)
+        assert next(hashes.watched([batch])) is batch
         return hashes.combined(hashes.popped())
 
     assert hashed(range(8), 8) == hashed(range(4), 4) == hashed(range(2), 2)

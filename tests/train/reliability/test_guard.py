@@ -14,6 +14,7 @@ import pytest
 
 from scaling import config as cfg
 from scaling import exit_codes
+from scaling.objectives.next_token import next_token
 from scaling.parallel import distributed
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
@@ -35,7 +36,7 @@ class Run:
         self.mesh = make_mesh(config.mesh, jax.devices()[:devices])
         self.parts = config.train.batch_tokens // config.train.sequence_length // config.train.microbatch_sequences
         with jax.set_mesh(self.mesh):
-            self.step = make_train_step(self.config, self.mesh, tiny.EOT)
+            self.step = make_train_step(self.config, self.mesh, next_token(self.config))
         self._fresh = train_state.create_state(self.config, self.mesh)
 
     def state(self):
@@ -45,7 +46,7 @@ class Run:
         """One step on batch ``number``; ``spoiled``: "loss" (no targets, so 0 / 0)."""
         batch = tiny.batch(number, self.parts, self.config.train.microbatch_sequences)
         if spoiled:
-            batch["targets"][:] = -1
+            batch.weights[:] = 0
         with jax.set_mesh(self.mesh):
             state, metrics = self.step(state, jax.device_put(batch, batch_sharding(self.mesh)), lr, self.parts)
         return state, {name: value.item() for name, value in metrics.items()}

@@ -54,11 +54,11 @@ class Faults:
                 self.calls += 1
                 if self.calls == self.crash_at:
                     raise Crash
-                content = np.asarray(batch["inputs"]).tobytes()
+                content = np.asarray(batch.tokens).tobytes()
                 self.seen.append(content)
                 if content in self.poisoned or (self.poison_from and self.calls >= self.poison_from):
-                    targets = batch["targets"]
-                    batch = dict(batch, targets=jax.device_put(np.full(targets.shape, -1, np.int32), targets.sharding))
+                    nothing = jax.device_put(np.zeros(batch.weights.shape, np.float32), batch.weights.sharding)
+                    batch = batch._replace(weights=nothing)
                 if self.calls == self.spoil_at:
                     leaves, structure = jax.tree.flatten(state["params"])
                     leaves[0] = leaves[0] * np.float32(np.nan)
