@@ -12,6 +12,7 @@ from etils import epath
 
 from scaling import config as cfg
 from scaling.refusal import shown
+from scaling.runs.paths import PLAN
 from scaling.sweep.plan import Run
 from scaling.sweep.runner import write_plan
 
@@ -131,7 +132,7 @@ def refuse_changed(launch: Launch, names: Collection[str]) -> None:
         ValueError: the plan of one of ``names`` is another than the one that was handed over.
     """
     for run in launch.runs:
-        plan = launch.state_folder / run.name / "plan.json"
+        plan = launch.state_folder / run.name / PLAN
         if run.name in names and plan.exists() and plan.read_text() != cfg.to_json(run.config):
             raise ValueError(
                 f"{run.name} was handed over with other knobs ({plan}); give those again, or stop it first "

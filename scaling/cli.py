@@ -127,6 +127,7 @@ def _sentence(error: Exception) -> str:
 def _train(options: argparse.Namespace) -> int:
     started = time.time()
     from scaling.config_file import is_sweep, load, run_name
+    from scaling.evaluate.knobs import check_tasks
     from scaling.resolve import resolve
 
     if options.config is None:
@@ -135,8 +136,8 @@ def _train(options: argparse.Namespace) -> int:
         found = ", ".join(name for name in experiments() if not is_sweep(name))
         raise ValueError(f"needs --config=FILE, your own experiment or one that ships: {found}")
     config, name = load(options.config, options.overrides), run_name(options.config)
-    resolve(config, name=name)  # refuses what can be refused before JAX is imported
-    from scaling.train.run import train
+    check_tasks(resolve(config, name=name))  # refuses what can be refused before JAX is imported
+    from scaling.commands.train import train
 
     return train(config, name, started)
 
@@ -144,6 +145,7 @@ def _train(options: argparse.Namespace) -> int:
 def _config(options: argparse.Namespace) -> int:
     from scaling.config import to_json
     from scaling.config_file import load, run_name
+    from scaling.evaluate.knobs import check_tasks
     from scaling.resolve import resolve
 
     if options.describe:
@@ -157,7 +159,9 @@ def _config(options: argparse.Namespace) -> int:
         print(to_text())
         return exit_codes.OK
     name = run_name(options.config) if options.config else None
-    print(to_json(resolve(load(options.config, options.overrides), device_count=options.devices, name=name)))
+    config = resolve(load(options.config, options.overrides), device_count=options.devices, name=name)
+    check_tasks(config)
+    print(to_json(config))
     return exit_codes.OK
 
 

@@ -136,7 +136,7 @@ def test_train_gets_the_frozen_config_and_the_run_name(run, experiment, module):
         calls.append((config, name))
         return exit_codes.DIVERGED
 
-    module("scaling.train.run", train=train)
+    module("scaling.commands.train", train=train)
     code, _, err = run("train", f"--config={experiment()}:x", "--config.seed=5")
     assert (code, err) == (exit_codes.DIVERGED, "")
     [(config, name)] = calls
@@ -159,7 +159,7 @@ def test_errors_of_a_verb(run, experiment, module, error, code, expected):
     def train(config, name, started):
         raise error
 
-    module("scaling.train.run", train=train)
+    module("scaling.commands.train", train=train)
     refused(run("train", f"--config={experiment()}"), expected, code=code)
 
 
@@ -171,13 +171,13 @@ def test_interrupt_exit_and_bugs_go_their_own_ways(run, experiment, module):
         return train
 
     command = ("train", f"--config={experiment()}")
-    module("scaling.train.run", train=raising(KeyboardInterrupt()))
+    module("scaling.commands.train", train=raising(KeyboardInterrupt()))
     assert run(*command)[0] == exit_codes.SIGINT
-    module("scaling.train.run", train=raising(SystemExit(exit_codes.SIGTERM)))
+    module("scaling.commands.train", train=raising(SystemExit(exit_codes.SIGTERM)))
     with pytest.raises(SystemExit) as caught:
         run(*command)
     assert caught.value.code == exit_codes.SIGTERM
-    module("scaling.train.run", train=raising(AssertionError("a bug")))
+    module("scaling.commands.train", train=raising(AssertionError("a bug")))
     with pytest.raises(AssertionError):
         run(*command)
 
@@ -192,7 +192,7 @@ def test_errors_from_outside_the_package_say_how_to_see_more(run, experiment, mo
     def train(config, name, started):
         int("x")
 
-    module("scaling.train.run", train=train)
+    module("scaling.commands.train", train=train)
     refused(run("train", f"--config={experiment()}"), "invalid literal", "SCALING_TRACEBACK=1")
     assert "SCALING_TRACEBACK" not in run("train")[2]
 

@@ -10,9 +10,9 @@ import numpy as np
 from etils import epath
 
 from scaling.laws import forms
-from scaling.laws.curves import Unreadable, parse_json
 from scaling.laws.points import Points, require_independence, require_variety
 from scaling.laws.solver import Minima, minimise
+from scaling.runs.json_lines import Unreadable, parse_json
 
 _POLISHED = 64  # best starts that are followed to the end
 _HELD_OUT_STARTS = 200

@@ -120,9 +120,9 @@ def _dry_run(options: argparse.Namespace, runs: list["Run"], machine: "Machine",
 def _train(options: argparse.Namespace, runs: list["Run"], machine: "Machine", slots: int) -> int:
     from etils import epath
 
+    from scaling.runs.lock import held
     from scaling.sweep.display import Display, outcome
     from scaling.sweep.runner import Runner
-    from scaling.train.lock import held
 
     folder = epath.Path(runs[0].config.workdir).parent
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 from scaling import config as cfg
 from scaling.model import decoder
 from scaling.parallel.sharding import Axes, is_axes, scattered_spec, stored_spec
-from scaling.train import guard
 from scaling.train.optimizer import make_optimizer
+from scaling.train.reliability import guard
 
 
 class TrainState(TypedDict):

@@ -14,9 +14,9 @@ from scaling.model import decoder
 from scaling.objectives.objective import Objective, Sums
 from scaling.parallel import compiler
 from scaling.parallel.sharding import replicated, scattered_gradients
-from scaling.train import guard
 from scaling.train import state as train_state
 from scaling.train.optimizer import make_optimizer
+from scaling.train.reliability import guard
 from scaling.train.schedule import BatchSchedule
 
 Metrics = dict[str, jax.Array]

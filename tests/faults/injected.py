@@ -22,9 +22,9 @@ _SPIKE = 20.0
 
 def inject(kind: str, steps: set[int]) -> None:
     """Makes the train steps that end with these numbers go wrong, each once."""
-    from scaling.train import run
+    from scaling.commands import train
 
-    make, objective_of = run.make_train_step, run.next_token
+    make, objective_of = train.make_train_step, train.next_token
     left = set(steps)
 
     def next_token(config: Any) -> Any:
@@ -69,8 +69,8 @@ def inject(kind: str, steps: set[int]) -> None:
 
     calls = iter(range(10**6))
     if kind in _MARKED:
-        run.next_token = next_token
-    run.make_train_step = made
+        train.next_token = next_token
+    train.make_train_step = made
 
 
 def _flip(values: np.ndarray) -> None:

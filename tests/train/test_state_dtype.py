@@ -10,8 +10,8 @@ import pytest
 from scaling import config as cfg
 from scaling.model import decoder
 from scaling.parallel.mesh import make_mesh
+from scaling.runs.checkpoint import Checkpoints
 from scaling.train import state as train_state
-from scaling.train.checkpoint import Checkpoints
 from scaling.train.optimizer import make_optimizer
 from tests import tiny
 

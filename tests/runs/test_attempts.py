@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from scaling import attempts, exit_codes
+from scaling import exit_codes
 from scaling.data.batch import of_sequences
+from scaling.runs import attempts
 from scaling.train.batch_hash import BatchHashes
-from scaling.train.goodput import Goodput
+from scaling.train.reliability.goodput import Goodput
 
 
 def attempt(number, first_step, step, started, steps, **seconds):
@@ -52,13 +53,13 @@ def test_a_roll_back_to_before_the_attempt_loses_no_negative_steps():
 
 def test_steps_without_a_logged_line_are_a_sign_of_life(tmp_path, monkeypatch):
     """A launcher that waits for a change takes a run that logs seldom for hung."""
-    monkeypatch.setattr("scaling.train.goodput._ALIVE_SECONDS", 0.0)
+    monkeypatch.setattr("scaling.train.reliability.goodput._ALIVE_SECONDS", 0.0)
     with Goodput(epath.Path(tmp_path), time.time()) as clock:
         clock.begin(3)
         clock.stepped(5)
         (found,) = attempts.read(tmp_path)
         assert (found.first_step, found.step) == (3, 5) and found.seconds["startup"] > 0
-        monkeypatch.setattr("scaling.train.goodput._ALIVE_SECONDS", 60.0)
+        monkeypatch.setattr("scaling.train.reliability.goodput._ALIVE_SECONDS", 60.0)
         clock.stepped(6)
         assert attempts.read(tmp_path)[0].step == 5
 
@@ -68,7 +69,7 @@ class Steps:
 
     def __init__(self, run_dir, first_step, monkeypatch):
         self.now = 0.0
-        monkeypatch.setattr("scaling.train.goodput.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("scaling.train.reliability.goodput.time.monotonic", lambda: self.now)
         self.clock = Goodput(epath.Path(run_dir), 1000.0)
         self.clock.begin(first_step)
         self.clock._enter("steps")

@@ -15,7 +15,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,7 @@ from jax.experimental import multihost_utils
 from scaling import config as cfg
 from scaling import durable
 from scaling.model.fused import apart, fused
-from scaling.paths import must_be_utf8
-from scaling.train import guard
-from scaling.train.state import TrainState
+from scaling.runs.paths import CHECKPOINTS, absolute
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +36,10 @@ FORMAT = 2  # in format 1, or without one, queries, keys and values were one arr
 META = "meta.json"
 _CHECKSUMS = "checksums-{:05d}.json"
 _BLOCK = 1 << 22
+
+
+# A training state: trees "params" and "optimizer", the scalar "step", and "guard", a dict of scalars.
+State = Mapping[str, Any]
 
 
 class DamagedCheckpoint(Exception):
@@ -48,7 +50,7 @@ class Checkpoints:
     """Saves and restores the training state of one run directory."""
 
     def __init__(self, run_dir: epath.PathLike, config: cfg.Checkpoint | None = None):
-        self.directory = absolute(run_dir) / "checkpoints"
+        self.directory = absolute(run_dir) / CHECKPOINTS
         self.config = config or cfg.Checkpoint()
         self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._committer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
@@ -61,7 +63,7 @@ class Checkpoints:
             return []
         return sorted(int(p.name) for p in self.directory.iterdir() if _is_step(p.name) and p.is_dir())
 
-    def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
+    def save(self, step: int, state: State, meta: dict[str, Any]) -> None:
         """Starts writing a step; waits only for the previous one and for the copy off the devices.
 
         Raises:
@@ -70,7 +72,7 @@ class Checkpoints:
         self.wait()
         path = self._path(step)
         self._make_room(step)
-        meta = dict(meta, format=FORMAT, step=step, guard=guard.to_json(state["guard"]))
+        meta = dict(meta, format=FORMAT, step=step, guard=to_json(state["guard"]))
         try:
             # Asks the folder first: where it makes nothing, Orbax waits five minutes for what it has begun.
             durable.try_to_write(self.directory, jax.process_index())
@@ -140,13 +142,12 @@ class Checkpoints:
             if whole is not None:
                 self._prune(whole)
 
-    def read_state(self, step: int, target: TrainState) -> TrainState:
+    def read_state(self, step: int, target: State) -> dict[str, Any]:
         """The state of a step that ``newest_whole`` found, laid out like ``target`` (shapes with shardings)."""
         state = self._read(step, {"params": target["params"], "optimizer": target["optimizer"]})
         counter = jax.device_put(np.asarray(step, np.int32), target["step"].sharding)
         meta = json.loads((self._path(step) / META).read_text())
-        judged = guard.from_json(meta.get("guard"), target["guard"])
-        return TrainState(params=state["params"], optimizer=state["optimizer"], step=counter, guard=judged)
+        return {**state, "step": counter, "guard": from_json(meta.get("guard"), target["guard"])}
 
     def read_params(self, step: int, target: Any) -> Any:
         """Only the parameters of a step that ``newest_whole`` found."""
@@ -291,15 +292,18 @@ def _is_step(name: str) -> bool:
     return name.isascii() and name.isdigit() and name == f"{int(name):09d}"
 
 
-def absolute(path: epath.PathLike) -> epath.Path:
-    """Orbax takes only absolute paths, of UTF-8; remote ones (``gs://...``) are absolute already.
+def to_json(scalars: Mapping[str, Any]) -> dict[str, float | int]:
+    """Scalars of the devices as plain numbers; a float32 comes back from JSON bit for bit."""
+    return {name: value.item() for name, value in jax.device_get(dict(scalars)).items()}
 
-    Raises:
-        ValueError: not UTF-8, which may lie in the working directory.
-    """
-    path = epath.Path(path if "://" in str(path) else Path(path).absolute())
-    must_be_utf8("the run directory", str(path))
-    return path
+
+def from_json(values: Mapping[str, Any] | None, target: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The scalars of a checkpoint, typed and laid out like ``target``; those that an old one does not have are 0."""
+    values = values or {}
+    return {
+        name: jax.device_put(np.asarray(values.get(name, 0), like.dtype), like.sharding)
+        for name, like in target.items()
+    }
 
 
 def verify(path: epath.Path) -> dict[str, Any]:

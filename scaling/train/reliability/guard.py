@@ -28,23 +28,6 @@ def create() -> GuardState:
     return GuardState(**{name: jnp.zeros((), dtype) for name, dtype in _TYPES.items()})  # type: ignore[typeddict-item]
 
 
-def to_json(state: GuardState) -> dict[str, float | int]:
-    """Plain numbers; a float32 comes back from JSON bit for bit."""
-    host = jax.device_get(state)
-    return {name: host[name].item() for name in _TYPES}
-
-
-def from_json(values: dict[str, Any] | None, target: GuardState) -> GuardState:
-    """The state of a checkpoint, laid out like ``target``; checkpoints of before there was one begin anew."""
-    values = values or {}
-    return GuardState(
-        **{  # type: ignore[typeddict-item]
-            name: jax.device_put(np.asarray(values.get(name, 0), dtype), target[name].sharding)  # type: ignore[literal-required]
-            for name, dtype in _TYPES.items()
-        }
-    )
-
-
 def judge(state: GuardState, loss: jax.Array, grad_norm: jax.Array, spike_factor: float) -> tuple[Any, GuardState]:
     """Whether a step is good, bool [], and what is remembered after it.
 

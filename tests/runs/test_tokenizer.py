@@ -7,8 +7,9 @@ import pytest
 
 from scaling import cli, exit_codes
 from scaling import config as cfg
-from scaling.data import run_tokenizer, tokenizer
+from scaling.data import tokenizer
 from scaling.data.tokenizer_training import train_tokenizer
+from scaling.runs import tokenizer as run_tokenizer
 from tests.data.test_tokenizer import write_ranks
 
 

@@ -9,8 +9,8 @@ from etils import epath
 
 from scaling import config as cfg
 from scaling.parallel.mesh import make_mesh
+from scaling.runs.checkpoint import Checkpoints, DamagedCheckpoint, verify
 from scaling.train import state as train_state
-from scaling.train.checkpoint import Checkpoints, DamagedCheckpoint, verify
 from tests import tiny
 
 CONFIG = tiny.config()
@@ -278,7 +278,7 @@ def test_parameters_alone(saved, state):
 def test_large_and_small_files_hash_alike(tmp_path):
     import hashlib
 
-    from scaling.train.checkpoint import _sha256
+    from scaling.runs.checkpoint import _sha256
 
     data = np.random.default_rng(0).bytes(9_000_000)
     path = epath.Path(tmp_path / "file")

@@ -1,33 +1,15 @@
-"""Reading the model of a run directory, for the verbs that use what ``train`` made."""
+"""The model of a run directory, for the verbs that use what ``train`` made."""
 
 import dataclasses
-from typing import Any
 
 import jax
 from etils import epath
 
 from scaling import config as cfg
-from scaling import json_text
 from scaling.model import decoder
-from scaling.train.checkpoint import Checkpoints
-
-
-def read_config_json(folder: epath.PathLike) -> dict[str, Any]:
-    """The ``config.json`` of a run directory or a Hugging Face folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not a JSON object.
-    """
-    path = epath.Path(folder) / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{folder} has no config.json; it must be a run directory of `scaling train` or a Hugging Face folder"
-        )
-    values = json_text.parse(path.read_bytes(), str(path))
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(values).__name__}")
-    return values
+from scaling.runs.checkpoint import Checkpoints
+from scaling.runs.config_json import read_config_json
+from scaling.runs.paths import CONFIG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +41,7 @@ def load_checkpoint(run_dir: epath.PathLike, mesh: jax.sharding.Mesh | None = No
         ValueError: not a run directory, or one without a whole checkpoint.
     """
     if "config" not in read_config_json(run_dir):
-        raise ValueError(f"{epath.Path(run_dir) / 'config.json'} was not written by `scaling train`: no key 'config'")
+        raise ValueError(f"{epath.Path(run_dir) / CONFIG} was not written by `scaling train`: no key 'config'")
     checkpoints = Checkpoints(run_dir)
     try:
         saved = checkpoints.newest_whole()

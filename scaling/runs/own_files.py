@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scaling.runs.paths import is_run
+
 _TABLES = (".csv", ".jsonl")  # files that a user may mean
 
 
@@ -16,8 +18,7 @@ def is_own(path: Any) -> bool:
     if path.name in ("points.csv", "figures") and (path.parent / "report.html").exists():
         return True
     if path.is_dir():
-        is_run = (path / "config.json").exists() or (path / "plan.json").exists()
-        return not is_run and (
+        return not is_run(path) and (
             (path / "report.html").exists() or all((path / n).exists() for n in ("points.csv", "figures"))
         )
     return path.exists() and path.suffix not in _TABLES

@@ -8,8 +8,7 @@ import jax
 from etils import epath
 
 from scaling.data.bad_records import BadRecords
-from scaling.laws.curves import read_lines
-from scaling.train.metrics import JsonLines
+from scaling.runs.json_lines import JsonLines, read_lines
 
 
 @contextlib.contextmanager

@@ -18,13 +18,13 @@ from scaling.objectives.next_token import next_token
 from scaling.parallel import distributed
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
-from scaling.train import guard, recompute
+from scaling.runs.checkpoint import META, Checkpoints, from_json, to_json
 from scaling.train import state as train_state
-from scaling.train.checkpoint import META, Checkpoints
+from scaling.train.reliability import guard, recompute
 from scaling.train.step import make_train_step
 from tests import tiny
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LR = 1e-2
 
 
@@ -95,13 +95,13 @@ def test_a_bad_loss_leaves_the_state_untouched(request, which):
     for number in range(3):
         state, _ = run(state, number)
     before = bits(state)
-    means = guard.to_json(state["guard"])
+    means = to_json(state["guard"])
     for in_a_row in (1, 2):
         state, metrics = run(state, 7, spoiled="loss")
         assert np.isnan(metrics["loss"]) and (metrics["bad_in_a_row"], metrics["skipped"]) == (in_a_row, in_a_row)
         assert bits(state) == before
     assert int(state["step"]) == 5
-    after = guard.to_json(state["guard"])
+    after = to_json(state["guard"])
     assert all(after[name] == means[name] for name in ("loss", "grad_norm", "good")) and after["good"] == 3
     state, metrics = run(state, 3)
     assert (metrics["bad_in_a_row"], metrics["skipped"]) == (0, 2) and bits(state) != before
@@ -133,7 +133,7 @@ def test_a_spike_is_ten_times_the_mean_of_a_hundred_good_steps(run, name, good, 
     _, metrics = run(run.state(), 0)
     state = run.state()
     means = dict(loss=1e9, grad_norm=1e9) | {name: metrics[name] * factor}
-    values = guard.from_json(means | {"good": good}, state["guard"])
+    values = from_json(means | {"good": good}, state["guard"])
     state["guard"] = values
     before, means = bits(state), bits({"guard": {k: values[k] for k in ("loss", "grad_norm")}}, "guard")
     state, metrics = run(state, 0)
@@ -148,7 +148,7 @@ def test_means_are_those_of_the_good_steps(run):
         state, metrics = run(state, number, spoiled="loss" if number == 2 else None)
         if number != 2:
             seen.append(metrics)
-    host = guard.to_json(state["guard"])
+    host = to_json(state["guard"])
     for name in ("loss", "grad_norm"):
         assert host[name] == pytest.approx(np.mean([metrics[name] for metrics in seen]), rel=1e-6)
     assert (host["good"], host["skipped"], host["in_a_row"]) == (4, 1, 0)
@@ -169,7 +169,7 @@ def test_what_is_remembered_comes_back_with_the_checkpoint_bit_for_bit(run, tmp_
     del meta["guard"]
     (saved.directory / "000000002" / META).write_text(json.dumps(meta))
     old = saved.read_state(2, target)
-    assert bits(old) == bits(state) and set(guard.to_json(old["guard"]).values()) == {0}
+    assert bits(old) == bits(state) and set(to_json(old["guard"]).values()) == {0}
     saved.close()
 
 
@@ -220,7 +220,7 @@ def test_never_is_the_step_itself(run):
 WATCHED = """
     import sys, time
     from etils import epath
-    from scaling.train.watchdog import Watchdog
+    from scaling.train.reliability.watchdog import Watchdog
     def where_it_hangs():
         time.sleep(60)
     with Watchdog(0.3, epath.Path(sys.argv[1]), 4) as watchdog:

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from scaling import cli, exit_codes
-from scaling.interop.run_directory import load_run
-from scaling.train import guard, run
+from scaling.commands import train as command
+from scaling.runs.model import load_run
+from scaling.train.reliability import guard
 from tests.programs import environment
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SMOKE = [
     f"--config={ROOT / 'experiments/cpu/smoke.py'}",
     "--config.sample.prompts=()",
@@ -44,7 +45,7 @@ class Faults:
     def __init__(self, monkeypatch):
         self.poisoned, self.seen, self.calls = set(), [], 0
         self.crash_at = self.spoil_at = self.poison_from = None
-        make = run.make_train_step
+        make = command.make_train_step
 
         def made(*given):
             step = make(*given)
@@ -66,7 +67,7 @@ class Faults:
 
             return faulty
 
-        monkeypatch.setattr(run, "make_train_step", made)
+        monkeypatch.setattr(command, "make_train_step", made)
 
     def train(self, run_dir, *overrides, crash_at=None):
         self.calls, self.crash_at = 0, crash_at
@@ -197,7 +198,7 @@ def test_weights_gone_bad_are_left_behind(faults, sound, tmp_path, monkeypatch, 
 
 @pytest.mark.slow
 def test_a_flipped_bit_ends_the_run_with_its_code(monkeypatch, tmp_path, capfd):
-    make = run.make_train_step
+    make = command.make_train_step
 
     def made(*given):
         step, calls = make(*given), []
@@ -211,7 +212,7 @@ def test_a_flipped_bit_ends_the_run_with_its_code(monkeypatch, tmp_path, capfd):
 
         return flipping
 
-    monkeypatch.setattr(run, "make_train_step", made)
+    monkeypatch.setattr(command, "make_train_step", made)
     given = ["--config.guard.recompute_every_steps=3", "--config.checkpoint.every_steps=2"]
     assert cli.main(["train", *SMOKE, f"--config.workdir={tmp_path}/run", *given]) == exit_codes.FAULTY
     error = capfd.readouterr().err.splitlines()[-1]
@@ -222,8 +223,8 @@ def test_a_flipped_bit_ends_the_run_with_its_code(monkeypatch, tmp_path, capfd):
 HANGS = """
     import sys, time
     from scaling import cli
-    from scaling.train import run
-    make = run.make_train_step
+    from scaling.commands import train as command
+    make = command.make_train_step
     def made(*given):
         step, calls = make(*given), []
         def hanging(*given):
@@ -232,7 +233,7 @@ HANGS = """
                 time.sleep(600)
             return step(*given)
         return hanging
-    run.make_train_step = made
+    command.make_train_step = made
     sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -1,18 +1,16 @@
 """Bad steps as the loop sees them: each becomes a line of ``bad_steps.jsonl``, too many in a row a roll-back.
 
-``scaling.train.guard`` judges steps on the device. Its verdicts are the same numbers in every process, so that all
-decide alike; only the first writes.
+``guard`` judges steps on the device. Its verdicts are the same numbers in every process, so that all decide alike; only
+the first writes.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-from etils import epath
-
-from scaling import config as cfg
-from scaling.train.metrics import JsonLines
-from scaling.train.rollbacks import Rollbacks
+from scaling.runs.json_lines import JsonLines
+from scaling.train.batch_hash import of_step
+from scaling.train.reliability.rollbacks import Rollbacks
+from scaling.train.run import Run
 
 FILE = "bad_steps.jsonl"
 
@@ -39,29 +37,19 @@ class RollBack(Exception):
 
 
 class BadSteps:
-    """Notes the bad steps of one lineage: the steps since the start or the last roll-back."""
+    """Notes the bad steps of one lineage: the steps since the start or the last roll-back. ``resume`` comes first."""
 
-    def __init__(
-        self,
-        config: cfg.Guard,
-        rollbacks: Rollbacks,
-        batch_hash: Callable[[int], str | None],
-        run_dir: epath.Path | None,
-        resume_step: int,
-    ):
-        """Opens the file; lines of this lineage after ``resume_step`` are dropped, since they will come again.
-
-        Args:
-            config: of the guard.
-            rollbacks: of the run; bad steps from before one keep their lines.
-            batch_hash: steps before a step -> hash of its batch, None if it cannot be read again.
-            run_dir: None in all processes but the first.
-            resume_step: steps done.
-        """
-        self._config, self._rollbacks, self._batch_hash = config, rollbacks, batch_hash
-        self._path = run_dir / FILE if run_dir else None
+    def __init__(self, run: Run, rollbacks: Rollbacks):
+        """Args: the run; its roll-backs: bad steps from before one keep their lines."""
+        self._run, self._config, self._rollbacks = run, run.config.guard, rollbacks
+        self._path = run.directory / FILE if run.is_first else None
         self._file: JsonLines | None = None
-        self._resume_step = resume_step
+        self._resume_step = 0
+
+    def resume(self, first_step: int) -> None:
+        """Goes on after so many steps: later lines of this lineage are dropped, since they will come again."""
+        self.close()
+        self._resume_step = first_step
         if self._path and self._path.exists():
             self._open()
 
@@ -79,7 +67,7 @@ class BadSteps:
         first, count = self._rollbacks.span(step - 1)
         if self._path:
             file = self._file or self._open()
-            place = {"first_sequence": first, "sequences": count, "batch_hash": self._batch_hash(step - 1)}
+            place = {"first_sequence": first, "sequences": count, "batch_hash": self._batch_hash(first, count)}
             file.write(line | place | {"in_a_row": in_a_row, "rollbacks": len(self._rollbacks)})
         finite = math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"])
         spike = f", above config.guard.spike_factor={self._config.spike_factor:g} times a mean," if finite else ""
@@ -100,6 +88,14 @@ class BadSteps:
     def close(self) -> None:
         if self._file:
             self._file.close()
+            self._file = None
+
+    def _batch_hash(self, first: int, count: int) -> str | None:
+        """Of the batch of these sequences; None if it cannot be read again."""
+        try:
+            return of_step(self._run.data.training, first, count, self._run.schedule.full)
+        except (ValueError, OSError):
+            return None
 
     def _open(self) -> JsonLines:
         assert self._path

@@ -1,4 +1,4 @@
-"""Writes where the time of this attempt goes; ``scaling.attempts`` says what is in the file and reads it."""
+"""Writes where the time of this attempt goes; ``scaling.runs.attempts`` says what is in the file and reads it."""
 
 import contextlib
 import json
@@ -14,7 +14,8 @@ from typing import Any
 
 from etils import epath
 
-from scaling import attempts, durable, exit_codes
+from scaling import durable, exit_codes
+from scaling.runs import attempts
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """Where the time of a run went, from ``RUN/attempts/NNN.json`` alone: goodput, lost steps, stalls. No JAX.
 
-An attempt is one ``scaling train`` in a run directory that found its first step; ``scaling.train.goodput`` writes its
-file. Goodput is the share of wall time since the first start that went into training steps which are part of the run:
-steps that a later attempt had to do again are lost, and the time between attempts counts.
+An attempt is one ``scaling train`` in a run directory that found its first step; ``train/reliability/goodput`` writes
+its file. Goodput is the share of wall time since the first start that went into training steps which are part of the
+run: steps that a later attempt had to do again are lost, and the time between attempts counts.
 """
 
 import dataclasses
