@@ -151,7 +151,7 @@ def test_a_batch_of_two_processes_is_that_of_one(files):
     both = batches(range(4))
     parts = zip(batches([0, 1]), batches([2, 3]), strict=True)
     for one, (low, high) in zip(both, parts, strict=True):
-        np.testing.assert_array_equal(one["inputs"], np.concatenate([low["inputs"], high["inputs"]], axis=1))
+        np.testing.assert_array_equal(one.tokens, np.concatenate([low.tokens, high.tokens], axis=1))
 
 
 def test_a_damaged_index_is_an_error_all_the_same(files):

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scaling.data.batch import restarted
 from scaling.model import decoder
-from scaling.model.context import AttentionContext, document_segments, restarted
+from scaling.model.context import AttentionContext
 from tests import tiny
 
 
@@ -54,11 +55,6 @@ def test_packed_documents_equal_their_parts(params):
     np.testing.assert_allclose(together[0], np.concatenate(parts), atol=2e-6)
     mixed = forward(network, params, packed)  # without the mask the second document sees the first
     assert np.abs(mixed[0, 6:] - parts[1]).max() > 1e-3
-
-
-def test_document_segments_open_at_end_of_text():
-    tokens = np.asarray([[5, 6, 0, 7, 0, 8]])
-    np.testing.assert_array_equal(document_segments(tokens, 0), [[0, 0, 1, 1, 2, 2]])
 
 
 def gradients(network, params):
