@@ -28,6 +28,7 @@ from scaling.parallel import distributed
 from scaling.parallel.host_memory import keep_freed_memory
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
+from scaling.paths import must_take_checkpoints
 from scaling.resolve import resolve
 from scaling.train import state as train_state
 from scaling.train import throughput
@@ -70,7 +71,8 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
     _configure(config)
     words = run_tokenizer.find(config.data.tokenizer, absolute(config.workdir or f"runs/{name}"))
     config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
-    absolute(config.workdir)  # refuses a name that could not be written to, before the text is tokenized
+    # A name that could not be written to is refused before the text is tokenized.
+    must_take_checkpoints("the run directory", str(absolute(config.workdir)))
     bad_records = BadRecords() if config.data.bad_records == "skip" else None
     data = loader.training_set(config.data, words, config.train.sequence_length, config.seed, bad_records)
     held_out = loader.validation_set(config.data, words, config.train.sequence_length, bad_records)
