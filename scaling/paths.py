@@ -48,5 +48,5 @@ def must_take_checkpoints(name: str, path: str) -> None:
     """
     if found := [character for character in "*?[\\" if character in path]:
         raise ValueError(
-            f"{name}={path}: no checkpoint can be saved to a folder with {' or '.join(found)} in its name; choose another"
+            f"{name}={path}: no checkpoint can be saved to a folder with {' or '.join(found)} in its name; use another"
         )
