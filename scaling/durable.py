@@ -23,14 +23,15 @@ def replace_text(path: epath.PathLike, text: str, synced: bool = False, writer: 
         writer: sets this process apart, where several may write the file at the same time.
 
     Raises:
-        OSError: it cannot be written; the old one is as it was.
+        OSError: it cannot be written; names the file. The old one is as it was.
     """
     path = epath.Path(path)
     partial = path.with_name(".".join(filter(None, (path.name, writer, "partial"))))
-    partial.write_text(text)
-    if synced:
-        sync([partial])
-    partial.replace(path)
+    with naming(path):
+        partial.write_text(text)
+        if synced:
+            sync([partial])
+        partial.replace(path)
     if synced:
         sync_folders([path.parent])
 
