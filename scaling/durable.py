@@ -5,12 +5,13 @@ nothing is synced there.
 """
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from etils import epath
+
+from scaling.paths import must_lead_somewhere
 
 
 def replace_text(path: epath.PathLike, text: str, synced: bool = False, writer: str = "") -> None:
@@ -47,8 +48,7 @@ def try_to_write(folder: epath.PathLike, writer: int) -> None:
         OSError: one of the three cannot be done.
     """
     folder = epath.Path(folder)
-    if "://" not in str(folder) and (link := Path(folder)).is_symlink() and not link.exists():
-        raise FileNotFoundError(errno.ENOENT, f"it is a link to {link.readlink()}, which does not exist", str(folder))
+    must_lead_somewhere(folder)
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".writable-{writer}"
     probe.write_text("")

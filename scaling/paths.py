@@ -1,6 +1,8 @@
 """Names of files and folders as users give them: ``~`` stands for the home folder, and what is written to is UTF-8."""
 
+import errno
 import os
+from pathlib import Path
 
 
 def expanded(path: str) -> str:
@@ -50,3 +52,13 @@ def must_take_checkpoints(name: str, path: str) -> None:
         raise ValueError(
             f"{name}={path}: no checkpoint can be saved to a folder with {' or '.join(found)} in its name; use another"
         )
+
+
+def must_lead_somewhere(path: str | os.PathLike[str]) -> None:
+    """Refuses a link to what does not exist, at whose place nothing can be made.
+
+    Raises:
+        FileNotFoundError: it is one; says where it leads.
+    """
+    if "://" not in str(path) and (link := Path(path)).is_symlink() and not link.exists():
+        raise FileNotFoundError(errno.ENOENT, f"it is a link to {link.readlink()}, which does not exist", str(path))

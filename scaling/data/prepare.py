@@ -290,8 +290,8 @@ def _permission(path: Path) -> Iterator[None]:
         yield
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise type(error)(
-            f"cannot write token shards at {path.parent} ({error.strerror}); "
-            "set config.data.cache_dir or $SCALING_CACHE to a writable directory"
+            f"cannot write token shards at {path.parent} ({error.strerror}); give a writable directory: --output of "
+            "`scaling tokenize`, else config.data.cache_dir or $SCALING_CACHE"
         ) from None
 
 
