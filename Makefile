@@ -10,12 +10,14 @@ PYTEST_ARGS ?=
 FAULTS_ARGS ?=
 # The TPU compiler, apart from $(VENV): installed there, it would make JAX look for TPUs wherever it runs.
 LIBTPU := .libtpu
+# MkDocs and what it needs besides $(VENV), apart from it: nothing else uses them.
+MKDOCS := .mkdocs
 
 # -qq: only errors; pip's notices about its own version or unused indexes help nobody here.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast faults plan-check lint format docs clean
+.PHONY: help setup demo test test-fast faults plan-check lint format docs site wheel clean
 
 help:
 	@echo "make setup      create $(VENV) with the locked dependencies and this package"
@@ -27,7 +29,9 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff mend what it can"
 	@echo "make docs       write docs/config.md from scaling/config.py"
-	@echo "make clean      remove $(VENV), $(LIBTPU), caches and build output (never runs/)"
+	@echo "make site       build the documentation site in site/, links checked"
+	@echo "make wheel      write dist/scaling-*.whl, which has the experiments in it"
+	@echo "make clean      remove $(VENV), $(LIBTPU), $(MKDOCS), caches and build output (never runs/)"
 
 setup: $(STAMP)
 	@:
@@ -78,6 +82,20 @@ docs: setup
 	$(BIN)/scaling config --describe > docs/config.md.new
 	mv docs/config.md.new docs/config.md
 
+$(MKDOCS)/.installed: requirements-docs.lock | setup
+	@echo "Setting up MkDocs in $(MKDOCS) ..."
+	@rm -rf $(MKDOCS)
+	@$(PIP) install --no-deps --target $(MKDOCS) -r requirements-docs.lock
+	@touch $@
+
+site: setup $(MKDOCS)/.installed
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(MKDOCS) $(BIN)/python -m mkdocs build --clean
+	@echo "site/index.html; with search: $(BIN)/python -m http.server --directory site --bind 127.0.0.1"
+
+wheel: setup
+	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/scaling-*.whl
+
 clean:
-	rm -rf $(VENV) $(LIBTPU) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LIBTPU) $(MKDOCS) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,9 +12,9 @@ from etils import epath
 from launch import jobs, state
 from launch.jobs import Launch, write_plans
 from scaling import exit_codes
+from scaling.runs.lock import held
 from scaling.sweep.plan import Run
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
-from scaling.train.lock import held
 
 GONE = "gone"  # nobody here stopped it, and the engine does not know it
 _ENDS = (FINISHED, FAILED, STOPPED, GONE)

@@ -10,7 +10,8 @@ from typing import Any
 from etils import epath
 
 from launch import state
-from scaling.own_files import without_own
+from scaling.runs.own_files import without_own
+from scaling.runs.paths import is_run
 
 ROOT = Path("runs")
 
@@ -72,9 +73,9 @@ def _read(folder: Path) -> Found | None:
     known = state.read(folder)
     if "jobs" in known:
         return Found(folder, known, {name: epath.Path(job["workdir"]) for name, job in known["jobs"].items()})
-    if _is_run(folder):
+    if is_run(folder):
         return Found(folder, known, {folder.name: epath.Path(folder)})
-    runs = {path.name: epath.Path(path) for path in sorted(folder.iterdir()) if path.is_dir() and _is_run(path)}
+    runs = {path.name: epath.Path(path) for path in sorted(folder.iterdir()) if path.is_dir() and is_run(path)}
     waiting = {name: epath.Path(folder / name) for name in known.get("runs", []) if name not in runs}
     return Found(folder, known, runs | waiting) if runs or waiting else None
 
@@ -82,7 +83,3 @@ def _read(folder: Path) -> Found | None:
 def _is_archive(path: Path) -> bool:
     """Whether a file is the code and the plans that were sent to machines (``launch.bundle``)."""
     return path.is_file() and fnmatch.fnmatch(path.name, "scaling-*.tar.gz")
-
-
-def _is_run(path: Path) -> bool:
-    return (path / "config.json").exists() or (path / "plan.json").exists()

@@ -12,6 +12,7 @@ from etils import epath
 
 from scaling import config as cfg
 from scaling.refusal import shown
+from scaling.runs.paths import PLAN
 from scaling.sweep.plan import Run
 from scaling.sweep.runner import write_plan
 
@@ -66,7 +67,7 @@ def read(spec: str | None, overrides: Sequence[str], local: bool, slices: int = 
     from scaling.sweep.plan import single
 
     if not spec:
-        raise ValueError("needs --config=FILE, a run or a sweep such as experiments/sweeps/cpu_ladder.py")
+        raise ValueError("needs --config=FILE, a run or a sweep such as sweeps/cpu_ladder")
     overrides = [*overrides, *([f"--config.mesh.slices={slices}"] if slices > 1 else [])]
     sweep = is_sweep(spec)
     name = check_name(re.sub(r"[^A-Za-z0-9_.+=-]", "-", run_name(spec)))
@@ -131,7 +132,7 @@ def refuse_changed(launch: Launch, names: Collection[str]) -> None:
         ValueError: the plan of one of ``names`` is another than the one that was handed over.
     """
     for run in launch.runs:
-        plan = launch.state_folder / run.name / "plan.json"
+        plan = launch.state_folder / run.name / PLAN
         if run.name in names and plan.exists() and plan.read_text() != cfg.to_json(run.config):
             raise ValueError(
                 f"{run.name} was handed over with other knobs ({plan}); give those again, or stop it first "

@@ -15,13 +15,13 @@ from launch import jobs, processes, state
 from launch.jobs import Launch
 from launch.settings import Settings
 from scaling import exit_codes
+from scaling.runs.lock import held, is_held
 from scaling.sweep.command import refuse_changed
 from scaling.sweep.display import Display, outcome, plan_to_text
 from scaling.sweep.machine import Machine, probe
 from scaling.sweep.progress import Clock, progress
 from scaling.sweep.runner import Runner
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED
-from scaling.train.lock import held, is_held
 
 _UTILISATION = 0.3  # of the peak, assumed until a run was measured
 

@@ -4,14 +4,15 @@ import time
 
 from etils import epath
 
-from scaling.laws.curves import last_record
+from scaling.runs.json_lines import last_record
+from scaling.runs.paths import CHECKPOINTS, EVALS, LOG, METRICS
 
-_WATCHED = ("metrics.jsonl", "evals.jsonl", "checkpoints", "attempts", "train.log")
+_WATCHED = (METRICS, EVALS, CHECKPOINTS, "attempts", LOG)
 
 
 def newest_checkpoint(run_dir: epath.Path) -> int:
     """The highest step that has a finished-looking checkpoint; -1 if there is none."""
-    folder = run_dir / "checkpoints"
+    folder = run_dir / CHECKPOINTS
     if not folder.exists():
         return -1
     steps = [path for path in folder.iterdir() if path.name.isdecimal()]  # with leading zeros
@@ -21,7 +22,7 @@ def newest_checkpoint(run_dir: epath.Path) -> int:
 def newest_step(run_dir: epath.Path) -> int:
     """The highest step that was logged or saved; -1 if there is none."""
     try:
-        last = last_record(run_dir / "metrics.jsonl", "loss")
+        last = last_record(run_dir / METRICS, "loss")
     except (ValueError, OSError):  # damaged, or being rewritten: the checkpoints tell enough
         last = None
     step = last.get("step") if last else None

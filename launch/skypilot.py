@@ -17,6 +17,7 @@ from launch.engine import EngineError
 from launch.jobs import Launch
 from launch.manifest import to_yaml
 from launch.slices import Slices
+from scaling.runs.paths import PLAN
 from scaling.sweep.plan import Run
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
 
@@ -167,7 +168,7 @@ class SkyPilot:
         return task(run, self.resource(run), self._machines, plan)
 
     def _plan(self, run: Run) -> epath.Path:
-        return self._folder / run.name / "plan.json"
+        return self._folder / run.name / PLAN
 
 
 def machines_of(cloud: Mapping[str, Any], max_restarts: int) -> Machines:

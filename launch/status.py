@@ -12,12 +12,14 @@ from etils import epath
 from launch import progress, state
 from launch.find import Found
 from launch.local import supervised
-from scaling import attempts, exit_codes
 from scaling import config as cfg
-from scaling.laws.curves import last_record, read_lines
+from scaling import exit_codes
+from scaling.runs import attempts
+from scaling.runs.json_lines import last_record, read_lines
+from scaling.runs.lock import is_locked
+from scaling.runs.paths import CONFIG, EVALS, METRICS, PLAN
 from scaling.sweep.progress import is_end
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
-from scaling.train.lock import is_locked
 from scaling.train.schedule import BatchSchedule
 
 _HEADS = ("run", "where", "state", "step", "loss", "tokens/s", "MFU", "checkpoint", "restarts", "goodput")
@@ -40,7 +42,7 @@ class Row:
         restarts: starts after the first.
         preemptions: of them, after a signal from outside or the loss of machines.
         goodput: share of wall time in steps that count.
-        seconds: since the first start, by what they went into (``scaling.attempts``).
+        seconds: since the first start, by what they went into (``scaling.runs.attempts``).
         lost_steps: that were done again.
         save_stall: seconds that a periodic save keeps the loop waiting, median.
         save_stall_share: of a step.
@@ -156,13 +158,13 @@ def _from_files(row: Row, run_dir: epath.Path, plan: epath.Path) -> None:
     tokens = None
     try:
         tokens = _length(row, run_dir, plan)
-        last = _last(run_dir / "metrics.jsonl")
+        last = _last(run_dir / METRICS)
         if last:
             row.state, row.step, row.loss = "begun", last.get("step"), last.get("loss")
             row.tokens_per_second, row.mfu = last.get("tokens_per_second"), last.get("mfu")
         if (step := progress.newest_checkpoint(run_dir)) >= 0:
             row.checkpoint = step
-        validation = _last(run_dir / "evals.jsonl")
+        validation = _last(run_dir / EVALS)
         if validation and tokens and is_end(validation, tokens):
             row.state = FINISHED
         tries = attempts.read(run_dir)
@@ -182,7 +184,7 @@ def _from_files(row: Row, run_dir: epath.Path, plan: epath.Path) -> None:
 
 def _length(row: Row, run_dir: epath.Path, plan: epath.Path) -> int | None:
     """Tokens of the run, whose steps go into the row."""
-    path = next((p for p in (plan / "plan.json", plan / "config.json", run_dir / "config.json") if p.exists()), None)
+    path = next((p for p in (plan / PLAN, plan / CONFIG, run_dir / CONFIG) if p.exists()), None)
     if path is None:
         return None
     values = json.loads(path.read_text())

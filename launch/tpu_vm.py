@@ -22,8 +22,9 @@ from launch.settings import Settings
 from launch.slices import Slices
 from launch.slot import ABSENT, Request, Slot
 from scaling import exit_codes
+from scaling.runs.lock import held
+from scaling.runs.paths import LOG
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
-from scaling.train.lock import held
 from scaling.train.signals import ORDERS, stops
 
 _SLEEP_SECONDS = 0.2  # at a time, so that a signal is noticed
@@ -137,7 +138,7 @@ class Launcher:
 
     def _log(self, name: str, data: bytes) -> None:
         """Keeps a run's output and shows it, with its name where there are several."""
-        path = Path(self._folder) / name / "train.log"
+        path = Path(self._folder) / name / LOG
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.write(data)

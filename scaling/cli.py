@@ -20,7 +20,8 @@ _TEXTS = ("prompt", "stop")  # options that are no paths, whatever they begin wi
 
 _EPILOG = f"""\
 `scaling VERB --help` explains a verb. Verbs that take --config=FILE also take --config.section.knob=VALUE for any
-knob; `scaling config --describe` lists them.
+knob; `scaling config --describe` lists them. FILE may also be the name of an experiment that ships, such as gpt3/125m;
+`scaling config --list` prints them.
 
 exit codes: {exit_codes.OK} done, {exit_codes.USAGE} mistake in options, files or values, {exit_codes.DIVERGED} loss \
 diverged, {exit_codes.IO} disk or input/output failed,
@@ -127,15 +128,18 @@ def _sentence(error: Exception) -> str:
 
 def _train(options: argparse.Namespace) -> int:
     started = time.time()
-    from scaling.config_file import load, run_name
+    from scaling.config_file import is_sweep, load, run_name
+    from scaling.evaluate.knobs import check_tasks
     from scaling.resolve import resolve
 
     if options.config is None:
-        found = ", ".join(_experiments())
-        raise ValueError(f"needs --config=FILE, an experiment such as {found or 'those in experiments/'}")
+        from scaling.shipped import experiments
+
+        found = ", ".join(name for name in experiments() if not is_sweep(name))
+        raise ValueError(f"needs --config=FILE, your own experiment or one that ships: {found}")
     config, name = load(options.config, options.overrides), run_name(options.config)
-    resolve(config, name=name)  # refuses what can be refused before JAX is imported
-    from scaling.train.run import train
+    check_tasks(resolve(config, name=name))  # refuses what can be refused before JAX is imported
+    from scaling.commands.train import train
 
     return train(config, name, started)
 
@@ -143,6 +147,7 @@ def _train(options: argparse.Namespace) -> int:
 def _config(options: argparse.Namespace) -> int:
     from scaling.config import to_json
     from scaling.config_file import load, run_name
+    from scaling.evaluate.knobs import check_tasks
     from scaling.resolve import resolve
 
     if options.describe:
@@ -150,8 +155,15 @@ def _config(options: argparse.Namespace) -> int:
 
         print(to_markdown(), end="")
         return exit_codes.OK
+    if options.list:
+        from scaling.shipped import to_text
+
+        print(to_text())
+        return exit_codes.OK
     name = run_name(options.config) if options.config else None
-    print(to_json(resolve(load(options.config, options.overrides), device_count=options.devices, name=name)))
+    config = resolve(load(options.config, options.overrides), device_count=options.devices, name=name)
+    check_tasks(config)
+    print(to_json(config))
     return exit_codes.OK
 
 
@@ -291,7 +303,9 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     config = _add(verbs, "config", _config, "print the resolved config as JSON", takes_config=True)
-    config.add_argument("--describe", action="store_true", help="print a Markdown table of all knobs instead")
+    instead = config.add_mutually_exclusive_group()
+    instead.add_argument("--describe", action="store_true", help="print a Markdown table of all knobs instead")
+    instead.add_argument("--list", action="store_true", help="print the experiments that ship, by name, instead")
     config.add_argument("--devices", type=int, metavar="N", help="resolve the mesh for N devices")
 
     sizes = _add(verbs, "sizes", _sizes, "print the published sizes: parameters and FLOPs by every convention")
@@ -361,18 +375,11 @@ def _add(
     """Adds a verb: what a function runs, or a module with ``add_options(parser)`` and ``run(options)``."""
     description = f"{help[0].upper()}{help[1:]}."
     if takes_config:
-        description += " Takes --config=FILE[:argument] and --config.section.knob=VALUE."
+        description += " Takes --config=FILE[:argument] and --config.section.knob=VALUE. FILE may be the name of an"
+        description += " experiment that ships, such as gpt3/125m; `scaling config --list` prints them."
     parser = verbs.add_parser(name, help=help, description=description, allow_abbrev=False)
     if isinstance(run, ModuleType):
         run.add_options(parser)
         run = run.run
     parser.set_defaults(run=run, takes_config=takes_config, stdout=stdout)
     return parser
-
-
-def _experiments() -> list[str]:
-    """Experiment files, seen from here, else those of the checkout that this package lies in."""
-    for root in (Path("experiments"), PACKAGE.parent / "experiments"):
-        if found := sorted(str(path) for path in root.glob("*/*.py") if path.parent.name != "sweeps"):
-            return found
-    return []

@@ -122,9 +122,13 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
+    name: str = knob("adamw", "", "adamw, or any optimizer of Optax by its name there: adafactor, lion, muon, ...")
+    arguments: tuple[tuple[str, Any], ...] = knob(
+        (), "(name, value)", "arguments of another optimizer than adamw, as Optax names them: (('b1', 0.95),)"
+    )
     peak_lr: float = knob(6e-4, "", "learning rate after warm-up")
-    beta1: float = knob(0.9, "", "decay of the first moment")
-    beta2: float = knob(0.95, "", "decay of the second moment")
+    beta1: float = knob(0.9, "", "decay of adamw's first moment")
+    beta2: float = knob(0.95, "", "decay of adamw's second moment")
     epsilon: float = knob(1e-8, "", "added to the root of the second moment")
     weight_decay: float = knob(0.1, "", "decoupled weight decay, multiplied by the learning rate")
     decay_biases_and_norms: bool = knob(False, "", "weight decay also on biases and LayerNorm gains")

@@ -19,6 +19,7 @@ from scaling import json_text
 from scaling.config import MOVED, Config, default_config, freeze, knobs, to_dict
 from scaling.paths import each_expanded, expanded
 from scaling.refusal import cut, kind, shown
+from scaling.shipped import located
 
 KNOBS = {name: value for name, value, _, _ in knobs()}
 _SECTIONS = {tuple(sorted(section)): name for name, section in default_config().items() if hasattr(section, "keys")}
@@ -64,8 +65,9 @@ def load(spec: str | None, overrides: Sequence[str] = ()) -> Config:
     """Runs ``get_config`` of an experiment file, or reads the config of a run, and applies the overrides.
 
     Args:
-        spec: ``FILE`` or ``FILE:argument`` (the argument is passed to ``get_config``), or the ``config.json`` of a
-            run, which also says where the run is; None = all defaults.
+        spec: ``FILE`` or ``FILE:argument`` (the argument is passed to ``get_config``), where FILE may be the name of an
+            experiment that ships (``scaling.shipped``), or the ``config.json`` of a run, which also says where the run
+            is; None = all defaults.
         overrides: ``--config.a.b=value``, as ``split_arguments`` returns them.
 
     Raises:
@@ -127,7 +129,7 @@ def call(spec: str, function: str, other: str) -> Any:
     """What ``function`` of an experiment file returns.
 
     Args:
-        spec: ``FILE`` or ``FILE:argument``, which is passed on.
+        spec: ``FILE`` or ``FILE:argument``, which is passed on; FILE may be the name of one that ships.
         function: ``get_config`` or ``get_sweep``.
         other: the function that such a file may have instead, for the message.
 
@@ -136,8 +138,7 @@ def call(spec: str, function: str, other: str) -> Any:
         ValueError: the file has no such function, or raises (with file and line).
     """
     path, colon, argument = spec.partition(":")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"config file {path} does not exist")
+    path = located(path)
     try:
         module = _import(path)
     except SyntaxError as error:
@@ -156,19 +157,20 @@ def call(spec: str, function: str, other: str) -> Any:
 def is_sweep(spec: str) -> bool:
     """Whether an experiment file describes a sweep and no single run; what is wrong with it, reading it will tell."""
     path = spec.partition(":")[0]
-    if path.endswith(".json") or not Path(path).is_file():
+    if path.endswith(".json"):
         return False
     try:
-        module = _import(path)
+        module = _import(located(path))
     except Exception:
         return False
     return hasattr(module, "get_sweep") and not hasattr(module, "get_config")
 
 
 def run_name(spec: str) -> str:
-    """Name of the runs of an experiment file: ``experiments/gpt3/125m.py`` -> ``125m``, ``f.py:x`` -> ``f-x``."""
+    """Name of an experiment's runs: ``experiments/gpt3/125m.py``, ``gpt3/125m`` -> ``125m``; ``f.py:x`` -> ``f-x``."""
     path, _, argument = spec.partition(":")
-    return Path(path).stem + (f"-{re.sub(r'[^A-Za-z0-9_.=-]+', '-', argument)}" if argument else "")
+    name = Path(path).name.removesuffix(".py").removesuffix(".json")
+    return name + (f"-{re.sub(r'[^A-Za-z0-9_.=-]+', '-', argument)}" if argument else "")
 
 
 def check_knob(name: str) -> None:

@@ -88,7 +88,6 @@ def resolve(
     _check_data(config)
     _check_model(config)
     _check_train(config)
-    _check_tasks(config)
     check_mesh(config, device_count)
     check_pipeline(config)
     return config
@@ -256,20 +255,3 @@ def _check_train(config: Config) -> None:
             optimizer.warmup_tokens,
             f"must be less than config.optimizer.decay_tokens={optimizer.decay_tokens}, where the decay ends",
         )
-
-
-def _check_tasks(config: Config) -> None:
-    if not config.eval.tasks:
-        return
-    # Here, since most runs have none, and the verbs that only need a config start faster without.
-    from scaling.evaluate.catalogue import find_tasks
-    from scaling.evaluate.prompts import parse_shots
-
-    for name, value, read in (
-        ("eval.tasks", config.eval.tasks, find_tasks),
-        ("eval.tasks_shots", config.eval.tasks_shots, parse_shots),
-    ):
-        try:
-            read(value)
-        except (ValueError, FileNotFoundError) as error:
-            raise ValueError(f"config.{name}={value!r}: {error}") from None

@@ -20,7 +20,7 @@ from scaling.config import knobs
 from scaling.config_file import load
 from scaling.data import shards, tokenizer
 from scaling.resolve import resolve
-from scaling.train.checkpoint import META, Checkpoints, DamagedCheckpoint, verify
+from scaling.runs.checkpoint import META, Checkpoints, DamagedCheckpoint, verify
 from tests.programs import environment
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 
 from scaling import config as cfg
+from scaling.data.batch import Batch, of_sequences
+from scaling.objectives.next_token import next_token
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
 from scaling.train import state as train_state
@@ -58,12 +60,14 @@ def config(changes: dict[str, Any] | None = None, **train: Any) -> cfg.Config:
     )
 
 
-def batch(step: int, microbatches: int = 1, sequences: int = 8, length: int = 16) -> dict[str, np.ndarray]:
+def batch(
+    step: int, microbatches: int = 1, sequences: int = 8, length: int = 16, separator: int | None = None
+) -> Batch:
     """Random tokens, the same for every split into microbatches."""
     total = microbatches * sequences
     tokens = np.random.default_rng(step).integers(1, VOCAB, (total, length + 1)).astype(np.int32)
     tokens = tokens.reshape(microbatches, sequences, length + 1)
-    return {"inputs": tokens[..., :-1].copy(), "targets": tokens[..., 1:].copy()}
+    return of_sequences(tokens, separator=separator)
 
 
 def train(
@@ -76,7 +80,7 @@ def train(
     losses = []
     with jax.set_mesh(device_mesh):
         state = train_state.create_state(config, device_mesh)
-        step_function = make_train_step(config, device_mesh, EOT)
+        step_function = make_train_step(config, device_mesh, next_token(config))
         for step in range(steps):
             data = jax.device_put(batch(step, count, size), batch_sharding(device_mesh))
             state, metrics = step_function(state, data, lr, schedule.span(step)[1] // size)

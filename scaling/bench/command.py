@@ -58,11 +58,11 @@ def add_options(add: Callable[[str, Callable[[argparse.Namespace], int], str], a
     tpu.add_argument("--peer", metavar="PYTHON", help="an interpreter that has maxtext[tpu]")
 
     startup = add("startup", _startup, "seconds from the command to the first step of a training")
-    startup.add_argument("--experiment", default="experiments/cpu/demo.py", metavar="FILE", help="an experiment file")
+    startup.add_argument("--experiment", default="cpu/demo", metavar="FILE", help="an experiment (default: cpu/demo)")
     startup.add_argument("--repetitions", type=int, default=2, metavar="N", help="warm starts (default: 2)")
 
     data = add("data", _data, "speed of the loader, without a model")
-    data.add_argument("--experiment", default="experiments/cpu/demo.py", metavar="FILE", help="an experiment file")
+    data.add_argument("--experiment", default="cpu/demo", metavar="FILE", help="an experiment (default: cpu/demo)")
     data.add_argument("--steps", type=int, default=200, metavar="N", help="batches that are read (default: 200)")
 
 

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 
 from scaling import config as cfg
+from scaling.data.batch import of_sequences
+from scaling.objectives.next_token import next_token
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
 from scaling.train.state import create_state
@@ -46,11 +48,11 @@ def dispatch(num_layers: int = 48, steps: int = 50) -> str:
         ),
     )
     mesh = make_mesh(cfg.Mesh())
-    tokens = np.zeros((1, jax.device_count(), 32), np.int32)
+    tokens = np.zeros((1, jax.device_count(), 33), np.int32)
     times = []
     with jax.set_mesh(mesh):
-        state, step = create_state(config, mesh), make_train_step(config, mesh, 0)
-        batch = jax.device_put({"inputs": tokens, "targets": tokens}, batch_sharding(mesh))
+        state, step = create_state(config, mesh), make_train_step(config, mesh, next_token(config))
+        batch = jax.device_put(of_sequences(tokens), batch_sharding(mesh))
         for i in range(steps + 2):
             jax.block_until_ready(state)
             start = time.perf_counter()

@@ -14,6 +14,8 @@ from scaling import flops
 from scaling.bench.compare import median, ratio, speed
 from scaling.bench.peer import Peer
 from scaling.bench.quiet import Timing
+from scaling.data.batch import of_sequences
+from scaling.objectives.next_token import next_token
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
 from scaling.plan.compiled import shard_bytes
@@ -225,12 +227,10 @@ class _Steps:
         self._mesh = make_mesh(self._config.mesh, devices)
         with jax.set_mesh(self._mesh):
             self._state: Any = create_state(self._config, self._mesh)
-            size = (2, 1, shape.sequences, shape.length)
+            size = (1, shape.sequences, shape.length + 1)
             tokens = np.random.default_rng(0).integers(0, shape.vocab_size, size).astype(np.int32)
-            self._batch = jax.device_put(
-                dict(zip(("inputs", "targets"), tokens, strict=True)), batch_sharding(self._mesh)
-            )
-            step: Any = make_train_step(self._config, self._mesh, eot=0)
+            self._batch = jax.device_put(of_sequences(tokens), batch_sharding(self._mesh))
+            step: Any = make_train_step(self._config, self._mesh, next_token(self._config))
             start = time.perf_counter()
             self._run = step.lower(self._state, self._batch, *self._scalars()).compile()
         self.compile_seconds = time.perf_counter() - start

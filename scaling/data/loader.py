@@ -11,12 +11,9 @@ import numpy as np
 from scaling.config import Data
 from scaling.data import prepare
 from scaling.data.bad_records import BadRecords, Replacing
+from scaling.data.batch import Batch, of_sequences
 from scaling.data.shards import TokenDataset
 from scaling.data.tokenizer import Tokenizer
-
-IGNORE = -1  # a target that the loss leaves out
-
-Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +25,14 @@ class TrainingSet:
         tokens: tokens in one pass over all sources.
         sequences: sequences in one pass over all sources.
         fingerprint: hash of everything that decides the stream: tokens, weights, sequence length and seed.
+        separator: of documents that are not to see each other, as of ``of_sequences``.
     """
 
     stream: grain.MapDataset
     tokens: int
     sequences: int
     fingerprint: str
+    separator: int | None = None
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Sequence i, int32 [T+1], for any i >= 0."""
@@ -136,6 +135,7 @@ class _Steps:
     num_microbatches: int
     start: int
     stop: int
+    separator: int | None
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -148,7 +148,8 @@ class _Steps:
         for number in range(count // self.microbatch):
             for slot, row in enumerate(self.rows):
                 tokens[number, slot] = self.dataset[first + number * self.microbatch + int(row)]
-        return {"inputs": tokens[..., :-1], "targets": tokens[..., 1:]}
+        counted = np.arange(self.num_microbatches) < count // self.microbatch
+        return of_sequences(tokens, np.broadcast_to(counted[:, None], tokens.shape[:2]), self.separator)
 
     def __repr__(self) -> str:
         return f"steps {self.start} to {self.stop}"
@@ -164,6 +165,7 @@ def batches(
     stop_step: int,
     workers: int,
     prefetch: int,
+    separator: int | None = None,
 ) -> grain.DatasetIterator:
     """Iterates over the batches of steps ``start_step`` to ``stop_step`` (not included), read ahead by threads.
 
@@ -180,19 +182,24 @@ def batches(
         stop_step: end of the steps.
         workers: threads; 0 reads when asked.
         prefetch: batches kept ready.
+        separator: as of ``of_sequences``.
 
     Returns:
-        An iterator of dict(inputs, targets), int32 [num_microbatches, len(rows), T]. ``close()`` or losing it
+        An iterator of ``Batch``, arrays [num_microbatches, len(rows), T]. ``close()`` or losing it
         stops its threads. An error in reading is raised at the batch that it hits.
     """
     stop_step = max(start_step, stop_step)
-    steps = _Steps(dataset, span, np.asarray(rows), microbatch, num_microbatches, start_step, stop_step)
+    steps = _Steps(dataset, span, np.asarray(rows), microbatch, num_microbatches, start_step, stop_step, separator)
     options = grain.ReadOptions(num_threads=min(workers, prefetch), prefetch_buffer_size=prefetch)
     return iter(grain.MapDataset.source(steps).to_iter_dataset(options))
 
 
 def evaluation_batches(
-    dataset: Sequence[np.ndarray], num_sequences: int, batch_sequences: int, rows: np.ndarray
+    dataset: Sequence[np.ndarray],
+    num_sequences: int,
+    batch_sequences: int,
+    rows: np.ndarray,
+    separator: int | None = None,
 ) -> Iterator[Batch]:
     """Iterates over the first ``num_sequences`` sequences in order.
 
@@ -201,17 +208,16 @@ def evaluation_batches(
         num_sequences: how many; cut to the length of the dataset.
         batch_sequences: sequences in a batch, over all processes.
         rows: rows of a batch that this process reads.
+        separator: as of ``of_sequences``.
 
     Yields:
-        dict(inputs, targets), int32 [len(rows), T]; rows past the end have inputs 0 and targets ``IGNORE``.
+        Batches of arrays [1, len(rows), T]; rows past the end are zeros that do not count.
     """
     num_sequences = min(num_sequences, len(dataset))
-    length = dataset[0].size - 1
+    length = dataset[0].size
     for first in range(0, num_sequences, batch_sequences):
-        inputs = np.zeros((len(rows), length), np.int32)
-        targets = np.full((len(rows), length), IGNORE, np.int32)
-        for slot, row in enumerate(rows):
-            if (i := first + int(row)) < num_sequences:
-                sequence = dataset[i]
-                inputs[slot], targets[slot] = sequence[:-1], sequence[1:]
-        yield {"inputs": inputs, "targets": targets}
+        sequences = np.zeros((1, len(rows), length), np.int32)
+        there = first + np.asarray(rows) < num_sequences
+        for slot in np.flatnonzero(there):
+            sequences[0, slot] = dataset[first + int(rows[slot])]
+        yield of_sequences(sequences, there[None], separator)

@@ -68,9 +68,9 @@ def run(options: argparse.Namespace) -> int:
     from scaling.evaluate.bias_figure import draw
     from scaling.evaluate.bias_probes import check_occupations, encode_prompts, occupations
     from scaling.evaluate.bias_report import Report, table, to_json
-    from scaling.interop.run_directory import read_config_json
     from scaling.interop.served import load_served
-    from scaling.own_files import without_own
+    from scaling.runs.config_json import read_config_json
+    from scaling.runs.own_files import without_own
 
     models = without_own(options.models)
     for model in models:

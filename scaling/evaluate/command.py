@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from scaling import durable
 from scaling.evaluate import records
-from scaling.own_files import without_own
+from scaling.runs.own_files import without_own
+from scaling.runs.paths import EVALS, SAMPLES
 
 if TYPE_CHECKING:
     from scaling.evaluate.evaluator import Result
@@ -49,8 +50,8 @@ def run(options: argparse.Namespace) -> int:
         OSError: a run that cannot be written to; before anything is computed where that can be known.
         ValueError: options or data that cannot be used.
     """
-    from scaling.interop.run_directory import read_config_json
     from scaling.interop.served import load_served
+    from scaling.runs.config_json import read_config_json
 
     if options.harness and options.no_prefix:
         raise ValueError("--no_prefix belongs to our own tasks; lm-evaluation-harness has its own rule")
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _places(run: Path, is_run: bool, save_samples: bool) -> list[Path]:
     """Where something will be written."""
-    return [run / "evals.jsonl"] * is_run + [run / "samples" / "of-a-task.jsonl"] * save_samples
+    return [run / EVALS] * is_run + [run / SAMPLES / "of-a-task.jsonl"] * save_samples
 
 
 def _write(run: Path, result: "Result", served: "Served", options: argparse.Namespace) -> OSError | None:
@@ -90,14 +91,14 @@ def _write(run: Path, result: "Result", served: "Served", options: argparse.Name
     failed = None
     try:
         if options.save_samples:
-            with durable.naming(run / "samples"):
+            with durable.naming(run / SAMPLES):
                 _save_samples(run, result, "harness-" if options.harness else "")
     except OSError as error:
         failed = error
     try:
         if served.step is not None and served.tokens is not None:
-            with durable.naming(run / "evals.jsonl"):
-                records.append(run / "evals.jsonl", served.step, served.tokens, [result])
+            with durable.naming(run / EVALS):
+                records.append(run / EVALS, served.step, served.tokens, [result])
     except OSError as error:
         failed = error
     return failed
@@ -130,7 +131,7 @@ def _harness(options: argparse.Namespace) -> Callable[["Served"], Iterator["Resu
 
 
 def _save_samples(run: Path, result: "Result", prefix: str) -> None:
-    folder = run / "samples"
+    folder = run / SAMPLES
     folder.mkdir(exist_ok=True)
     fields = ("id", "prompt", "answer", "expected", "scores", "log_likelihoods")
     lines = [json.dumps({name: getattr(sample, name) for name in fields}) for sample in result.samples]

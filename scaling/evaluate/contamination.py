@@ -23,6 +23,9 @@ from scaling.evaluate.task import Task
 MIN_WORDS = 8
 MAX_WORDS = 13
 PERCENTILE = 5
+METRICS = ("accuracy", "exact", "exact_number", "exact_match", "f1")  # of those, each item has a score of its own
+
+Samples = dict[tuple[int, str], dict[str, float]]  # (shots, metric) -> id of an item -> its score
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 _VARIATION = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # chooses between pictures of a character
@@ -85,6 +88,34 @@ def relative_difference(scores: Mapping[str, Score]) -> tuple[float, float]:
         return 0.0, 0.0
     share = dirty.count / everything.count / everything.mean
     return share * (clean.mean - dirty.mean), abs(share) * math.hypot(clean.error, dirty.error)
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """What contamination does to the scores of a task.
+
+    Attributes:
+        shots: demonstrations asked for.
+        metric: one of ``METRICS``.
+        scores: of all, dirty and clean items.
+        difference: of clean from all items, relative to all; NaN without clean items or with a score of 0.
+        error: its standard error.
+    """
+
+    shots: int
+    metric: str
+    scores: dict[str, Score]
+    difference: float
+    error: float
+
+
+def effects_of(report: Contamination, samples: Samples) -> list[Effect]:
+    """Scores of all, dirty and clean items, for each number of shots and metric."""
+    found = []
+    for (shots, metric), values in sorted(samples.items()):
+        scores = report.scores(values)
+        found.append(Effect(shots, metric, scores, *relative_difference(scores)))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

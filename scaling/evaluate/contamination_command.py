@@ -1,7 +1,6 @@
 """The options of ``scaling contamination``, and what they run: GPT-3's Appendix C for tasks, a corpus and runs."""
 
 import argparse
-import dataclasses
 import json
 import math
 import sys
@@ -12,13 +11,10 @@ from typing import TYPE_CHECKING, Any
 from scaling.evaluate.metrics import error_text, finite
 
 if TYPE_CHECKING:
-    from scaling.evaluate.contamination import Contamination, Corpus, Score
+    from scaling.evaluate.contamination import Contamination, Corpus, Effect, Samples
 
-METRICS = ("accuracy", "exact", "exact_number", "exact_match", "f1")  # of those, each item has a score of its own
 _GROUPS = ("all", "dirty", "clean")
 _FILES = ("contamination.jsonl", "contamination.png", "contamination.svg")  # in a RUN
-
-Samples = dict[tuple[int, str], dict[str, float]]  # (shots, metric) -> id of an item -> its score
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,25 +38,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="one JSON object a task (and RUN) on stdout, and no files")
 
 
-@dataclasses.dataclass(frozen=True)
-class Effect:
-    """What contamination does to the scores of a task.
-
-    Attributes:
-        shots: demonstrations asked for.
-        metric: one of ``METRICS``.
-        scores: of all, dirty and clean items.
-        difference: of clean from all items, relative to all; NaN without clean items or with a score of 0.
-        error: its standard error.
-    """
-
-    shots: int
-    metric: str
-    scores: dict[str, "Score"]
-    difference: float
-    error: float
-
-
 def run(options: argparse.Namespace) -> int:
     """Searches the corpus for the tasks' items; prints, and writes ``RUN/contamination.jsonl`` and a figure.
 
@@ -71,9 +48,9 @@ def run(options: argparse.Namespace) -> int:
     """
     from scaling import durable
     from scaling.evaluate.catalogue import find_tasks
-    from scaling.evaluate.contamination import item_texts, search
+    from scaling.evaluate.contamination import effects_of, item_texts, search
     from scaling.evaluate.progress import bar
-    from scaling.own_files import without_own
+    from scaling.runs.own_files import without_own
 
     options.models = without_own(options.models)
     name, corpus = _corpus(options)
@@ -111,17 +88,6 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def effects_of(report: "Contamination", samples: Samples) -> list[Effect]:
-    """Scores of all, dirty and clean items, for each number of shots and metric."""
-    from scaling.evaluate.contamination import relative_difference
-
-    found = []
-    for (shots, metric), values in sorted(samples.items()):
-        scores = report.scores(values)
-        found.append(Effect(shots, metric, scores, *relative_difference(scores)))
-    return found
-
-
 def table(found: Sequence["Contamination"]) -> str:
     """A line a task: words in a gram, items, dirty and clean ones."""
     rows: list[tuple[str, ...]] = [("task", "words", "items", "dirty", "clean", "% clean")]
@@ -131,7 +97,7 @@ def table(found: Sequence["Contamination"]) -> str:
     return _aligned(rows)
 
 
-def score_table(found: Sequence["Contamination"], effects: Sequence[Sequence[Effect]]) -> str:
+def score_table(found: Sequence["Contamination"], effects: Sequence[Sequence["Effect"]]) -> str:
     """A line a task, number of shots and metric: the scores with standard errors, and clean against all."""
     rows: list[tuple[str, ...]] = [("task", "shots", "metric", "all", "dirty", "clean", "clean against all")]
     for report, its_effects in zip(found, effects, strict=True):
@@ -149,7 +115,7 @@ def records(
     found: Sequence["Contamination"],
     corpus: str,
     model: str | None = None,
-    effects: Sequence[Sequence[Effect]] | None = None,
+    effects: Sequence[Sequence["Effect"]] | None = None,
 ) -> list[dict[str, Any]]:
     """An object a task, for JSON; NaN is null."""
     lines = []
@@ -172,7 +138,7 @@ def records(
     return lines
 
 
-def _effect_record(effect: Effect) -> dict[str, Any]:
+def _effect_record(effect: "Effect") -> dict[str, Any]:
     groups = {
         group: {"count": score.count, "mean": finite(score.mean), "error": finite(score.error)}
         for group, score in effect.scores.items()
@@ -204,7 +170,7 @@ def _corpus(options: argparse.Namespace) -> tuple[str, "Corpus"]:
 
     configs = {}
     if options.models:
-        from scaling.interop.run_directory import read_config_json
+        from scaling.runs.config_json import read_config_json
 
         configs = {model: read_config_json(model).get("config") for model in options.models}
     trained = [(model, config["data"]) for model, config in configs.items() if config]
@@ -227,12 +193,13 @@ def _corpus(options: argparse.Namespace) -> tuple[str, "Corpus"]:
         raise FileNotFoundError(f"{error}, on which {model} was trained; name its text by --corpus=GLOB") from None
 
 
-def _samples(run: Path, task: str, items: Mapping[str, str]) -> Samples:
+def _samples(run: Path, task: str, items: Mapping[str, str]) -> "Samples":
     """Scores of a task's items in a run, by shots and metric.
 
     Raises:
         ValueError: a malformed file, or samples of other items.
     """
+    from scaling.evaluate.contamination import METRICS
     from scaling.evaluate.saved_samples import read_samples
 
     found: Samples = {}
@@ -254,7 +221,9 @@ def _how_to_sample(model: str, tasks: Sequence[str], data: str | None) -> str:
     )
 
 
-def _write(run: Path, corpus: str, found: Sequence["Contamination"], effects: Sequence[Sequence[Effect]]) -> list[Path]:
+def _write(
+    run: Path, corpus: str, found: Sequence["Contamination"], effects: Sequence[Sequence["Effect"]]
+) -> list[Path]:
     """``contamination.jsonl``, and the figure where there is something to draw."""
     from etils import epath
 

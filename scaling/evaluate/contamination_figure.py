@@ -3,16 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 
-from scaling.evaluate.contamination_command import METRICS
+from scaling.evaluate.contamination import METRICS, Contamination, Effect
 from scaling.laws.report.style import BLUE, INK, ORANGE, PALE, VERMILION, Drawing, canvas, plain
-
-if TYPE_CHECKING:
-    from scaling.evaluate.contamination import Contamination
-    from scaling.evaluate.contamination_command import Effect
 
 _SHOTS = (("zero-shot", BLUE), ("one-shot", ORANGE), ("few-shot", VERMILION))
 _BESIDE, _APART = 0.6, 2.4  # percent of the axis: between numbers of shots, between names
@@ -27,7 +22,7 @@ class _Point:
     error: float
 
 
-def draw(found: Sequence["Contamination"], effects: Sequence[Sequence["Effect"]]) -> Drawing | None:
+def draw(found: Sequence[Contamination], effects: Sequence[Sequence[Effect]]) -> Drawing | None:
     """The figure; None where no task has a difference.
 
     Args:
@@ -72,7 +67,7 @@ def draw(found: Sequence["Contamination"], effects: Sequence[Sequence["Effect"]]
     return Drawing("contamination", caption, figure)
 
 
-def _importance(effect: "Effect") -> tuple[int, int]:
+def _importance(effect: Effect) -> tuple[int, int]:
     """Of the effects that would be drawn at one place, the last in this order is: more shots, an earlier metric."""
     return effect.shots, -METRICS.index(effect.metric)
 

@@ -1,12 +1,12 @@
 """Results of tasks as lines of ``evals.jsonl`` and as a table."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from scaling.evaluate.metrics import finite, mean_with_error
+from scaling.runs import json_lines
 
 if TYPE_CHECKING:
     from scaling.evaluate.evaluator import Result
@@ -90,26 +90,5 @@ def _mean(results: Sequence["Result"]) -> dict[str, tuple[float, float]]:
 
 
 def append(path: Path, step: int, tokens: int, results: Sequence["Result"]) -> None:
-    """Adds the results of a checkpoint to ``evals.jsonl``; of the same step, task and shots the last line counts.
-
-    It appends, since a training may be writing to the same file; but a torn last line, which a kill leaves, goes.
-    """
-    lines = [json.dumps({"step": step, "tokens": tokens} | record(result)) + "\n" for result in results]
-    with path.open("a+b") as file:
-        _end_line(file)
-        file.write("".join(lines).encode())
-
-
-def _end_line(file: IO[bytes]) -> None:
-    """Makes a file of JSON lines end with a whole one, so that what is written next does not run into the last."""
-    file.seek(0)
-    content = file.read()
-    last = content[content.rfind(b"\n") + 1 :]
-    if not last:
-        return
-    try:
-        json.loads(last)
-    except ValueError:
-        file.truncate(len(content) - len(last))
-    else:
-        file.write(b"\n")
+    """Adds the results of a checkpoint to ``evals.jsonl``; of the same step, task and shots the last line counts."""
+    json_lines.append(path, ({"step": step, "tokens": tokens} | record(result) for result in results))

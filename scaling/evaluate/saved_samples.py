@@ -7,7 +7,8 @@ from pathlib import Path
 
 from etils import epath
 
-from scaling.laws.curves import is_number, read_lines
+from scaling.runs.json_lines import is_number, read_lines
+from scaling.runs.paths import SAMPLES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ def read_samples(run: Path, task: str) -> dict[int, list[SavedSample]]:
         ValueError: a malformed file.
     """
     found = {}
-    for path in sorted((run / "samples").glob(f"{task}-*.jsonl")):
+    for path in sorted((run / SAMPLES).glob(f"{task}-*.jsonl")):
         shots = re.fullmatch(re.escape(task) + r"-(\d+)\.jsonl", path.name)
         if shots:  # else it is of a task whose name begins alike
             records = enumerate(read_lines(epath.Path(path)), start=1)

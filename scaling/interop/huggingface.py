@@ -22,10 +22,11 @@ import safetensors.numpy
 
 from scaling import config as cfg
 from scaling import durable
-from scaling.interop.run_directory import load_run, read_config_json
 from scaling.interop.tensor_folder import WEIGHTS, TensorFolder
 from scaling.model import decoder
 from scaling.model.fused import apart, fused
+from scaling.runs.config_json import read_config_json
+from scaling.runs.model import load_run
 
 CONFIG = "config.json"
 PREFIX = "transformer."  # of the names in a folder of an LMHead model; bare models lack it

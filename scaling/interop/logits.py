@@ -9,8 +9,9 @@ import numpy as np
 
 from scaling import config as cfg
 from scaling.interop import huggingface
-from scaling.interop.run_directory import load_run, read_config_json
 from scaling.model import decoder
+from scaling.runs.config_json import read_config_json
+from scaling.runs.model import load_run
 
 _FLOATS_AT_ONCE = 2**26  # the largest array of one batch of rows: 256 MiB of float32
 

@@ -8,13 +8,15 @@ from typing import Any
 import jax
 
 from scaling import config as cfg
-from scaling.data import run_tokenizer, tokenizer
+from scaling.data import tokenizer
 from scaling.data.tokenizer import Tokenizer
 from scaling.interop.logits import load_model
-from scaling.interop.run_directory import load_checkpoint, read_config_json
 from scaling.model import decoder
 from scaling.parallel import distributed
 from scaling.parallel.mesh import axis_size, make_mesh
+from scaling.runs import tokenizer as run_tokenizer
+from scaling.runs.config_json import read_config_json
+from scaling.runs.model import load_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 from etils import epath
 
 from scaling.laws import forms
-from scaling.laws.curves import Unreadable, parse_json
 from scaling.laws.points import Points, require_independence, require_variety
 from scaling.laws.solver import Minima, minimise
+from scaling.runs.json_lines import Unreadable, parse_json
 
 _POLISHED = 64  # best starts that are followed to the end
 _HELD_OUT_STARTS = 200
@@ -60,6 +60,22 @@ class Fit:
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
+
+    def loss(self, **sizes: Any) -> np.ndarray:
+        """The loss in nats a token, float64, that the law gives at sizes.
+
+        Args:
+            sizes: what the law needs of params, tokens, flops and unique; numbers or arrays that broadcast together.
+
+        Raises:
+            ValueError: other sizes than the law needs.
+        """
+        if set(sizes) != set(self.law.needs):
+            raise ValueError(
+                f"{self.law.formula} needs {', '.join(self.law.needs)}; got {', '.join(sizes) or 'nothing'}"
+            )
+        logs = {quantity: np.log(values) for quantity, values in sizes.items()}
+        return np.exp(predict_log_loss(self.law, np.array(list(self.theta.values())), logs))
 
 
 def load_fit(path: epath.PathLike) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from scaling.laws.curves import Unreadable, parse_json
+from scaling.runs.json_lines import Unreadable, parse_json
 
 _TOGETHER = 0.2  # tokens that follow a power of the parameters this closely tell nothing that these do not
 QUANTITIES = ("params", "tokens", "loss", "flops", "unique")

@@ -1,5 +1,6 @@
 """What a fit says of runs that were not made: optimal size, loss with interval, the price of a smaller model."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling.laws import forms
-from scaling.laws.fit import predict_log_loss
+from scaling.laws.fit import Fit, predict_log_loss
 from scaling.laws.frontier import QUANTITIES as FRONTIER_QUANTITIES
+from scaling.laws.frontier import Frontier
 
 _SMALLER = (2, 4, 8)  # overtrained models: this many times smaller than the optimal one
 _WIDEST = 100.0  # log of the largest N or D that is looked for
@@ -17,21 +19,21 @@ _BISECTIONS = 80  # halvings of that range: down to the rounding of float64
 
 
 def predict(
-    fit: Mapping[str, Any],
+    fit: Fit | Frontier | Mapping[str, Any],
     *,
     flops: float | None = None,
     params: float | None = None,
     tokens: float | None = None,
     unique: float | None = None,
 ) -> dict[str, Any]:
-    """Predicts from the dict of ``fit.load_fit``.
+    """Predicts from a fit.
 
     Of a law of N and D, two of the three sizes give the loss (C = 6 N D), one gives the compute-optimal run of that
     budget, size or length. Of a law of one variable, that variable gives the loss. Of an envelope or isoFLOP fit,
     ``flops`` gives the optimal run.
 
     Args:
-        fit: a fit.
+        fit: of ``fit_law``, ``isoflop`` or ``envelope``, or the dict of ``load_fit``.
         flops: training FLOPs.
         params: parameters, counted as in the fit.
         tokens: training tokens.
@@ -44,6 +46,8 @@ def predict(
     Raises:
         ValueError: sizes that the law cannot use, or no optimum.
     """
+    if not isinstance(fit, Mapping):
+        fit = dataclasses.asdict(fit)
     given = {k: v for k, v in {"flops": flops, "params": params, "tokens": tokens}.items() if v is not None}
     for name, value in given.items():
         if not value > 0:

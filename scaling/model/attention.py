@@ -240,6 +240,17 @@ class SelfAttention(nnx.Module):
         self.out = normal(rngs.params(), (h, k, d), scales.residual_std, ("heads", None, "embed"))
         self.out_bias = constant(0.0, (d,), (None,), "bias")
 
+    def fuse(self) -> None:
+        """Makes one parameter of the three projections, as ``model.fused`` does of arrays.
+
+        For decoding, where products are so small that one costs less than three.
+        """
+        self.qkv = _stacked(self.query, self.key, self.value)
+        self.qkv_bias = _stacked(self.query_bias, self.key_bias, self.value_bias)
+        for name in ("query", "key", "value"):
+            delattr(self, name)
+            delattr(self, f"{name}_bias")
+
     def __call__(
         self, x: jax.Array, context: AttentionContext, key: jax.Array | None = None
     ) -> tuple[jax.Array, Memory | None]:
@@ -263,33 +274,40 @@ class SelfAttention(nnx.Module):
     def _project(self, x: jax.Array, context: AttentionContext) -> list[jax.Array]:
         """Queries, keys and values, [B, H, T, K] each; the sequence whole, unless the ring attends."""
         time = "time" if context.zigzag else None
-        weights = (self.query, self.key, self.value)
-        biases = (self.query_bias, self.key_bias, self.value_bias)
-        parts = self._together(x, weights) if self._heads_are_sharded() else self._apart(x, weights)
+        if hasattr(self, "qkv"):
+            parts = self._together(x, self.qkv, time)
+            biases = [Parameter(bias, axes=("heads", None), kind="bias") for bias in self.qkv_bias[...]]
+        else:
+            weights, biases = (self.query, self.key, self.value), [self.query_bias, self.key_bias, self.value_bias]
+            if jax.sharding.get_abstract_mesh().shape.get(kernels.HEAD_AXIS, 1) > 1:
+                # The gradient of x is a sum over the devices of the heads: once, and not thrice.
+                parts = self._together(x, _stacked(*weights), time)
+            else:
+                parts = [project(x, w, self.compute.quantization) for w in weights]
         found = []
         for part, bias in zip(parts, biases, strict=True):
             part = add_bias(part.swapaxes(1, 2), bias, 1)
             found.append(checkpoint_name(constrain(part, "batch", "heads", time, None), SAVED))
         return found
 
-    def _apart(self, x: jax.Array, weights: tuple[Parameter, ...]) -> list[jax.Array]:
-        """A product for each, [B, T, H, K]: nothing to cut apart and put together."""
-        return [project(x, w, self.compute.quantization) for w in weights]
-
-    def _together(self, x: jax.Array, weights: tuple[Parameter, ...]) -> list[jax.Array]:
-        """One product for all: the gradient of x is then reduced over the devices of the heads once, and not thrice."""
-        stacked = Parameter(jnp.stack([w[...] for w in weights], axis=1), axes=("embed", None, "heads", None))
+    def _together(self, x: jax.Array, weights: Parameter, time: str | None) -> list[jax.Array]:
+        """One product for queries, keys and values, [B, T, H, K] each, with weights [D, 3, H, K]."""
+        product = constrain(project(x, weights, self.compute.quantization), "batch", time, None, "heads", None)
         # Not by indexing: its gradient is a sum of padded arrays, that of a split puts them together.
-        return [part.squeeze(2) for part in jnp.split(project(x, stacked, self.compute.quantization), 3, axis=2)]
-
-    def _heads_are_sharded(self) -> bool:
-        return jax.sharding.get_abstract_mesh().shape.get(kernels.HEAD_AXIS, 1) > 1
+        return [part.squeeze(2) for part in jnp.split(product, 3, axis=2)]
 
     def _merge(self, mixed: jax.Array, context: AttentionContext) -> jax.Array:
         """Heads [B, H, T, K] back into the residual stream [B, T, D]."""
         mixed = constrain(mixed, "batch", "heads", "time" if context.zigzag else None, None)
         out = project(mixed.swapaxes(1, 2), self.out, self.compute.quantization, 2)
         return constrain(add_bias(out, self.out_bias), "batch", "sequence", None)
+
+
+def _stacked(*parts: Parameter) -> Parameter:
+    """[..., H, K] each to [..., 3, H, K]."""
+    axes = parts[0].axes
+    whole = jnp.stack([part[...] for part in parts], axis=-3)
+    return Parameter(whole, axes=(*axes[:-2], None, *axes[-2:]), kind=parts[0].kind)
 
 
 def _extended(cached: Cached, new: Memory, mixed: jax.Array) -> Memory:

@@ -20,14 +20,15 @@ from jax.sharding import Mesh, NamedSharding
 from scaling import config as cfg
 from scaling.model import decoder
 from scaling.model.context import AttentionContext, Cached, Memory
+from scaling.model.fused import fused
 from scaling.model.parametrization import parametrization
-from scaling.parallel.sharding import constrain, stored_spec
+from scaling.parallel.sharding import constrain, is_axes, stored_spec
 
 Cache = tuple[Memory, ...]
 
 
 def split_layers(network: cfg.Network, params: decoder.Params, mesh: Mesh | None = None) -> decoder.Params:
-    """Parameters for decoding: each layer's by itself, matrices and token tables in the compute dtype.
+    """Parameters for decoding: each layer's by itself, queries, keys and values in one, matrices in the compute dtype.
 
     Args:
         network: resolved.
@@ -58,20 +59,21 @@ def _split(network: cfg.Network, params: decoder.Params) -> decoder.Params:
     kinds, dtype = decoder.metadata(config, "kind"), jnp.dtype(network.compute.dtype)
     # Biases, gains and positions (kinds of their own) are added in float32 whatever the compute dtype.
     narrow = jax.tree.map(lambda x, kind: x.astype(dtype) if kind in ("matrix", "embedding") else x, params, kinds)
+    narrow = fused(narrow)
     return narrow | {decoder.STACK: _unstacked(config, narrow[decoder.STACK], lambda i, x: x[i])}
 
 
 def _split_axes(config: cfg.Model) -> Any:
-    axes = decoder.axes_tree(config)
+    axes = fused(decoder.axes_tree(config))
     return axes | {decoder.STACK: _unstacked(config, axes[decoder.STACK], lambda _, names: names[1:])}
 
 
 def _unstacked(config: cfg.Model, tree: Any, layer: Any) -> Any:
-    return tuple(jax.tree.map(functools.partial(layer, i), tree, is_leaf=_is_axes) for i in range(config.num_layers))
+    return tuple(jax.tree.map(functools.partial(layer, i), tree, is_leaf=is_axes) for i in range(config.num_layers))
 
 
 def _shardings(axes: Any, mesh: Mesh) -> Any:
-    return jax.tree.map(lambda names: NamedSharding(mesh, stored_spec(names)), axes, is_leaf=_is_axes)
+    return jax.tree.map(lambda names: NamedSharding(mesh, stored_spec(names)), axes, is_leaf=is_axes)
 
 
 def prefill(
@@ -141,7 +143,3 @@ def next_logits(network: cfg.Network, params: decoder.Params, hidden: jax.Array,
     logits = jnp.einsum("vd,bd->vb", table, hidden, preferred_element_type=jnp.float32)
     logits = jnp.where(jnp.arange(len(table))[:, None] < vocab, logits, -jnp.inf).T
     return constrain(logits * parametrization(network.model).logit_multiplier, "batch", "vocab")
-
-
-def _is_axes(x: Any) -> bool:
-    return isinstance(x, tuple) and all(name is None or isinstance(name, str) for name in x)

@@ -6,7 +6,6 @@ Shape legend: B rows, T tokens of this call, S slots of a cache, H heads, K head
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 Memory = tuple[jax.Array, jax.Array]  # cached keys and values of one layer, [B, H, S, K] each
 
@@ -68,20 +67,3 @@ class AttentionContext:
         """The same in a layer whose cache holds these keys and values."""
         assert self.cached is not None
         return dataclasses.replace(self, cached=dataclasses.replace(self.cached, memory=memory))
-
-
-def packed(segments: jax.Array) -> AttentionContext:
-    """Several documents in a row, numbered by ``segments`` [B, T]; positions restart in each."""
-    return AttentionContext(positions=restarted(segments), segments=segments)
-
-
-def restarted(segments: jax.Array) -> jax.Array:
-    """Position of each token inside its segment, [B, T]."""
-    index = jnp.arange(segments.shape[1])
-    starts = jnp.concatenate([jnp.ones_like(segments[:, :1]), segments[:, 1:] != segments[:, :-1]], axis=1)
-    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
-
-
-def document_segments(tokens: jax.Array, eot: int) -> jax.Array:
-    """Document numbers [B, T] of packed tokens; an end-of-text token opens the document that follows it."""
-    return jnp.cumsum(tokens == eot, axis=1)

@@ -188,7 +188,7 @@ def merge(network: cfg.Network, params: Params) -> Decoder:
 
 
 def merge_layers(network: cfg.Network, params: Params) -> tuple[Decoder, list[Block]]:
-    """A decoder and its blocks, around a tree whose ``blocks`` are a sequence of layers instead of a stack.
+    """A decoder and its blocks, around a tree of ``cache.split_layers``.
 
     Of the decoder, only what lies outside the blocks can be called.
     """
@@ -198,7 +198,14 @@ def merge_layers(network: cfg.Network, params: Params) -> tuple[Decoder, list[Bl
 
 @functools.lru_cache(maxsize=16)
 def _block_template(network: cfg.Network) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: Block(network, nnx.Rngs(0))))
+    """Of a layer as ``cache.split_layers`` leaves it."""
+
+    def make() -> Block:
+        block = Block(network, nnx.Rngs(0))
+        block.attention.fuse()
+        return block
+
+    return nnx.split(nnx.eval_shape(make))
 
 
 def _filled(template: tuple[nnx.GraphDef, nnx.State], params: Params) -> Any:

@@ -15,8 +15,8 @@ def fused(tree: Any) -> Any:
     """A tree in which each attention's three matrices [..., D, H, K] are one, ``qkv`` [..., D, 3, H, K]; biases, too.
 
     Args:
-        tree: parameters, or anything that has trees of their structure in it, such as an optimizer's state: arrays, or
-            shapes with shardings.
+        tree: parameters, or anything that has trees of their structure in it, such as an optimizer's state: arrays,
+            shapes with shardings, or logical axes.
     """
     return jax.tree.map(lambda x: _fuse(x) if _is_apart(x) else x, tree, is_leaf=_is_apart)
 
@@ -41,6 +41,8 @@ def _fuse(attention: dict[str, Any]) -> dict[str, Any]:
 
 def _stacked(parts: list[Any]) -> Any:
     first = parts[0]
+    if isinstance(first, tuple):
+        return (*first[:-2], None, *first[-2:])
     if not isinstance(first, jax.ShapeDtypeStruct):
         return (jnp if isinstance(first, jax.Array) else np).stack(parts, axis=-3)
     shape, where = (*first.shape[:-2], 3, *first.shape[-2:]), first.sharding

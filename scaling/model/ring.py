@@ -11,7 +11,6 @@ chunks to its second queries. ``hops`` lists the visible blocks of each device b
 hops at which no device sees anything, behind the end of a band, are passed over.
 """
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -25,7 +24,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from scaling.model import kernels
-from scaling.model.context import AttentionContext
 from scaling.parallel.sharding import BATCH_AXES, CONTEXT_AXIS, context_devices
 
 _MASKED = -1e30  # not -inf: a row that sees nothing at a hop must give finite numbers
@@ -49,14 +47,6 @@ def zigzag(x: jax.Array, axis: int = 1) -> jax.Array:
     order = [chunk for device in range(count) for chunk in (device, 2 * count - 1 - device)]
     chunks = x.reshape(*x.shape[:axis], 2 * count, -1, *x.shape[axis + 1 :])
     return jnp.take(chunks, np.asarray(order), axis=axis).reshape(x.shape)
-
-
-def in_zigzag(inputs: jax.Array, targets: jax.Array, context: AttentionContext) -> tuple[Any, Any, AttentionContext]:
-    """Inputs and targets [B, T] with their context in the order of ``zigzag``."""
-    if context.positions is None:
-        context = dataclasses.replace(context, positions=jnp.arange(inputs.shape[1])[None])
-    inputs, targets, context = jax.tree.map(zigzag, (inputs, targets, context))
-    return inputs, targets, dataclasses.replace(context, zigzag=True)
 
 
 def attend(

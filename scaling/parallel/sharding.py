@@ -53,6 +53,11 @@ TABLE: dict[str, Rule] = {
 }
 
 
+def is_axes(x: Any) -> bool:
+    """Whether a node of a tree is the logical axes of one array."""
+    return type(x) is tuple and all(name is None or isinstance(name, str) for name in x)  # no state of Optax
+
+
 def stored_spec(axes: Axes) -> P:
     """PartitionSpec in which a parameter with these logical axes is kept."""
     return P(*(TABLE[a].stored if a else None for a in axes))

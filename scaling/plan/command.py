@@ -11,7 +11,8 @@ from scaling import exit_codes
 
 if TYPE_CHECKING:
     from scaling import config as cfg
-    from scaling.plan.plan import Plan, Request
+    from scaling.plan.plan import Plan
+    from scaling.plan.request import Request
 
 _ASKED = ("batch_size", "prompt_tokens", "tokens")  # options of --step=generate
 _NOT_OF_TABLES = ("topology", "slices", "device", "devices", "search", "price", "top", "json", *_ASKED)
@@ -112,7 +113,7 @@ def _where(options: argparse.Namespace, slices: int) -> _Where:
 
 def _check(options: argparse.Namespace) -> None:
     if options.config is None:
-        raise ValueError("needs --config=FILE, such as experiments/gpt3/1300m.py")
+        raise ValueError("needs --config=FILE, such as gpt3/1300m")
     if bool(options.topology) == bool(options.device):
         raise ValueError("needs --topology=NAME to compile, or --device=KIND with --devices=N to estimate")
     if options.price is not None and not 0 < options.price < math.inf:
@@ -145,7 +146,7 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _request(options: argparse.Namespace) -> "Request | None":
-    from scaling.plan.plan import Request
+    from scaling.plan.request import Request
 
     if options.step != "generate":
         return None

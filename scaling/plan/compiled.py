@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from scaling import config as cfg
+from scaling.data.batch import Batch, of_sequences
+from scaling.objectives.next_token import next_token
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding, replicated
 from scaling.train import state as train_state
@@ -80,11 +83,14 @@ def compile_step(config: cfg.Config, devices: list[Any], step: str = "train") ->
         if step == "train":
             shape = (schedule.max_microbatches, schedule.microbatch, length)
             scalars = [_scalar(mesh, kind) for kind in ("float32", "int32")]
-            jitted: Any = make_train_step(config, mesh, eot=0)
-            arguments: list[Any] = [state, _batch(mesh, shape), *scalars]
+            jitted: Any = make_train_step(config, mesh, next_token(config))
+            arguments: list[Any] = [state, _batch(config, mesh, shape), *scalars]
         else:
             shape = (1, config.eval.batch_sequences, length)
-            jitted, arguments = make_eval_step(config, mesh, eot=0), [state["params"], _batch(mesh, shape)]
+            jitted, arguments = (
+                make_eval_step(config, mesh, next_token(config)),
+                [state["params"], _batch(config, mesh, shape)],
+            )
         compiled, text, seconds = compile_lowered(jitted.lower(*arguments))
     found = compiled.memory_analysis()
     params = shard_bytes(state["params"])
@@ -157,9 +163,12 @@ def shard_bytes(tree: Any) -> int:
     return total
 
 
-def _batch(mesh: Mesh, shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-    tokens = jax.ShapeDtypeStruct(shape, "int32", sharding=batch_sharding(mesh))
-    return {"inputs": tokens, "targets": tokens}
+def _batch(config: cfg.Config, mesh: Mesh, shape: tuple[int, ...]) -> Batch:
+    """Shapes of what the loader gives."""
+    made = of_sequences(
+        np.zeros((*shape[:-1], shape[-1] + 1), np.int32), separator=0 if config.model.document_mask else None
+    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)), made)
 
 
 def _scalar(mesh: Mesh, kind: str) -> jax.ShapeDtypeStruct:

@@ -14,7 +14,7 @@ from scaling.model import cache
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import replicated
 from scaling.plan.compiled import compile_lowered, shard_bytes
-from scaling.plan.plan import Request
+from scaling.plan.request import Request
 
 
 @dataclasses.dataclass(frozen=True)

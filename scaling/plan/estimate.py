@@ -9,6 +9,8 @@ from scaling.train.schedule import BatchSchedule
 _NUMBER = {"float32": 4, "bfloat16": 2}  # bytes
 EFFICIENCY = 0.9  # of the peak, for products in bfloat16
 MEMORY_EFFICIENCY = 0.8  # of the bandwidth
+# Numbers kept for each parameter, where it is not adamw's two. Others count as two, which is the most that is usual.
+_MOMENTS = {"lion": 1, "muon": 1, "sgd": 0, "adafactor": 0}
 # Numbers that norms, residuals and activations move for each token of a layer, forward and backward, as multiples of
 # the widths of the residual stream and of the MLP: what the compiled steps of docs/planning.md move.
 RESIDUAL_TRAFFIC, MLP_TRAFFIC = 30, 4
@@ -39,7 +41,7 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     params = 4 * _shard_parameters(model, mesh)
     memory = {
         "params": params,
-        "optimizer": 2 * _NUMBER[config.optimizer.state_dtype] * _shard_parameters(model, _moments_mesh(mesh)),
+        "optimizer": _state_bytes(config.optimizer) * _shard_parameters(model, _moments_mesh(mesh)),
         "temporary": _temporary(config, chip, params),
     }
     state_shards = mesh.fsdp * mesh.context
@@ -109,6 +111,11 @@ def _parts(config: cfg.Config) -> int:
 def _ticks(config: cfg.Config) -> int:
     """That a microbatch takes through the pipeline, each gathering the layers of its stage."""
     return _parts(config) + config.mesh.stage - 1
+
+
+def _state_bytes(optimizer: cfg.Optimizer) -> int:
+    """Bytes of the optimizer's state for each parameter."""
+    return _MOMENTS.get(optimizer.name, 2) * _NUMBER[optimizer.state_dtype]
 
 
 def _shard_parameters(model: cfg.Model, mesh: cfg.Mesh) -> int:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from scaling import cache, chips, durable, flops
 from scaling import config as cfg
+from scaling.evaluate.knobs import check_tasks
 from scaling.plan import estimate, topology
+from scaling.plan.request import Request
 from scaling.resolve import resolve
 from scaling.train.schedule import BatchSchedule
 
@@ -29,26 +31,6 @@ VOCABULARIES = {"gpt2": 50257}  # known without the tokenizer's files
 READ = "weights and cache"  # what decoding must read for each token
 PACKAGE = Path(__file__).resolve().parents[1]
 _REMATERIALIZED = "Involuntary full rematerialization"
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What a model is asked to generate.
-
-    Attributes:
-        batch_size: texts at a time.
-        prompt_tokens: of the longest prompt.
-        tokens: new ones of each text.
-    """
-
-    batch_size: int = 8
-    prompt_tokens: int = 128
-    tokens: int = 100
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("prompt_tokens", 1), ("tokens", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name}={getattr(self, name)} must be at least {least}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +134,7 @@ def resolved(config: cfg.Config, device_count: int, name: str | None = None) -> 
 
         vocab = tokenizer.load(config.data.tokenizer).vocab_size
     found = resolve(config, vocab_size=vocab, device_count=device_count, name=name)
+    check_tasks(found)
     # Without the ramp the compiler knows the number of microbatches, and so what they take.
     return dataclasses.replace(found, train=dataclasses.replace(found.train, ramp_tokens=0))
 
@@ -360,7 +343,7 @@ def _cache_path(config: cfg.Config, name: str, slices: int, step: str, request: 
             versions.append(f"{package} {importlib.metadata.version(package)}")
     source = hashlib.sha256()
     for folder in ("generate", "model", "parallel", "plan", "train"):
-        for path in sorted((PACKAGE / folder).glob("*.py")):
+        for path in sorted((PACKAGE / folder).rglob("*.py")):
             source.update(path.read_bytes())
     for name_of_file in ("chips.py", "flops.py"):  # which a prediction is reckoned with
         source.update((PACKAGE / name_of_file).read_bytes())

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     from scaling.sweep.machine import probe
 
     if options.config is None:
-        raise ValueError("needs --config=FILE, a sweep such as experiments/sweeps/cpu_ladder.py")
+        raise ValueError("needs --config=FILE, a sweep such as sweeps/cpu_ladder")
     if options.parallel < 0 or not 0 < options.mfu <= 1 or (options.devices is not None and options.devices < 1):
         raise ValueError("--parallel must not be negative, --devices at least 1, --mfu in (0, 1]")
     if options.device and (options.parallel or not options.dry_run):
@@ -82,6 +82,7 @@ def runs_of(spec: str, overrides: Sequence[str], local: bool = True) -> list["Ru
     """
     from scaling.config_file import call, mistake, run_name
     from scaling.refusal import kind
+    from scaling.shipped import located
     from scaling.sweep.plan import Sweep, plan
 
     sweep = call(spec, "get_sweep", "get_config")
@@ -92,7 +93,7 @@ def runs_of(spec: str, overrides: Sequence[str], local: bool = True) -> list["Ru
     except (ValueError, OSError):
         raise
     except Exception as error:
-        path = spec.partition(":")[0]
+        path = located(spec.partition(":")[0])
         here = (path, str(Path(path).absolute()))
         if not any(frame.filename in here for frame in traceback.extract_tb(error.__traceback__)):
             raise  # a bug of ours
@@ -120,9 +121,9 @@ def _train(options: argparse.Namespace, runs: list["Run"], machine: "Machine", s
     from etils import epath
 
     from scaling.paths import must_lead_somewhere
+    from scaling.runs.lock import held
     from scaling.sweep.display import Display, outcome
     from scaling.sweep.runner import Runner
-    from scaling.train.lock import held
 
     folder = epath.Path(runs[0].config.workdir).parent
     must_lead_somewhere(folder)

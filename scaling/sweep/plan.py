@@ -16,6 +16,7 @@ from scaling import config as cfg
 from scaling import flops
 from scaling.config_file import KNOBS, apply_overrides, check_knob
 from scaling.data import tokenizer
+from scaling.evaluate.knobs import check_tasks
 from scaling.refusal import shown
 from scaling.resolve import MOST_STEPS, resolve
 from scaling.sizes import Parameters, Size, parameters
@@ -145,8 +146,15 @@ def single(config: cfg.Config, name: str) -> Run:
         ValueError: an impossible config.
     """
     vocab_size = config.model.vocab_size or tokenizer.load(config.data.tokenizer).vocab_size
-    config = resolve(config, vocab_size=vocab_size, name=name)
+    config = _resolved(config, vocab_size, name)
     return Run(name, config, dataclasses.replace(_scale(config), tokens=config.train.tokens))
+
+
+def _resolved(config: cfg.Config, vocab_size: int, name: str | None = None) -> cfg.Config:
+    """The config as a training will resolve it, with all that can be refused before one begins."""
+    config = resolve(config, vocab_size=vocab_size, name=name)
+    check_tasks(config)
+    return config
 
 
 def plan(sweep: Sweep, overrides: Sequence[str] = (), name: str = "sweep", local: bool = True) -> list[Run]:
@@ -237,7 +245,7 @@ def _combinations(sweep: Sweep, base: cfg.Config, vocab_size: int) -> Iterator[t
     variants = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
     for shape in sweep.shapes:
         try:
-            scale = _scale(resolve(_of_any_length(_shaped(base, shape)), vocab_size=vocab_size))
+            scale = _scale(_resolved(_of_any_length(_shaped(base, shape)), vocab_size))
         except ValueError as error:
             raise ValueError(f"{shape}: {error}") from error
         for length in _lengths(sweep, shape, scale):
@@ -272,7 +280,7 @@ def _run(
     try:
         # A grid may change what the FLOPs depend on, so it comes first.
         config = _with(_shaped(base, shape), {f"config.{knob}": value for knob, value in variant.items()})
-        scale = dataclasses.replace(_scale(resolve(_of_any_length(config), vocab_size=vocab_size)), tokens=length)
+        scale = dataclasses.replace(_scale(_resolved(_of_any_length(config), vocab_size)), tokens=length)
     except ValueError as error:
         raise ValueError(f"run {name}: {error}") from error
     batch = config.train.batch_tokens
@@ -295,7 +303,7 @@ def _run(
         values["config.optimizer.warmup_tokens"] = round(sweep.warmup_fraction * steps * batch)
     values["config.workdir"] = f"{folder.rstrip('/')}/{name}"
     try:
-        return Run(name, resolve(_with(config, values), vocab_size=vocab_size), scale)
+        return Run(name, _resolved(_with(config, values), vocab_size), scale)
     except ValueError as error:
         raise ValueError(f"run {name}: {error}") from error
 

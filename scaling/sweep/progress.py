@@ -11,8 +11,9 @@ import numpy as np
 from etils import epath
 
 from scaling import config as cfg
-from scaling.laws.curves import last_record
 from scaling.refusal import shown
+from scaling.runs.json_lines import last_record
+from scaling.runs.paths import CONFIG, EVALS, METRICS, PLAN
 from scaling.sweep.plan import Run
 
 _STARTUP_SECONDS = 15.0  # imports and compilation
@@ -49,10 +50,10 @@ def progress(run: Run) -> Progress:
     """Reads the ends of ``metrics.jsonl`` and ``evals.jsonl`` of a run that may not have begun."""
     folder = epath.Path(run.config.workdir)
     found = Progress()
-    if last := last_record(folder / "metrics.jsonl", "loss"):
+    if last := last_record(folder / METRICS, "loss"):
         rate = last.get("tokens_per_second", math.nan)  # a diverged run's last line has none
         found = Progress(last["tokens"], last["loss"], rate * run.scale.flops_per_token)
-    if validation := last_record(folder / "evals.jsonl", "loss"):  # results of tasks have none
+    if validation := last_record(folder / EVALS, "loss"):  # results of tasks have none
         found.loss = validation["loss"]
         found.finished = is_end(validation, run.config.train.tokens)
     return found
@@ -73,7 +74,7 @@ def changed_knobs(run: Run) -> list[str]:
         ValueError: the ``plan.json`` (or ``config.json``) there is damaged.
     """
     folder = epath.Path(run.config.workdir)
-    path = next((p for p in (folder / "plan.json", folder / "config.json") if p.exists()), None)
+    path = next((p for p in (folder / PLAN, folder / CONFIG) if p.exists()), None)
     if path is None:
         return []
     try:

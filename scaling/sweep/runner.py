@@ -12,11 +12,12 @@ from etils import epath
 
 from scaling import config as cfg
 from scaling import durable, exit_codes
+from scaling.runs.lock import is_locked
+from scaling.runs.paths import LOG, PLAN
 from scaling.sweep.machine import Machine
 from scaling.sweep.plan import Run
 from scaling.sweep.progress import Clock, Progress, progress
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
-from scaling.train.lock import is_locked
 from scaling.train.signals import stops
 
 _POLL_SECONDS = 0.5
@@ -42,7 +43,7 @@ class Job:
     @property
     def log(self) -> epath.Path:
         """What the run's process printed."""
-        return epath.Path(self.run.config.workdir) / "train.log"
+        return epath.Path(self.run.config.workdir) / LOG
 
     def why(self) -> str:
         """The reason of a failure: a signal, else the error in the log of this attempt, else its last line."""
@@ -195,6 +196,6 @@ class Runner:
 def write_plan(run: Run, folder: epath.Path) -> epath.Path:
     """Writes the resolved config of a run as ``plan.json`` in a folder, at once or not at all; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    plan = folder / "plan.json"
+    plan = folder / PLAN
     durable.replace_text(plan, cfg.to_json(run.config))
     return plan

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from scaling.train.placement import HostBatch
+from scaling.data.batch import Batch
 
 
 def of_step(dataset: Any, first: int, count: int, total: int) -> str:
@@ -43,25 +43,25 @@ class BatchHashes:
     def __init__(self, rows: np.ndarray, microbatch: int):
         """Args: rows of a microbatch that this process reads, and how many it has over all processes."""
         self._rows, self._microbatch = rows, microbatch
-        self._batches: deque[HostBatch] = deque()
+        self._batches: deque[Batch] = deque()
 
-    def watched(self, batches: Iterable[HostBatch]) -> Iterator[HostBatch]:
+    def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The same batches; each is kept until it is asked for."""
         for batch in batches:
             self._batches.append(batch)
             yield batch
 
-    def popped(self) -> HostBatch:
+    def popped(self) -> Batch:
         """The oldest batch that was not asked for yet: that of the step being dispatched."""
         return self._batches.popleft()
 
-    def combined(self, batch: HostBatch) -> str:
+    def combined(self, batch: Batch) -> str:
         """The hash of a step's whole batch, 16 hexadecimal digits; collective where there are several processes."""
-        count = batch["inputs"].shape[0]
+        count = batch.tokens.shape[0]
         digests = np.zeros((count * self._microbatch, 2), np.uint32)
         for number in range(count):
             for slot, row in enumerate(self._rows):
-                digest = _digest(batch["inputs"][number, slot], batch["targets"][number, slot])
+                digest = _digest(batch.tokens[number, slot], batch.targets[number, slot])
                 digests[number * self._microbatch + row] = digest
         if jax.process_count() > 1:  # several may hold the same rows
             digests = np.asarray(multihost_utils.process_allgather(digests)).max(axis=0)

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 import logging
 import sys
 import time
@@ -13,58 +12,66 @@ from typing import Any
 from etils import epath
 
 from scaling import config as cfg
-from scaling import durable
+from scaling.runs.json_lines import JsonLines
+from scaling.runs.paths import EVALS, METRICS
+from scaling.train.run import Run
 
 log = logging.getLogger(__name__)
 
-_REMOTE_FLUSH_SECONDS = 60.0  # object stores cannot append: the whole file is rewritten at most this often
 
+class Log:
+    """Where the numbers and messages of a run go: files, boards and the console of its first process.
 
-class JsonLines:
-    """An append-only .jsonl file that survives being killed and resumed."""
+    In the other processes, and before ``resume``, they go nowhere.
+    """
 
-    def __init__(self, path: epath.Path, is_stale: Callable[[dict[str, Any]], bool]):
-        """Opens the file and drops stale lines (and a torn last line), so no step appears twice."""
-        self._path = path
-        self._lines: list[str] = []
-        self._flushed = time.monotonic()
-        self._remote = "://" in str(path)
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if not _is_stale(line, is_stale)]
-            durable.replace_text(path, "".join(line + "\n" for line in kept))
-            self._lines = kept if self._remote else []
-        self._file: Any = None if self._remote else path.open("a")
+    def __init__(self, run: Run):
+        self._run = run
+        self._writer: MetricWriter | None = None
+        self._console: Console | None = None
 
-    def write(self, record: dict[str, Any]) -> None:
-        line = json.dumps(record)
-        if self._file:
-            self._file.write(line + "\n")
-            self._file.flush()
-        else:
-            self._lines.append(line)
-            if time.monotonic() - self._flushed > _REMOTE_FLUSH_SECONDS:
-                self.flush()
+    def resume(self, first_step: int) -> None:
+        """Goes on after so many steps: what the files have of later ones is dropped."""
+        self.close()
+        if self._run.is_first:
+            last = self._run.schedule.num_steps
+            self._writer = MetricWriter(self._run.directory, self._run.config, first_step, finished=first_step == last)
+            self._console = Console(last, first_step)
 
-    def flush(self) -> None:
-        if self._remote:
-            self._path.write_text("".join(line + "\n" for line in self._lines))
-            self._flushed = time.monotonic()
+    def step(self, record: dict[str, Any]) -> None:
+        """A line of ``metrics.jsonl``."""
+        if self._writer:
+            self._writer.train(record)
+
+    def show(self, record: dict[str, Any], seconds_left: float | None) -> None:
+        """The same line on the console; ``seconds_left`` None = not known yet."""
+        if self._console:
+            self._console.update(record, seconds_left)
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """A validation, as a line of ``evals.jsonl``."""
+        if self._writer:
+            self._writer.evaluation(record)
+
+    def task(self, record: dict[str, Any]) -> None:
+        """The result of a task, as a line of ``evals.jsonl``."""
+        if self._writer:
+            self._writer.task(record)
+
+    def note(self, text: str) -> None:
+        """A line on the console."""
+        if self._console:
+            self._console.note(text)
 
     def close(self) -> None:
-        self.flush()
-        if self._file:
-            self._file.close()
-
-
-def _is_stale(line: str, is_stale: Callable[[dict[str, Any]], bool]) -> bool:
-    try:
-        return is_stale(json.loads(line))
-    except (ValueError, KeyError, TypeError):
-        return True
+        for part in (self._writer, self._console):
+            if part:
+                part.close()
+        self._writer = self._console = None
 
 
 class MetricWriter:
-    """Writes training and evaluation records; in a run of several processes, only the first writes."""
+    """Writes the records of training and evaluation to the run's files, and to what shows them beside."""
 
     def __init__(self, run_dir: epath.Path, config: cfg.Config, resume_step: int, finished: bool):
         """Opens the files; records after ``resume_step`` are dropped.
@@ -72,9 +79,9 @@ class MetricWriter:
         A ``finished`` run is validated again, so its last validation is dropped; what tasks gave there stays, since
         `scaling evaluate` may have written it.
         """
-        self._train = JsonLines(run_dir / "metrics.jsonl", lambda record: record["step"] > resume_step)
+        self._train = JsonLines(run_dir / METRICS, lambda record: record["step"] > resume_step)
         self._evals = JsonLines(
-            run_dir / "evals.jsonl",
+            run_dir / EVALS,
             lambda record: record["step"] > resume_step - (finished and "task" not in record),
         )
         self._boards: list[_Board] = []

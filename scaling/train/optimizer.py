@@ -1,22 +1,35 @@
-"""AdamW with the papers' values, decay masks and per-parameter scales (muP, CompleteP)."""
+"""Optimizers by name: AdamW with the papers' values, or any of Optax; decay and per-parameter scales around it."""
 
+import difflib
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from scaling import config as cfg
 from scaling.model import decoder
 from scaling.model.parametrization import Parametrization, parametrization
 
+# Others' learning rates follow from no such analysis.
+_WITH_MUP = ("adamw", "lion")
+# Arguments that are ours to give: the learning rate is the step's, decay is added around all optimizers alike.
+_OURS = ("learning_rate", "weight_decay", "weight_decay_rate", "mask", "weight_decay_mask", "adam_weight_decay")
 
-def adamw(optimizer: cfg.Optimizer, model: cfg.Model) -> optax.GradientTransformation:
-    """Clip, Adam, decoupled weight decay, per-parameter multipliers; everything but the learning rate itself.
+
+def make_optimizer(optimizer: cfg.Optimizer, model: cfg.Model) -> optax.GradientTransformation:
+    """Clip, the optimizer, decoupled weight decay, per-parameter multipliers; everything but the learning rate itself.
 
     The learning rate is an argument of the step (a function of tokens, which the host knows), so the
-    caller multiplies the returned updates by it: params += lr * updates. Same update as
-    ``torch.optim.AdamW`` (arXiv 1711.05101, algorithm 2, with decay multiplied by the learning rate).
+    caller multiplies the returned updates by it: params += lr * updates. With ``adamw`` the update is that of
+    ``torch.optim.AdamW`` (arXiv 1711.05101, algorithm 2, with decay multiplied by the learning rate). Another name is a
+    function of Optax (or ``optax.contrib``), called with a learning rate of 1 and ``optimizer.arguments``.
+
+    Raises:
+        ValueError: no such optimizer or argument, or a parametrization or ``state_dtype`` that it does not have.
     """
     scales = parametrization(model)
     kinds = decoder.metadata(model, "kind")
@@ -38,15 +51,78 @@ def adamw(optimizer: cfg.Optimizer, model: cfg.Model) -> optax.GradientTransform
     decay = tree(lambda kind, inside: (scales.hidden_decay if kind == "matrix" else 1.0) if decays(kind) else 0.0)
     return optax.chain(
         optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
-        _scale_by_tree(tree(gradient_scale)),
-        _kept_as(
-            jnp.dtype(optimizer.state_dtype),
-            optax.scale_by_adam(b1=optimizer.beta1, b2=optimizer.beta2, eps=optimizer.epsilon),
-        ),
+        _scale_by_tree(tree(gradient_scale)) if optimizer.name == "adamw" else optax.identity(),
+        _core(optimizer, model),
         _add_decay(jax.tree.map(lambda d: d * optimizer.weight_decay, decay)),
         _scale_by_tree(tree(lr_scale)),
         optax.scale(-1.0),
     )
+
+
+def _core(optimizer: cfg.Optimizer, model: cfg.Model) -> optax.GradientTransformation:
+    """What turns gradients into a direction of ascent."""
+    if optimizer.name == "adamw":
+        if optimizer.arguments:
+            raise ValueError("config.optimizer.arguments are of other optimizers; adamw has beta1, beta2 and epsilon")
+        adam = optax.scale_by_adam(b1=optimizer.beta1, b2=optimizer.beta2, eps=optimizer.epsilon)
+        return _kept_as(jnp.dtype(optimizer.state_dtype), adam)
+    name = f"config.optimizer.name={optimizer.name!r}"
+    make = find(optimizer.name)
+    if model.parametrization != "standard" and optimizer.name not in _WITH_MUP:
+        raise ValueError(
+            f"{name} has no rule for config.model.parametrization={model.parametrization!r}; use 'standard', or one of "
+            f"{', '.join(_WITH_MUP)}"
+        )
+    if optimizer.state_dtype != "float32":
+        raise ValueError(f"config.optimizer.state_dtype={optimizer.state_dtype!r} is for adamw; {name} needs 'float32'")
+    known = inspect.signature(make).parameters
+    arguments = dict(optimizer.arguments)
+    for key in arguments:
+        if key in _OURS or key not in known:
+            near = difflib.get_close_matches(key, [k for k in known if k not in _OURS], n=1, cutoff=0)
+            raise ValueError(f"config.optimizer.arguments: {key!r} is no argument of {name}; did you mean {near[0]!r}?")
+    if "muon_weight_dimension_numbers" in known:
+        arguments["muon_weight_dimension_numbers"] = _matrix_axes(model)
+    for key in ("weight_decay", "adam_weight_decay"):
+        if key in known:
+            arguments[key] = 0.0
+    try:
+        return optax.chain(make(learning_rate=1.0, **arguments), optax.scale(-1.0))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config.optimizer.arguments={optimizer.arguments}: {error}") from error
+
+
+def find(name: str) -> Callable[..., optax.GradientTransformation]:
+    """The function of Optax that makes an optimizer.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    for module in (optax, optax.contrib):
+        make = getattr(module, name, None)
+        if inspect.isfunction(make) and "learning_rate" in inspect.signature(make).parameters:
+            return make
+    every = [n for m in (optax, optax.contrib) for n in dir(m) if not n.startswith(("_", "scale"))]
+    near = difflib.get_close_matches(name, ["adamw", *every], n=1, cutoff=0)
+    raise ValueError(f"config.optimizer.name={name!r} is no optimizer of Optax; did you mean {near[0]!r}?")
+
+
+def _matrix_axes(model: cfg.Model) -> Any:
+    """For Muon, which axes of each matrix are input and which output; None for all that is no matrix in a block.
+
+    The residual stream is on one side; on which, its place among the axes says. The axis of layers is neither.
+    """
+
+    def of(axes: tuple[str | None, ...], kind: str) -> Any:
+        if kind != "matrix":
+            return None
+        stream = axes.index("embed")
+        others = tuple(i for i, name in enumerate(axes) if i != stream and name != "layers")
+        sides = ((stream,), others) if stream < min(others) else (others, (stream,))
+        return optax.contrib.MuonDimensionNumbers(*sides)
+
+    axes, kinds = decoder.axes_tree(model), decoder.metadata(model, "kind")
+    return jax.tree.map(of, axes, kinds, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def _kept_as(dtype: jnp.dtype, adam: optax.GradientTransformation) -> optax.GradientTransformation:

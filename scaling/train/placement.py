@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
-HostBatch = dict[str, np.ndarray]  # int32 [microbatches, local rows, tokens]
+from scaling.data.batch import Batch
 
 
 def local_rows(sharding: jax.sharding.NamedSharding, rows: int) -> np.ndarray:
@@ -16,7 +16,7 @@ def local_rows(sharding: jax.sharding.NamedSharding, rows: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(rows)[index[1]] for index in indices if index]))
 
 
-def place(batch: HostBatch, rows: np.ndarray, total: int, sharding: jax.sharding.NamedSharding) -> dict[str, jax.Array]:
+def place(batch: Batch, rows: np.ndarray, total: int, sharding: jax.sharding.NamedSharding) -> Batch:
     """Makes global arrays [microbatches, total, tokens] of which this process holds ``rows``."""
 
     def array(local: np.ndarray) -> jax.Array:
@@ -27,14 +27,14 @@ def place(batch: HostBatch, rows: np.ndarray, total: int, sharding: jax.sharding
 
         return jax.make_array_from_callback((local.shape[0], total, local.shape[2]), sharding, shard)
 
-    return {name: array(values) for name, values in batch.items()}
+    return jax.tree.map(array, batch)
 
 
 def prefetched(
-    batches: Iterable[HostBatch], rows: np.ndarray, total: int, sharding: jax.sharding.NamedSharding, ahead: int = 2
-) -> Iterator[dict[str, jax.Array]]:
+    batches: Iterable[Batch], rows: np.ndarray, total: int, sharding: jax.sharding.NamedSharding, ahead: int = 2
+) -> Iterator[Batch]:
     """Places each batch ``ahead`` batches before it is asked for: transfers overlap with computation."""
-    waiting: deque[dict[str, jax.Array]] = deque()
+    waiting: deque[Batch] = deque()
     for batch in batches:
         waiting.append(place(batch, rows, total, sharding))
         if len(waiting) > ahead:

@@ -9,9 +9,9 @@ from jax.sharding import PartitionSpec as P
 
 from scaling import config as cfg
 from scaling.model import decoder
-from scaling.parallel.sharding import scattered_spec, stored_spec
-from scaling.train import guard
-from scaling.train.optimizer import adamw
+from scaling.parallel.sharding import Axes, is_axes, scattered_spec, stored_spec
+from scaling.train.optimizer import make_optimizer
+from scaling.train.reliability import guard
 
 
 class TrainState(TypedDict):
@@ -21,21 +21,55 @@ class TrainState(TypedDict):
     guard: guard.GuardState
 
 
+_SMALL = 1024  # numbers that every device may hold
+
+
 def shardings(config: cfg.Config, mesh: Mesh) -> dict[str, Any]:
     """NamedSharding of every leaf of the state: moments lie like gradients, scalars are replicated."""
-    params = decoder.shardings(config.model, mesh)
-    gradients = gradient_shardings(config, mesh)
     scalar = NamedSharding(mesh, P())
-    state = jax.eval_shape(adamw(config.optimizer, config.model).init, decoder.abstract(config.model))
-    structure: Any = jax.tree.structure(params)
-
-    def like_params(part: Any) -> bool:
-        return bool(structure == jax.tree.structure(part))
-
-    # (optax.tree.map_params does this too, but makes arrays, which a mesh without hardware cannot hold.)
-    moments = jax.tree.map(lambda part: gradients if like_params(part) else scalar, state, is_leaf=like_params)
+    params = decoder.shardings(config.model, mesh)
+    state = jax.eval_shape(make_optimizer(config.optimizer, config.model).init, decoder.abstract(config.model))
+    spec = scattered_spec if config.mesh.shard_optimizer else stored_spec
+    moments = jax.tree.map(lambda axes: NamedSharding(mesh, spec(axes)), state_axes(config, state), is_leaf=is_axes)
     judged = jax.tree.map(lambda _: scalar, jax.eval_shape(guard.create))
     return {"params": params, "optimizer": moments, "step": scalar, "guard": judged}
+
+
+def state_axes(config: cfg.Config, state: Any) -> Any:
+    """Logical axes of every leaf of an optimizer's state: those of the parameter that it belongs to.
+
+    A leaf belongs to the parameter whose path ends its own. It has the parameter's shape, or lacks one dimension of it
+    (Adafactor's factors). Counts and coefficients, which belong to none, are small and lie whole on every device.
+
+    Raises:
+        ValueError: a larger leaf that belongs to none.
+    """
+    shapes = _by_path(decoder.abstract(config.model))
+    axes = _by_path(decoder.axes_tree(config.model), is_leaf=is_axes)
+
+    def of_leaf(path: Any, leaf: Any) -> Axes:
+        names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+        for start in range(len(names)):
+            if (owner := names[start:]) in shapes:
+                shape = shapes[owner].shape
+                if leaf.shape == shape:
+                    return axes[owner]
+                for missing in range(len(shape)):
+                    if leaf.shape == shape[:missing] + shape[missing + 1 :]:
+                        return axes[owner][:missing] + axes[owner][missing + 1 :]
+        if leaf.size <= _SMALL:
+            return (None,) * leaf.ndim
+        raise ValueError(
+            f"config.optimizer.name={config.optimizer.name!r} keeps {jax.tree_util.keystr(path)} of shape "
+            f"{leaf.shape}, which is the shape of no parameter; it cannot be sharded"
+        )
+
+    return jax.tree.map_with_path(of_leaf, state)
+
+
+def _by_path(tree: Any, is_leaf: Any = None) -> dict[tuple[str, ...], Any]:
+    leaves = jax.tree.leaves_with_path(tree, is_leaf=is_leaf)
+    return {tuple(key.key for key in path): leaf for path, leaf in leaves}
 
 
 def gradient_shardings(config: cfg.Config, mesh: Mesh) -> decoder.Params:
@@ -62,7 +96,7 @@ def _create(config: cfg.Config, key: jax.Array) -> TrainState:
     params = decoder.initialize(config.model, key)
     return TrainState(
         params=params,
-        optimizer=adamw(config.optimizer, config.model).init(params),
+        optimizer=make_optimizer(config.optimizer, config.model).init(params),
         step=jnp.zeros((), jnp.int32),
         guard=guard.create(),
     )

@@ -19,6 +19,11 @@ class Peak(NamedTuple):
     source: str
 
 
+def mfu(peak: Peak) -> dict[str, str | float]:
+    """How MFU is computed, for whoever reads the numbers later."""
+    return {"formula": FORMULA, "peak_flops": peak.flops, "peak_source": peak.source}
+
+
 def peak(devices: list[jax.Device]) -> Peak:
     """Peak FLOP/s of the devices: data sheet where the kind is known, else measured by a matrix product.
 

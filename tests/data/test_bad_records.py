@@ -9,7 +9,7 @@ from etils import epath
 
 from scaling.config import Data
 from scaling.data import bad_records, loader, prepare, shards, tokenizer
-from scaling.train.skipped import remembered
+from scaling.runs.bad_records import remembered
 from tests.token_records import flip, make, rewrite
 
 BYTES = tokenizer.ByteTokenizer()

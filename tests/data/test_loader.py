@@ -10,6 +10,7 @@ import pytest
 
 from scaling.config import Data
 from scaling.data import loader, prepare, shards, tokenizer
+from scaling.data.batch import of_sequences
 
 BYTES = tokenizer.ByteTokenizer()
 T = 32
@@ -87,10 +88,11 @@ def test_train_and_validation_share_no_document(data):
 def test_batches_lay_out_the_sequences_of_a_step(training):
     for step, batch in enumerate(batches(training)):
         first, count = span(step)
-        assert batch["inputs"].shape == batch["targets"].shape == (3, 4, T)
-        assert batch["inputs"].dtype == batch["targets"].dtype == np.int32
+        assert batch.tokens.shape == batch.targets.shape == batch.weights.shape == (3, 4, T)
+        assert batch.tokens.dtype == batch.targets.dtype == np.int32 and batch.positions is None
         for j in range(12):
-            got = batch["inputs"][j // 4, j % 4], batch["targets"][j // 4, j % 4]
+            got = batch.tokens[j // 4, j % 4], batch.targets[j // 4, j % 4]
+            assert (batch.weights[j // 4, j % 4] == (j < count)).all()
             expected = training[first + j] if j < count else np.zeros(T + 1, np.int32)
             np.testing.assert_array_equal(got[0], expected[:-1])
             np.testing.assert_array_equal(got[1], expected[1:])
@@ -98,7 +100,14 @@ def test_batches_lay_out_the_sequences_of_a_step(training):
 
 
 def equal(a, b):
-    return all(np.array_equal(a[key], b[key]) for key in ("inputs", "targets"))
+    return all(map(np.array_equal, a[:3], b[:3]))
+
+
+def test_documents_are_numbered_and_positions_restart():
+    batch = of_sequences(np.asarray([[5, 6, 0, 7, 0, 8, 9]], np.int32), separator=0)
+    np.testing.assert_array_equal(batch.segments, [[0, 0, 1, 1, 2, 2]])
+    np.testing.assert_array_equal(batch.positions, [[0, 1, 0, 1, 0, 1]])
+    assert batch.positions.dtype == batch.segments.dtype == np.int32
 
 
 @pytest.mark.parametrize("start", [0, 1, 3, 7])
@@ -112,7 +121,7 @@ def test_starting_at_a_step_equals_going_on(training, start):
 def test_two_processes_read_the_halves_of_one(training):
     whole, first, second = (batches(training, rows) for rows in (range(4), (0, 1), (2, 3)))
     for a, b, c in zip(whole, first, second, strict=True):
-        joined = {key: np.concatenate([b[key], c[key]], axis=1) for key in b}
+        joined = [np.concatenate(parts, axis=1) for parts in zip(b[:3], c[:3], strict=True)]
         assert equal(a, joined)
 
 
@@ -218,19 +227,19 @@ def test_bad_mixtures(train, mixture, message):
     assert message in str(caught.value)
 
 
-def test_evaluation_pads_the_last_batch_with_ignored_targets(data):
+def test_evaluation_fills_the_last_batch_with_rows_that_do_not_count(data):
     held = loader.validation_set(data, BYTES, T)
     got = list(loader.evaluation_batches(held, 10, 4, np.array([0, 1, 2, 3])))
-    assert [batch["targets"].shape for batch in got] == [(4, T)] * 3
-    inputs, targets = (np.concatenate([batch[key] for batch in got]) for key in ("inputs", "targets"))
+    assert [batch.targets.shape for batch in got] == [(1, 4, T)] * 3
+    inputs, targets, weights = (np.concatenate([batch[part][0] for batch in got]) for part in range(3))
     np.testing.assert_array_equal(inputs[:10], [held[i][:-1] for i in range(10)])
     np.testing.assert_array_equal(targets[:10], [held[i][1:] for i in range(10)])
-    assert np.all(targets[10:] == loader.IGNORE) and np.all(inputs[10:] == 0)
+    assert np.all(weights[:10] == 1) and np.all(weights[10:] == 0) and np.all(inputs[10:] == 0)
     halves = [list(loader.evaluation_batches(held, 10, 4, np.array(rows))) for rows in ((0, 1), (2, 3))]
     for a, b, c in zip(got, *halves, strict=True):
-        assert equal(a, {key: np.concatenate([b[key], c[key]]) for key in b})
+        assert equal(a, [np.concatenate(parts, axis=1) for parts in zip(b[:3], c[:3], strict=True)])
     everything = list(loader.evaluation_batches(held, 10**9, 4, np.array([0, 1, 2, 3])))
-    assert sum(np.any(batch["targets"] >= 0, axis=1).sum() for batch in everything) == len(held)
+    assert sum(np.any(batch.weights > 0, axis=-1).sum() for batch in everything) == len(held)
 
 
 def test_books_train_on_theirs_and_validate_on_theirs(tmp_path):

@@ -17,10 +17,10 @@ from scaling.evaluate import command as evaluate_command
 from scaling.evaluate.bias_probes import _batch_size, check_occupations, encode_prompts, sample
 from scaling.generate.generator import Generator
 from scaling.interop.logits import compute
-from scaling.interop.run_directory import load_run
 from scaling.parallel.mesh import make_mesh
+from scaling.runs.checkpoint import Checkpoints
+from scaling.runs.model import load_run
 from scaling.train import state as train_state
-from scaling.train.checkpoint import Checkpoints
 from tests import tiny
 
 WORDS = tokenizer.load("bytes")

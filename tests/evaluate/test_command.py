@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from scaling import cli, exit_codes, own_files
+from scaling import cli, exit_codes
 from scaling.evaluate import command, records
 from scaling.evaluate.evaluator import Result, Sample
+from scaling.runs import own_files
 
 
 def result(task: str) -> Result:

@@ -14,8 +14,8 @@ import numpy as np
 
 from scaling import config as cfg
 from scaling.parallel.mesh import make_mesh
+from scaling.runs.checkpoint import Checkpoints
 from scaling.train import state as train_state
-from scaling.train.checkpoint import Checkpoints
 from tests import tiny
 from tests.faults.killed import operation
 from tests.faults.lab import Lab, Row, steps

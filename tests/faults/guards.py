@@ -4,7 +4,8 @@ import signal
 import time
 from pathlib import Path
 
-from scaling import attempts, exit_codes
+from scaling import exit_codes
+from scaling.runs import attempts
 from tests.faults.lab import Lab, Row, curve, differences, lines, logged, steps
 
 EVERY = 10

@@ -22,18 +22,25 @@ _SPIKE = 20.0
 
 def inject(kind: str, steps: set[int]) -> None:
     """Makes the train steps that end with these numbers go wrong, each once."""
-    from scaling.train import run, step
+    from scaling.commands import train
 
-    make, sums_of = run.make_train_step, step.loss_sums
+    make, objective_of = train.make_train_step, train.next_token
     left = set(steps)
 
-    def loss_sums(config: Any, params: Any, inputs: Any, targets: Any, eot: int, key: Any) -> Any:
-        sums = sums_of(config, params, inputs, targets, eot, key)
-        marked = jnp.any(inputs == _MARK)
-        if kind == "gradient":
-            return sums._replace(objective=sums.objective * jnp.where(marked, jnp.inf, 1.0))
-        factor = jnp.where(marked, _SPIKE, 1.0)
-        return sums._replace(objective=sums.objective * factor, nll=sums.nll * factor)
+    def next_token(config: Any) -> Any:
+        whole = objective_of(config)
+
+        def objective(model: Any, frozen: Any, batch: Any, key: Any) -> Any:
+            sums = whole(model, frozen, batch, key)
+            marked = jnp.any(batch.tokens == _MARK)
+            if kind == "gradient":
+                return sums._replace(objective=sums.objective * jnp.where(marked, jnp.inf, 1.0))
+            factor = jnp.where(marked, _SPIKE, 1.0)
+            return sums._replace(
+                objective=sums.objective * factor, metrics={name: x * factor for name, x in sums.metrics.items()}
+            )
+
+        return objective
 
     def made(*arguments: Any) -> Callable[..., Any]:
         compiled = make(*arguments)
@@ -47,9 +54,9 @@ def inject(kind: str, steps: set[int]) -> None:
             if kind == "hang":
                 time.sleep(1e6)
             if kind == "loss":  # without targets it is 0 / 0
-                batch = dict(batch, targets=jnp.full_like(batch["targets"], -1))
+                batch = batch._replace(weights=jnp.zeros_like(batch.weights))
             if kind in _MARKED:
-                batch = dict(batch, inputs=jnp.full_like(batch["inputs"], _MARK))
+                batch = batch._replace(tokens=jnp.full_like(batch.tokens, _MARK))
             if kind == "weight":
                 state = dict(state, params=_changed(state["params"], lambda values: values.__setitem__(0, np.inf)))
             new, metrics = compiled(state, batch, *rest)
@@ -62,8 +69,8 @@ def inject(kind: str, steps: set[int]) -> None:
 
     calls = iter(range(10**6))
     if kind in _MARKED:
-        step.loss_sums = loss_sums
-    run.make_train_step = made
+        train.next_token = next_token
+    train.make_train_step = made
 
 
 def _flip(values: np.ndarray) -> None:

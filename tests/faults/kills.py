@@ -5,7 +5,8 @@ import statistics
 import time
 from pathlib import Path
 
-from scaling import attempts, exit_codes
+from scaling import exit_codes
+from scaling.runs import attempts
 from tests.faults.lab import Lab, Process, Row, Witness, logged, lost_steps, signal_name, steps
 
 EVERY = 10  # save interval

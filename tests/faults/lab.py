@@ -199,8 +199,8 @@ def weights(run_dir: Path) -> dict[str, bytes]:
 
     from scaling import config as cfg
     from scaling.parallel.mesh import make_mesh
+    from scaling.runs.checkpoint import Checkpoints
     from scaling.train import state
-    from scaling.train.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(run_dir)
     try:
@@ -268,7 +268,7 @@ class Witness:
 
 def lost_steps(run_dir: Path) -> list[int]:
     """Steps that each attempt logged and a later one had to do again, from the attempts' files."""
-    from scaling import attempts
+    from scaling.runs import attempts
 
     found = attempts.read(run_dir)
     return [max(0, a.step - b.first_step) for a, b in itertools.pairwise(found)]

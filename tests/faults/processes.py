@@ -8,10 +8,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaling import attempts
 from scaling import config as cfg
 from scaling.config_file import load
 from scaling.resolve import resolve
+from scaling.runs import attempts
 from tests.faults.lab import COMMON, SMOKE, Lab, Process, Row, logged, steps
 
 EVERY = 10

@@ -5,7 +5,8 @@ import signal
 import sys
 from pathlib import Path
 
-from scaling import attempts, exit_codes
+from scaling import exit_codes
+from scaling.runs import attempts
 from tests.experiments import SHAPES, experiment
 from tests.faults.lab import Lab, Process, Row, differences, logged
 

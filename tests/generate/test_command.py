@@ -12,8 +12,8 @@ from scaling.generate import command
 from scaling.interop import huggingface
 from scaling.model import decoder
 from scaling.parallel.mesh import make_mesh
+from scaling.runs.checkpoint import Checkpoints
 from scaling.train import state as train_state
-from scaling.train.checkpoint import Checkpoints
 from tests import tiny
 
 

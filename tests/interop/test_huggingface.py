@@ -12,10 +12,12 @@ import pytest
 import safetensors.numpy
 
 from scaling import config as cfg
+from scaling.data.batch import of_sequences
 from scaling.interop import huggingface
 from scaling.interop.logits import compute
 from scaling.model import decoder
 from scaling.model.fused import fused
+from scaling.objectives.next_token import next_token
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
 from scaling.resolve import resolve
@@ -90,10 +92,10 @@ def test_adamw_steps_equal_pytorch():
     with jax.set_mesh(mesh):
         state = train_state.create_state(config, mesh)
         state["params"] = jax.device_put(params, train_state.shardings(config, mesh)["params"])
-        step = make_train_step(config, mesh, eot=0)
+        step = make_train_step(config, mesh, next_token(config))
         for tokens, lr in zip(batches, expected["learning_rates"], strict=True):
-            batch = {"inputs": tokens[None, :, :-1], "targets": tokens[None, :, 1:]}
-            state, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)), lr, 1)
+            batch = jax.device_put(of_sequences(tokens[None]), batch_sharding(mesh))
+            state, metrics = step(state, batch, lr, 1)
             losses.append(float(metrics["loss"]))
             norms.append(float(metrics["grad_norm"]))
     assert expected["grad_norms"].min() > 1  # the clip is at work

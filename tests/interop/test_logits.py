@@ -10,11 +10,11 @@ from scaling import config as cfg
 from scaling.interop import huggingface
 from scaling.interop import logits as logits_module
 from scaling.interop.logits import compute, logits
-from scaling.interop.run_directory import load_run
 from scaling.model import decoder
 from scaling.parallel.mesh import make_mesh
+from scaling.runs.checkpoint import Checkpoints
+from scaling.runs.model import load_run
 from scaling.train import state as train_state
-from scaling.train.checkpoint import Checkpoints
 from tests import tiny
 from tests.interop.test_huggingface import FIXTURES, assert_same_trees
 

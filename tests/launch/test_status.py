@@ -17,8 +17,8 @@ from launch.find import find
 from scaling import cli
 from scaling import config as cfg
 from scaling.config_file import load
+from scaling.runs.lock import held
 from scaling.sweep.runner import write_plan
-from scaling.train.lock import held
 from tests.experiments import SHAPES, experiment
 
 

@@ -1,6 +1,7 @@
 """The fitter on runs of known laws, and what it says of runs that tell too little."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from scaling.laws import forms, solver
 from scaling.laws.fit import _Problem, fit_law, predict_log_loss
 from scaling.laws.points import Points
+from scaling.laws.predict import predict
 
 CHINCHILLA = np.array([6.0, 7.0, 0.55, 0.34, 0.37])
 FEW_STARTS = np.array([[5, 5, 0, 0.5, 0.5], [10, 10, 0, 0.5, 0.5], [5, 10, 0.5, 0.5, 0.5], [10, 5, 0.5, 0.5, 0.5]])
@@ -38,8 +40,15 @@ def with_loss(points, law, theta, noise=0.0, seed=0):
 )
 def test_exact_losses_give_the_law_back(name, options, theta):
     law = forms.form(name, **options)
-    fit = fit_law(with_loss(grid(6, 6), law, theta), name, resamples=20, **options)
+    points = with_loss(grid(6, 6), law, theta)
+    fit = fit_law(points, name, resamples=20, **options)
     assert list(fit.theta.values()) == pytest.approx(theta, rel=1e-4)
+    sizes = {quantity: points[quantity] for quantity in law.needs}
+    assert fit.loss(**sizes) == pytest.approx(points["loss"], rel=1e-5)
+    with pytest.raises(ValueError, match="unique"):
+        fit.loss(**sizes, unique=1e9)
+    one = {quantity: values[0] for quantity, values in sizes.items()}
+    assert predict(fit, **one) == predict(json.loads(fit.to_json()), **one)
     assert fit.held_out["error_percent"] == pytest.approx(0, abs=1e-3)
     assert fit.outliers == ()
 

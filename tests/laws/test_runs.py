@@ -7,9 +7,11 @@ import pytest
 
 from scaling import config as cfg
 from scaling.cli import main
-from scaling.laws.curves import last_record, plot, read_lines
+from scaling.laws.curves import plot
 from scaling.laws.report.collect import collect
-from scaling.laws.runs import find_runs, read_runs
+from scaling.laws.runs import read_runs
+from scaling.runs.json_lines import last_record
+from scaling.runs.run_directory import find_runs
 from scaling.sizes import parameters
 
 
@@ -159,18 +161,6 @@ def test_records_that_are_no_numbers_leave_the_run_out(tmp_path, record, reason)
         assert sentence.endswith(f"odd: {reason}")
 
 
-def test_lines_that_are_no_records_are_refused(tmp_path):
-    path = tmp_path / "evals.jsonl"
-    path.write_text('{"loss": 1}\n\n5\n')
-    with pytest.raises(ValueError, match=r"evals\.jsonl:3 is not a JSON object"):
-        read_lines(path)
-    path.write_text('{"loss": 1}\n\n{"lo')
-    assert read_lines(path) == [{"loss": 1}]
-    path.write_bytes(b'{"loss": 1}\n{"task": "\xe9"}\n')
-    with pytest.raises(ValueError, match=r"evals\.jsonl is not UTF-8 text"):
-        read_lines(path)
-
-
 @pytest.mark.parametrize("line", [1, 2])
 @pytest.mark.parametrize("file", ["evals.jsonl", "metrics.jsonl"])
 def test_integers_of_too_many_digits_are_named_by_their_line(tmp_path, capsys, file, line):
@@ -283,39 +273,3 @@ def test_constant_loss_is_refused(tmp_path, capsys):
     for form in ("--form=power --against=params", "--form=isoflop"):
         assert main(["fit", str(tmp_path), *form.split()]) == 2
         assert "the 6 points have only 1 value of loss (4)" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("size", [1, 1000, 40_000])
-@pytest.mark.parametrize("tail", ["", '{"loss": 9, "st', "\n\n", '{"loss": 3.5, "step": 7}'])
-def test_the_last_record_is_what_reading_all_gives(tmp_path, size, tail):
-    """Lines shorter and longer than a block, a torn end, and task results behind the last loss."""
-    path = tmp_path / "evals.jsonl"
-    assert last_record(path, "loss") is None
-    path.write_text("")
-    assert last_record(path, "loss") is None
-    records = [{"step": i, "loss": 1.5 * i, "text": "\u00e9" * size} for i in range(1, 4)]
-    records += [{"step": 4, "task": "t", "text": "x" * size}] * 5
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records) + tail)
-    expected = [record for record in read_lines(path) if "loss" in record][-1]
-    assert last_record(path, "loss") == expected
-    assert last_record(path, "absent") is None
-
-
-def test_only_the_last_line_may_be_torn(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"loss": 1}\n{"loss"\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl has a line that is not JSON"):
-        last_record(path, "loss")
-    path.write_text('{"loss": 1}\n[2]\n')
-    with pytest.raises(ValueError, match="not a JSON object"):
-        last_record(path, "loss")
-
-
-def test_the_last_record_of_a_long_file_is_read_from_its_end(tmp_path):
-    """So that damage at its beginning is not seen."""
-    path = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"step": i, "loss": 1 / i}) for i in range(1, 2_001)]
-    path.write_text("\n".join(["damaged", *lines, ""]))
-    assert last_record(path, "loss") == {"step": 2_000, "loss": 1 / 2_000}
-    with pytest.raises(ValueError, match="is not JSON"):
-        read_lines(path)

@@ -84,7 +84,7 @@ def test_cache_and_layers_lie_on_the_mesh_as_in_training():
     with jax.set_mesh(mesh):
         layers = cache.split_layers(network, parameters(network), mesh)
         _, memory = jax.jit(cache.prefill, static_argnums=(0, 4))(network, layers, TOKENS, np.zeros(2, np.int32), 20)
-    assert layers["blocks"][1]["attention"]["query"].addressable_shards[0].data.shape == (16, 1, 8)
+    assert layers["blocks"][1]["attention"]["qkv"].addressable_shards[0].data.shape == (16, 3, 1, 8)
     assert len(memory) == network.model.num_layers
     for x in jax.tree.leaves(memory):
         assert x.shape == (2, 4, 20, 8) and x.addressable_shards[0].data.shape == (1, 1, 20, 8)

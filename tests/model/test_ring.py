@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from scaling import config as cfg
+from scaling.data.batch import of_sequences
 from scaling.model import decoder, ring
 from scaling.model.attention import attend
 from scaling.model.context import AttentionContext
 from scaling.model.fused import fused
+from scaling.objectives.next_token import next_token
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
 from scaling.plan.compiled import compile_step
 from scaling.resolve import resolve
 from scaling.train import state as train_state
-from scaling.train.step import loss_sums, make_eval_step, make_train_step
+from scaling.train.step import make_eval_step, make_train_step
 from tests import tiny
 
 STEPS = 4
@@ -186,15 +188,15 @@ def test_causality_by_gradients():
     """The loss at position t has no gradient with respect to anything after t, through the whole model."""
     config = resolve(tiny.config({"context_length": 32}, sequence_length=32, batch_tokens=64, microbatch_sequences=2))
     devices = mesh(context=4)
-    inputs = jnp.asarray(tiny.batch(0, 1, 2, 32)["inputs"][0])
+    batch = jax.tree.map(lambda x: jnp.asarray(x[0]), tiny.batch(0, 1, 2, 32))
     with jax.set_mesh(devices):
         params = train_state.create_state(config, devices)["params"]
 
         @jax.jit
         def by_position(params, t):
             def loss(positions):
-                only = jnp.where(jnp.arange(32) == t, inputs, -1)
-                return loss_sums(config, params | {"positions": positions}, inputs, only, tiny.EOT, None).objective
+                only = batch._replace(weights=jnp.broadcast_to(1.0 * (jnp.arange(32) == t), (2, 32)))
+                return minimised(config, params | {"positions": positions}, only)
 
             return jax.grad(loss)(params["positions"])
 
@@ -209,18 +211,25 @@ def train(config, sizes, devices):
     found = []
     with jax.set_mesh(device_mesh):
         state = train_state.create_state(config, device_mesh)
-        step = make_train_step(config, device_mesh, tiny.EOT)
+        step = make_train_step(config, device_mesh, next_token(config))
         for number in range(STEPS):
-            batch = jax.device_put(documents_in(tiny.batch(number, 2, 4)), batch_sharding(device_mesh))
+            batch = jax.device_put(documents_in(tiny.batch(number, 2, 4), config), batch_sharding(device_mesh))
             state, metrics = step(state, batch, 1e-2, 2)
             found.append((float(metrics["loss"]), float(metrics["grad_norm"])))
     return np.array(found), state
 
 
-def documents_in(batch):
-    """End-of-text tokens in a batch, so that documents end anywhere."""
-    batch["inputs"][..., 5::7] = tiny.EOT
-    return batch
+def documents_in(batch, config):
+    """End-of-text tokens in a batch, so that documents end anywhere; attention stays inside if the config says so."""
+    tokens = batch.tokens.copy()
+    tokens[..., 5::7] = tiny.EOT
+    ends = np.concatenate([tokens, batch.targets[..., -1:]], axis=-1)
+    made = of_sequences(ends, separator=tiny.EOT if config.model.document_mask else None)
+    return made._replace(targets=batch.targets)
+
+
+def minimised(config, params, batch):
+    return next_token(config)(decoder.merge(config.network, params), None, batch, None).objective
 
 
 CONFIGS = {
@@ -262,14 +271,14 @@ def test_training_is_the_same_on_meshes_with_context(name, kind, one_device):
 def test_every_gradient_is_that_of_one_device():
     """Leaf by leaf, to 1e-5 of its largest number, with documents."""
     config = CONFIGS["documents"]
-    batch = {name: x[0] for name, x in documents_in(tiny.batch(0, 2, 4)).items()}
+    batch = jax.tree.map(lambda x: x[0], documents_in(tiny.batch(0, 2, 4), config))
 
     def gradients(devices):
         with jax.set_mesh(devices):
             params = train_state.create_state(config, devices)["params"]
 
             def objective(params):
-                return loss_sums(config, params, batch["inputs"], batch["targets"], tiny.EOT, None).objective
+                return minimised(config, params, batch)
 
             return jax.device_get(jax.jit(jax.grad(objective))(params))
 
@@ -286,9 +295,10 @@ def test_evaluation_is_the_same():
         devices = make_mesh(sizes, jax.devices()[:count])
         with jax.set_mesh(devices):
             params = train_state.create_state(config, devices)["params"]
-            batch = jax.device_put(documents_in(tiny.batch(0, 1, 4)), batch_sharding(devices))
-            found.append(make_eval_step(config, devices, tiny.EOT)(params, batch))
-    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+            batch = jax.device_put(documents_in(tiny.batch(0, 1, 4), config), batch_sharding(devices))
+            found.append(make_eval_step(config, devices, next_token(config))(params, batch))
+    for got, want in zip(jax.tree.leaves(found[1]), jax.tree.leaves(found[0]), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_state_is_sharded_over_context_too():
@@ -343,7 +353,7 @@ def test_what_a_ring_cannot_do_is_refused(changes, sentence):
 def test_paths_without_the_ring_give_the_same_on_a_mesh_with_context():
     """The model in the text's order (scoring, generation): the axis holds shards of parameters only."""
     network = tiny.network(context_length=32)
-    tokens = jnp.asarray(tiny.batch(0, 1, 2, 16)["inputs"][0])
+    tokens = jnp.asarray(tiny.batch(0, 1, 2, 16).tokens[0])
 
     def hidden(devices):
         with jax.set_mesh(devices):

@@ -8,6 +8,7 @@ import pytest
 from scaling import chips, cli, exit_codes
 from scaling.config_file import load
 from scaling.plan import compiled, estimate, plan, predict, topology
+from scaling.plan.request import Request
 
 pytestmark = [
     pytest.mark.slow,
@@ -112,7 +113,7 @@ def test_a_train_step_on_two_slices():
 
 def test_prompts_and_tokens():
     """The key-value cache is an item of its own; the weights stay where they are."""
-    request = plan.Request(batch_size=4, prompt_tokens=200, tokens=50)
+    request = Request(batch_size=4, prompt_tokens=200, tokens=50)
     config = resolved(4, "mesh.tensor=4")
     found = plan.compiled(config, "v5e:2x2", 1, "generate", request=request)
     model = config.model

@@ -12,9 +12,9 @@ import pytest
 
 from scaling import cli, exit_codes
 from scaling.laws.runs import read_runs
+from scaling.runs.lock import only_one
 from scaling.sweep.machine import Machine
 from scaling.sweep.progress import Clock, progress
-from scaling.train.lock import only_one
 from tests.experiments import SHAPES, experiment
 from tests.programs import environment
 

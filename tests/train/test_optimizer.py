@@ -8,9 +8,10 @@ import pytest
 from scaling import config as cfg
 from scaling.model import decoder
 from scaling.model.parametrization import parametrization
+from scaling.objectives.next_token import next_token
 from scaling.parallel.mesh import make_mesh
 from scaling.train import state as train_state
-from scaling.train.optimizer import adamw
+from scaling.train.optimizer import make_optimizer
 from scaling.train.step import make_train_step
 from tests import tiny
 
@@ -18,7 +19,7 @@ from tests import tiny
 def update(optimizer, model=None, gradient=1.0, steps=1):
     model = model or tiny.model()
     params = jax.tree.map(lambda s: jnp.full(s.shape, 2.0), decoder.abstract(model))
-    transform = adamw(optimizer, model)
+    transform = make_optimizer(optimizer, model)
     moments = transform.init(params)
     for _ in range(steps):
         updates, moments = transform.update(jax.tree.map(lambda p: gradient + 0 * p, params), moments, params)
@@ -98,11 +99,11 @@ def movement(name, width, depth=2, steps=4):
 
         @jax.jit
         def look(params):
-            model = decoder.merge(config.model, params)
-            return model.logits(model(batch["inputs"][0])), model._layers(model.blocks, None, fixed, None)
+            model = decoder.merge(config.network, params)
+            return model.logits(model(batch.tokens[0])), model._layers(model.blocks, None, fixed, decoder.PLAIN)
 
         before = look(state["params"])
-        step = make_train_step(config, mesh, tiny.EOT)
+        step = make_train_step(config, mesh, next_token(config))
         for _ in range(steps):
             state, _ = step(state, batch, 1e-2, 1)
         after = look(state["params"])
@@ -129,3 +130,56 @@ def test_coordinate_check_depth():
     print("mup", mup, "completep", completep)
     assert max(completep) / min(completep) < 2
     assert mup[2] / mup[0] > 3
+
+
+NAMES = {
+    "adamw": (),
+    "adafactor": (("min_dim_size_to_factor", 8),),
+    "lion": (("b1", 0.95),),
+    "muon": (("ns_steps", 3),),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_optimizers_of_optax_by_name_lie_sharded_and_give_the_same_on_every_mesh(name):
+    config = dataclasses.replace(tiny.config(), optimizer=cfg.Optimizer(name=name, arguments=NAMES[name]))
+    alone, _ = tiny.train(config, 4, lr=1e-3)
+    together, state = tiny.train(config, 4, cfg.Mesh(fsdp=4, tensor=2), 8, lr=1e-3)
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    large = [leaf for leaf in jax.tree.leaves(state["optimizer"]) if leaf.size >= 32 * 32]
+    # Eight large parameters; Muon keeps one moment of the six matrices and two of the tables, Adafactor only factors.
+    assert len(large) == {"adamw": 16, "lion": 8, "muon": 10, "adafactor": 0}[name]
+    for leaf in large:
+        held = leaf.addressable_shards[0].data.size
+        assert held <= leaf.size // 4, (leaf.shape, leaf.sharding.spec)
+
+
+def test_factors_lie_as_the_dimension_that_they_kept():
+    config = dataclasses.replace(tiny.config(), optimizer=cfg.Optimizer(name="adafactor", arguments=NAMES["adafactor"]))
+    factored = jax.eval_shape(make_optimizer(config.optimizer, config.model).init, decoder.abstract(config.model))
+    axes = train_state.state_axes(config, factored)
+    names = {
+        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(axes, is_leaf=train_state.is_axes)
+    }
+    of_up = {leaf for path, leaf in names.items() if path.endswith("['mlp']['up']")}
+    assert of_up == {("layers", "embed"), ("layers", "mlp"), (None,)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(name="adamw2"), "adamw2"),
+        (dict(name="lion", arguments=(("b3", 1.0),)), "'b3'.*'b1'|'b3'.*'b2'"),
+        (dict(name="lion", arguments=(("learning_rate", 1.0),)), "learning_rate"),
+        (dict(name="adafactor", state_dtype="bfloat16"), "state_dtype"),
+        (dict(arguments=(("b1", 0.5),)), "beta1"),
+    ],
+)
+def test_optimizers_that_cannot_be_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        make_optimizer(cfg.Optimizer(**changes), tiny.model())
+
+
+def test_a_parametrization_without_a_rule_for_the_optimizer_is_refused():
+    with pytest.raises(ValueError, match="parametrization"):
+        make_optimizer(cfg.Optimizer(name="muon"), tiny.model(parametrization="mup"))

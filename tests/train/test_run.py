@@ -51,7 +51,7 @@ def weights(run_dir):
     """Every parameter at the last checkpoint, as bytes by name."""
     import jax
 
-    from scaling.interop.run_directory import load_run
+    from scaling.runs.model import load_run
 
     _, params = load_run(run_dir)
 
@@ -261,8 +261,8 @@ def test_what_only_shows_the_run_is_a_warning(tmp_path, capfd, monkeypatch):
 
         close = fails
 
-    monkeypatch.setattr("scaling.train.run.plot", fails)
-    monkeypatch.setattr("scaling.train.run.continue_texts", fails)
+    monkeypatch.setattr("scaling.commands.train.plot", fails)
+    monkeypatch.setattr("scaling.commands.train.continue_texts", fails)
     monkeypatch.setattr("tensorboardX.SummaryWriter", Writer)
     monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))  # whose init is missing
     sys.modules["wandb"].__spec__ = ModuleSpec("wandb", None)

@@ -10,9 +10,9 @@ import pytest
 from scaling import config as cfg
 from scaling.model import decoder
 from scaling.parallel.mesh import make_mesh
+from scaling.runs.checkpoint import Checkpoints
 from scaling.train import state as train_state
-from scaling.train.checkpoint import Checkpoints
-from scaling.train.optimizer import adamw
+from scaling.train.optimizer import make_optimizer
 from tests import tiny
 
 NARROW = dataclasses.replace(tiny.config().optimizer, state_dtype="bfloat16")
@@ -31,7 +31,7 @@ def moments(state):
 def test_a_second_moment_falls_without_gradients(beta2):
     """Rounded to the nearest it would stay for ever at 0.999, whose steps are below half of bfloat16's spacing."""
     model = tiny.model()
-    transform = adamw(dataclasses.replace(NARROW, beta2=beta2, clip_norm=0.0, weight_decay=0.0), model)
+    transform = make_optimizer(dataclasses.replace(NARROW, beta2=beta2, clip_norm=0.0, weight_decay=0.0), model)
     params = jax.tree.map(lambda s: jnp.zeros(s.shape), decoder.abstract(model))
     ones, zeros = (jax.tree.map(lambda p, v=v: jnp.full_like(p, v), params) for v in (1.0, 0.0))
     _, start = transform.update(ones, transform.init(params), params)
@@ -53,7 +53,7 @@ def test_an_update_reckons_in_float32():
     gradients = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
     updates = []
     for optimizer in (NARROW, dataclasses.replace(NARROW, state_dtype="float32")):
-        transform = adamw(optimizer, model)
+        transform = make_optimizer(optimizer, model)
         updates.append(transform.update(gradients, transform.init(params), params)[0])
     jax.tree.map(np.testing.assert_array_equal, *updates)
 

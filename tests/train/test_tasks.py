@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from scaling import cli, exit_codes
-from scaling.laws.runs import load
+from scaling.runs.run_directory import load
 
-SMOKE = f"--config={Path(__file__).resolve().parents[2] / 'experiments/cpu/smoke.py'}"
+ROOT = Path(__file__).resolve().parents[2]
+SMOKE = f"--config={ROOT / 'experiments/cpu/smoke.py'}"
 PLAIN = ["--config.sample.prompts=()", "--config.log.tensorboard=false", "--config.checkpoint.every_steps=10"]
 STEPS = 20
 
@@ -158,6 +159,20 @@ def test_mistakes_are_found_before_anything_is_written(knob, value, sentence, ta
     assert in_loop(run_dir, tasks, folder, f"--config.eval.{knob}={value}") == exit_codes.USAGE
     assert re.search(sentence, capsys.readouterr().err)
     assert not run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["config", SMOKE],
+        ["plan", SMOKE, "--device=v5p", "--devices=1"],
+        ["sweep", f"--config={ROOT / 'experiments/sweeps/cpu_ladder.py'}:demo", "--dry_run"],
+        ["launch", SMOKE, "--target=local", "--dry_run"],
+    ],
+)
+def test_every_verb_that_takes_a_run_refuses_a_wrong_task(verb, capsys):
+    assert cli.main([*verb, "--config.eval.tasks=arithmetics"]) == exit_codes.USAGE
+    assert re.search(r"config\.eval\.tasks='arithmetics': .*did you mean arithmetic\?", capsys.readouterr().err)
 
 
 def test_missing_data_is_found_before_the_first_step(tasks, tmp_path, capsys):

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from scaling.laws.curves import is_number, is_sound
 from scaling.laws.points import Points
-from scaling.laws.runs import Run, find_runs, load, reasons_left_out, run_points
+from scaling.laws.runs import fault, reasons_left_out, run_points, unusable
+from scaling.runs.json_lines import is_number, is_sound
+from scaling.runs.run_directory import RunDirectory, find_runs, load
 
 _EVALUATIONS = 5  # of each run, at least, to draw its validation loss; else the training loss is drawn
 _SMOOTHING = 1.06  # a training loss is the mean over records from tokens / this to tokens * this
@@ -47,7 +48,7 @@ class Entry:
     """
 
     name: str
-    run: Run
+    run: RunDirectory
     params: float
     tokens: float
     steps: int
@@ -152,7 +153,7 @@ def _by_compute(entry: Entry) -> tuple[float, float, str]:
     return round(math.log10(flops), 1), entry.params, entry.name
 
 
-def _entry(name: str, run: Run, count: str, loss: str, reason: str) -> Entry:
+def _entry(name: str, run: RunDirectory, count: str, loss: str, reason: str) -> Entry:
     last = run.records(loss)[-1:]
     logged = [record for record in (*run.metrics[-1:], *last) if is_number(record.get("tokens"))]
     return Entry(
@@ -168,14 +169,14 @@ def _entry(name: str, run: Run, count: str, loss: str, reason: str) -> Entry:
     )
 
 
-def _state(run: Run, loss: str, reason: str) -> str:
+def _state(run: RunDirectory, loss: str, reason: str) -> str:
     if not reason:
         return "finished"
     if reason.startswith("diverged"):
         return "diverged"
-    if not run.unusable(loss):
+    if not unusable(run, loss):
         return "copy"
-    return "damaged" if run.fault(loss) or run.fault("training") else "unfinished"
+    return "damaged" if fault(run, loss) or fault(run, "training") else "unfinished"
 
 
 def _seconds(metrics: Sequence[dict[str, Any]]) -> float:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from scaling.laws.fit import Fit, fit_law, predict_log_loss
+from scaling.laws.fit import Fit, fit_law
 from scaling.laws.frontier import Frontier, envelope
 from scaling.laws.isocurves import isoflop_budgets
 from scaling.laws.isoflop import isoflop
@@ -120,9 +120,7 @@ def hold_out(points: Points) -> HeldOut:
     largest = isoflop_budgets(points["flops"])[-1]
     fit = fit_law(points.take(~largest), "chinchilla", resamples=0)
     held = points.take(largest)
-    theta = np.array(list(fit.theta.values()))
-    log_loss = predict_log_loss(fit.law, theta, {q: np.log(held[q]) for q in fit.law.needs})
-    return HeldOut(held, np.exp(log_loss))
+    return HeldOut(held, fit.loss(params=held["params"], tokens=held["tokens"]))
 
 
 def _optimum(fit: Fit, points: Points) -> Optimum | str:

@@ -31,8 +31,8 @@ def loss_against_sizes(ladder: Ladder, fit: "Fit | str") -> Drawing:
             if not isinstance(fit, str):
                 x = np.geomspace(low, high, 200)
                 for value in _chosen(points[other]):
-                    axes.plot(x, _law(fit, quantity, x, value), color=colours(value), lw=1.5, alpha=0.85)
-                limit = _law(fit, quantity, x, np.inf)
+                    axes.plot(x, fit.loss(**{quantity: x, other: value}), color=colours(value), lw=1.5, alpha=0.85)
+                limit = fit.loss(**{quantity: x, other: np.inf})
                 letter = "D" if other == "tokens" else "N"
                 axes.plot(x, limit, "--", color=INK, lw=1.3, label=f"limit of the law, ${letter} \\to \\infty$")
                 irreducible = float(np.exp(fit.theta["e"]))
@@ -55,12 +55,6 @@ def _chosen(values: np.ndarray) -> np.ndarray:
     """The distinct values, or a few spread evenly over their logarithms."""
     distinct = np.unique(values)
     return distinct if len(distinct) <= _LINES else np.geomspace(distinct[0], distinct[-1], _LINES)
-
-
-def _law(fit: "Fit", quantity: str, values: np.ndarray, other: float) -> np.ndarray:
-    a, b, e, alpha, beta = fit.theta.values()
-    params, tokens = (values, other) if quantity == "params" else (other, values)
-    return np.exp(a) * np.power(params, -alpha) + np.exp(b) * np.power(tokens, -beta) + np.exp(e)
 
 
 def isoflop_curves(ladder: Ladder) -> Drawing | None:

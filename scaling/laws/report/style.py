@@ -67,11 +67,15 @@ class Drawing:
     def svg(self) -> bytes:
         return self._render("svg")
 
-    def _render(self, kind: str) -> bytes:
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows of it."""
+        return self._render("png", _DPI // 2)
+
+    def _render(self, kind: str, dpi: int = _DPI) -> bytes:
         picture = io.BytesIO()
         with matplotlib.rc_context(_STYLE):
             metadata = {"Date": None} if kind == "svg" else None
-            self.figure.savefig(picture, format=kind, dpi=_DPI, metadata=metadata)
+            self.figure.savefig(picture, format=kind, dpi=dpi, metadata=metadata)
         return picture.getvalue()
 
     def data_uri(self) -> str:

@@ -1,0 +1,54 @@
+"""The batch: what travels whole from the loader to the objective. Arrays of NumPy on the host, of JAX on devices."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any  # numpy.ndarray or jax.Array
+
+
+class Batch(NamedTuple):
+    """Rows of tokens with what is to be learned at each; a pytree whose arrays all have the same leading dimensions.
+
+    In training these are [microbatches, rows, T], inside a step [B, T]. What a row consists of is said by segments and
+    weights, and never by the value of a token.
+
+    Attributes:
+        tokens: what the model reads, int32.
+        targets: what it is to predict at each position, int32.
+        weights: how much each target counts, float32; 0 = not at all.
+        positions: of each token in its text, int32; None = 0, 1, 2, ... in each row.
+        segments: non-decreasing number of each token's document in its row, int32: attention stays inside; None = one.
+    """
+
+    tokens: Array
+    targets: Array
+    weights: Array
+    positions: Array | None = None
+    segments: Array | None = None
+
+
+def of_sequences(sequences: np.ndarray, counted: np.ndarray | None = None, separator: int | None = None) -> Batch:
+    """The batch of next-token prediction.
+
+    Args:
+        sequences: int32 [..., T+1]; each token but the first is the target of the one before it.
+        counted: which sequences count, bool [...]; None = all.
+        separator: the token that opens the document after it, where attention is to stay inside documents; None =
+            documents see each other (GPT-3's packing).
+    """
+    tokens, targets = sequences[..., :-1], sequences[..., 1:]
+    weights = np.ones(targets.shape, np.float32)
+    if counted is not None:
+        weights *= counted[..., None]
+    if separator is None:
+        return Batch(tokens, targets, weights)
+    segments = np.cumsum(tokens == separator, axis=-1, dtype=np.int32)
+    return Batch(tokens, targets, weights, restarted(segments), segments)
+
+
+def restarted(segments: np.ndarray) -> np.ndarray:
+    """Position of each token inside its segment, int32 [..., T]."""
+    index = np.arange(segments.shape[-1], dtype=np.int32)
+    starts = np.concatenate([np.ones_like(segments[..., :1]), np.diff(segments, axis=-1)], axis=-1) != 0
+    return index - np.maximum.accumulate(np.where(starts, index, 0), axis=-1)

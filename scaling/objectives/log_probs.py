@@ -1,0 +1,213 @@
+"""Log-probabilities of given tokens, chunked over time and sharded over the vocabulary; and the loss made of them.
+
+The logits of a long sequence over 50k tokens are the largest array of a training step, so they never exist whole.
+Where the weight of each token is known beforehand, as in a loss, the gradient is computed on the way forward: a chunk
+of logits is turned into a chunk of gradients at once, three products a chunk, nothing saved, nothing computed twice
+(``weighted_loss``). Where it is not, as in a ratio of probabilities, the backward pass computes the logits again
+(``log_probs``). Both are one function of a chunk. ``shard_map`` keeps the sums local: the gradient of the table crosses
+the network once a call, not once a chunk.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from scaling.parallel.sharding import CONTEXT_AXIS, ROW_AXES, gradient_spec
+
+_MASKED = -1e30
+VOCAB_AXIS = "tensor"
+
+# From a chunk's log-partition functions [B, t] and what is known of its tokens, to the gradients of what is minimised
+# with respect to log-probability and log-partition function, [B, t] each.
+Slopes = Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]]
+
+
+class Unembedding(NamedTuple):
+    """How hidden states become logits.
+
+    Attributes:
+        vocab_size: rows of the table beyond it are padding and get no probability.
+        logit_multiplier: of the parametrization.
+        chunk: positions unembedded at a time; 0 = all.
+    """
+
+    vocab_size: int
+    logit_multiplier: float = 1.0
+    chunk: int = 0
+
+
+def log_probs(hidden: jax.Array, table: jax.Array, targets: jax.Array, how: Unembedding) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each target, and the log-partition function there; differentiable in hidden and table.
+
+    Args:
+        hidden: final hidden states [B, T, D], in the compute dtype.
+        table: output projection [V, D] (V padded), in the compute dtype, sharded over ``tensor``.
+        targets: token ids, int32 [B, T].
+        how: what is static.
+
+    Returns:
+        float32 [B, T] each.
+    """
+    return _log_probs(hidden, table, targets, how)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _log_probs(hidden, table, targets, how):
+    return _sharded(hidden, table, targets, None, how, None)[0]
+
+
+def _log_probs_forward(hidden, table, targets, how):
+    return _log_probs(hidden, table, targets, how), (hidden, table, targets)
+
+
+def _log_probs_backward(how, saved, slopes):
+    hidden, table, targets = saved
+    _, grads = _sharded(hidden, table, targets, slopes, how, lambda log_z, known: known)
+    return *grads, None
+
+
+_log_probs.defvjp(_log_probs_forward, _log_probs_backward)
+
+
+def weighted_loss(
+    hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, how: Unembedding, z_loss: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """The sum of weights * (z_loss * log_partition^2 - log_prob), and the log-probabilities.
+
+    Args:
+        hidden: as in ``log_probs``.
+        table: as in ``log_probs``.
+        targets: as in ``log_probs``.
+        weights: float32 [B, T]; no gradient flows to them.
+        how: what is static.
+        z_loss: coefficient of the penalty.
+
+    Returns:
+        A float32 scalar, differentiable in hidden and table, and float32 [B, T], of which no gradient is known.
+    """
+    return _weighted_loss(hidden, table, targets, weights, how, z_loss)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _weighted_loss(hidden, table, targets, weights, how, z_loss):
+    scores, _ = _sharded(hidden, table, targets, weights, how, None)
+    return _summed(scores, weights, z_loss)
+
+
+def _weighted_loss_forward(hidden, table, targets, weights, how, z_loss):
+    def slopes(log_z, weights):
+        return -weights, 2 * z_loss * log_z * weights
+
+    scores, grads = _sharded(hidden, table, targets, weights, how, slopes)
+    return _summed(scores, weights, z_loss), grads
+
+
+def _weighted_loss_backward(how, z_loss, grads, cotangents):
+    scale = cotangents[0]
+    return *(((g * scale).astype(g.dtype)) for g in grads), None, None
+
+
+_weighted_loss.defvjp(_weighted_loss_forward, _weighted_loss_backward)
+
+
+def _summed(scores, weights, z_loss):
+    log_prob, log_z = scores
+    each = z_loss * jnp.square(log_z) - log_prob if z_loss else -log_prob
+    return (weights * each).sum(), log_prob
+
+
+def _sharded(hidden, table, targets, known, how, slopes):
+    """Log-probabilities and log-partition functions [B, T]; with ``slopes`` also the gradients of hidden and table.
+
+    Args:
+        hidden: [B, T, D].
+        table: [V, D].
+        targets: [B, T].
+        known: tree of arrays [B, T] that ``slopes`` takes.
+        how: an ``Unembedding``.
+        slopes: a ``Slopes``; None = no gradients.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return _local(hidden, table, targets, known, how=how, slopes=slopes, token_axes=None, scatters=())
+    batch = ROW_AXES if hidden.shape[0] % math.prod(mesh.shape[axis] for axis in ROW_AXES) == 0 else None
+    time = CONTEXT_AXIS if batch and hidden.shape[1] % mesh.shape[CONTEXT_AXIS] == 0 else None
+    hidden_spec, table_spec, tokens = P(batch, time, None), P(VOCAB_AXIS, None), P(batch, time)
+    # The table's gradient is wanted as parameters are stored: summed and scattered in one, half of an all-reduce.
+    scatters = gradient_spec((None, "embed"))[1]
+    if time is None or table.shape[1] % math.prod(mesh.shape[axis] for axis in scatters):
+        scatters = ()
+    token_axes = (*(batch or ()), *([time] if time else []))
+    grads = (hidden_spec, P(VOCAB_AXIS, scatters or None)) if slopes else None
+    run = jax.shard_map(
+        functools.partial(_local, how=how, slopes=slopes, token_axes=token_axes, scatters=scatters),
+        in_specs=(hidden_spec, table_spec, tokens, tokens),
+        out_specs=((tokens, tokens), grads),
+        check_vma=False,
+    )
+    return run(hidden, table, targets, known)
+
+
+def _local(hidden, table, targets, known, *, how, slopes, token_axes, scatters):
+    """One device's share: its tokens of the batch against its rows of the vocabulary (``token_axes`` None: all)."""
+    sharded = token_axes is not None
+    length, rows = hidden.shape[1], table.shape[0]
+    first = jax.lax.axis_index(VOCAB_AXIS) * rows if sharded else 0
+    ids = first + jnp.arange(rows)
+
+    def over_vocab(x):
+        return jax.lax.psum(x, VOCAB_AXIS) if sharded else x
+
+    def chunk_of(grad_table, inputs):
+        h, t, k = inputs
+        logits = jnp.einsum("btd,vd->btv", h, table, preferred_element_type=jnp.float32) * how.logit_multiplier
+        logits = jnp.where(ids < how.vocab_size, logits, _MASKED)
+        peak = logits.max(-1)
+        peak = jax.lax.pmax(peak, VOCAB_AXIS) if sharded else peak
+        exp = jnp.exp(logits - peak[..., None])
+        total = over_vocab(exp.sum(-1))
+        log_z = jnp.log(total) + peak
+        hit = ids == t[..., None]
+        log_prob = over_vocab(jnp.where(hit, logits, 0.0).sum(-1)) - log_z
+        if slopes is None:
+            return grad_table, ((log_prob, log_z), None)
+        of_log_prob, of_log_z = slopes(log_z, k)
+        grad = exp * ((of_log_z - of_log_prob) / total)[..., None] + jnp.where(hit, of_log_prob[..., None], 0.0)
+        grad = (grad * how.logit_multiplier).astype(h.dtype)
+        grad_table += jnp.einsum("btv,btd->vd", grad, h, preferred_element_type=jnp.float32)
+        return grad_table, ((log_prob, log_z), jnp.einsum("btv,vd->btd", grad, table))
+
+    start = jnp.zeros(table.shape, jnp.float32) if slopes else jnp.zeros((), jnp.float32)
+    chunk = how.chunk if 0 < how.chunk < length else length
+    if chunk == length:
+        grad_table, found = chunk_of(start, (hidden, targets, known))
+    else:
+        inputs = jax.tree.map(functools.partial(_in_chunks, chunk=chunk), (hidden, targets, known))
+        grad_table, found = jax.lax.scan(chunk_of, start, inputs)
+        found = jax.tree.map(functools.partial(_together, length=length), found)
+    scores, grad_hidden = found
+    if slopes is None:
+        return scores, None
+    if sharded:
+        grad_hidden = over_vocab(grad_hidden)
+        if scatters:
+            grad_table = jax.lax.psum_scatter(grad_table, scatters, scatter_dimension=1, tiled=True)
+            token_axes = tuple(axis for axis in token_axes if axis not in scatters)
+        grad_table = jax.lax.psum(grad_table, token_axes) if token_axes else grad_table
+    return scores, (grad_hidden, grad_table.astype(table.dtype))
+
+
+def _in_chunks(x: jax.Array, chunk: int) -> jax.Array:
+    """[B, T, ...] as [T / chunk, B, chunk, ...], filled up with zeros: what is known of a token that is none is 0."""
+    padding = [(0, 0), (0, -x.shape[1] % chunk), *[(0, 0)] * (x.ndim - 2)]
+    return jnp.pad(x, padding).reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _together(x: jax.Array, length: int) -> jax.Array:
+    """The reverse of ``_in_chunks``."""
+    return x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :length]

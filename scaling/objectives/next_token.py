@@ -1,0 +1,35 @@
+"""Next-token prediction: the cross-entropy of every token that counts (GPT-1 to GPT-3)."""
+
+from typing import Any
+
+import jax
+
+from scaling import config as cfg
+from scaling.data.batch import Batch
+from scaling.model.decoder import Decoder
+from scaling.model.parametrization import parametrization
+from scaling.objectives.log_probs import Unembedding, weighted_loss
+from scaling.objectives.objective import Objective, Sums, forward
+
+
+def next_token(config: cfg.Config) -> Objective:
+    """The objective of pre-training.
+
+    What is minimised is the negative log-likelihood of the targets and z_loss * logsumexp(logits)^2 (PaLM, arXiv
+    2204.02311, section 5), each times its target's weight; "loss" is the former alone, in nats a token.
+    """
+    unembedding = Unembedding(
+        vocab_size=config.model.vocab_size,
+        logit_multiplier=parametrization(config.model).logit_multiplier,
+        chunk=config.compute.loss_chunk,
+    )
+
+    def objective(model: Decoder, frozen: Any, batch: Batch, key: jax.Array | None) -> Sums:
+        hidden, batch = forward(model, batch, key, config.train.pipeline_microbatches)
+        table = model.output_table(hidden.dtype)
+        minimised, log_probs = weighted_loss(
+            hidden, table, batch.targets, batch.weights, unembedding, config.train.z_loss
+        )
+        return Sums(minimised, batch.weights.sum(), {"loss": -(batch.weights * log_probs).sum()})
+
+    return objective

@@ -1,0 +1,23 @@
+"""What a model is asked to generate, where that is planned."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a model is asked to generate.
+
+    Attributes:
+        batch_size: texts at a time.
+        prompt_tokens: of the longest prompt.
+        tokens: new ones of each text.
+    """
+
+    batch_size: int = 8
+    prompt_tokens: int = 128
+    tokens: int = 100
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("prompt_tokens", 1), ("tokens", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name}={getattr(self, name)} must be at least {least}")

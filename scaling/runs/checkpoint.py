@@ -1,0 +1,380 @@
+"""Checkpoints that are verified: Orbax writes them, checksums beside them commit them.
+
+Layout of ``<run>/checkpoints/<step>/``: ``params`` and ``optimizer`` (Orbax items), ``meta.json`` (step, data
+position, config, versions) and ``checksums-<process>.json`` (SHA-256 of the files this process answers for,
+written last, when those files are on disk). A step without all its checksums was never finished, or is being deleted,
+which removes the first one first; one whose files do not match is damaged. Restore names either, and falls back to the
+newest step that is whole.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from scaling import config as cfg
+from scaling import durable
+from scaling.model.fused import apart, fused
+from scaling.runs.paths import CHECKPOINTS, absolute
+
+log = logging.getLogger(__name__)
+
+FORMAT = 2  # in format 1, or without one, queries, keys and values were one array (model/fused.py)
+META = "meta.json"
+_CHECKSUMS = "checksums-{:05d}.json"
+_BLOCK = 1 << 22
+
+
+# A training state: trees "params" and "optimizer", the scalar "step", and "guard", a dict of scalars.
+State = Mapping[str, Any]
+
+
+class DamagedCheckpoint(Exception):
+    """A step that is unfinished or whose bytes have changed; the message says which file and how."""
+
+
+class Checkpoints:
+    """Saves and restores the training state of one run directory."""
+
+    def __init__(self, run_dir: epath.PathLike, config: cfg.Checkpoint | None = None):
+        self.directory = absolute(run_dir) / CHECKPOINTS
+        self.config = config or cfg.Checkpoint()
+        self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._committer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending: concurrent.futures.Future[None] | None = None
+        self._broken = False  # a save failed; Orbax repeats its error at every later call
+
+    def steps(self) -> list[int]:
+        """Steps that have a directory, finished or not, oldest first."""
+        if not self.directory.exists():
+            return []
+        return sorted(int(p.name) for p in self.directory.iterdir() if _is_step(p.name) and p.is_dir())
+
+    def save(self, step: int, state: State, meta: dict[str, Any]) -> None:
+        """Starts writing a step; waits only for the previous one and for the copy off the devices.
+
+        Raises:
+            OSError: this or the previous save could not be written; says where and which step is still good.
+        """
+        self.wait()
+        path = self._path(step)
+        self._make_room(step)
+        meta = dict(meta, format=FORMAT, step=step, guard=to_json(state["guard"]))
+        try:
+            # Asks the folder first: where it makes nothing, Orbax waits five minutes for what it has begun.
+            durable.try_to_write(self.directory, jax.process_index())
+            items = {"params": state["params"], "optimizer": state["optimizer"]}
+            self._saver.save(
+                path, args=ocp.args.Composite(**{k: ocp.args.StandardSave(v) for k, v in items.items()}), force=False
+            )
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self._pending = self._committer.submit(self._commit, step, meta)
+        if not self.config.asynchronous:
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk and committed; raises what went wrong with it."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """Waits for the last save and frees the threads; an error that was raised before is not raised again."""
+        try:
+            self.wait()
+        finally:
+            self._committer.shutdown()
+            with contextlib.suppress(*((Exception,) if self._broken else ())):
+                self._saver.close()
+
+    def newest_whole(self, passed_over: Collection[int] = (), good: bool = False) -> tuple[int, dict[str, Any]] | None:
+        """Step and meta of the newest whole checkpoint, every byte of it verified; None if nothing was ever saved.
+
+        Steps passed over are named in the log. If all are damaged, that is an error, not a fresh start;
+        only first saves that were cut short count as nothing saved.
+
+        Args:
+            passed_over: steps not to look at.
+            good: nor at those that were saved in the middle of bad steps. With either, None also means that nothing
+                else is whole.
+
+        Raises:
+            ValueError: steps exist, and none is whole.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            meta = None if step in passed_over else self._checked_meta(step)
+            if meta is not None and not (good and meta.get("guard", {}).get("in_a_row")):
+                return step, meta
+        if passed_over or good:
+            return None
+        if not all(self._unfinished(step) for step in steps):
+            raise ValueError(
+                f"{self.directory}: none of the checkpoints {steps} is whole; "
+                "restore one from a backup, or use another config.workdir to start afresh"
+            )
+        return None
+
+    def tidy(self, whole: int | None) -> None:
+        """Deletes what killed saves and deletions have left, and steps not to be kept any more, so that there is room.
+
+        Args:
+            whole: what ``newest_whole`` found; None deletes no steps.
+        """
+        if jax.process_index() == 0 and self.directory.exists():
+            for path in self.directory.iterdir():
+                if path.name.endswith(".orbax-checkpoint-tmp"):
+                    path.rmtree()
+            if whole is not None:
+                self._prune(whole)
+
+    def read_state(self, step: int, target: State) -> dict[str, Any]:
+        """The state of a step that ``newest_whole`` found, laid out like ``target`` (shapes with shardings)."""
+        state = self._read(step, {"params": target["params"], "optimizer": target["optimizer"]})
+        counter = jax.device_put(np.asarray(step, np.int32), target["step"].sharding)
+        meta = json.loads((self._path(step) / META).read_text())
+        return {**state, "step": counter, "guard": from_json(meta.get("guard"), target["guard"])}
+
+    def read_params(self, step: int, target: Any) -> Any:
+        """Only the parameters of a step that ``newest_whole`` found."""
+        return self._read(step, {"params": target})["params"]
+
+    def _read(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
+        path = self._path(step)
+        old = _meta(path).get("format", 1) < FORMAT
+        args = {k: ocp.args.StandardRestore(v) for k, v in (fused(targets) if old else targets).items()}
+        found = dict(self._saver.restore(path, args=ocp.args.Composite(**args)).items())
+        if not old:
+            return found
+        return jax.jit(apart, out_shardings=jax.tree.map(lambda x: x.sharding, targets), donate_argnums=0)(found)
+
+    def _path(self, step: int) -> epath.Path:
+        return self.directory / f"{step:09d}"
+
+    def _commit(self, step: int, meta: dict[str, Any]) -> None:
+        """Background: wait for Orbax, write meta and checksums, prune old steps."""
+        path = self._path(step)
+        try:
+            self._saver.wait_until_finished()
+            if jax.process_index() == 0:
+                _write_json(path / META, dict(meta, processes=jax.process_count()))
+            own = self._own_files(path)
+            _sync(path, own)
+            _write_json(path / _CHECKSUMS.format(jax.process_index()), {name: _sha256(path / name) for name in own})
+        except Exception as error:
+            raise self._failed(step, error) from error
+        if jax.process_index() == 0:
+            self._prune(step)
+
+    def _own_files(self, path: epath.Path) -> list[str]:
+        """Files this process answers for: its own Orbax subfolders; the first process also all that is shared."""
+        own, mine = [], f"ocdbt.process_{jax.process_index()}"
+        for file in _files(path):
+            name = str(file.relative_to(path))
+            if file.name.startswith("checksums-"):
+                continue
+            owned = [part for part in file.parts if part.startswith("ocdbt.process_")]
+            if mine in owned or (not owned and jax.process_index() == 0):
+                own.append(name)
+        return own
+
+    def _unfinished(self, step: int) -> bool:
+        """Whether the save was cut short, or the deletion; marks in another order, or unreadable ones, are damage."""
+        path = self._path(step)
+        if not (path / META).exists():  # written before the first checksums
+            return not (path / _CHECKSUMS.format(0)).exists()
+        try:
+            processes = _meta(path)["processes"]
+        except DamagedCheckpoint:
+            return False
+        return not all((path / _CHECKSUMS.format(i)).exists() for i in range(processes))
+
+    def _checked_meta(self, step: int) -> dict[str, Any] | None:
+        """Meta of a step if it is whole for all processes; else None, with the reason logged."""
+        reason = ""
+        meta: dict[str, Any] = {}
+        try:
+            meta = verify(self._path(step))
+        except DamagedCheckpoint as damaged:
+            reason = str(damaged)
+        if jax.process_count() > 1:
+            good = multihost_utils.process_allgather(np.asarray([not reason]))
+            reason = reason or ("" if good.all() else "damaged as seen by another process")
+        if reason:
+            log.warning("checkpoint of step %d passed over: %s", step, reason)
+            return None
+        return meta
+
+    def _prune(self, newest: int) -> None:
+        """Deletes steps up to ``newest``, but not the last ``keep_last`` or multiples of ``keep_every_steps``.
+
+        Nor the newest that was not saved in the middle of bad steps, to which the run would be rolled back.
+        """
+        steps, every = [step for step in self.steps() if step <= newest], self.config.keep_every_steps
+        unfinished = [step for step in steps if self._unfinished(step)]
+        finished = [step for step in steps if step not in unfinished]
+        old = [step for step in finished[: -self.config.keep_last] if not (every and step % every == 0)]
+        good = next((step for step in reversed(finished) if not self._in_bad_steps(step)), None)
+        old = [step for step in old if step != good]
+        for step in [*old, *(step for step in unfinished if step < newest)]:
+            self._delete(step)
+
+    def _in_bad_steps(self, step: int) -> bool:
+        try:
+            return bool(_meta(self._path(step)).get("guard", {}).get("in_a_row"))
+        except DamagedCheckpoint:
+            return True
+
+    def _delete(self, step: int) -> None:
+        """Deletes a step; if that is cut short, it reads as unfinished and not as damaged."""
+        (self._path(step) / _CHECKSUMS.format(0)).unlink(missing_ok=True)
+        self._path(step).rmtree()
+
+    def _make_room(self, step: int) -> None:
+        """A step that was passed over, and is now reached again: deleted if unfinished, set aside if damaged."""
+        path = self._path(step)
+        if jax.process_index() == 0 and path.is_dir() and self._unfinished(step):
+            self._delete(step)
+        self.set_aside(step)
+
+    def set_aside_after(self, step: int) -> None:
+        """Sets all later steps aside. All processes call it."""
+        newer = [found for found in self.steps() if found > step]
+        if jax.process_count() > 1:  # before the first is renamed, all must have seen the same
+            multihost_utils.sync_global_devices(f"steps after {step}")
+        for found in newer:
+            self.set_aside(found)
+
+    def set_aside(self, step: int) -> None:
+        """Renames a step, if it is there, so that it is none any more; nothing is deleted. All processes call it."""
+        path = self._path(step)
+        if jax.process_index() == 0 and path.exists():
+            names = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+            aside = (path.with_name(f"{path.name}.damaged{name}") for name in names)
+            free = next(path for path in aside if not path.exists())
+            path.rename(free)
+            log.warning("the checkpoint of step %d, which is not used, was moved to %s", step, free)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"room for {step}")
+
+    def _failed(self, step: int, error: Exception) -> OSError:
+        self._broken = True
+        good = [s for s in self.steps() if s != step and not self._unfinished(s)]
+        last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
+        text = str(error).strip() or type(error).__name__
+        # TensorStore wraps the system's words: "...: No space left on device [os_error_code='28']".
+        words = re.search(r": ([^:]+) \[os_error_code", text)
+        reason = words[1] if words else text.splitlines()[0][:200]
+        room = ""
+        if "://" not in str(self.directory) and self.directory.exists():
+            room = f"; {shutil.disk_usage(self.directory).free / 1e9:.2f} GB free"
+        return OSError(
+            f"the checkpoint of step {step} could not be written to {self.directory} ({reason}{room}); {last}"
+        )
+
+
+def _is_step(name: str) -> bool:
+    """Whether a folder has the name of a step as we write it; others (``7``, say) are not ours to touch."""
+    return name.isascii() and name.isdigit() and name == f"{int(name):09d}"
+
+
+def to_json(scalars: Mapping[str, Any]) -> dict[str, float | int]:
+    """Scalars of the devices as plain numbers; a float32 comes back from JSON bit for bit."""
+    return {name: value.item() for name, value in jax.device_get(dict(scalars)).items()}
+
+
+def from_json(values: Mapping[str, Any] | None, target: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The scalars of a checkpoint, typed and laid out like ``target``; those that an old one does not have are 0."""
+    values = values or {}
+    return {
+        name: jax.device_put(np.asarray(values.get(name, 0), like.dtype), like.sharding)
+        for name, like in target.items()
+    }
+
+
+def verify(path: epath.Path) -> dict[str, Any]:
+    """Checks every byte of a step against its checksums (each process a share) and returns its meta.
+
+    Raises:
+        DamagedCheckpoint: unfinished, or a file missing, truncated or changed.
+    """
+    meta = _meta(path)
+    digests: dict[str, str] = {}
+    for process in range(meta["processes"]):
+        part = path / _CHECKSUMS.format(process)
+        try:
+            digests.update(json.loads(part.read_text()))
+        except FileNotFoundError:
+            raise DamagedCheckpoint(f"{path} is unfinished ({part.name} is missing)") from None
+        except (ValueError, TypeError, RecursionError):
+            raise DamagedCheckpoint(f"{part} is damaged (no JSON object)") from None
+    if META not in digests:
+        raise DamagedCheckpoint(f"{path / _CHECKSUMS.format(0)} is damaged ({META} is not in it)")
+    for name in digests:
+        if name.startswith("/") or "://" in name or ".." in name.split("/"):
+            raise DamagedCheckpoint(f"{path} has a checksum of {name}, which lies outside of it")
+    for name in sorted(digests)[jax.process_index() :: jax.process_count()]:
+        if not (path / name).exists():
+            raise DamagedCheckpoint(f"{path / name} is missing")
+        if _sha256(path / name) != digests[name]:
+            raise DamagedCheckpoint(f"{path / name} has changed since it was written (checksum differs)")
+    if meta["step"] != int(path.name):
+        raise DamagedCheckpoint(f"{path} holds step {meta['step']} and not its own")
+    return meta
+
+
+def _meta(path: epath.Path) -> dict[str, Any]:
+    """The meta of a step, which says at least how many processes wrote it.
+
+    Raises:
+        DamagedCheckpoint: it is missing or unreadable.
+    """
+    try:
+        meta = json.loads((path / META).read_text())
+    except FileNotFoundError:
+        raise DamagedCheckpoint(f"{path} is unfinished ({META} is missing)") from None
+    except (ValueError, RecursionError):
+        raise DamagedCheckpoint(f"{path / META} is damaged (not JSON)") from None
+    if not isinstance(meta, dict) or type(meta.get("processes")) is not int or meta["processes"] < 1:
+        raise DamagedCheckpoint(f"{path / META} is damaged (it does not say how many processes wrote it)")
+    return meta
+
+
+def _files(directory: epath.Path) -> Iterator[epath.Path]:
+    for path in sorted(directory.iterdir()):
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _sha256(path: epath.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_json(path: epath.Path, value: Any) -> None:
+    durable.replace_text(path, json.dumps(value, indent=1, sort_keys=True), synced=True)
+
+
+def _sync(path: epath.Path, files: list[str]) -> None:
+    """Makes files of a step, and the names in its folders and of itself, survive a loss of power."""
+    durable.sync(path / name for name in files)
+    durable.sync_folders({path.parent, path}.union(path / parent for name in files for parent in Path(name).parents))

@@ -1,0 +1,78 @@
+"""The ``config.json`` of a run directory: its resolved config, and what is needed to understand its numbers."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
+
+from scaling import __version__, durable, flops, json_text
+from scaling import config as cfg
+from scaling.runs.paths import CONFIG
+from scaling.runs.tokenizer import KEY
+
+if TYPE_CHECKING:
+    import jax
+
+    from scaling.data.tokenizer import Tokenizer
+
+
+def read_config_json(folder: epath.PathLike) -> dict[str, Any]:
+    """The ``config.json`` of a run directory or a Hugging Face folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not a JSON object.
+    """
+    path = epath.Path(folder) / CONFIG
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{folder} has no config.json; it must be a run directory of `scaling train` or a Hugging Face folder"
+        )
+    values = json_text.parse(path.read_bytes(), str(path))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(values).__name__}")
+    return values
+
+
+def write(
+    run_dir: epath.Path, config: cfg.Config, words: "Tokenizer", mesh: "jax.sharding.Mesh", mfu: Mapping[str, Any]
+) -> None:
+    """Writes it for a training that begins or resumes.
+
+    Args:
+        run_dir: the directory.
+        config: resolved.
+        words: tokenizer.
+        mesh: that the run is trained on.
+        mfu: how MFU is computed, and from which peak.
+    """
+    import jax
+
+    record = {
+        "config": cfg.to_dict(config),
+        KEY: words.fingerprint,
+        "versions": {
+            "scaling": __version__,
+            "git": _git_commit(),
+            "jax": jax.__version__,
+            "python": platform.python_version(),
+        },
+        "devices": {"kind": mesh.devices.flat[0].device_kind, "count": mesh.size, "processes": jax.process_count()},
+        "mesh": dict(mesh.shape),
+        "mfu": dict(mfu),
+        "flops_per_token": flops.training_per_token(config.model, config.train.sequence_length),
+    }
+    durable.replace_text(run_dir / CONFIG, json.dumps(record, indent=2))
+
+
+def _git_commit() -> str:
+    """Commit of the checkout this package lies in, with a + if it has been edited; empty outside a checkout."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,54 @@
+"""Where things lie in a run directory, and the directory itself. Imports no JAX."""
+
+from pathlib import Path
+
+from etils import epath
+
+from scaling import durable
+from scaling.paths import must_be_utf8
+
+CONFIG = "config.json"  # as it was run, with what is needed to understand the numbers beside it
+PLAN = "plan.json"  # as a sweep or a launcher planned it
+METRICS = "metrics.jsonl"  # a line a logged step
+EVALS = "evals.jsonl"  # a line a validation, a line a result of a task
+LOG = "train.log"  # output of a training that a sweep or a launcher started
+CHECKPOINTS = "checkpoints"
+SAMPLES = "samples"  # prompts and answers of an evaluation
+LOSS_CURVE = "loss.png"
+
+
+def is_run(path: epath.Path | Path) -> bool:
+    """Whether a folder is a run directory, also one of a run that has only been planned."""
+    return (path / CONFIG).exists() or (path / PLAN).exists()
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """Orbax takes only absolute paths, of UTF-8; remote ones (``gs://...``) are absolute already.
+
+    Raises:
+        ValueError: not UTF-8, which may lie in the working directory.
+    """
+    path = epath.Path(path if "://" in str(path) else Path(path).absolute())
+    must_be_utf8("the run directory", str(path))
+    return path
+
+
+def writable(path: str, process: int) -> epath.Path:
+    """Creates the run directory if need be and makes sure that it can be written.
+
+    Args:
+        path: of the directory.
+        process: number of this one among those of the run, which try at the same time.
+
+    Raises:
+        OSError: it cannot.
+    """
+    run_dir = absolute(path)
+    try:
+        durable.try_to_write(run_dir, process)
+    except OSError as error:
+        raise type(error)(
+            f"the run directory {run_dir} cannot be written ({error.strerror or error}); "
+            "choose another with --config.workdir"
+        ) from error
+    return run_dir

@@ -1,0 +1,52 @@
+"""The loss on the held-out data."""
+
+import collections
+import math
+import time
+from typing import Any
+
+import jax
+
+from scaling.data import loader
+from scaling.objectives.objective import Objective
+from scaling.parallel.sharding import batch_sharding
+from scaling.train.metrics import Log
+from scaling.train.placement import local_rows, place
+from scaling.train.run import Run
+from scaling.train.state import TrainState
+from scaling.train.step import make_eval_step
+
+
+class Validation:
+    """Computes the loss and writes it to ``evals.jsonl``; the ``run`` of a hook.
+
+    Attributes:
+        loss: nats a token, of the last time; NaN before.
+    """
+
+    def __init__(self, run: Run, objective: Objective, log: Log):
+        """Args: the run; what it minimises, with a metric "loss"; where the numbers go."""
+        config = run.config
+        self._run, self._log = run, log
+        self._count = min(len(run.data.held_out), max(1, config.eval.tokens // config.train.sequence_length))
+        self._step = make_eval_step(config, run.mesh, objective)
+        self.loss = math.nan
+
+    def __call__(self, step: int, state: TrainState) -> None:
+        """After so many steps."""
+        start = time.monotonic()
+        result = self._evaluate(state["params"])
+        self._log.evaluation({"step": step, "tokens": self._run.schedule.tokens(step), **result})
+        self.loss = result["loss"]
+        self._log.note(f"step {step}  validation loss {self.loss:.4f}  ({time.monotonic() - start:.1f} s)")
+
+    def _evaluate(self, params: Any) -> dict[str, float]:
+        """Means of the objective's metrics, and "eval_tokens": targets counted."""
+        size, sharding = self._run.config.eval.batch_sequences, batch_sharding(self._run.mesh)
+        rows = local_rows(sharding, size)
+        totals, weight, data = collections.Counter[str](), 0.0, self._run.data
+        for batch in loader.evaluation_batches(data.held_out, self._count, size, rows, data.training.separator):
+            sums = jax.device_get(self._step(params, place(batch, rows, size, sharding)))
+            totals.update({name: float(value) for name, value in sums.metrics.items()})
+            weight += float(sums.weight)
+        return {name: total / weight for name, total in totals.items()} | {"eval_tokens": weight}
