@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaling import exit_codes
+from scaling.paths import must_lead_somewhere
 
 if TYPE_CHECKING:
     from launch.bill import Bill
@@ -99,6 +100,7 @@ def run(options: argparse.Namespace) -> int:
     check_seconds("poll_seconds", options.poll_seconds)
     chosen, count = settings(options), options.slices or 1
     launch = jobs.read(options.config, options.overrides, options.target == "local", count)
+    must_lead_somewhere(launch.state_folder)
     if options.target == "local":
         from launch import local
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from scaling import __version__, exit_codes, output, platforms
 from scaling.output import Stdout
-from scaling.paths import each_expanded, expanded, must_be_utf8
+from scaling.paths import each_expanded, expanded, must_be_utf8, must_lead_somewhere
 
 DEBUG_VARIABLE = "SCALING_TRACEBACK"  # set to 1, lets Python's traceback through instead of one sentence
 PACKAGE = Path(__file__).resolve().parent
@@ -107,6 +107,8 @@ def _at_home(options: argparse.Namespace) -> None:
             setattr(options, name, expand(value))
         elif isinstance(value, list):
             setattr(options, name, [expand(one) if isinstance(one, str) else one for one in value])
+    if getattr(options, "output", None) is not None:
+        must_lead_somewhere(options.output)
     for path in [getattr(options, "output", None), *getattr(options, "runs", []), *getattr(options, "models", [])]:
         if path is not None and "://" not in path:
             must_be_utf8("the folder", str(Path(path).absolute()))

@@ -5,12 +5,13 @@ nothing is synced there.
 """
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from etils import epath
+
+from scaling.paths import must_lead_somewhere
 
 
 def replace_text(path: epath.PathLike, text: str, synced: bool = False, writer: str = "") -> None:
@@ -23,14 +24,15 @@ def replace_text(path: epath.PathLike, text: str, synced: bool = False, writer: 
         writer: sets this process apart, where several may write the file at the same time.
 
     Raises:
-        OSError: it cannot be written; the old one is as it was.
+        OSError: it cannot be written; names the file. The old one is as it was.
     """
     path = epath.Path(path)
     partial = path.with_name(".".join(filter(None, (path.name, writer, "partial"))))
-    partial.write_text(text)
-    if synced:
-        sync([partial])
-    partial.replace(path)
+    with naming(path):
+        partial.write_text(text)
+        if synced:
+            sync([partial])
+        partial.replace(path)
     if synced:
         sync_folders([path.parent])
 
@@ -46,8 +48,7 @@ def try_to_write(folder: epath.PathLike, writer: int) -> None:
         OSError: one of the three cannot be done.
     """
     folder = epath.Path(folder)
-    if "://" not in str(folder) and (link := Path(folder)).is_symlink() and not link.exists():
-        raise FileNotFoundError(errno.ENOENT, f"it is a link to {link.readlink()}, which does not exist", str(folder))
+    must_lead_somewhere(folder)
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".writable-{writer}"
     probe.write_text("")

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 
 from scaling.config import Config, knobs
-from scaling.paths import must_be_utf8
+from scaling.paths import must_be_utf8, must_take_checkpoints
 from scaling.refusal import must_be_multiple, nearest_divisors, nearest_multiples, refused
 from scaling.resolve_mesh import check_mesh, check_pipeline, check_stages, data_axis, pipeline_microbatches
 
@@ -83,6 +83,7 @@ def resolve(
     _check_values(config)
     config = _derive(config, vocab_size, device_count, name)
     must_be_utf8("config.workdir", config.workdir)
+    must_take_checkpoints("config.workdir", config.workdir)
     must_be_utf8("config.data.cache_dir", config.data.cache_dir)
     _check_data(config)
     _check_model(config)

@@ -18,9 +18,10 @@ def test_a_write_that_fails_leaves_the_old_text(tmp_path, monkeypatch, synced):
         half(self, text[:2])
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left") as found:
         patched.setattr(type(epath.Path(path)), "write_text", fails)
         durable.replace_text(path, "new text", synced=synced)
+    assert found.value.filename == str(path)
     assert path.read_text() == "old"
     durable.replace_text(path, "new text", synced=synced)
     assert path.read_text() == "new text" and list(tmp_path.iterdir()) == [path]

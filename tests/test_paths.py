@@ -107,6 +107,43 @@ def test_a_working_directory_that_is_not_utf8_is_found_by_a_training(tmp_path, m
     assert "UTF-8" in capsys.readouterr().err and not Path("run").exists()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tokenize", "t.txt", "--tokenizer=bytes", "--output=link"),
+        ("tokenizer", "train", "t.txt", "--vocab_size=300", "--output=link"),
+        ("export", "run", "--output=link"),
+        ("report", "run", "--output=link"),
+        ("sweep", "--config=sweep.py"),
+        ("launch", "--target=local", "--config=sweep.py"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_link_to_nothing_is_named_before_the_work(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("gone")
+    Path("t.txt").write_text("text " * 1000)
+    Path("sweep.py").write_text(experiment("link", f"{SHAPES}, [tokens(1024)]"))
+    assert cli.main(list(arguments)) == exit_codes.USAGE
+    assert "link to gone" in capsys.readouterr().err and not Path("gone").exists()
+
+
+@pytest.mark.parametrize("folder", ["exp [v1]", "a$\\x$b", "runs*", "what?"])
+@pytest.mark.parametrize("where", ["workdir", "working directory"])
+def test_a_folder_that_cannot_hold_checkpoints_is_refused_at_the_start(tmp_path, monkeypatch, capsys, folder, where):
+    """Orbax saves to all of these and reads nothing back."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text("text " * 1000)
+    if where == "working directory":
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+    Path("x.py").write_text(experiment("run", train__batch_tokens=256, data__train=str(tmp_path / "t.txt")))
+    more = [f"--config.workdir={folder}/run"] if where == "workdir" else []
+    assert cli.main(["train", "--config=x.py", *more]) == exit_codes.USAGE
+    assert "no checkpoint" in capsys.readouterr().err
+    assert not Path("run").exists() and (where != "workdir" or not Path(folder).exists())
+
+
 def write(path, config, written=True):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"config": config, "versions": {}} if written else config))

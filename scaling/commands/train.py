@@ -20,6 +20,7 @@ from scaling.objectives.next_token import next_token
 from scaling.parallel import distributed
 from scaling.parallel.host_memory import keep_freed_memory
 from scaling.parallel.mesh import make_mesh
+from scaling.paths import must_take_checkpoints
 from scaling.resolve import resolve
 from scaling.runs import config_json
 from scaling.runs import tokenizer as run_tokenizer
@@ -168,7 +169,8 @@ def _prepared(config: cfg.Config, name: str) -> Run:
     words = run_tokenizer.find(config.data.tokenizer, absolute(config.workdir or f"runs/{name}"))
     config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
     check_tasks(config)
-    absolute(config.workdir)  # refuses a name that could not be written to, before the text is tokenized
+    # A name that could not be written to is refused before the text is tokenized.
+    must_take_checkpoints("the run directory", str(absolute(config.workdir)))
     data = Data.of(config, words)
     directory = writable(config.workdir, jax.process_index())
     return Run(config, directory, words, data, make_mesh(config.mesh))

@@ -207,9 +207,9 @@ def _into_cache(made: Path, final: Path, names: tuple[str, ...]) -> None:
     try:
         made.rename(final)
     except OSError:
-        if not final.exists():
+        if not (final.exists() or final.is_symlink()):
             raise
-        if not _is_whole(final, names):
+        if _damage(final, names):
             aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
             final.rename(aside / "damaged")
             made.rename(final)
@@ -220,15 +220,21 @@ def _is_whole(path: Path, names: tuple[str, ...]) -> bool:
     """Whether token directories of the cache are there and not damaged, as far as can be seen quickly; else warns."""
     if not path.exists():
         return False
+    if damage := _damage(path, names):
+        log.warning("the token cache %s is damaged and will be made again (%s)", path, damage)
+    return not damage
+
+
+def _damage(path: Path, names: tuple[str, ...]) -> str:
+    """What is wrong with token directories; empty if nothing is."""
     try:
         for name in names:
             index = shards.read_index(path / name)
             if sum(shard.bytes for shard in index.shards) <= _HASHED_BYTES:
                 shards.verify(path / name)
     except (ValueError, OSError) as error:
-        log.warning("the token cache %s is damaged and will be made again (%s)", path, error)
-        return False
-    return True
+        return str(error)
+    return ""
 
 
 def _is_same(path: Path, other: Path) -> bool:
@@ -290,8 +296,8 @@ def _permission(path: Path) -> Iterator[None]:
         yield
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise type(error)(
-            f"cannot write token shards at {path.parent} ({error.strerror}); "
-            "set config.data.cache_dir or $SCALING_CACHE to a writable directory"
+            f"cannot write token shards at {path.parent} ({error.strerror}); give a writable directory: --output of "
+            "`scaling tokenize`, else config.data.cache_dir or $SCALING_CACHE"
         ) from None
 
 

@@ -54,12 +54,13 @@ def find(pattern: str) -> list[str]:
     infos = [fs.info(path)] if fs.exists(path) else _glob(fs, path)
     infos = sorted((info for info in infos if info["type"] != "directory"), key=lambda info: info["name"])
     if not infos:
-        raise FileNotFoundError(f"no file matches {pattern} (hidden files count only where the pattern has the dot)")
+        hidden = " (hidden files count only where the pattern has the dot)" if re.search("[*?[]", path) else ""
+        raise FileNotFoundError(f"no file matches {pattern}{hidden}")
     for info in infos:
         if not info["name"].endswith(FORMATS):
             raise ValueError(f"{info['name']}: unknown format; text files end in {', '.join(FORMATS)}")
         if info["size"] == 0:
-            raise ValueError(f"{info['name']} is empty")
+            raise ValueError(f"{info['name']} is {'empty' if fs.exists(info['name']) else 'a link to no file'}")
     return [fs.unstrip_protocol(info["name"]) if "://" in pattern else info["name"] for info in infos]
 
 

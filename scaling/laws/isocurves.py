@@ -31,6 +31,8 @@ _TESTED = 7  # nearest sizes, at least, among which outliers are looked for
 _TRIED = 12  # of these, at most, parabolas go through each three
 _SMALL = 0.02  # part of the loss; by less no run is an outlier, and no minimum is below all sizes by more
 _ROUNDS = 50  # of moving the parabola to its minimum
+_ROUNDING = 1e-6  # sizes that differ by no more are one, whatever the user says: no curve goes through both
+_GREATEST = 700.0  # log loss that a float still holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Curve:
         if len(self.x) < _SIZES:
             return np.interp(x, self.x, self.loss)
         if self.kind == "akima":
-            return np.exp(Akima1DInterpolator(self.x, np.log(self.loss))(np.clip(x, self.x[0], self.x[-1])))
+            logs = Akima1DInterpolator(self.x, np.log(self.loss))(np.clip(x, self.x[0], self.x[-1]))
+            return np.exp(np.minimum(logs, _GREATEST))  # between sizes that lie close together it may swing beyond
         shift, solve = self._parabola
         return _powers(x - shift) @ (solve @ self.loss)
 
@@ -118,9 +121,10 @@ class Curve:
         along = self.at(np.linspace(ends[0], ends[1], 200))
         if 0 < np.argmin(along) < 199 and along.min() < (1 - _SMALL) * self.loss[good].min():
             return "no size is near the minimum of its curve"
-        best = good[np.argmin(self.loss[good])]
-        end, size = ("smallest", self.x[good[0]]) if 2 * best < len(self.x) else ("largest", self.x[good[-1]])
-        return f"the minimum is not inside the data, the {end} size ({np.exp(size):.3g}) is best"
+        for end, index in (("smallest", good[0]), ("largest", good[-1])):
+            if self.loss[index] == self.loss[good].min():
+                return f"the minimum is not inside the data, the {end} size ({np.exp(self.x[index]):.3g}) is best"
+        return "the minimum is not inside the data on most curves with the noise of other seeds"
 
     def _minima(self, loss: np.ndarray) -> np.ndarray:
         """log N, log D, log loss at the minimum of the curve through each column of ``loss`` [n, m], as [m, 3]."""
@@ -204,7 +208,7 @@ def isoflop_curves(
     if noise is not None and not 0 < noise < np.inf:
         raise ValueError(f"--noise={noise} must be a positive number of nats")
     budgets = [_distinct(points.take(mask)) for mask in isoflop_budgets(points["flops"])]
-    sizes = [_sizes(budget["params"], same_size) for budget in budgets]
+    sizes = [_sizes(budget["params"], max(same_size, _ROUNDING)) for budget in budgets]
     source = "given"
     if noise is None:
         noise, source = _noise([budget["loss"] for budget in budgets], sizes)
@@ -303,14 +307,19 @@ def _near_minimum(x: np.ndarray, losses: np.ndarray, size: np.ndarray, noise: fl
         noise: of a run's loss, nats a token.
     """
     typical = np.array([np.median(losses[size == i]) for i in range(len(x))])
-    # The lowest median of three neighbours: one size that is far off, low or high, does not decide.
-    at = x[np.argmin(np.median([np.r_[typical[:1], typical[:-1]], typical, np.r_[typical[1:], typical[-1:]]], axis=0))]
+    # The lowest median of three neighbours: one size that is far off, low or high, does not decide. Of equal ones
+    # (rounded losses) the lowest itself.
+    smooth = np.median([np.r_[typical[:1], typical[:-1]], typical, np.r_[typical[1:], typical[-1:]]], axis=0)
+    at, wider = x[np.lexsort((typical, smooth))[0]], _WIDER
     for step in range(_ROUNDS):
-        off = _off(x - at, typical, losses, size, noise)
+        off = _off(x - at, typical, losses, size, noise, wider)
         good = np.bincount(size, ~off, len(x)) > 0
-        reach = max(_REACH, _WIDER * np.sort(np.abs(x - at)[good])[_SIZES - 1])
+        reach = max(_REACH, wider * np.sort(np.abs(x - at)[good])[_SIZES - 1])
         kernel = _tricube(x - at, reach)
         _, slope, bend = _least_squares((x - at)[size], kernel[size] * ~off) @ losses
+        if bend <= 0 and not kernel.all():  # noise hides the bend of so few sizes
+            wider *= _WIDER
+            continue
         moved = np.clip(at - slope / (2 * bend), x[0], x[-1]) if bend > 0 else at
         if abs(moved - at) < 1e-6:
             break
@@ -318,13 +327,15 @@ def _near_minimum(x: np.ndarray, losses: np.ndarray, size: np.ndarray, noise: fl
     return kernel, off
 
 
-def _off(x: np.ndarray, typical: np.ndarray, losses: np.ndarray, size: np.ndarray, noise: float) -> np.ndarray:
+def _off(
+    x: np.ndarray, typical: np.ndarray, losses: np.ndarray, size: np.ndarray, noise: float, wider: float
+) -> np.ndarray:
     """Runs near x = 0 that are off the parabola through three sizes which most others are near to [runs].
 
     That parabola has the least sum of distances, none counted as more than a limit (as in RANSAC), so neither a loss
     nor a size that is far off moves it.
     """
-    weights = _tricube(x, max(_REACH, _WIDER * np.sort(np.abs(x))[min(_TESTED, len(x)) - 1]))
+    weights = _tricube(x, max(_REACH, wider * np.sort(np.abs(x))[min(_TESTED, len(x)) - 1]))
     tested = weights > 0
     tried, off = np.flatnonzero(tested), np.zeros(len(losses), bool)
     if len(tried) <= _SIZES:
@@ -339,7 +350,8 @@ def _off(x: np.ndarray, typical: np.ndarray, losses: np.ndarray, size: np.ndarra
     rest = np.sort(residuals[best])[3:]  # it goes through three
     usual = 1.4826 * rest[(len(rest) - 1) // 2]
     off[tested[size]] = residuals[best] > max(_OUTLIER * usual, limit)
-    return off
+    # Where fewer sizes remain than a curve needs, it cannot be said which runs are off.
+    return off & (len(np.unique(size[~off])) >= _SIZES)
 
 
 def _tricube(x: np.ndarray, reach: float) -> np.ndarray:

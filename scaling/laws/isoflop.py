@@ -76,11 +76,10 @@ def isoflop(
 def made_of(fit: Frontier) -> list[str]:
     """What was fitted to the runs of each budget, a line each: curve, sizes, noise."""
     kinds = {"parabola": "parabolas in log N near the minimum", "akima": "Akima's interpolation through all sizes"}
-    sizes = [size["runs"] for curve in fit.curves for size in curve["sizes"]]
-    merged = sum(runs > 1 for runs in sizes)
-    same = f"{merged} of {len(sizes)} sizes are means of several runs" if merged else "each size is one run"
+    runs = [size["runs"] for curve in fit.curves for size in curve["sizes"]]
     return [
         f"curves: {kinds[fit.how['curve']]} (--curve={fit.how['curve']})",
-        f"sizes: equal within {fit.how['same_size']:.2g} of the size (--same_size), {same}",
+        f"sizes: equal within {fit.how['same_size']:.2g} of the size (--same_size), "
+        f"{sum(n > 1 for n in runs)} of {len(runs)} sizes are means of several runs",
         f"noise: {fit.how['noise']:.4g} nats, {fit.how['noise_source']}",
     ]

@@ -79,7 +79,7 @@ def initialize(config: cfg.Distributed, cpu_devices: int = 0) -> None:
         cpu_devices: run on this many virtual CPU devices a process; 0 leaves the platform alone.
 
     Raises:
-        ValueError: a coordinator without the number of processes or this process's id.
+        ValueError: a coordinator without a port, the number of processes or this process's id.
     """
     if cpu_devices:
         jax.config.update("jax_platforms", "cpu")
@@ -89,10 +89,13 @@ def initialize(config: cfg.Distributed, cpu_devices: int = 0) -> None:
     given: dict[str, Any] = {}  # the rest JAX finds out
     address = config.coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     if address:
-        count = config.num_processes or int(os.environ.get("JAX_NUM_PROCESSES", 0))
+        host, _, port = address.rpartition(":")
+        if not (host and port.isdecimal()):
+            raise ValueError(f"the coordinator's address {address!r} must be HOST:PORT")
+        count = config.num_processes or _given("JAX_NUM_PROCESSES", 0)
         index = config.process_id
         if index < 0:
-            index = int(os.environ.get("JAX_PROCESS_ID", os.environ.get("JOB_COMPLETION_INDEX", -1)))
+            index = _given("JAX_PROCESS_ID", _given("JOB_COMPLETION_INDEX", -1))
         if count < 1 or not 0 <= index < count:
             raise ValueError(
                 f"config.distributed.coordinator_address={address} also needs num_processes >= 1 and "
@@ -107,6 +110,14 @@ def initialize(config: cfg.Distributed, cpu_devices: int = 0) -> None:
             heartbeat_timeout_seconds=config.heartbeat_seconds,
             initialization_timeout=config.join_seconds + _JAX_LATER_SECONDS,
         )
+
+
+def _given(variable: str, default: int) -> int:
+    value = os.environ.get(variable, str(default))
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"{variable}={value!r} must be a whole number") from None
 
 
 @contextlib.contextmanager

@@ -120,11 +120,13 @@ def _dry_run(options: argparse.Namespace, runs: list["Run"], machine: "Machine",
 def _train(options: argparse.Namespace, runs: list["Run"], machine: "Machine", slots: int) -> int:
     from etils import epath
 
+    from scaling.paths import must_lead_somewhere
     from scaling.runs.lock import held
     from scaling.sweep.display import Display, outcome
     from scaling.sweep.runner import Runner
 
     folder = epath.Path(runs[0].config.workdir).parent
+    must_lead_somewhere(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder / ".lock", f"another sweep is running in {folder}; wait for it, or use another config.workdir"):
         runner = Runner(runs, machine, slots, options.mfu)

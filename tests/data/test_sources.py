@@ -69,6 +69,12 @@ def test_hidden_files_are_left_out_as_by_shells(tmp_path, pattern, expected):
     assert read(root / pattern) == expected
 
 
+def test_a_link_to_no_file_is_named_as_one(tmp_path):
+    (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(ValueError, match="is a link"):
+        sources.find(f"{tmp_path}/*.txt")
+
+
 def test_only_hidden_files_are_no_files(tmp_path):
     make(tmp_path, ".a.txt")
     bad(tmp_path, "*.txt", None, "hidden", FileNotFoundError)

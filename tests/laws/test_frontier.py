@@ -151,6 +151,49 @@ def test_isoflop_options_that_cannot_be(options):
 
 
 @pytest.mark.parametrize("curve", ["parabola", "akima"])
+@pytest.mark.parametrize("same_size", [0.0, 0.02])
+def test_sizes_that_differ_by_rounding(curve, same_size):
+    points = isoflop_points()
+    more = changed(points, params=points["params"] * (1 + 2e-16), loss=points["loss"] + 1e-3)
+    both = {name: np.concatenate([points[name], more[name]]) for name in ("params", "flops", "loss")}
+    fit = isoflop(changed(points, **both), curve=curve, same_size=same_size, resamples=0)
+    assert fit.theta["params_exponent"] == pytest.approx(0.5, abs=0.02)
+    assert [size["runs"] for size in fit.curves[0]["sizes"]] == [2] * 9
+
+
+def test_noise_that_hides_the_bend_of_the_nearest_sizes():
+    """Digitised losses: the five smallest sizes are concave, so more sizes count, and the minimum is found."""
+    loss = np.array([2.12, 2.10, 2.09, 2.09, 2.0667, 2.09, 2.10, 2.11, 2.13, 4.1])
+    x = np.append(np.linspace(-1.6, 1.6, 9), 2.4)
+    points = changed(isoflop_points(), params=np.exp(x + 20), loss=loss, flops=np.full(len(x), 1e20))
+    (curve,) = isoflop_curves(points, noise=0.01).curves
+    assert curve.reason == "" and abs(curve.minimum[0] - 20) < 0.3
+    assert not curve.fitted[-1]  # twice the loss of all others
+
+
+def test_a_budget_without_a_minimum_says_which_end_is_best_only_if_it_is():
+    points = isoflop_points()
+    first = points["flops"] < 2e18
+    points = points.take(first)
+    rising = changed(points, loss=np.sort(points["loss"]))
+    assert "smallest size" in isoflop_curves(rising).curves[0].reason
+    assert "largest size" in isoflop_curves(changed(points, loss=np.sort(points["loss"])[::-1])).curves[0].reason
+    flat = isoflop_curves(
+        changed(points, loss=2.5 - 0.01 * (points["params"] == np.median(points["params"]))), noise=1.0
+    )
+    assert "not inside" in flat.curves[0].reason and "best" not in flat.curves[0].reason
+
+
+def test_more_outliers_than_a_curve_can_tell():
+    """Of five sizes two are off, and the other three are no curve: none is named as an outlier."""
+    x = np.array([-1.8, -1.7, -0.5, -0.5, 1.1, 1.2, 1.2])
+    columns = {"params": np.exp(x + 20), "loss": np.array([2.324, 3.434, 2.025, 2.008, 3.182, 2.144, 2.14])}
+    points = changed(isoflop_points(), **columns, flops=np.full(len(x), 1e20))
+    (curve,) = isoflop_curves(points).curves
+    assert curve.outliers == () and curve.runs.tolist() == [1, 1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("curve", ["parabola", "akima"])
 def test_sizes_far_from_the_minimum_of_their_curve_have_none(curve):
     """Two small sizes and four large ones: their curve has its minimum in the gap, far below every loss."""
     points = isoflop_points()

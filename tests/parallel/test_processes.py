@@ -104,6 +104,11 @@ def test_the_coordinator_needs_its_numbers(monkeypatch):
         distributed.initialize(cfg.Distributed())
     with pytest.raises(ValueError, match="num_processes=2, process_id=2"):
         distributed.initialize(cfg.Distributed(num_processes=2, process_id=2))
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        distributed.initialize(cfg.Distributed(coordinator_address="10.0.0.1", num_processes=2, process_id=0))
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES='two'"):
+        distributed.initialize(cfg.Distributed(process_id=0))
 
 
 STEP = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a[1-2]"}
