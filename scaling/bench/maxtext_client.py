@@ -56,7 +56,7 @@ def compile_step(python: str, library: str, knobs: list[str], text: Path) -> dic
     except OSError as error:
         raise ValueError(f"--peer={python} cannot be run ({error.strerror})") from None
     if done.returncode or not done.stdout.strip():
-        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        last = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
         raise ValueError(f"the peer {python} ended: {last[:300]}; --peer=PYTHON must have maxtext[tpu]")
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer

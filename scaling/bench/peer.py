@@ -62,7 +62,7 @@ class Peer:
         if not line:
             self._process.wait()
             self._said.seek(0)
-            last = (self._said.read().strip().splitlines() or ["it ended without a word"])[-1]
+            last = (self._said.read().strip().splitlines() or ["it ended without a message"])[-1]
             raise ValueError(f"the peer {self._python} ended: {last}; --peer=PYTHON must have torch and transformers")
         answer = json.loads(line)
         if "error" in answer:

@@ -49,7 +49,7 @@ class Plan:
         prefill: of generate, seconds for reading the prompts; else 0.
         tokens: of one step.
         run_tokens: of the whole run.
-        flops_per_token: by which MFU is reckoned.
+        flops_per_token: that MFU counts.
         peak: FLOP/s of all chips.
         parts: kind of work -> seconds of a step.
         again: kind of work -> those of them for what is computed a second time, for the backward pass.
@@ -345,7 +345,7 @@ def _cache_path(config: cfg.Config, name: str, slices: int, step: str, request: 
     for folder in ("generate", "model", "parallel", "plan", "train"):
         for path in sorted((PACKAGE / folder).rglob("*.py")):
             source.update(path.read_bytes())
-    for name_of_file in ("chips.py", "flops.py"):  # which a prediction is reckoned with
+    for name_of_file in ("chips.py", "flops.py"):  # which a prediction is computed with
         source.update((PACKAGE / name_of_file).read_bytes())
     asked = dataclasses.asdict(request) if request else config.eval.batch_sequences
     # Another libtpu than the package's, and options of the compiler.

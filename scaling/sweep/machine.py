@@ -107,6 +107,6 @@ def probe(cpu_devices: int = 0) -> Machine:
     found = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, env=environment)
     if found.returncode:
         said = (found.stderr.strip().splitlines() or [""])[-1]
-        raise platforms.unusable(said.removeprefix("AssertionError"))  # which JAX raises without a word
+        raise platforms.unusable(said.removeprefix("AssertionError"))  # which JAX raises without a message
     platform, kind, units, unit_flops, source = json.loads(found.stdout.splitlines()[-1])
     return Machine(platform, kind, tuple(units), unit_flops, source)

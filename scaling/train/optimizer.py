@@ -126,7 +126,7 @@ def _matrix_axes(model: cfg.Model) -> Any:
 
 
 def _kept_as(dtype: jnp.dtype, adam: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Adam whose moments are kept in a narrow type between steps; every step reckons in float32.
+    """Adam whose moments are kept in a narrow type between steps; every step computes in float32.
 
     Rounded at random, up or down by how near each is (arXiv 1502.02551, section 3): to the nearest, a second moment
     could not fall where 1 - beta2 is below the spacing of bfloat16, and would stay at the largest it ever had.
