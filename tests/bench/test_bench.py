@@ -123,7 +123,7 @@ def test_mistakes(stand_in, capsys, monkeypatch):
     assert "PyTorch is timed on CPUs and GPUs, and this is a tpu" in capsys.readouterr().err
     with Peer(stand_in) as peer, pytest.raises(ValueError, match="cannot generate: ImportError: no transformers"):
         peer.measure("generate", batch=1)
-    with Peer("/bin/false") as peer, pytest.raises(ValueError, match="ended: it ended without a word"):
+    with Peer("/bin/false") as peer, pytest.raises(ValueError, match="ended without a message"):
         peer.measure("train")
 
 

@@ -107,7 +107,7 @@ def test_mistakes(stand_in, library, halved, capsys):
         (["--sequences=0"], "--sequences must be 1 or more"),
         (["--topology=v5e:4"], "sizes of v5e must be like"),
         (["--peer=/nowhere/python"], "--peer=/nowhere/python cannot be run"),
-        (["--peer=/bin/false"], "the peer /bin/false ended: it ended without a word"),
+        (["--peer=/bin/false"], "ended without a message"),
         (
             [f"--peer={stand_in}", "--theirs", "remat_policy=nonsense"],
             "cannot compile remat_policy=nonsense: ValueError",
