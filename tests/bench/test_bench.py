@@ -158,4 +158,4 @@ def test_start_and_data_are_timed(capsys, pytestconfig, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert "(7 batches, 2 threads)" in lines[1] and float(lines[1].split()[1].replace(",", "")) > 1000
     assert cli.main(["bench", "startup", "--experiment=nowhere.py", "--repetitions=1"]) == exit_codes.USAGE
-    assert "nowhere.py logs no step: scaling train: error: config file nowhere.py does not" in capsys.readouterr().err
+    assert "nowhere.py logs no step" in capsys.readouterr().err
