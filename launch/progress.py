@@ -1,6 +1,8 @@
 """How far a run is, and whether anything moves, by the files of its run directory alone. No JAX."""
 
+import contextlib
 import time
+from pathlib import Path
 
 from etils import epath
 
@@ -47,12 +49,18 @@ class Heartbeat:
         for name in _WATCHED:
             path = self._run_dir / name
             for part in [path, *(path.iterdir() if path.is_dir() else ())]:
-                try:
-                    found = part.stat()
-                except OSError:  # just renamed or deleted
-                    continue
-                now.append((str(part), found.length, found.mtime))
+                with contextlib.suppress(OSError):  # just renamed or deleted
+                    now.append((str(part), *_length_and_time(part)))
         if now != self._seen:
             self._seen = now
             self.beat()
         return time.monotonic() - self._last
+
+
+def _length_and_time(path: epath.Path) -> tuple[int, int]:
+    """Bytes of a file, and when it changed. epath looks up the owner's name too, and fails if it is not known here."""
+    if "://" in str(path):
+        remote = path.stat()
+        return remote.length, remote.mtime
+    local = Path(path).stat()
+    return local.st_size, int(local.st_mtime)

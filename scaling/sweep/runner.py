@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -158,7 +159,8 @@ class Runner:
 
     def _start(self, job: Job, take: int) -> None:
         plan = write_plan(job.run, epath.Path(job.run.config.workdir))
-        job.logged = job.log.stat().length if job.log.exists() else 0
+        # Not by epath, which looks up the owner's name, and this machine need not know the owner.
+        job.logged = Path(job.log).stat().st_size if job.log.exists() else 0
         job.units, self._free = self._free[:take], self._free[take:]
         command = [*self._command, f"--config={plan}"]
         with job.log.open("ab") as log, self._machine.restrict(job.units) as environment:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -304,6 +305,20 @@ def test_steps_are_read_from_lines_and_checkpoints(tmp_path):
         if whole:
             (tmp_path / f"checkpoints/{step:09d}/meta.json").write_text("{}")
     assert progress.newest_step(folder) == 10
+
+
+def test_files_of_an_owner_whom_this_machine_does_not_know_are_watched(tmp_path, monkeypatch):
+    """A container with a number for a user, a folder that machines share."""
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    log, now = tmp_path / "train.log", 100.0
+    log.write_text("a")
+    heartbeat = progress.Heartbeat(epath.Path(tmp_path))
+    heartbeat.silence()
+    now = 110.0
+    assert heartbeat.silence() == 10
+    log.write_text("ab")
+    assert heartbeat.silence() == 0
 
 
 def test_gpus_are_shared_out():

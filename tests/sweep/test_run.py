@@ -1,6 +1,7 @@
 """Sweeps of real trainings through the command line: finished once, failed ones named, stopped and resumed."""
 
 import json
+import pwd
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import pytest
 from scaling import cli, exit_codes
 from scaling.laws.runs import read_runs
 from scaling.runs.lock import only_one
+from scaling.sweep.command import runs_of
 from scaling.sweep.machine import Machine
 from scaling.sweep.progress import Clock, progress
+from scaling.sweep.runner import Runner
 from tests.experiments import SHAPES, experiment
 from tests.programs import environment
 
@@ -173,6 +176,18 @@ def test_a_killed_run_is_named_with_its_signal(sweep):
 
 def machine(platform, count):
     return Machine(platform, "", tuple(range(count)), 1e12, "")
+
+
+def test_a_log_of_an_owner_whom_this_machine_does_not_know_is_gone_on_with(sweep, monkeypatch):
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    path, runs = sweep()
+    one = runs_of(str(path), [f"--config.workdir={runs}"])[0]
+    log = Path(one.config.workdir) / "train.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("before\n")
+    runner = Runner([one], machine("cpu", 1), 1, 0.1, [sys.executable, "-c", "print('after')"])
+    runner.run(lambda _: None)
+    assert runner.jobs[0].logged == len("before\n") and log.read_text() == "before\nafter\n"
 
 
 def test_slots_by_machine():
