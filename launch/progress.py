@@ -2,12 +2,11 @@
 
 import contextlib
 import time
-from pathlib import Path
 
 from etils import epath
 
 from scaling.runs.json_lines import last_record
-from scaling.runs.paths import CHECKPOINTS, EVALS, LOG, METRICS
+from scaling.runs.paths import CHECKPOINTS, EVALS, LOG, METRICS, length_and_time
 
 _WATCHED = (METRICS, EVALS, CHECKPOINTS, "attempts", LOG)
 
@@ -50,17 +49,8 @@ class Heartbeat:
             path = self._run_dir / name
             for part in [path, *(path.iterdir() if path.is_dir() else ())]:
                 with contextlib.suppress(OSError):  # just renamed or deleted
-                    now.append((str(part), *_length_and_time(part)))
+                    now.append((str(part), *length_and_time(part)))
         if now != self._seen:
             self._seen = now
             self.beat()
         return time.monotonic() - self._last
-
-
-def _length_and_time(path: epath.Path) -> tuple[int, int]:
-    """Bytes of a file, and when it changed. epath looks up the owner's name too, and fails if it is not known here."""
-    if "://" in str(path):
-        remote = path.stat()
-        return remote.length, remote.mtime
-    local = Path(path).stat()
-    return local.st_size, int(local.st_mtime)

@@ -9,7 +9,6 @@ from scaling import exit_codes
 DONE, RESTART, FAIL = "done", "restart", "fail"
 # Nothing would be different the next time.
 _FINAL = (exit_codes.USAGE, exit_codes.DIVERGED)
-_PREEMPTED = (*exit_codes.OF_SIGNAL.values(), *(-number for number in exit_codes.OF_SIGNAL))
 _BUGS = 2  # starts after an exception, without progress in between: some pass, but most will come again
 
 
@@ -50,7 +49,7 @@ class Restarts:
         self.in_vain += 1
         self.total += 1
         self._slow = code == exit_codes.IO
-        self.preemptions += code in _PREEMPTED
+        self.preemptions += code in exit_codes.STOPPED
         return RESTART
 
     @property

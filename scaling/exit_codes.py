@@ -27,6 +27,9 @@ OF_SIGNAL = {
     signal.SIGXCPU: SIGXCPU,
 }
 
+# Codes of a process that a signal stopped: the one that it left with, or the signal, which Python gives as negative.
+STOPPED = (*OF_SIGNAL.values(), *(-number for number in OF_SIGNAL))
+
 
 def of(error: BaseException) -> int:
     """The exit code of an exception that leaves the command."""

@@ -6,32 +6,53 @@ import sys
 from typing import Any
 
 
-def parse(text: str | bytes, where: str) -> Any:
-    """The value of a JSON text; a byte order mark before it is dropped, as editors on Windows write one.
+class Unreadable(ValueError):
+    """JSON that is well-formed, but that Python does not read."""
+
+
+def read(text: str | bytes, where: str) -> Any:
+    """The value of a JSON text, for those who have words of their own for what is no JSON.
 
     Args:
         text: bytes are UTF-8.
         where: the file, or file and line, for messages.
 
     Raises:
-        ValueError: not UTF-8, not JSON, nested too deeply, or with a longer number than Python reads.
+        Unreadable: a whole number of too many digits, or values inside each other too deeply; names ``where``.
+        json.JSONDecodeError, UnicodeDecodeError: no JSON.
+    """
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except RecursionError:
+        raise Unreadable(f"{where} has lists or objects inside each other too deeply to be read") from None
+    except ValueError:
+        digits, whole = sys.get_int_max_str_digits(), text.decode() if isinstance(text, bytes) else text
+        found = re.search(rf"\d{{{digits + 1},}}", whole)
+        number = whole.count("\n", 0, found.start()) + 1 if found else 1
+        line = f" in line {number}" if number > 1 else ""
+        raise Unreadable(
+            f"{where} has a whole number of more than {digits} digits{line}, which cannot be read"
+        ) from None
+
+
+def parse(text: str | bytes, where: str) -> Any:
+    """The value of a JSON text; a byte order mark before it is dropped, as editors on Windows write one.
+
+    Args:
+        text: as of ``read``.
+        where: as of ``read``.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, or ``Unreadable``; one sentence that says where.
     """
     try:
         decoded = text.decode() if isinstance(text, bytes) else text
-        return json.loads(decoded.removeprefix("\ufeff"))
+        return read(decoded.removeprefix("\ufeff"), where)
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise ValueError(f"{where} is not UTF-8: byte 0x{byte:02x} at offset {error.start}") from None
-    except RecursionError:
-        raise ValueError(f"{where} is JSON nested too deeply to read") from None
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise ValueError(f"{where}: not JSON ({error.msg}, {line}column {error.colno})") from None
-    except ValueError:
-        digits = sys.get_int_max_str_digits()
-        found = re.search(rf"\d{{{digits + 1},}}", decoded)
-        number = decoded.count("\n", 0, found.start()) + 1 if found else 1
-        line = f" in line {number}" if number > 1 else ""
-        raise ValueError(
-            f"{where} has a whole number of more than {digits} digits{line}, which cannot be read"
-        ) from None

@@ -25,14 +25,12 @@ class TrainingSet:
         tokens: tokens in one pass over all sources.
         sequences: sequences in one pass over all sources.
         fingerprint: hash of everything that decides the stream: tokens, weights, sequence length and seed.
-        separator: of documents that are not to see each other, as of ``of_sequences``.
     """
 
     stream: grain.MapDataset
     tokens: int
     sequences: int
     fingerprint: str
-    separator: int | None = None
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Sequence i, int32 [T+1], for any i >= 0."""

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from etils import epath
 
+from scaling import json_text
 from scaling.laws import forms
 from scaling.laws.points import Points, require_independence, require_variety
 from scaling.laws.solver import Minima, minimise
-from scaling.runs.json_lines import Unreadable, parse_json
 
 _POLISHED = 64  # best starts that are followed to the end
 _HELD_OUT_STARTS = 200
@@ -86,8 +86,8 @@ def load_fit(path: epath.PathLike) -> dict[str, Any]:
         FileNotFoundError: no such file.
     """
     try:
-        values = parse_json(epath.Path(path).read_text(encoding="utf-8"), str(path))
-    except Unreadable:
+        values = json_text.read(epath.Path(path).read_text(encoding="utf-8"), str(path))
+    except json_text.Unreadable:
         raise
     except ValueError:
         values = None

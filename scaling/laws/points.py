@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from scaling.runs.json_lines import Unreadable, parse_json
+from scaling import json_text
 
 _TOGETHER = 0.2  # tokens that follow a power of the parameters this closely tell nothing that these do not
 QUANTITIES = ("params", "tokens", "loss", "flops", "unique")
@@ -160,8 +160,8 @@ def _listed(names: Sequence[str]) -> str:
 
 def _record(path: epath.Path, number: int, line: str) -> dict[str, Any]:
     try:
-        record = parse_json(line, f"{path}:{number}")
-    except Unreadable:
+        record = json_text.read(line, f"{path}:{number}")
+    except json_text.Unreadable:
         raise
     except ValueError:
         record = None

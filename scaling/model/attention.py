@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from scaling import config as cfg
 from scaling.model import kernels, ring
 from scaling.model.context import AttentionContext, Cached, Memory
+from scaling.model.fused import stacked
 from scaling.model.layers import SAVED, Parameter, add_bias, constant, dropout, normal, normal_parts
 from scaling.model.parametrization import parametrization
 from scaling.model.quantized import project
@@ -245,8 +246,8 @@ class SelfAttention(nnx.Module):
 
         For decoding, where products are so small that one costs less than three.
         """
-        self.qkv = _stacked(self.query, self.key, self.value)
-        self.qkv_bias = _stacked(self.query_bias, self.key_bias, self.value_bias)
+        self.qkv = _in_one(self.query, self.key, self.value)
+        self.qkv_bias = _in_one(self.query_bias, self.key_bias, self.value_bias)
         for name in ("query", "key", "value"):
             delattr(self, name)
             delattr(self, f"{name}_bias")
@@ -281,7 +282,7 @@ class SelfAttention(nnx.Module):
             weights, biases = (self.query, self.key, self.value), [self.query_bias, self.key_bias, self.value_bias]
             if jax.sharding.get_abstract_mesh().shape.get(kernels.HEAD_AXIS, 1) > 1:
                 # The gradient of x is a sum over the devices of the heads: once, and not thrice.
-                parts = self._together(x, _stacked(*weights), time)
+                parts = self._together(x, _in_one(*weights), time)
             else:
                 parts = [project(x, w, self.compute.quantization) for w in weights]
         found = []
@@ -303,11 +304,10 @@ class SelfAttention(nnx.Module):
         return constrain(add_bias(out, self.out_bias), "batch", "sequence", None)
 
 
-def _stacked(*parts: Parameter) -> Parameter:
-    """[..., H, K] each to [..., 3, H, K]."""
-    axes = parts[0].axes
-    whole = jnp.stack([part[...] for part in parts], axis=-3)
-    return Parameter(whole, axes=(*axes[:-2], None, *axes[-2:]), kind=parts[0].kind)
+def _in_one(*parts: Parameter) -> Parameter:
+    """Parameters [..., H, K] as one [..., 3, H, K]."""
+    whole, axes = stacked([part[...] for part in parts]), stacked([part.axes for part in parts])
+    return Parameter(whole, axes=axes, kind=parts[0].kind)
 
 
 def _extended(cached: Cached, new: Memory, mixed: jax.Array) -> Memory:

@@ -1,5 +1,6 @@
 """Queries, keys and values in one array: so GPT-2's folders hold them, and so did our checkpoints of format 1."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -36,10 +37,11 @@ def _is_fused(x: Any) -> bool:
 
 def _fuse(attention: dict[str, Any]) -> dict[str, Any]:
     rest = {name: x for name, x in attention.items() if name.removesuffix("_bias") not in _PARTS}
-    return rest | {f"qkv{end}": _stacked([attention[part + end] for part in _PARTS]) for end in ("", "_bias")}
+    return rest | {f"qkv{end}": stacked([attention[part + end] for part in _PARTS]) for end in ("", "_bias")}
 
 
-def _stacked(parts: list[Any]) -> Any:
+def stacked(parts: Sequence[Any]) -> Any:
+    """Arrays [..., H, K], their shapes with shardings, or their logical axes, as of one [..., n, H, K]."""
     first = parts[0]
     if isinstance(first, tuple):
         return (*first[:-2], None, *first[-2:])

@@ -10,32 +10,10 @@ from typing import IO, Any
 
 from etils import epath
 
-from scaling import durable
+from scaling import durable, json_text
 
 _TAIL = 1 << 14  # bytes read at a time from the end of a file
 _REMOTE_FLUSH_SECONDS = 60.0  # object stores cannot append: the whole file is rewritten at most this often
-
-
-class Unreadable(ValueError):
-    """JSON that is well-formed, but that Python does not read."""
-
-
-def parse_json(text: str | bytes, where: str) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-        Unreadable: an integer of too many digits, or values inside each other too deeply; names ``where``.
-        ValueError: any other text that is not JSON.
-    """
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise
-    except RecursionError:
-        raise Unreadable(f"{where} has lists or objects inside each other too deeply to be read") from None
-    except ValueError:
-        digits = sys.get_int_max_str_digits()
-        raise Unreadable(f"{where} has an integer of more than {digits} digits; mend or delete it") from None
 
 
 def read_lines(path: epath.Path) -> list[dict[str, Any]]:
@@ -54,8 +32,8 @@ def read_lines(path: epath.Path) -> list[dict[str, Any]]:
     records = []
     for number, line in lines:
         try:
-            record = parse_json(line, f"{path}:{number}")
-        except Unreadable:
+            record = json_text.read(line, f"{path}:{number}")
+        except json_text.Unreadable:
             raise
         except ValueError:
             if number == lines[-1][0]:
@@ -89,8 +67,8 @@ def last_record(path: epath.Path, key: str) -> dict[str, Any] | None:
                 if not line.strip():
                     continue
                 try:
-                    record = parse_json(line, f"{path}, in a line near its end,")
-                except Unreadable:
+                    record = json_text.read(line, f"{path}, in a line near its end,")
+                except json_text.Unreadable:
                     raise
                 except ValueError:
                     if not torn:

@@ -52,3 +52,12 @@ def writable(path: str, process: int) -> epath.Path:
             "choose another with --config.workdir"
         ) from error
     return run_dir
+
+
+def length_and_time(path: epath.Path) -> tuple[int, int]:
+    """Bytes of a file, and when it changed. epath looks up the owner's name too, and fails if it is not known here."""
+    if "://" in str(path):
+        remote = path.stat()
+        return remote.length, remote.mtime
+    local = Path(path).stat()
+    return local.st_size, int(local.st_mtime)

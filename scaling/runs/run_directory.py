@@ -12,7 +12,8 @@ from typing import Any
 from etils import epath
 
 from scaling import config as cfg
-from scaling.runs.json_lines import Unreadable, is_number, parse_json, read_lines
+from scaling import json_text
+from scaling.runs.json_lines import is_number, read_lines
 from scaling.runs.own_files import is_own
 from scaling.runs.paths import CONFIG, EVALS, METRICS, PLAN, is_run
 from scaling.sizes import parameters
@@ -112,8 +113,8 @@ def load(path: epath.PathLike) -> RunDirectory:
     begun = (path / CONFIG).exists()
     file = path / (CONFIG if begun else PLAN)
     try:
-        values = parse_json(file.read_text(encoding="utf-8"), str(file))
-    except Unreadable:
+        values = json_text.read(file.read_text(encoding="utf-8"), str(file))
+    except json_text.Unreadable:
         raise
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}); the file is damaged") from None

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -14,7 +13,7 @@ from etils import epath
 from scaling import config as cfg
 from scaling import durable, exit_codes
 from scaling.runs.lock import is_locked
-from scaling.runs.paths import LOG, PLAN
+from scaling.runs.paths import LOG, PLAN, length_and_time
 from scaling.sweep.machine import Machine
 from scaling.sweep.plan import Run
 from scaling.sweep.progress import Clock, Progress, progress
@@ -23,7 +22,6 @@ from scaling.train.signals import stops
 
 _POLL_SECONDS = 0.5
 _ERROR = "scaling train: error: "
-_STOPPED = (*exit_codes.OF_SIGNAL.values(), *(-number for number in exit_codes.OF_SIGNAL))
 
 ELSEWHERE = "elsewhere"  # another process is training it
 
@@ -159,8 +157,7 @@ class Runner:
 
     def _start(self, job: Job, take: int) -> None:
         plan = write_plan(job.run, epath.Path(job.run.config.workdir))
-        # Not by epath, which looks up the owner's name, and this machine need not know the owner.
-        job.logged = Path(job.log).stat().st_size if job.log.exists() else 0
+        job.logged = length_and_time(job.log)[0] if job.log.exists() else 0
         job.units, self._free = self._free[:take], self._free[take:]
         command = [*self._command, f"--config={plan}"]
         with job.log.open("ab") as log, self._machine.restrict(job.units) as environment:
@@ -183,7 +180,7 @@ class Runner:
         job.exit_code = code
         if job.progress.finished and code == 0:
             job.state = FINISHED
-        elif self._stop or code in _STOPPED:
+        elif self._stop or code in exit_codes.STOPPED:
             job.state = STOPPED
         else:
             job.state, job.reason = FAILED, job.why()

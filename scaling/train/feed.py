@@ -29,7 +29,7 @@ class Feed:
             schedule.num_steps,
             run.config.data.workers,
             run.config.data.prefetch,
-            run.data.training.separator,
+            run.data.separator,
         )
         self._hashes = BatchHashes(rows, schedule.microbatch) if run.config.log.batch_hash else None
         watched = self._hashes.watched(batches) if self._hashes else batches

@@ -23,22 +23,24 @@ class Data:
         training: its sequences, in the order of training.
         held_out: sequences int32 [T+1] for the validation.
         bad_records: what stands in for sequences that cannot be read; None = they are errors.
+        separator: of documents that are not to see each other, as of ``of_sequences``; None = they see each other.
     """
 
     training: loader.TrainingSet
     held_out: Sequence[np.ndarray]
     bad_records: BadRecords | None
+    separator: int | None = None
 
     @classmethod
     def of(cls, config: cfg.Config, words: Tokenizer) -> "Data":
         """Finds the data of a resolved config, and tokenizes what is not in the cache; errors as in the loader."""
         bad_records = BadRecords() if config.data.bad_records == "skip" else None
         length = config.train.sequence_length
-        training = loader.training_set(config.data, words, length, config.seed, bad_records)
         return cls(
-            training=dataclasses.replace(training, separator=words.eot if config.model.document_mask else None),
+            training=loader.training_set(config.data, words, length, config.seed, bad_records),
             held_out=loader.validation_set(config.data, words, length, bad_records),
             bad_records=bad_records,
+            separator=words.eot if config.model.document_mask else None,
         )
 
 

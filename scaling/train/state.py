@@ -1,5 +1,6 @@
 """Training state: a plain dict of parameters, optimizer state and step, born sharded."""
 
+from collections.abc import Callable
 from typing import Any, TypedDict
 
 import jax
@@ -29,7 +30,7 @@ def shardings(config: cfg.Config, mesh: Mesh) -> dict[str, Any]:
     scalar = NamedSharding(mesh, P())
     params = decoder.shardings(config.model, mesh)
     state = jax.eval_shape(make_optimizer(config.optimizer, config.model).init, decoder.abstract(config.model))
-    spec = scattered_spec if config.mesh.shard_optimizer else stored_spec
+    spec = _gradient_spec(config)
     moments = jax.tree.map(lambda axes: NamedSharding(mesh, spec(axes)), state_axes(config, state), is_leaf=is_axes)
     judged = jax.tree.map(lambda _: scalar, jax.eval_shape(guard.create))
     return {"params": params, "optimizer": moments, "step": scalar, "guard": judged}
@@ -74,8 +75,11 @@ def _by_path(tree: Any, is_leaf: Any = None) -> dict[tuple[str, ...], Any]:
 
 def gradient_shardings(config: cfg.Config, mesh: Mesh) -> decoder.Params:
     """NamedSharding of every gradient: like its parameter, or in smaller shards with ``mesh.shard_optimizer``."""
-    spec = scattered_spec if config.mesh.shard_optimizer else stored_spec
-    return decoder.shardings(config.model, mesh, spec)
+    return decoder.shardings(config.model, mesh, _gradient_spec(config))
+
+
+def _gradient_spec(config: cfg.Config) -> Callable[[Axes], P]:
+    return scattered_spec if config.mesh.shard_optimizer else stored_spec
 
 
 def abstract_state(config: cfg.Config, mesh: Mesh) -> TrainState:

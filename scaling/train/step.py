@@ -44,9 +44,12 @@ def make_train_step(
     optimizer = make_optimizer(config.optimizer, config.model)
     uses_dropout = any((config.model.dropout_embedding, config.model.dropout_attention, config.model.dropout_residual))
 
+    def sums_of(params: Any, frozen: Any, batch: Batch, key: Any) -> Sums:
+        return objective(decoder.merge(config.network, params), frozen, batch, key)
+
     def gradients(params: Any, frozen: Any, batch: Batch, key: Any) -> tuple[Any, Sums]:
         def minimised(params: Any) -> tuple[jax.Array, Sums]:
-            sums = objective(decoder.merge(config.network, params), frozen, batch, key)
+            sums = sums_of(params, frozen, batch, key)
             return sums.objective, sums
 
         with scattered_gradients(config.mesh.shard_optimizer):
@@ -59,16 +62,18 @@ def make_train_step(
         return jax.lax.with_sharding_constraint(tree, train_state.gradient_shardings(config, mesh))
 
     def accumulate(params: Any, frozen: Any, batch: Batch, key: Any, microbatches: Any) -> tuple[Any, Sums]:
+        def given(i: Any) -> tuple[Any, Batch, Any]:
+            return frozen, jax.tree.map(lambda x: x[i], batch), jax.random.fold_in(key, i) if uses_dropout else None
+
         def one(i: Any) -> tuple[Any, Sums]:
-            its_key = jax.random.fold_in(key, i) if uses_dropout else None
-            return gradients(params, frozen, jax.tree.map(lambda x: x[i], batch), its_key)
+            return gradients(params, *given(i))
 
         if schedule.max_microbatches == 1:
             return one(0)
         # Without a ramp the trip count is static, which the compiler (and its cost estimates) can use.
         count = microbatches if schedule.ramp_tokens else schedule.max_microbatches
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: one(0)))
-        start = (scattered(zeros[0]), zeros[1])
+        sums = jax.eval_shape(lambda: sums_of(params, *given(0)))  # which metrics there are
+        start = (scattered(jax.tree.map(jnp.zeros_like, params)), jax.tree.map(jnp.zeros_like, sums))
         return jax.lax.fori_loop(0, count, lambda i, total: jax.tree.map(jnp.add, total, one(i)), start)
 
     def step(state: Any, batch: Batch, lr: Any, microbatches: Any, frozen: Any = None) -> tuple[Any, Metrics]:

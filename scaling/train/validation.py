@@ -45,7 +45,7 @@ class Validation:
         size, sharding = self._run.config.eval.batch_sequences, batch_sharding(self._run.mesh)
         rows = local_rows(sharding, size)
         totals, weight, data = collections.Counter[str](), 0.0, self._run.data
-        for batch in loader.evaluation_batches(data.held_out, self._count, size, rows, data.training.separator):
+        for batch in loader.evaluation_batches(data.held_out, self._count, size, rows, data.separator):
             sums = jax.device_get(self._step(params, place(batch, rows, size, sharding)))
             totals.update({name: float(value) for name, value in sums.metrics.items()})
             weight += float(sums.weight)

@@ -19,6 +19,21 @@ def jsonl(*records: object) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
+# A task of one's own, without the table that says which keys its fields are.
+TASK = """
+few_shot = 2
+metrics = ["accuracy"]
+[prompt]
+context = "Q: {question}"
+[scoring]
+kind = "choices"
+choices = ["no", "yes"]
+gold = "{answer}"
+[[source]]
+format = "jsonl"
+test = "own.jsonl"
+"""
+
 PASSAGE = "Tom took his boat to the lake. He rowed all day in the"
 LAMBADA = f"{PASSAGE} boat\nAnn went to see the cat and fed the cat\nA bird sang and I heard the bird\n"
 ARC = [

@@ -7,20 +7,9 @@ import pytest
 
 from scaling.evaluate.prompts import build_requests
 from scaling.evaluate.task_file import load
+from tests.evaluate.stand_ins import TASK
 
-OWN_KEYS = """
-few_shot = 2
-metrics = ["accuracy"]
-[prompt]
-context = "Q: {question}"
-[scoring]
-kind = "choices"
-choices = "options"
-gold = "{answer}"
-[[source]]
-format = "jsonl"
-test = "own.jsonl"
-"""
+OWN_KEYS = TASK.replace('["no", "yes"]', '"options"')
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from scaling.evaluate import metrics
 from scaling.evaluate.catalogue import SHIPPED, find_tasks, shipped
 from scaling.evaluate.prompts import build_requests
 from scaling.evaluate.task_file import load
-from tests.evaluate.stand_ins import STAND_INS, StandIn
+from tests.evaluate.stand_ins import STAND_INS, TASK, StandIn
 from tests.shared import SHARED, needs_shared
 
 EVAL = SHARED / "data" / "eval"
@@ -106,19 +106,7 @@ def test_real_files(name: str, count: int):
         assert len({request.gold for request in built.items}) > 1
 
 
-BASE = """
-few_shot = 2
-metrics = ["accuracy"]
-[prompt]
-context = "Q: {question}"
-[scoring]
-kind = "choices"
-choices = ["no", "yes"]
-gold = "{answer}"
-[[source]]
-format = "jsonl"
-test = "own.jsonl"
-[source.fields]
+BASE = f"""{TASK}[source.fields]
 question = "q"
 answer = "a"
 """

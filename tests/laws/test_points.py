@@ -114,7 +114,7 @@ def test_jsonl(tmp_path):
         ('{"n": 1%s, "l": 4}' % ("0" * 400), "n is 1.* but must be"),
         ('{"l": 4}', "has no column 'n'"),
         ('{"n": 1, "l": 4}', "has no column 'who'"),
-        ('{"n": 1, "l": 4, "who": "b", "unused": ' + "1" * 5000 + "}", "has an integer of more than 4300 digits"),
+        ('{"n": 1, "l": 4, "who": "b", "unused": ' + "1" * 5000 + "}", "has a whole number of more than 4300 digits"),
         ('{"n": 1, "l": 4, "who": "b", "unused": ' + "[" * 100000, "has lists or objects inside each other"),
     ):
         path.write_text('{"n": 1e6, "l": 4.5, "who": "a"}\n' + row)

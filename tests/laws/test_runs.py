@@ -171,9 +171,9 @@ def test_integers_of_too_many_digits_are_named_by_their_line(tmp_path, capsys, f
     lines[line - 1] = lines[line - 1][:-1] + f', "note": {"7" * 5000}}}'
     path.write_text("\n".join(lines) + "\n")
     assert main(["fit", str(tmp_path)]) == 2
-    assert f"{path}:{line} has an integer of more than 4300 digits" in capsys.readouterr().err
+    assert f"{path}:{line} has a whole number of more than 4300 digits" in capsys.readouterr().err
     if line == 2:
-        with pytest.raises(ValueError, match=f"{file}, in a line near its end, has an integer"):
+        with pytest.raises(ValueError, match=f"{file}, in a line near its end, has a whole number"):
             last_record(path, "loss")
 
 
@@ -182,7 +182,7 @@ def test_integers_of_too_many_digits_in_whole_files(tmp_path, capsys, file):
     path = tmp_path / file
     path.write_text('{"form": "isoflop", "note": ' + "7" * 5000 + "}")
     assert main(["predict", str(path), "--flops=1"] if file == "fit.json" else ["fit", str(tmp_path)]) == 2
-    assert f"{path} has an integer of more than 4300 digits" in capsys.readouterr().err
+    assert f"{path} has a whole number of more than 4300 digits" in capsys.readouterr().err
 
 
 def test_plot_passes_over_records_without_a_loss(tmp_path):
