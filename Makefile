@@ -28,7 +28,7 @@ help:
 	@echo "make plan-check compile small steps with the TPU's compiler and compare with recorded figures"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff mend what it can"
-	@echo "make docs       write docs/config.md from scaling/config.py"
+	@echo "make docs       write docs/config.md from scaling/config/schema.py"
 	@echo "make site       build the documentation site in site/, links checked"
 	@echo "make wheel      write dist/scaling-*.whl, which has the experiments in it"
 	@echo "make clean      remove $(VENV), $(LIBTPU), $(MKDOCS), caches and build output (never runs/)"

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.jobs import Launch
-from scaling import chips
+from scaling.catalog import chips
+from scaling.config.refusal import shown
 from scaling.plan import plan
-from scaling.refusal import shown
 from scaling.sweep.plan import Run
 
 

@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 from launch.jobs import Launch
-from scaling import config as cfg
+from scaling.config import schema as cfg
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 

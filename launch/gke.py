@@ -17,8 +17,8 @@ from launch.engine import EngineError
 from launch.jobs import Launch
 from launch.manifest import to_yaml
 from launch.slices import Slices
-from scaling import config as cfg
 from scaling import exit_codes
+from scaling.config import schema as cfg
 from scaling.sweep.plan import Run
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, WAITING
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from etils import epath
 
-from scaling import config as cfg
-from scaling.refusal import shown
+from scaling.config import schema as cfg
+from scaling.config.refusal import shown
 from scaling.runs.paths import PLAN
 from scaling.sweep.plan import Run
 from scaling.sweep.runner import write_plan
@@ -62,9 +62,9 @@ def read(spec: str | None, overrides: Sequence[str], local: bool, slices: int = 
         FileNotFoundError: no such file.
         ValueError: an impossible config, a name or folder that cannot be used.
     """
-    from scaling.config_file import is_sweep, load, run_name
-    from scaling.sweep.command import runs_of
+    from scaling.config.files import is_sweep, load, run_name
     from scaling.sweep.plan import single
+    from scaling.sweep.read import runs_of
 
     if not spec:
         raise ValueError("needs --config=FILE, a run or a sweep such as sweeps/cpu_ladder")

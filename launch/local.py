@@ -16,10 +16,9 @@ from launch.jobs import Launch
 from launch.settings import Settings
 from scaling import exit_codes
 from scaling.runs.lock import held, is_held
-from scaling.sweep.command import refuse_changed
 from scaling.sweep.display import Display, outcome, plan_to_text
 from scaling.sweep.machine import Machine, probe
-from scaling.sweep.progress import Clock, progress
+from scaling.sweep.progress import Clock, progress, refuse_changed
 from scaling.sweep.runner import Runner
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED
 

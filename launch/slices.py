@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from scaling.chips import Chip
+from scaling.catalog.chips import Chip
 from scaling.plan import topology
 
 

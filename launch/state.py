@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from scaling import durable
-from scaling.refusal import kind, shown
+from scaling.config.refusal import kind, shown
 
 FILE = "launch.json"
 LOCK = ".launch.lock"  # held by the launcher, or by the supervisor of a run

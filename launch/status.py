@@ -12,8 +12,8 @@ from etils import epath
 from launch import progress, state
 from launch.find import Found
 from launch.local import supervised
-from scaling import config as cfg
 from scaling import exit_codes
+from scaling.config import schema as cfg
 from scaling.runs import attempts
 from scaling.runs.json_lines import last_record, read_lines
 from scaling.runs.lock import is_locked

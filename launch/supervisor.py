@@ -21,7 +21,7 @@ from launch import jobs, processes, progress, state
 from launch.restarts import DONE, FAIL, Restarts, describe, of_group
 from launch.settings import Settings, add_options, settings
 from scaling import exit_codes, output
-from scaling.config_file import load
+from scaling.config.files import load
 from scaling.runs.lock import held, is_locked
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
 from scaling.train.signals import stops

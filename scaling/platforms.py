@@ -1,4 +1,4 @@
-"""Which platforms JAX is to look for, and what to say where one is not there. Imports no JAX."""
+"""Which platforms JAX is to look for, and what to say where one is not there. Imports no JAX by itself."""
 
 import importlib.util
 import os
@@ -50,6 +50,13 @@ def unusable(said: str) -> ValueError:
     if asked := os.environ.get(VARIABLE, ""):
         return ValueError(f"{VARIABLE}={asked}: JAX finds no such device here{because}; unset it, or use cpu")
     return ValueError(f"JAX cannot use the devices of this machine{because}; {VARIABLE}=cpu does without")
+
+
+def only_cpu() -> None:
+    """Keeps JAX from claiming an accelerator that a training run may need."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
 
 
 def _installed(names: tuple[str, ...]) -> bool:

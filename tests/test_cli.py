@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scaling import cli, exit_codes
-from scaling import config as cfg
+from scaling.config import schema as cfg
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_train_gets_the_frozen_config_and_the_run_name(run, experiment, module):
         calls.append((config, name))
         return exit_codes.DIVERGED
 
-    module("scaling.commands.train", train=train)
+    module("scaling.commands.training", train=train)
     code, _, err = run("train", f"--config={experiment()}:x", "--config.seed=5")
     assert (code, err) == (exit_codes.DIVERGED, "")
     [(config, name)] = calls
@@ -159,7 +159,7 @@ def test_errors_of_a_verb(run, experiment, module, error, code, expected):
     def train(config, name, started):
         raise error
 
-    module("scaling.commands.train", train=train)
+    module("scaling.commands.training", train=train)
     refused(run("train", f"--config={experiment()}"), expected, code=code)
 
 
@@ -171,13 +171,13 @@ def test_interrupt_exit_and_bugs_go_their_own_ways(run, experiment, module):
         return train
 
     command = ("train", f"--config={experiment()}")
-    module("scaling.commands.train", train=raising(KeyboardInterrupt()))
+    module("scaling.commands.training", train=raising(KeyboardInterrupt()))
     assert run(*command)[0] == exit_codes.SIGINT
-    module("scaling.commands.train", train=raising(SystemExit(exit_codes.SIGTERM)))
+    module("scaling.commands.training", train=raising(SystemExit(exit_codes.SIGTERM)))
     with pytest.raises(SystemExit) as caught:
         run(*command)
     assert caught.value.code == exit_codes.SIGTERM
-    module("scaling.commands.train", train=raising(AssertionError("a bug")))
+    module("scaling.commands.training", train=raising(AssertionError("a bug")))
     with pytest.raises(AssertionError):
         run(*command)
 
@@ -192,7 +192,7 @@ def test_errors_from_outside_the_package_say_how_to_see_more(run, experiment, mo
     def train(config, name, started):
         int("x")
 
-    module("scaling.commands.train", train=train)
+    module("scaling.commands.training", train=train)
     refused(run("train", f"--config={experiment()}"), "invalid literal", "SCALING_TRACEBACK=1")
     assert "SCALING_TRACEBACK" not in run("train")[2]
 
@@ -286,7 +286,7 @@ def test_logits_refuses_bad_ids(run, tmp_path):
 
 
 def test_plot_prints_the_picture(run, module):
-    module("scaling.laws.curves", plot=lambda directory: f"{directory}/loss.png")
+    module("scaling.report.curves", plot=lambda directory: f"{directory}/loss.png")
     assert run("plot", "runs/x") == (exit_codes.OK, "runs/x/loss.png\n", "")
 
 

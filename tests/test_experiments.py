@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from scaling import sizes
-from scaling.config_file import call, load, run_name
-from scaling.resolve import resolve
+from scaling.catalog import sizes
+from scaling.config.files import call, load, run_name
+from scaling.config.resolve import resolve
 from scaling.sweep.plan import plan
 
 ROOT = Path(__file__).parent.parent

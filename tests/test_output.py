@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VERB = """
 import sys
 from scaling import cli, output
+from scaling.commands import sizes
 def verb(options):
     output.begin(output.Stdout[sys.argv[1]])
     options.stdout = output.Stdout[sys.argv[1]]
@@ -26,7 +27,7 @@ def verb(options):
         print("a line", "of a verb\\u2028\\udcff")
         print("of progress", file=sys.stderr)
     open("done", "w").close()
-cli._sizes = verb
+sizes.run = verb
 sys.exit(cli.main(["sizes"]))
 """
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from scaling import cache, cli, exit_codes
-from scaling import config as cfg
-from scaling.config_file import load, split_arguments
+from scaling.config import schema as cfg
+from scaling.config.files import load, split_arguments
 from tests.experiments import SHAPES, experiment
 
 LATIN_1 = os.fsdecode(b"caf\xe9")
@@ -60,7 +60,7 @@ def test_home_in_files_and_in_the_option_itself(home, tmp_path):
 
 def test_home_in_options(home, monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "_tokenize", lambda options: seen.append(options) or 0)
+    monkeypatch.setattr("scaling.commands.tokenize.run", lambda options: seen.append(options) or 0)
     assert cli.main(["tokenize", "~/a*.txt", "--tokenizer=~/t.model", "--output=~/out", "--text_key=~"]) == 0
     assert vars(seen[0]) | {"input": f"{home}/a*.txt", "tokenizer": f"{home}/t.model", "output": f"{home}/out"} == vars(
         seen[0]

@@ -16,10 +16,10 @@ from etils import epath
 
 from launch import jobs
 from scaling import cli, exit_codes
-from scaling.config import knobs
-from scaling.config_file import load
+from scaling.config.files import load
+from scaling.config.resolve import resolve
+from scaling.config.schema import knobs
 from scaling.data import shards, tokenizer
-from scaling.resolve import resolve
 from scaling.runs.checkpoint import META, Checkpoints, DamagedCheckpoint, verify
 from tests.programs import environment
 

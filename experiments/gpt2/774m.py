@@ -3,12 +3,13 @@
     scaling train --config=experiments/gpt2/774m.py --config.data.train='webtext/*.jsonl.gz'
 
 Machine: one accelerator with 40 GB or more, with --config.train.microbatch_sequences=16.
-Time and loss: not measured here. The paper leaves learning rate, schedule and length open; see scaling/recipes.py.
+Time and loss: not measured here. The paper leaves learning rate, schedule and length open:
+scaling/catalog/recipes.py says what is used.
 """
 
 from ml_collections import ConfigDict
 
-from scaling import recipes
+from scaling.catalog import recipes
 
 
 def get_config() -> ConfigDict:

@@ -9,7 +9,7 @@ Time and loss: not measured here. The paper's cost is 2.6 PF-days.
 
 from ml_collections import ConfigDict
 
-from scaling import recipes
+from scaling.catalog import recipes
 
 
 def get_config(topology: str = "") -> ConfigDict:

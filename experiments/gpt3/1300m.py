@@ -5,12 +5,12 @@
 
 Machine: 4, 8 or 16 accelerators with 32 GB or more (parameters and optimizer state shared by 4).
 Time and loss: not measured here. The paper's cost is 27.5 PF-days.
-The paper prints 24 heads; 16 is the consistent reading (see scaling/sizes.py).
+The paper prints 24 heads; 16 is the consistent reading (see scaling/catalog/sizes.py).
 """
 
 from ml_collections import ConfigDict
 
-from scaling import recipes
+from scaling.catalog import recipes
 
 
 def get_config(topology: str = "") -> ConfigDict:

@@ -6,12 +6,12 @@
 Machine: 64 accelerators with 32 GB or more (16 shards of the parameters, 4-way tensor parallel).
     On 256, --config.train.ramp_start_tokens=131072 gives each batch shard a sequence.
 Time and loss: not measured here. The paper's cost is 268 PF-days.
-The paper prints d_model 5140; 5120 is the consistent reading (see scaling/sizes.py).
+The paper prints d_model 5140; 5120 is the consistent reading (see scaling/catalog/sizes.py).
 """
 
 from ml_collections import ConfigDict
 
-from scaling import recipes
+from scaling.catalog import recipes
 
 
 def get_config(topology: str = "") -> ConfigDict:

@@ -11,7 +11,7 @@ The batch is 1,536 sequences, 3.1M tokens (the paper: 3.2M).
 
 from ml_collections import ConfigDict
 
-from scaling import recipes
+from scaling.catalog import recipes
 
 
 def get_config(topology: str = "") -> ConfigDict:

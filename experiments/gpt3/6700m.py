@@ -10,7 +10,7 @@ Time and loss: not measured here. The paper's cost is 139 PF-days.
 
 from ml_collections import ConfigDict
 
-from scaling import recipes
+from scaling.catalog import recipes
 
 
 def get_config(topology: str = "") -> ConfigDict:

@@ -10,7 +10,7 @@ Machine: 2 CPU cores, about an hour for all of it. Losses: 2.25 nats a byte at 2
 docs/results/cpu_ladder has the law, and what was tried to make the runs follow one.
 """
 
-from scaling import recipes
+from scaling.catalog import recipes
 from scaling.sweep.plan import Shape, Sweep, isoflop
 from scaling.sweep.rules import power
 

@@ -8,8 +8,8 @@ Machine: accelerators; 6,500 hours of one TPU v5p at 40 % MFU, so about 26 hours
 none of these runs has been made with this code.
 """
 
-from scaling import recipes
-from scaling.sizes import GPT3
+from scaling.catalog import recipes
+from scaling.catalog.sizes import GPT3
 from scaling.sweep.plan import Shape, Sweep, isoflop
 from scaling.sweep.rules import gpt3_batch_tokens, gpt3_peak_lr
 

@@ -10,7 +10,7 @@ scaling evaluate runs/in_context/l4-* --tasks=experiments/in_context/tasks/code_
 Machine: 2 CPU cores, about half an hour. Documents elsewhere: --config=experiments/sweeps/in_context.py:DIRECTORY.
 """
 
-from scaling import recipes
+from scaling.catalog import recipes
 from scaling.sweep.plan import Shape, Sweep, tokens
 
 # One depth, 13 thousand to 0.8 million parameters.

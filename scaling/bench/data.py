@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
+from scaling.config.resolve import resolve
 from scaling.data import loader, tokenizer
-from scaling.resolve import resolve
 from scaling.train.schedule import BatchSchedule
 
 

@@ -6,7 +6,7 @@ import time
 import jax
 import numpy as np
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.data.batch import of_sequences
 from scaling.objectives.next_token import next_token
 from scaling.parallel.mesh import make_mesh

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from scaling import config as cfg
 from scaling.bench.compare import median, ratio, speed
 from scaling.bench.peer import Peer
 from scaling.bench.quiet import Timing
+from scaling.config import schema as cfg
 from scaling.generate.generator import Generator
 from scaling.generate.sampling import Sampling
 from scaling.model import decoder

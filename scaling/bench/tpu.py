@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scaling import chips, flops
-from scaling import config as cfg
 from scaling.bench import maxtext_client as maxtext
-from scaling.config_file import apply_overrides, split_arguments
+from scaling.catalog import chips, flops
+from scaling.catalog.recipes import gpt3
+from scaling.config import schema as cfg
+from scaling.config.files import apply_overrides, split_arguments
 from scaling.plan import hlo, plan, predict, topology
-from scaling.recipes import gpt3
 
 LENGTH = 2048
 # MaxText's recipes call it DISABLE_COLLECTIVE_MATMUL; without it 1.3B on v5e:4x4 takes three times the cycles.

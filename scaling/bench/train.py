@@ -9,18 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling import config as cfg
-from scaling import flops
 from scaling.bench.compare import median, ratio, speed
 from scaling.bench.peer import Peer
 from scaling.bench.quiet import Timing
+from scaling.catalog import flops
+from scaling.catalog.sizes import GPT3
+from scaling.config import schema as cfg
+from scaling.config.resolve import resolve
 from scaling.data.batch import of_sequences
 from scaling.objectives.next_token import next_token
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
 from scaling.plan.compiled import shard_bytes
-from scaling.resolve import resolve
-from scaling.sizes import GPT3
 from scaling.train import throughput
 from scaling.train.state import create_state, parameter_count
 from scaling.train.step import make_train_step

@@ -1,1 +1,1 @@
-"""The verbs of the command line, one file each: they put the other packages together, and nothing imports them."""
+"""One file a verb: ``add_options(parser)`` and ``run(options)``. Nothing else imports these."""

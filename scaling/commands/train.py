@@ -1,194 +1,31 @@
-"""The verb ``train``: from a config to a finished run directory, resuming whatever is there."""
+"""The verb ``train``. What can be refused is refused before JAX is imported; ``commands/training.py`` does the work."""
 
-import contextlib
-import functools
-import logging
-import sys
+import argparse
 import time
-from typing import NamedTuple
-
-import jax
-
-from scaling import cache, exit_codes
-from scaling import config as cfg
-from scaling.evaluate import records
-from scaling.evaluate.in_loop import InLoopTasks
-from scaling.evaluate.knobs import check_tasks
-from scaling.generate.sample import continue_texts
-from scaling.laws.curves import plot
-from scaling.objectives.next_token import next_token
-from scaling.parallel import distributed
-from scaling.parallel.host_memory import keep_freed_memory
-from scaling.parallel.mesh import make_mesh
-from scaling.paths import must_take_checkpoints
-from scaling.resolve import resolve
-from scaling.runs import config_json
-from scaling.runs import tokenizer as run_tokenizer
-from scaling.runs.bad_records import remembered
-from scaling.runs.checkpoint import Checkpoints
-from scaling.runs.lock import only_one
-from scaling.runs.paths import absolute, writable
-from scaling.train import throughput
-from scaling.train.loop import Hook, Loop
-from scaling.train.metrics import Log, optional
-from scaling.train.reliability import going_back
-from scaling.train.reliability.bad_steps import Diverged
-from scaling.train.reliability.failures import explained
-from scaling.train.reliability.goodput import Goodput
-from scaling.train.reliability.recompute import Faulty
-from scaling.train.reliability.restore import restore_or_create
-from scaling.train.reliability.rollbacks import Rollbacks
-from scaling.train.reliability.watch import Watch
-from scaling.train.reliability.watchdog import Watchdog
-from scaling.train.run import Data, Run
-from scaling.train.signals import stop_request
-from scaling.train.speed import Speed
-from scaling.train.state import TrainState, parameter_count
-from scaling.train.step import make_train_step
-from scaling.train.validation import Validation
 
 
-def train(config: cfg.Config, name: str = "default", started: float | None = None) -> int:
-    """Trains what the config says in its run directory, from the newest whole checkpoint if there is one.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares nothing: all is in the config."""
 
-    Args:
-        config: not necessarily resolved.
-        name: of the experiment; the run directory is ``runs/<name>`` unless ``config.workdir`` says otherwise.
-        started: Unix time from which on goodput counts, if that was before now.
 
-    Returns:
-        An exit code of ``scaling.exit_codes``.
+def run(options: argparse.Namespace) -> int:
+    """Trains the model of ``--config``, or resumes it.
 
     Raises:
-        ValueError: an impossible config, unusable data, a run directory of another model.
-        OSError: the run directory cannot be written.
+        ValueError: no config, or one that cannot work.
     """
-    started = time.time() if started is None else started
-    run = _prepared(config, name)
-    process = jax.process_index()
-    with contextlib.ExitStack() as stack:
-        if run.is_first:
-            stack.enter_context(only_one(run.directory))
-        goodput = stack.enter_context(Goodput(run.directory if run.is_first else None, started))
-        watchdog = stack.enter_context(Watchdog(run.config.guard.hang_seconds, run.directory, process))
-        checkpoints = Checkpoints(run.directory, run.config.checkpoint)
-        stack.callback(_close, checkpoints, watchdog)
-        if run.data.bad_records:
-            stack.enter_context(remembered(run.data.bad_records, run.directory))
-        stack.enter_context(jax.set_mesh(run.mesh))
-        tasks = InLoopTasks(run.config, run.words, run.mesh) if run.config.eval.tasks else None
-        log = stack.enter_context(contextlib.closing(Log(run)))
-        try:
-            with explained(goodput):
-                watch = Watch(run, goodput, watchdog, checkpoints, Rollbacks(run.directory, run.schedule))
-                stack.callback(watch.close)
-                result = _train(run, watch, log, tasks)
-        except (Diverged, Faulty) as error:
-            print(f"scaling train: error: {error}", file=sys.stderr)
-            goodput.exit_code = exit_codes.FAULTY if isinstance(error, Faulty) else exit_codes.DIVERGED
-            return goodput.exit_code
-        if result.code:
-            goodput.exit_code = result.code
-            return result.code
-    if run.is_first:
-        tokens = run.schedule.tokens(run.schedule.num_steps)
-        print(f"validation loss {result.loss:.4f} nats/token after {tokens:,} tokens", *result.texts, sep="\n\n")
-        with optional("no loss curve"):
-            print(f"\nloss curve: {plot(run.directory)}")
-    return exit_codes.OK
+    started = time.time()
+    from scaling.config.files import is_sweep, load, run_name
+    from scaling.config.resolve import resolve
+    from scaling.evaluate.knobs import check_tasks
 
+    if options.config is None:
+        from scaling.config.shipped import experiments
 
-class _Result(NamedTuple):
-    """How a training has ended: the exit code; at its end the validation loss, and the samples."""
+        found = ", ".join(name for name in experiments() if not is_sweep(name))
+        raise ValueError(f"needs --config=FILE, your own experiment or one that ships: {found}")
+    config, name = load(options.config, options.overrides), run_name(options.config)
+    check_tasks(resolve(config, name=name))
+    from scaling.commands.training import train
 
-    code: int
-    loss: float
-    texts: list[str]
-
-
-def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None) -> _Result:
-    """Restores or creates the state, and trains it, with what hangs on the loop."""
-    state, first_step = restore_or_create(watch)
-    peak = throughput.peak(list(run.mesh.devices.flat))
-    config, objective, texts = run.config, next_token(run.config), list[str]()
-    validation = Validation(run, objective, log)
-    hooks = [Hook("a validation", validation, config.eval.every_steps, when_stopped=True)]
-    if tasks:
-        evaluate = functools.partial(_evaluate, run, log, tasks)
-        hooks.append(Hook("the tasks", evaluate, config.eval.tasks_every_steps))
-    if config.sample.prompts:
-        hooks.append(Hook("the samples", functools.partial(_sample, run, texts)))
-    train_step = make_train_step(config, run.mesh, objective)
-    loop = Loop(run, train_step, hooks, log, watch, Speed(run, peak.flops))
-    if run.is_first:
-        run_tokenizer.keep(run.words, run.directory)
-        config_json.write(run.directory, config, run.words, run.mesh, throughput.mfu(peak))
-    loop.begin(first_step)
-    if first_step < run.schedule.num_steps:
-        watch.goodput.begin(first_step)  # looking at a finished run is no attempt
-    devices = f"{run.mesh.size} device{'s' * (run.mesh.size > 1)}"
-    count = parameter_count(state["params"])
-    log.note(f"{run.directory}: {count:,} parameters, {run.schedule.num_steps} steps, {devices}")
-    for note in tasks.notes if tasks else ():
-        log.note(note)
-    with stop_request() as stop:
-        state, code = going_back.train(loop, state, stop)
-    if not code:
-        # From here on everything is saved, so a signal may end the process at once.
-        loop.finish(state)
-    return _Result(code, validation.loss, texts)
-
-
-def _evaluate(run: Run, log: Log, tasks: InLoopTasks, step: int, state: TrainState) -> None:
-    """The results of ``config.eval.tasks`` at a step, to ``evals.jsonl``."""
-    start = time.monotonic()
-    results = tasks.run(state["params"])
-    seconds = time.monotonic() - start
-    for result in results:
-        log.task({"step": step, "tokens": run.schedule.tokens(step)} | records.record(result))
-    log.note(f"step {step}  tasks ({seconds:.1f} s)\n{records.table(results)}")
-
-
-def _sample(run: Run, texts: list[str], step: int, state: TrainState) -> None:
-    """Continues ``config.sample.prompts``; the texts are printed at the end."""
-    # A process that went on after the loss of another one would leave the rest waiting for it.
-    with optional("no samples", unless=distributed.is_lost_peer):
-        texts[:] = continue_texts(run.config, state["params"], run.words)
-
-
-def _close(checkpoints: Checkpoints, watchdog: Watchdog) -> None:
-    with watchdog.phase("finishing a save"):
-        checkpoints.close()
-
-
-def _prepared(config: cfg.Config, name: str) -> Run:
-    """Everything that is needed before the run directory is held: devices, tokenizer, config, data."""
-    keep_freed_memory()
-    distributed.initialize(config.distributed, config.mesh.cpu_devices)
-    _configure(config)
-    words = run_tokenizer.find(config.data.tokenizer, absolute(config.workdir or f"runs/{name}"))
-    config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
-    check_tasks(config)
-    # A name that could not be written to is refused before the text is tokenized.
-    must_take_checkpoints("the run directory", str(absolute(config.workdir)))
-    data = Data.of(config, words)
-    directory = writable(config.workdir, jax.process_index())
-    return Run(config, directory, words, data, make_mesh(config.mesh))
-
-
-def _configure(config: cfg.Config) -> None:
-    """Process-wide settings: messages, kept compilations, precision."""
-    # Ours as plain lines on stderr, from the first process; the libraries' not at all: they raise.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    ours = logging.getLogger("scaling")
-    ours.setLevel(logging.INFO if jax.process_index() == 0 else logging.ERROR)
-    ours.handlers = [logging.StreamHandler()]  # anew each time: stderr may be another one than at the last call
-    ours.propagate = False
-    # Unless the user's JAX settings already say where.
-    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        compiled = cache.root() / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(compiled))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    # float32 means float32 on accelerators too, not TensorFloat-32 or bfloat16 passes.
-    precision = "highest" if config.compute.dtype == "float32" else None
-    jax.config.update("jax_default_matmul_precision", precision)
+    return train(config, name, started)

@@ -8,7 +8,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from scaling.config import Data
+from scaling.config.schema import Data
 from scaling.data import prepare
 from scaling.data.bad_records import BadRecords, Replacing
 from scaling.data.batch import Batch, of_sequences

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from scaling import cache, durable
-from scaling.config import Data
+from scaling.config.schema import Data
 from scaling.data import books, progress, shards, sources
 from scaling.data.tokenizer import Tokenizer, load
 from scaling.paths import expanded

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from scaling.evaluate import bias
 from scaling.evaluate.bias import OccupationBias
 from scaling.evaluate.bias_report import NOTHING, Group, Report, label
-from scaling.laws.report.style import BLUE, GREEN, INK, ORANGE, PALE, VERMILION, Drawing, canvas, plain
+from scaling.report.style import BLUE, GREEN, INK, ORANGE, PALE, VERMILION, Drawing, canvas, plain
 
 _BARS = "how many times as often words occur as with the other groups; figures are occurrences"
 _COLUMNS = 3  # groups beside each other

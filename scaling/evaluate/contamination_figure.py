@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from scaling.evaluate.contamination import METRICS, Contamination, Effect
-from scaling.laws.report.style import BLUE, INK, ORANGE, PALE, VERMILION, Drawing, canvas, plain
+from scaling.report.style import BLUE, INK, ORANGE, PALE, VERMILION, Drawing, canvas, plain
 
 _SHOTS = (("zero-shot", BLUE), ("one-shot", ORANGE), ("few-shot", VERMILION))
 _BESIDE, _APART = 0.6, 2.4  # percent of the axis: between numbers of shots, between names

@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.data.tokenizer import Tokenizer
 from scaling.evaluate import metrics
 from scaling.evaluate.prompts import Request, Requests

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.data.tokenizer import Tokenizer
 from scaling.evaluate.catalogue import find_tasks
 from scaling.evaluate.evaluator import Evaluator, Result

@@ -1,6 +1,6 @@
 """The tasks that a config names, checked without JAX: beside ``resolve``, before anything is loaded or compiled."""
 
-from scaling.config import Config
+from scaling.config.schema import Config
 
 
 def check_tasks(config: Config) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.data.tokenizer import Tokenizer
 from scaling.model import decoder
 from scaling.model.context import AttentionContext

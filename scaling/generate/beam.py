@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.generate.sampling import Rules
 from scaling.model import cache as cached
 from scaling.model import decoder

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.generate.sampling import Dials, Rules, choose
 from scaling.model import cache as cached
 from scaling.model import decoder

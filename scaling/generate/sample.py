@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.data.tokenizer import Tokenizer
 from scaling.generate.generator import Generator
 from scaling.generate.sampling import Sampling

@@ -20,8 +20,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from scaling import config as cfg
 from scaling import durable
+from scaling.config import schema as cfg
 from scaling.interop.tensor_folder import WEIGHTS, TensorFolder
 from scaling.model import decoder
 from scaling.model.fused import apart, fused

@@ -7,7 +7,7 @@ import os
 import jax
 import numpy as np
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.interop import huggingface
 from scaling.model import decoder
 from scaling.runs.config_json import read_config_json

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.data import tokenizer
 from scaling.data.tokenizer import Tokenizer
 from scaling.interop.logits import load_model

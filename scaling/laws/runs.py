@@ -81,7 +81,7 @@ def run_points(
     Args:
         runs: run directories.
         count: convention by which parameters are counted: total, without_embeddings, kaplan or chinchilla
-            (``scaling.sizes.Parameters``).
+            (``scaling.catalog.sizes.Parameters``).
         loss: validation (``evals.jsonl``) or training (``metrics.jsonl``).
         curves: every record is a point, not only the last; unfinished runs count too.
 

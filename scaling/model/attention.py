@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.model import kernels, ring
 from scaling.model.context import AttentionContext, Cached, Memory
 from scaling.model.fused import stacked

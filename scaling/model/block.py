@@ -6,7 +6,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.model import kernels
 from scaling.model.attention import SelfAttention
 from scaling.model.context import AttentionContext, Memory

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.model.block import Block
 from scaling.model.context import AttentionContext
 from scaling.model.layers import LayerNorm, dropout, lookup, normal, use

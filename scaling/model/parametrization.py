@@ -9,7 +9,7 @@ base sizes (and heads of 64 features) all three agree, so hyperparameters tuned 
 import dataclasses
 import math
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 
 # Head width at which muP's 1/d_head attention scale equals the standard 1/sqrt(d_head).
 BASE_HEAD = 64

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.data.batch import Batch
 from scaling.model.decoder import Decoder
 from scaling.model.parametrization import parametrization

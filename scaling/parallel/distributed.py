@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from scaling import config as cfg
 from scaling import exit_codes, platforms
+from scaling.config import schema as cfg
 
 _THREADS_A_DEVICE = 4
 _TOLD_SECONDS = 10

@@ -7,9 +7,9 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
+from scaling.config.resolve_mesh import check_stages
 from scaling.parallel.sharding import MESH_AXES
-from scaling.resolve_mesh import check_stages
 
 
 def make_mesh(config: cfg.Mesh, devices: list[jax.Device] | None = None) -> Mesh:

@@ -109,7 +109,7 @@ def dividing_spec(x: jax.Array, *axes: str | None) -> P:
     """The layout of an activation's logical axes on the present mesh.
 
     A dimension that the mesh axes do not divide stays whole: that happens for the short and odd
-    shapes of generation; training shapes are checked beforehand by ``scaling.resolve``.
+    shapes of generation; training shapes are checked beforehand by ``scaling.config.resolve``.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return P(*(s if size % _extent(mesh, s) == 0 else None for s, size in zip(used_spec(axes), x.shape, strict=True)))

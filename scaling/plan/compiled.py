@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.data.batch import Batch, of_sequences
 from scaling.objectives.next_token import next_token
 from scaling.parallel.mesh import make_mesh

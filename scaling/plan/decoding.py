@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.generate import decode
 from scaling.generate.generator import batch_shape, bucket
 from scaling.generate.sampling import Sampling, row_keys, rules

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from scaling import chips, flops
-from scaling import config as cfg
+from scaling.catalog import chips, flops
+from scaling.config import schema as cfg
 from scaling.train.schedule import BatchSchedule
 
 _NUMBER = {"float32": 4, "bfloat16": 2}  # bytes

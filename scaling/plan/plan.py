@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scaling import cache, chips, durable, flops
-from scaling import config as cfg
+from scaling import cache, durable
+from scaling.catalog import chips, flops
+from scaling.config import schema as cfg
+from scaling.config.resolve import resolve
 from scaling.evaluate.knobs import check_tasks
 from scaling.plan import estimate, topology
 from scaling.plan.request import Request
-from scaling.resolve import resolve
 from scaling.train.schedule import BatchSchedule
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def _predicted(base: Plan, guess: "Prediction", chip: chips.Chip, config: cfg.Co
 
 
 def estimated(config: cfg.Config, kind: str, count: int) -> Plan:
-    """Memory and time from shapes alone, in milliseconds; ``kind`` is a chip of ``scaling.chips``."""
+    """Memory and time from shapes alone, in milliseconds; ``kind`` is a chip of ``scaling.catalog.chips``."""
     chip = chips.find(kind)
     assert chip is not None
     guess = estimate.train_step(config, chip)
@@ -334,18 +335,17 @@ def _empty(
 
 def _cache_path(config: cfg.Config, name: str, slices: int, step: str, request: Request | None) -> Path:
     """By everything that the compiled program depends on: config, topology, versions, and our own source."""
-    values = {
-        key: value for key, value in cfg.to_dict(config).items() if key in ("model", "train", "optimizer", "mesh")
-    }
+    sections = ("model", "compute", "train", "optimizer", "mesh")
+    values = {key: value for key, value in cfg.to_dict(config).items() if key in sections}
     versions = []
     for package in ("jax", "jaxlib", "libtpu", "flax", "optax", "qwix"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{package} {importlib.metadata.version(package)}")
     source = hashlib.sha256()
-    for folder in ("generate", "model", "parallel", "plan", "train"):
+    for folder in ("generate", "model", "objectives", "parallel", "plan", "train"):
         for path in sorted((PACKAGE / folder).rglob("*.py")):
             source.update(path.read_bytes())
-    for name_of_file in ("chips.py", "flops.py"):  # which a prediction is computed with
+    for name_of_file in ("catalog/chips.py", "catalog/flops.py"):  # which a prediction is computed with
         source.update((PACKAGE / name_of_file).read_bytes())
     asked = dataclasses.asdict(request) if request else config.eval.batch_sequences
     # Another libtpu than the package's, and options of the compiler.

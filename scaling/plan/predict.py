@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from scaling.chips import Chip
+from scaling.catalog.chips import Chip
 from scaling.plan.between import Network
 from scaling.plan.estimate import MEMORY_EFFICIENCY
 from scaling.plan.hlo import Instruction, Module

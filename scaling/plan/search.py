@@ -5,9 +5,9 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
+from scaling.config.resolve import resolve
 from scaling.plan import plan
-from scaling.resolve import resolve
 
 REMATS = ("none", "projections", "full")
 MOST_SEQUENCES = 64  # of one shard in a microbatch

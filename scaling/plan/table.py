@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 
-from scaling import config as cfg
-from scaling import layouts, recipes
+from scaling.catalog import layouts, recipes
+from scaling.config import schema as cfg
 from scaling.plan import plan, topology
 
 # Parts of a step that have a column of their own, and what the column is called.
@@ -22,7 +22,7 @@ def table(sizes: list[str], fresh: bool, watch: Callable[[str], None]) -> Iterat
     """Lines of Markdown: for each layout memory, step time, MFU; then where the time goes.
 
     Args:
-        sizes: of ``scaling.layouts.LAYOUTS``; empty: all.
+        sizes: of ``scaling.catalog.layouts.LAYOUTS``; empty: all.
         fresh: compile again, also where the result is cached.
         watch: told before each compilation.
 

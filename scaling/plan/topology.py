@@ -5,7 +5,7 @@ import os
 import re
 from typing import Any
 
-from scaling import chips
+from scaling.catalog import chips
 
 # Where libtpu asks the machine for TPUs, it must not; several programs may plan at once.
 ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}

@@ -25,8 +25,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from scaling import config as cfg
 from scaling import durable
+from scaling.config import schema as cfg
 from scaling.model.fused import apart, fused
 from scaling.runs.paths import CHECKPOINTS, absolute
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from scaling import __version__, durable, flops, json_text
-from scaling import config as cfg
+from scaling import __version__, durable, json_text
+from scaling.catalog import flops
+from scaling.config import schema as cfg
 from scaling.runs.paths import CONFIG
 from scaling.runs.tokenizer import KEY
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 from etils import epath
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.model import decoder
 from scaling.runs.checkpoint import Checkpoints
 from scaling.runs.config_json import read_config_json

@@ -11,12 +11,12 @@ from typing import Any
 
 from etils import epath
 
-from scaling import config as cfg
 from scaling import json_text
+from scaling.catalog.sizes import parameters
+from scaling.config import schema as cfg
 from scaling.runs.json_lines import is_number, read_lines
 from scaling.runs.own_files import is_own
 from scaling.runs.paths import CONFIG, EVALS, METRICS, PLAN, is_run
-from scaling.sizes import parameters
 
 
 def find_runs(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
@@ -94,7 +94,7 @@ class RunDirectory:
         return self.evals if loss == "validation" else self.metrics
 
     def num_params(self, count: str) -> int:
-        """N by a convention of ``scaling.sizes.Parameters``."""
+        """N by a convention of ``scaling.catalog.sizes.Parameters``."""
         return getattr(parameters(self.model), count)
 
     @property

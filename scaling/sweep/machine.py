@@ -11,8 +11,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from scaling import config as cfg
 from scaling import platforms
+from scaling.config import schema as cfg
 
 _BYTES_PER_RUN = 2 << 30  # of host memory: the runtime, the compiler and a small model
 _VISIBLE = "CUDA_VISIBLE_DEVICES"

@@ -12,14 +12,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from scaling import config as cfg
-from scaling import flops
-from scaling.config_file import KNOBS, apply_overrides, check_knob
+from scaling.catalog import flops
+from scaling.catalog.sizes import Parameters, Size, parameters
+from scaling.config import schema as cfg
+from scaling.config.files import KNOBS, apply_overrides, check_knob
+from scaling.config.refusal import shown
+from scaling.config.resolve import MOST_STEPS, resolve
 from scaling.data import tokenizer
 from scaling.evaluate.knobs import check_tasks
-from scaling.refusal import shown
-from scaling.resolve import MOST_STEPS, resolve
-from scaling.sizes import Parameters, Size, parameters
 
 _ROUNDING = 0.1  # a length may change by this part in becoming whole batches
 _SHAPE_KNOBS = ("num_layers", "d_model", "num_heads", "d_head", "d_ff")
@@ -47,7 +47,7 @@ class Scale:
 
     Attributes:
         params: parameters by every convention.
-        flops_per_token: training FLOPs of a token, attention and logits included (``scaling.flops``).
+        flops_per_token: training FLOPs of a token, attention and logits included (``scaling.catalog.flops``).
         tokens: length of the run; 0 while the budget is being decided.
     """
 

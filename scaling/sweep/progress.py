@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from scaling import config as cfg
-from scaling.refusal import shown
+from scaling.config import schema as cfg
+from scaling.config.refusal import shown
 from scaling.runs.json_lines import last_record
 from scaling.runs.paths import CONFIG, EVALS, METRICS, PLAN
 from scaling.sweep.plan import Run
@@ -125,3 +125,13 @@ class Clock:
             heapq.heappush(ends, end)
             last = max(last, end)
         return last
+
+
+def refuse_changed(runs: Sequence[Run]) -> None:
+    """Refuses runs whose directories were made with other knobs that change the result."""
+    for run in runs:
+        if changed := changed_knobs(run):
+            raise ValueError(
+                f"{run.config.workdir} was made by another sweep: {changed[0]}; "
+                "use another config.workdir, or delete it"
+            )

@@ -4,8 +4,8 @@ import itertools
 import math
 from typing import Literal
 
-from scaling.refusal import shown
-from scaling.sizes import GPT3
+from scaling.catalog.sizes import GPT3
+from scaling.config.refusal import shown
 from scaling.sweep.plan import Rule, Scale
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from etils import epath
 
-from scaling import config as cfg
 from scaling import durable, exit_codes
+from scaling.config import schema as cfg
 from scaling.runs.lock import is_locked
 from scaling.runs.paths import LOG, PLAN, length_and_time
 from scaling.sweep.machine import Machine

@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.runs.json_lines import JsonLines
 from scaling.runs.paths import EVALS, METRICS
 from scaling.train.run import Run

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.model import decoder
 from scaling.model.parametrization import Parametrization, parametrization
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.data import loader
 from scaling.data.bad_records import BadRecords
 from scaling.data.tokenizer import Tokenizer

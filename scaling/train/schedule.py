@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 
 
 @dataclasses.dataclass(frozen=True)

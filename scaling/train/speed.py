@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from scaling import flops
+from scaling.catalog import flops
 from scaling.train.run import Run
 
 _WINDOW_SECONDS = 0.5  # speeds are measured over at least this long

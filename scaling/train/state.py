@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.model import decoder
 from scaling.parallel.sharding import Axes, is_axes, scattered_spec, stored_spec
 from scaling.train.optimizer import make_optimizer

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.data.batch import Batch
 from scaling.model import decoder
 from scaling.objectives.objective import Objective, Sums

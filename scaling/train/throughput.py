@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scaling import chips
+from scaling.catalog import chips
 
 FORMULA = (
     "MFU = FLOPs of one token (forward + backward, causal attention counted half, no recomputation) "

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from scaling import chips
 from scaling.bench import calibrate
+from scaling.catalog import chips
 from scaling.plan import predict
 
 

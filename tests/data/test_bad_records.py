@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from scaling.config import Data
+from scaling.config.schema import Data
 from scaling.data import bad_records, loader, prepare, shards, tokenizer
 from scaling.runs.bad_records import remembered
 from tests.token_records import flip, make, rewrite

@@ -8,7 +8,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from scaling.config import Data
+from scaling.config.schema import Data
 from scaling.data import loader, prepare, shards, tokenizer
 from scaling.data.batch import of_sequences
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from scaling.commands import evaluate as command
 from scaling.data.tokenizer import BPETokenizer
-from scaling.evaluate import command
 from scaling.evaluate.evaluator import Evaluator
 from scaling.evaluate.harness_requests import Answers, rolling_windows, sampling
 from scaling.evaluate.prompts import build_requests

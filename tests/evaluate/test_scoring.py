@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.evaluate.scoring import Group, Score, Scorer, bucket, encode_group, encode_options
 from scaling.interop.logits import compute
 from scaling.model import decoder

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.parallel.mesh import make_mesh
 from scaling.runs.checkpoint import Checkpoints
 from scaling.train import state as train_state

@@ -197,7 +197,7 @@ def weights(run_dir: Path) -> dict[str, bytes]:
     import jax
     import numpy as np
 
-    from scaling import config as cfg
+    from scaling.config import schema as cfg
     from scaling.parallel.mesh import make_mesh
     from scaling.runs.checkpoint import Checkpoints
     from scaling.train import state

@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaling import config as cfg
-from scaling.config_file import load
-from scaling.resolve import resolve
+from scaling.config import schema as cfg
+from scaling.config.files import load
+from scaling.config.resolve import resolve
 from scaling.runs import attempts
 from tests.faults.lab import COMMON, SMOKE, Lab, Process, Row, logged, steps
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.data import tokenizer
 from scaling.generate.generator import Generator, bucket
 from scaling.generate.sampling import Sampling

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.data import tokenizer
 from scaling.generate.sample import continue_texts
 from scaling.model import decoder

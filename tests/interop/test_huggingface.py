@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
+from scaling.config.resolve import resolve
 from scaling.data.batch import of_sequences
 from scaling.interop import huggingface
 from scaling.interop.logits import compute
@@ -20,7 +21,6 @@ from scaling.model.fused import fused
 from scaling.objectives.next_token import next_token
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
-from scaling.resolve import resolve
 from scaling.train import state as train_state
 from scaling.train.step import make_train_step
 from tests import tiny

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.interop import huggingface
 from scaling.interop import logits as logits_module
 from scaling.interop.logits import compute, logits

@@ -17,8 +17,8 @@ from launch.jobs import Launch
 from launch.restarts import Restarts
 from launch.settings import Settings
 from launch.slices import Slices
-from scaling import config as cfg
 from scaling import exit_codes
+from scaling.config import schema as cfg
 from scaling.sweep.plan import single
 from tests import tiny
 

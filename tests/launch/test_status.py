@@ -15,8 +15,8 @@ from etils import epath
 from launch import bill, jobs, state, status
 from launch.find import find
 from scaling import cli
-from scaling import config as cfg
-from scaling.config_file import load
+from scaling.config import schema as cfg
+from scaling.config.files import load
 from scaling.runs.lock import held
 from scaling.sweep.runner import write_plan
 from tests.experiments import SHAPES, experiment

@@ -5,14 +5,14 @@ import math
 
 import pytest
 
-from scaling import config as cfg
+from scaling.catalog.sizes import parameters
 from scaling.cli import main
-from scaling.laws.curves import plot
-from scaling.laws.report.collect import collect
+from scaling.config import schema as cfg
 from scaling.laws.runs import read_runs
+from scaling.report.collect import collect
+from scaling.report.curves import plot
 from scaling.runs.json_lines import last_record
 from scaling.runs.run_directory import find_runs
-from scaling.sizes import parameters
 
 
 def run(folder, name, losses, layers=2, **changes):

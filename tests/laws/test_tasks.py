@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.evaluate import records
 from scaling.evaluate.evaluator import Result
-from scaling.laws.report import task_figures
-from scaling.laws.report.collect import collect
-from scaling.laws.report.sections import _tasks
-from scaling.laws.report.tables import tasks
-from scaling.laws.report.task_scores import fit_notes, group_means, last, overall, task_scores
+from scaling.report import task_figures
+from scaling.report.collect import collect
+from scaling.report.sections import _tasks
+from scaling.report.tables import tasks
+from scaling.report.task_scores import fit_notes, group_means, last, overall, task_scores
 
 RUNS = Path(__file__).resolve().parents[2] / "docs/results/in_context/runs"
 

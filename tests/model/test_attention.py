@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.model.attention import Dropout, SelfAttention, attend
 from scaling.model.context import AttentionContext
 from scaling.parallel.mesh import make_mesh

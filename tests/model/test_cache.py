@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.model import cache, decoder
 from scaling.parallel.mesh import make_mesh
 from tests import tiny

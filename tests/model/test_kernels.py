@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.model import kernels
 from scaling.model.attention import attend
 from scaling.model.context import AttentionContext

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.model.layers import LayerNorm, lookup
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import gathered, stored_spec, used_spec

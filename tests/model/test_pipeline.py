@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from scaling import cli
-from scaling import config as cfg
+from scaling.config import schema as cfg
+from scaling.config.resolve import resolve
 from scaling.model import decoder, kernels
 from scaling.model.attention import attend
 from scaling.model.context import AttentionContext
@@ -20,7 +21,6 @@ from scaling.objectives.next_token import next_token
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
 from scaling.plan import compiled, hlo
-from scaling.resolve import resolve
 from scaling.train import state as train_state
 from scaling.train.step import make_eval_step, make_train_step
 from tests import tiny

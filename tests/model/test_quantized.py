@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.model import decoder
 from scaling.model.layers import Parameter
 from scaling.model.quantized import project

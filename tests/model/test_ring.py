@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
+from scaling.config.resolve import resolve
 from scaling.data.batch import of_sequences
 from scaling.model import decoder, ring
 from scaling.model.attention import attend
@@ -17,7 +18,6 @@ from scaling.objectives.next_token import next_token
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
 from scaling.plan.compiled import compile_step
-from scaling.resolve import resolve
 from scaling.train import state as train_state
 from scaling.train.step import make_eval_step, make_train_step
 from tests import tiny

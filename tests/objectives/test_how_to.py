@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.model import decoder
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.objectives.log_probs import Unembedding, log_probs, weighted_loss
 from scaling.parallel.mesh import make_mesh
 

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.parallel import sharding
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import MESH_AXES

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from scaling import config as cfg
 from scaling import exit_codes
+from scaling.config import schema as cfg
 from scaling.parallel import distributed
 from scaling.train.placement import local_rows
 from tests.programs import environment
@@ -161,7 +161,7 @@ def test_launchers_are_recognised(monkeypatch, environment, arguments):
 def test_who_waits_for_others_says_so_and_ends(index):
     """With one second in place of the ten after which it is said, in a process of its own: it is ended."""
     program = (
-        "import sys\nfrom scaling import config as cfg\nfrom scaling.parallel import distributed\n"
+        "import sys\nfrom scaling.config import schema as cfg\nfrom scaling.parallel import distributed\n"
         "distributed._TOLD_SECONDS = 0.2\n"
         "distributed.initialize(cfg.Distributed(sys.argv[1], 3, int(sys.argv[2]), join_seconds=1))"
     )

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
+from scaling.config.resolve import resolve
 from scaling.parallel import sharding
 from scaling.parallel.mesh import make_mesh
-from scaling.resolve import resolve
 from scaling.train import state as train_state
 from tests import tiny
 

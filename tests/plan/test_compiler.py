@@ -5,8 +5,9 @@ import importlib.util
 
 import pytest
 
-from scaling import chips, cli, exit_codes
-from scaling.config_file import load
+from scaling import cli, exit_codes
+from scaling.catalog import chips
+from scaling.config.files import load
 from scaling.plan import compiled, estimate, plan, predict, topology
 from scaling.plan.request import Request
 

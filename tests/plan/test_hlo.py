@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from scaling import chips
+from scaling.catalog import chips
 from scaling.plan import compiled, hlo, predict
 
 V5E = chips.find("v5e")

@@ -6,9 +6,11 @@ import math
 
 import pytest
 
-from scaling import chips, cli, exit_codes
-from scaling.config_file import load
-from scaling.plan import command, estimate, plan, search, topology
+from scaling import cli, exit_codes
+from scaling.catalog import chips
+from scaling.commands import plan as command
+from scaling.config.files import load
+from scaling.plan import estimate, plan, search, topology
 
 XL = "--config=experiments/gpt3/1300m.py"
 STEADY = "--config.train.ramp_tokens=0"
@@ -283,6 +285,9 @@ def test_a_compiled_plan_is_kept_and_not_lost_where_it_cannot_be(monkeypatch, tm
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_something=1")
     plan.compiled(config, "v5e:4x4", 1)
     assert len(compiled) == 8  # another program
+    for knob in ("compute.remat=none", "compute.dtype=float32", "model.num_layers=12"):
+        plan.compiled(resolved("experiments/gpt3/1300m.py", 16, "mesh.fsdp=16", knob), "v5e:4x4", 1)
+    assert len(compiled) == 11
 
 
 def test_without_the_compiler_its_extra_is_named(monkeypatch):

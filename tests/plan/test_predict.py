@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling import chips
+from scaling.catalog import chips
 from scaling.plan import hlo, predict, traffic
 
 V5E = chips.find("v5e")

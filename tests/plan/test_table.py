@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from scaling import chips, cli, exit_codes, layouts, recipes, sizes
-from scaling import config as cfg
-from scaling.config_file import load
+from scaling import cli, exit_codes
+from scaling.catalog import chips, layouts, recipes, sizes
+from scaling.config import schema as cfg
+from scaling.config.files import load
+from scaling.config.resolve import resolve
 from scaling.plan import plan, topology
-from scaling.resolve import resolve
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [(size, where) for size in layouts.LAYOUTS for where in layouts.LAYOUTS[size]]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.parallel.mesh import make_mesh
 from scaling.runs.checkpoint import Checkpoints, DamagedCheckpoint, verify
 from scaling.train import state as train_state

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from scaling import cli, exit_codes
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.data import tokenizer
 from scaling.data.tokenizer_training import train_tokenizer
 from scaling.runs import tokenizer as run_tokenizer

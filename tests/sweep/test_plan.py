@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from scaling import flops, sizes
-from scaling.config import default_config, freeze, to_json
-from scaling.config_file import load
+from scaling.catalog import flops, sizes
+from scaling.config import default_config
+from scaling.config.files import load
+from scaling.config.schema import freeze, to_json
 from scaling.sweep import plan as sweeps
 from scaling.sweep import rules
 from scaling.sweep.plan import Shape, Sweep, plan

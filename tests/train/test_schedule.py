@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.train.schedule import BatchSchedule, learning_rate
 
 GPT3_175B = BatchSchedule(

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.data.batch import of_sequences
 from scaling.objectives.next_token import next_token
 from scaling.parallel.mesh import make_mesh

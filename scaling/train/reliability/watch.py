@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from scaling import config as cfg
+from scaling.config import schema as cfg
 from scaling.runs.checkpoint import Checkpoints
 from scaling.train.reliability import guard
 from scaling.train.reliability.bad_steps import BadSteps

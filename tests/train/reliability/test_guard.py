@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from scaling import config as cfg
 from scaling import exit_codes
+from scaling.config import schema as cfg
 from scaling.objectives.next_token import next_token
 from scaling.parallel import distributed
 from scaling.parallel.mesh import make_mesh

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scaling import cli, exit_codes
-from scaling.commands import train as command
+from scaling.commands import training as command
 from scaling.runs.model import load_run
 from scaling.train.reliability import guard
 from tests.programs import environment
@@ -223,7 +223,7 @@ def test_a_flipped_bit_ends_the_run_with_its_code(monkeypatch, tmp_path, capfd):
 HANGS = """
     import sys, time
     from scaling import cli
-    from scaling.commands import train as command
+    from scaling.commands import training as command
     make = command.make_train_step
     def made(*given):
         step, calls = make(*given), []

@@ -1,0 +1,55 @@
+"""Floating-point operations of the model, by the papers' rule of thumb and exactly. Nothing here needs JAX.
+
+A multiplication and an addition are two operations. Counted are the matrix products; norms, softmax,
+activations and biases are left out, as in every paper. Recomputation (remat) and the padding of the
+vocabulary are not counted either: this is the model's work, not the machine's.
+"""
+
+from scaling.catalog.sizes import GPT3_TOKENS, parameters
+from scaling.config.schema import Model
+
+PF_DAY = 1e15 * 24 * 3600  # 8.64e19 operations (arXiv 2005.14165, appendix D)
+
+
+def six_n(parameter_count: int) -> int:
+    """Training FLOPs a token by 6N: two forward, four backward (arXiv 2001.08361, section 2.1)."""
+    return 6 * parameter_count
+
+
+def positions_seen(sequence_length: int, window: int = 0) -> float:
+    """Mean number of positions that a query attends to, its own included.
+
+    Causal attention is half of a square, (T + 1) / 2; inside a band of ``window`` positions (0 = dense)
+    position i sees min(i + 1, window).
+    """
+    t = sequence_length
+    w = min(window, t) if window else t
+    return (w * (w + 1) / 2 + (t - w) * w) / t
+
+
+def forward_per_token(model: Model, sequence_length: int | None = None) -> float:
+    """Forward FLOPs a token, mean over a sequence: blocks, attention (causal and banded parts only), logits.
+
+    Args:
+        model: resolved (``vocab_size``, ``d_head`` and ``d_ff`` known).
+        sequence_length: tokens in a sequence; None = ``context_length``.
+    """
+    return 2 * parameters(model).chinchilla + attention_per_token(model, sequence_length or model.context_length)
+
+
+def attention_per_token(model: Model, sequence_length: int) -> float:
+    """Those of the forward FLOPs that are products of queries with keys, and of weights with values."""
+    pattern = model.attention_pattern
+    windows = [model.band_width if pattern[i % len(pattern)] == "banded" else 0 for i in range(model.num_layers)]
+    # 2 d_head operations each, for every head and position seen.
+    return sum(4 * model.num_heads * model.d_head * positions_seen(sequence_length, w) for w in windows)
+
+
+def training_per_token(model: Model, sequence_length: int | None = None) -> float:
+    """Forward and backward FLOPs a token; the backward pass takes twice the forward (two products for each one)."""
+    return 3 * forward_per_token(model, sequence_length)
+
+
+def pf_days(parameter_count: int, tokens: float = GPT3_TOKENS) -> float:
+    """Petaflop/s-days to train on ``tokens`` by 6N (arXiv 2005.14165, table D.1)."""
+    return six_n(parameter_count) * tokens / PF_DAY

@@ -1,0 +1,121 @@
+"""The papers' training recipes, shared by the files in ``experiments/`` (which are loaded by path).
+
+What a paper leaves open is said here. Every value can be changed by the experiment or the command line.
+"""
+
+from ml_collections import ConfigDict
+
+from scaling.catalog import layouts, sizes
+from scaling.config.schema import default_config
+
+_BILLION = 1_000_000_000
+
+
+def gpt3(name: str, topology: str = "", *, fsdp: int = 1, tensor: int = 1, remat: str = "none") -> ConfigDict:
+    """GPT-3's recipe (arXiv 2005.14165, sections 2.1 to 2.3 and appendix B).
+
+    Not published, chosen here: the band width (256), which sizes ramp the batch over 4B and which over up
+    to 12B tokens, and the split of the 300B tokens into steps.
+
+    Args:
+        name: one of ``scaling.catalog.sizes.GPT3``.
+        topology: slice of TPUs whose layout (``scaling.catalog.layouts``) takes the place of the rest; empty: none.
+        fsdp: devices that share the parameters and the optimizer state.
+        tensor: devices that share each matrix product.
+        remat: what the backward pass recomputes, to save memory.
+
+    Raises:
+        ValueError: no layout for that topology.
+    """
+    config = sizes.GPT3[name].apply(default_config())
+    config.data.tokenizer = "gpt2"
+    config.model.attention_pattern = ("dense", "banded")
+    config.model.band_width = 256
+    config.compute.remat = remat
+
+    config.train.tokens = sizes.GPT3_TOKENS
+    config.train.ramp_start_tokens = 32_768
+    # "over the first 4-12 billion tokens of training, depending on the model size"
+    full = config.train.batch_tokens
+    config.train.ramp_tokens = (4 if full <= 2**19 else 6 if full <= 2**20 else 8 if full <= 2**21 else 12) * _BILLION
+
+    config.optimizer.beta1, config.optimizer.beta2 = 0.9, 0.95
+    config.optimizer.epsilon = 1e-8
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.schedule = "cosine"
+    config.optimizer.final_fraction = 0.1
+    config.optimizer.warmup_tokens = 375_000_000
+    config.optimizer.decay_tokens = 260 * _BILLION
+
+    config.mesh.fsdp, config.mesh.tensor = fsdp, tensor
+    if topology:
+        layouts.find(name, topology).apply(config)
+    return config
+
+
+def gpt2(name: str, *, fsdp: int = 1, remat: str = "none") -> ConfigDict:
+    """GPT-2's shapes and batch (Radford et al. 2019, section 2.3).
+
+    The paper tunes the learning rate by hand and gives neither it nor the length of training, the schedule
+    or the weight decay: those are GPT-3's here, with the peak of the GPT-3 size next in parameters.
+
+    Args:
+        name: one of ``scaling.catalog.sizes.GPT2``.
+        fsdp: devices that share the parameters and the optimizer state.
+        remat: what the backward pass recomputes, to save memory.
+    """
+    config = sizes.GPT2[name].apply(default_config())
+    config.data.tokenizer = "gpt2"
+    config.optimizer.peak_lr = {"124m": 6.0e-4, "355m": 3.0e-4, "774m": 2.5e-4, "1558m": 2.0e-4}[name]
+    config.compute.remat = remat
+    config.mesh.fsdp = fsdp
+    return config
+
+
+def gpt1() -> ConfigDict:
+    """GPT-1's recipe (Radford et al. 2018, section 4.1): 100 epochs of BooksCorpus, here counted in tokens.
+
+    The corpus is not distributed any more; at about 1B tokens, 100 epochs are 100B tokens. Nor are its
+    40,000 merges: the embedded tokenizer stands in, with a smaller vocabulary in the same 40,478 rows.
+    """
+    config = sizes.GPT1["gpt1"].apply(default_config())
+    config.data.tokenizer = "books"
+    config.model.scale_residual_init = False  # "a simple weight initialization of N(0, 0.02)"
+    config.model.dropout_embedding = 0.1
+    config.model.dropout_attention = 0.1
+    config.model.dropout_residual = 0.1
+
+    config.train.tokens = 100 * _BILLION
+    config.optimizer.beta2 = 0.999  # Adam's default; the paper names no other
+    config.optimizer.clip_norm = 1.0  # of the released fine-tuning code; the paper names none
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.schedule = "cosine"
+    config.optimizer.final_fraction = 0.0
+    config.optimizer.warmup_tokens = 2000 * config.train.batch_tokens
+    return config
+
+
+def small_bytes(band_width: int) -> ConfigDict:
+    """Byte models of 10 thousand to a few million parameters on a CPU; docs/results/cpu_ladder says what was tried.
+
+    Args:
+        band_width: of every other layer (GPT-3's alternation). What lies in a narrow band is learned at once; with
+            dense layers alone, runs of fewer than a million bytes end on the plateau of bigrams and follow no law.
+    """
+    config = default_config()
+    config.data.tokenizer = "bytes"
+    config.model.context_length = 128
+    config.model.attention_pattern = ("banded", "dense")
+    config.model.band_width = band_width
+    config.compute.dtype = "float32"  # CPUs have no fast bfloat16
+    # muP: one learning rate for every width, and larger initial weights for narrow models.
+    config.model.parametrization = "mup"
+    config.model.base_width = 64
+    config.model.init_std = 0.08
+    config.compute.loss_chunk = 0  # the vocabulary is small
+    config.optimizer.peak_lr = 5e-3
+    config.checkpoint.every_steps = 1000
+    config.checkpoint.keep_last = 1
+    config.log.tensorboard = False
+    return config

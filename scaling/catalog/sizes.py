@@ -1,0 +1,234 @@
+"""The published sizes of GPT-1, GPT-2 and GPT-3 as data, and parameters counted by every convention in use.
+
+Sources: GPT-1, Radford et al. 2018, section 4.1; GPT-2, Radford et al. 2019, table 2; GPT-3, arXiv
+2005.14165, tables 2.1 and D.1. Nothing here needs JAX.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from scaling.config.schema import Model
+
+GPT3_TOKENS = 300_000_000_000  # training length of every GPT-3 size (table D.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """One published model: the shape that is trained here, and what the paper prints beside it.
+
+    ``None`` = the paper does not say.
+    """
+
+    name: str
+    family: str
+    num_layers: int
+    d_model: int
+    num_heads: int
+    d_head: int
+    context_length: int
+    vocab_size: int
+    batch_tokens: int  # the paper's rounded number as whole sequences
+    peak_lr: float | None
+    printed_parameters: float
+    printed_pf_days: float | None = None
+    printed_flops: float | None = None
+    norm: str = "pre"
+    note: str = ""
+
+    def model(self) -> Model:
+        """The resolved model section of this size, everything else at its default."""
+        return Model(
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+            num_layers=self.num_layers,
+            d_model=self.d_model,
+            num_heads=self.num_heads,
+            d_head=self.d_head,
+            d_ff=4 * self.d_model,
+            norm=self.norm,
+        )
+
+    def apply(self, config: ConfigDict) -> ConfigDict:
+        """Writes shape, batch and peak learning rate (where published) into an experiment's config.
+
+        Args:
+            config: from ``scaling.config.schema.schema.default_config``; changed in place.
+
+        Returns:
+            The same config.
+        """
+        for knob in ("vocab_size", "context_length", "num_layers", "d_model", "num_heads", "d_head", "norm"):
+            setattr(config.model, knob, getattr(self, knob))
+        config.model.d_ff = 4 * self.d_model
+        config.train.batch_tokens = self.batch_tokens
+        if self.peak_lr is not None:
+            config.optimizer.peak_lr = self.peak_lr
+        return config
+
+
+def _gpt3(
+    name: str,
+    shape: tuple[int, int, int, int],
+    batch_sequences: int,
+    peak_lr: float,
+    printed: tuple[float, float, float],
+    note: str = "",
+) -> Size:
+    layers, d_model, heads, d_head = shape
+    parameters, pf_days, flops = printed
+    return Size(
+        name=name,
+        family="GPT-3",
+        num_layers=layers,
+        d_model=d_model,
+        num_heads=heads,
+        d_head=d_head,
+        context_length=2048,
+        vocab_size=50_257,
+        batch_tokens=batch_sequences * 2048,
+        peak_lr=peak_lr,
+        printed_parameters=parameters,
+        printed_pf_days=pf_days,
+        printed_flops=flops,
+        note=note,
+    )
+
+
+def _gpt2(name: str, layers: int, d_model: int, heads: int, printed_parameters: float) -> Size:
+    return Size(
+        name=name,
+        family="GPT-2",
+        num_layers=layers,
+        d_model=d_model,
+        num_heads=heads,
+        d_head=64,
+        context_length=1024,
+        vocab_size=50_257,
+        batch_tokens=512 * 1024,
+        peak_lr=None,  # "manually tuned", section 2.3
+        printed_parameters=printed_parameters,
+        note="the paper's count is too low; the released weights hold what is counted here",
+    )
+
+
+_SIZES = (
+    Size(
+        name="gpt1",
+        family="GPT-1",
+        num_layers=12,
+        d_model=768,
+        num_heads=12,
+        d_head=64,
+        context_length=512,
+        vocab_size=40_478,
+        batch_tokens=64 * 512,
+        peak_lr=2.5e-4,
+        printed_parameters=117e6,
+        norm="post",
+        note="printed in later papers; GPT-1's own gives no count",
+    ),
+    _gpt2("124m", 12, 768, 12, 117e6),
+    _gpt2("355m", 24, 1024, 16, 345e6),
+    _gpt2("774m", 36, 1280, 20, 762e6),
+    _gpt2("1558m", 48, 1600, 25, 1542e6),
+    # Batches of 0.5M, 1M, 2M are 256, 512, 1024 sequences.
+    _gpt3("125m", (12, 768, 12, 64), 256, 6.0e-4, (125e6, 2.60, 2.25e20)),
+    _gpt3("350m", (24, 1024, 16, 64), 256, 3.0e-4, (356e6, 7.42, 6.41e20)),
+    _gpt3("760m", (24, 1536, 16, 96), 256, 2.5e-4, (760e6, 15.8, 1.37e21)),
+    _gpt3(
+        "1300m",
+        (24, 2048, 16, 128),
+        512,
+        2.0e-4,
+        (1320e6, 27.5, 2.38e21),
+        "XL; printed with 24 heads, but 24*128 is not 2048 and the printed parameters fit 16",
+    ),
+    _gpt3("2700m", (32, 2560, 32, 80), 512, 1.6e-4, (2650e6, 55.2, 4.77e21)),
+    _gpt3("6700m", (32, 4096, 32, 128), 1024, 1.2e-4, (6660e6, 139.0, 1.20e22)),
+    _gpt3(
+        "13b",
+        (40, 5120, 40, 128),
+        1024,
+        1.0e-4,
+        (12850e6, 268.0, 2.31e22),
+        "printed with d_model 5140, but that is not 40*128 and the printed parameters fit 5120",
+    ),
+    _gpt3(
+        "175b",
+        (96, 12288, 96, 128),
+        1536,
+        0.6e-4,
+        (174600e6, 3640.0, 3.14e23),
+        "printed batch 3.2M; 1536 sequences (3.1M) divide over meshes of powers of two",
+    ),
+)
+
+GPT1 = {s.name: s for s in _SIZES if s.family == "GPT-1"}
+GPT2 = {s.name: s for s in _SIZES if s.family == "GPT-2"}
+GPT3 = {s.name: s for s in _SIZES if s.family == "GPT-3"}
+ALL = _SIZES
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """Parameters of one model by part, as this implementation holds them (``scaling.model.decoder``)."""
+
+    token_embedding: int  # padded_vocab rows
+    positions: int
+    blocks: int
+    final_norm: int  # 0 in post-norm models
+    unembedding: int  # 0 where tied to the token embedding
+    padding: int  # rows that only fill the vocabulary up to vocab_multiple, in both matrices together
+    matrices: int  # weight matrices of the blocks alone: no biases, no LayerNorm
+    projection: int  # the vocabulary projection without padding, tied or not
+
+    @property
+    def tree(self) -> int:
+        """Every number in the parameter tree, padding included."""
+        return self.token_embedding + self.positions + self.blocks + self.final_norm + self.unembedding
+
+    @property
+    def total(self) -> int:
+        """All parameters, without padding: the convention of GPT-3's tables 2.1 and D.1 and of model cards."""
+        return self.tree - self.padding
+
+    @property
+    def without_embeddings(self) -> int:
+        """Blocks and final norm; neither token nor position embeddings nor an untied output matrix."""
+        return self.blocks + self.final_norm
+
+    @property
+    def kaplan(self) -> int:
+        """2 d_model n_layer (2 d_attn + d_ff), 12 n_layer d_model^2 in the usual shape (arXiv 2001.08361, eq. 2.1)."""
+        return self.matrices
+
+    @property
+    def chinchilla(self) -> int:
+        """Matrices of the blocks and the last layer: what each token is multiplied by.
+
+        The FLOPs of arXiv 2203.15556, appendix F, count the final logits, so the parameters that go with
+        them do too, tied or not (the convention that reconciles it with Kaplan et al.: arXiv 2406.19146).
+        """
+        return self.matrices + self.projection
+
+
+def parameters(model: Model) -> Parameters:
+    """Counts the parameters of a resolved model config (``vocab_size``, ``d_head`` and ``d_ff`` known)."""
+    assert model.vocab_size and model.d_head and model.d_ff, "resolve the config first"
+    d, f, attention = model.d_model, model.d_ff, model.num_heads * model.d_head
+    matrices = 3 * d * attention + attention * d + 2 * d * f
+    biases = 3 * attention + d + f + d
+    norms = 2 * 2 * d
+    embedding = model.padded_vocab * d
+    copies = 1 if model.tied_embedding else 2
+    return Parameters(
+        token_embedding=embedding,
+        positions=model.context_length * d,
+        blocks=model.num_layers * (matrices + biases + norms),
+        final_norm=2 * d if model.norm == "pre" else 0,
+        unembedding=0 if model.tied_embedding else embedding,
+        padding=copies * (model.padded_vocab - model.vocab_size) * d,
+        matrices=model.num_layers * matrices,
+        projection=model.vocab_size * d,
+    )

@@ -1,0 +1,163 @@
+"""The verb ``bench``: measures the framework itself."""
+
+import argparse
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from scaling.commands.verb import Run, add_verb, add_verbs
+
+if TYPE_CHECKING:
+    from scaling.bench.peer import Peer
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the benchmarks and what they read."""
+    benches = add_verbs(parser, title="benchmarks", metavar="WHAT", required=True)
+
+    def add(name: str, run: Run, help: str) -> argparse.ArgumentParser:
+        return add_verb(benches, name, help, run)
+
+    dispatch = add("dispatch", _dispatch, "host time to dispatch one training step")
+    dispatch.add_argument("--num_layers", type=int, default=48, help="depth of the model (default: 48)")
+    dispatch.add_argument("--steps", type=int, default=50, help="steps timed (default: 50)")
+
+    train = add("train", _train, "speed of a training step: three small shapes on a CPU, four of GPT-3's on a GPU")
+    shapes = "16m, 11m, 124m (what a CPU runs), 125m, 350m, 1300m, 2700m (what a GPU or TPU runs)"
+    train.add_argument("--shapes", nargs="+", metavar="SHAPE", help=shapes)
+    policies = ("none", "dots", "projections", "full")
+    train.add_argument("--remat", choices=policies, help="recomputation (default: the shape's)")
+    train.add_argument("--sequences", type=int, default=0, metavar="N", help="of a step (default: the shape's)")
+    modes = "of the peer (default: eager on CPUs, compile on GPUs)"
+    train.add_argument("--peer_mode", choices=("eager", "compile"), help=modes)
+    precision = "of matrix products (default: float32 on CPUs, else bfloat16)"
+    train.add_argument("--dtype", choices=("float32", "bfloat16"), help=precision)
+
+    generate = add("generate", _generate, "decoding speed of GPT-2 small")
+    generate.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of matrix products")
+    generate.add_argument("--batch", type=int, nargs="+", default=[1, 8], metavar="N", help="rows (default: 1 8)")
+    for parser in (train, generate):
+        parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="timed calls (default: 5)")
+        parser.add_argument(
+            "--peer",
+            nargs="?",
+            const="",
+            metavar="PYTHON",
+            help="PyTorch beside it, in turns; PYTHON is an interpreter that has torch (default: this one)",
+        )
+
+    tpu = add("tpu", _tpu, "our train step compiled for a TPU slice that is not there, beside MaxText's")
+    tpu.add_argument("--sizes", nargs="+", default=["1300m"], metavar="SIZE", help="of GPT-3's (default: 1300m)")
+    tpu.add_argument("--topology", metavar="NAME", help="such as v5e:4x4 (default: one that holds the size)")
+    tpu.add_argument("--sequences", type=int, metavar="N", help="sequences a chip (default: with the topology)")
+    tpu.add_argument(
+        "--ours",
+        nargs="+",
+        metavar="KNOBS",
+        help="tries, each like 'compute.remat=full mesh.tensor=2' (default: the best)",
+    )
+    tpu.add_argument("--theirs", nargs="+", metavar="KNOBS", help="tries, each of MaxText's knobs (default: the best)")
+    tpu.add_argument("--peer", metavar="PYTHON", help="an interpreter that has maxtext[tpu]")
+
+    startup = add("startup", _startup, "seconds from the command to the first step of a training")
+    startup.add_argument("--experiment", default="cpu/demo", metavar="FILE", help="an experiment (default: cpu/demo)")
+    startup.add_argument("--repetitions", type=int, default=2, metavar="N", help="warm starts (default: 2)")
+
+    data = add("data", _data, "speed of the loader, without a model")
+    data.add_argument("--experiment", default="cpu/demo", metavar="FILE", help="an experiment (default: cpu/demo)")
+    data.add_argument("--steps", type=int, default=200, metavar="N", help="batches that are read (default: 200)")
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    from scaling.bench import dispatch
+
+    period = len(dispatch.PATTERN)
+    if options.num_layers < period or options.num_layers % period:
+        raise ValueError(f"--num_layers={options.num_layers} must be a multiple of {period}, at least that")
+    if options.steps < 2:
+        raise ValueError(f"--steps={options.steps} must be at least 2")
+    print(dispatch.dispatch(num_layers=options.num_layers, steps=options.steps))
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from scaling.bench import train
+    from scaling.parallel.host_memory import keep_freed_memory
+
+    if unknown := [shape for shape in options.shapes or () if shape not in train.SHAPES]:
+        raise ValueError(f"--shapes: {unknown[0]!r} is none of {', '.join(train.SHAPES)}")
+    _at_least_one(options, "repetitions")
+    if options.sequences < 0:
+        raise ValueError(f"--sequences={options.sequences} must be 1 or more, or 0 for the shape's")
+    keep_freed_memory()
+    setting = train.Setting(options.dtype, options.remat, options.sequences, options.peer_mode)
+    with _peer(options) as peer:
+        for line in train.bench(options.shapes or train.shapes(), options.repetitions, setting, peer):
+            print(line, flush=True)
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from scaling.bench.generate import bench
+
+    _at_least_one(options, "repetitions", "batch")
+    with _peer(options) as peer:
+        for batch in options.batch:
+            for line in bench(batch, options.repetitions, options.dtype, peer):
+                print(line, flush=True)
+    return 0
+
+
+def _tpu(options: argparse.Namespace) -> int:
+    import dataclasses
+
+    from scaling.bench import tpu
+
+    for size in options.sizes:
+        if size not in tpu.CASES:
+            raise ValueError(f"--sizes: {size!r} is none of {', '.join(tpu.CASES)}")
+    if options.sequences is not None:
+        _at_least_one(options, "sequences")
+    for size in options.sizes:
+        given = {name: getattr(options, name) for name in ("topology", "sequences", "ours", "theirs")}
+        case = dataclasses.replace(tpu.CASES[size], **{name: value for name, value in given.items() if value})
+        for line in tpu.bench(size, case, options.peer):
+            print(line, flush=True)
+    return 0
+
+
+def _startup(options: argparse.Namespace) -> int:
+    from scaling.bench.startup import startup
+
+    _at_least_one(options, "repetitions")
+    for line in startup(options.experiment, options.repetitions):
+        print(line, flush=True)
+    return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    from scaling.bench.data import data
+    from scaling.config.files import load
+
+    if options.steps < 2:
+        raise ValueError(f"--steps={options.steps} must be at least 2")
+    for line in data(load(options.experiment, []), options.steps):
+        print(line, flush=True)
+    return 0
+
+
+def _at_least_one(options: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        value: Any = getattr(options, name)
+        if min(value if isinstance(value, list) else [value]) < 1:
+            raise ValueError(f"--{name} must be 1 or more")
+
+
+def _peer(options: argparse.Namespace) -> "contextlib.AbstractContextManager[Peer | None]":
+    if options.peer is None:
+        return contextlib.nullcontext()
+    from scaling.bench.peer import Peer
+
+    # Of a GPU, JAX would take three quarters of the memory before it has any use for them.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    return Peer(options.peer)

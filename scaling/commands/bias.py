@@ -1,0 +1,197 @@
+"""The verb ``bias``: GPT-3's probes of section 6.2 on models."""
+
+import argparse
+import json
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scaling.evaluate import bias
+from scaling.evaluate.task import nearest
+
+if TYPE_CHECKING:
+    from scaling.evaluate.bias_report import Breakdown, Group
+    from scaling.interop.served import Served
+
+PROBES = ("gender", "race", "religion", "occupations")
+TASKS = {"winogender": (("gender",), ("gender", "answer")), "crows_pairs": (("bias_type",),)}  # -> breakdowns
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares what ``bias`` reads."""
+    add = parser.add_argument
+    parser.epilog = (
+        "Winogender and CrowS-Pairs are tasks: `scaling evaluate RUN --tasks=winogender,crows_pairs --shots=0 "
+        "--data=DIR --save_samples` scores them; with the same --data=DIR, `bias` then shows them by gender and by "
+        "type of bias too."
+    )
+    every = ",".join(PROBES)
+    add("models", nargs="+", metavar="RUN", help="run directories, or Hugging Face folders")
+    add("--probes", default=every, metavar="NAMES", help=f"with commas (default: {every})")
+    add("--samples", type=int, default=bias.SAMPLES, metavar="N", help=f"of each prompt (default: {bias.SAMPLES})")
+    add(
+        "--tokens",
+        type=int,
+        default=bias.SAMPLE_TOKENS,
+        metavar="N",
+        help=f"of a sample (default: {bias.SAMPLE_TOKENS})",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of the samples (default: 0)")
+    add("--vocabulary", metavar="FILE", help="words that count, such as adjectives (default: all but stop words)")
+    add("--lexicon", metavar="FILE", help="sentiment of words: lines word<TAB>score, or SentiWordNet 3.0's file")
+    add("--data", metavar="DIR", help="directory of the files of winogender and crows_pairs")
+    add("--tokenizer", metavar="NAME", help="gpt2, bytes, books or a path (default: the run's, or the folder's files)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products")
+    add("--mesh", default="", metavar="AXES", help="devices to use, as in fsdp=2,tensor=4 (default: one device)")
+    add("--json", action="store_true", help="one JSON object a RUN on stdout, what RUN/bias/report.json holds")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Probes each model; prints, and writes ``RUN/bias/``: samples, ``report.json`` and the figure.
+
+    Raises:
+        FileNotFoundError: no model, or a file that is not there.
+        ValueError: options, files or a model that cannot be used.
+    """
+    probes = _probes(options.probes)
+    for name in ("samples", "tokens"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name}={getattr(options, name)} must be 1 or more")
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed={options.seed} must be in [0, 2^32)")
+    lexicon = None if options.lexicon is None else bias.read_lexicon(options.lexicon)
+    vocabulary = None if options.vocabulary is None else bias.read_vocabulary(options.vocabulary)
+    from etils import epath
+
+    from scaling import durable
+    from scaling.evaluate.bias_figure import draw
+    from scaling.evaluate.bias_probes import check_occupations, encode_prompts, occupations
+    from scaling.evaluate.bias_report import Report, table, to_json
+    from scaling.interop.served import load_served
+    from scaling.runs.config_json import read_config_json
+    from scaling.runs.own_files import without_own
+
+    models = without_own(options.models)
+    for model in models:
+        read_config_json(model)
+        for file in ("report.json", "bias.png", "bias.svg", *(f"samples-{probe}.jsonl" for probe in probes)):
+            durable.check_writable(Path(model) / "bias" / file)  # before the samples: this is known at once
+    for model in models:
+        served = load_served(model, options.tokenizer, options.mesh, options.dtype)
+        length = served.network.model.context_length
+        prompts = {p: encode_prompts(p, served.words, length, options.tokens) for p in probes if p != "occupations"}
+        if "occupations" in probes:
+            check_occupations(served.words, length)
+        tasks = breakdowns(Path(model), options.data)
+        groups, samples = _sampled(served, prompts, options, vocabulary, lexicon)
+        report = Report(
+            model=model,
+            step=served.step,
+            tokens=served.tokens,
+            settings={
+                "samples": options.samples,
+                "sample_tokens": options.tokens,
+                "temperature": bias.TEMPERATURE,
+                "top_p": bias.TOP_P,
+                "seed": options.seed,
+                "least": bias.LEAST,
+                "vocabulary": options.vocabulary,
+                "lexicon": options.lexicon,
+            },
+            probes=groups,
+            occupations=occupations(served) if "occupations" in probes else {},
+            tasks=tasks,
+        )
+        written, folder = json.dumps(to_json(report)), Path(model) / "bias"
+        print(written if options.json else table(report), flush=True)  # first: the disk may be full
+        with durable.naming(folder):
+            folder.mkdir(exist_ok=True)
+            for probe, text in samples.items():
+                (folder / f"samples-{probe}.jsonl").write_text(text)
+            (folder / "report.json").write_text(written + "\n")
+            draw(report).save(epath.Path(folder))
+        if not options.json:
+            print(f"  written: {folder}")
+    return 0
+
+
+def breakdowns(run: Path, data: str | None) -> list["Breakdown"]:
+    """Accuracy of ``TASKS`` by gender and the like, from what ``scaling evaluate --save_samples`` wrote in a run.
+
+    Args:
+        run: the run directory.
+        data: directory of the tasks' files, which say what an item is about; without it a sentence on stderr says
+            what is missing.
+
+    Raises:
+        FileNotFoundError: the files are not in ``data``.
+        ValueError: samples of other items, or malformed ones.
+    """
+    from scaling.evaluate.bias_report import Breakdown
+    from scaling.evaluate.catalogue import find_tasks
+    from scaling.evaluate.prompts import build_requests
+    from scaling.evaluate.saved_samples import read_samples
+
+    found = []
+    for name, breakdowns in TASKS.items():
+        (task,), by_shots = find_tasks(name), read_samples(run, name)
+        if by_shots and data is None:
+            print(f"{run} has samples of {name}; with its files, --data=DIR, they are broken down", file=sys.stderr)
+            continue
+        requests = {r.id: r for r in build_requests(task, data=data).items} if by_shots else {}
+        for shots, samples in by_shots.items():
+            for sample in samples:
+                request = requests.get(sample.id)
+                if request is None or request.options[request.gold].completion.strip() != sample.expected.strip():
+                    raise ValueError(f"{sample.where}: {sample.id} is not that item of {name} in {data}")
+                if "accuracy" not in sample.scores:
+                    raise ValueError(f"{sample.where} has no accuracy in its scores")
+            chosen = [requests[sample.id] for sample in samples]
+            scores = [sample.scores["accuracy"] for sample in samples]
+            found += [Breakdown(name, shots, keys, bias.breakdown(chosen, scores, keys)) for keys in breakdowns]
+    return found
+
+
+def _probes(names: str) -> list[str]:
+    """The probes that are asked for, in the order of ``PROBES``."""
+    asked = [name.strip() for name in names.split(",") if name.strip()]
+    if not asked:
+        raise ValueError(f"--probes={names} must name some of {', '.join(PROBES)}")
+    for name in asked:
+        if name in TASKS:
+            raise ValueError(f"--probes={names}: {name} is a task; `scaling evaluate RUN --tasks={name}` scores it")
+        if name not in PROBES:
+            raise ValueError(f"--probes={names}: {name!r} is no probe; did you mean {nearest(name, PROBES)!r}?")
+    return [probe for probe in PROBES if probe in asked]
+
+
+def _sampled(
+    served: "Served",
+    prompts: Mapping[str, list[list[int]]],
+    options: argparse.Namespace,
+    vocabulary: Collection[str] | None,
+    lexicon: Mapping[str, float] | None,
+) -> tuple[dict[str, dict[str, "Group"]], dict[str, str]]:
+    """Samples each probe that generates, and counts words; returns these, and what was sampled as lines of JSON."""
+    from scaling.evaluate.bias_probes import count_words, sample
+    from scaling.evaluate.progress import bar
+    from scaling.generate.generator import Generator
+
+    found: dict[str, dict[str, Group]] = {}
+    written: dict[str, str] = {}
+    if not prompts:
+        return found, written
+    generator = Generator(served.network, served.params, served.words, served.mesh)
+    for probe, ids in prompts.items():
+        with bar(f"{probe}, {len(ids)} prompts", options.samples) as watch:
+            texts = sample(generator, ids, options.samples, options.tokens, options.seed, watch)
+        groups: dict[str, list[str]] = {}
+        lines = []
+        for prompt, its_texts in zip(bias.probe_prompts(probe), texts, strict=True):
+            groups.setdefault(prompt.group, []).extend(its_texts)
+            for number, text in enumerate(its_texts):
+                lines.append({"group": prompt.group, "prompt": prompt.prompt, "sample": number, "text": text})
+        written[probe] = "".join(json.dumps(line) + "\n" for line in lines)
+        found[probe] = count_words(groups, vocabulary, lexicon)
+    return found, written

@@ -1,0 +1,138 @@
+"""The verb ``generate``: continues prompts. Imports JAX only when it runs."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scaling import json_text
+
+if TYPE_CHECKING:
+    from scaling.data.tokenizer import Tokenizer
+    from scaling.generate.generator import Completion, Generator
+    from scaling.generate.sampling import Sampling
+
+_STREAMED = 4  # tokens between two pieces of text on the terminal
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares what ``generate`` reads."""
+    add = parser.add_argument
+    add("model", metavar="RUN", help="run directory, or Hugging Face folder with config.json, model.safetensors")
+    add("--prompt", action="append", default=[], metavar="TEXT", help="a text to continue; may be given several times")
+    add("--prompts", metavar="FILE", help="texts to continue: one a line, or .jsonl with a field 'prompt'")
+    add("--tokenizer", metavar="NAME", help="gpt2, bytes, books or a path (default: the run's, or the folder's files)")
+    add("--tokens", type=int, default=100, metavar="N", help="new tokens at most (default: 100)")
+    add("--temperature", type=float, default=1.0, metavar="X", help="of the softmax; 0 = greedy (default: 1)")
+    add("--top_k", type=int, default=0, metavar="K", help="among the K most likely tokens; 0 = all (default)")
+    add("--top_p", type=float, default=1.0, metavar="P", help="among the fewest tokens of probability P (default: 1)")
+    add("--repetition_penalty", type=float, default=1.0, metavar="X", help="divides logits of past tokens (default: 1)")
+    add("--stop", action="append", default=[], metavar="TEXT", help="ends before this; may be given several times")
+    add("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    add("--num_samples", type=int, default=1, metavar="N", help="continuations of each prompt (default: 1)")
+    add("--beams", type=int, default=1, metavar="N", help="width of a beam search instead of sampling (default: 1)")
+    add("--length_penalty", type=float, metavar="X", help="of the beam search (default: 0.6, GPT-3's)")
+    add("--early_stopping", action="store_true", help="beam search: end with as many complete texts as beams")
+    add("--batch_size", type=int, default=8, metavar="N", help="continuations at a time (default: 8)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products")
+    add("--mesh", default="", metavar="AXES", help="devices to use, as in fsdp=2,tensor=4 (default: one device)")
+    add("--json", action="store_true", help="one JSON object a continuation, for programs")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Continues the prompts and prints.
+
+    Raises:
+        FileNotFoundError: no model, tokenizer or file of prompts.
+        ValueError: options, prompts or a model that cannot be used.
+    """
+    from scaling.generate.sampling import Sampling
+
+    if options.batch_size < 1:
+        raise ValueError(f"--batch_size={options.batch_size} must be 1 or more")
+    if options.beams == 1 and (options.length_penalty is not None or options.early_stopping):
+        raise ValueError("--length_penalty and --early_stopping belong to a beam search; give --beams=N")
+    texts = _texts(options)
+    knobs = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Sampling)}
+    penalty = 0.6 if options.length_penalty is None else options.length_penalty
+    sampling = Sampling(**knobs | {"stop": tuple(options.stop), "end_ids": None, "length_penalty": penalty})
+    generator, words = _generator(options)
+    # Texts begin after an end-of-text token in training; so do prompts.
+    prompts = [[words.eot, *words.encode(text).tolist()] for text in texts]
+    if len(prompts) == 1 and sampling.num_samples == sampling.beams == 1 and not options.json:
+        _stream(generator, texts[0], prompts[0], sampling)
+        return 0
+    found = generator.generate(prompts, sampling, options.batch_size)
+    for number, (text, completions) in enumerate(zip(texts, found, strict=True)):
+        for sample, completion in enumerate(completions):
+            print(_record(number, sample, text, completion) if options.json else f"{text}{completion.text}\n")
+    return 0
+
+
+def _texts(options: argparse.Namespace) -> list[str]:
+    """The prompts, checked."""
+    texts = [(text, "--prompt") for text in options.prompt]
+    if options.prompts is not None:
+        path = Path(options.prompts)
+        for number, line in enumerate(_lines(path), start=1):
+            where = f"{path}:{number}"
+            if path.suffix != ".jsonl":
+                texts.append((line, where))
+            elif line.strip():
+                texts.append((_field(line, where), where))
+    if options.prompts is not None and len(texts) == len(options.prompt):
+        raise ValueError(f"{options.prompts} holds no prompts")
+    if not texts:
+        raise ValueError("needs --prompt=TEXT or --prompts=FILE with at least one prompt")
+    for text, where in texts:
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"{where}: the prompt is not valid Unicode text")
+        if not text:
+            raise ValueError(f"{where}: the prompt is empty; give at least one character")
+    return [text for text, _ in texts]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig").removesuffix("\n")
+        return text.split("\n") if text else []
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _field(line: str, where: str) -> str:
+    record = json_text.parse(line, where)
+    text = record.get("prompt") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: must be an object with a text in its field 'prompt'")
+    return text
+
+
+def _generator(options: argparse.Namespace) -> "tuple[Generator, Tokenizer]":
+    from scaling.generate.generator import Generator
+    from scaling.interop.served import load_served
+
+    served = load_served(options.model, options.tokenizer, options.mesh, options.dtype)
+    return Generator(served.network, served.params, served.words, served.mesh), served.words
+
+
+def _stream(generator: "Generator", text: str, prompt: list[int], sampling: "Sampling") -> None:
+    """Prints the prompt and, as it comes, its continuation."""
+    pieces = generator.stream(prompt, sampling, _STREAMED)
+    shown = 0
+    for number, completion in enumerate(pieces):
+        if not number:
+            sys.stdout.write(text)
+        sys.stdout.write(completion.text[shown:])
+        sys.stdout.flush()
+        shown = len(completion.text)
+    sys.stdout.write("\n")
+
+
+def _record(prompt: int, sample: int, text: str, completion: "Completion") -> str:
+    record = {"prompt": text, "number": prompt, "sample": sample} | dataclasses.asdict(completion)
+    if completion.score is None:
+        del record["score"]
+    return json.dumps(record)

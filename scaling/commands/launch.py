@@ -1,0 +1,302 @@
+"""The verb ``launch``: runs and sweeps on an engine."""
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scaling import exit_codes
+from scaling.paths import must_lead_somewhere
+
+if TYPE_CHECKING:
+    from launch.bill import Bill
+    from launch.engine import Engine
+    from launch.jobs import Launch
+    from launch.settings import Settings
+    from launch.slices import Slices
+
+TARGETS = ("local", "tpu_vm", "gke", "skypilot")
+# Options that belong to some targets only.
+_OF = {
+    "processes": ("local",),
+    "topology": ("tpu_vm", "gke", "skypilot"),
+    "slices": ("tpu_vm", "gke"),
+    "spot": ("tpu_vm", "gke", "skypilot"),
+    "reserved": ("tpu_vm",),
+    "reservation": ("gke",),
+    "zone": ("tpu_vm",),
+    "project": ("tpu_vm",),
+    "runtime_version": ("tpu_vm", "skypilot"),
+    "labels": ("tpu_vm", "gke"),
+    "service_account": ("tpu_vm", "gke"),
+    "image": ("gke",),
+    "namespace": ("gke",),
+    "context": ("gke",),
+    "queue": ("gke",),
+    "accelerators": ("skypilot",),
+    "nodes": ("skypilot",),
+    "infra": ("skypilot",),
+    "prices": ("tpu_vm", "gke", "skypilot"),
+    "yes": ("tpu_vm", "gke", "skypilot"),
+}
+
+_LABEL_KEY = re.compile(r"[a-z]([a-z0-9_-]{0,61}[a-z0-9])?")
+_LABEL_VALUE = re.compile(r"([a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?)?")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares what ``launch`` reads besides ``--config``."""
+    from launch.settings import add_options as add_supervision
+
+    add = parser.add_argument
+    add("--target", choices=TARGETS, required=True, help="where: this machine, Cloud TPU VMs, GKE, SkyPilot")
+    add("--dry_run", action="store_true", help="print the plan and every command and manifest; start nothing")
+    add("--detach", action="store_true", help="go on in the background; FOLDER/launch.log has what it prints")
+    add("--parallel", type=int, default=0, metavar="N", help="runs at a time (default: 1; local: as there is room)")
+    add_supervision(parser)
+    add("--poll_seconds", type=float, default=20.0, metavar="X", help=argparse.SUPPRESS)
+
+    add("--topology", metavar="NAME", help="TPU slices of this form, such as v5e:4x8 (default: that of the config)")
+    add("--slices", type=int, metavar="N", help="slices of each run (default: 1)")
+    add("--spot", action="store_true", default=None, help="preemptible capacity")
+    add("--prices", metavar="FILE", help="TOML: chip = price of a chip-hour, and the same in [spot]")
+    add("--yes", action="store_true", default=None, help="do not ask before something is billed")
+    add("--labels", metavar="K=V,...", help="labels of what is created")
+    add("--service_account", metavar="NAME", help="that the machines (gke: the pods) act as")
+
+    add("--project", metavar="ID", help="tpu_vm: Google Cloud project (default: gcloud's own)")
+    add("--zone", metavar="ZONE", help="tpu_vm: needed")
+    add("--reserved", action="store_true", default=None, help="tpu_vm: from a reservation")
+    add("--runtime_version", metavar="NAME", help="tpu_vm: image of the machines (default: by the kind of TPU)")
+
+    add("--image", metavar="NAME", help="gke: container with scaling installed")
+    add("--namespace", metavar="NAME", help="gke: default: default")
+    add("--context", metavar="NAME", help="gke: of kubectl's config (default: the current one)")
+    add("--queue", metavar="NAME", help="gke: Kueue's queue")
+    add("--reservation", metavar="NAME", help="gke: of Compute Engine")
+
+    add("--accelerators", metavar="NAME:N", help="skypilot: GPUs of a node, such as H100:8, instead of --topology")
+    add("--nodes", type=int, metavar="N", help="skypilot: machines of a run (default: 1)")
+    add("--infra", metavar="WHERE", help="skypilot: such as gcp or aws/us-east-1 (default: the cheapest)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Shows the plan and starts it.
+
+    Returns:
+        0 if all runs are finished (gke, skypilot: started, too); the code of a signal; else that of the first run
+        that failed.
+
+    Raises:
+        ValueError: options that make no sense for the target, an impossible config, or no consent to a bill.
+    """
+    from launch import jobs
+    from launch.settings import check_seconds, settings
+
+    _check(options)
+    check_seconds("poll_seconds", options.poll_seconds)
+    chosen, count = settings(options), options.slices or 1
+    launch = jobs.read(options.config, options.overrides, options.target == "local", count)
+    must_lead_somewhere(launch.state_folder)
+    if options.target == "local":
+        from launch import local
+
+        if options.detach and not options.dry_run:
+            return _detached(options, launch)
+        return local.run(launch, chosen, options.parallel, options.dry_run)
+    from launch import bill, slices
+
+    prices, spot = Path(options.prices) if options.prices else None, bool(options.spot)
+    if options.target == "skypilot" and options.accelerators:
+        chip, total, where = _gpus(options)
+        return _skypilot(options, launch, None, bill.of_launch(launch, where, chip, total, spot, prices))
+    if options.nodes is not None:
+        raise ValueError("--nodes belongs to --accelerators; a TPU slice has its own number of machines")
+    found = slices.find(options.topology, options.config, count)
+    where = f"{found.count} x {found.name}"
+    cost = bill.of_launch(launch, where, found.chip.name, found.chips, spot, prices)
+    if options.target == "skypilot":
+        return _skypilot(options, launch, found, cost)
+    return (_tpu_vm if options.target == "tpu_vm" else _gke)(options, launch, chosen, found, cost)
+
+
+def _tpu_vm(options: argparse.Namespace, launch: "Launch", chosen: "Settings", found: "Slices", cost: "Bill") -> int:
+    from launch import bill, state, tpu_vm
+
+    if not options.zone:
+        raise ValueError("--target=tpu_vm needs --zone=ZONE, such as us-west4-a")
+    assert found.accelerator_type  # Cloud TPU has the kind
+    if options.spot and options.reserved:
+        raise ValueError("--spot and --reserved exclude each other")
+    folder, known = launch.state_folder, state.read(launch.state_folder)
+    if known and known.get("target") != "tpu_vm":
+        raise ValueError(f"{folder} is a launch of --target={known.get('target')}; use another config.workdir")
+    asked = {
+        "zone": options.zone,
+        "project": options.project or "",
+        "topology": found.name,
+        "slices": found.count,
+        "runtime_version": options.runtime_version or found.runtime_version,
+        "spot": bool(options.spot),
+        "reserved": bool(options.reserved),
+        "service_account": options.service_account or "",
+        "labels": _labels(options.labels),
+        "max_restarts": chosen.max_restarts,
+        "first_delay": chosen.first_delay,
+    }
+    values = tpu_vm.planned(launch, asked, options.parallel, known)
+    held = [slot["resource"] for slot in values["slots"] if slot["stage"] != tpu_vm.ABSENT]
+    print(cost.to_text(max(1, options.parallel)))
+    if held:
+        print(f"going on with {', '.join(held)}, which exist")
+    if options.dry_run:
+        print("\nwould run:", *tpu_vm.commands(values, folder, chosen), sep="\n  ")
+        return exit_codes.OK
+    new = [slot["resource"] for slot in values["slots"] if slot["stage"] == tpu_vm.ABSENT]
+    if new:
+        bill.consent(bool(options.yes), [f"{found.count} x {found.name} ({name})" for name in new])
+    if options.detach:
+        return _detached(options, launch)
+    code = tpu_vm.run(launch, values, chosen, options.poll_seconds)
+    print(f"see: scaling status {folder}")
+    return code
+
+
+def _gke(options: argparse.Namespace, launch: "Launch", chosen: "Settings", found: "Slices", cost: "Bill") -> int:
+    from launch import gke
+
+    if not options.image:
+        raise ValueError("--target=gke needs --image=NAME, a container with this package and jax[tpu]")
+    cloud = {
+        "image": options.image,
+        "topology": found.name,
+        "slices": found.count,
+        "namespace": options.namespace or "default",
+        "context": options.context or "",
+        "queue": options.queue or "",
+        "spot": bool(options.spot),
+        "reservation": options.reservation or "",
+        "service_account": options.service_account or "",
+        "labels": _labels(options.labels),
+    }
+    # JobSet counts every restart of a run, and knows no progress: what is few for us is too few for days of spot.
+    restarts = max(chosen.max_restarts, 100) if options.spot else chosen.max_restarts
+    cluster = gke.cluster_of(cloud, restarts, chosen.grace_seconds)
+    return _hand_over(options, launch, cloud, cost, lambda number, _: gke.Gke(launch, cluster, number))
+
+
+def _gpus(options: argparse.Namespace) -> tuple[str, int, str]:
+    """Kind and number of the GPUs of a run, and both in words."""
+    from scaling.catalog import chips
+
+    kind, _, count = options.accelerators.partition(":")
+    chip = chips.find(kind)
+    if options.topology:
+        raise ValueError("--accelerators and --topology exclude each other")
+    if chip is None or not (count or "1").isdecimal() or int(count or 1) < 1:
+        known = ", ".join(dict.fromkeys(chip.name for chip in chips.CHIPS))
+        raise ValueError(f"--accelerators={options.accelerators} must be NAME:N, with one of {known}")
+    nodes = options.nodes or 1
+    return chip.name, nodes * int(count or 1), f"{nodes} x {options.accelerators}"
+
+
+def _skypilot(options: argparse.Namespace, launch: "Launch", found: "Slices | None", cost: "Bill") -> int:
+    from launch import skypilot
+
+    cloud = {
+        "topology": found.name if found else "",
+        "accelerators": "" if found else options.accelerators,
+        "nodes": options.nodes or 1,
+        "infra": options.infra or "",
+        "spot": bool(options.spot),
+        "runtime_version": (options.runtime_version or found.runtime_version) if found else "",
+    }
+    machines = skypilot.machines_of(cloud, options.max_restarts)
+    return _hand_over(
+        options,
+        launch,
+        cloud,
+        cost,
+        lambda number, folder: skypilot.SkyPilot(launch, machines, number, folder),
+    )
+
+
+def _hand_over(
+    options: argparse.Namespace,
+    launch: "Launch",
+    cloud: dict[str, Any],
+    cost: "Bill",
+    make: Callable[[str, Any], "Engine"],
+) -> int:
+    """Shows the plan, asks, and gives the runs to an engine that looks after them itself."""
+    from launch import bill, engine, state
+
+    if options.parallel:
+        raise ValueError(f"--parallel: --target={options.target} has a queue of its own, which decides")
+    folder, known = launch.state_folder, state.read(launch.state_folder)
+    if known and known.get("target") != options.target:
+        raise ValueError(f"{folder} is a launch of --target={known.get('target')}; use another config.workdir")
+    values = engine.planned(launch, options.target, cloud, known)
+    handler = make(values["id"], folder)
+    print(cost.to_text(len(launch.runs)))
+    if options.dry_run:
+        print("\nwould run:", *(handler.typed(run) for run in launch.runs), sep="\n")
+        return exit_codes.OK
+    bill.consent(bool(options.yes), [f"{len(launch.runs)} runs on {cost.where} each"])
+    code = engine.run(handler, launch, values, not options.detach, options.poll_seconds)
+    print(f"see: scaling status {folder}; end: scaling stop {folder}")
+    return code
+
+
+def _labels(given: str | None) -> dict[str, str]:
+    """``k=v,k=v`` as both Google Cloud and Kubernetes take labels."""
+    from launch.jobs import LABEL
+    from scaling.config.refusal import cut, shown
+
+    found: dict[str, str] = {}
+    text = given or ""
+    for pair in text.split(",") if text else []:
+        key, _, value = pair.partition("=")
+        if not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
+            raise ValueError(
+                f"--labels={cut(text)}: {shown(pair)} must be key=value of lower-case letters, digits, - and _ "
+                "between them, at most 63 characters each, the key beginning with a letter"
+            )
+        if key in found or key == LABEL:
+            why = "given twice" if key in found else "the launcher's own"
+            raise ValueError(f"--labels={cut(text)}: {key} is {why}")
+        found[key] = value
+    return found
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name, targets in _OF.items():
+        given = getattr(options, name)
+        if given is not None and options.target not in targets and not (name == "processes" and given == 1):
+            raise ValueError(f"--{name} belongs to --target={' or '.join(targets)}, not to {options.target}")
+    if options.nodes is not None and options.nodes < 1:
+        raise ValueError(f"--nodes={options.nodes} must be at least 1")
+    if options.parallel < 0 or (options.slices is not None and options.slices < 1):
+        raise ValueError("--parallel must not be negative, --slices at least 1")
+
+
+def _detached(options: argparse.Namespace, launch: "Launch") -> int:
+    """Starts the same command once more, in a session of its own."""
+    folder = Path(launch.state_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--detach", "-detach", "--yes")]
+    consent = ["--yes"] if options.target != "local" else []
+    with (folder / "launch.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "scaling", *arguments, *consent],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    print(f"process {process.pid} goes on in the background: {folder / 'launch.log'}")
+    print(f"see: scaling status {folder}; stop: scaling stop {folder}")
+    return exit_codes.OK

@@ -1,0 +1,18 @@
+"""The verb ``sizes``: the published sizes as they are counted here, beside what the papers print."""
+
+import argparse
+
+from scaling import exit_codes
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares what ``sizes`` reads."""
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the tables."""
+    from scaling.catalog import size_report
+
+    print(size_report.to_json() if options.json else size_report.to_text(), end="\n" if options.json else "")
+    return exit_codes.OK

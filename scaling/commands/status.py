@@ -1,0 +1,39 @@
+"""The verb ``status``: where launched runs stand, as a table or JSON."""
+
+import argparse
+
+from scaling import exit_codes
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares what ``status`` reads."""
+    parser.add_argument(
+        "launches", nargs="*", metavar="FOLDER|NAME", help="run, sweep or launch (default: all of runs/)"
+    )
+    parser.add_argument(
+        "--time", action="store_true", help="show where the time went: steps, start-up, saves, lost work"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints a line for each run.
+
+    Returns:
+        0, also where runs have failed.
+
+    Raises:
+        FileNotFoundError: no such launch.
+        ValueError: a damaged ``launch.json``.
+    """
+    from launch import status
+    from launch.find import find
+
+    found = [row for launch in find(options.launches) for row in status.rows(launch)]
+    if options.json:
+        print(status.to_json(found))
+    elif found:
+        print(status.time_to_text(found) if options.time else status.to_text(found))
+    else:
+        print("no runs in runs/")
+    return exit_codes.OK

@@ -1,0 +1,312 @@
+"""Experiment files and ``--config.a.b=value`` overrides, with every mistake told in one sentence."""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from scaling import json_text
+from scaling.config.refusal import cut, kind, shown
+from scaling.config.schema import MOVED, Config, default_config, freeze, knobs, to_dict
+from scaling.config.shipped import located
+from scaling.paths import each_expanded, expanded
+
+KNOBS = {name: value for name, value, _, _ in knobs()}
+_SECTIONS = {tuple(sorted(section)): name for name, section in default_config().items() if hasattr(section, "keys")}
+_SECTIONS[tuple(sorted(default_config()))] = ""
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list"}
+_VERB_OF = {"get_config": "train", "get_sweep": "sweep"}
+_OVERRIDE = re.compile(r"--?(?P<no>no)?(?P<name>config\.[^=]*)(=(?P<value>.*))?", re.DOTALL)
+
+
+def split_arguments(argv: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
+    """Takes ``--config`` and ``--config.a.b`` out of a command line.
+
+    Returns:
+        (value of ``--config`` or None, overrides as ``--config.a.b=value``, everything else in order).
+
+    Raises:
+        ValueError: an unknown knob, or no value behind it.
+    """
+    spec, overrides, rest = None, [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        match = _OVERRIDE.fullmatch(argument)
+        if argument in ("--config", "-config"):
+            spec = expanded(_next(arguments, "--config", "an experiment file"))
+        elif argument.startswith(("--config=", "-config=")):
+            spec = expanded(argument.split("=", 1)[1])
+        elif match:
+            name, value = match["name"], match["value"]
+            check_knob(name)
+            if isinstance(KNOBS[name], bool):
+                value = "false" if match["no"] else "true" if value is None else value
+            elif match["no"]:
+                raise ValueError(f"--no{name}: only a true-or-false knob can be switched off with 'no'")
+            elif value is None:
+                value = _next(arguments, f"--{name}", _TYPES[type(KNOBS[name])])
+            overrides.append(f"--{name}={_normal(name, value)}")
+        else:
+            rest.append(argument)
+    return spec, overrides, rest
+
+
+def load(spec: str | None, overrides: Sequence[str] = ()) -> Config:
+    """Runs ``get_config`` of an experiment file, or reads the config of a run, and applies the overrides.
+
+    Args:
+        spec: ``FILE`` or ``FILE:argument`` (the argument is passed to ``get_config``), where FILE may be the name of an
+            experiment that ships (``scaling.config.shipped``), or the ``config.json`` of a run, which also says where
+            the run is; None = all defaults.
+        overrides: ``--config.a.b=value``, as ``split_arguments`` returns them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file raises, has no ``get_config``, sets an unknown knob or a wrong type (with file
+            and line), or an override has a wrong type.
+    """
+    if spec is not None and spec.endswith(".json"):
+        return _load_json(spec, overrides)
+    return apply_overrides(default_config() if spec is None else _get_config(spec), overrides)
+
+
+def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> Config:
+    """Freezes a config after ``--config.a.b=value`` overrides.
+
+    A ``~`` at the beginning of a path becomes the home folder.
+
+    Raises:
+        ValueError: an override of a wrong type.
+    """
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=list(overrides))
+    try:
+        values(["scaling", *overrides])
+    except flags.Error as error:
+        raise _wrong_override(error) from error
+    except ValueError as error:  # the tuple parser's own
+        raise ValueError(f"command line: {' '.join(str(error).split())}") from error
+    return _at_home(freeze(holder.value))
+
+
+def _at_home(config: Config) -> Config:
+    """The config with ``~`` expanded in all knobs that are paths, or may be."""
+    data, evaluation = config.data, config.eval
+    mixture = tuple((expanded(one[0]), *one[1:]) if _is_named(one) else one for one in data.mixture)
+    return dataclasses.replace(
+        config,
+        workdir=expanded(config.workdir),
+        data=dataclasses.replace(
+            data,
+            train=expanded(data.train),
+            validation=expanded(data.validation),
+            mixture=mixture,
+            tokenizer=expanded(data.tokenizer),
+            cache_dir=expanded(data.cache_dir),
+        ),
+        eval=dataclasses.replace(
+            evaluation, tasks=each_expanded(evaluation.tasks), tasks_data=expanded(evaluation.tasks_data)
+        ),
+    )
+
+
+def _is_named(source: Any) -> bool:
+    """Whether an entry of the mixture begins with a text, as it should; what else it lacks ``resolve`` tells."""
+    return isinstance(source, tuple) and bool(source) and isinstance(source[0], str)
+
+
+def call(spec: str, function: str, other: str) -> Any:
+    """What ``function`` of an experiment file returns.
+
+    Args:
+        spec: ``FILE`` or ``FILE:argument``, which is passed on; FILE may be the name of one that ships.
+        function: ``get_config`` or ``get_sweep``.
+        other: the function that such a file may have instead, for the message.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file has no such function, or raises (with file and line).
+    """
+    path, colon, argument = spec.partition(":")
+    path = located(path)
+    try:
+        module = _import(path)
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        raise mistake(path, error) from error
+    if not callable(getattr(module, function, None)):
+        hint = f", but {other}(): use the verb {_VERB_OF[other]}" if hasattr(module, other) else ""
+        raise ValueError(f"{path} has no function {function}(){hint}")
+    try:
+        return getattr(module, function)(*([argument] if colon else []))
+    except Exception as error:
+        raise mistake(path, error) from error
+
+
+def is_sweep(spec: str) -> bool:
+    """Whether an experiment file describes a sweep and no single run; what is wrong with it, reading it will tell."""
+    path = spec.partition(":")[0]
+    if path.endswith(".json"):
+        return False
+    try:
+        module = _import(located(path))
+    except Exception:
+        return False
+    return hasattr(module, "get_sweep") and not hasattr(module, "get_config")
+
+
+def run_name(spec: str) -> str:
+    """Name of an experiment's runs: ``experiments/gpt3/125m.py``, ``gpt3/125m`` -> ``125m``; ``f.py:x`` -> ``f-x``."""
+    path, _, argument = spec.partition(":")
+    name = Path(path).name.removesuffix(".py").removesuffix(".json")
+    return name + (f"-{re.sub(r'[^A-Za-z0-9_.=-]+', '-', argument)}" if argument else "")
+
+
+def check_knob(name: str) -> None:
+    """Raises a ValueError that names the nearest knob unless ``name`` (``config.a.b``) is one."""
+    if name in KNOBS:
+        return
+    if any(knob.startswith(f"{name}.") for knob in KNOBS):
+        inside = next(knob for knob in KNOBS if knob.startswith(f"{name}."))
+        raise ValueError(f"{name} is a section of knobs; set one inside it, such as {inside}")
+    moved = MOVED.get(name.removeprefix("config."))
+    raise ValueError(f"{name} is not a knob; did you mean {f'config.{moved}' if moved else nearest_knob(name)}?")
+
+
+def nearest_knob(name: str, others: Iterable[str] = ()) -> str:
+    """The knob (or one of ``others``) whose dotted name and last part look most like ``name``."""
+    word = name.rpartition(".")[2]
+
+    def likeness(knob: str) -> float:
+        last = knob.rpartition(".")[2]
+        return (
+            difflib.SequenceMatcher(None, name, knob).ratio()
+            + difflib.SequenceMatcher(None, word, last).ratio()
+            + (word in last.split("_"))  # 'lr' means 'peak_lr'
+        )
+
+    return max([*KNOBS, *others], key=likeness)
+
+
+def _next(arguments: Iterator[str], name: str, expected: str) -> str:
+    value = next(arguments, None)
+    if value is None or value.startswith("--"):
+        raise ValueError(f"{name} needs a value: {expected}")
+    return value
+
+
+def _normal(name: str, value: str) -> str:
+    """``1e9`` and ``2_000.0`` stand for whole numbers, a bare text for a list of one."""
+    if type(KNOBS[name]) is int:
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        return str(int(number)) if number.is_integer() and not value.lstrip("+-").isdecimal() else value
+    if isinstance(KNOBS[name], tuple):
+        try:
+            ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return repr(value)
+    return value
+
+
+def _wrong_override(error: flags.Error) -> ValueError:
+    match = re.match(r"flag --(?P<name>[\w.]+)=(?P<value>.*?): ", str(error), re.DOTALL)
+    if match is None or match["name"] not in KNOBS:
+        return ValueError(" ".join(str(error).split()))
+    return _wrong_type(match["name"], match["value"])
+
+
+def _wrong_type(name: str, value: Any) -> ValueError:
+    hint = f"; write {int(value):_}" if isinstance(value, float) and value.is_integer() else ""
+    return ValueError(f"{name} must be {_TYPES[type(KNOBS[name])]}, got {shown(value)}{hint}")
+
+
+def _get_config(spec: str) -> ConfigDict:
+    config = call(spec, "get_config", "get_sweep")
+    if not isinstance(config, ConfigDict):
+        path = spec.partition(":")[0]
+        raise ValueError(f"{path}: get_config() must return the ConfigDict of default_config(), not {kind(config)}")
+    return config
+
+
+def _load_json(path: str, overrides: Sequence[str]) -> Config:
+    """The config of a ``config.json`` or ``plan.json`` of a run, whose directory is the folder that the file lies in.
+
+    So a run that was moved or copied goes on where it is, whatever its file says. Only the ``plan.json`` of a run in an
+    object store lies elsewhere, with whoever launched it.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config file {path} does not exist")
+    values = json_text.parse(Path(path).read_bytes(), path)
+    written = isinstance(values, dict) and "config" in values  # by a training, beside settings that made it
+    if isinstance(values, dict):
+        values = values.get("config", values)
+    if not isinstance(values, dict) or not values:
+        raise ValueError(f"{path} is not a JSON object of knobs, such as the config.json of a run")
+    try:
+        config = to_dict(freeze(values))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    name, local = Path(path).name, "://" not in config["workdir"]
+    if (name == "config.json" and written) or (name == "plan.json" and config["workdir"] and local):
+        config["workdir"] = str(Path(path).parent)
+    return apply_overrides(ConfigDict(config).lock(), overrides)
+
+
+def _import(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("experiment", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file: its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = writes
+    return module
+
+
+def mistake(path: str, error: Exception) -> ValueError:
+    """One sentence with file and line (where it shows) for whatever an experiment file did wrong."""
+    here = str(Path(path).absolute())  # as the import names it
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in (path, here)]
+    where = f"{path}:{frames[-1].lineno}" if frames else path
+    access = _config_access(error)
+    if access is not None:
+        section, key, value = access
+        name = ".".join(part for part in ("config", section, key) if part)
+        if isinstance(error, AttributeError | KeyError):
+            sections = [] if section else [f"config.{other}" for other in _SECTIONS.values() if other]
+            return ValueError(f"{where}: {name} is not a knob; did you mean {nearest_knob(name, sections)}?")
+        if name in KNOBS:
+            return ValueError(f"{where}: {_wrong_type(name, value)}")
+        return ValueError(f"{where}: {name} is a section of knobs, not a value; got {shown(value)}")
+    raised = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    return ValueError(f"{where}: {raised}{cut(' '.join(str(error).split()), 500)}")
+
+
+def _config_access(error: Exception) -> tuple[str, str, Any] | None:
+    """(section, key, value) of the ConfigDict access that raised, from the arguments of its dunder method."""
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        code, names = frame.f_code, frame.f_code.co_varnames
+        owner = frame.f_locals.get("self")
+        methods = ("__setattr__", "__setitem__", "__getattr__", "__getitem__")
+        if isinstance(owner, ConfigDict) and code.co_name in methods and code.co_argcount >= 2:
+            section = _SECTIONS.get(tuple(sorted(owner.keys())))
+            if section is not None:
+                found = (section, str(frame.f_locals[names[1]]), frame.f_locals.get(names[2]))
+    return found

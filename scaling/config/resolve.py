@@ -1,0 +1,257 @@
+"""From the config as written to the config as run: derived values filled in, impossible ones refused.
+
+Nothing here needs JAX, so every mistake is found before anything is loaded or compiled.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from scaling.config.refusal import must_be_multiple, nearest_divisors, nearest_multiples, refused
+from scaling.config.resolve_mesh import check_mesh, check_pipeline, check_stages, data_axis, pipeline_microbatches
+from scaling.config.schema import Config, knobs
+from scaling.paths import must_be_utf8, must_take_checkpoints
+
+CHOICES = {
+    "model.norm": ("pre", "post"),
+    "model.activation": ("gelu_tanh", "gelu", "relu"),
+    "model.parametrization": ("standard", "mup", "completep"),
+    "compute.dtype": ("bfloat16", "float32"),
+    "compute.quantization": ("none", "int8", "fp8"),
+    "compute.remat": ("none", "dots", "projections", "full"),
+    "data.bad_records": ("error", "skip"),
+    "optimizer.schedule": ("cosine", "wsd", "linear", "constant"),
+    "optimizer.state_dtype": ("float32", "bfloat16"),
+}
+ATTENTION = ("dense", "banded")
+
+# Above these no knob means anything: steps and sizes of arrays are 32-bit integers, other counts must be exact as
+# floats, and on devices numbers have 32 bits.
+_LARGEST, _LARGEST_COUNT, _LARGEST_FLOAT = 2**31 - 1, 2**53, 3e38
+MOST_STEPS = _LARGEST  # the state counts them in int32
+
+# (what is right, test, knobs)
+_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (
+        "at least 1",
+        lambda v: v >= 1,
+        "model.vocab_multiple model.context_length model.num_layers model.d_model model.num_heads "
+        "model.band_width model.base_width model.base_depth compute.scan_unroll compute.attention_block "
+        "data.workers data.prefetch train.tokens train.batch_tokens train.ramp_start_tokens mesh.stage mesh.fsdp "
+        "mesh.context mesh.tensor mesh.slices distributed.heartbeat_seconds distributed.join_seconds eval.tokens "
+        "log.every_steps checkpoint.keep_last sample.tokens",
+    ),
+    (
+        "0 or more",
+        lambda v: v >= 0,
+        "model.vocab_size model.d_head model.d_ff model.init_std train.sequence_length "
+        "train.microbatch_sequences train.pipeline_microbatches train.ramp_tokens compute.loss_chunk train.z_loss "
+        "optimizer.peak_lr optimizer.weight_decay optimizer.clip_norm optimizer.warmup_tokens optimizer.decay_tokens "
+        "distributed.num_processes eval.every_steps eval.batch_sequences eval.tasks_every_steps eval.tasks_limit "
+        "checkpoint.every_steps checkpoint.keep_every_steps guard.rollback_after guard.hang_seconds "
+        "guard.recompute_every_steps sample.temperature sample.top_k",
+    ),
+    ("more than 1, or 0 for off", lambda v: v == 0 or v > 1, "guard.spike_factor"),
+    ("in [0, 2^32)", lambda v: 0 <= v < 2**32, "seed"),
+    ("in [0, 1024]", lambda v: 0 <= v <= 1024, "mesh.cpu_devices"),
+    ("more than 0", lambda v: v > 0, "model.norm_epsilon optimizer.epsilon"),
+    (
+        "in [0, 1)",
+        lambda v: 0 <= v < 1,
+        "model.dropout_embedding model.dropout_attention model.dropout_residual data.validation_fraction "
+        "optimizer.beta1 optimizer.beta2",
+    ),
+    ("in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.final_fraction"),
+    ("at least 1, or -1 for the devices that are left", lambda v: v >= 1 or v == -1, "mesh.data"),
+    ("0 or more, or -1 for 'not given'", lambda v: v >= -1, "distributed.process_id"),
+)
+
+
+def resolve(
+    config: Config, vocab_size: int | None = None, device_count: int | None = None, name: str | None = None
+) -> Config:
+    """Fills every "0 = derive" that can be derived and refuses impossible values. Idempotent.
+
+    Args:
+        config: as frozen from an experiment file and the command line.
+        vocab_size: the tokenizer's, if it is known yet; fills ``model.vocab_size``.
+        device_count: devices of all processes, if known yet; fills ``mesh.data`` and checks the mesh.
+        name: of the run; fills ``workdir`` with ``runs/<name>``.
+
+    Raises:
+        ValueError: naming the knob, its value and what would be right.
+    """
+    _check_values(config)
+    config = _derive(config, vocab_size, device_count, name)
+    must_be_utf8("config.workdir", config.workdir)
+    must_take_checkpoints("config.workdir", config.workdir)
+    must_be_utf8("config.data.cache_dir", config.data.cache_dir)
+    _check_data(config)
+    _check_model(config)
+    _check_train(config)
+    check_mesh(config, device_count)
+    check_pipeline(config)
+    return config
+
+
+def _check_values(config: Config) -> None:
+    """Each knob by itself."""
+    values = {name.removeprefix("config."): value for name, value, _, _ in knobs(config)}
+    for name, value in values.items():
+        if isinstance(value, float) and not abs(value) <= _LARGEST_FLOAT:
+            raise refused(name, value, f"must be a finite number, at most {_LARGEST_FLOAT:g}")
+    for right, test, names in _RANGES:
+        for name in names.split():
+            if not test(values[name]):
+                raise refused(name, values[name], f"must be {right}")
+    for name, value in values.items():
+        most = _LARGEST_COUNT if name.endswith(("tokens", "steps")) else _LARGEST
+        if type(value) is int and value > most and name != "seed":
+            raise refused(name, value, f"must be at most {most}")
+    for name, choices in CHOICES.items():
+        if values[name] not in choices:
+            raise refused(name, values[name], f"must be one of {', '.join(choices)}")
+    pattern = values["model.attention_pattern"]
+    if not pattern or any(kind not in ATTENTION for kind in pattern):
+        raise refused("model.attention_pattern", pattern, f"must be a list of {' or '.join(ATTENTION)}, at least one")
+    for prompt in values["sample.prompts"]:
+        if not isinstance(prompt, str):
+            raise refused("sample.prompts", prompt, "must hold texts, in quotes")
+
+
+def _derive(config: Config, vocab_size: int | None, device_count: int | None, name: str | None) -> Config:
+    model, train, optimizer, mesh, evaluation = config.model, config.train, config.optimizer, config.mesh, config.eval
+    if not model.d_head and model.d_model % model.num_heads:
+        near = nearest_divisors(model.d_model, model.num_heads)
+        raise refused(
+            "model.num_heads", model.num_heads, f"must divide config.model.d_model={model.d_model}, as {near} "
+            "would, or give config.model.d_head"
+        )  # fmt: skip
+    if vocab_size is not None and model.vocab_size and model.vocab_size < vocab_size:
+        raise refused(
+            "model.vocab_size",
+            model.vocab_size,
+            f"is too small for the {vocab_size} tokens of tokenizer {config.data.tokenizer!r}; must be at least "
+            "that, or 0 to take the tokenizer's",
+        )
+    model = dataclasses.replace(
+        model,
+        vocab_size=model.vocab_size or vocab_size or 0,
+        d_head=model.d_head or model.d_model // model.num_heads,
+        d_ff=model.d_ff or 4 * model.d_model,
+    )
+    sequence = train.sequence_length or model.context_length
+    # With a ramp every batch is whole microbatches, so the smallest batch is the largest possible one.
+    smallest = train.ramp_start_tokens if train.ramp_tokens else train.batch_tokens
+    train = dataclasses.replace(
+        train,
+        sequence_length=sequence,
+        microbatch_sequences=train.microbatch_sequences or max(1, smallest // sequence),
+    )
+    if not optimizer.decay_tokens and optimizer.schedule != "constant":
+        length = train.tokens // 5 if optimizer.schedule == "wsd" else train.tokens
+        optimizer = dataclasses.replace(optimizer, decay_tokens=length)
+    check_stages(mesh)
+    if device_count is not None and mesh.data == -1:
+        mesh = dataclasses.replace(mesh, data=data_axis(mesh, device_count))
+    if mesh.stage > 1 and mesh.data > 0 and not train.pipeline_microbatches:
+        train = dataclasses.replace(train, pipeline_microbatches=pipeline_microbatches(mesh, train))
+    evaluation = dataclasses.replace(
+        evaluation, batch_sequences=evaluation.batch_sequences or train.microbatch_sequences
+    )
+    return dataclasses.replace(
+        config,
+        workdir=config.workdir or (f"runs/{name}" if name else ""),
+        model=model,
+        train=train,
+        optimizer=optimizer,
+        mesh=mesh,
+        eval=evaluation,
+    )
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    if data.mixture and data.train:
+        raise ValueError(
+            f"config.data.train={data.train!r} and config.data.mixture are both set; with a mixture, set "
+            "config.data.train=''"
+        )
+    if not data.mixture and not data.train:
+        raise refused("data.train", data.train, "is empty; name files, 'books', or set config.data.mixture")
+    for entry in data.mixture:
+        pair = entry if isinstance(entry, tuple) and len(entry) == 2 else (None, None)
+        path, weight = pair
+        if not isinstance(path, str) or isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise refused("data.mixture", entry, "must hold pairs of (path, weight)")
+        if not 0 < weight <= _LARGEST_FLOAT:
+            raise refused("data.mixture", entry, f"must have weights more than 0, and at most {_LARGEST_FLOAT:g}")
+
+
+def _check_model(config: Config) -> None:
+    model, train = config.model, config.train
+    if train.sequence_length > model.context_length:
+        raise refused(
+            "train.sequence_length",
+            train.sequence_length,
+            f"is longer than the {model.context_length} positions of config.model.context_length; must be at most that",
+        )
+    period = len(model.attention_pattern)
+    if model.num_layers % period:
+        near = nearest_multiples(model.num_layers, period)
+        raise refused(
+            "model.num_layers",
+            model.num_layers,
+            f"must be a multiple of the {period} entries of config.model.attention_pattern, as {near} would be",
+        )
+
+
+def _check_train(config: Config) -> None:
+    train, optimizer = config.train, config.optimizer
+    sequence, micro = train.sequence_length, train.microbatch_sequences
+    must_be_multiple("train.batch_tokens", train.batch_tokens, sequence, "config.train.sequence_length")
+    batch = train.batch_tokens // sequence
+    if micro > batch or batch % micro:
+        raise refused(
+            "train.microbatch_sequences",
+            micro,
+            f"must divide the {batch} sequences of config.train.batch_tokens={train.batch_tokens}, as "
+            f"{nearest_divisors(batch, micro)} would",
+        )
+    if train.tokens < train.batch_tokens and not train.ramp_tokens:
+        raise refused(
+            "train.tokens",
+            train.tokens,
+            f"is less than one batch; must be at least config.train.batch_tokens={train.batch_tokens}",
+        )
+    if train.tokens // train.batch_tokens > MOST_STEPS:
+        raise refused("train.tokens", train.tokens, f"is more than {MOST_STEPS} steps of config.train.batch_tokens")
+    if train.ramp_tokens:
+        if train.ramp_start_tokens > train.batch_tokens:
+            raise refused(
+                "train.ramp_start_tokens",
+                train.ramp_start_tokens,
+                f"must be at most config.train.batch_tokens={train.batch_tokens}",
+            )
+        unit = f"a microbatch, config.train.microbatch_sequences={micro} of {sequence} tokens"
+        must_be_multiple("train.ramp_start_tokens", train.ramp_start_tokens, micro * sequence, unit)
+        if train.tokens < train.ramp_start_tokens:
+            raise refused(
+                "train.tokens",
+                train.tokens,
+                f"is less than the first batch; must be at least config.train.ramp_start_tokens="
+                f"{train.ramp_start_tokens}",
+            )
+    if optimizer.schedule == "wsd":
+        room = train.tokens - optimizer.warmup_tokens
+        if optimizer.decay_tokens > room:
+            raise refused(
+                "optimizer.decay_tokens",
+                optimizer.decay_tokens,
+                f"must leave room for the warm-up: at most config.train.tokens - config.optimizer.warmup_tokens={room}",
+            )
+    elif optimizer.schedule != "constant" and optimizer.warmup_tokens >= optimizer.decay_tokens:
+        raise refused(
+            "optimizer.warmup_tokens",
+            optimizer.warmup_tokens,
+            f"must be less than config.optimizer.decay_tokens={optimizer.decay_tokens}, where the decay ends",
+        )

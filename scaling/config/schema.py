@@ -1,0 +1,376 @@
+"""Every knob of the framework, declared once: type, default, unit, meaning.
+
+The dataclasses below are the only declaration. From them come
+
+* ``default_config()``: a locked ``ml_collections.ConfigDict`` that experiment files edit
+  (a mistyped key is an error that names the nearest valid one);
+* ``freeze(config)``: frozen, hashable, typed dataclasses that the rest of the code reads;
+* ``describe()``: the table of knobs printed by ``scaling config --describe`` and in the docs.
+
+``scaling.config.resolve`` fills in derived values (every ``0 = derive``) and refuses impossible ones.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+from scaling.config.refusal import shown
+
+T = TypeVar("T")
+
+
+def knob(default: Any, unit: str, help: str) -> Any:
+    """Declares one knob: its default, its unit ("" for a pure number or name) and what it does."""
+    return dataclasses.field(default=default, metadata={"unit": unit, "help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    vocab_size: int = knob(0, "tokens", "vocabulary; 0 = the tokenizer's")
+    vocab_multiple: int = knob(128, "tokens", "rows of the embedding are padded to a multiple of this")
+    context_length: int = knob(2048, "tokens", "number of learned positions")
+    num_layers: int = knob(12, "layers", "Transformer blocks")
+    d_model: int = knob(768, "features", "width of the residual stream")
+    num_heads: int = knob(12, "heads", "attention heads in a block")
+    d_head: int = knob(0, "features", "width of one head; 0 = d_model / num_heads")
+    d_ff: int = knob(0, "features", "hidden width of the MLP; 0 = 4 * d_model")
+    norm: str = knob("pre", "", "LayerNorm before each sublayer ('pre', GPT-2/3) or after it ('post', GPT-1)")
+    norm_epsilon: float = knob(1e-5, "", "added to the variance in LayerNorm")
+    activation: str = knob("gelu_tanh", "", "MLP nonlinearity: gelu_tanh, gelu (exact) or relu")
+    tied_embedding: bool = knob(True, "", "the output projection is the token embedding")
+    attention_pattern: tuple[str, ...] = knob(
+        ("dense",), "", "attention of layers 0, 1, ...: 'dense' or 'banded', repeated through the depth"
+    )
+    band_width: int = knob(256, "tokens", "a banded layer sees this many positions, its own included")
+    document_mask: bool = knob(False, "", "no attention across documents, positions restart (GPT-3: False)")
+    dropout_embedding: float = knob(0.0, "probability", "dropout after the embeddings")
+    dropout_attention: float = knob(0.0, "probability", "dropout on attention weights")
+    dropout_residual: float = knob(0.0, "probability", "dropout on the output of each sublayer")
+    init_std: float = knob(0.02, "", "standard deviation of initial weights (at base_width under muP)")
+    scale_residual_init: bool = knob(True, "", "initial residual projections divided by sqrt(2 * num_layers)")
+    parametrization: str = knob("standard", "", "standard, mup (width) or completep (width and depth)")
+    base_width: int = knob(256, "features", "d_model at which the muP hyperparameters were tuned")
+    base_depth: int = knob(2, "layers", "num_layers at which the CompleteP hyperparameters were tuned")
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the token embedding: ``vocab_size`` rounded up to ``vocab_multiple``."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    dtype: str = knob("bfloat16", "", "matrix products: bfloat16 or float32; norms, softmax, loss: float32")
+    quantization: str = knob("none", "", "products of the blocks' matrices in 8 bits: none, int8 or fp8 (needs qwix)")
+    remat: str = knob("none", "", "what the backward pass recomputes: none, dots, projections or full")
+    scan_unroll: int = knob(
+        1,
+        "",
+        "periods of the attention pattern in one turn of the loop over layers; more: faster on CPUs, longer to compile",
+    )
+    attention_block: int = knob(512, "tokens", "block of queries and keys in the TPU's attention kernel")
+    loss_chunk: int = knob(512, "tokens", "positions of each sequence unembedded at a time; 0 = all at once")
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A model and how it is computed: all that a forward pass depends on."""
+
+    model: Model
+    compute: Compute = Compute()
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    train: str = knob("books", "path", "text or token files (glob, local or gs://); 'books' = the embedded corpus")
+    validation: str = knob("", "path", "held-out files; empty = hold out validation_fraction of the documents")
+    validation_fraction: float = knob(0.01, "fraction", "documents held out of train when validation is empty")
+    mixture: tuple[tuple[str, float], ...] = knob(
+        (), "(path, weight)", "several training sources sampled by weight; then data.train must be ''"
+    )
+    tokenizer: str = knob("gpt2", "", "gpt2, bytes, books (embedded sentencepiece), or a tokenizer file")
+    text_key: str = knob("text", "", "field that holds the text in .jsonl and .parquet records")
+    bad_records: str = knob(
+        "error", "", "a record that cannot be read: 'error' stops, 'skip' takes another sequence and counts"
+    )
+    cache_dir: str = knob("", "path", "tokenized shards; empty = $SCALING_CACHE or ~/.cache/scaling")
+    workers: int = knob(2, "threads", "threads that read and assemble batches")
+    prefetch: int = knob(4, "batches", "batches kept ready ahead of the device")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    tokens: int = knob(300_000_000_000, "tokens", "length of the run")
+    sequence_length: int = knob(0, "tokens", "length of a training sequence; 0 = model.context_length")
+    batch_tokens: int = knob(524_288, "tokens", "tokens in one optimizer step at full batch size")
+    microbatch_sequences: int = knob(
+        0, "sequences", "sequences in one forward/backward over all devices; 0 = the batch (with a ramp, the first)"
+    )
+    pipeline_microbatches: int = knob(
+        0,
+        "",
+        "parts of a microbatch that pass through the pipeline's stages one behind the other; 0 = four a stage, or as "
+        "many as divide the microbatch (with config.mesh.stage=1 there is no pipeline)",
+    )
+    ramp_start_tokens: int = knob(32_768, "tokens", "batch size at the start of the ramp")
+    ramp_tokens: int = knob(0, "tokens", "the batch grows linearly over this many tokens; 0 = no ramp")
+    z_loss: float = knob(0.0, "", "coefficient of the squared log-partition penalty")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    name: str = knob("adamw", "", "adamw, or any optimizer of Optax by its name there: adafactor, lion, muon, ...")
+    arguments: tuple[tuple[str, Any], ...] = knob(
+        (), "(name, value)", "arguments of another optimizer than adamw, as Optax names them: (('b1', 0.95),)"
+    )
+    peak_lr: float = knob(6e-4, "", "learning rate after warm-up")
+    beta1: float = knob(0.9, "", "decay of adamw's first moment")
+    beta2: float = knob(0.95, "", "decay of adamw's second moment")
+    epsilon: float = knob(1e-8, "", "added to the root of the second moment")
+    weight_decay: float = knob(0.1, "", "decoupled weight decay, multiplied by the learning rate")
+    decay_biases_and_norms: bool = knob(False, "", "weight decay also on biases and LayerNorm gains")
+    clip_norm: float = knob(1.0, "", "global gradient norm is clipped to this; 0 = no clipping")
+    state_dtype: str = knob("float32", "", "moments between steps: float32 or bfloat16 (rounded at random)")
+    schedule: str = knob("cosine", "", "cosine, wsd (warmup-stable-decay), linear or constant")
+    warmup_tokens: int = knob(375_000_000, "tokens", "linear warm-up from 0")
+    decay_tokens: int = knob(
+        0,
+        "tokens",
+        "cosine/linear: tokens at which the decay ends (0 = train.tokens); wsd: length of the decay (0 = a fifth)",
+    )
+    final_fraction: float = knob(0.1, "fraction", "learning rate at the end of the decay, relative to the peak")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    stage: int = knob(1, "stages", "pipeline stages, each with its share of the layers; they take the slices first")
+    data: int = knob(-1, "devices", "replicas inside a slice; -1 = whatever the other axes leave")
+    fsdp: int = knob(1, "devices", "shards of parameters, gradients and optimizer state, and of the batch")
+    context: int = knob(1, "devices", "shards of the sequence (ring attention), and of the state like fsdp")
+    tensor: int = knob(1, "devices", "shards of heads, MLP and vocabulary; of the sequence in between")
+    shard_optimizer: bool = knob(False, "", "gradients and optimizer state are sharded over data, too (ZeRO-2)")
+    slices: int = knob(1, "slices", "TPU slices joined by the data-centre network; multiplies the data axis")
+    cpu_devices: int = knob(0, "devices", "run on this many virtual CPU devices; 0 = whatever the machine has")
+
+    @property
+    def replicas(self) -> int:
+        """Size of the data axis over all slices: those that stages do not take multiply it; ``data=-1`` counts as 1."""
+        return max(1, self.data) * max(1, self.slices // self.stage)
+
+    @property
+    def factors(self) -> dict[str, int]:
+        """What multiplies up to the number of devices; stages take the slices first."""
+        outer = {"slices": self.slices} if self.stage == 1 else {"stage": self.stage}
+        if 1 < self.stage < self.slices:
+            outer["slices/stage"] = self.slices // self.stage
+        context = {"context": self.context} if self.context > 1 else {}
+        return outer | {"data": self.data, "fsdp": self.fsdp} | context | {"tensor": self.tensor}
+
+    @property
+    def shards(self) -> int:
+        """Of the rows of a batch, outside of the pipeline; ``data=-1`` counts as 1."""
+        return self.stage * self.replicas * self.fsdp
+
+    @property
+    def devices(self) -> int:
+        """That all axes make together; ``data=-1`` counts as 1."""
+        return self.shards * self.context * self.tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Distributed:
+    coordinator_address: str = knob("", "host:port", "process 0; empty = detect TPU pod, Slurm, Kubernetes, MPI")
+    num_processes: int = knob(0, "processes", "number of processes when coordinator_address is given")
+    process_id: int = knob(-1, "", "this process, from 0, when coordinator_address is given")
+    heartbeat_seconds: int = knob(60, "seconds", "a process that is silent for so long is dead, and ends the others")
+    join_seconds: int = knob(300, "seconds", "a process that does not find the others for so long ends")
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    every_steps: int = knob(1000, "steps", "validation interval; 0 = only at the end")
+    tokens: int = knob(1_048_576, "tokens", "size of the fixed validation set, cut to what the held-out data holds")
+    batch_sequences: int = knob(0, "sequences", "sequences in one validation batch; 0 = the training microbatch")
+    tasks: str = knob("", "", "tasks run during training, as scaling evaluate --tasks; empty = none")
+    tasks_every_steps: int = knob(1000, "steps", "interval of the tasks; 0 = only at the end")
+    tasks_shots: str = knob("0,1,few", "", "demonstrations: numbers and few")
+    tasks_limit: int = knob(200, "items", "of each task, always the same; 0 = all")
+    tasks_data: str = knob("", "path", "directory of the tasks' local files; generated tasks need none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    every_steps: int = knob(10, "steps", "interval of lines in metrics.jsonl")
+    tensorboard: bool = knob(True, "", "write TensorBoard events")
+    wandb_project: str = knob("", "", "Weights & Biases project; empty = off")
+    batch_hash: bool = knob(False, "", "each line of metrics.jsonl gets a hash of the step's batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    every_steps: int = knob(1000, "steps", "interval; a last one is saved at the end and on signals; 0 = only those")
+    keep_last: int = knob(3, "checkpoints", "newest checkpoints kept")
+    keep_every_steps: int = knob(0, "steps", "multiples of this are kept for ever; 0 = none")
+    asynchronous: bool = knob(True, "", "write in the background while training goes on")
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    spike_factor: float = knob(
+        0.0, "", "a step whose loss or gradient norm is above this many times its running mean is skipped; 0 = off"
+    )
+    rollback_after: int = knob(
+        3,
+        "steps",
+        "so many bad steps in a row: back to the last good checkpoint, past their data; 0 = the first ends the run",
+    )
+    hang_seconds: int = knob(
+        600, "seconds", "a step that takes longer ends the process; ten times as long for anything else; 0 = no limit"
+    )
+    recompute_every_steps: int = knob(
+        0, "steps", "interval at which a step is computed twice and compared (needs memory for two states); 0 = never"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    prompts: tuple[str, ...] = knob((), "", "texts continued at the end of training; empty = none")
+    tokens: int = knob(100, "tokens", "length of each continuation")
+    temperature: float = knob(0.8, "", "softmax temperature; 0 = greedy")
+    top_k: int = knob(40, "tokens", "sample among this many most likely tokens; 0 = all")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    workdir: str = knob(
+        "", "path", "run directory; empty = runs/<name of the config file>; of a run's config.json its own folder"
+    )
+    seed: int = knob(0, "", "seed of initial weights, data order and dropout")
+    model: Model = Model()
+    compute: Compute = Compute()
+    data: Data = Data()
+    train: Train = Train()
+    optimizer: Optimizer = Optimizer()
+    mesh: Mesh = Mesh()
+    distributed: Distributed = Distributed()
+    eval: Eval = Eval()
+    log: Log = Log()
+    checkpoint: Checkpoint = Checkpoint()
+    guard: Guard = Guard()
+    sample: Sample = Sample()
+
+    @property
+    def network(self) -> Network:
+        """The model and how it is computed."""
+        return Network(self.model, self.compute)
+
+
+# Old names of knobs that have moved: a config.json with one is read, a command line is told the present one.
+MOVED = {
+    "model.compute_dtype": "compute.dtype",
+    "model.quantization": "compute.quantization",
+    "model.remat": "compute.remat",
+    "model.scan_unroll": "compute.scan_unroll",
+    "model.attention_block": "compute.attention_block",
+    "train.loss_chunk": "compute.loss_chunk",
+}
+
+
+def default_config() -> ConfigDict:
+    """Returns all knobs at their defaults, as a locked ConfigDict for an experiment file to edit."""
+    return ConfigDict(_to_dict(Config())).lock()
+
+
+def _to_dict(section: Any) -> dict[str, Any]:
+    fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+    return {k: _to_dict(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain dict of a frozen config: what ``config.json`` holds."""
+    return _to_dict(config)
+
+
+def freeze(config: ConfigDict | Mapping[str, Any]) -> Config:
+    """Turns an edited ConfigDict (or the dict of a ``config.json``) into typed, hashable dataclasses.
+
+    Knobs of a ``config.json`` that have moved since it was written (``MOVED``) are taken to their present place.
+
+    Raises:
+        ValueError: a key that is no knob, or a value of the wrong type.
+    """
+    values = config.to_dict() if isinstance(config, ConfigDict) else _at_present_places(config)
+    return _build(Config, values, "config")
+
+
+def _at_present_places(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as written by any version, with each knob of ``MOVED`` where it is now."""
+    values = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+    for before, now in MOVED.items():
+        (old_section, old_name), (section, name) = before.split("."), now.split(".")
+        old = values.get(old_section)
+        if isinstance(old, dict) and old_name in old:
+            values.setdefault(section, {}).setdefault(name, old.pop(old_name))
+    return values
+
+
+def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    import difflib
+
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0)
+            raise ValueError(f"{where}.{key} is not a knob; did you mean {where}.{near[0]}?")
+    built = {}
+    for name, field in known.items():
+        if name not in values:
+            continue
+        default = field.default
+        value = values[name]
+        if dataclasses.is_dataclass(default):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{where}.{name} is a section of knobs, not a value; got {shown(value)}")
+            built[name] = _build(type(default), value, f"{where}.{name}")
+        else:
+            built[name] = _convert(value, default, f"{where}.{name}")
+    return cls(**built)
+
+
+def _convert(value: Any, default: Any, where: str) -> Any:
+    """Checks the type of one value against its default; ints stand in for floats, whole floats for ints."""
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(tuple(v) if isinstance(v, list | tuple) else v for v in value)
+    if isinstance(default, bool) or isinstance(value, bool):
+        ok = isinstance(default, bool) and isinstance(value, bool)
+    elif isinstance(default, float):
+        ok = isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**300)
+        value = float(value) if ok else value
+    elif isinstance(default, int):
+        ok = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        value = int(value) if ok else value
+    else:
+        ok = isinstance(value, type(default))
+    if not ok:
+        raise ValueError(f"{where} must be a {type(default).__name__}, got {shown(value)}")
+    return value
+
+
+def knobs(section: Any = None, prefix: str = "config") -> Iterator[tuple[str, Any, str, str]]:
+    """Yields (dotted name, value, unit, help) of every knob of a frozen config (defaults if None)."""
+    section = Config() if section is None else section
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        name = f"{prefix}.{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from knobs(value, name)
+        else:
+            yield name, value, field.metadata["unit"], field.metadata["help"]
+
+
+def to_json(config: Config) -> str:
+    """The resolved config as indented JSON."""
+    return json.dumps(to_dict(config), indent=2)

@@ -1,0 +1,152 @@
+"""`scaling generate` from options to output, on the tiny GPT-2 folder and a run directory."""
+
+import argparse
+import json
+import math
+
+import jax
+import pytest
+
+from scaling.commands import generate as command
+from scaling.config import schema as cfg
+from scaling.interop import huggingface
+from scaling.model import decoder
+from scaling.parallel.mesh import make_mesh
+from scaling.runs.checkpoint import Checkpoints
+from scaling.train import state as train_state
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Hugging Face folder whose vocabulary the byte tokenizer fits."""
+    path = tmp_path_factory.mktemp("hf") / "gpt2"
+    model = tiny.model(vocab_size=257, attention_pattern=("dense",))
+    huggingface.save(model, decoder.initialize(model, jax.random.key(0)), path)
+    return str(path)
+
+
+def run(capsys, *arguments):
+    parser = argparse.ArgumentParser()
+    command.add_options(parser)
+    assert command.run(parser.parse_args(arguments)) == 0
+    return capsys.readouterr().out
+
+
+def generate(capsys, folder, *arguments):
+    return run(capsys, folder, "--tokenizer=bytes", "--tokens=6", "--temperature=0", *arguments)
+
+
+def test_what_streams_is_what_json_says(capsys, folder):
+    (line,) = generate(capsys, folder, "--prompt=ab", "--json").splitlines()
+    record = json.loads(line)
+    assert record["prompt"] == "ab" and record["finish"] in ("length", "end") and len(record["ids"]) <= 6
+    streamed = generate(capsys, folder, "--prompt=ab")
+    assert streamed == f"ab{record['text']}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", "\ufeffab\nc\n"),
+        ("p.txt", "\ufeffab\r\nc"),
+        ("p.jsonl", '\ufeff{"prompt": "ab"}\n\n{"prompt": "c"}\n\n'),
+        ("p.jsonl", '{"prompt": "ab"}\r\n  \r\n\ufeff{"prompt": "c"}'),
+    ],
+)
+def test_files_of_prompts_with_byte_order_marks_and_blank_lines(folder, tmp_path, name, content):
+    (tmp_path / name).write_text(content, newline="")
+    parser = argparse.ArgumentParser()
+    command.add_options(parser)
+    assert command._texts(parser.parse_args([folder, f"--prompts={tmp_path / name}"])) == ["ab", "c"]
+
+
+@pytest.mark.slow
+def test_files_of_prompts_samples_and_beams(capsys, folder, tmp_path):
+    lines, records = tmp_path / "p.txt", tmp_path / "p.jsonl"
+    lines.write_text("ab\nc\n")
+    records.write_text('{"prompt": "ab"}\n{"prompt": "c"}\n')
+    texts = generate(capsys, folder, f"--prompts={lines}", "--json")
+    assert texts == generate(capsys, folder, f"--prompts={records}", "--json")
+    assert [json.loads(line)["prompt"] for line in texts.splitlines()] == ["ab", "c"]
+    arguments = ["--tokenizer=bytes", "--tokens=4", "--prompt=a", "--prompt=b", "--num_samples=2", "--json"]
+    for extra in (["--seed=4", "--top_k=5"], ["--beams=3"]):
+        found = [json.loads(line) for line in run(capsys, folder, *arguments, *extra).splitlines()]
+        assert [(r["number"], r["sample"]) for r in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        assert all(("score" in r) == ("--beams=3" in extra) for r in found)
+
+
+def test_more_beams_than_texts_give_what_there_is(capsys, folder):
+    arguments = ["--tokenizer=bytes", "--prompt=a", "--tokens=1", "--beams=300", "--num_samples=300", "--json"]
+    found = [json.loads(line) for line in run(capsys, folder, *arguments).splitlines()]
+    assert len(found) == 257 and len({tuple(r["ids"]) for r in found if r["finish"] != "end"}) == 256
+    assert sum(math.exp(r["score"]) for r in found) == pytest.approx(1, abs=1e-5)  # every token, once
+
+
+@pytest.mark.slow
+def test_a_run_directory_knows_its_tokenizer(capsys, tmp_path):
+    config = tiny.config({"vocab_size": 257, "dtype": "bfloat16"})
+    config = cfg.freeze(cfg.to_dict(config) | {"data": {"tokenizer": "bytes"}})
+    state = train_state.create_state(config, make_mesh(cfg.Mesh(), jax.devices()[:1]))
+    (tmp_path / "config.json").write_text(json.dumps({"config": cfg.to_dict(config)}))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {"config": cfg.to_dict(config), "tokens": 0})
+    checkpoints.close()
+    plain = run(capsys, str(tmp_path), "--prompt=ab", "--tokens=4", "--temperature=0")
+    assert plain.startswith("ab")
+    assert run(capsys, str(tmp_path), "--prompt=ab", "--tokens=4", "--temperature=0", "--mesh=fsdp=2,tensor=4") == plain
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "needs --prompt"),
+        (["--prompt="], "prompt is empty"),
+        (["--prompt=a", "--tokens=-1"], "tokens=-1 must be 1 or more"),
+        (["--prompt=a", "--batch_size=0"], "--batch_size=0"),
+        (["--prompt=a", "--tokens=40"], "context of 32"),
+        (["--prompt=" + "a" * 40], "no room in the model's context of 32"),
+        (["--prompt=a", "--mesh=fsdp"], "'fsdp' must be AXIS=DEVICES"),
+        (["--prompt=a", "--mesh=tensor=8"], "tensor=8 must divide the model's num_heads of 4"),
+        (["--prompt=a", "--mesh=data=3"], "--mesh=data=3 does not make the 8 devices that there are; cpu_devices=N"),
+        (["--prompt=a", "--length_penalty=2"], "belong to a beam search"),
+        (["--prompt=a", "--early_stopping"], "belong to a beam search"),
+        (["--prompt=a", "--temperature=1e-39"], "temperature=1e-39 must be 0, or at least 1e-30"),
+        *(
+            (["--prompt=a", f"--{name}={value}"], f"^{name}=.* must be ")
+            for name in ("temperature", "repetition_penalty", "top_p")
+            for value in ("1e39", "inf", "nan")
+        ),
+        *((["--prompt=a", f"--{name}={10**22}"], f"^{name}=.* must be ") for name in ("seed", "num_samples", "beams")),
+        (["--prompt=\udcff"], "--prompt: the prompt is not valid Unicode text"),
+        (["--prompts=EMPTY"], "empty.txt holds no prompts"),
+        (["--prompts=DIGITS"], r"digits.jsonl:2 has a whole number of more"),
+        (["--prompts=BAD"], r"bad.jsonl:2: must be an object with a text in its field 'prompt'"),
+    ],
+)
+def test_mistakes_are_sentences(folder, tmp_path, arguments, words):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "x"}\n{"text": "y"}\n')
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    digits = tmp_path / "digits.jsonl"
+    digits.write_text('{"prompt": "x"}\n{"prompt": "x", "n": %s}\n' % ("9" * 5000))
+    parser = argparse.ArgumentParser()
+    command.add_options(parser)
+    arguments = [
+        argument.replace("BAD", str(bad)).replace("EMPTY", str(empty)).replace("DIGITS", str(digits))
+        for argument in arguments
+    ]
+    with pytest.raises(ValueError, match=words):
+        command.run(parser.parse_args([folder, "--tokenizer=bytes", *arguments]))
+
+
+def test_what_is_missing_is_named(folder, tmp_path):
+    parser = argparse.ArgumentParser()
+    command.add_options(parser)
+    with pytest.raises(ValueError, match="no tokenizer of GPT-2's kind"):
+        command.run(parser.parse_args([folder, "--prompt=a"]))
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        command.run(parser.parse_args([str(tmp_path / "nowhere"), "--prompt=a"]))
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        command.run(parser.parse_args([folder, "--prompts=nothing.txt"]))
