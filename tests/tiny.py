@@ -35,6 +35,27 @@ def model(**changes: Any) -> cfg.Model:
     return dataclasses.replace(base, **changes)
 
 
+# Switches of other families than GPT-3's, a few together: what each does alone, the parity with others shows.
+SWITCHES: dict[str, dict[str, Any]] = {
+    "llama": dict(
+        norm_kind="rms", positions="rotary", gated=True, activation="silu", num_kv_heads=2, tied_embedding=False,
+        qkv_bias=False, out_bias=False, mlp_bias=False,
+    ),
+    "neox": dict(positions="rotary", rotary=cfg.Rotary(dim=2), parallel="two_norms", activation="gelu"),
+    "gptj": dict(
+        positions="rotary", rotary=cfg.Rotary(dim=4, interleaved=True), parallel="one_norm", tied_embedding=False,
+        logit_bias=True, qkv_bias=False, out_bias=False,
+    ),
+    "bloom": dict(positions="alibi", embedding_norm=True),
+    "opt": dict(position_offset=2, norm="post", embedding_width=16, activation="relu"),
+    "ctrl": dict(positions="sinusoidal", scaled_embedding=True, logit_bias=True),
+    "qwen3": dict(positions="rotary", qk_norm=True, norm_kind="rms", num_kv_heads=1, gated=True, qkv_bias=False),
+    "yarn": dict(
+        positions="rotary", rotary=cfg.Rotary(scaling="yarn", factor=4.0, original_length=8, theta=100.0),
+        norm_bias=False, attention_scale=0.5,
+    ),
+}  # fmt: skip
+
 COMPUTE = cfg.Compute(dtype="float32", loss_chunk=5)
 
 

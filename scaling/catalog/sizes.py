@@ -53,7 +53,7 @@ class Size:
         """Writes shape, batch and peak learning rate (where published) into an experiment's config.
 
         Args:
-            config: from ``scaling.config.schema.schema.default_config``; changed in place.
+            config: from ``scaling.config.default_config``; changed in place.
 
         Returns:
             The same config.
@@ -175,18 +175,20 @@ class Parameters:
     """Parameters of one model by part, as this implementation holds them (``scaling.model.decoder``)."""
 
     token_embedding: int  # padded_vocab rows
-    positions: int
+    positions: int  # 0 where they are not learned
     blocks: int
     final_norm: int  # 0 in post-norm models
     unembedding: int  # 0 where tied to the token embedding
-    padding: int  # rows that only fill the vocabulary up to vocab_multiple, in both matrices together
-    matrices: int  # weight matrices of the blocks alone: no biases, no LayerNorm
+    ends: int  # what else lies outside the blocks: projections and norm of the embedding, biases of the logits
+    padding: int  # rows that only fill the vocabulary up to vocab_multiple, in all that has a row a token
+    matrices: int  # weight matrices of the blocks alone: no biases, no norms
     projection: int  # the vocabulary projection without padding, tied or not
 
     @property
     def tree(self) -> int:
         """Every number in the parameter tree, padding included."""
-        return self.token_embedding + self.positions + self.blocks + self.final_norm + self.unembedding
+        outside = self.token_embedding + self.positions + self.final_norm + self.unembedding + self.ends
+        return outside + self.blocks
 
     @property
     def total(self) -> int:
@@ -216,19 +218,28 @@ class Parameters:
 def parameters(model: Model) -> Parameters:
     """Counts the parameters of a resolved model config (``vocab_size``, ``d_head`` and ``d_ff`` known)."""
     assert model.vocab_size and model.d_head and model.d_ff, "resolve the config first"
-    d, f, attention = model.d_model, model.d_ff, model.num_heads * model.d_head
-    matrices = 3 * d * attention + attention * d + 2 * d * f
-    biases = 3 * attention + d + f + d
-    norms = 2 * 2 * d
-    embedding = model.padded_vocab * d
-    copies = 1 if model.tied_embedding else 2
-    return Parameters(
-        token_embedding=embedding,
-        positions=model.context_length * d,
-        blocks=model.num_layers * (matrices + biases + norms),
-        final_norm=2 * d if model.norm == "pre" else 0,
-        unembedding=0 if model.tied_embedding else embedding,
-        padding=copies * (model.padded_vocab - model.vocab_size) * d,
-        matrices=model.num_layers * matrices,
-        projection=model.vocab_size * d,
+    d, f, width = model.d_model, model.d_ff, model.d_embedding
+    queries, keys = model.num_heads * model.d_head, model.kv_heads * model.d_head
+    ups = 2 if model.gated else 1
+    matrices = d * (2 * queries + 2 * keys + (ups + 1) * f)
+    biases = model.qkv_bias * (queries + 2 * keys) + model.out_bias * d + model.mlp_bias * (ups * f + d)
+    norms = _norm(model, d) * (1 if model.parallel == "one_norm" else 2) + model.qk_norm * 2 * _norm(
+        model, model.d_head
     )
+    ends = (2 * width * d if width != d else 0) + model.embedding_norm * _norm(model, d)
+    rows = width * (1 if model.tied_embedding else 2) + model.logit_bias  # of each token, in all tables
+    return Parameters(
+        token_embedding=model.padded_vocab * width,
+        positions=(model.context_length + model.position_offset) * d if model.positions == "learned" else 0,
+        blocks=model.num_layers * (matrices + biases + norms),
+        final_norm=_norm(model, d) if model.norm == "pre" else 0,
+        unembedding=0 if model.tied_embedding else model.padded_vocab * width,
+        ends=ends + model.logit_bias * model.padded_vocab,
+        padding=(model.padded_vocab - model.vocab_size) * rows,
+        matrices=model.num_layers * matrices,
+        projection=model.vocab_size * width,
+    )
+
+
+def _norm(model: Model, features: int) -> int:
+    return 2 * features if model.norm_kind == "layer" and model.norm_bias else features

@@ -6,14 +6,19 @@ Nothing here needs JAX, so every mistake is found before anything is loaded or c
 import dataclasses
 from collections.abc import Callable
 
-from scaling.config.refusal import must_be_multiple, nearest_divisors, nearest_multiples, refused
+from scaling.config.refusal import must_be_multiple, must_divide, nearest_divisors, nearest_multiples, refused
 from scaling.config.resolve_mesh import check_mesh, check_pipeline, check_stages, data_axis, pipeline_microbatches
-from scaling.config.schema import Config, knobs
+from scaling.config.schema import Config, Model, knobs
 from scaling.paths import must_be_utf8, must_take_checkpoints
 
 CHOICES = {
     "model.norm": ("pre", "post"),
-    "model.activation": ("gelu_tanh", "gelu", "relu"),
+    "model.norm_kind": ("layer", "rms"),
+    "model.parallel": ("no", "one_norm", "two_norms"),
+    "model.activation": ("gelu_tanh", "gelu", "relu", "silu"),
+    "model.positions": ("learned", "sinusoidal", "rotary", "alibi", "none"),
+    "model.sinusoid": ("halves", "interleaved"),
+    "model.rotary.scaling": ("none", "linear", "llama3", "yarn"),
     "model.parametrization": ("standard", "mup", "completep"),
     "compute.dtype": ("bfloat16", "float32"),
     "compute.quantization": ("none", "int8", "fp8"),
@@ -35,7 +40,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "at least 1",
         lambda v: v >= 1,
         "model.vocab_multiple model.context_length model.num_layers model.d_model model.num_heads "
-        "model.band_width model.base_width model.base_depth compute.scan_unroll compute.attention_block "
+        "model.band_width model.rotary.factor model.base_width model.base_depth compute.scan_unroll "
+        "compute.attention_block "
         "data.workers data.prefetch train.tokens train.batch_tokens train.ramp_start_tokens mesh.stage mesh.fsdp "
         "mesh.context mesh.tensor mesh.slices distributed.heartbeat_seconds distributed.join_seconds eval.tokens "
         "log.every_steps checkpoint.keep_last sample.tokens",
@@ -43,7 +49,9 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "0 or more",
         lambda v: v >= 0,
-        "model.vocab_size model.d_head model.d_ff model.init_std train.sequence_length "
+        "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
+        "model.position_offset model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
+        "model.rotary.high model.rotary.attention_factor train.sequence_length "
         "train.microbatch_sequences train.pipeline_microbatches train.ramp_tokens compute.loss_chunk train.z_loss "
         "optimizer.peak_lr optimizer.weight_decay optimizer.clip_norm optimizer.warmup_tokens optimizer.decay_tokens "
         "distributed.num_processes eval.every_steps eval.batch_sequences eval.tasks_every_steps eval.tasks_limit "
@@ -53,7 +61,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("more than 1, or 0 for off", lambda v: v == 0 or v > 1, "guard.spike_factor"),
     ("in [0, 2^32)", lambda v: 0 <= v < 2**32, "seed"),
     ("in [0, 1024]", lambda v: 0 <= v <= 1024, "mesh.cpu_devices"),
-    ("more than 0", lambda v: v > 0, "model.norm_epsilon optimizer.epsilon"),
+    ("more than 0", lambda v: v > 0, "model.norm_epsilon model.rotary.theta optimizer.epsilon"),
     (
         "in [0, 1)",
         lambda v: 0 <= v < 1,
@@ -195,6 +203,7 @@ def _check_model(config: Config) -> None:
             train.sequence_length,
             f"is longer than the {model.context_length} positions of config.model.context_length; must be at most that",
         )
+    _check_family(model)
     period = len(model.attention_pattern)
     if model.num_layers % period:
         near = nearest_multiples(model.num_layers, period)
@@ -203,6 +212,37 @@ def _check_model(config: Config) -> None:
             model.num_layers,
             f"must be a multiple of the {period} entries of config.model.attention_pattern, as {near} would be",
         )
+
+
+def _check_family(model: Model) -> None:
+    """Switches that exclude each other, or ask for other sizes."""
+    must_divide("model.num_kv_heads", model.kv_heads, "model.num_heads", model.num_heads)
+    if model.parallel != "no" and model.norm != "pre":
+        raise refused("model.parallel", model.parallel, "must be 'no' with config.model.norm='post'")
+    if model.positions == "sinusoidal":
+        must_be_multiple("model.d_model", model.d_model, 2, "2, for config.model.positions='sinusoidal'")
+    if model.positions == "rotary":
+        _check_rotary(model)
+    if model.parametrization != "standard":
+        for name, value in (("attention_scale", model.attention_scale), ("embedding_width", model.embedding_width)):
+            if value:
+                raise refused(f"model.{name}", value, f"must be 0 with parametrization={model.parametrization!r}")
+
+
+def _check_rotary(model: Model) -> None:
+    rotary = model.rotary
+    width = rotary.dim or model.d_head
+    if width % 2 or width > model.d_head:
+        name, value = ("rotary.dim", rotary.dim) if rotary.dim else ("d_head", model.d_head)
+        raise refused(f"model.{name}", value, f"must be even, and at most config.model.d_head={model.d_head}")
+    if rotary.scaling in ("llama3", "yarn") and not rotary.original_length:
+        raise refused(
+            "model.rotary.original_length",
+            rotary.original_length,
+            f"must be the longest text trained on, with config.model.rotary.scaling={rotary.scaling!r}",
+        )
+    if rotary.low and rotary.high and rotary.low >= rotary.high:
+        raise refused("model.rotary.low", rotary.low, f"must be less than config.model.rotary.high={rotary.high}")
 
 
 def _check_train(config: Config) -> None:

@@ -21,6 +21,9 @@ def check_mesh(config: Config, device_count: int | None) -> None:
         )
     for name, value in (("num_heads", model.num_heads), ("d_ff", model.d_ff)):
         must_divide("mesh.tensor", mesh.tensor, f"model.{name}", value)
+    if model.kv_heads > 1:  # a single one lies on every device
+        must_divide("mesh.tensor", mesh.tensor, "model.num_kv_heads", model.kv_heads)
+    must_divide("mesh.fsdp", mesh.fsdp, "model.embedding_width", model.d_embedding)
     if model.padded_vocab % mesh.tensor:
         raise refused(
             "model.vocab_multiple",
@@ -52,6 +55,8 @@ def check_mesh(config: Config, device_count: int | None) -> None:
 def _check_context(config: Config) -> None:
     """What ring attention asks for."""
     model, mesh = config.model, config.mesh
+    if model.positions == "alibi":
+        raise refused("mesh.context", mesh.context, "must be 1 with config.model.positions='alibi'")
     if mesh.stage > 1:
         raise refused(
             "mesh.context", mesh.context, f"must be 1 with config.mesh.stage={mesh.stage}: no ring in a pipeline"

@@ -28,19 +28,55 @@ def knob(default: Any, unit: str, help: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rotary:
+    theta: float = knob(10_000.0, "", "base of the wavelengths")
+    dim: int = knob(0, "features", "so many features of each head turn, from its first; 0 = all")
+    interleaved: bool = knob(False, "", "features 2i and 2i + 1 turn together (GPT-J), not i and i + dim/2 (LLaMA)")
+    scaling: str = knob("none", "", "for texts longer than those trained on: none, linear, llama3 or yarn")
+    factor: float = knob(1.0, "", "the longest text by the longest trained on")
+    original_length: int = knob(0, "tokens", "the longest text trained on; for llama3 and yarn")
+    low: float = knob(0.0, "turns", "pairs with fewer turns over original_length are slowed down whole; 0 = 1")
+    high: float = knob(0.0, "turns", "pairs with more turns stay as they are; 0 = 4 for llama3, 32 for yarn")
+    attention_factor: float = knob(0.0, "", "yarn multiplies queries and keys by it; 0 = 0.1 ln(factor) + 1")
+    truncate: bool = knob(True, "", "yarn rounds the bounds between slow and fast pairs to whole pairs")
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     vocab_size: int = knob(0, "tokens", "vocabulary; 0 = the tokenizer's")
     vocab_multiple: int = knob(128, "tokens", "rows of the embedding are padded to a multiple of this")
-    context_length: int = knob(2048, "tokens", "number of learned positions")
+    context_length: int = knob(2048, "tokens", "longest text: of learned positions, their number")
     num_layers: int = knob(12, "layers", "Transformer blocks")
     d_model: int = knob(768, "features", "width of the residual stream")
     num_heads: int = knob(12, "heads", "attention heads in a block")
+    num_kv_heads: int = knob(0, "heads", "heads of keys and values, each for a group of query heads; 0 = num_heads")
     d_head: int = knob(0, "features", "width of one head; 0 = d_model / num_heads")
     d_ff: int = knob(0, "features", "hidden width of the MLP; 0 = 4 * d_model")
-    norm: str = knob("pre", "", "LayerNorm before each sublayer ('pre', GPT-2/3) or after it ('post', GPT-1)")
-    norm_epsilon: float = knob(1e-5, "", "added to the variance in LayerNorm")
-    activation: str = knob("gelu_tanh", "", "MLP nonlinearity: gelu_tanh, gelu (exact) or relu")
+    norm: str = knob("pre", "", "a norm before each sublayer ('pre', GPT-2/3) or after it ('post', GPT-1)")
+    norm_kind: str = knob("layer", "", "layer (LayerNorm) or rms (RMSNorm, which has no bias)")
+    norm_bias: bool = knob(True, "", "LayerNorm has a bias")
+    norm_epsilon: float = knob(1e-5, "", "added to the variance, or mean square, in a norm")
+    qk_norm: bool = knob(False, "", "queries and keys are normalised head by head")
+    embedding_norm: bool = knob(False, "", "a norm after the embeddings (BLOOM)")
+    parallel: str = knob(
+        "no", "", "attention and MLP side by side, with a norm for both ('one_norm', GPT-J) or each ('two_norms', NeoX)"
+    )
+    activation: str = knob("gelu_tanh", "", "MLP nonlinearity: gelu_tanh, gelu (exact), relu or silu")
+    gated: bool = knob(False, "", "the MLP has a gate: activation(gate(x)) * up(x) (SwiGLU with silu)")
+    qkv_bias: bool = knob(True, "", "the projections to queries, keys and values have biases")
+    out_bias: bool = knob(True, "", "the projection of attention back to the residual stream has a bias")
+    mlp_bias: bool = knob(True, "", "the projections of the MLP have biases")
+    attention_scale: float = knob(0.0, "", "multiplies q.k; 0 = that of the parametrization, 1/sqrt(d_head) or muP's")
+    positions: str = knob("learned", "", "learned, sinusoidal, rotary, alibi or none")
+    position_offset: int = knob(0, "rows", "row of the first position in the table of learned ones (OPT: 2)")
+    sinusoid: str = knob("halves", "", "sines then cosines ('halves', CTRL), or in turns ('interleaved')")
+    rotary: Rotary = Rotary()
+    scaled_embedding: bool = knob(False, "", "token embeddings are multiplied by sqrt(d_model)")
+    embedding_width: int = knob(
+        0, "features", "width of the token embeddings, projected to d_model and back (OPT-350m); 0 = d_model"
+    )
     tied_embedding: bool = knob(True, "", "the output projection is the token embedding")
+    logit_bias: bool = knob(False, "", "each token's logit has a bias (GPT-J)")
     attention_pattern: tuple[str, ...] = knob(
         ("dense",), "", "attention of layers 0, 1, ...: 'dense' or 'banded', repeated through the depth"
     )
@@ -54,6 +90,16 @@ class Model:
     parametrization: str = knob("standard", "", "standard, mup (width) or completep (width and depth)")
     base_width: int = knob(256, "features", "d_model at which the muP hyperparameters were tuned")
     base_depth: int = knob(2, "layers", "num_layers at which the CompleteP hyperparameters were tuned")
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and of values."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def d_embedding(self) -> int:
+        """Width of the token embeddings and of the output projection."""
+        return self.embedding_width or self.d_model
 
     @property
     def padded_vocab(self) -> int:

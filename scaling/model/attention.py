@@ -1,6 +1,4 @@
-"""Self-attention: dense, or in a local band (Sparse Transformer, arXiv 1904.10509; GPT-3, section 2.1)."""
-
-from typing import Any, NamedTuple
+"""Self-attention around the residual stream: projections, positions, cache."""
 
 import jax
 import jax.numpy as jnp
@@ -8,238 +6,40 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling.config import schema as cfg
-from scaling.model import kernels, ring
+from scaling.model import kernels
+from scaling.model.attend import Dropout, Weighing, attend
 from scaling.model.context import AttentionContext, Cached, Memory
 from scaling.model.fused import stacked
-from scaling.model.layers import SAVED, Parameter, add_bias, constant, dropout, normal, normal_parts
+from scaling.model.layers import SAVED, Parameter, add_bias, constant, normal, normal_parts
+from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
+from scaling.model.positions import alibi_slopes, rotate
 from scaling.model.quantized import project
-from scaling.parallel.sharding import constrain, context_devices
-
-_MASKED = -1e30  # not -inf: a fully masked row (padding) must give finite gradients
-
-
-class Dropout(NamedTuple):
-    rate: float
-    key: jax.Array
-
-
-def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    context: AttentionContext,
-    *,
-    scale: float,
-    dropped: Dropout | None = None,
-    block: int = 512,
-) -> jax.Array:
-    """Attention among the tokens of a call, and over what is cached before them.
-
-    On a TPU or a GPU by the kernel that serves the call (``kernels.serving``), else as written here; over a sequence
-    in zigzag order by the ring. A window narrower than half the sequence costs its band, not the square.
-
-    Args:
-        q: queries [B, H, T, K].
-        k: keys [B, H, T, K].
-        v: values [B, H, T, K].
-        context: who sees whom.
-        scale: multiplies q.k.
-        dropped: dropout on the weights; for texts that are neither cached nor branched nor in zigzag order.
-        block: positions in a block of the TPU's kernel, and of the ring.
-
-    Returns:
-        [B, H, T, K], in q's dtype; scores and softmax are float32.
-    """
-    if context.branches is not None:
-        assert dropped is None
-        return _along_branches(q, k, v, context, scale)
-    if context.cached and context.cached.memory:
-        assert dropped is None
-        return _over_cache(q, k, v, context, context.cached, scale)
-    kernel = kernels.serving(
-        kernels.platform(),
-        q.shape[2] // (2 * context_devices() if context.zigzag else 1),
-        q.shape[3],
-        q.dtype,
-        segments=context.segments is not None,
-        dropout=dropped is not None,
-        causal=context.causal,
-    )
-    window, segments = context.window, context.segments
-    if context.zigzag:
-        assert dropped is None
-        fast = kernel == "splash"
-        return ring.attend(
-            q, k, v, scale=scale, window=window, segments=segments, block=block, residuals=SAVED, kernel=fast
-        )
-    if kernel == "splash":
-        return kernels.splash(q, k, v, scale=scale, window=window, segments=segments, block=block, residuals=SAVED)
-    if kernel == "cudnn":
-        return checkpoint_name(kernels.cudnn(q, k, v, scale=scale, window=window), SAVED)
-    return checkpoint_name(_reference(q, k, v, context, scale, dropped), SAVED)
-
-
-class _Tokens(NamedTuple):
-    """Where some queries or keys stand: index in the row [T] (negative: none is there) and document [B or 1, T]."""
-
-    times: jax.Array
-    segments: jax.Array
-
-
-def _reference(
-    q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, scale: float, dropped: Dropout | None
-) -> jax.Array:
-    """``attend`` in plain JAX. Masks go by index in the row: inside of a document that is the order of positions."""
-    length, window, segments = q.shape[2], context.window, context.segments
-    if segments is None:
-        segments = jnp.zeros((1, length), jnp.int32)
-    tokens = _Tokens(jnp.arange(length), segments)
-    if not context.causal:
-        return _masked(q, k, v, (tokens, tokens), context, scale, dropped)
-    if not window or length <= 2 * window:
-        return _by_rows(q, k, v, tokens, context, scale, dropped)
-    # Blocks of `window` queries, each against its own and the previous block of keys.
-    pad = -length % window
-    blocks = (length + pad) // window
-
-    def split(x: jax.Array, axis: int, fill: int = 0) -> jax.Array:  # time -> (blocks, window), blocks in front
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (0, pad)
-        x = jnp.pad(x, widths, constant_values=fill)
-        x = x.reshape(*x.shape[:axis], blocks, window, *x.shape[axis + 1 :])
-        return jnp.moveaxis(x, axis, 0)
-
-    def with_previous(x: jax.Array, axis: int, fill: int = 0) -> jax.Array:
-        first = jnp.full_like(x[:1], fill)
-        return jnp.concatenate([jnp.concatenate([first, x[:-1]]), x], axis=axis)
-
-    mine = _Tokens(split(tokens.times, 0, -1), split(segments, 1, -1))
-    theirs = _Tokens(with_previous(mine.times, 1, -1), with_previous(mine.segments, 2, -2))
-    k, v = with_previous(split(k, 2), 3), with_previous(split(v, 2), 3)
-    keys = None if dropped is None else jax.random.split(dropped.key, blocks)
-
-    def block(q: jax.Array, k: jax.Array, v: jax.Array, tokens: tuple[_Tokens, _Tokens], key: Any) -> jax.Array:
-        return _masked(q, k, v, tokens, context, scale, dropped and dropped._replace(key=key))
-
-    out = jax.vmap(block)(split(q, 2), k, v, (mine, theirs), keys)
-    out = jnp.moveaxis(out, 0, 2)
-    return out.reshape(*q.shape[:2], length + pad, -1)[:, :, :length]
-
-
-def _by_rows(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    tokens: _Tokens,
-    context: AttentionContext,
-    scale: float,
-    dropped: Dropout | None,
-) -> jax.Array:
-    """Blocks of queries, each against the keys up to its own: not the half of the square that causality forbids."""
-    length = q.shape[2]
-    blocks = 8 if length >= 1024 else 4 if length >= 128 else 1
-    parts = [dropped] * blocks
-    if dropped:
-        parts = [dropped._replace(key=key) for key in jax.random.split(dropped.key, blocks)]
-    bounds = [length * block // blocks for block in range(blocks + 1)]
-    out = []
-    for start, stop, part in zip(bounds, bounds[1:], parts, strict=False):
-        mine = _Tokens(tokens.times[start:stop], tokens.segments[:, start:stop])
-        seen = _Tokens(tokens.times[:stop], tokens.segments[:, :stop])
-        query, key, value = q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop]
-        out.append(_masked(query, key, value, (mine, seen), context, scale, part))
-    return out[0] if blocks == 1 else jnp.concatenate(out, axis=2)
-
-
-def _along_branches(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, scale: float) -> jax.Array:
-    """Causal attention along the branches of a tree."""
-    assert context.branches is not None and context.positions is not None and context.causal
-    mine, other = context.branches[:, :, None], context.branches[:, None, :]
-    age = context.positions[:, :, None] - context.positions[:, None, :]
-    mask = (age >= 0) & ((other == 0) | (other == mine))
-    if context.window:
-        mask &= age < context.window
-    return _weighed(q, k, v, mask[:, None], scale, None)
-
-
-def _over_cache(
-    q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, cached: Cached, scale: float
-) -> jax.Array:
-    """Causal attention of a few new tokens over the slots before them, and over each other.
-
-    A banded layer reads its band of the cache only.
-    """
-    assert cached.memory is not None and context.causal
-    (keys, values), slot, window = cached.memory, cached.slot, context.window
-    length, slots = q.shape[2], keys.shape[2]
-    first: jax.Array | int = 0
-    if window and window - 1 < slots:  # the first query sees window - 1 slots before it, the others fewer
-        first = jnp.clip(slot - (window - 1), 0, slots - (window - 1))
-        keys, values = (jax.lax.dynamic_slice_in_dim(x, first, window - 1, axis=2) for x in (keys, values))
-    new = slot + jnp.arange(length)
-    old = first + jnp.arange(keys.shape[2])
-    times = jnp.concatenate([old, new])
-    age = new[:, None] - times
-    mask = (age >= 0) & jnp.concatenate([old < slot, jnp.ones(length, bool)])
-    if window:
-        mask &= age < window
-    mask = mask & (times >= cached.starts[:, None])[:, None, :]  # [B, T, S + T]
-    scores = [jnp.einsum("bhtk,bhsk->bhts", q, x, preferred_element_type=jnp.float32) for x in (keys, k)]
-    weights = jax.nn.softmax(jnp.where(mask[:, None], jnp.concatenate(scores, -1) * scale, _MASKED), axis=-1)
-    past, present = jnp.split(weights.astype(q.dtype), [keys.shape[2]], axis=-1)
-    return jnp.einsum("bhts,bhsk->bhtk", past, values) + jnp.einsum("bhts,bhsk->bhtk", present, v)
-
-
-def _masked(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    tokens: tuple[_Tokens, _Tokens],
-    context: AttentionContext,
-    scale: float,
-    dropped: Dropout | None,
-) -> jax.Array:
-    """Attention of some queries over some keys; ``tokens`` says where these and those stand."""
-    mine, theirs = tokens
-    age = mine.times[:, None] - theirs.times[None, :]
-    mask = (theirs.times >= 0)[None, :]
-    if context.causal:
-        mask = (age >= 0) & mask
-    if context.window:
-        mask &= (age if context.causal else jnp.abs(age)) < context.window
-    mask = mask[None, None] & (mine.segments[:, None, :, None] == theirs.segments[:, None, None, :])
-    return _weighed(q, k, v, mask, scale, dropped)
-
-
-def _weighed(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float, dropped: Dropout | None
-) -> jax.Array:
-    """Values weighed by the softmax of the scores where the mask, [B or 1, 1, T, S], allows."""
-    scores = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32) * scale
-    weights = jax.nn.softmax(jnp.where(mask, scores, _MASKED), axis=-1).astype(v.dtype)
-    if dropped:
-        weights = dropout(weights, dropped.rate, dropped.key)
-    return jnp.einsum("bhts,bhsk->bhtk", weights, v)
+from scaling.parallel.sharding import constrain
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention; queries, keys and values have a projection each."""
+    """Self-attention; queries, keys and values have a projection each, keys and values maybe fewer heads."""
 
     def __init__(self, network: cfg.Network, rngs: nnx.Rngs):
         config = network.model
-        d, h, k = config.d_model, config.num_heads, config.d_head
+        d, h, n, k = config.d_model, config.num_heads, config.kv_heads, config.d_head
         scales = parametrization(config)
         self.config, self.compute = config, network.compute
-        self.scale = scales.attention_scale
+        slopes = alibi_slopes(h) if config.positions == "alibi" else ()
+        self.how = Weighing(scales.attention_scale, slopes, block=network.compute.attention_block)
         axes = ("embed", "heads", None)
         # Drawn as one array, as they were stored once: the same seed gives the same model as ever.
-        self.query, self.key, self.value = normal_parts(rngs.params(), (d, (h, h, h), k), scales.hidden_std, axes)
-        self.query_bias = constant(0.0, (h, k), ("heads", None), "bias")
-        self.key_bias = constant(0.0, (h, k), ("heads", None), "bias")
-        self.value_bias = constant(0.0, (h, k), ("heads", None), "bias")
+        self.query, self.key, self.value = normal_parts(rngs.params(), (d, (h, n, n), k), scales.hidden_std, axes)
+        if config.qkv_bias:
+            self.query_bias = constant(0.0, (h, k), ("heads", None), "bias")
+            self.key_bias = constant(0.0, (n, k), ("heads", None), "bias")
+            self.value_bias = constant(0.0, (n, k), ("heads", None), "bias")
+        if config.qk_norm:
+            self.query_norm, self.key_norm = make_norm(config, k), make_norm(config, k)
         self.out = normal(rngs.params(), (h, k, d), scales.residual_std, ("heads", None, "embed"))
-        self.out_bias = constant(0.0, (d,), (None,), "bias")
+        if config.out_bias:
+            self.out_bias = constant(0.0, (d,), (None,), "bias")
 
     def fuse(self) -> None:
         """Makes one parameter of the three projections, as ``model.fused`` does of arrays.
@@ -247,10 +47,12 @@ class SelfAttention(nnx.Module):
         For decoding, where products are so small that one costs less than three.
         """
         self.qkv = _in_one(self.query, self.key, self.value)
-        self.qkv_bias = _in_one(self.query_bias, self.key_bias, self.value_bias)
-        for name in ("query", "key", "value"):
+        names = ["query", "key", "value"]
+        if self.config.qkv_bias:
+            self.qkv_bias = _in_one(self.query_bias, self.key_bias, self.value_bias)
+            names += [f"{name}_bias" for name in names]
+        for name in names:
             delattr(self, name)
-            delattr(self, f"{name}_bias")
 
     def __call__(
         self, x: jax.Array, context: AttentionContext, key: jax.Array | None = None
@@ -268,26 +70,37 @@ class SelfAttention(nnx.Module):
         rate = self.config.dropout_attention
         dropped = Dropout(rate, key) if key is not None and rate > 0 else None
         q, k, v = self._project(x, context)
-        mixed = attend(q, k, v, context, scale=self.scale, dropped=dropped, block=self.compute.attention_block)
+        if self.config.qk_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if self.config.positions == "rotary":
+            where = jnp.arange(x.shape[1])[None] if context.positions is None else context.positions
+            q, k = (rotate(part, where, self.config.rotary) for part in (q, k))
+        mixed = attend(q, k, v, context, self.how._replace(dropped=dropped))
         memory = _extended(context.cached, (k, v), mixed) if context.cached else None
         return self._merge(mixed, context), memory
 
     def _project(self, x: jax.Array, context: AttentionContext) -> list[jax.Array]:
-        """Queries, keys and values, [B, H, T, K] each; the sequence whole, unless the ring attends."""
+        """Queries [B, H, T, K], keys and values [B, N, T, K]; the sequence whole, unless the ring attends."""
         time = "time" if context.zigzag else None
+        biases: list[Parameter | None] = [None, None, None]
         if hasattr(self, "qkv"):
             parts = self._together(x, self.qkv, time)
-            biases = [Parameter(bias, axes=("heads", None), kind="bias") for bias in self.qkv_bias[...]]
+            if self.config.qkv_bias:
+                biases = [Parameter(bias, axes=("heads", None), kind="bias") for bias in self.qkv_bias[...]]
         else:
-            weights, biases = (self.query, self.key, self.value), [self.query_bias, self.key_bias, self.value_bias]
-            if jax.sharding.get_abstract_mesh().shape.get(kernels.HEAD_AXIS, 1) > 1:
+            weights = (self.query, self.key, self.value)
+            if self.config.qkv_bias:
+                biases = [self.query_bias, self.key_bias, self.value_bias]
+            alike = self.config.kv_heads == self.config.num_heads
+            if alike and jax.sharding.get_abstract_mesh().shape.get(kernels.HEAD_AXIS, 1) > 1:
                 # The gradient of x is a sum over the devices of the heads: once, and not thrice.
                 parts = self._together(x, _in_one(*weights), time)
             else:
                 parts = [project(x, w, self.compute.quantization) for w in weights]
         found = []
         for part, bias in zip(parts, biases, strict=True):
-            part = add_bias(part.swapaxes(1, 2), bias, 1)
+            part = part.swapaxes(1, 2)
+            part = part if bias is None else add_bias(part, bias, 1)
             found.append(checkpoint_name(constrain(part, "batch", "heads", time, None), SAVED))
         return found
 
@@ -301,7 +114,7 @@ class SelfAttention(nnx.Module):
         """Heads [B, H, T, K] back into the residual stream [B, T, D]."""
         mixed = constrain(mixed, "batch", "heads", "time" if context.zigzag else None, None)
         out = project(mixed.swapaxes(1, 2), self.out, self.compute.quantization, 2)
-        return constrain(add_bias(out, self.out_bias), "batch", "sequence", None)
+        return constrain(add_bias(out, self.out_bias) if self.config.out_bias else out, "batch", "sequence", None)
 
 
 def _in_one(*parts: Parameter) -> Parameter:

@@ -10,49 +10,28 @@ from scaling.config import schema as cfg
 from scaling.model import kernels
 from scaling.model.attention import SelfAttention
 from scaling.model.context import AttentionContext, Memory
-from scaling.model.layers import SAVED, LayerNorm, add_bias, constant, dropout, normal
+from scaling.model.layers import SAVED, dropout
+from scaling.model.mlp import MLP
+from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
-from scaling.model.quantized import check, project
-from scaling.parallel.sharding import constrain, dividing_spec
-
-ACTIVATIONS = {
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "relu": jax.nn.relu,
-}
-
-
-class MLP(nnx.Module):
-    """Two projections with a nonlinearity between."""
-
-    def __init__(self, network: cfg.Network, rngs: nnx.Rngs):
-        config = network.model
-        d, f = config.d_model, config.d_ff
-        scales = parametrization(config)
-        self.activation = config.activation
-        self.quantization = network.compute.quantization
-        self.up = normal(rngs.params(), (d, f), scales.hidden_std, ("embed", "mlp"))
-        self.up_bias = constant(0.0, (f,), ("mlp",), "bias")
-        self.down = normal(rngs.params(), (f, d), scales.residual_std, ("mlp", "embed"))
-        self.down_bias = constant(0.0, (d,), (None,), "bias")
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, T, D] to [B, T, D]."""
-        hidden = add_bias(project(x, self.up, self.quantization), self.up_bias)
-        hidden = checkpoint_name(constrain(hidden, "batch", "time", "mlp"), SAVED)
-        out = project(ACTIVATIONS[self.activation](hidden), self.down, self.quantization)
-        return constrain(add_bias(out, self.down_bias), "batch", "sequence", None)
+from scaling.model.quantized import check
+from scaling.parallel.sharding import dividing_spec
 
 
 class Block(nnx.Module):
-    """Attention then MLP; LayerNorm before each sublayer (GPT-2/3) or after each sum (GPT-1)."""
+    """Attention and MLP around a residual stream.
+
+    One after the other, with a norm before each (GPT-2/3) or after each sum (GPT-1); or side by side on the same stream
+    (``parallel``), with a norm for both (GPT-J, PaLM) or one each (GPT-NeoX).
+    """
 
     def __init__(self, network: cfg.Network, rngs: nnx.Rngs):
         check(network.compute.quantization)
         self.config = config = network.model
-        self.attention_norm = LayerNorm(config.d_model, config.norm_epsilon)
+        self.attention_norm = make_norm(config, config.d_model)
         self.attention = SelfAttention(network, rngs)
-        self.mlp_norm = LayerNorm(config.d_model, config.norm_epsilon)
+        if config.parallel != "one_norm":
+            self.mlp_norm = make_norm(config, config.d_model)
         self.mlp = MLP(network, rngs)
 
     def __call__(
@@ -71,6 +50,12 @@ class Block(nnx.Module):
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         rate = self.config.dropout_residual
         # A kept sum spares the backward pass the product before it; a pre-norm block's last is the next one's input.
+        if self.config.parallel != "no":
+            normal = self.attention_norm(x)
+            update, memory = self.attention(normal, context, keys[0])
+            update = dropout(update, rate, keys[1])
+            other = self.mlp(normal if self.config.parallel == "one_norm" else self.mlp_norm(x))
+            return _in_rows(self._plus(x, update + dropout(other, rate, keys[2]))), memory
         if self.config.norm == "pre":
             update, memory = self.attention(self.attention_norm(x), context, keys[0])
             x = checkpoint_name(_in_rows(self._plus(x, dropout(update, rate, keys[1]))), SAVED)

@@ -59,13 +59,18 @@ def _split(network: cfg.Network, params: decoder.Params) -> decoder.Params:
     kinds, dtype = decoder.metadata(config, "kind"), jnp.dtype(network.compute.dtype)
     # Biases, gains and positions (kinds of their own) are added in float32 whatever the compute dtype.
     narrow = jax.tree.map(lambda x, kind: x.astype(dtype) if kind in ("matrix", "embedding") else x, params, kinds)
-    narrow = fused(narrow)
+    narrow = _together(config, narrow)
     return narrow | {decoder.STACK: _unstacked(config, narrow[decoder.STACK], lambda i, x: x[i])}
 
 
 def _split_axes(config: cfg.Model) -> Any:
-    axes = fused(decoder.axes_tree(config))
+    axes = _together(config, decoder.axes_tree(config))
     return axes | {decoder.STACK: _unstacked(config, axes[decoder.STACK], lambda _, names: names[1:])}
+
+
+def _together(config: cfg.Model, tree: Any) -> Any:
+    """Queries, keys and values in one where they have the same shape."""
+    return fused(tree) if config.kv_heads == config.num_heads else tree
 
 
 def _unstacked(config: cfg.Model, tree: Any, layer: Any) -> Any:
@@ -122,7 +127,7 @@ def _through(
         x, after = block(x, here if memory is None else here.after(memory))
         assert after is not None
         grown.append(after)
-    return model.normalize(x), tuple(grown)
+    return model.finish(x), tuple(grown)
 
 
 def next_logits(network: cfg.Network, params: decoder.Params, hidden: jax.Array, vocab: int) -> jax.Array:
@@ -137,9 +142,13 @@ def next_logits(network: cfg.Network, params: decoder.Params, hidden: jax.Array,
     Returns:
         float32 [B, padded_vocab].
     """
-    table = decoder.merge_layers(network, params)[0].output_table(hidden.dtype)
+    model = decoder.merge_layers(network, params)[0]
+    table = model.output_table(hidden.dtype)
     # XLA's CPU products read a large matrix about twice as fast as the left factor. The mask keeps the compiler
     # from turning the product round again.
     logits = jnp.einsum("vd,bd->vb", table, hidden, preferred_element_type=jnp.float32)
     logits = jnp.where(jnp.arange(len(table))[:, None] < vocab, logits, -jnp.inf).T
-    return constrain(logits * parametrization(network.model).logit_multiplier, "batch", "vocab")
+    logits = logits * parametrization(network.model).logit_multiplier
+    if network.model.logit_bias:
+        logits = logits + model.logit_bias[...]
+    return constrain(logits, "batch", "vocab")

@@ -5,6 +5,7 @@ or shapes, ``merge`` turns such a dict back into a callable module; in between, 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scaling.config import schema as cfg
 from scaling.model.block import Block
 from scaling.model.context import AttentionContext
-from scaling.model.layers import LayerNorm, dropout, lookup, normal, use
+from scaling.model.layers import constant, dropout, lookup, normal, product, use
+from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
 from scaling.model.pipeline import pipelined, stages
+from scaling.model.positions import sinusoids
 from scaling.parallel.sharding import Axes, constrain, stored_spec
 
 Params = dict[str, Any]
@@ -33,23 +36,32 @@ REMAT_POLICIES = {
 
 
 class Decoder(nnx.Module):
-    """GPT-1, GPT-2 and GPT-3 by config (Radford et al. 2018, 2019; arXiv 2005.14165, section 2.1)."""
+    """GPT-1, GPT-2 and GPT-3 by config (Radford et al. 2018, 2019; arXiv 2005.14165, section 2.1), and their family."""
 
     def __init__(self, network: cfg.Network, rngs: nnx.Rngs):
         config = network.model
         std = parametrization(config).embedding_std
         vocab = config.padded_vocab
         self.config, self.compute = config, network.compute
-        self.tokens = normal(rngs.params(), (vocab, config.d_model), std, ("vocab", "embed"), "embedding")
-        self.positions = normal(
-            rngs.params(), (config.context_length, config.d_model), std, (None, "embed"), "position"
-        )
+        d, width = config.d_model, config.d_embedding
+        self.tokens = normal(rngs.params(), (vocab, width), std, ("vocab", "embed"), "embedding")
+        if config.positions == "learned":
+            rows = config.position_offset + config.context_length
+            self.positions = normal(rngs.params(), (rows, d), std, (None, "embed"), "position")
+        if width != d:
+            scales = parametrization(config)
+            self.project_in = normal(rngs.params(), (width, d), scales.hidden_std, ("embed", None))
+            self.project_out = normal(rngs.params(), (d, width), scales.hidden_std, ("embed", None))
+        if config.embedding_norm:
+            self.embedding_norm = make_norm(config, d)
         layer_keys = jax.random.split(rngs.params(), config.num_layers)
         self.blocks = jax.vmap(lambda key: Block(network, nnx.Rngs(params=key)))(layer_keys)
         if config.norm == "pre":
-            self.final_norm = LayerNorm(config.d_model, config.norm_epsilon)
+            self.final_norm = make_norm(config, d)
         if not config.tied_embedding:
-            self.unembedding = normal(rngs.params(), (vocab, config.d_model), std, ("vocab", "embed"), "embedding")
+            self.unembedding = normal(rngs.params(), (vocab, width), std, ("vocab", "embed"), "embedding")
+        if config.logit_bias:
+            self.logit_bias = constant(0.0, (vocab,), ("vocab",), "bias")
 
     def __call__(
         self,
@@ -69,7 +81,7 @@ class Decoder(nnx.Module):
                 0 = the mesh has no stages.
 
         Returns:
-            [B, T, D] in the compute dtype, after the final norm.
+            [B, T, D] in the compute dtype, after the final norm; D is the width of the embedding.
 
         Raises:
             ValueError: more tokens than positions, or a mesh with stages without ``pipeline_microbatches``.
@@ -94,19 +106,31 @@ class Decoder(nnx.Module):
             x = pipelined(self._layers, self.blocks, keys, x, context, pipeline_microbatches, recompute)
         else:
             x = self._layers(self.blocks, keys, x, context)
-        return self.normalize(x)
+        return self.finish(x)
 
     def embed(self, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
         """Tokens [B, T] at positions [B or 1, T] (None: 0, 1, ...) to [B, T, D] in the compute dtype."""
-        dtype = jnp.dtype(self.compute.dtype)
-        x = lookup(use(self.tokens, dtype), tokens).astype(jnp.float32)
-        # Whole in the backward pass too: its gradient is summed over the batch first, and then cut.
-        table = constrain(use(self.positions, jnp.dtype(jnp.float32)), None, None)
-        return (x + (table[: tokens.shape[1]] if positions is None else table[positions])).astype(dtype)
+        config, dtype, length = self.config, jnp.dtype(self.compute.dtype), tokens.shape[1]
+        x = lookup(use(self.tokens, dtype), tokens)
+        if config.d_embedding != config.d_model:
+            x = product(x, use(self.project_in, dtype))
+        x = x.astype(jnp.float32)
+        if config.scaled_embedding:
+            x = x * math.sqrt(config.d_model)
+        if config.positions == "learned":
+            # Whole in the backward pass too: its gradient is summed over the batch first, and then cut.
+            table = constrain(use(self.positions, jnp.dtype(jnp.float32)), None, None)[config.position_offset :]
+            x = x + (table[:length] if positions is None else table[positions])
+        elif config.positions == "sinusoidal":
+            where = jnp.arange(length)[None] if positions is None else positions
+            x = x + sinusoids(where, config.d_model, config.sinusoid)
+        x = x.astype(dtype)
+        return self.embedding_norm(x) if config.embedding_norm else x
 
-    def normalize(self, x: jax.Array) -> jax.Array:
-        """The norm after the last block, if the model has one."""
-        return self.final_norm(x) if self.config.norm == "pre" else x
+    def finish(self, x: jax.Array) -> jax.Array:
+        """What the output table multiplies, from the last block's [B, T, D]: by final norm and projection, if any."""
+        x = self.final_norm(x) if self.config.norm == "pre" else x
+        return product(x, use(self.project_out, x.dtype)) if self.config.d_embedding != self.config.d_model else x
 
     def _layers(self, stack: Block, keys: jax.Array | None, x: jax.Array, context: AttentionContext) -> jax.Array:
         """Scans over groups of stacked layers, one period of the attention pattern a group: so windows are static."""
@@ -136,7 +160,10 @@ class Decoder(nnx.Module):
         """Hidden states [B, T, D] to float32 logits [B, T, vocab_size] (whole: for tests and generation)."""
         table = self.output_table(hidden.dtype)
         logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
-        return logits[..., : self.config.vocab_size] * parametrization(self.config).logit_multiplier
+        logits = logits * parametrization(self.config).logit_multiplier
+        if self.config.logit_bias:
+            logits = logits + use(self.logit_bias, jnp.dtype(jnp.float32))
+        return logits[..., : self.config.vocab_size]
 
 
 def windows(config: cfg.Model) -> list[int]:
@@ -202,7 +229,8 @@ def _block_template(network: cfg.Network) -> tuple[nnx.GraphDef, nnx.State]:
 
     def make() -> Block:
         block = Block(network, nnx.Rngs(0))
-        block.attention.fuse()
+        if network.model.kv_heads == network.model.num_heads:
+            block.attention.fuse()
         return block
 
     return nnx.split(nnx.eval_shape(make))

@@ -28,7 +28,7 @@ def apart(tree: Any) -> Any:
 
 
 def _is_apart(x: Any) -> bool:
-    return isinstance(x, dict) and "query" in x and "key_bias" in x
+    return isinstance(x, dict) and "query" in x and "out" in x
 
 
 def _is_fused(x: Any) -> bool:
@@ -37,7 +37,8 @@ def _is_fused(x: Any) -> bool:
 
 def _fuse(attention: dict[str, Any]) -> dict[str, Any]:
     rest = {name: x for name, x in attention.items() if name.removesuffix("_bias") not in _PARTS}
-    return rest | {f"qkv{end}": stacked([attention[part + end] for part in _PARTS]) for end in ("", "_bias")}
+    ends = ("", "_bias") if "query_bias" in attention else ("",)
+    return rest | {f"qkv{end}": stacked([attention[part + end] for part in _PARTS]) for end in ends}
 
 
 def stacked(parts: Sequence[Any]) -> Any:
@@ -56,6 +57,6 @@ def stacked(parts: Sequence[Any]) -> Any:
 
 def _split(attention: dict[str, Any]) -> dict[str, Any]:
     found = {name: x for name, x in attention.items() if not name.startswith("qkv")}
-    for end in ("", "_bias"):
+    for end in ("", "_bias") if "qkv_bias" in attention else ("",):
         found |= {part + end: attention[f"qkv{end}"][..., i, :, :] for i, part in enumerate(_PARTS)}
     return found

@@ -36,9 +36,7 @@ def platform() -> str:
     return getattr(device, "platform", None) or jax.default_backend()
 
 
-def serving(
-    where: str, length: int, d_head: int, dtype: Any, *, segments: bool, dropout: bool, causal: bool = True
-) -> str:
+def serving(where: str, length: int, d_head: int, dtype: Any, *, segments: bool, plain: bool = True) -> str:
     """The kernel for a call: "splash", "cudnn" or "reference".
 
     Args:
@@ -47,10 +45,9 @@ def serving(
         d_head: width of a head.
         dtype: of queries, keys and values; float32 means float32 here, which the kernels' products do not keep.
         segments: whether tokens see only their own document.
-        dropout: whether weights are dropped.
-        causal: whether a token sees only what comes before it.
+        plain: whether weights are the softmax of causal scores: no dropout, no slopes of ALiBi.
     """
-    if dropout or not causal or dtype != jnp.bfloat16:
+    if not plain or dtype != jnp.bfloat16:
         return "reference"
     if where == "tpu" and length % LANES == 0:
         return "splash"
@@ -75,8 +72,8 @@ def splash(
 
     Args:
         q: [B, H, T, K], T a multiple of 128.
-        k: as q.
-        v: as q.
+        k: [B, N, T, K].
+        v: as k.
         scale: multiplies q.k.
         window: band width; 0 = dense.
         segments: document numbers [B, T], or None.
@@ -88,23 +85,38 @@ def splash(
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None) -> jax.Array:
         from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
-        kernel = _splash_kernel(q.shape[1], q.shape[2], window, block, residuals, interpret)
+        grouped = q.shape[1] > k.shape[1]
+        kernel = _splash_kernel(
+            q.shape[1] // (k.shape[1] if grouped else 1), q.shape[2], window, block, residuals, interpret, grouped
+        )
         rest = () if segments is None else (SegmentIds(segments, segments),)
         # The TPU's compiler refuses products of bfloat16 in the precision that callers may ask for float32.
         with jax.default_matmul_precision("default"):
-            return jax.vmap(kernel)(q, k, v, *rest)
+            return _each_row(kernel, q, k, v, *rest)
 
     q = checkpoint_name(_scaled(q, scale), residuals)
     if jax.sharding.get_abstract_mesh().empty:
         return local(q, k, v, segments)
     heads = P(BATCH_AXES, HEAD_AXIS, None, None)
+    keys = heads if k.shape[1] > 1 else P(BATCH_AXES, None, None, None)  # a single head serves all devices
     tokens = None if segments is None else P(BATCH_AXES, None)
     # Pallas calls cannot be partitioned by the compiler; each device runs its rows and heads.
-    sharded = jax.shard_map(local, in_specs=(heads, heads, heads, tokens), out_specs=heads, check_vma=False)
+    sharded = jax.shard_map(local, in_specs=(heads, keys, keys, tokens), out_specs=heads, check_vma=False)
     return sharded(q, k, v, segments)
 
 
-def _splash_kernel(heads: int, length: int, window: int, block: int, residuals: str, interpret: bool) -> Any:
+def _each_row(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, *rest: Any) -> jax.Array:
+    """A kernel of ``_splash_kernel`` over the rows, and over the groups of heads if there are fewer of keys."""
+    if q.shape[1] == k.shape[1]:
+        return jax.vmap(kernel)(q, k, v, *rest)
+    grouped = q.reshape(*k.shape[:2], -1, *q.shape[2:])
+    groups = jax.vmap(kernel, in_axes=(0, 0, 0, *[None] * len(rest)))
+    return jax.vmap(groups)(grouped, k, v, *rest).reshape(q.shape)
+
+
+def _splash_kernel(
+    heads: int, length: int, window: int, block: int, residuals: str, interpret: bool, grouped: bool
+) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     shape = (length, length)
@@ -118,7 +130,8 @@ def _splash_kernel(heads: int, length: int, window: int, block: int, residuals: 
         mask = library.LocalMask(shape, (window - 1, 0), 0) if window else library.CausalMask(shape)
         size = largest_block(length, block)
         sizes = functools.partial(library.BlockSizes, use_fused_bwd_kernel=True)
-    return library.make_splash_mha(
+    make = library.make_splash_mqa if grouped else library.make_splash_mha
+    return make(
         library.MultiHeadMask([mask] * heads),
         block_sizes=sizes(block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size),
         head_shards=1,

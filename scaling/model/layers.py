@@ -1,4 +1,4 @@
-"""Parameters with logical axes, LayerNorm, dropout.
+"""Parameters with logical axes, products, biases, dropout.
 
 Shape legend of the package: B batch, T time, S time of keys, D model, H heads, K head width,
 F MLP width, V padded vocabulary, L layers.
@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from scaling.model import kernels
 from scaling.parallel.sharding import Axes, features_apart, gathered
@@ -95,27 +94,6 @@ def _lookup_backward(saved: Any, grad: jax.Array) -> tuple[jax.Array, None]:
 
 
 lookup.defvjp(_lookup_forward, _lookup_backward)
-
-
-class LayerNorm(nnx.Module):
-    """Layer normalisation in float32 (arXiv 1607.06450)."""
-
-    def __init__(self, features: int, epsilon: float):
-        self.gain = constant(1.0, (features,), (None,), "gain")
-        self.bias = constant(0.0, (features,), (None,), "bias")
-        self.epsilon = epsilon
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] to [..., D] of the same dtype."""
-        wide = x.astype(jnp.float32)
-        # Two numbers a token to keep, two sums over its features not to take again.
-        mean = checkpoint_name(wide.mean(-1), SAVED)[..., None]
-        if x.dtype == jnp.bfloat16:  # both sums in one pass; what that costs is less than the input's own rounding
-            variance = jnp.maximum(jnp.square(wide).mean(-1) - jnp.square(mean[..., 0]), 0)
-        else:
-            variance = jnp.square(wide - mean).mean(-1)
-        scale = jax.lax.rsqrt(checkpoint_name(variance, SAVED)[..., None] + self.epsilon)
-        return ((wide - mean) * scale * self.gain[...] + self.bias[...]).astype(x.dtype)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

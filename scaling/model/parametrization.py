@@ -38,11 +38,12 @@ def parametrization(model: cfg.Model) -> Parametrization:
     init_depth = model.base_depth if model.parametrization == "completep" else model.num_layers
     residual = 1 / math.sqrt(2 * init_depth) if model.scale_residual_init else 1.0
     standard = model.parametrization == "standard"
+    derived = 1 / math.sqrt(model.d_head) if standard else math.sqrt(BASE_HEAD) / model.d_head
     return Parametrization(
         hidden_std=hidden_std,
         residual_std=hidden_std * residual,
         embedding_std=model.init_std,
-        attention_scale=1 / math.sqrt(model.d_head) if standard else math.sqrt(BASE_HEAD) / model.d_head,
+        attention_scale=model.attention_scale or derived,
         residual_multiplier=1 / depth,
         logit_multiplier=1 / width,
         hidden_lr=1 / width,

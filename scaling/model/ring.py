@@ -66,8 +66,8 @@ def attend(
 
     Args:
         q: [B, H, T, K], T a multiple of twice the devices of the mesh's ``context`` axis.
-        k: as q.
-        v: as q.
+        k: [B, N, T, K], N a divisor of H.
+        v: as k.
         scale: multiplies q.k.
         window: band width; 0 = dense.
         segments: document numbers [B, T] in the same order, or None.
@@ -100,7 +100,7 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None
 def _attend_forward(q, k, v, segments, setup):
     run = jax.shard_map(
         functools.partial(_forward, setup=setup),
-        in_specs=(_HEADS, _HEADS, _HEADS, None if segments is None else _TOKENS),
+        in_specs=(_HEADS, _of_keys(k), _of_keys(v), None if segments is None else _TOKENS),
         out_specs=(_HEADS, _ROWS),
         check_vma=False,
     )
@@ -112,8 +112,8 @@ def _attend_backward(setup, saved, grad):
     q, k, v, segments, out, lse = saved
     run = jax.shard_map(
         functools.partial(_backward, setup=setup),
-        in_specs=(_HEADS, _HEADS, _HEADS, None if segments is None else _TOKENS, _HEADS, _ROWS, _HEADS),
-        out_specs=(_HEADS, _HEADS, _HEADS),
+        in_specs=(_HEADS, _of_keys(k), _of_keys(v), None if segments is None else _TOKENS, _HEADS, _ROWS, _HEADS),
+        out_specs=(_HEADS, _of_keys(k), _of_keys(v)),
         check_vma=False,
     )
     dq, dk, dv = run(q, k, v, segments, out, lse, grad)
@@ -121,6 +121,11 @@ def _attend_backward(setup, saved, grad):
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _of_keys(x: jax.Array) -> P:
+    """Where keys or values lie: as queries do, but a single head on all devices of ``tensor``."""
+    return _HEADS if x.shape[1] > 1 else P(BATCH_AXES, None, CONTEXT_AXIS, None)
 
 
 class Hop(NamedTuple):
@@ -248,6 +253,7 @@ def _forward(
     """One device's attention, and the logarithm of each row's sum of exponentials, float32 [B, H, T]."""
 
     def meet(hop: Hop, here: Any, keys: KeysValues, state: Any, arrive: int) -> Any:
+        keys = _for_heads(keys, q.shape[1])
         if setup.kernel:
             return _merged(state, kernels.splash_hop(q, keys, segments, **_kernel_call(hop, here, setup)))
         return _blocks_forward(hop, here[1], q, keys, segments, state, setup)
@@ -274,18 +280,31 @@ def _backward(
     def meet(hop: Hop, here: Any, keys: KeysValues, state: Any, arrive: int) -> Any:
         dq, travelling = state
         travelling = _shift(travelling, arrive)
+        heads = keys[0].shape[1]
+        keys = _for_heads(keys, q.shape[1])
         if setup.kernel:
             call = _kernel_call(hop, here, setup)
             found = kernels.splash_hop_gradients(q, keys, segments, out, lse, grad, **call)
         else:
             found = _blocks_backward(hop, here[1], q, keys, segments, lse, inner, grad, setup)
-        dq, *travelling = (total + new for total, new in zip((dq, *travelling), found, strict=True))
-        return dq, tuple(travelling)
+        theirs = (_of_group(x, heads) for x in found[1:])
+        return dq + found[0], tuple(total + new for total, new in zip(travelling, theirs, strict=True))
 
-    zero = jnp.zeros(q.shape, jnp.float32)
-    (dq, travelling), home = _around(setup, q.shape[2], (k, v, segments), (zero, (zero, zero)), meet)
+    zeros = [jnp.zeros(x.shape, jnp.float32) for x in (q, k, v)]
+    (dq, travelling), home = _around(setup, q.shape[2], (k, v, segments), (zeros[0], tuple(zeros[1:])), meet)
     dk, dv = _shift(travelling, home)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+
+
+def _for_heads(keys: KeysValues, heads: int) -> KeysValues:
+    """Keys and values repeated for each head of a group; what travels is not."""
+    k, v = (jnp.repeat(x, heads // x.shape[1], axis=1) for x in keys[:2])
+    return k, v, keys[2]
+
+
+def _of_group(x: jax.Array, heads: int) -> jax.Array:
+    """The reverse for gradients: a sum over the heads of each group."""
+    return x.reshape(x.shape[0], heads, -1, *x.shape[2:]).sum(2) if heads < x.shape[1] else x
 
 
 def _kernel_call(hop: Hop, here: Any, setup: _Setup) -> dict[str, Any]:

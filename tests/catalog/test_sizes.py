@@ -10,6 +10,7 @@ from scaling.catalog import flops, size_report, sizes
 from scaling.config.resolve import resolve
 from scaling.config.schema import Model, default_config, freeze
 from scaling.model import decoder
+from tests import tiny
 
 # arXiv 2005.14165, table D.1, typed in again from the paper: parameters in millions, PF-days, FLOPs.
 TABLE_D1 = {
@@ -61,6 +62,7 @@ VARIANTS = {
     "post-norm": {"norm": "post"},
     "untied, padded": {"tied_embedding": False, "vocab_size": 1000, "vocab_multiple": 64},
     "wide heads, narrow mlp": {"d_head": 24, "d_ff": 40},
+    **tiny.SWITCHES,
 }
 
 

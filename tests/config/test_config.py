@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -9,8 +10,8 @@ from scaling.config import describe
 from scaling.config import schema as cfg
 from scaling.config.files import check_knob, load, nearest_knob, split_arguments
 from scaling.config.resolve import CHOICES, resolve
-from scaling.model.block import ACTIVATIONS
 from scaling.model.decoder import REMAT_POLICIES
+from scaling.model.mlp import ACTIVATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -184,9 +185,12 @@ def test_numbers_that_nothing_can_hold_are_refused_by_name(text):
 
 def test_numbers_of_a_file_that_nothing_can_hold_are_refused_by_name():
     for name in NUMBERS:
-        _, section, *rest = name.split(".")
+        _, *sections = name.split(".")
         with pytest.raises(ValueError, match=f"^{re.escape(name)}[= ]") as caught:
-            resolve(cfg.freeze({section: {rest[0]: 10**400} if rest else 10**400}), vocab_size=50_257)
+            resolve(
+                cfg.freeze(functools.reduce(lambda value, section: {section: value}, reversed(sections), 10**400)),
+                vocab_size=50_257,
+            )
         assert len(str(caught.value)) < 400
 
 

@@ -18,6 +18,7 @@ MODELS = {
     "completep": {"parametrization": "completep", "base_width": 16, "base_depth": 1, "num_layers": 4},
     "wide-band": {"attention_pattern": ("banded", "dense"), "band_width": 9},
     "band-of-one": {"attention_pattern": ("banded",), "band_width": 1},
+    **tiny.SWITCHES,
 }
 
 
@@ -39,7 +40,7 @@ def stepwise(network, params, tokens, starts, first, piece, slots=20):
     return decoder.merge_layers(network, layers)[0].logits(jnp.concatenate(parts, axis=1))
 
 
-FAST = ("pre", "wide-band")
+FAST = ("pre", "wide-band", "llama", "bloom")
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])

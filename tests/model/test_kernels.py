@@ -7,7 +7,7 @@ import pytest
 
 from scaling.config import schema as cfg
 from scaling.model import kernels
-from scaling.model.attention import attend
+from scaling.model.attend import Weighing, attend
 from scaling.model.context import AttentionContext
 from scaling.parallel.mesh import make_mesh
 
@@ -39,7 +39,7 @@ def test_splash_is_the_reference_with_its_gradients(window, documents):
     segments = jnp.cumsum(jnp.arange(T) % 100 == 99) * jnp.ones((B, 1), jnp.int32) if documents else None
     ours = jax.jit(lambda *x: with_gradients(lambda *y: splash(*y, window, segments), *x))(q, k, v, weights)
     reference = with_gradients(
-        lambda *y: attend(*y, AttentionContext(segments=segments, window=window), scale=0.3), q, k, v, weights
+        lambda *y: attend(*y, AttentionContext(segments=segments, window=window), Weighing(0.3)), q, k, v, weights
     )
     for mine, other in zip(ours, reference, strict=True):
         np.testing.assert_allclose(mine, other, atol=2e-5 * float(jnp.abs(other).max()))
@@ -49,7 +49,7 @@ def test_splash_is_the_reference_with_its_gradients(window, documents):
 def test_a_band_costs_its_band(window):
     """The grids of all three kernels, which are what is computed, against the band and against the square."""
     length = 4096
-    kernel = kernels._splash_kernel(1, length, window, 512, "saved", False)
+    kernel = kernels._splash_kernel(1, length, window, 512, "saved", False, False)
     block = kernel.kwargs["block_sizes"].block_q
     for grid in (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info):
         area = grid.block_mask.size * block**2
@@ -89,7 +89,7 @@ def test_splash_keeps_its_precision_where_callers_ask_for_more():
 )
 def test_which_kernel_serves(call, kernel):
     where, length, d_head, dtype, segments, dropout = call
-    assert kernels.serving(where, length, d_head, dtype, segments=segments, dropout=dropout) == kernel
+    assert kernels.serving(where, length, d_head, dtype, segments=segments, plain=not dropout) == kernel
 
 
 def test_the_platform_is_that_of_the_mesh():

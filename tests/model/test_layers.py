@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import NamedSharding
 
 from scaling.config import schema as cfg
-from scaling.model.layers import LayerNorm, lookup
+from scaling.model.layers import lookup
+from scaling.model.norms import LayerNorm
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import gathered, stored_spec, used_spec
 

@@ -14,7 +14,7 @@ from scaling import cli
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
 from scaling.model import decoder, kernels
-from scaling.model.attention import attend
+from scaling.model.attend import Weighing, attend
 from scaling.model.context import AttentionContext
 from scaling.model.pipeline import pipelined
 from scaling.objectives.next_token import next_token
@@ -163,7 +163,7 @@ def test_splash_inside_stages_is_the_reference():
         found = jax.jit(run)(q, k, v)
     for stage in range(2):
         np.testing.assert_allclose(
-            found[stage], attend(q[stage], k[stage], v[stage], AttentionContext(), scale=0.3), atol=2e-5
+            found[stage], attend(q[stage], k[stage], v[stage], AttentionContext(), Weighing(0.3)), atol=2e-5
         )
 
 

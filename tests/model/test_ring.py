@@ -11,7 +11,7 @@ from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
 from scaling.data.batch import of_sequences
 from scaling.model import decoder, ring
-from scaling.model.attention import attend
+from scaling.model.attend import Weighing, attend
 from scaling.model.context import AttentionContext
 from scaling.model.fused import fused
 from scaling.objectives.next_token import next_token
@@ -58,7 +58,7 @@ def by_ring(devices, q, k, v, weights, window, segments, **options):
             if options.get("kernel"):
                 return ring.attend(q, k, v, scale=0.3, window=window, segments=segments, residuals="saved", **options)
             context = AttentionContext(segments=segments, window=window, zigzag=True)
-            return attend(q, k, v, context, scale=0.3, **options)
+            return attend(q, k, v, context, Weighing(0.3, **options))
 
         return with_gradients(attention, q, k, v, weights)
 
@@ -86,7 +86,7 @@ def test_the_ring_is_the_reference_with_its_gradients(axes, length, window, segm
     tensors = inputs(length, d_head)
     segments = documents(length) if segments else None
     want = with_gradients(
-        lambda *y: attend(*y, AttentionContext(segments=segments, window=window), scale=0.3), *tensors
+        lambda *y: attend(*y, AttentionContext(segments=segments, window=window), Weighing(0.3)), *tensors
     )
     devices = mesh(**axes)
     got = by_ring(devices, *tensors, window, segments, block=block)
@@ -101,8 +101,8 @@ def test_bfloat16_is_as_near_as_the_reference():
     """Against float32: the ring in bfloat16 errs no more than twice the reference in bfloat16."""
     wide = inputs(64, 16)
     narrow = [x.astype(jnp.bfloat16) for x in wide]
-    exact = with_gradients(lambda *y: attend(*y, AttentionContext(), scale=0.3), *wide)
-    reference = with_gradients(lambda *y: attend(*y, AttentionContext(), scale=0.3), *narrow)
+    exact = with_gradients(lambda *y: attend(*y, AttentionContext(), Weighing(0.3)), *wide)
+    reference = with_gradients(lambda *y: attend(*y, AttentionContext(), Weighing(0.3)), *narrow)
     devices = mesh(context=4)
     got = by_ring(devices, *narrow, 0, None)
     with jax.set_mesh(devices):
@@ -118,7 +118,7 @@ def test_the_kernel_in_the_ring_is_the_reference(segments):
     """The TPU's kernel, interpreted, at every kind of hop: own, earlier, later."""
     tensors = inputs(768, 64, batch=1, heads=1)
     segments = documents(768)[:1] // 20 if segments else None
-    want = with_gradients(lambda *y: attend(*y, AttentionContext(segments=segments), scale=0.3), *tensors)
+    want = with_gradients(lambda *y: attend(*y, AttentionContext(segments=segments), Weighing(0.3)), *tensors)
     devices = mesh(context=3)
     got = by_ring(devices, *tensors, 0, segments, block=128, kernel=True, interpret=True)
     with jax.set_mesh(devices):
@@ -174,7 +174,7 @@ def test_the_program_sends_only_what_the_hops_need():
     def permutes(window):
         x = jax.ShapeDtypeStruct((2, 2, 128, 8), jnp.float32)
         context = AttentionContext(window=window, zigzag=True)
-        run = jax.jit(lambda q, k, v: attend(q, k, v, context, scale=1.0, block=8))
+        run = jax.jit(lambda q, k, v: attend(q, k, v, context, Weighing(1.0, block=8)))
         return run.lower(x, x, x).as_text().count("collective_permute")
 
     with jax.set_mesh(mesh(context=8)):

@@ -1,0 +1,238 @@
+"""Attention as a function: dense, or in a local band (Sparse Transformer, arXiv 1904.10509; GPT-3, section 2.1).
+
+Heads of keys and values may be fewer than those of queries, each for a group of them (arXiv 2305.13245): N below.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from scaling.model import kernels, ring
+from scaling.model.context import AttentionContext
+from scaling.model.layers import SAVED, dropout
+from scaling.parallel.sharding import context_devices
+
+_MASKED = -1e30  # not -inf: a fully masked row (padding) must give finite gradients
+
+
+class Dropout(NamedTuple):
+    rate: float
+    key: jax.Array
+
+
+class Weighing(NamedTuple):
+    """How scores become weights.
+
+    Attributes:
+        scale: multiplies q.k.
+        slopes: of ALiBi, one a head: a score falls by so much with each position of distance; () = none.
+        dropped: dropout on the weights; for texts that are neither cached nor branched nor in zigzag order.
+        block: positions in a block of the TPU's kernel, and of the ring.
+    """
+
+    scale: float
+    slopes: tuple[float, ...] = ()
+    dropped: Dropout | None = None
+    block: int = 512
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, how: Weighing) -> jax.Array:
+    """Attention among the tokens of a call, and over what is cached before them.
+
+    On a TPU or a GPU by the kernel that serves the call (``kernels.serving``), else as written here; over a sequence
+    in zigzag order by the ring. A window narrower than half the sequence costs its band, not the square.
+
+    Args:
+        q: queries [B, H, T, K].
+        k: keys [B, N, T, K]; N divides H.
+        v: values [B, N, T, K].
+        context: who sees whom.
+        how: scores become weights.
+
+    Returns:
+        [B, H, T, K], in q's dtype; scores and softmax are float32.
+    """
+    if context.branches is not None:
+        assert how.dropped is None
+        return _along_branches(q, k, v, context, how)
+    if context.cached and context.cached.memory:
+        assert how.dropped is None
+        return _over_cache(q, k, v, context, how)
+    kernel = kernels.serving(
+        kernels.platform(),
+        q.shape[2] // (2 * context_devices() if context.zigzag else 1),
+        q.shape[3],
+        q.dtype,
+        segments=context.segments is not None,
+        plain=how.dropped is None and not how.slopes and context.causal,
+    )
+    window, segments, scale, block = context.window, context.segments, how.scale, how.block
+    if context.zigzag:
+        assert how.dropped is None and not how.slopes
+        fast = kernel == "splash"
+        return ring.attend(
+            q, k, v, scale=scale, window=window, segments=segments, block=block, residuals=SAVED, kernel=fast
+        )
+    if kernel == "splash":
+        return kernels.splash(q, k, v, scale=scale, window=window, segments=segments, block=block, residuals=SAVED)
+    if kernel == "cudnn":
+        return checkpoint_name(kernels.cudnn(q, k, v, scale=scale, window=window), SAVED)
+    return checkpoint_name(_reference(q, k, v, context, how), SAVED)
+
+
+class _Tokens(NamedTuple):
+    """Where some queries or keys stand: index in the row [T] (negative: none is there) and document [B or 1, T]."""
+
+    times: jax.Array
+    segments: jax.Array
+
+
+def _reference(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, how: Weighing) -> jax.Array:
+    """``attend`` in plain JAX. Masks go by index in the row: inside of a document that is the order of positions."""
+    length, window, segments = q.shape[2], context.window, context.segments
+    if segments is None:
+        segments = jnp.zeros((1, length), jnp.int32)
+    tokens = _Tokens(jnp.arange(length), segments)
+    if not context.causal:
+        return _masked(q, k, v, (tokens, tokens), context, how)
+    if not window or length <= 2 * window:
+        return _by_rows(q, k, v, tokens, context, how)
+    # Blocks of `window` queries, each against its own and the previous block of keys.
+    pad = -length % window
+    blocks = (length + pad) // window
+
+    def split(x: jax.Array, axis: int, fill: int = 0) -> jax.Array:  # time -> (blocks, window), blocks in front
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, pad)
+        x = jnp.pad(x, widths, constant_values=fill)
+        x = x.reshape(*x.shape[:axis], blocks, window, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x, axis, 0)
+
+    def with_previous(x: jax.Array, axis: int, fill: int = 0) -> jax.Array:
+        first = jnp.full_like(x[:1], fill)
+        return jnp.concatenate([jnp.concatenate([first, x[:-1]]), x], axis=axis)
+
+    mine = _Tokens(split(tokens.times, 0, -1), split(segments, 1, -1))
+    theirs = _Tokens(with_previous(mine.times, 1, -1), with_previous(mine.segments, 2, -2))
+    k, v = with_previous(split(k, 2), 3), with_previous(split(v, 2), 3)
+    keys = None if how.dropped is None else jax.random.split(how.dropped.key, blocks)
+
+    def block(q: jax.Array, k: jax.Array, v: jax.Array, tokens: tuple[_Tokens, _Tokens], key: Any) -> jax.Array:
+        return _masked(q, k, v, tokens, context, _with_key(how, key))
+
+    out = jax.vmap(block)(split(q, 2), k, v, (mine, theirs), keys)
+    out = jnp.moveaxis(out, 0, 2)
+    return out.reshape(*q.shape[:2], length + pad, -1)[:, :, :length]
+
+
+def _with_key(how: Weighing, key: Any) -> Weighing:
+    """The same with a dropout key of its own, for a block."""
+    return how._replace(dropped=how.dropped and how.dropped._replace(key=key))
+
+
+def _by_rows(
+    q: jax.Array, k: jax.Array, v: jax.Array, tokens: _Tokens, context: AttentionContext, how: Weighing
+) -> jax.Array:
+    """Blocks of queries, each against the keys up to its own: not the half of the square that causality forbids."""
+    length = q.shape[2]
+    blocks = 8 if length >= 1024 else 4 if length >= 128 else 1
+    keys = [None] * blocks if how.dropped is None else jax.random.split(how.dropped.key, blocks)
+    bounds = [length * block // blocks for block in range(blocks + 1)]
+    out = []
+    for start, stop, dropout_key in zip(bounds, bounds[1:], keys, strict=False):
+        mine = _Tokens(tokens.times[start:stop], tokens.segments[:, start:stop])
+        seen = _Tokens(tokens.times[:stop], tokens.segments[:, :stop])
+        query, key, value = q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop]
+        out.append(_masked(query, key, value, (mine, seen), context, _with_key(how, dropout_key)))
+    return out[0] if blocks == 1 else jnp.concatenate(out, axis=2)
+
+
+def _along_branches(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, how: Weighing) -> jax.Array:
+    """Causal attention along the branches of a tree."""
+    assert context.branches is not None and context.positions is not None and context.causal
+    mine, other = context.branches[:, :, None], context.branches[:, None, :]
+    age = context.positions[:, :, None] - context.positions[:, None, :]
+    mask = _in_sight(age, context) & ((other == 0) | (other == mine))
+    return _weighed(q, k, v, mask[:, None], age, how)
+
+
+def _over_cache(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, how: Weighing) -> jax.Array:
+    """Causal attention of a few new tokens over the slots before them, and over each other.
+
+    A banded layer reads its band of the cache only.
+    """
+    cached = context.cached
+    assert cached is not None and cached.memory is not None and context.causal
+    (keys, values), slot, window = cached.memory, cached.slot, context.window
+    length, slots = q.shape[2], keys.shape[2]
+    first: jax.Array | int = 0
+    if window and window - 1 < slots:  # the first query sees window - 1 slots before it, the others fewer
+        first = jnp.clip(slot - (window - 1), 0, slots - (window - 1))
+        keys, values = (jax.lax.dynamic_slice_in_dim(x, first, window - 1, axis=2) for x in (keys, values))
+    new = slot + jnp.arange(length)
+    old = first + jnp.arange(keys.shape[2])
+    times = jnp.concatenate([old, new])
+    age = new[:, None] - times
+    mask = _in_sight(age, context) & jnp.concatenate([old < slot, jnp.ones(length, bool)])
+    mask = mask & (times >= cached.starts[:, None])[:, None, :]  # [B, T, S + T]
+    scores = jnp.concatenate([_scores(q, keys), _scores(q, k)], -1)
+    weights = _weights(scores, mask[:, None], age, how).astype(q.dtype)
+    past, present = jnp.split(weights, [keys.shape[2]], axis=-1)
+    return _mixed(past, values) + _mixed(present, v)
+
+
+def _masked(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    tokens: tuple[_Tokens, _Tokens],
+    context: AttentionContext,
+    how: Weighing,
+) -> jax.Array:
+    """Attention of some queries over some keys; ``tokens`` says where these and those stand."""
+    mine, theirs = tokens
+    age = mine.times[:, None] - theirs.times[None, :]
+    mask = _in_sight(age, context) & (theirs.times >= 0)[None, :]
+    mask = mask[None, None] & (mine.segments[:, None, :, None] == theirs.segments[:, None, None, :])
+    return _weighed(q, k, v, mask, age, how)
+
+
+def _in_sight(age: jax.Array, context: AttentionContext) -> jax.Array:
+    """Whether a key that is so many positions before its query may be seen, by causality and window."""
+    mask = age >= 0 if context.causal else jnp.ones_like(age, bool)
+    if context.window:
+        mask &= (age if context.causal else jnp.abs(age)) < context.window
+    return mask
+
+
+def _weighed(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, age: jax.Array, how: Weighing) -> jax.Array:
+    """Values weighed by the softmax of the scores where the mask [B or 1, 1, T, S] allows; age [T, S] or [B, T, S]."""
+    weights = _weights(_scores(q, k), mask, age, how).astype(v.dtype)
+    if how.dropped:
+        weights = dropout(weights, how.dropped.rate, how.dropped.key)
+    return _mixed(weights, v)
+
+
+def _weights(scores: jax.Array, mask: jax.Array, age: jax.Array, how: Weighing) -> jax.Array:
+    scores = scores * how.scale
+    if how.slopes:
+        slopes = np.asarray(how.slopes, np.float32)[:, None, None]
+        scores = scores - slopes * age[..., None, :, :].astype(jnp.float32)
+    return jax.nn.softmax(jnp.where(mask, scores, _MASKED), axis=-1)
+
+
+def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """q.k, float32 [B, H, T, S]: the queries of a group's heads one after the other against the group's keys."""
+    grouped = q.reshape(*k.shape[:2], -1, q.shape[3])
+    scores = jnp.einsum("bntk,bnsk->bnts", grouped, k, preferred_element_type=jnp.float32)
+    return scores.reshape(*q.shape[:3], k.shape[2])
+
+
+def _mixed(weights: jax.Array, v: jax.Array) -> jax.Array:
+    """Values [B, N, S, K] by weights [B, H, T, S]: [B, H, T, K]."""
+    rows = weights.shape[1] // v.shape[1] * weights.shape[2]
+    grouped = weights.reshape(*v.shape[:2], rows, v.shape[2])
+    return jnp.einsum("bnts,bnsk->bntk", grouped, v).reshape(*weights.shape[:3], -1)

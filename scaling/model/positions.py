@@ -1,0 +1,97 @@
+"""Positions that are computed and not learned: rotary, sinusoidal, ALiBi. Phases and angles are float32."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaling.config import schema as cfg
+
+
+def rotate(x: jax.Array, positions: jax.Array, rotary: cfg.Rotary) -> jax.Array:
+    """Turns pairs of features of each head by angles that grow with the position (RoFormer, arXiv 2104.09864).
+
+    Args:
+        x: queries or keys [B, H, T, K].
+        positions: int32 [B or 1, T].
+        rotary: which features, how fast.
+
+    Returns:
+        As x.
+    """
+    width = rotary.dim or x.shape[-1]
+    rates, amplitude = rotary_rates(rotary, x.shape[-1])
+    angles = positions[:, None, :, None].astype(jnp.float32) * rates  # [B or 1, 1, T, width / 2]
+    cos, sin = jnp.cos(angles) * amplitude, jnp.sin(angles) * amplitude
+    turning, still = x[..., :width].astype(jnp.float32), x[..., width:]
+    if rotary.interleaved:
+        one, other = turning[..., 0::2], turning[..., 1::2]
+        turned = jnp.stack([one * cos - other * sin, other * cos + one * sin], axis=-1).reshape(turning.shape)
+    else:
+        one, other = jnp.split(turning, 2, axis=-1)
+        turned = jnp.concatenate([one * cos - other * sin, other * cos + one * sin], axis=-1)
+    return jnp.concatenate([turned.astype(x.dtype), still], axis=-1)
+
+
+def rotary_rates(rotary: cfg.Rotary, d_head: int) -> tuple[np.ndarray, float]:
+    """Angles a position for each pair of features, and what the turned features are multiplied by.
+
+    Scaling for texts longer than those trained on: ``linear`` divides all rates (arXiv 2306.15595); ``llama3`` divides
+    the slow ones (Llama 3.1's reference code); ``yarn`` divides the slow ones and raises the scores (arXiv 2309.00071,
+    section 3).
+
+    Returns:
+        float32 [width / 2], and a number.
+    """
+    width = rotary.dim or d_head
+    rates = 1.0 / rotary.theta ** (np.arange(0, width, 2, dtype=np.float64) / width)
+    if rotary.scaling == "none":
+        return rates.astype(np.float32), 1.0
+    if rotary.scaling == "linear":
+        return (rates / rotary.factor).astype(np.float32), 1.0
+    turns = rates * rotary.original_length / (2 * math.pi)  # of a pair over the texts trained on
+    if rotary.scaling == "llama3":
+        low, high = rotary.low or 1.0, rotary.high or 4.0
+        kept = np.clip((turns - low) / (high - low), 0, 1)
+        return (rates * (kept + (1 - kept) / rotary.factor)).astype(np.float32), 1.0
+    low, high = rotary.low or 1.0, rotary.high or 32.0
+    first, last = (_pair_of(turns, rotary, width) for turns in (high, low))
+    if rotary.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, width - 1)
+    slow = np.clip((np.arange(width // 2) - first) / max(last - first, 1e-3), 0, 1)
+    amplitude = rotary.attention_factor or (0.1 * math.log(rotary.factor) + 1 if rotary.factor > 1 else 1.0)
+    return (rates * (1 - slow) + rates / rotary.factor * slow).astype(np.float32), amplitude
+
+
+def _pair_of(turns: float, rotary: cfg.Rotary, width: int) -> float:
+    """The pair of features, as a real number, that makes so many turns over the texts trained on."""
+    return width * math.log(rotary.original_length / (turns * 2 * math.pi)) / (2 * math.log(rotary.theta))
+
+
+def sinusoids(positions: jax.Array, width: int, order: str) -> jax.Array:
+    """Sines and cosines of positions [B or 1, T] (arXiv 1706.03762, section 3.5): float32 [B or 1, T, width].
+
+    Args:
+        positions: int32.
+        width: features, even.
+        order: "halves" (all sines, then all cosines: CTRL) or "interleaved" (as the paper writes them).
+    """
+    rates = (1.0 / 10_000.0 ** (np.arange(0, width, 2, dtype=np.float64) / width)).astype(np.float32)
+    angles = positions[..., None].astype(jnp.float32) * rates
+    if order == "halves":
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*angles.shape[:-1], width)
+
+
+def alibi_slopes(heads: int) -> tuple[float, ...]:
+    """How much a head's scores fall with each position of distance (ALiBi, arXiv 2108.12409, section 3).
+
+    A geometric sequence; for numbers that are no power of 2, that of the power below and every other one of the power
+    above, as in the authors' code and BLOOM.
+    """
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    slopes += [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (heads - power), 2)]
+    return tuple(slopes)
