@@ -16,15 +16,17 @@ def six_n(parameter_count: int) -> int:
     return 6 * parameter_count
 
 
-def positions_seen(sequence_length: int, window: int = 0) -> float:
+def positions_seen(sequence_length: int, window: int = 0, strided: bool = False) -> float:
     """Mean number of positions that a query attends to, its own included.
 
     Causal attention is half of a square, (T + 1) / 2; inside a band of ``window`` positions (0 = dense)
-    position i sees min(i + 1, window).
+    position i sees min(i + 1, window), and if ``strided`` further floor(i / window).
     """
     t = sequence_length
     w = min(window, t) if window else t
-    return (w * (w + 1) / 2 + (t - w) * w) / t
+    blocks, rest = divmod(t, w)
+    beyond = (w * blocks * (blocks - 1) / 2 + rest * blocks) if strided else 0
+    return (w * (w + 1) / 2 + (t - w) * w + beyond) / t
 
 
 def forward_per_token(model: Model, sequence_length: int | None = None) -> float:
@@ -39,10 +41,9 @@ def forward_per_token(model: Model, sequence_length: int | None = None) -> float
 
 def attention_per_token(model: Model, sequence_length: int) -> float:
     """Those of the forward FLOPs that are products of queries with keys, and of weights with values."""
-    pattern = model.attention_pattern
-    windows = [model.band_width if pattern[i % len(pattern)] == "banded" else 0 for i in range(model.num_layers)]
+    sights = [model.sights[i % len(model.sights)] for i in range(model.num_layers)]
     # 2 d_head operations each, for every head and position seen.
-    return sum(4 * model.num_heads * model.d_head * positions_seen(sequence_length, w) for w in windows)
+    return sum(4 * model.num_heads * model.d_head * positions_seen(sequence_length, *sight) for sight in sights)
 
 
 def training_per_token(model: Model, sequence_length: int | None = None) -> float:

@@ -27,7 +27,7 @@ CHOICES = {
     "optimizer.schedule": ("cosine", "wsd", "linear", "constant"),
     "optimizer.state_dtype": ("float32", "bfloat16"),
 }
-ATTENTION = ("dense", "banded")
+ATTENTION = ("dense", "banded", "strided")
 
 # Above these no knob means anything: steps and sizes of arrays are 32-bit integers, other counts must be exact as
 # floats, and on devices numbers have 32 bits.

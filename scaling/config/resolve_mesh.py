@@ -55,6 +55,8 @@ def check_mesh(config: Config, device_count: int | None) -> None:
 def _check_context(config: Config) -> None:
     """What ring attention asks for."""
     model, mesh = config.model, config.mesh
+    if "strided" in model.attention_pattern:
+        raise refused("mesh.context", mesh.context, "must be 1 with 'strided' in config.model.attention_pattern")
     if model.positions == "alibi":
         raise refused("mesh.context", mesh.context, "must be 1 with config.model.positions='alibi'")
     if mesh.stage > 1:

@@ -13,7 +13,7 @@ The dataclasses below are the only declaration. From them come
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -25,6 +25,13 @@ T = TypeVar("T")
 def knob(default: Any, unit: str, help: str) -> Any:
     """Declares one knob: its default, its unit ("" for a pure number or name) and what it does."""
     return dataclasses.field(default=default, metadata={"unit": unit, "help": help})
+
+
+class Sight(NamedTuple):
+    """How far back a layer's tokens see: ``window`` positions (0 = all), and if ``strided`` every so many."""
+
+    window: int = 0
+    strided: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +85,13 @@ class Model:
     tied_embedding: bool = knob(True, "", "the output projection is the token embedding")
     logit_bias: bool = knob(False, "", "each token's logit has a bias (GPT-J)")
     attention_pattern: tuple[str, ...] = knob(
-        ("dense",), "", "attention of layers 0, 1, ...: 'dense' or 'banded', repeated through the depth"
+        ("dense",), "", "attention of layers 0, 1, ...: 'dense', 'banded' or 'strided', repeated through the depth"
     )
-    band_width: int = knob(256, "tokens", "a banded layer sees this many positions, its own included")
+    band_width: int = knob(
+        256,
+        "tokens",
+        "a banded or strided layer sees so many positions, its own included; strided: and every so many",
+    )
     document_mask: bool = knob(False, "", "no attention across documents, positions restart (GPT-3: False)")
     dropout_embedding: float = knob(0.0, "probability", "dropout after the embeddings")
     dropout_attention: float = knob(0.0, "probability", "dropout on attention weights")
@@ -90,6 +101,13 @@ class Model:
     parametrization: str = knob("standard", "", "standard, mup (width) or completep (width and depth)")
     base_width: int = knob(256, "features", "d_model at which the muP hyperparameters were tuned")
     base_depth: int = knob(2, "layers", "num_layers at which the CompleteP hyperparameters were tuned")
+
+    @property
+    def sights(self) -> tuple[Sight, ...]:
+        """What the layers of one period of ``attention_pattern`` see."""
+        return tuple(
+            Sight(0 if kind == "dense" else self.band_width, kind == "strided") for kind in self.attention_pattern
+        )
 
     @property
     def kv_heads(self) -> int:

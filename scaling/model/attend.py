@@ -1,4 +1,4 @@
-"""Attention as a function: dense, or in a local band (Sparse Transformer, arXiv 1904.10509; GPT-3, section 2.1).
+"""Attention as a function: dense, banded or strided (Sparse Transformer, arXiv 1904.10509; GPT-3, section 2.1).
 
 Heads of keys and values may be fewer than those of queries, each for a group of them (arXiv 2305.13245): N below.
 """
@@ -67,7 +67,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, 
         q.shape[3],
         q.dtype,
         segments=context.segments is not None,
-        plain=how.dropped is None and not how.slopes and context.causal,
+        plain=how.dropped is None and not how.slopes and context.causal and not context.strided,
     )
     window, segments, scale, block = context.window, context.segments, how.scale, how.block
     if context.zigzag:
@@ -100,6 +100,8 @@ def _reference(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionConte
         return _masked(q, k, v, (tokens, tokens), context, how)
     if not window or length <= 2 * window:
         return _by_rows(q, k, v, tokens, context, how)
+    if context.strided:
+        return _strided(q, k, v, segments, context, how)
     # Blocks of `window` queries, each against its own and the previous block of keys.
     pad = -length % window
     blocks = (length + pad) // window
@@ -150,6 +152,52 @@ def _by_rows(
     return out[0] if blocks == 1 else jnp.concatenate(out, axis=2)
 
 
+def _strided(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, context: AttentionContext, how: Weighing
+) -> jax.Array:
+    """A band and every ``window``-th position before it, by T (2 W + T / W) scores and not by T^2.
+
+    The row is cut into J blocks of W tokens. Token r of a block sees its own block and the one before it, as far as the
+    band reaches (the near keys), and token r of each block before (the far keys).
+    """
+    (rows, heads, length, features), width = q.shape, context.window
+    groups = k.shape[1]
+    count = -(-length // width)
+
+    def blocks(x: jax.Array, axis: int) -> jax.Array:
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, count * width - length)
+        return jnp.pad(x, widths).reshape(*x.shape[:axis], count, width, *x.shape[axis + 1 :])
+
+    def near(x: jax.Array, axis: int) -> jax.Array:  # with the block before
+        before = jnp.roll(x, 1, axis)
+        return jnp.concatenate([before, x], axis + 1)
+
+    q = blocks(q, 2).reshape(rows, groups, heads // groups, count, width, features)
+    k, v, documents = blocks(k, 2), blocks(v, 2), blocks(segments, 1)
+    index, inside = jnp.arange(count)[:, None, None], jnp.arange(width)[:, None]
+    ages = inside + width - jnp.arange(2 * width), width * (index - jnp.arange(count))
+    seen_near = (ages[0] >= 0) & (ages[0] < width) & (index * width + inside >= ages[0])
+    same_near = documents[:, :, :, None] == near(documents, 1)[:, :, None, :]
+    same_far = documents[:, :, :, None] == documents.swapaxes(1, 2)[:, None]
+    mask = jnp.concatenate([seen_near & same_near, (ages[1] > 0) & same_far], -1)
+    age = jnp.concatenate([jnp.broadcast_to(x, (count, width, x.shape[-1])) for x in ages], -1)
+    near_k, near_v = near(k, 2), near(v, 2)
+    scores = [
+        jnp.einsum("bngjrk,bnjsk->bngjrs", q, near_k, preferred_element_type=jnp.float32),
+        jnp.einsum("bngjrk,bnirk->bngjri", q, k, preferred_element_type=jnp.float32),
+    ]
+    flat = jnp.concatenate(scores, -1).reshape(rows, heads, count * width, -1)
+    mask, age = (x.reshape(*x.shape[:-3], count * width, -1) for x in (mask, age))
+    weights = _weights(flat, mask[:, None], age, how).astype(v.dtype)
+    if how.dropped:
+        weights = dropout(weights, how.dropped.rate, how.dropped.key)
+    weights = weights.reshape(*q.shape[:-1], -1)
+    out = jnp.einsum("bngjrs,bnjsk->bngjrk", weights[..., : 2 * width], near_v)
+    out += jnp.einsum("bngjri,bnirk->bngjrk", weights[..., 2 * width :], v)
+    return out.reshape(rows, heads, count * width, features)[:, :, :length]
+
+
 def _along_branches(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, how: Weighing) -> jax.Array:
     """Causal attention along the branches of a tree."""
     assert context.branches is not None and context.positions is not None and context.causal
@@ -162,21 +210,28 @@ def _along_branches(q: jax.Array, k: jax.Array, v: jax.Array, context: Attention
 def _over_cache(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, how: Weighing) -> jax.Array:
     """Causal attention of a few new tokens over the slots before them, and over each other.
 
-    A banded layer reads its band of the cache only.
+    A banded layer reads its band of the cache only, a strided one for a single token also each slot of its stride.
     """
     cached = context.cached
     assert cached is not None and cached.memory is not None and context.causal
     (keys, values), slot, window = cached.memory, cached.slot, context.window
     length, slots = q.shape[2], keys.shape[2]
-    first: jax.Array | int = 0
-    if window and window - 1 < slots:  # the first query sees window - 1 slots before it, the others fewer
+    new, old = slot + jnp.arange(length), jnp.arange(slots)
+    if window and window - 1 < slots and (length == 1 or not context.strided):
+        # The first query sees window - 1 slots before it, the others fewer.
         first = jnp.clip(slot - (window - 1), 0, slots - (window - 1))
-        keys, values = (jax.lax.dynamic_slice_in_dim(x, first, window - 1, axis=2) for x in (keys, values))
-    new = slot + jnp.arange(length)
-    old = first + jnp.arange(keys.shape[2])
+        old = first + jnp.arange(window - 1)
+        near = [jax.lax.dynamic_slice_in_dim(x, first, window - 1, axis=2) for x in (keys, values)]
+        if context.strided:
+            far = slot - window * jnp.arange(1, -(-slots // window) + 1)
+            old = jnp.concatenate([old, far])
+            # Slots that are none are masked, wherever they are read from; that of the band is not read again.
+            beyond = [jnp.take(x, jnp.maximum(far, 0), axis=2) for x in (keys, values)]
+            near = [jnp.concatenate(pair, axis=2) for pair in zip(near, beyond, strict=True)]
+        keys, values = near
     times = jnp.concatenate([old, new])
     age = new[:, None] - times
-    mask = _in_sight(age, context) & jnp.concatenate([old < slot, jnp.ones(length, bool)])
+    mask = _in_sight(age, context) & jnp.concatenate([(old >= 0) & (old < slot), jnp.ones(length, bool)])
     mask = mask & (times >= cached.starts[:, None])[:, None, :]  # [B, T, S + T]
     scores = jnp.concatenate([_scores(q, keys), _scores(q, k)], -1)
     weights = _weights(scores, mask[:, None], age, how).astype(q.dtype)
@@ -204,7 +259,8 @@ def _in_sight(age: jax.Array, context: AttentionContext) -> jax.Array:
     """Whether a key that is so many positions before its query may be seen, by causality and window."""
     mask = age >= 0 if context.causal else jnp.ones_like(age, bool)
     if context.window:
-        mask &= (age if context.causal else jnp.abs(age)) < context.window
+        near = (age if context.causal else jnp.abs(age)) < context.window
+        mask &= near | (age % context.window == 0) if context.strided else near
     return mask
 
 

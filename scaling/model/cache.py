@@ -121,9 +121,9 @@ def _through(
     segments = (there >= cached.starts[:, None]).astype(jnp.int32)
     context = AttentionContext(positions, segments, cached=cached)
     x, grown = model.embed(tokens, positions), []
-    windows = itertools.cycle(decoder.windows(network.model))
-    for block, window, memory in zip(blocks, windows, cache, strict=False):
-        here = context.within(window)
+    sights = itertools.cycle(network.model.sights)
+    for block, sight, memory in zip(blocks, sights, cache, strict=False):
+        here = context.within(sight)
         x, after = block(x, here if memory is None else here.after(memory))
         assert after is not None
         grown.append(after)

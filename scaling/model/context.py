@@ -7,6 +7,8 @@ import dataclasses
 
 import jax
 
+from scaling.config import schema as cfg
+
 Memory = tuple[jax.Array, jax.Array]  # cached keys and values of one layer, [B, H, S, K] each
 
 _STATIC = {"static": True}
@@ -42,6 +44,7 @@ class AttentionContext:
             sees the context and its own branch, by ``positions``. -1 is padding. For scoring, without segments.
         cached: the row grows, and its first tokens are in a cache.
         window: a token sees this many positions, its own included; 0 = all.
+        strided: and of those before them each ``window``-th (Sparse Transformer, arXiv 1904.10509, section 4.2).
         causal: a token sees nothing that comes after it.
         zigzag: the sequence lies over the mesh axis ``context`` in the order of ``ring.zigzag``; positions and segments
             do, too.
@@ -52,16 +55,20 @@ class AttentionContext:
     branches: jax.Array | None = None
     cached: Cached | None = None
     window: int = dataclasses.field(default=0, metadata=_STATIC)
+    strided: bool = dataclasses.field(default=False, metadata=_STATIC)
     causal: bool = dataclasses.field(default=True, metadata=_STATIC)
     zigzag: bool = dataclasses.field(default=False, metadata=_STATIC)
 
     def __post_init__(self) -> None:
         assert self.branches is None or (self.positions is not None and self.segments is None)
         assert not (self.zigzag and (self.cached or self.branches is not None)) and (self.causal or not self.zigzag)
+        assert not self.strided or (self.window and self.causal and not self.zigzag)
 
-    def within(self, window: int) -> "AttentionContext":
-        """The same with another window: layers differ in it."""
-        return self if window == self.window else dataclasses.replace(self, window=window)
+    def within(self, sight: cfg.Sight) -> "AttentionContext":
+        """The same as a layer sees it: layers differ in how far back they look."""
+        if sight == (self.window, self.strided):
+            return self
+        return dataclasses.replace(self, window=sight.window, strided=sight.strided)
 
     def after(self, memory: Memory) -> "AttentionContext":
         """The same in a layer whose cache holds these keys and values."""

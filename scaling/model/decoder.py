@@ -135,7 +135,7 @@ class Decoder(nnx.Module):
     def _layers(self, stack: Block, keys: jax.Array | None, x: jax.Array, context: AttentionContext) -> jax.Array:
         """Scans over groups of stacked layers, one period of the attention pattern a group: so windows are static."""
         compute = self.compute
-        period = windows(self.config)
+        period = self.config.sights
         groups = jax.tree.map(lambda a: a.reshape(-1, len(period), *a.shape[1:]), (stack, keys))
 
         def layer(block: Block, x: jax.Array, context: AttentionContext, key: jax.Array | None) -> jax.Array:
@@ -145,9 +145,9 @@ class Decoder(nnx.Module):
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[compute.remat], prevent_cse=False)
 
         def group(x: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
-            for i, window in enumerate(period):
+            for i, sight in enumerate(period):
                 block, key = jax.tree.map(lambda a, i=i: a[i], inputs)
-                x = layer(block, x, context.within(window), key)
+                x = layer(block, x, context.within(sight), key)
             return x, None
 
         return jax.lax.scan(group, x, groups, unroll=compute.scan_unroll)[0]
@@ -164,11 +164,6 @@ class Decoder(nnx.Module):
         if self.config.logit_bias:
             logits = logits + use(self.logit_bias, jnp.dtype(jnp.float32))
         return logits[..., : self.config.vocab_size]
-
-
-def windows(config: cfg.Model) -> list[int]:
-    """Window of the attention in each layer of one period of the pattern; 0 = dense."""
-    return [config.band_width if kind == "banded" else 0 for kind in config.attention_pattern]
 
 
 @functools.lru_cache(maxsize=16)

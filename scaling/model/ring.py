@@ -79,7 +79,7 @@ def attend(
     Returns:
         [B, H, T, K], in q's dtype; scores and softmax are float32.
     """
-    setup = _Setup(scale, window, block, residuals, kernel and not window, interpret)
+    setup = _Setup(scale, window, block, residuals, kernel and not window, interpret, k.shape[1] == 1)
     return _attend(q, k, v, segments, setup)
 
 
@@ -90,6 +90,7 @@ class _Setup(NamedTuple):
     residuals: str
     kernel: bool
     interpret: bool
+    single: bool  # one head of keys serves the queries of all devices of ``tensor``
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -293,6 +294,8 @@ def _backward(
     zeros = [jnp.zeros(x.shape, jnp.float32) for x in (q, k, v)]
     (dq, travelling), home = _around(setup, q.shape[2], (k, v, segments), (zeros[0], tuple(zeros[1:])), meet)
     dk, dv = _shift(travelling, home)
+    if setup.single:
+        dk, dv = (jax.lax.psum(x, kernels.HEAD_AXIS) for x in (dk, dv))
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 

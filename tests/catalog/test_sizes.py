@@ -99,6 +99,9 @@ def test_positions_seen_equals_the_mask(window):
     i, j = np.indices((length, length))
     mask = (j <= i) & ((i - j < window) if window else True)
     assert flops.positions_seen(length, window) == pytest.approx(mask.sum() / length)
+    if window:
+        mask |= (j <= i) & ((i - j) % window == 0)
+        assert flops.positions_seen(length, window, True) == pytest.approx(mask.sum() / length)
 
 
 def test_forward_flops_by_hand():

@@ -12,19 +12,21 @@ from scaling.parallel.mesh import make_mesh
 from tests import tiny
 
 
-def tensors(length, seed=0):
+def tensors(length, seed=0, heads=(3, 3, 3)):
     keys = jax.random.split(jax.random.key(seed), 3)
-    return [jax.random.normal(k, (2, 3, length, 8)) for k in keys]
+    return [jax.random.normal(k, (2, h, length, 8)) for k, h in zip(keys, heads, strict=True)]
 
 
-def reference(q, k, v, window, segments):
+def reference(q, k, v, window, segments, strided=False, slopes=(0, 0, 0)):
     """The formula, one query at a time, in NumPy float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     out = np.zeros_like(q)
     for b in range(q.shape[0]):
         for t in range(q.shape[2]):
-            seen = [s for s in range(t + 1) if (not window or s > t - window) and segments[b, s] == segments[b, t]]
+            near = [not window or t - s < window or (strided and (t - s) % window == 0) for s in range(t + 1)]
+            seen = [s for s in range(t + 1) if near[s] and segments[b, s] == segments[b, t]]
             scores = np.einsum("hk,hsk->hs", q[b, :, t], k[b][:, seen]) * 0.3
+            scores -= np.outer(slopes, [t - s for s in seen])
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             weights /= weights.sum(-1, keepdims=True)
             out[b, :, t] = np.einsum("hs,hsk->hk", weights, v[b][:, seen])
@@ -40,6 +42,51 @@ def test_equals_the_formula(length, window):
         out = attend(q, k, v, AttentionContext(segments=seg, window=window), Weighing(0.3))
         want = reference(q, k, v, window, np.zeros((2, length)) if seg is None else seg)
         np.testing.assert_allclose(out, want, atol=2e-6)
+
+
+@pytest.mark.parametrize(("length", "window"), [(12, 3), (13, 4), (16, 7), (9, 1), (5, 40)])
+def test_strided_and_biased_equal_the_formula(length, window):
+    q, k, v = tensors(length)
+    segments = np.cumsum(np.arange(length) % 8 == 7)[None].repeat(2, 0)
+    slopes = (0.5, 0.1, 0.02)
+    for seg in (None, segments):
+        for strided in (True, False):
+            context = AttentionContext(segments=seg, window=window, strided=strided)
+            out = attend(q, k, v, context, Weighing(0.3, slopes))
+            known = np.zeros((2, length)) if seg is None else seg
+            np.testing.assert_allclose(out, reference(q, k, v, window, known, strided, slopes), atol=2e-6)
+
+
+@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_grouped_heads_equal_repeated_keys(heads, window):
+    q, k, v = tensors(13, heads=(4, heads, heads))
+    context = AttentionContext(window=window)
+
+    def loss(q, k, v):
+        return jnp.sin(attend(q, k, v, context, Weighing(0.3, (0.1, 0.2, 0.3, 0.4)))).sum()
+
+    def repeated(q, k, v):
+        return loss(q, *(jnp.repeat(x, 4 // heads, axis=1) for x in (k, v)))
+
+    for a, b in zip(jax.grad(loss, (0, 1, 2))(q, k, v), jax.grad(repeated, (0, 1, 2))(q, k, v), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_strided_gradients_equal_dense_under_the_same_mask():
+    q, k, v = tensors(16)
+    age = np.arange(16)[:, None] - np.arange(16)
+    mask = (age >= 0) & ((age < 4) | (age % 4 == 0))
+
+    def dense(q, k, v):
+        scores = jnp.where(mask, jnp.einsum("bhtk,bhsk->bhts", q, k) * 0.3, -jnp.inf)
+        return jnp.square(jnp.einsum("bhts,bhsk->bhtk", jax.nn.softmax(scores, -1), v)).sum()
+
+    def strided(q, k, v):
+        return jnp.square(attend(q, k, v, AttentionContext(window=4, strided=True), Weighing(0.3))).sum()
+
+    for a, b in zip(jax.grad(dense, (0, 1, 2))(q, k, v), jax.grad(strided, (0, 1, 2))(q, k, v), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_banded_gradients_equal_dense_under_the_same_mask():

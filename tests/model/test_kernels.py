@@ -45,6 +45,22 @@ def test_splash_is_the_reference_with_its_gradients(window, documents):
         np.testing.assert_allclose(mine, other, atol=2e-5 * float(jnp.abs(other).max()))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("heads", "window", "documents"), [(1, 96, True), (2, 0, False)])
+def test_splash_with_grouped_heads_is_the_reference_with_its_gradients(heads, window, documents):
+    q, k, v, weights = inputs()
+    q, weights = (jnp.concatenate([x, -x[:, ::-1]], axis=1)[:, : 2 * heads] for x in (q, weights))
+    k, v = (x[:, :heads] for x in (k, v))
+    segments = jnp.cumsum(jnp.arange(T) % 100 == 99) * jnp.ones((B, 1), jnp.int32) if documents else None
+    ours = jax.jit(lambda *x: with_gradients(lambda *y: splash(*y, window, segments), *x))(q, k, v, weights)
+    reference = with_gradients(
+        lambda *y: attend(*y, AttentionContext(segments=segments, window=window), Weighing(0.3)), q, k, v, weights
+    )
+    for mine, other in zip(ours, reference, strict=True):
+        assert mine.shape == other.shape
+        np.testing.assert_allclose(mine, other, atol=2e-5 * float(jnp.abs(other).max()))
+
+
 @pytest.mark.parametrize("window", [128, 256, 512])
 def test_a_band_costs_its_band(window):
     """The grids of all three kernels, which are what is computed, against the band and against the square."""

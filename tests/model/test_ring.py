@@ -97,6 +97,23 @@ def test_the_ring_is_the_reference_with_its_gradients(axes, length, window, segm
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("axes", "heads", "window"), [(dict(context=2, tensor=2), 2, 0), (dict(context=4, tensor=2), 1, 9)]
+)
+def test_grouped_heads_on_the_ring_are_the_reference_with_its_gradients(context, heads, window):
+    q, k, v, weights = inputs(32, 8, heads=4)
+    k, v = (x[:, :heads] for x in (k, v))
+    want = with_gradients(lambda *y: attend(*y, AttentionContext(window=window), Weighing(0.3)), q, k, v, weights)
+    devices = mesh(context=context, tensor=2)
+    got = by_ring(devices, q, k, v, weights, window, None, block=4)
+    with jax.set_mesh(devices):
+        want = [ring.zigzag(x, 2) for x in want]
+    for mine, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=2e-6 * float(jnp.abs(other).max()))
+
+
+@pytest.mark.slow
 def test_bfloat16_is_as_near_as_the_reference():
     """Against float32: the ring in bfloat16 errs no more than twice the reference in bfloat16."""
     wide = inputs(64, 16)
