@@ -97,10 +97,7 @@ def test_the_ring_is_the_reference_with_its_gradients(axes, length, window, segm
 
 
 @pytest.mark.slow
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("axes", "heads", "window"), [(dict(context=2, tensor=2), 2, 0), (dict(context=4, tensor=2), 1, 9)]
-)
+@pytest.mark.parametrize(("context", "heads", "window"), [(2, 2, 0), (4, 1, 9)])
 def test_grouped_heads_on_the_ring_are_the_reference_with_its_gradients(context, heads, window):
     q, k, v, weights = inputs(32, 8, heads=4)
     k, v = (x[:, :heads] for x in (k, v))
