@@ -5,7 +5,7 @@ What a paper leaves open is said here. Every value can be changed by the experim
 
 from ml_collections import ConfigDict
 
-from scaling.catalog import layouts, sizes
+from scaling.catalog import families, layouts, sizes
 from scaling.config.schema import default_config
 
 _BILLION = 1_000_000_000
@@ -93,6 +93,28 @@ def gpt1() -> ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.final_fraction = 0.0
     config.optimizer.warmup_tokens = 2000 * config.train.batch_tokens
+    return config
+
+
+def family(family: str, size: str, tokens: float, /, **optimizer: float | str) -> ConfigDict:
+    """A published shape of another family, trained as GPT-3 is but for what is given.
+
+    AdamW with betas 0.9 and 0.95, weight decay 0.1, a cosine to a tenth over the whole run and 2,000 steps of warm-up
+    are what most of them use. The knobs of the data, above all the tokenizer, are the user's.
+
+    Args:
+        family: as ``scaling.catalog.families`` has it.
+        size: of the shape.
+        tokens: length of training.
+        optimizer: knobs of ``config.optimizer`` in which the paper differs.
+
+    Raises:
+        ValueError: no such family or shape.
+    """
+    config = families.find(family, size).apply(default_config())
+    config.train.tokens = int(tokens)
+    config.optimizer.warmup_tokens = min(2000 * config.train.batch_tokens, config.train.tokens // 10)
+    config.optimizer.update(optimizer)
     return config
 
 

@@ -5,6 +5,8 @@ Sources: GPT-1, Radford et al. 2018, section 4.1; GPT-2, Radford et al. 2019, ta
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -34,6 +36,8 @@ class Size:
     printed_pf_days: float | None = None
     printed_flops: float | None = None
     norm: str = "pre"
+    d_ff: int = 0  # 0 = 4 * d_model
+    switches: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further knobs of the model section
     note: str = ""
 
     def model(self) -> Model:
@@ -45,8 +49,9 @@ class Size:
             d_model=self.d_model,
             num_heads=self.num_heads,
             d_head=self.d_head,
-            d_ff=4 * self.d_model,
+            d_ff=self.d_ff or 4 * self.d_model,
             norm=self.norm,
+            **self.switches,
         )
 
     def apply(self, config: ConfigDict) -> ConfigDict:
@@ -60,7 +65,12 @@ class Size:
         """
         for knob in ("vocab_size", "context_length", "num_layers", "d_model", "num_heads", "d_head", "norm"):
             setattr(config.model, knob, getattr(self, knob))
-        config.model.d_ff = 4 * self.d_model
+        config.model.d_ff = self.d_ff or 4 * self.d_model
+        for knob, value in self.switches.items():
+            if dataclasses.is_dataclass(value):
+                config.model[knob].update(dataclasses.asdict(value))  # type: ignore[arg-type]
+            else:
+                setattr(config.model, knob, value)
         config.train.batch_tokens = self.batch_tokens
         if self.peak_lr is not None:
             config.optimizer.peak_lr = self.peak_lr
@@ -175,7 +185,7 @@ class Parameters:
     """Parameters of one model by part, as this implementation holds them (``scaling.model.decoder``)."""
 
     token_embedding: int  # padded_vocab rows
-    positions: int  # 0 where they are not learned
+    positions: int  # of learned and relative ones
     blocks: int
     final_norm: int  # 0 in post-norm models
     unembedding: int  # 0 where tied to the token embedding
@@ -230,7 +240,7 @@ def parameters(model: Model) -> Parameters:
     rows = width * (1 if model.tied_embedding else 2) + model.logit_bias  # of each token, in all tables
     return Parameters(
         token_embedding=model.padded_vocab * width,
-        positions=(model.context_length + model.position_offset) * d if model.positions == "learned" else 0,
+        positions=_positions(model),
         blocks=model.num_layers * (matrices + biases + norms),
         final_norm=_norm(model, d) if model.norm == "pre" else 0,
         unembedding=0 if model.tied_embedding else model.padded_vocab * width,
@@ -239,6 +249,12 @@ def parameters(model: Model) -> Parameters:
         matrices=model.num_layers * matrices,
         projection=model.vocab_size * width,
     )
+
+
+def _positions(model: Model) -> int:
+    if model.positions == "relative":
+        return model.relative_buckets * model.num_heads
+    return (model.context_length + model.position_offset) * model.d_model if model.positions == "learned" else 0
 
 
 def _norm(model: Model, features: int) -> int:

@@ -16,7 +16,7 @@ CHOICES = {
     "model.norm_kind": ("layer", "rms"),
     "model.parallel": ("no", "one_norm", "two_norms"),
     "model.activation": ("gelu_tanh", "gelu", "relu", "silu"),
-    "model.positions": ("learned", "sinusoidal", "rotary", "alibi", "none"),
+    "model.positions": ("learned", "sinusoidal", "rotary", "alibi", "relative", "none"),
     "model.sinusoid": ("halves", "interleaved"),
     "model.rotary.scaling": ("none", "linear", "llama3", "yarn"),
     "model.parametrization": ("standard", "mup", "completep"),
@@ -24,7 +24,7 @@ CHOICES = {
     "compute.quantization": ("none", "int8", "fp8"),
     "compute.remat": ("none", "dots", "projections", "full"),
     "data.bad_records": ("error", "skip"),
-    "optimizer.schedule": ("cosine", "wsd", "linear", "constant"),
+    "optimizer.schedule": ("cosine", "wsd", "linear", "inverse_sqrt", "constant"),
     "optimizer.state_dtype": ("float32", "bfloat16"),
 }
 ATTENTION = ("dense", "banded", "strided")
@@ -40,11 +40,11 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "at least 1",
         lambda v: v >= 1,
         "model.vocab_multiple model.context_length model.num_layers model.d_model model.num_heads "
-        "model.band_width model.rotary.factor model.base_width model.base_depth compute.scan_unroll "
-        "compute.attention_block "
-        "data.workers data.prefetch train.tokens train.batch_tokens train.ramp_start_tokens mesh.stage mesh.fsdp "
-        "mesh.context mesh.tensor mesh.slices distributed.heartbeat_seconds distributed.join_seconds eval.tokens "
-        "log.every_steps checkpoint.keep_last sample.tokens",
+        "model.band_width model.relative_distance model.rotary.factor model.base_width model.base_depth "
+        "compute.scan_unroll compute.attention_block data.workers data.prefetch train.tokens "
+        "train.batch_tokens train.ramp_start_tokens mesh.stage mesh.fsdp mesh.context mesh.tensor mesh.slices "
+        "distributed.heartbeat_seconds distributed.join_seconds eval.tokens log.every_steps "
+        "checkpoint.keep_last sample.tokens",
     ),
     (
         "0 or more",
@@ -156,7 +156,8 @@ def _derive(config: Config, vocab_size: int | None, device_count: int | None, na
         microbatch_sequences=train.microbatch_sequences or max(1, smallest // sequence),
     )
     if not optimizer.decay_tokens and optimizer.schedule != "constant":
-        length = train.tokens // 5 if optimizer.schedule == "wsd" else train.tokens
+        usual = {"wsd": train.tokens // 5, "inverse_sqrt": optimizer.warmup_tokens or train.batch_tokens}
+        length = usual.get(optimizer.schedule, train.tokens)
         optimizer = dataclasses.replace(optimizer, decay_tokens=length)
     check_stages(mesh)
     if device_count is not None and mesh.data == -1:
@@ -223,6 +224,9 @@ def _check_family(model: Model) -> None:
         must_be_multiple("model.d_model", model.d_model, 2, "2, for config.model.positions='sinusoidal'")
     if model.positions == "rotary":
         _check_rotary(model)
+    if model.relative_buckets < 2 or model.relative_distance <= model.relative_buckets // 2:
+        right = f"must be at least 2, and half of it less than config.model.relative_distance={model.relative_distance}"
+        raise refused("model.relative_buckets", model.relative_buckets, right)
     if model.parametrization != "standard":
         for name, value in (("attention_scale", model.attention_scale), ("embedding_width", model.embedding_width)):
             if value:
@@ -289,7 +293,13 @@ def _check_train(config: Config) -> None:
                 optimizer.decay_tokens,
                 f"must leave room for the warm-up: at most config.train.tokens - config.optimizer.warmup_tokens={room}",
             )
-    elif optimizer.schedule != "constant" and optimizer.warmup_tokens >= optimizer.decay_tokens:
+    elif optimizer.schedule == "inverse_sqrt" and optimizer.warmup_tokens > optimizer.decay_tokens:
+        raise refused(
+            "optimizer.warmup_tokens",
+            optimizer.warmup_tokens,
+            f"must be at most config.optimizer.decay_tokens={optimizer.decay_tokens}, where the decay begins",
+        )
+    elif optimizer.schedule in ("cosine", "linear") and optimizer.warmup_tokens >= optimizer.decay_tokens:
         raise refused(
             "optimizer.warmup_tokens",
             optimizer.warmup_tokens,

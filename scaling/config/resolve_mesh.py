@@ -57,8 +57,8 @@ def _check_context(config: Config) -> None:
     model, mesh = config.model, config.mesh
     if "strided" in model.attention_pattern:
         raise refused("mesh.context", mesh.context, "must be 1 with 'strided' in config.model.attention_pattern")
-    if model.positions == "alibi":
-        raise refused("mesh.context", mesh.context, "must be 1 with config.model.positions='alibi'")
+    if model.positions in ("alibi", "relative"):
+        raise refused("mesh.context", mesh.context, f"must be 1 with config.model.positions={model.positions!r}")
     if mesh.stage > 1:
         raise refused(
             "mesh.context", mesh.context, f"must be 1 with config.mesh.stage={mesh.stage}: no ring in a pipeline"
@@ -113,6 +113,8 @@ def check_pipeline(config: Config) -> None:
             f"must divide the {entries}config.model.num_layers={model.num_layers}, as "
             f"{nearest_divisors(groups, mesh.stage)} would",
         )
+    if model.positions == "relative":
+        raise refused("model.positions", "relative", "does not run through a pipeline; use config.mesh.stage=1")
     for name, value in (("eval.tasks", config.eval.tasks), ("sample.prompts", config.sample.prompts)):
         if value:
             raise refused(

@@ -74,9 +74,11 @@ class Model:
     out_bias: bool = knob(True, "", "the projection of attention back to the residual stream has a bias")
     mlp_bias: bool = knob(True, "", "the projections of the MLP have biases")
     attention_scale: float = knob(0.0, "", "multiplies q.k; 0 = that of the parametrization, 1/sqrt(d_head) or muP's")
-    positions: str = knob("learned", "", "learned, sinusoidal, rotary, alibi or none")
+    positions: str = knob("learned", "", "learned, sinusoidal, rotary, alibi, relative (T5) or none")
     position_offset: int = knob(0, "rows", "row of the first position in the table of learned ones (OPT: 2)")
     sinusoid: str = knob("halves", "", "sines then cosines ('halves', CTRL), or in turns ('interleaved')")
+    relative_buckets: int = knob(32, "buckets", "distances that relative positions tell apart, near ones exactly")
+    relative_distance: int = knob(128, "tokens", "farther than this, relative positions are all alike")
     rotary: Rotary = Rotary()
     scaled_embedding: bool = knob(False, "", "token embeddings are multiplied by sqrt(d_model)")
     embedding_width: int = knob(
@@ -198,12 +200,13 @@ class Optimizer:
     decay_biases_and_norms: bool = knob(False, "", "weight decay also on biases and LayerNorm gains")
     clip_norm: float = knob(1.0, "", "global gradient norm is clipped to this; 0 = no clipping")
     state_dtype: str = knob("float32", "", "moments between steps: float32 or bfloat16 (rounded at random)")
-    schedule: str = knob("cosine", "", "cosine, wsd (warmup-stable-decay), linear or constant")
+    schedule: str = knob("cosine", "", "cosine, wsd (warmup-stable-decay), linear, inverse_sqrt or constant")
     warmup_tokens: int = knob(375_000_000, "tokens", "linear warm-up from 0")
     decay_tokens: int = knob(
         0,
         "tokens",
-        "cosine/linear: tokens at which the decay ends (0 = train.tokens); wsd: length of the decay (0 = a fifth)",
+        "cosine, linear: tokens at which the decay ends (0 = train.tokens); wsd: length of the decay (0 = a fifth); "
+        "inverse_sqrt: tokens at which it begins (0 = warmup_tokens)",
     )
     final_fraction: float = knob(0.1, "fraction", "learning rate at the end of the decay, relative to the peak")
 

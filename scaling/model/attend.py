@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from scaling.model import kernels, ring
 from scaling.model.context import AttentionContext
 from scaling.model.layers import SAVED, dropout
+from scaling.model.positions import relative_buckets
 from scaling.parallel.sharding import context_devices
 
 _MASKED = -1e30  # not -inf: a fully masked row (padding) must give finite gradients
@@ -29,14 +30,23 @@ class Weighing(NamedTuple):
     Attributes:
         scale: multiplies q.k.
         slopes: of ALiBi, one a head: a score falls by so much with each position of distance; () = none.
+        relative: added to scores by bucket of distance (``positions.relative_buckets``), float32 [buckets, H]; None.
+        distance: from which on all are in the last bucket.
         dropped: dropout on the weights; for texts that are neither cached nor branched nor in zigzag order.
         block: positions in a block of the TPU's kernel, and of the ring.
     """
 
     scale: float
     slopes: tuple[float, ...] = ()
+    relative: jax.Array | None = None
+    distance: int = 128
     dropped: Dropout | None = None
     block: int = 512
+
+    @property
+    def plain(self) -> bool:
+        """Whether weights are the softmax of scaled scores and nothing else."""
+        return not self.slopes and self.relative is None and self.dropped is None
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, how: Weighing) -> jax.Array:
@@ -67,11 +77,11 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, 
         q.shape[3],
         q.dtype,
         segments=context.segments is not None,
-        plain=how.dropped is None and not how.slopes and context.causal and not context.strided,
+        plain=how.plain and context.causal and not context.strided,
     )
     window, segments, scale, block = context.window, context.segments, how.scale, how.block
     if context.zigzag:
-        assert how.dropped is None and not how.slopes
+        assert how.plain
         fast = kernel == "splash"
         return ring.attend(
             q, k, v, scale=scale, window=window, segments=segments, block=block, residuals=SAVED, kernel=fast
@@ -277,6 +287,9 @@ def _weights(scores: jax.Array, mask: jax.Array, age: jax.Array, how: Weighing) 
     if how.slopes:
         slopes = np.asarray(how.slopes, np.float32)[:, None, None]
         scores = scores - slopes * age[..., None, :, :].astype(jnp.float32)
+    if how.relative is not None:
+        buckets = relative_buckets(age, len(how.relative), how.distance)
+        scores = scores + jnp.moveaxis(how.relative[buckets], -1, -3)
     return jax.nn.softmax(jnp.where(mask, scores, _MASKED), axis=-1)
 
 

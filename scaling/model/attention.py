@@ -27,7 +27,8 @@ class SelfAttention(nnx.Module):
         scales = parametrization(config)
         self.config, self.compute = config, network.compute
         slopes = alibi_slopes(h) if config.positions == "alibi" else ()
-        self.how = Weighing(scales.attention_scale, slopes, block=network.compute.attention_block)
+        distance, block = config.relative_distance, network.compute.attention_block
+        self.how = Weighing(scales.attention_scale, slopes, distance=distance, block=block)
         axes = ("embed", "heads", None)
         # Drawn as one array, as they were stored once: the same seed gives the same model as ever.
         self.query, self.key, self.value = normal_parts(rngs.params(), (d, (h, n, n), k), scales.hidden_std, axes)
@@ -75,7 +76,7 @@ class SelfAttention(nnx.Module):
         if self.config.positions == "rotary":
             where = jnp.arange(x.shape[1])[None] if context.positions is None else context.positions
             q, k = (rotate(part, where, self.config.rotary) for part in (q, k))
-        mixed = attend(q, k, v, context, self.how._replace(dropped=dropped))
+        mixed = attend(q, k, v, context, self.how._replace(dropped=dropped, relative=context.relative))
         memory = _extended(context.cached, (k, v), mixed) if context.cached else None
         return self._merge(mixed, context), memory
 

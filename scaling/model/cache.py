@@ -119,7 +119,7 @@ def _through(
     # Padding stands at position 0, in a document of its own.
     positions = jnp.clip(there - cached.starts[:, None], 0, network.model.context_length - 1)
     segments = (there >= cached.starts[:, None]).astype(jnp.int32)
-    context = AttentionContext(positions, segments, cached=cached)
+    context = model.informed(AttentionContext(positions, segments, cached=cached))
     x, grown = model.embed(tokens, positions), []
     sights = itertools.cycle(network.model.sights)
     for block, sight, memory in zip(blocks, sights, cache, strict=False):

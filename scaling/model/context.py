@@ -42,6 +42,7 @@ class AttentionContext:
         segments: non-decreasing number of each token's document, int32 [B, T]: tokens see only their own.
         branches: the row is a context (0) with several continuations side by side (1, 2, ...), int32 [B, T]: a token
             sees the context and its own branch, by ``positions``. -1 is padding. For scoring, without segments.
+        relative: what each head adds to scores by bucket of distance, float32 [buckets, H] (T5); one for all layers.
         cached: the row grows, and its first tokens are in a cache.
         window: a token sees this many positions, its own included; 0 = all.
         strided: and of those before them each ``window``-th (Sparse Transformer, arXiv 1904.10509, section 4.2).
@@ -56,6 +57,7 @@ class AttentionContext:
     cached: Cached | None = None
     window: int = dataclasses.field(default=0, metadata=_STATIC)
     strided: bool = dataclasses.field(default=False, metadata=_STATIC)
+    relative: jax.Array | None = None
     causal: bool = dataclasses.field(default=True, metadata=_STATIC)
     zigzag: bool = dataclasses.field(default=False, metadata=_STATIC)
 

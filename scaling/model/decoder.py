@@ -4,6 +4,7 @@ Modules only hold parameters. ``initialize`` and ``abstract`` turn a config into
 or shapes, ``merge`` turns such a dict back into a callable module; in between, everything is JAX.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -48,6 +49,9 @@ class Decoder(nnx.Module):
         if config.positions == "learned":
             rows = config.position_offset + config.context_length
             self.positions = normal(rngs.params(), (rows, d), std, (None, "embed"), "position")
+        if config.positions == "relative":
+            shape = (config.relative_buckets, config.num_heads)
+            self.relative = normal(rngs.params(), shape, config.init_std, (None, "heads"), "position")
         if width != d:
             scales = parametrization(config)
             self.project_in = normal(rngs.params(), (width, d), scales.hidden_std, ("embed", None))
@@ -96,6 +100,7 @@ class Decoder(nnx.Module):
         if tokens.shape[1] > config.context_length and not branched:  # a row of branches holds several texts
             raise ValueError(f"{tokens.shape[1]} tokens do not fit the {config.context_length} positions of the model")
         x = self.embed(tokens, context.positions)
+        context = self.informed(context)
         embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
         x = dropout(x, config.dropout_embedding, embedding_key)
         if not branched:
@@ -126,6 +131,12 @@ class Decoder(nnx.Module):
             x = x + sinusoids(where, config.d_model, config.sinusoid)
         x = x.astype(dtype)
         return self.embedding_norm(x) if config.embedding_norm else x
+
+    def informed(self, context: AttentionContext) -> AttentionContext:
+        """The context with what all layers share: the table of relative positions."""
+        if self.config.positions != "relative":
+            return context
+        return dataclasses.replace(context, relative=use(self.relative, jnp.dtype(jnp.float32)))
 
     def finish(self, x: jax.Array) -> jax.Array:
         """What the output table multiplies, from the last block's [B, T, D]: by final norm and projection, if any."""

@@ -85,6 +85,20 @@ def sinusoids(positions: jax.Array, width: int, order: str) -> jax.Array:
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*angles.shape[:-1], width)
 
 
+def relative_buckets(age: jax.Array, buckets: int, distance: int) -> jax.Array:
+    """The bucket of each distance, int32, as T5's decoder has them (arXiv 1910.10683, section 2.1).
+
+    Args:
+        age: positions from a key to its query, any shape; those of later keys count as 0.
+        buckets: half are distances 0, 1, ...; the rest grow geometrically.
+        distance: from here on all distances are in the last bucket.
+    """
+    exact = buckets // 2
+    age = jnp.maximum(age, 0)
+    far = jnp.log(jnp.maximum(age, 1).astype(jnp.float32) / exact) / math.log(distance / exact) * (buckets - exact)
+    return jnp.where(age < exact, age, jnp.minimum(exact + far.astype(jnp.int32), buckets - 1))
+
+
 def alibi_slopes(heads: int) -> tuple[float, ...]:
     """How much a head's scores fall with each position of distance (ALiBi, arXiv 2108.12409, section 3).
 

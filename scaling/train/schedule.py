@@ -80,7 +80,8 @@ def learning_rate(optimizer: cfg.Optimizer, tokens: int, total_tokens: int) -> f
 
     ``cosine`` and ``linear`` fall from the end of warm-up to ``final_fraction`` at ``decay_tokens``, then stay
     (GPT-3: cosine to 10 % over 260B tokens, appendix B). ``wsd`` stays at the peak and falls linearly over the
-    last ``decay_tokens`` of the run (arXiv 2404.06395, section 4).
+    last ``decay_tokens`` of the run (arXiv 2404.06395, section 4). ``inverse_sqrt`` stays at the peak until
+    ``decay_tokens`` and falls with the root of the tokens (T5, arXiv 1910.10683, section 3.1.2; PaLM).
     """
     peak, warmup, decay = optimizer.peak_lr, optimizer.warmup_tokens, optimizer.decay_tokens
     if tokens < warmup:
@@ -91,6 +92,8 @@ def learning_rate(optimizer: cfg.Optimizer, tokens: int, total_tokens: int) -> f
     final = optimizer.final_fraction
     if optimizer.schedule == "constant":
         return peak
+    if optimizer.schedule == "inverse_sqrt":
+        return peak * math.sqrt(min(1.0, decay / max(tokens, 1)))
     if optimizer.schedule == "cosine":
         return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
     return peak * (1 - (1 - final) * progress)

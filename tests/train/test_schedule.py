@@ -58,6 +58,12 @@ def test_gpt3_cosine():
     assert lr(260e9) == lr(300e9) == pytest.approx(6e-5)
 
 
+def test_inverse_sqrt_stays_and_falls_with_the_root():
+    optimizer = cfg.Optimizer(peak_lr=1.0, schedule="inverse_sqrt", warmup_tokens=100, decay_tokens=400)
+    rates = [learning_rate(optimizer, tokens, 10**4) for tokens in (50, 100, 400, 1600, 10**4)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.2])
+
+
 def test_wsd_linear_and_constant():
     tokens = np.asarray([100, 500, 800, 900, 1000])
 

@@ -1,0 +1,137 @@
+"""The decoders that followed GPT: what each family switches on, and its published shapes.
+
+Sources are given with each family. What a shape leaves out is GPT-3's. Nothing here needs JAX.
+"""
+
+from typing import Any
+
+from scaling.catalog.sizes import Size
+from scaling.config.schema import Rotary
+
+_NO_BIAS = dict(qkv_bias=False, out_bias=False, mlp_bias=False)
+_SWIGLU = dict(gated=True, activation="silu")
+
+# CTRL (arXiv 1909.05858, section 3.2, and the released code).
+CTRL = dict(
+    positions="sinusoidal",
+    scaled_embedding=True,
+    activation="relu",
+    logit_bias=True,
+    norm_epsilon=1e-6,
+    vocab_multiple=1,
+)
+# OPT (arXiv 2205.01068, table 1); the 350M model has the norms after, and narrow embeddings.
+OPT = dict(activation="relu", position_offset=2)
+OPT_350M = OPT | dict(embedding_width=512)
+# GPT-Neo (the released configurations): local attention in every other layer, scores that are not scaled.
+GPT_NEO = dict(attention_pattern=("dense", "banded"), band_width=256, attention_scale=1.0, qkv_bias=False)
+# GPT-J (the released configuration): one norm for attention and MLP.
+GPT_J = dict(
+    positions="rotary",
+    rotary=Rotary(dim=64, interleaved=True),
+    parallel="one_norm",
+    qkv_bias=False,
+    out_bias=False,
+    tied_embedding=False,
+    logit_bias=True,
+)
+# GPT-NeoX-20B (arXiv 2204.06745, section 2).
+GPT_NEOX = dict(positions="rotary", rotary=Rotary(dim=24), parallel="two_norms", tied_embedding=False)
+# BLOOM (arXiv 2211.05100, section 3.2 and table 3).
+BLOOM = dict(positions="alibi", embedding_norm=True)
+# PaLM (arXiv 2204.02311, section 2 and table 1): one head of keys and values, no biases anywhere.
+PALM = dict(
+    positions="rotary", parallel="one_norm", num_kv_heads=1, norm_bias=False, norm_epsilon=1e-6, **_NO_BIAS, **_SWIGLU
+)
+# LaMDA (arXiv 2201.08239, section 3): T5's relative positions, a gated GELU.
+LAMDA = dict(positions="relative", gated=True, norm_kind="rms", **_NO_BIAS)
+# LLaMA (arXiv 2302.13971, section 2.2); Llama 2 (arXiv 2307.09288, section 2.2); Llama 3 (arXiv 2407.21783, table 3).
+LLAMA = dict(positions="rotary", norm_kind="rms", tied_embedding=False, norm_epsilon=1e-6, **_NO_BIAS, **_SWIGLU)
+LLAMA2 = LLAMA | dict(norm_epsilon=1e-5)
+LLAMA3 = LLAMA2 | dict(rotary=Rotary(theta=500_000.0), num_kv_heads=8)
+LLAMA31 = LLAMA3 | dict(
+    rotary=Rotary(theta=500_000.0, scaling="llama3", factor=8.0, original_length=8192, low=1.0, high=4.0)
+)
+# Mistral 7B (arXiv 2310.06825, section 2): a sliding window in all layers.
+MISTRAL = LLAMA2 | dict(num_kv_heads=8, attention_pattern=("banded",), band_width=4096)
+
+
+def _size(
+    family: str,
+    name: str,
+    shape: tuple[int, int, int, int],  # layers, width, heads, width of the MLP
+    context_length: int,
+    vocab_size: int,
+    billions: float,
+    batch_tokens: int,
+    peak_lr: float | None,
+    switches: dict[str, Any],
+    **rest: Any,
+) -> Size:
+    layers, d_model, heads, d_ff = shape
+    d_head = rest.pop("d_head", d_model // heads)
+    return Size(
+        name=name,
+        family=family,
+        num_layers=layers,
+        d_model=d_model,
+        num_heads=heads,
+        d_head=d_head,
+        d_ff=d_ff,
+        context_length=context_length,
+        vocab_size=vocab_size,
+        batch_tokens=batch_tokens,
+        peak_lr=peak_lr,
+        printed_parameters=billions * 1e9,
+        switches=switches,
+        **rest,
+    )
+
+
+_M = 1_048_576
+
+ALL = (
+    _size("CTRL", "1600m", (48, 1280, 16, 8192), 256, 246_534, 1.63, 1024 * 256, None, CTRL),
+    _size("OPT", "125m", (12, 768, 12, 3072), 2048, 50_272, 0.125, _M // 2, 6.0e-4, OPT),
+    _size("OPT", "350m", (24, 1024, 16, 4096), 2048, 50_272, 0.331, _M // 2, 3.0e-4, OPT_350M, norm="post"),
+    _size("OPT", "1300m", (24, 2048, 32, 8192), 2048, 50_272, 1.316, _M, 2.0e-4, OPT),
+    _size("OPT", "6700m", (32, 4096, 32, 16_384), 2048, 50_272, 6.66, 2 * _M, 1.2e-4, OPT),
+    _size("OPT", "66b", (64, 9216, 72, 36_864), 2048, 50_272, 65.7, 2 * _M, 0.8e-4, OPT),
+    _size("OPT", "175b", (96, 12_288, 96, 49_152), 2048, 50_272, 175, 2 * _M, 1.2e-4, OPT),
+    _size("GPT-Neo", "1300m", (24, 2048, 16, 8192), 2048, 50_257, 1.316, _M // 2, 2.0e-4, GPT_NEO),
+    _size("GPT-Neo", "2700m", (32, 2560, 20, 10_240), 2048, 50_257, 2.65, _M // 2, 1.6e-4, GPT_NEO),
+    _size("GPT-J", "6b", (28, 4096, 16, 16_384), 2048, 50_400, 6.05, 2 * _M, 1.2e-4, GPT_J),
+    _size("GPT-NeoX", "20b", (44, 6144, 64, 24_576), 2048, 50_432, 20.55, 1536 * 2048, 0.97e-4, GPT_NEOX),
+    _size("BLOOM", "560m", (24, 1024, 16, 4096), 2048, 250_880, 0.559, 256 * 2048, 3.0e-4, BLOOM),
+    _size("BLOOM", "7100m", (30, 4096, 32, 16_384), 2048, 250_880, 7.069, 512 * 2048, 1.2e-4, BLOOM),
+    _size("BLOOM", "176b", (70, 14_336, 112, 57_344), 2048, 250_880, 176.2, 2048 * 2048, 6.0e-5, BLOOM),
+    _size("PaLM", "8b", (32, 4096, 16, 16_384), 2048, 256_000, 8.63, 512 * 2048, 1e-2, PALM, d_head=256),
+    _size("PaLM", "62b", (64, 8192, 32, 32_768), 2048, 256_000, 62.5, 512 * 2048, 1e-2, PALM, d_head=256),
+    _size("PaLM", "540b", (118, 18_432, 48, 73_728), 2048, 256_000, 540.35, 2048 * 2048, 1e-2, PALM, d_head=256),
+    _size("LaMDA", "137b", (64, 8192, 128, 65_536), 2048, 32_000, 137.0, 256 * 1024, None, LAMDA, d_head=128),
+    _size("LLaMA", "7b", (32, 4096, 32, 11_008), 2048, 32_000, 6.74, 4 * _M, 3.0e-4, LLAMA),
+    _size("LLaMA", "13b", (40, 5120, 40, 13_824), 2048, 32_000, 13.02, 4 * _M, 3.0e-4, LLAMA),
+    _size("LLaMA", "33b", (60, 6656, 52, 17_920), 2048, 32_000, 32.5, 4 * _M, 1.5e-4, LLAMA),
+    _size("LLaMA", "65b", (80, 8192, 64, 22_016), 2048, 32_000, 65.2, 4 * _M, 1.5e-4, LLAMA),
+    _size("Llama 2", "7b", (32, 4096, 32, 11_008), 4096, 32_000, 6.74, 4 * _M, 3.0e-4, LLAMA2),
+    _size("Llama 2", "13b", (40, 5120, 40, 13_824), 4096, 32_000, 13.02, 4 * _M, 3.0e-4, LLAMA2),
+    _size("Llama 2", "70b", (80, 8192, 64, 28_672), 4096, 32_000, 68.98, 4 * _M, 1.5e-4, LLAMA2 | dict(num_kv_heads=8)),
+    _size("Llama 3", "8b", (32, 4096, 32, 14_336), 8192, 128_256, 8.03, 16 * _M, 3.0e-4, LLAMA3),
+    _size("Llama 3", "70b", (80, 8192, 64, 28_672), 8192, 128_256, 70.55, 16 * _M, 1.5e-4, LLAMA3),
+    _size("Llama 3", "405b", (126, 16_384, 128, 53_248), 131_072, 128_256, 405.85, 16 * _M, 8.0e-5, LLAMA31),
+    _size("Mistral", "7b", (32, 4096, 32, 14_336), 32_768, 32_000, 7.24, 4 * _M, None, MISTRAL),
+)
+
+
+def find(family: str, name: str) -> Size:
+    """A published shape.
+
+    Raises:
+        ValueError: no such one; the message has those of the family, or the families.
+    """
+    names = {size.name: size for size in ALL if size.family == family}
+    if not names:
+        raise ValueError(f"family {family!r} is none of {', '.join(dict.fromkeys(size.family for size in ALL))}")
+    if name not in names:
+        raise ValueError(f"{family} has no size {name!r}; must be one of {', '.join(names)}")
+    return names[name]
