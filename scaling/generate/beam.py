@@ -15,8 +15,7 @@ import jax.numpy as jnp
 
 from scaling.config import schema as cfg
 from scaling.generate.sampling import Rules
-from scaling.model import cache as cached
-from scaling.model import decoder
+from scaling.model import decoder, kv_cache
 from scaling.parallel.sharding import constrain
 
 _NEVER = -1e9  # Hugging Face's: scores are compared after such numbers were added to them
@@ -32,7 +31,7 @@ class State(NamedTuple):
     complete_scores: jax.Array  # penalised, float32 [B, W]
     is_complete: jax.Array  # bool [B, W]
     improvable: jax.Array  # bool [B]: a running beam may still beat a complete text
-    cache: cached.Cache  # rows [B * W]
+    cache: kv_cache.Cache  # rows [B * W]
 
 
 @functools.partial(jax.jit, static_argnames=("network", "rules", "beams", "room"))
@@ -57,7 +56,7 @@ def search(
         rules: vocabulary and the tokens that end a text.
         beams: W, width of the search.
         room: N, at least ``limit``.
-        params: from ``cache.split_layers``.
+        params: from ``kv_cache.split_layers``.
         tokens: prompts, int32 [B, P], padded at the front.
         starts: first slot of each row that is not padding, int32 [B]; P = the row is padding.
         limit: new tokens at most, int32 scalar.
@@ -69,8 +68,8 @@ def search(
         Complete texts, int32 [B, W, N] filled up with -1, best first, and their scores float32 [B, W].
     """
     batch, length = tokens.shape
-    hidden, memory = cached.prefill(network, params, tokens, starts, length + room)
-    logits = cached.next_logits(network, params, hidden[:, -1], rules.vocab)
+    hidden, memory = kv_cache.prefill(network, params, tokens, starts, length + room)
+    logits = kv_cache.next_logits(network, params, hidden[:, -1], rules.vocab)
     memory = jax.tree.map(lambda x: _rows(jnp.repeat(x, beams, axis=0)), memory)
     nothing = jnp.full((batch, beams, room), -1, jnp.int32)
     state = State(
@@ -102,10 +101,10 @@ def search(
 
     def body(state: State) -> State:
         last = jax.lax.dynamic_index_in_dim(state.running, state.step - 1, axis=2, keepdims=False)
-        hidden, memory = cached.extend(
+        hidden, memory = kv_cache.extend(
             network, params, last.reshape(-1, 1), state.cache, length + state.step - 1, starts
         )
-        logits = cached.next_logits(network, params, hidden[:, 0], rules.vocab).reshape(batch, beams, -1)
+        logits = kv_cache.next_logits(network, params, hidden[:, 0], rules.vocab).reshape(batch, beams, -1)
         return update(state._replace(cache=memory), logits)
 
     state = jax.lax.while_loop(unfinished, body, state)

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 
 from scaling.config import schema as cfg
 from scaling.generate.sampling import Dials, Rules, choose
-from scaling.model import cache as cached
-from scaling.model import decoder
+from scaling.model import decoder, kv_cache
 from scaling.parallel.sharding import constrain
 
 
@@ -26,7 +25,7 @@ class State(NamedTuple):
     last: jax.Array  # int32 [B]
     done: jax.Array  # bool [B]
     seen: jax.Array | None  # tokens of prompt and continuation, bool [B, V], if repetition is penalised
-    cache: cached.Cache
+    cache: kv_cache.Cache
 
 
 @functools.partial(jax.jit, static_argnames=("network", "rules", "room"))
@@ -48,15 +47,15 @@ def start(
         network: the model and how it is computed.
         rules: what of the sampling is static.
         room: tokens that can be chosen, N.
-        params: from ``cache.split_layers``.
+        params: from ``kv_cache.split_layers``.
         dials: the rest of the sampling.
         keys: a random key for each row [B].
         tokens: prompts, int32 [B, P], padded at the front.
         starts: first slot of each row that is not padding, int32 [B]; P = the row is padding.
     """
     batch, length = tokens.shape
-    hidden, memory = cached.prefill(network, params, tokens, starts, length + room)
-    logits = cached.next_logits(network, params, hidden[:, -1], rules.vocab)
+    hidden, memory = kv_cache.prefill(network, params, tokens, starts, length + room)
+    logits = kv_cache.next_logits(network, params, hidden[:, -1], rules.vocab)
     seen = None
     if rules.penalised:
         real = jnp.where(jnp.arange(length) >= starts[:, None], tokens, network.model.padded_vocab)
@@ -92,10 +91,10 @@ def proceed(
         return (state.step < until) & ~state.done.all()
 
     def body(state: State) -> State:
-        hidden, memory = cached.extend(
+        hidden, memory = kv_cache.extend(
             network, params, state.last[:, None], state.cache, prompt + state.step - 1, starts
         )
-        logits = cached.next_logits(network, params, hidden[:, 0], rules.vocab)
+        logits = kv_cache.next_logits(network, params, hidden[:, 0], rules.vocab)
         return _with_choice(state._replace(cache=memory), logits, rules, dials, keys)
 
     return jax.lax.while_loop(unfinished, body, state)

@@ -3,6 +3,7 @@
 Heads of keys and values may be fewer than those of queries, each for a group of them (arXiv 2305.13245): N below.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -14,42 +15,43 @@ from scaling.model import kernels, ring
 from scaling.model.context import AttentionContext
 from scaling.model.layers import SAVED, dropout
 from scaling.model.positions import relative_buckets
-from scaling.parallel.sharding import context_devices
+from scaling.parallel.sharding import platform
 
 _MASKED = -1e30  # not -inf: a fully masked row (padding) must give finite gradients
 
 
-class Dropout(NamedTuple):
-    rate: float
-    key: jax.Array
-
-
-class Weighing(NamedTuple):
+class Softmax(NamedTuple):
     """How scores become weights.
 
     Attributes:
         scale: multiplies q.k.
+        rate: of the dropout on the weights.
+        key: of the dropout; None = no dropout.
         slopes: of ALiBi, one a head: a score falls by so much with each position of distance; () = none.
         relative: added to scores by bucket of distance (``positions.relative_buckets``), float32 [buckets, H]; None.
         distance: from which on all are in the last bucket.
-        dropped: dropout on the weights; for texts that are neither cached nor branched nor in zigzag order.
-        block: positions in a block of the TPU's kernel, and of the ring.
     """
 
     scale: float
+    rate: float = 0.0
+    key: jax.Array | None = None
     slopes: tuple[float, ...] = ()
     relative: jax.Array | None = None
     distance: int = 128
-    dropped: Dropout | None = None
-    block: int = 512
 
     @property
     def plain(self) -> bool:
         """Whether weights are the softmax of scaled scores and nothing else."""
-        return not self.slopes and self.relative is None and self.dropped is None
+        return not self.slopes and self.relative is None and self.key is None
+
+    def keys(self, count: int) -> jax.Array | None:
+        """A key of dropout for each of some parts of the queries."""
+        return None if self.key is None else jax.random.split(self.key, count)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, how: Weighing) -> jax.Array:
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, softmax: Softmax, block: int = 512
+) -> jax.Array:
     """Attention among the tokens of a call, and over what is cached before them.
 
     On a TPU or a GPU by the kernel that serves the call (``kernels.serving``), else as written here; over a sequence
@@ -60,37 +62,28 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, 
         k: keys [B, N, T, K]; N divides H.
         v: values [B, N, T, K].
         context: who sees whom.
-        how: scores become weights.
+        softmax: its dropout is for texts that are neither cached nor branched nor in zigzag order.
+        block: positions in a block of the TPU's kernel, and of the ring.
 
     Returns:
         [B, H, T, K], in q's dtype; scores and softmax are float32.
     """
     if context.branches is not None:
-        assert how.dropped is None
-        return _along_branches(q, k, v, context, how)
+        assert softmax.key is None
+        return _along_branches(q, k, v, context, softmax)
     if context.cached and context.cached.memory:
-        assert how.dropped is None
-        return _over_cache(q, k, v, context, how)
-    kernel = kernels.serving(
-        kernels.platform(),
-        q.shape[2] // (2 * context_devices() if context.zigzag else 1),
-        q.shape[3],
-        q.dtype,
-        segments=context.segments is not None,
-        plain=how.plain and context.causal and not context.strided,
-    )
-    window, segments, scale, block = context.window, context.segments, how.scale, how.block
+        assert softmax.key is None
+        return _over_cache(q, k, v, context, softmax)
+    kernel = kernels.serving(platform(), q, context, softmax.plain)
     if context.zigzag:
-        assert how.plain
-        fast = kernel == "splash"
-        return ring.attend(
-            q, k, v, scale=scale, window=window, segments=segments, block=block, residuals=SAVED, kernel=fast
-        )
+        assert softmax.plain
+        fast = kernel == "splash" and not context.window
+        return ring.attend(q, k, v, context.segments, ring.Setup(softmax.scale, context.window, block, fast))
     if kernel == "splash":
-        return kernels.splash(q, k, v, scale=scale, window=window, segments=segments, block=block, residuals=SAVED)
+        return kernels.splash(q, k, v, context, softmax.scale, block)
     if kernel == "cudnn":
-        return checkpoint_name(kernels.cudnn(q, k, v, scale=scale, window=window), SAVED)
-    return checkpoint_name(_reference(q, k, v, context, how), SAVED)
+        return checkpoint_name(kernels.cudnn(q, k, v, scale=softmax.scale, window=context.window), SAVED)
+    return checkpoint_name(_reference(q, k, v, context, softmax), SAVED)
 
 
 class _Tokens(NamedTuple):
@@ -100,18 +93,18 @@ class _Tokens(NamedTuple):
     segments: jax.Array
 
 
-def _reference(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, how: Weighing) -> jax.Array:
+def _reference(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, softmax: Softmax) -> jax.Array:
     """``attend`` in plain JAX. Masks go by index in the row: inside of a document that is the order of positions."""
     length, window, segments = q.shape[2], context.window, context.segments
     if segments is None:
         segments = jnp.zeros((1, length), jnp.int32)
     tokens = _Tokens(jnp.arange(length), segments)
     if not context.causal:
-        return _masked(q, k, v, (tokens, tokens), context, how)
+        return _masked(q, k, v, (tokens, tokens), context, softmax)
     if not window or length <= 2 * window:
-        return _by_rows(q, k, v, tokens, context, how)
+        return _by_rows(q, k, v, tokens, context, softmax)
     if context.strided:
-        return _strided(q, k, v, segments, context, how)
+        return _strided(q, k, v, segments, context, softmax)
     # Blocks of `window` queries, each against its own and the previous block of keys.
     pad = -length % window
     blocks = (length + pad) // window
@@ -130,40 +123,35 @@ def _reference(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionConte
     mine = _Tokens(split(tokens.times, 0, -1), split(segments, 1, -1))
     theirs = _Tokens(with_previous(mine.times, 1, -1), with_previous(mine.segments, 2, -2))
     k, v = with_previous(split(k, 2), 3), with_previous(split(v, 2), 3)
-    keys = None if how.dropped is None else jax.random.split(how.dropped.key, blocks)
 
     def block(q: jax.Array, k: jax.Array, v: jax.Array, tokens: tuple[_Tokens, _Tokens], key: Any) -> jax.Array:
-        return _masked(q, k, v, tokens, context, _with_key(how, key))
+        return _masked(q, k, v, tokens, context, softmax._replace(key=key))
 
-    out = jax.vmap(block)(split(q, 2), k, v, (mine, theirs), keys)
+    out = jax.vmap(block)(split(q, 2), k, v, (mine, theirs), softmax.keys(blocks))
     out = jnp.moveaxis(out, 0, 2)
     return out.reshape(*q.shape[:2], length + pad, -1)[:, :, :length]
 
 
-def _with_key(how: Weighing, key: Any) -> Weighing:
-    """The same with a dropout key of its own, for a block."""
-    return how._replace(dropped=how.dropped and how.dropped._replace(key=key))
-
-
 def _by_rows(
-    q: jax.Array, k: jax.Array, v: jax.Array, tokens: _Tokens, context: AttentionContext, how: Weighing
+    q: jax.Array, k: jax.Array, v: jax.Array, tokens: _Tokens, context: AttentionContext, softmax: Softmax
 ) -> jax.Array:
     """Blocks of queries, each against the keys up to its own: not the half of the square that causality forbids."""
     length = q.shape[2]
     blocks = 8 if length >= 1024 else 4 if length >= 128 else 1
-    keys = [None] * blocks if how.dropped is None else jax.random.split(how.dropped.key, blocks)
+    keys = softmax.keys(blocks)
     bounds = [length * block // blocks for block in range(blocks + 1)]
     out = []
-    for start, stop, dropout_key in zip(bounds, bounds[1:], keys, strict=False):
+    for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        part = softmax if keys is None else softmax._replace(key=keys[i])
         mine = _Tokens(tokens.times[start:stop], tokens.segments[:, start:stop])
         seen = _Tokens(tokens.times[:stop], tokens.segments[:, :stop])
         query, key, value = q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop]
-        out.append(_masked(query, key, value, (mine, seen), context, _with_key(how, dropout_key)))
+        out.append(_masked(query, key, value, (mine, seen), context, part))
     return out[0] if blocks == 1 else jnp.concatenate(out, axis=2)
 
 
 def _strided(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, context: AttentionContext, how: Weighing
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, context: AttentionContext, softmax: Softmax
 ) -> jax.Array:
     """A band and every ``window``-th position before it, by T (2 W + T / W) scores and not by T^2.
 
@@ -199,25 +187,24 @@ def _strided(
     ]
     flat = jnp.concatenate(scores, -1).reshape(rows, heads, count * width, -1)
     mask, age = (x.reshape(*x.shape[:-3], count * width, -1) for x in (mask, age))
-    weights = _weights(flat, mask[:, None], age, how).astype(v.dtype)
-    if how.dropped:
-        weights = dropout(weights, how.dropped.rate, how.dropped.key)
+    weights = _weights(flat, mask[:, None], age, softmax).astype(v.dtype)
+    weights = dropout(weights, softmax.rate, softmax.key)
     weights = weights.reshape(*q.shape[:-1], -1)
     out = jnp.einsum("bngjrs,bnjsk->bngjrk", weights[..., : 2 * width], near_v)
     out += jnp.einsum("bngjri,bnirk->bngjrk", weights[..., 2 * width :], v)
     return out.reshape(rows, heads, count * width, features)[:, :, :length]
 
 
-def _along_branches(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, how: Weighing) -> jax.Array:
+def _along_branches(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, softmax: Softmax) -> jax.Array:
     """Causal attention along the branches of a tree."""
     assert context.branches is not None and context.positions is not None and context.causal
     mine, other = context.branches[:, :, None], context.branches[:, None, :]
     age = context.positions[:, :, None] - context.positions[:, None, :]
     mask = _in_sight(age, context) & ((other == 0) | (other == mine))
-    return _weighed(q, k, v, mask[:, None], age, how)
+    return _weighed(q, k, v, mask[:, None], age, softmax)
 
 
-def _over_cache(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, how: Weighing) -> jax.Array:
+def _over_cache(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, softmax: Softmax) -> jax.Array:
     """Causal attention of a few new tokens over the slots before them, and over each other.
 
     A banded layer reads its band of the cache only, a strided one for a single token also each slot of its stride.
@@ -244,7 +231,7 @@ def _over_cache(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionCont
     mask = _in_sight(age, context) & jnp.concatenate([(old >= 0) & (old < slot), jnp.ones(length, bool)])
     mask = mask & (times >= cached.starts[:, None])[:, None, :]  # [B, T, S + T]
     scores = jnp.concatenate([_scores(q, keys), _scores(q, k)], -1)
-    weights = _weights(scores, mask[:, None], age, how).astype(q.dtype)
+    weights = _weights(scores, mask[:, None], age, softmax).astype(q.dtype)
     past, present = jnp.split(weights, [keys.shape[2]], axis=-1)
     return _mixed(past, values) + _mixed(present, v)
 
@@ -255,14 +242,14 @@ def _masked(
     v: jax.Array,
     tokens: tuple[_Tokens, _Tokens],
     context: AttentionContext,
-    how: Weighing,
+    softmax: Softmax,
 ) -> jax.Array:
     """Attention of some queries over some keys; ``tokens`` says where these and those stand."""
     mine, theirs = tokens
     age = mine.times[:, None] - theirs.times[None, :]
     mask = _in_sight(age, context) & (theirs.times >= 0)[None, :]
     mask = mask[None, None] & (mine.segments[:, None, :, None] == theirs.segments[:, None, None, :])
-    return _weighed(q, k, v, mask, age, how)
+    return _weighed(q, k, v, mask, age, softmax)
 
 
 def _in_sight(age: jax.Array, context: AttentionContext) -> jax.Array:
@@ -274,22 +261,21 @@ def _in_sight(age: jax.Array, context: AttentionContext) -> jax.Array:
     return mask
 
 
-def _weighed(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, age: jax.Array, how: Weighing) -> jax.Array:
+def _weighed(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, age: jax.Array, softmax: Softmax) -> jax.Array:
     """Values weighed by the softmax of the scores where the mask [B or 1, 1, T, S] allows; age [T, S] or [B, T, S]."""
-    weights = _weights(_scores(q, k), mask, age, how).astype(v.dtype)
-    if how.dropped:
-        weights = dropout(weights, how.dropped.rate, how.dropped.key)
+    weights = _weights(_scores(q, k), mask, age, softmax).astype(v.dtype)
+    weights = dropout(weights, softmax.rate, softmax.key)
     return _mixed(weights, v)
 
 
-def _weights(scores: jax.Array, mask: jax.Array, age: jax.Array, how: Weighing) -> jax.Array:
-    scores = scores * how.scale
-    if how.slopes:
-        slopes = np.asarray(how.slopes, np.float32)[:, None, None]
+def _weights(scores: jax.Array, mask: jax.Array, age: jax.Array, softmax: Softmax) -> jax.Array:
+    scores = scores * softmax.scale
+    if softmax.slopes:
+        slopes = np.asarray(softmax.slopes, np.float32)[:, None, None]
         scores = scores - slopes * age[..., None, :, :].astype(jnp.float32)
-    if how.relative is not None:
-        buckets = relative_buckets(age, len(how.relative), how.distance)
-        scores = scores + jnp.moveaxis(how.relative[buckets], -1, -3)
+    if softmax.relative is not None:
+        buckets = relative_buckets(age, len(softmax.relative), softmax.distance)
+        scores = scores + jnp.moveaxis(softmax.relative[buckets], -1, -3)
     return jax.nn.softmax(jnp.where(mask, scores, _MASKED), axis=-1)
 
 

@@ -7,7 +7,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from scaling.config import schema as cfg
 from scaling.model import kernels
-from scaling.model.attend import Dropout, Weighing, attend
+from scaling.model.attend import Softmax, attend
 from scaling.model.context import AttentionContext, Cached, Memory
 from scaling.model.fused import stacked
 from scaling.model.layers import SAVED, Parameter, add_bias, constant, normal, normal_parts
@@ -15,7 +15,7 @@ from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
 from scaling.model.positions import alibi_slopes, rotate
 from scaling.model.quantized import project
-from scaling.parallel.sharding import constrain
+from scaling.parallel.sharding import constrain, current_mesh
 
 
 class SelfAttention(nnx.Module):
@@ -27,8 +27,7 @@ class SelfAttention(nnx.Module):
         scales = parametrization(config)
         self.config, self.compute = config, network.compute
         slopes = alibi_slopes(h) if config.positions == "alibi" else ()
-        distance, block = config.relative_distance, network.compute.attention_block
-        self.how = Weighing(scales.attention_scale, slopes, distance=distance, block=block)
+        self.softmax = Softmax(scales.attention_scale, slopes=slopes, distance=config.relative_distance)
         axes = ("embed", "heads", None)
         # Drawn as one array, as they were stored once: the same seed gives the same model as ever.
         self.query, self.key, self.value = normal_parts(rngs.params(), (d, (h, n, n), k), scales.hidden_std, axes)
@@ -69,14 +68,14 @@ class SelfAttention(nnx.Module):
             [B, T, D], and of a cached context the layer's cache with the new tokens in it.
         """
         rate = self.config.dropout_attention
-        dropped = Dropout(rate, key) if key is not None and rate > 0 else None
+        softmax = self.softmax._replace(relative=context.relative, rate=rate, key=key if rate > 0 else None)
         q, k, v = self._project(x, context)
         if self.config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         if self.config.positions == "rotary":
             where = jnp.arange(x.shape[1])[None] if context.positions is None else context.positions
             q, k = (rotate(part, where, self.config.rotary) for part in (q, k))
-        mixed = attend(q, k, v, context, self.how._replace(dropped=dropped, relative=context.relative))
+        mixed = attend(q, k, v, context, softmax, self.compute.attention_block)
         memory = _extended(context.cached, (k, v), mixed) if context.cached else None
         return self._merge(mixed, context), memory
 
@@ -93,7 +92,7 @@ class SelfAttention(nnx.Module):
             if self.config.qkv_bias:
                 biases = [self.query_bias, self.key_bias, self.value_bias]
             alike = self.config.kv_heads == self.config.num_heads
-            if alike and jax.sharding.get_abstract_mesh().shape.get(kernels.HEAD_AXIS, 1) > 1:
+            if alike and current_mesh().shape[kernels.HEAD_AXIS] > 1:
                 # The gradient of x is a sum over the devices of the heads: once, and not thrice.
                 parts = self._together(x, _in_one(*weights), time)
             else:
@@ -146,9 +145,9 @@ def _once_known(mixed: jax.Array, slot: jax.Array | int) -> jax.Array | int:
     """``slot``, in a form that XLA can only compute after ``mixed``.
 
     So the cache is read before it is written, and written in place. XLA's CPU compiler otherwise keeps the order open
-    and copies the cache each step, and optimisation barriers are gone before it decides. Over a mesh the dependence
-    would cost a broadcast, so it is left out.
+    and copies the cache each step, and optimisation barriers are gone before it decides. Over several devices the
+    dependence would cost a broadcast, so it is left out.
     """
-    if not jax.sharding.get_abstract_mesh().empty:
+    if current_mesh().size > 1:
         return slot
     return slot + (mixed[0, 0, 0, 0] > jnp.inf)  # adds 0: nothing is more than infinite

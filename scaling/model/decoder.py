@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from scaling.model.context import AttentionContext
 from scaling.model.layers import constant, dropout, lookup, normal, product, use
 from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
-from scaling.model.pipeline import pipelined, stages
+from scaling.model.pipeline import Layers, pipelined, stages
 from scaling.model.positions import sinusoids
 from scaling.parallel.sharding import Axes, constrain, stored_spec
 
@@ -34,6 +34,13 @@ REMAT_POLICIES = {
     "projections": jax.checkpoint_policies.save_only_these_names("projections"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+class Output(NamedTuple):
+    """What makes logits of final hidden states: a table [V, D], and a bias [V] in float32 where the model has one."""
+
+    table: jax.Array
+    bias: jax.Array | None = None
 
 
 class Decoder(nnx.Module):
@@ -108,9 +115,9 @@ class Decoder(nnx.Module):
         keys = None if layers_key is None else jax.random.split(layers_key, config.num_layers)
         if pipeline_microbatches:
             recompute = self.compute.remat != "none"
-            x = pipelined(self._layers, self.blocks, keys, x, context, pipeline_microbatches, recompute)
+            x = pipelined(self._layers, (self.blocks, keys), x, context, pipeline_microbatches, recompute)
         else:
-            x = self._layers(self.blocks, keys, x, context)
+            x = self._layers((self.blocks, keys), x, context)
         return self.finish(x)
 
     def embed(self, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
@@ -143,11 +150,11 @@ class Decoder(nnx.Module):
         x = self.final_norm(x) if self.config.norm == "pre" else x
         return product(x, use(self.project_out, x.dtype)) if self.config.d_embedding != self.config.d_model else x
 
-    def _layers(self, stack: Block, keys: jax.Array | None, x: jax.Array, context: AttentionContext) -> jax.Array:
+    def _layers(self, layers: Layers, x: jax.Array, context: AttentionContext) -> jax.Array:
         """Scans over groups of stacked layers, one period of the attention pattern a group: so windows are static."""
         compute = self.compute
         period = self.config.sights
-        groups = jax.tree.map(lambda a: a.reshape(-1, len(period), *a.shape[1:]), (stack, keys))
+        groups = jax.tree.map(lambda a: a.reshape(-1, len(period), *a.shape[1:]), layers)
 
         def layer(block: Block, x: jax.Array, context: AttentionContext, key: jax.Array | None) -> jax.Array:
             return block(x, context, key)[0]
@@ -163,17 +170,18 @@ class Decoder(nnx.Module):
 
         return jax.lax.scan(group, x, groups, unroll=compute.scan_unroll)[0]
 
-    def output_table(self, dtype: Any) -> jax.Array:
-        """The output projection [V, D], laid out for use."""
-        return use(self.tokens if self.config.tied_embedding else self.unembedding, jnp.dtype(dtype))
+    def output(self, dtype: Any) -> Output:
+        """The output projection, laid out for use."""
+        table = use(self.tokens if self.config.tied_embedding else self.unembedding, jnp.dtype(dtype))
+        return Output(table, use(self.logit_bias, jnp.dtype(jnp.float32)) if self.config.logit_bias else None)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [B, T, D] to float32 logits [B, T, vocab_size] (whole: for tests and generation)."""
-        table = self.output_table(hidden.dtype)
-        logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+        output = self.output(hidden.dtype)
+        logits = jnp.einsum("btd,vd->btv", hidden, output.table, preferred_element_type=jnp.float32)
         logits = logits * parametrization(self.config).logit_multiplier
-        if self.config.logit_bias:
-            logits = logits + use(self.logit_bias, jnp.dtype(jnp.float32))
+        if output.bias is not None:
+            logits = logits + output.bias
         return logits[..., : self.config.vocab_size]
 
 

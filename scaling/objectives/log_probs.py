@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from scaling.parallel.sharding import CONTEXT_AXIS, ROW_AXES, gradient_spec
+from scaling.model.decoder import Output
+from scaling.parallel.sharding import CONTEXT_AXIS, ROW_AXES, current_mesh, gradient_spec
 
 _MASKED = -1e30
 VOCAB_AXIS = "tensor"
@@ -41,33 +42,33 @@ class Unembedding(NamedTuple):
     chunk: int = 0
 
 
-def log_probs(hidden: jax.Array, table: jax.Array, targets: jax.Array, how: Unembedding) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each target, and the log-partition function there; differentiable in hidden and table.
+def log_probs(hidden: jax.Array, output: Output, targets: jax.Array, how: Unembedding) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each target, and the log-partition function there; differentiable in hidden and output.
 
     Args:
         hidden: final hidden states [B, T, D], in the compute dtype.
-        table: output projection [V, D] (V padded), in the compute dtype, sharded over ``tensor``.
+        output: the output projection [V, D] (V padded), in the compute dtype, sharded over ``tensor``; and its bias.
         targets: token ids, int32 [B, T].
         how: what is static.
 
     Returns:
         float32 [B, T] each.
     """
-    return _log_probs(hidden, table, targets, how)
+    return _log_probs(hidden, output, targets, how)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _log_probs(hidden, table, targets, how):
-    return _sharded(hidden, table, targets, None, how, None)[0]
+def _log_probs(hidden, output, targets, how):
+    return _sharded(hidden, output, targets, None, how, None)[0]
 
 
-def _log_probs_forward(hidden, table, targets, how):
-    return _log_probs(hidden, table, targets, how), (hidden, table, targets)
+def _log_probs_forward(hidden, output, targets, how):
+    return _log_probs(hidden, output, targets, how), (hidden, output, targets)
 
 
 def _log_probs_backward(how, saved, slopes):
-    hidden, table, targets = saved
-    _, grads = _sharded(hidden, table, targets, slopes, how, lambda log_z, known: known)
+    hidden, output, targets = saved
+    _, grads = _sharded(hidden, output, targets, slopes, how, lambda log_z, known: known)
     return *grads, None
 
 
@@ -75,41 +76,41 @@ _log_probs.defvjp(_log_probs_forward, _log_probs_backward)
 
 
 def weighted_loss(
-    hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, how: Unembedding, z_loss: float = 0.0
+    hidden: jax.Array, output: Output, targets: jax.Array, weights: jax.Array, how: Unembedding, z_loss: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
     """The sum of weights * (z_loss * log_partition^2 - log_prob), and the log-probabilities.
 
     Args:
         hidden: as in ``log_probs``.
-        table: as in ``log_probs``.
+        output: as in ``log_probs``.
         targets: as in ``log_probs``.
         weights: float32 [B, T]; no gradient flows to them.
         how: what is static.
         z_loss: coefficient of the penalty.
 
     Returns:
-        A float32 scalar, differentiable in hidden and table, and float32 [B, T], of which no gradient is known.
+        A float32 scalar, differentiable in hidden and output, and float32 [B, T], of which no gradient is known.
     """
-    return _weighted_loss(hidden, table, targets, weights, how, z_loss)
+    return _weighted_loss(hidden, output, targets, weights, how, z_loss)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _weighted_loss(hidden, table, targets, weights, how, z_loss):
-    scores, _ = _sharded(hidden, table, targets, weights, how, None)
+def _weighted_loss(hidden, output, targets, weights, how, z_loss):
+    scores, _ = _sharded(hidden, output, targets, weights, how, None)
     return _summed(scores, weights, z_loss)
 
 
-def _weighted_loss_forward(hidden, table, targets, weights, how, z_loss):
+def _weighted_loss_forward(hidden, output, targets, weights, how, z_loss):
     def slopes(log_z, weights):
         return -weights, 2 * z_loss * log_z * weights
 
-    scores, grads = _sharded(hidden, table, targets, weights, how, slopes)
+    scores, grads = _sharded(hidden, output, targets, weights, how, slopes)
     return _summed(scores, weights, z_loss), grads
 
 
 def _weighted_loss_backward(how, z_loss, grads, cotangents):
     scale = cotangents[0]
-    return *(((g * scale).astype(g.dtype)) for g in grads), None, None
+    return *jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads), None, None
 
 
 _weighted_loss.defvjp(_weighted_loss_forward, _weighted_loss_backward)
@@ -121,85 +122,85 @@ def _summed(scores, weights, z_loss):
     return (weights * each).sum(), log_prob
 
 
-def _sharded(hidden, table, targets, known, how, slopes):
-    """Log-probabilities and log-partition functions [B, T]; with ``slopes`` also the gradients of hidden and table.
+def _sharded(hidden, output, targets, known, how, slopes):
+    """Log-probabilities and log-partition functions [B, T]; with ``slopes`` also the gradients of hidden and output.
 
     Args:
         hidden: [B, T, D].
-        table: [V, D].
+        output: an ``Output``.
         targets: [B, T].
         known: tree of arrays [B, T] that ``slopes`` takes.
         how: an ``Unembedding``.
         slopes: a ``Slopes``; None = no gradients.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return _local(hidden, table, targets, known, how=how, slopes=slopes, token_axes=None, scatters=())
+    mesh = current_mesh()
     batch = ROW_AXES if hidden.shape[0] % math.prod(mesh.shape[axis] for axis in ROW_AXES) == 0 else None
     time = CONTEXT_AXIS if batch and hidden.shape[1] % mesh.shape[CONTEXT_AXIS] == 0 else None
-    hidden_spec, table_spec, tokens = P(batch, time, None), P(VOCAB_AXIS, None), P(batch, time)
+    hidden_spec, tokens = P(batch, time, None), P(batch, time)
+    bias = None if output.bias is None else P(VOCAB_AXIS)
     # The table's gradient is wanted as parameters are stored: summed and scattered in one, half of an all-reduce.
     scatters = gradient_spec((None, "embed"))[1]
-    if time is None or table.shape[1] % math.prod(mesh.shape[axis] for axis in scatters):
+    if time is None or output.table.shape[1] % math.prod(mesh.shape[axis] for axis in scatters):
         scatters = ()
     token_axes = (*(batch or ()), *([time] if time else []))
-    grads = (hidden_spec, P(VOCAB_AXIS, scatters or None)) if slopes else None
+    grads = (hidden_spec, (P(VOCAB_AXIS, scatters or None), bias)) if slopes else None
     run = jax.shard_map(
         functools.partial(_local, how=how, slopes=slopes, token_axes=token_axes, scatters=scatters),
-        in_specs=(hidden_spec, table_spec, tokens, tokens),
+        in_specs=((hidden_spec, tokens, tokens), (P(VOCAB_AXIS, None), bias)),
         out_specs=((tokens, tokens), grads),
         check_vma=False,
     )
-    return run(hidden, table, targets, known)
+    scores, grads = run((hidden, targets, known), tuple(output))
+    return scores, (grads[0], Output(*grads[1])) if slopes else None
 
 
-def _local(hidden, table, targets, known, *, how, slopes, token_axes, scatters):
-    """One device's share: its tokens of the batch against its rows of the vocabulary (``token_axes`` None: all)."""
-    sharded = token_axes is not None
-    length, rows = hidden.shape[1], table.shape[0]
-    first = jax.lax.axis_index(VOCAB_AXIS) * rows if sharded else 0
-    ids = first + jnp.arange(rows)
+def _local(batch, output, *, how, slopes, token_axes, scatters):
+    """One device's share: its tokens of the batch (hidden, targets, known) against its rows of the vocabulary."""
+    table, bias = output
+    length, rows = batch[0].shape[1], table.shape[0]
+    ids = jax.lax.axis_index(VOCAB_AXIS) * rows + jnp.arange(rows)
 
-    def over_vocab(x):
-        return jax.lax.psum(x, VOCAB_AXIS) if sharded else x
-
-    def chunk_of(grad_table, inputs):
+    def chunk_of(total_grads, inputs):
         h, t, k = inputs
         logits = jnp.einsum("btd,vd->btv", h, table, preferred_element_type=jnp.float32) * how.logit_multiplier
+        if bias is not None:
+            logits += bias
         logits = jnp.where(ids < how.vocab_size, logits, _MASKED)
-        peak = logits.max(-1)
-        peak = jax.lax.pmax(peak, VOCAB_AXIS) if sharded else peak
+        peak = jax.lax.pmax(logits.max(-1), VOCAB_AXIS)
         exp = jnp.exp(logits - peak[..., None])
-        total = over_vocab(exp.sum(-1))
+        total = jax.lax.psum(exp.sum(-1), VOCAB_AXIS)
         log_z = jnp.log(total) + peak
         hit = ids == t[..., None]
-        log_prob = over_vocab(jnp.where(hit, logits, 0.0).sum(-1)) - log_z
+        log_prob = jax.lax.psum(jnp.where(hit, logits, 0.0).sum(-1), VOCAB_AXIS) - log_z
         if slopes is None:
-            return grad_table, ((log_prob, log_z), None)
+            return total_grads, ((log_prob, log_z), None)
         of_log_prob, of_log_z = slopes(log_z, k)
         grad = exp * ((of_log_z - of_log_prob) / total)[..., None] + jnp.where(hit, of_log_prob[..., None], 0.0)
+        of_table, of_bias = total_grads
+        of_bias = None if bias is None else of_bias + grad.sum((0, 1))
         grad = (grad * how.logit_multiplier).astype(h.dtype)
-        grad_table += jnp.einsum("btv,btd->vd", grad, h, preferred_element_type=jnp.float32)
-        return grad_table, ((log_prob, log_z), jnp.einsum("btv,vd->btd", grad, table))
+        of_table += jnp.einsum("btv,btd->vd", grad, h, preferred_element_type=jnp.float32)
+        return (of_table, of_bias), ((log_prob, log_z), jnp.einsum("btv,vd->btd", grad, table))
 
-    start = jnp.zeros(table.shape, jnp.float32) if slopes else jnp.zeros((), jnp.float32)
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), output) if slopes else None
     chunk = how.chunk if 0 < how.chunk < length else length
     if chunk == length:
-        grad_table, found = chunk_of(start, (hidden, targets, known))
+        grads, found = chunk_of(start, batch)
     else:
-        inputs = jax.tree.map(functools.partial(_in_chunks, chunk=chunk), (hidden, targets, known))
-        grad_table, found = jax.lax.scan(chunk_of, start, inputs)
+        inputs = jax.tree.map(functools.partial(_in_chunks, chunk=chunk), batch)
+        grads, found = jax.lax.scan(chunk_of, start, inputs)
         found = jax.tree.map(functools.partial(_together, length=length), found)
     scores, grad_hidden = found
     if slopes is None:
         return scores, None
-    if sharded:
-        grad_hidden = over_vocab(grad_hidden)
-        if scatters:
-            grad_table = jax.lax.psum_scatter(grad_table, scatters, scatter_dimension=1, tiled=True)
-            token_axes = tuple(axis for axis in token_axes if axis not in scatters)
-        grad_table = jax.lax.psum(grad_table, token_axes) if token_axes else grad_table
-    return scores, (grad_hidden, grad_table.astype(table.dtype))
+    grad_hidden = jax.lax.psum(grad_hidden, VOCAB_AXIS)
+    of_table, of_bias = grads
+    of_bias = jax.lax.psum(of_bias, token_axes) if token_axes and bias is not None else of_bias
+    if scatters:
+        of_table = jax.lax.psum_scatter(of_table, scatters, scatter_dimension=1, tiled=True)
+        token_axes = tuple(axis for axis in token_axes if axis not in scatters)
+    of_table = jax.lax.psum(of_table, token_axes) if token_axes else of_table
+    return scores, (grad_hidden, (of_table.astype(table.dtype), of_bias))
 
 
 def _in_chunks(x: jax.Array, chunk: int) -> jax.Array:

@@ -26,9 +26,9 @@ def next_token(config: cfg.Config) -> Objective:
 
     def objective(model: Decoder, frozen: Any, batch: Batch, key: jax.Array | None) -> Sums:
         hidden, batch = forward(model, batch, key, config.train.pipeline_microbatches)
-        table = model.output_table(hidden.dtype)
+        output = model.output(hidden.dtype)
         minimised, log_probs = weighted_loss(
-            hidden, table, batch.targets, batch.weights, unembedding, config.train.z_loss
+            hidden, output, batch.targets, batch.weights, unembedding, config.train.z_loss
         )
         return Sums(minimised, batch.weights.sum(), {"loss": -(batch.weights * log_probs).sum()})
 

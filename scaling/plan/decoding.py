@@ -10,7 +10,7 @@ from scaling.config import schema as cfg
 from scaling.generate import decode
 from scaling.generate.generator import batch_shape, bucket
 from scaling.generate.sampling import Sampling, row_keys, rules
-from scaling.model import cache
+from scaling.model import kv_cache
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import replicated
 from scaling.plan.compiled import compile_lowered, shard_bytes
@@ -61,7 +61,7 @@ def compile_generation(config: cfg.Config, devices: list[Any], request: Request)
     rows, slots = batch_shape(request.batch_size, request.prompt_tokens, model.context_length, mesh)
     whole = functools.partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
     with jax.set_mesh(mesh):
-        params, starts = cache.abstract_layers(network, mesh), whole((rows,), "int32")
+        params, starts = kv_cache.abstract_layers(network, mesh), whole((rows,), "int32")
         keys = whole((rows,), jax.eval_shape(functools.partial(row_keys, 0), starts, starts).dtype)
         fixed = (network, static, bucket(request.tokens))
         arguments = (params, dials, keys, whole((rows, slots), "int32"), starts)

@@ -6,25 +6,30 @@ import numpy as np
 import pytest
 
 from scaling.config import schema as cfg
+from scaling.model.decoder import Output
 from scaling.objectives.log_probs import Unembedding, log_probs, weighted_loss
 from scaling.parallel.mesh import make_mesh
+
+pytestmark = pytest.mark.usefixtures("on_one_device")
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 HIDDEN = jax.random.normal(KEYS[0], (8, 12, 16))
 TABLE = jax.random.normal(KEYS[1], (64, 16))
+BIAS = jax.random.normal(jax.random.fold_in(KEYS[1], 1), (64,))
 TARGETS = jax.random.randint(KEYS[2], (8, 12), 0, 50)
 WEIGHTS = jnp.asarray(np.random.default_rng(0).choice([0.0, 1.0, 0.5], (8, 12)).astype(np.float32))  # 0: does not count
 
 
-def scores(hidden, table):
+def scores(hidden, output):
     """Log-probabilities and log-partition functions by whole logits."""
-    logits = (jnp.einsum("btd,vd->btv", hidden, table) * 0.5)[..., :50]
+    logits = jnp.einsum("btd,vd->btv", hidden, output.table) * 0.5 + (0 if output.bias is None else output.bias)
+    logits = logits[..., :50]
     log_z = jax.nn.logsumexp(logits, -1)
     return jnp.take_along_axis(logits, TARGETS[..., None], -1)[..., 0] - log_z, log_z
 
 
-def reference(hidden, table):
-    log_prob, log_z = scores(hidden, table)
+def reference(hidden, output):
+    log_prob, log_z = scores(hidden, output)
     return (WEIGHTS * (0.01 * log_z**2 - log_prob)).sum()
 
 
@@ -35,34 +40,36 @@ MIXED = cfg.Mesh(fsdp=2, tensor=2)
     ("chunk", "mesh"),
     [*((chunk, None) for chunk in (0, 4, 5, 100)), (0, MIXED), (5, MIXED), (5, cfg.Mesh()), (5, cfg.Mesh(tensor=8))],
 )
-def test_value_and_gradients_equal_the_whole_logits(chunk, mesh):
+@pytest.mark.parametrize("bias", [None, BIAS], ids=["plain", "biased"])
+def test_value_and_gradients_equal_the_whole_logits(chunk, mesh, bias):
+    output = Output(TABLE, bias)
     how = Unembedding(vocab_size=50, logit_multiplier=0.5, chunk=chunk)
 
-    def objective(hidden, table):
-        minimised, found = weighted_loss(hidden, table, TARGETS, WEIGHTS, how, 0.01)
+    def objective(hidden, output):
+        minimised, found = weighted_loss(hidden, output, TARGETS, WEIGHTS, how, 0.01)
         return 2.0 * minimised, found  # the factor tests the incoming cotangent
 
-    def ratio(hidden, table):
+    def ratio(hidden, output):
         """Log-probabilities whose weights depend on themselves, as in a ratio of policies."""
-        found = log_probs(hidden, table, TARGETS, how)
+        found = log_probs(hidden, output, TARGETS, how)
         return jnp.sin(found[0]).sum() + (WEIGHTS * found[1] ** 2).sum()
 
-    def wanted(hidden, table):
-        log_prob, log_z = scores(hidden, table)
+    def wanted(hidden, output):
+        log_prob, log_z = scores(hidden, output)
         return jnp.sin(log_prob).sum() + (WEIGHTS * log_z**2).sum()
 
     run = jax.jit(jax.value_and_grad(objective, (0, 1), has_aux=True))
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(make_mesh(mesh)):
-        (value, found), grads = run(HIDDEN, TABLE)
-        other, other_grads = jax.jit(jax.value_and_grad(ratio, (0, 1)))(HIDDEN, TABLE)
-    want, want_grads = jax.value_and_grad(reference, (0, 1))(HIDDEN, TABLE)
+        (value, found), grads = run(HIDDEN, output)
+        other, other_grads = jax.jit(jax.value_and_grad(ratio, (0, 1)))(HIDDEN, output)
+    want, want_grads = jax.value_and_grad(reference, (0, 1))(HIDDEN, output)
     np.testing.assert_allclose(value, 2 * want, rtol=1e-6)
-    np.testing.assert_allclose(found, scores(HIDDEN, TABLE)[0], atol=1e-5)
-    for got, expected in zip(grads, want_grads, strict=True):
+    np.testing.assert_allclose(found, scores(HIDDEN, output)[0], atol=1e-5)
+    for got, expected in zip(*map(jax.tree.leaves, (grads, want_grads)), strict=True):
         np.testing.assert_allclose(got, 2 * expected, atol=5e-6)
-    want, want_grads = jax.value_and_grad(wanted, (0, 1))(HIDDEN, TABLE)
+    want, want_grads = jax.value_and_grad(wanted, (0, 1))(HIDDEN, output)
     np.testing.assert_allclose(other, want, rtol=1e-5)
-    for got, expected in zip(other_grads, want_grads, strict=True):
+    for got, expected in zip(*map(jax.tree.leaves, (other_grads, want_grads)), strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
@@ -71,7 +78,7 @@ def test_whole_logits_never_exist():
     how = Unembedding(vocab_size=1000, chunk=8)
     shapes = [jax.ShapeDtypeStruct(s, d) for s, d in [((2, 64, 16), jnp.float32), ((1024, 16), jnp.float32)]]
     targets = jnp.zeros((2, 64), jnp.int32)
-    grad = jax.jit(jax.grad(lambda h, w: weighted_loss(h, w, targets, 1.0 + 0 * targets, how)[0], (0, 1)))
+    grad = jax.jit(jax.grad(lambda h, w: weighted_loss(h, Output(w), targets, 1.0 + 0 * targets, how)[0], (0, 1)))
     compiled = grad.lower(*shapes).compile()
     whole = 2 * 64 * 1024 * 4
     assert compiled.memory_analysis().temp_size_in_bytes < whole

@@ -27,21 +27,19 @@ from scaling.parallel.sharding import constrain, is_axes, stored_spec
 Cache = tuple[Memory, ...]
 
 
-def split_layers(network: cfg.Network, params: decoder.Params, mesh: Mesh | None = None) -> decoder.Params:
+def split_layers(network: cfg.Network, params: decoder.Params, mesh: Mesh) -> decoder.Params:
     """Parameters for decoding: each layer's by itself, queries, keys and values in one, matrices in the compute dtype.
 
     Args:
         network: resolved.
         params: as ``decoder.initialize`` makes them, anywhere.
-        mesh: they are laid out on it as in training; None = one device.
+        mesh: they are laid out on it as in training.
 
     Returns:
         The tree, with a tuple of ``num_layers`` trees as ``blocks``.
     """
     config = network.model
     split = functools.partial(_split, network)
-    if mesh is None:
-        return jax.jit(split)(params)
     # From one device or the host; where they lie as in training, nothing moves.
     params = jax.device_put(params, decoder.shardings(config, mesh))
     return jax.jit(split, out_shardings=_shardings(_split_axes(config), mesh))(params)
@@ -143,12 +141,12 @@ def next_logits(network: cfg.Network, params: decoder.Params, hidden: jax.Array,
         float32 [B, padded_vocab].
     """
     model = decoder.merge_layers(network, params)[0]
-    table = model.output_table(hidden.dtype)
+    table, bias = model.output(hidden.dtype)
     # XLA's CPU products read a large matrix about twice as fast as the left factor. The mask keeps the compiler
     # from turning the product round again.
     logits = jnp.einsum("vd,bd->vb", table, hidden, preferred_element_type=jnp.float32)
     logits = jnp.where(jnp.arange(len(table))[:, None] < vocab, logits, -jnp.inf).T
     logits = logits * parametrization(network.model).logit_multiplier
-    if network.model.logit_bias:
-        logits = logits + model.logit_bias[...]
+    if bias is not None:
+        logits = logits + bias
     return constrain(logits, "batch", "vocab")
