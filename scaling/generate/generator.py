@@ -157,16 +157,14 @@ class Generator:
                 self._put(np.asarray([row.prompt for row in rows] + padding, np.int32)),
                 self._put(np.asarray([row.sample for row in rows] + padding, np.int32)),
             )
-            room = bucket(sampling.tokens)
-            starts_there = self._put(starts)
-            state = decode.start(self.network, static, room, self._params, dials, keys, self._put(tokens), starts_there)
+            program = decode.Program(self.network, static, bucket(sampling.tokens))
+            batch = decode.Rows(self._put(tokens), self._put(starts), keys)
+            state = decode.start(program, self._params, dials, batch)
         step, completions = 1, [Completion((), "", "")] * len(rows)
         while True:
             until = min(sampling.tokens, (step - 1) // every * every + every)
             with jax.set_mesh(self.mesh):
-                state = decode.proceed(
-                    self.network, static, self._params, dials, keys, starts_there, state, np.int32(until)
-                )
+                state = decode.proceed(program, self._params, dials, batch, state, np.int32(until))
             chosen = np.asarray(state.chosen)
             step = until + 1
             completions = [
@@ -186,18 +184,15 @@ class Generator:
         room = bucket(sampling.tokens)
         lengths = np.maximum(1, np.arange(room + 1, dtype=np.float64))
         with jax.set_mesh(self.mesh):
-            texts, scores = beam.search(
-                self.network,
-                static,
-                sampling.beams,
-                room,
-                self._params,
-                self._put(tokens),
-                self._put(starts),
+            ends = beam.Ends(
                 np.int32(sampling.tokens),
                 self._put((lengths**sampling.length_penalty).astype(np.float32)),
                 dials.end_ids,
                 np.asarray(sampling.early_stopping),
+            )
+            program = decode.Program(self.network, static, room)
+            texts, scores = beam.search(
+                program, sampling.beams, self._params, self._put(tokens), self._put(starts), ends
             )
         texts, scores = np.asarray(texts), np.asarray(scores)
         return [

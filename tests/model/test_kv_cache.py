@@ -101,11 +101,10 @@ def test_the_cache_is_written_in_place():
     network = tiny.network()
     layers = kv_cache.split_layers(network, parameters(network), one_device())
     static, dials = rules(Sampling(temperature=0.0, end_ids=()), network.model.vocab_size, None)
-    keys, starts = row_keys(0, np.arange(2), np.arange(2)), np.zeros(2, np.int32)
-    state = decode.start(network, static, 16, layers, dials, keys, TOKENS, starts)
-    program = (
-        decode.proceed.lower(network, static, layers, dials, keys, starts, state, np.int32(16)).compile().as_text()
-    )
+    rows = decode.Rows(TOKENS, np.zeros(2, np.int32), row_keys(0, np.arange(2), np.arange(2)))
+    static = decode.Program(network, static, 16)
+    state = decode.start(static, layers, dials, rows)
+    program = decode.proceed.lower(static, layers, dials, rows, state, np.int32(16)).compile().as_text()
     assert "f32[2,4,32,8]" in program
     assert not [line for line in program.splitlines() if " = f32[2,4,32,8]" in line and " copy(" in line]
 
