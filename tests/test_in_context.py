@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from scaling.data.tokenizer import load as load_tokenizer
-from scaling.evaluate.catalogue import find_tasks
-from scaling.evaluate.prompts import build_requests
+from scaling.evaluate.tasks.catalogue import find_tasks
+from scaling.evaluate.tasks.prompts import build_requests
 
 ROOT = Path(__file__).parent.parent
 TASKS = ROOT / "experiments/in_context/tasks/code_books.toml"

@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaling.evaluate import bias
-from scaling.evaluate.task import nearest
+from scaling.evaluate.bias import words as bias
+from scaling.evaluate.tasks.task import nearest
 
 if TYPE_CHECKING:
-    from scaling.evaluate.bias_report import Breakdown, Group
+    from scaling.evaluate.bias.report import Breakdown, Group
     from scaling.interop.served import Served
 
 PROBES = ("gender", "race", "religion", "occupations")
@@ -65,10 +65,10 @@ def run(options: argparse.Namespace) -> int:
     from etils import epath
 
     from scaling import durable
-    from scaling.evaluate.bias_figure import draw
-    from scaling.evaluate.bias_probes import check_occupations, encode_prompts, occupations
-    from scaling.evaluate.bias_report import Report, table, to_json
+    from scaling.evaluate.bias.probes import check_occupations, encode_prompts, occupations
+    from scaling.evaluate.bias.report import Report, table, to_json
     from scaling.interop.served import load_served
+    from scaling.report.bias_figure import draw
     from scaling.runs.config_json import read_config_json
     from scaling.runs.own_files import without_own
 
@@ -128,10 +128,10 @@ def breakdowns(run: Path, data: str | None) -> list["Breakdown"]:
         FileNotFoundError: the files are not in ``data``.
         ValueError: samples of other items, or malformed ones.
     """
-    from scaling.evaluate.bias_report import Breakdown
-    from scaling.evaluate.catalogue import find_tasks
-    from scaling.evaluate.prompts import build_requests
-    from scaling.evaluate.saved_samples import read_samples
+    from scaling.evaluate.bias.report import Breakdown
+    from scaling.evaluate.scoring.saved_samples import read_samples
+    from scaling.evaluate.tasks.catalogue import find_tasks
+    from scaling.evaluate.tasks.prompts import build_requests
 
     found = []
     for name, breakdowns in TASKS.items():
@@ -174,8 +174,8 @@ def _sampled(
     lexicon: Mapping[str, float] | None,
 ) -> tuple[dict[str, dict[str, "Group"]], dict[str, str]]:
     """Samples each probe that generates, and counts words; returns these, and what was sampled as lines of JSON."""
-    from scaling.evaluate.bias_probes import count_words, sample
-    from scaling.evaluate.progress import bar
+    from scaling.evaluate.bias.probes import count_words, sample
+    from scaling.evaluate.scoring.progress import bar
     from scaling.generate.generator import Generator
 
     found: dict[str, dict[str, Group]] = {}

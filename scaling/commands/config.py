@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     from scaling.config.files import load, run_name
     from scaling.config.resolve import resolve
     from scaling.config.schema import to_json
-    from scaling.evaluate.knobs import check_tasks
+    from scaling.evaluate.tasks.knobs import check_tasks
 
     name = run_name(options.config) if options.config else None
     config = resolve(load(options.config, options.overrides), device_count=options.devices, name=name)

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scaling.evaluate.metrics import error_text, finite
+from scaling.evaluate.scoring.metrics import error_text, finite
 
 if TYPE_CHECKING:
-    from scaling.evaluate.contamination import Contamination, Corpus, Effect, Samples
+    from scaling.evaluate.contamination.search import Contamination, Corpus, Effect, Samples
 
 _GROUPS = ("all", "dirty", "clean")
 _FILES = ("contamination.jsonl", "contamination.png", "contamination.svg")  # in a RUN
@@ -47,9 +47,9 @@ def run(options: argparse.Namespace) -> int:
         ValueError: options, samples or files that cannot be used.
     """
     from scaling import durable
-    from scaling.evaluate.catalogue import find_tasks
-    from scaling.evaluate.contamination import effects_of, item_texts, search
-    from scaling.evaluate.progress import bar
+    from scaling.evaluate.contamination.search import effects_of, item_texts, search
+    from scaling.evaluate.scoring.progress import bar
+    from scaling.evaluate.tasks.catalogue import find_tasks
     from scaling.runs.own_files import without_own
 
     options.models = without_own(options.models)
@@ -166,7 +166,7 @@ def _corpus(options: argparse.Namespace) -> tuple[str, "Corpus"]:
         FileNotFoundError: no run, or no such files.
         ValueError: no corpus is named, or the run has none with text.
     """
-    from scaling.evaluate.contamination import Corpus
+    from scaling.evaluate.contamination.search import Corpus
 
     configs = {}
     if options.models:
@@ -199,8 +199,8 @@ def _samples(run: Path, task: str, items: Mapping[str, str]) -> "Samples":
     Raises:
         ValueError: a malformed file, or samples of other items.
     """
-    from scaling.evaluate.contamination import METRICS
-    from scaling.evaluate.saved_samples import read_samples
+    from scaling.evaluate.contamination.search import METRICS
+    from scaling.evaluate.scoring.saved_samples import read_samples
 
     found: Samples = {}
     for shots, samples in read_samples(run, task).items():
@@ -227,7 +227,7 @@ def _write(
     """``contamination.jsonl``, and the figure where there is something to draw."""
     from etils import epath
 
-    from scaling.evaluate.contamination_figure import draw
+    from scaling.report.contamination_figure import draw
 
     path = run / "contamination.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in records(found, corpus, None, effects)))

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaling import durable
-from scaling.evaluate import records
+from scaling.evaluate.scoring import records
 from scaling.runs.own_files import without_own
 from scaling.runs.paths import EVALS, SAMPLES
 
 if TYPE_CHECKING:
-    from scaling.evaluate.evaluator import Result
+    from scaling.evaluate.scoring.evaluator import Result
     from scaling.interop.served import Served
 
 
@@ -106,10 +106,10 @@ def _write(run: Path, result: "Result", served: "Served", options: argparse.Name
 
 def _own(options: argparse.Namespace) -> Callable[["Served"], Iterator["Result"]]:
     """Our own tasks, found before any model is loaded; the function gives a model's results one by one."""
-    from scaling.evaluate.catalogue import find_tasks
-    from scaling.evaluate.evaluator import Evaluator
-    from scaling.evaluate.progress import bar
-    from scaling.evaluate.prompts import all_requests, parse_shots
+    from scaling.evaluate.scoring.evaluator import Evaluator
+    from scaling.evaluate.scoring.progress import bar
+    from scaling.evaluate.tasks.catalogue import find_tasks
+    from scaling.evaluate.tasks.prompts import all_requests, parse_shots
 
     tasks, shots = find_tasks(options.tasks), parse_shots("0,1,few" if options.shots is None else options.shots)
 
@@ -125,7 +125,7 @@ def _own(options: argparse.Namespace) -> Callable[["Served"], Iterator["Result"]
 
 
 def _harness(options: argparse.Namespace) -> Callable[["Served"], Iterator["Result"]]:
-    from scaling.evaluate.harness import Tasks
+    from scaling.evaluate.harness.adapter import Tasks
 
     return Tasks(options.tasks, options.shots, options.data, options.limit, options.seed).evaluate
 

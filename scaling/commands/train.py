@@ -17,7 +17,7 @@ def run(options: argparse.Namespace) -> int:
     started = time.time()
     from scaling.config.files import is_sweep, load, run_name
     from scaling.config.resolve import resolve
-    from scaling.evaluate.knobs import check_tasks
+    from scaling.evaluate.tasks.knobs import check_tasks
 
     if options.config is None:
         from scaling.config.shipped import experiments

@@ -12,9 +12,9 @@ import jax
 from scaling import cache, exit_codes
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
-from scaling.evaluate import records
-from scaling.evaluate.in_loop import InLoopTasks
-from scaling.evaluate.knobs import check_tasks
+from scaling.evaluate.scoring import records
+from scaling.evaluate.scoring.in_loop import InLoopTasks
+from scaling.evaluate.tasks.knobs import check_tasks
 from scaling.generate.sample import continue_texts
 from scaling.objectives.next_token import next_token
 from scaling.parallel import distributed

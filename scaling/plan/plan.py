@@ -18,7 +18,7 @@ from scaling import cache, durable
 from scaling.catalog import chips, flops
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
-from scaling.evaluate.knobs import check_tasks
+from scaling.evaluate.tasks.knobs import check_tasks
 from scaling.plan import estimate, topology
 from scaling.plan.request import Request
 from scaling.train.schedule import BatchSchedule

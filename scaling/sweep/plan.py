@@ -19,7 +19,7 @@ from scaling.config.files import KNOBS, apply_overrides, check_knob
 from scaling.config.refusal import shown
 from scaling.config.resolve import MOST_STEPS, resolve
 from scaling.data import tokenizer
-from scaling.evaluate.knobs import check_tasks
+from scaling.evaluate.tasks.knobs import check_tasks
 
 _ROUNDING = 0.1  # a length may change by this part in becoming whole batches
 _SHAPE_KNOBS = ("num_layers", "d_model", "num_heads", "d_head", "d_ff")

@@ -14,8 +14,8 @@ from scaling.commands import bias as bias_command
 from scaling.commands import evaluate as evaluate_command
 from scaling.config import schema as cfg
 from scaling.data import tokenizer
-from scaling.evaluate import bias
-from scaling.evaluate.bias_probes import _batch_size, check_occupations, encode_prompts, sample
+from scaling.evaluate.bias import words as bias
+from scaling.evaluate.bias.probes import _batch_size, check_occupations, encode_prompts, sample
 from scaling.generate.generator import Generator
 from scaling.interop.logits import compute
 from scaling.parallel.mesh import make_mesh

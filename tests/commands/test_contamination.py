@@ -10,7 +10,7 @@ import string
 import pytest
 
 from scaling.commands import contamination as command
-from scaling.evaluate.contamination import Score, relative_difference
+from scaling.evaluate.contamination.search import Score, relative_difference
 
 TASK = """
 about = "questions"

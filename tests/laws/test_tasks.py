@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from scaling.config import schema as cfg
-from scaling.evaluate import records
-from scaling.evaluate.evaluator import Result
+from scaling.evaluate.scoring import records
+from scaling.evaluate.scoring.evaluator import Result
 from scaling.report import task_figures
 from scaling.report.collect import collect
 from scaling.report.sections import _tasks

@@ -1,0 +1,299 @@
+"""Requests: everything that a scorer needs to know, zero-, one- and few-shot, the GPT-3 way (section 2.4).
+
+Demonstrations are drawn at random from the training split, anew for each item, by a seed made of the caller's and the
+item's id. The draws are nested: the first k of K demonstrations are those of k shots, and what does not fit the
+context is left off at the end, so that the numbers of shots can be compared.
+"""
+
+import dataclasses
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Protocol
+
+from scaling.evaluate.tasks.items import Item, Items, Option, Rendered, read_items, render_item
+from scaling.evaluate.tasks.task import Prompt, Task, placeholders
+
+
+class Encoder(Protocol):
+    """What counts tokens: ``scaling.data.tokenizer.Tokenizer``, or anything with its ``encode``."""
+
+    def encode(self, text: str) -> Sized: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One item, ready to be scored. Texts only: the scorer tokenizes.
+
+    ``context`` is the whole prompt; that of an ``Option`` too. A completion begins with its space (the rule stands in
+    ``items.with_space``). Kinds ``choices`` and ``partial``: the best option is the answer, by ``task.scoring
+    .normalisation``; for ``unconditional``, each option's likelihood is divided by that of the same completion after
+    ``answer_context``. Kind ``completion``: one option, right if greedy decoding gives it. Kind ``free_form``:
+    generate from ``context``, ``task.scoring`` says how. Kind ``text``: ``context`` is the text itself.
+    """
+
+    id: str
+    task: str
+    context: str
+    options: tuple[Option, ...]
+    gold: int
+    target: str
+    references: tuple[str, ...]
+    answer_context: str
+    shots: int  # demonstrations in the context
+    demonstrations: tuple[str, ...]  # their ids
+    fits: bool  # False: longer than the context length even without demonstrations; running text always fits
+    metadata: dict[str, str]
+    where: str  # file and line of the item, for messages
+
+
+@dataclasses.dataclass(frozen=True)
+class Requests:
+    task: Task
+    shots: int  # demonstrations asked for
+    seed: int
+    items: tuple[Request, ...]
+    notes: tuple[str, ...]  # sentences for the user: what was left off or stood in for
+
+    def usable(self) -> tuple[Request, ...]:
+        """The items that fit the context for which they were built.
+
+        Raises:
+            ValueError: there is none.
+        """
+        found = tuple(item for item in self.items if item.fits)
+        if not found:
+            raise ValueError(f"task {self.task.name}: none of {len(self.items):,} items fits the model's context")
+        return found
+
+
+def build_requests(
+    task: Task,
+    shots: int | str = 0,
+    seed: int = 0,
+    data: str | Path | None = None,
+    tokenizer: Encoder | None = None,
+    context_length: int = 0,
+    limit: int | None = None,
+) -> Requests:
+    """The requests of a task.
+
+    Args:
+        task: what to ask.
+        shots: demonstrations in each context; "few" = the task's own K, GPT-3's where it has the task.
+        seed: of the demonstrations, and of the choice of items where there is a ``limit``.
+        data: directory of local files; generated tasks need none.
+        tokenizer: with ``context_length``, leaves off demonstrations until prompt and answer fit.
+        context_length: tokens.
+        limit: that many items, drawn at random; None = all.
+
+    Raises:
+        FileNotFoundError: the task's files are not there.
+        ValueError: a malformed record, shots or limit that make no sense, an empty prompt. Running text that is
+            empty is skipped.
+    """
+    count = _shots(task, shots)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    if (tokenizer is None) != (context_length == 0):
+        raise ValueError("a tokenizer and a context length belong together: both or neither")
+    items = read_items(task, data, demonstrations=count > 0)
+    builder = _Builder(task, items, count, seed, tokenizer, context_length)
+    chosen = items.test
+    if task.scoring.kind == "text":
+        chosen = tuple(item for item in chosen if render_item(task, task.zero_shot, item).context)
+        if not chosen:
+            where = items.test[0].where
+            raise ValueError(f"task {task.name}: all of its {len(items.test):,} texts are empty, from {where} on")
+    skipped = len(items.test) - len(chosen)
+    if limit is not None and limit < len(chosen):
+        places = random.Random(f"{seed}/{task.name}").sample(range(len(chosen)), limit)
+        chosen = tuple(chosen[place] for place in sorted(places))
+    requests = tuple(builder.request(item) for item in chosen)
+    notes = _notes(task, items, requests, builder.drawn, count, context_length)
+    if skipped:
+        notes.append(f"{task.name}: {skipped:,} of {len(items.test):,} texts are empty and are skipped")
+    return Requests(task, count, seed, requests, tuple(notes))
+
+
+def parse_shots(text: str) -> list[int | str]:
+    """``0,1,few`` as numbers and "few".
+
+    Raises:
+        ValueError: something else.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or any(part != "few" and not part.isdecimal() for part in parts):
+        raise ValueError(f"shots {text!r} must be numbers and 'few', with commas, such as 0,1,few")
+    return [part if part == "few" else int(part) for part in parts]
+
+
+def all_requests(
+    tasks: Sequence[Task],
+    shots: Sequence[int | str],
+    seed: int,
+    data: str | Path | None,
+    tokenizer: Encoder,
+    context_length: int,
+    limit: int | None,
+) -> Iterator[Requests]:
+    """The requests of every task at every number of shots, once where "few" is one of the numbers."""
+    for task in tasks:
+        for count in dict.fromkeys(_shots(task, wanted) for wanted in shots):
+            yield build_requests(task, count, seed, data, tokenizer, context_length, limit)
+
+
+def example_text(task: Task, item: Item) -> str:
+    """An item and its right answer as running text, without description: what is searched for in training text."""
+    rendered = render_item(task, task.prompt, item)
+    return rendered.context + rendered.target
+
+
+def _shots(task: Task, shots: int | str) -> int:
+    if task.scoring.kind == "text":
+        return 0  # running text has no demonstrations
+    if shots == "few":
+        return task.few_shot
+    if not isinstance(shots, int) or shots < 0:
+        raise ValueError(f"shots must be 0, 1, a larger number or 'few', got {shots!r}")
+    return shots
+
+
+class _Builder:
+    """Renders items and their demonstrations; each demonstration is rendered and measured once."""
+
+    def __init__(self, task: Task, items: Items, shots: int, seed: int, tokenizer: Encoder | None, context_length: int):
+        self.task, self.items, self.shots, self.seed = task, items, shots, seed
+        self.prompt: Prompt = task.prompt if shots else task.zero_shot
+        self.context_length = context_length
+        self.count: Callable[[str], int] | None = None
+        if tokenizer is not None:
+            encode = tokenizer.encode
+            self.count = lambda text: len(encode(text))
+        # Whether the context tells items apart; if it says nothing of them, only their answers can.
+        self.asks = task.scoring.kind != "partial" and bool(placeholders(self.prompt.context))
+        self.rendered: dict[int, Rendered] = {}
+        self.lengths: dict[int, int] = {}
+        self.drawn: dict[str, int] = {}  # id of an item -> demonstrations that there are for it, of those asked for
+
+    def request(self, item: Item) -> Request:
+        task, prompt = self.task, self.prompt
+        rendered = render_item(task, prompt, item)
+        drawn = self._draw(item, rendered)
+        self.drawn[item.id] = len(drawn)
+        kept, fits = self._fit(rendered, drawn)
+        before = self._before(drawn[:kept])
+        if not before and not rendered.context and not rendered.options:
+            raise ValueError(f"{item.where}: the prompt is empty")
+        context = before + rendered.context
+        options = tuple(  # candidates that share a context share the string: a long prompt is held once
+            Option(context if o.context == rendered.context else before + o.context, o.completion)
+            for o in rendered.options
+        )
+        return Request(
+            id=item.id,
+            task=task.name,
+            context=context,
+            options=options,
+            gold=rendered.gold,
+            target=rendered.target,
+            references=rendered.references,
+            answer_context=task.scoring.answer_context,
+            shots=kept,
+            demonstrations=tuple(self.items.demonstrations[place].id for place in drawn[:kept]),
+            fits=fits,
+            metadata={name: str(item.fields[name]) for name in task.metadata},
+            where=item.where,
+        )
+
+    def _draw(self, item: Item, rendered: Rendered) -> list[int]:
+        """Places of demonstrations, without repetition; never the item itself, nor its question with any answer."""
+        if not self.shots:
+            return []
+        pool = self.items.demonstrations
+        own = self._question(rendered)
+        rng = random.Random(f"{self.seed}/{self.task.name}/{item.id}")
+        drawn: list[int] = []
+        seen: set[int] = set()
+        while len(drawn) < self.shots and len(seen) < len(pool):
+            place = rng.randrange(len(pool))
+            if place not in seen:
+                seen.add(place)
+                if self._question(self._demonstration(place)) != own:
+                    drawn.append(place)
+        return drawn
+
+    def _question(self, rendered: Rendered) -> str:
+        """What two items may not share: the context; the whole text where it is the answer that tells them apart."""
+        return rendered.context if self.asks and rendered.context else rendered.context + rendered.target
+
+    def _demonstration(self, place: int) -> Rendered:
+        if place not in self.rendered:
+            found = render_item(self.task, self.prompt, self.items.demonstrations[place])
+            self.rendered[place] = dataclasses.replace(found, options=(), references=())
+        return self.rendered[place]
+
+    def _text(self, place: int) -> str:
+        rendered = self._demonstration(place)
+        return rendered.context + rendered.target
+
+    def _before(self, drawn: list[int]) -> str:
+        """Description and demonstrations, each with the separator behind it."""
+        parts = [self.prompt.description] if self.prompt.description else []
+        return "".join(part + self.prompt.separator for part in (*parts, *map(self._text, drawn)))
+
+    def _fit(self, rendered: Rendered, drawn: list[int]) -> tuple[int, bool]:
+        """How many demonstrations fit, and whether the item fits without any."""
+        if self.count is None or self.task.scoring.kind == "text":  # running text is read in windows
+            return len(drawn), True
+        free = self.task.scoring.kind == "free_form"
+        room = self.context_length - (self.task.scoring.max_tokens if free else 0)
+        ends = [option.context + option.completion for option in rendered.options] or [rendered.context]
+
+        def fits(kept: int) -> bool:
+            assert self.count is not None
+            before = self._before(drawn[:kept])
+            return max(self.count(before + end) for end in ends) <= room
+
+        length = max(map(self.count, ends)) + self.count(self._before([]))
+        kept = 0
+        for place in drawn:  # tokens of the pieces: an estimate of the whole, which is then measured
+            if place not in self.lengths:
+                self.lengths[place] = self.count(self._text(place) + self.prompt.separator)
+            length += self.lengths[place]
+            if length > room:
+                break
+            kept += 1
+        while kept and not fits(kept):
+            kept -= 1
+        return kept, kept > 0 or fits(0)
+
+
+def _notes(
+    task: Task,
+    items: Items,
+    requests: tuple[Request, ...],
+    drawn: Mapping[str, int],
+    shots: int,
+    context_length: int,
+) -> list[str]:
+    notes = []
+    if shots and items.from_test:
+        notes.append(f"{task.name}: demonstrations come from the test items, never the item itself; no training split")
+    causes = {
+        "all that there are": [r.shots for r in requests if r.shots == drawn[r.id] < shots],
+        f"so that they fit {context_length:,} tokens": [r.shots for r in requests if r.shots < drawn[r.id]],
+    }
+    for why, fewer in causes.items():
+        if not fewer:
+            continue
+        have = f"{min(fewer)} to {max(fewer)}" if len(set(fewer)) > 1 else f"{fewer[0]}"
+        notes.append(
+            f"{task.name}: {len(fewer):,} of {len(requests):,} items have {have} of {shots} demonstrations, {why}"
+        )
+    if too_long := sum(not request.fits for request in requests):
+        notes.append(
+            f"{task.name}: {too_long:,} of {len(requests):,} items are longer than {context_length:,} tokens "
+            "even without demonstrations and are left out"
+        )
+    return notes
