@@ -13,7 +13,7 @@ from scaling.runs.own_files import without_own
 from scaling.runs.paths import EVALS, SAMPLES
 
 if TYPE_CHECKING:
-    from scaling.evaluate.scoring.evaluator import Result
+    from scaling.evaluate.scoring.records import Result
     from scaling.interop.served import Served
 
 
@@ -116,7 +116,7 @@ def _own(options: argparse.Namespace) -> Callable[["Served"], Iterator["Result"]
     def evaluate(served: "Served") -> Iterator["Result"]:
         evaluator = Evaluator(served.network, served.params, served.words, served.mesh, not options.no_prefix)
         seed, data, limit = options.seed or 0, options.data, options.limit
-        for requests in all_requests(tasks, shots, seed, data, served.words, evaluator.room, limit):
+        for requests in all_requests(tasks, shots, seed, data, evaluator.room, limit):
             with bar(f"{requests.task.name}, {requests.shots} shots", len(requests.items)) as watch:
                 result = evaluator.evaluate(requests, watch)
             yield result

@@ -9,7 +9,7 @@ import pytest
 from scaling import cli, exit_codes
 from scaling.commands import evaluate as command
 from scaling.evaluate.scoring import records
-from scaling.evaluate.scoring.evaluator import Result, Sample
+from scaling.evaluate.scoring.records import Result, Sample
 from scaling.runs import own_files
 
 

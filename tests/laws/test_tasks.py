@@ -11,7 +11,7 @@ import pytest
 
 from scaling.config import schema as cfg
 from scaling.evaluate.scoring import records
-from scaling.evaluate.scoring.evaluator import Result
+from scaling.evaluate.scoring.records import Result
 from scaling.report import task_figures
 from scaling.report.collect import collect
 from scaling.report.sections import _tasks

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.evaluate.scoring.metrics import mean_with_error
-from scaling.evaluate.tasks.items import Option
-from scaling.evaluate.tasks.prompts import Request
+from scaling.evaluate.tasks.request import Option, Request
 from scaling.evaluate.tasks.task import nearest
 
 SAMPLES = 800  # for each prompt
@@ -86,7 +85,6 @@ def occupation_requests(variant: str = "neutral", occupations: Sequence[str] | N
                 gold=0,
                 target="",
                 references=(),
-                answer_context="",
                 shots=0,
                 demonstrations=(),
                 fits=True,

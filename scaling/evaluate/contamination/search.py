@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scaling.evaluate.scoring import metrics
 from scaling.evaluate.scoring.metrics import mean_with_error
 from scaling.evaluate.tasks.items import read_items
 from scaling.evaluate.tasks.prompts import example_text
@@ -23,7 +24,7 @@ from scaling.evaluate.tasks.task import Task
 MIN_WORDS = 8
 MAX_WORDS = 13
 PERCENTILE = 5
-METRICS = ("accuracy", "exact", "exact_number", "exact_match", "f1")  # of those, each item has a score of its own
+METRICS = tuple(name for name, metric in metrics.METRICS.items() if metric.item)  # each item has a score of its own
 
 Samples = dict[tuple[int, str], dict[str, float]]  # (shots, metric) -> id of an item -> its score
 

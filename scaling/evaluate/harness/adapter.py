@@ -16,7 +16,7 @@ import numpy as np
 
 from scaling.evaluate.harness.requests import Answers
 from scaling.evaluate.scoring import metrics
-from scaling.evaluate.scoring.evaluator import Result, Sample
+from scaling.evaluate.scoring.records import Result, Sample
 from scaling.evaluate.tasks.task import nearest
 from scaling.interop.served import Served
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from scaling.evaluate.scoring.evaluator import BATCH_SIZE
+from scaling.evaluate.scoring.answers import BATCH_SIZE
 from scaling.evaluate.scoring.likelihoods import Group, Score, Scorer, encode_group
 from scaling.evaluate.scoring.progress import bar
 from scaling.evaluate.tasks.task import nearest

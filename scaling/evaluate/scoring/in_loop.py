@@ -7,7 +7,8 @@ from jax.sharding import Mesh
 
 from scaling.config import schema as cfg
 from scaling.data.tokenizer import Tokenizer
-from scaling.evaluate.scoring.evaluator import Evaluator, Result
+from scaling.evaluate.scoring.evaluator import Evaluator
+from scaling.evaluate.scoring.records import Result
 from scaling.evaluate.tasks.catalogue import find_tasks
 from scaling.evaluate.tasks.prompts import all_requests, parse_shots
 from scaling.evaluate.tasks.task import Task
@@ -47,8 +48,7 @@ class InLoopTasks:
                     parse_shots(wanted.tasks_shots),
                     seed=0,
                     data=wanted.tasks_data or None,
-                    tokenizer=words,
-                    context_length=self._evaluator({}).room,
+                    room=self._evaluator({}).room,
                     limit=wanted.tasks_limit or None,
                 )
             )

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -143,14 +143,13 @@ class Scorer:
     def _run(self, rows: list["_Row"], length: int) -> list[list[Score]]:
         count = self._row_count(rows, length)
         targets = bucket(max(row.targets for row in rows), smallest=2)
-        tokens, positions, branches = (np.zeros((count, length), np.int32) for _ in range(3))
-        where, wanted = (np.zeros((count, targets), np.int32) for _ in range(2))
+        batch = _Batch(*(np.zeros((count, size), np.int32) for size in (length, length, length, targets, targets)))
         for b, row in enumerate(rows):
-            row.write(tokens[b], positions[b], branches[b], where[b], wanted[b])
+            row.write(_Batch(*(array[b] for array in batch)))
         self.work.real += sum(row.length for row in rows)
         self.work.padded += count * length
         with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
-            found = _score(self.network, self._params, *map(self._put, (tokens, positions, branches, where, wanted)))
+            found = _score(self.network, self._params, _Batch(*map(self._put, batch)))
         logprobs, greedy = (np.asarray(jax.device_get(x)) for x in found)
         return [row.read(logprobs[b], greedy[b]) for b, row in enumerate(rows)]
 
@@ -167,6 +166,16 @@ class Scorer:
         return jax.make_array_from_callback(x.shape, NamedSharding(self._mesh, P()), lambda index: x[index])
 
 
+class _Batch(NamedTuple):
+    """Arrays [B, T] of inputs and [B, S] of targets; or one row of each."""
+
+    tokens: Any
+    positions: Any
+    branches: Any  # of ``AttentionContext``
+    where: Any  # for each target the place of the input that predicts it
+    wanted: Any  # targets
+
+
 @dataclasses.dataclass(frozen=True)
 class _Row:
     """A context and completions of one group; ``places`` are their numbers in it."""
@@ -178,7 +187,7 @@ class _Row:
 
     @classmethod
     def of(cls, number: int, group: Group, kept: int, places: Sequence[int]) -> "_Row":
-        """Some completions of a group behind the last ``kept`` tokens of its context."""
+        """Some completions of a group after the last ``kept`` tokens of its context."""
         completions = tuple(np.asarray(group.completions[place], np.int32) for place in places)
         return cls(number, np.asarray(group.context[-kept:], np.int32), tuple(places), completions)
 
@@ -190,15 +199,9 @@ class _Row:
     def targets(self) -> int:
         return sum(map(len, self.completions))
 
-    def write(
-        self,
-        tokens: np.ndarray,
-        positions: np.ndarray,
-        branches: np.ndarray,
-        where: np.ndarray,
-        wanted: np.ndarray,
-    ) -> None:
-        """Fills one row of each array: inputs, and for each target the input that predicts it."""
+    def write(self, row: "_Batch") -> None:
+        """Fills one row of each array."""
+        tokens, positions, branches, where, wanted = row
         end = len(self.context)
         tokens[:end], positions[:end] = self.context, np.arange(end)
         target, at = 0, end
@@ -226,24 +229,16 @@ def bucket(size: int, smallest: int = _SMALLEST) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _score(
-    network: cfg.Network,
-    params: decoder.Params,
-    tokens: jax.Array,
-    positions: jax.Array,
-    branches: jax.Array,
-    where: jax.Array,
-    wanted: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probability float32 [B, S] of each wanted token, and whether it is the most likely; inputs [B, T], [B, S].
+def _score(network: cfg.Network, params: decoder.Params, batch: _Batch) -> tuple[jax.Array, jax.Array]:
+    """Log-probability float32 [B, S] of each wanted token, and whether it is the most likely.
 
     Only the hidden states that predict a target meet the vocabulary.
     """
     model = decoder.merge(network, params)
-    hidden = model(tokens, AttentionContext(positions, branches=branches))
-    logits = model.logits(jnp.take_along_axis(hidden, where[..., None], axis=1))
-    chosen = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1), wanted == jnp.argmax(logits, axis=-1)
+    hidden = model(batch.tokens, AttentionContext(batch.positions, branches=batch.branches))
+    logits = model.logits(jnp.take_along_axis(hidden, batch.where[..., None], axis=1))
+    chosen = jnp.take_along_axis(logits, batch.wanted[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1), batch.wanted == jnp.argmax(logits, axis=-1)
 
 
 def encode_options(

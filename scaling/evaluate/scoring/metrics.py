@@ -1,18 +1,21 @@
-"""Scores of answers, and their standard errors. Imports sacrebleu only where BLEU is asked for."""
+"""Scores of answers, and their standard errors. ``METRICS`` at the end has every metric that a task may name."""
 
 import collections
+import dataclasses
 import decimal
+import functools
 import math
 import random
 import re
 import string
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scaling.evaluate.scoring.records import Sample
 
 RESAMPLES = 1000  # of the bootstrap
-
-
 _TRIVIAQA_PUNCTUATION = string.punctuation + "\u2018\u2019\u00b4"
 
 # A sign and a currency in either order, digits, decimals. Commas between digits are dropped, as the authors of GSM8K
@@ -189,3 +192,112 @@ def bootstrap_error(
     scores = [score(rng.choices(range(count), k=count)) for _ in range(resamples)]
     mean = sum(scores) / resamples
     return math.hypot(*(value - mean for value in scores)) / math.sqrt(max(resamples - 1, 1))
+
+
+# What is known of an answered item: a kind of task says which facts it gives, a metric which one it needs.
+FACTS = {
+    "right": "(1.0,) where the answer is right, else (0.0,)",
+    "classes": "(place of the right choice, place of the chosen one), of choices that mean the same in every item",
+    "text": "(answer, accepted answers, name of a rule of ``normalize_answer``)",
+    "nats": "(-log P in nats, size): a perplexity is per item where the size is 1, per token where it is their number",
+    "bytes": "(-log P in nats, size in bytes)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """How facts become a number. One of ``item`` and ``items`` is there.
+
+    Attributes:
+        fact: the one that it needs, of ``FACTS``; its parts are the arguments of ``item``.
+        item: the score of one item. The metric is the mean, its error that of the mean.
+        items: (value, standard error) of the facts of all items, for metrics that are no means.
+        comparable: whether it is the share of right answers, 0 to 1, which may stand in a mean over different tasks.
+        chance: whether the chance of guessing an option is its chance level.
+        shown: whether the report shows it.
+        harness: the name that lm-evaluation-harness has for it, if it is another.
+        wrong_reference: what is wrong with an accepted answer that it cannot compare; "" if nothing is.
+    """
+
+    fact: str
+    item: Callable[..., float] | None = None
+    items: Callable[[Sequence[tuple]], tuple[float, float]] | None = None
+    comparable: bool = False
+    chance: bool = False
+    shown: bool = True
+    harness: str = ""
+    wrong_reference: Callable[[str], str] | None = None
+
+
+def compute(names: Sequence[str], samples: "Sequence[Sample]") -> "tuple[dict[str, tuple[float, float]], list[Sample]]":
+    """Metrics of a task's answers.
+
+    Returns:
+        Metric -> (value, standard error; NaN of a single item), and the samples with each item's own scores.
+
+    Raises:
+        ValueError: a metric whose library is missing.
+    """
+    single = {name: metric for name in names if (metric := METRICS[name]).item}
+    scored = []
+    for sample in samples:
+        own = {name: metric.item(*sample.facts[metric.fact]) for name, metric in single.items() if metric.item}
+        scored.append(dataclasses.replace(sample, scores={**sample.scores, **own}))
+    values = {}
+    for name in names:
+        metric = METRICS[name]
+        if metric.items:
+            values[name] = metric.items([sample.facts[metric.fact] for sample in scored])
+        else:
+            values[name] = mean_with_error([sample.scores[name] for sample in scored])
+    return values, scored
+
+
+def _resampled(value: Callable[[Sequence[tuple]], float], facts: Sequence[tuple]) -> tuple[float, float]:
+    """A value of all facts, and its error by a bootstrap over the items."""
+    error = bootstrap_error(lambda places: value([facts[place] for place in places]), len(facts))
+    return value(facts), error
+
+
+def _mean_nats(facts: Sequence[tuple]) -> float:
+    return sum(nats for nats, _ in facts) / sum(size for _, size in facts)
+
+
+def _perplexity(facts: Sequence[tuple]) -> float:
+    return math.exp(min(_mean_nats(facts), 700.0))
+
+
+def _bits(facts: Sequence[tuple]) -> float:
+    return _mean_nats(facts) / math.log(2)
+
+
+def _macro_f1(facts: Sequence[tuple]) -> float:
+    golds, choices = zip(*facts, strict=True)
+    return macro_f1(golds, choices)
+
+
+def _bleu(facts: Sequence[tuple]) -> tuple[float, float]:
+    return bleu_with_error([answer for answer, _, _ in facts], [references for _, references, _ in facts])
+
+
+def _no_number(answer: str) -> str:
+    return "is no number, which exact_number compares" if number(answer) is None else ""
+
+
+# Of several metrics that the tasks of a group have, the report shows the first.
+METRICS = {
+    "accuracy": Metric("right", item=float, comparable=True, chance=True, harness="acc"),
+    "exact_match": Metric("text", item=exact_match, comparable=True),
+    "exact": Metric("text", item=lambda answer, references, _: exact(answer, references), comparable=True),
+    "exact_number": Metric(
+        "text",
+        item=lambda answer, references, _: exact_number(answer, references),
+        comparable=True,
+        wrong_reference=_no_number,
+    ),
+    "f1": Metric("text", item=f1),
+    "macro_f1": Metric("classes", items=functools.partial(_resampled, _macro_f1)),
+    "bleu": Metric("text", items=_bleu),
+    "bits_per_byte": Metric("bytes", items=functools.partial(_resampled, _bits), shown=False),
+    "perplexity": Metric("nats", items=functools.partial(_resampled, _perplexity), shown=False),
+}

@@ -1,20 +1,68 @@
-"""Results of tasks as lines of ``evals.jsonl`` and as a table."""
+"""Results of tasks: the data, lines of ``evals.jsonl``, a table."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scaling.evaluate.scoring.metrics import finite, mean_with_error
 from scaling.runs import json_lines
 
-if TYPE_CHECKING:
-    from scaling.evaluate.scoring.evaluator import Result
-
 _NEGLIGIBLE = 0.05  # demonstrations fewer than asked for
 
 
-def record(result: "Result") -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One item as it was asked and answered.
+
+    Attributes:
+        answer: the completion chosen, or the text generated.
+        scores: metric -> score of this item, where the metric has one; and further numbers of the answer.
+        log_likelihoods: of the options, as compared.
+        facts: what metrics are computed from, by the names of ``metrics.FACTS``; not saved.
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    expected: str
+    scores: Mapping[str, float]
+    log_likelihoods: tuple[float, ...]
+    facts: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A task at a number of shots.
+
+    Attributes:
+        group: the file of the task; the variants in it share it.
+        shots: demonstrations asked for.
+        scores: metric -> (value, standard error; NaN for a single item).
+        count: items that were scored.
+        chance: accuracy of guessing, where there are choices.
+        shots_used: mean number of demonstrations that the prompts had; fewer than asked for where they did not fit.
+        left_out: further items, too long for the model's context.
+        sampled: of the task: the error of a mean over its group is that of a sample of tasks.
+        measures: of the task: "ability" or "bias".
+    """
+
+    task: str
+    group: str
+    shots: int
+    scores: Mapping[str, tuple[float, float]]
+    count: int
+    chance: float | None
+    samples: tuple[Sample, ...]
+    notes: tuple[str, ...]
+    shots_used: float
+    left_out: int = 0
+    sampled: bool = False
+    measures: str = "ability"
+
+
+def record(result: Result) -> dict[str, Any]:
     """A result as a line of ``evals.jsonl`` has it; what is not finite, as the error of one item, is null."""
     line = {
         "task": result.task,
@@ -33,7 +81,7 @@ def record(result: "Result") -> dict[str, Any]:
     return line
 
 
-def table(results: Sequence["Result"]) -> str:
+def table(results: Sequence[Result]) -> str:
     """A line a task and number of shots: metrics with standard errors; then the mean over each group of tasks.
 
     The tasks of a group may have no metric in common; then there is no mean.
@@ -53,7 +101,7 @@ def table(results: Sequence["Result"]) -> str:
 
 
 def _row(
-    name: str, results: Sequence["Result"], scores: Mapping[str, tuple[float, float]], chance: float | None
+    name: str, results: Sequence[Result], scores: Mapping[str, tuple[float, float]], chance: float | None
 ) -> tuple[str, str, str, str]:
     """A line of the table: name, shots, items and scores."""
     shots = f"{results[0].shots:>3} shots"
@@ -70,7 +118,7 @@ def _row(
     return name, shots, items, "  ".join(texts) + ("" if chance is None else f"  (chance {chance:.3g})")
 
 
-def _mean(results: Sequence["Result"]) -> dict[str, tuple[float, float]]:
+def _mean(results: Sequence[Result]) -> dict[str, tuple[float, float]]:
     """Mean over tasks of the metrics that all have, and its standard error.
 
     The tasks' errors are independent. Where the tasks are a sample themselves (``sampled``), the error is at least
@@ -89,6 +137,6 @@ def _mean(results: Sequence["Result"]) -> dict[str, tuple[float, float]]:
     return means
 
 
-def append(path: Path, step: int, tokens: int, results: Sequence["Result"]) -> None:
+def append(path: Path, step: int, tokens: int, results: Sequence[Result]) -> None:
     """Adds the results of a checkpoint to ``evals.jsonl``; of the same step, task and shots the last line counts."""
     json_lines.append(path, ({"step": step, "tokens": tokens} | record(result) for result in results))

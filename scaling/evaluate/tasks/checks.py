@@ -4,46 +4,35 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from scaling.evaluate.tasks.synthetic import KINDS_OF
-from scaling.evaluate.tasks.task import (
-    EDITS,
-    FORMATS,
-    GENERATORS,
-    KINDS,
-    MEASURES,
-    METRICS,
-    NORMALISATIONS,
-    Field,
-    Source,
-    Task,
-    nearest,
-    placeholders,
-)
+from scaling.evaluate.scoring.metrics import METRICS
+from scaling.evaluate.tasks.fields import EDITS
+from scaling.evaluate.tasks.kind import Kind
+from scaling.evaluate.tasks.kinds import KINDS
+from scaling.evaluate.tasks.readers import FORMATS
+from scaling.evaluate.tasks.synthetic import GENERATORS
+from scaling.evaluate.tasks.task import MEASURES, Field, Source, Task, nearest
+from scaling.evaluate.tasks.templates import placeholders
 
-_KEYS = {"lines": ("line",), "labelled_lines": ("label", "text"), "text": ("text",)}  # format -> keys of its records
 _ALIKE = 0.8  # difflib's ratio of names, from which on one is taken for the other mistyped
 
 
-def check(task: Task, scoring_keys: set[str]) -> None:
+def check(task: Task) -> None:
     """Refuses a task that cannot work.
-
-    Args:
-        task: as read.
-        scoring_keys: the keys that stand in ``[scoring]``.
 
     Raises:
         ValueError: says the file, the key and what would be right.
     """
-    _scoring(task, scoring_keys)
-    _one_of(task, "measures", task.measures, MEASURES)
+    _scoring(task)
+    one_of(task.path, "measures", task.measures, MEASURES)
     known = []
     if task.generator is not None:
-        _one_of(task, "generator.name", task.generator.name, GENERATORS)
-        _one_of(task, "generator.kind", task.generator.kind, KINDS_OF[task.generator.name])
+        one_of(task.path, "generator.name", task.generator.name, GENERATORS)
+        one_of(task.path, "generator.kind", task.generator.kind, GENERATORS[task.generator.name].kinds)
         if task.generator.count < 1 or task.generator.demonstrations < 0:
             raise ValueError(f"{task.path}: generator.count must be at least 1, generator.demonstrations at least 0")
-        known.append(set(GENERATORS[task.generator.name]))
+        known.append(set(GENERATORS[task.generator.name].fields))
     for source in task.sources:
         _source(task, source)
         known.append(set(source.fields))
@@ -68,7 +57,7 @@ def with_own_keys(task: Task) -> Task:
     sources = []
     for source in task.sources:
         names = [*(name for _, name in _used(task)), *source.keep]
-        keys = _KEYS.get(source.format, source.columns)
+        keys = (FORMATS[source.format].keys if source.format in FORMATS else ()) or source.columns
         keys = (*keys, *source.test.aligned) if keys else ()
         if source.fields:
             new = [n for n in names if n not in tables and not difflib.get_close_matches(n, tables, 1, _ALIKE)]
@@ -88,51 +77,46 @@ def _unknown(name: str, fields: set[str], known: list[set[str]]) -> str:
     )
 
 
-def _one_of(task: Task, key: str, value: str, known: Iterable[str]) -> None:
+def one_of(file: str, key: str, value: str, known: Iterable[str]) -> None:
+    """Refuses a value of a key that is none of the known ones.
+
+    Raises:
+        ValueError: says the file, the key and the nearest that would be right.
+    """
     names = list(known)
     if not value:
-        raise ValueError(f"{task.path}: {key} is missing; it is one of {', '.join(names)}")
+        raise ValueError(f"{file}: {key} is missing; it is one of {', '.join(names)}")
     if value not in names:
-        raise ValueError(f"{task.path}: {key} = {value!r} is unknown; did you mean {nearest(value, names)!r}?")
+        raise ValueError(f"{file}: {key} = {value!r} is unknown; did you mean {nearest(value, names)!r}?")
 
 
-def _scoring(task: Task, keys: set[str]) -> None:
-    scoring = task.scoring
-    _one_of(task, "scoring.kind", scoring.kind, KINDS)
-    required, optional = KINDS[scoring.kind]
-    for key in required:
-        if not getattr(scoring, key):
-            raise ValueError(f"{task.path}: scoring.{key} is missing; kind = {scoring.kind!r} needs it")
-    for key in sorted(keys - {"kind", *required, *optional}):
-        fitting = (*required, *optional)
-        more = f"; it takes {', '.join(fitting)}" if fitting else ""
-        raise ValueError(f"{task.path}: scoring.{key} has no meaning with kind = {scoring.kind!r}{more}")
-    if scoring.normalisation:
-        _one_of(task, "scoring.normalisation", scoring.normalisation, NORMALISATIONS[scoring.kind])
-    if (scoring.normalisation == "unconditional") != bool(scoring.answer_context):
-        raise ValueError(
-            f"{task.path}: scoring.answer_context belongs to normalisation = 'unconditional', which needs it"
-        )
+def _scoring(task: Task) -> None:
+    kind = next(name for name, cls in KINDS.items() if type(task.scoring) is cls)
+    if normalisation := getattr(task.scoring, "normalisation", ""):
+        one_of(task.path, "scoring.normalisation", normalisation, task.scoring.normalisations)
+    if wrong := task.scoring.check():
+        raise ValueError(f"{task.path}: {wrong}")
     if not task.metrics:
         raise ValueError(f"{task.path}: metrics is empty")
-    for metric in task.metrics:
-        _one_of(task, f"metrics of kind {scoring.kind!r}", metric, METRICS[scoring.kind])
-    if min(scoring.beams, scoring.max_tokens) < 1:
-        raise ValueError(f"{task.path}: scoring.beams and scoring.max_tokens must be at least 1")
+    fitting = [name for name, metric in METRICS.items() if metric.fact in task.scoring.gives]
+    for name in task.metrics:
+        one_of(task.path, f"metrics of kind {kind!r}", name, fitting)
     if task.few_shot < 0:
         raise ValueError(f"{task.path}: few_shot = {task.few_shot} must not be negative")
-    for key in ("extract", "remove"):
-        _pattern(task, f"scoring.{key}", getattr(scoring, key))
+    _patterns(task, "scoring", task.scoring)
 
 
 def _source(task: Task, source: Source) -> None:
-    _one_of(task, "source.format", source.format, FORMATS)
-    if source.records and source.format not in ("json", "xml"):
-        raise ValueError(f"{task.path}: source.records belongs to json and xml, not to {source.format}")
-    if source.columns and source.format not in ("csv", "tsv", "blocks"):
-        raise ValueError(f"{task.path}: source.columns belongs to csv, tsv and blocks, not to {source.format}")
-    if source.format == "blocks" and not source.columns:
-        raise ValueError(f"{task.path}: source.columns is missing; blocks need the names of their lines")
+    one_of(task.path, "source.format", source.format, FORMATS)
+    form = FORMATS[source.format]
+    if source.records and not form.records:
+        having = _listed(name for name, other in FORMATS.items() if other.records)
+        raise ValueError(f"{task.path}: source.records belongs to {having}, not to {source.format}")
+    if source.columns and form.columns == "no":
+        having = _listed(name for name, other in FORMATS.items() if other.columns != "no")
+        raise ValueError(f"{task.path}: source.columns belongs to {having}, not to {source.format}")
+    if form.columns == "required" and not source.columns:
+        raise ValueError(f"{task.path}: source.columns is missing; {source.format} need the names of their lines")
     for name, field in source.fields.items():
         _field(task, f"source.fields.{name}", field)
     for name, pattern in source.keep.items():
@@ -144,9 +128,26 @@ def _source(task: Task, source: Source) -> None:
 
 def _field(task: Task, where: str, field: Field) -> None:
     for edit in field.edits:
-        _one_of(task, f"{where}.edits", edit, EDITS)
-    for key in ("remove", "match", "match_all"):
-        _pattern(task, f"{where}.{key}", getattr(field, key))
+        one_of(task.path, f"{where}.edits", edit, EDITS)
+    _patterns(task, where, field)
+
+
+def _listed(names: Iterable[str]) -> str:
+    *others, final = names
+    return f"{', '.join(others)} and {final}"
+
+
+def _patterns(task: Task, where: str, table: Field | Kind) -> None:
+    """Refuses malformed regular expressions in the fields that are annotated as such."""
+    for name, _ in _keys(table, "pattern"):
+        _pattern(task, f"{where}.{name}", getattr(table, name))
+
+
+def _keys(table: Field | Kind, *meanings: str) -> Iterator[tuple[str, Any]]:
+    """The keys of a table that are annotated with one of the meanings (``kind.Template`` and the like), with values."""
+    for field in dataclasses.fields(table):
+        if getattr(field.type, "__metadata__", ("",))[0] in meanings:
+            yield field.name, getattr(table, field.name)
 
 
 def _pattern(task: Task, where: str, pattern: str) -> None:
@@ -168,17 +169,15 @@ def _used(task: Task) -> Iterator[tuple[str, str]]:
 def _templates(task: Task) -> Iterator[tuple[str, str]]:
     for where, prompt in (("prompt", task.prompt), ("zero_shot", task.zero_shot)):
         yield f"{where}.context", prompt.context
-    for key in ("choices", "contexts", "labels", "completion", "target", "gold"):
-        value = getattr(task.scoring, key)
-        for template in (value,) if isinstance(value, str) and key not in ("choices", "contexts", "labels") else ():
-            yield f"scoring.{key}", template
+    for key, template in _keys(task.scoring, "template"):
+        yield f"scoring.{key}", template
+    for key, value in _keys(task.scoring, "texts"):
         for template in value if isinstance(value, tuple) else ():
             yield f"scoring.{key}", template
 
 
 def _lists(task: Task) -> Iterator[tuple[str, str]]:
-    for key in ("choices", "contexts", "labels", "references"):
-        value = getattr(task.scoring, key)
+    for key, value in _keys(task.scoring, "texts", "field"):
         if isinstance(value, str) and value:
             yield f"scoring.{key}", value
     for name in task.metadata:

@@ -1,13 +1,12 @@
-"""From a record of a file to the fields that a task's templates use, and from templates to text."""
+"""From a record of a file to the fields that a task's templates use."""
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from scaling.evaluate.tasks.task import Field, Source, placeholders
-
-Fields = Mapping[str, str | list[str]]
+from scaling.evaluate.tasks.task import Field, Source
+from scaling.evaluate.tasks.templates import Fields, placeholders, render
 
 _DETERMINERS = "the|a|an|my|your|his|her|its|our|their|this|that|these|those|each|every|some"
 
@@ -26,24 +25,6 @@ def fields_of(record: Mapping[str, Any], source: Source, where: str) -> Fields |
         if not re.search(pattern, value):
             return None
     return fields
-
-
-def render(template: str, fields: Fields, where: str) -> str:
-    """Puts fields for their names in braces; ``{{`` and ``}}`` are braces. Braces in the fields stay as they are.
-
-    Raises:
-        ValueError: the field is a list.
-    """
-
-    def put(found: re.Match[str]) -> str:
-        if found[1] is None:
-            return found[0][0]
-        value = fields[found[1]]
-        if not isinstance(value, str):
-            raise ValueError(f"{where}: the field {found[1]!r} is a list, and {template!r} needs a text")
-        return value
-
-    return re.sub(r"\{\{|\}\}|\{([^{}]*)\}", put, template)
 
 
 def _value(record: Mapping[str, Any], spec: Field, where: str) -> str | list[str]:
@@ -129,18 +110,23 @@ def _one(text: str, spec: Field, where: str) -> str:
             raise ValueError(f"{where}: {text[:40]!r} is none of {', '.join(map(repr, spec.map))}")
         text = spec.map[text]
     for edit in spec.edits:
-        text = _edit(text, edit)
+        text = EDITS[edit](text)
     return text or spec.empty
 
 
-def _edit(text: str, edit: str) -> str:
-    if edit == "upper_first":
-        return text[:1].upper() + text[1:]
-    if edit == "lower_first":
-        return text if re.match(r"I\b", text) else text[:1].lower() + text[1:]
-    if edit == "lower_determiner":  # 'The city councilmen' in the middle of a sentence; names keep their capital
-        return re.sub(rf"(?i)^({_DETERMINERS})\b", lambda found: found[0].lower(), text)
-    if edit == "without_period":
-        return text.removesuffix(".")
-    assert edit == "question_mark", edit
-    return text if text.endswith("?") else f"{text}?"
+def _lower_first(text: str) -> str:
+    return text if re.match(r"I\b", text) else text[:1].lower() + text[1:]
+
+
+def _lower_determiner(text: str) -> str:
+    """'The city councilmen' in the middle of a sentence; names keep their capital."""
+    return re.sub(rf"(?i)^({_DETERMINERS})\b", lambda found: found[0].lower(), text)
+
+
+EDITS: dict[str, Callable[[str], str]] = {
+    "upper_first": lambda text: text[:1].upper() + text[1:],
+    "lower_first": _lower_first,
+    "lower_determiner": _lower_determiner,
+    "without_period": lambda text: text.removesuffix("."),
+    "question_mark": lambda text: text if text.endswith("?") else f"{text}?",
+}

@@ -1,6 +1,7 @@
 """Reading a task file (TOML). Every mistake is a ValueError of one sentence that names the file and the key."""
 
 import dataclasses
+import itertools
 import re
 import tomllib
 import types
@@ -9,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from scaling.evaluate.tasks.checks import check, with_own_keys
-from scaling.evaluate.tasks.task import Field, Generator, Prompt, Scoring, Source, Split, Task, nearest
+from scaling.evaluate.tasks.checks import check, one_of, with_own_keys
+from scaling.evaluate.tasks.kind import Kind
+from scaling.evaluate.tasks.kinds import KINDS
+from scaling.evaluate.tasks.task import Field, Generator, Prompt, Source, Split, Task, nearest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -70,28 +73,28 @@ def _substitute(value: Any, constants: Mapping[str, str]) -> Any:
     return value
 
 
-_TOP = {
-    "about": str,
-    "few_shot": int,
-    "metrics": tuple[str, ...],
-    "metadata": tuple[str, ...],
-    "sampled": bool,
-    "measures": str,
-    "prompt": dict,
-    "zero_shot": dict,
-    "scoring": dict,
-    "source": list,
-    "generator": dict,
-}
+# Fields of Task that are keys of the file.
+_SCALARS = (
+    "about",
+    "few_shot",
+    "metrics",
+    "metadata",
+    "sampled",
+    "measures",
+)
+_TABLES = ("prompt", "zero_shot", "scoring", "source", "generator")
+_TYPES = {field.name: field.type for field in dataclasses.fields(Task)}
 
 
 def _task(name: str, path: Path, table: Mapping[str, Any]) -> Task:
     file = str(path)
+    scalars = {}
     for key, value in table.items():
-        if key not in _TOP:
-            raise ValueError(f"{file}: {key} is not a key of a task; did you mean {nearest(key, _TOP)}?")
-        if key not in ("prompt", "zero_shot", "scoring", "source", "generator"):
-            _convert(value, _TOP[key], f"{file}: {key}")
+        if key not in (*_SCALARS, *_TABLES):
+            near = nearest(key, (*_SCALARS, *_TABLES))
+            raise ValueError(f"{file}: {key} is not a key of a task; did you mean {near}?")
+        if key in _SCALARS:
+            scalars[key] = _convert(value, _TYPES[key], f"{file}: {key}")
     for key in ("prompt", "scoring", "metrics"):
         if key not in table:
             raise ValueError(f"{file}: {key} is missing")
@@ -107,21 +110,39 @@ def _task(name: str, path: Path, table: Mapping[str, Any]) -> Task:
         name=name,
         group=path.stem,
         path=file,
-        about=table.get("about", ""),
-        few_shot=table.get("few_shot", 0),
-        metrics=tuple(table["metrics"]),
         prompt=prompt,
         zero_shot=_table(Prompt, table.get("zero_shot", {}), file, "zero_shot", prompt),
-        scoring=_table(Scoring, table["scoring"], file, "scoring"),
+        scoring=_scoring(table["scoring"], file),
         sources=tuple(_source(source, file) for source in sources),
         generator=_table(Generator, table["generator"], file, "generator") if "generator" in table else None,
-        metadata=tuple(table.get("metadata", ())),
-        sampled=table.get("sampled", False),
-        measures=table.get("measures", "ability"),
+        **scalars,
     )
     task = with_own_keys(task)
-    check(task, set(table["scoring"]))
+    check(task)
     return task
+
+
+def _scoring(table: Any, file: str) -> Kind:
+    """The kind that the table names, with its other keys."""
+    if not isinstance(table, dict):
+        raise ValueError(f"{file}: scoring must be a table, got {table!r}")
+    keys = {name: [field.name for field in dataclasses.fields(cls)] for name, cls in KINDS.items()}
+    known = list(dict.fromkeys(["kind", *itertools.chain(*keys.values())]))
+    for key in table:
+        if key not in known:
+            raise ValueError(
+                f"{file}: scoring.{key} is not a key of a task; did you mean scoring.{nearest(key, known)}?"
+            )
+    kind = _convert(table.get("kind", ""), str, f"{file}: scoring.kind")
+    one_of(file, "scoring.kind", kind, KINDS)
+    fields = dataclasses.fields(KINDS[kind])
+    for key in (field.name for field in fields if field.default is dataclasses.MISSING):
+        if not table.get(key):
+            raise ValueError(f"{file}: scoring.{key} is missing; kind = {kind!r} needs it")
+    for key in sorted(table.keys() - {"kind", *keys[kind]}):
+        more = f"; it takes {', '.join(keys[kind])}" if keys[kind] else ""
+        raise ValueError(f"{file}: scoring.{key} has no meaning with kind = {kind!r}{more}")
+    return _table(KINDS[kind], {key: value for key, value in table.items() if key != "kind"}, file, "scoring")
 
 
 def _source(table: Any, file: str) -> Source:
@@ -177,7 +198,8 @@ def _table(cls: type[T], table: Any, file: str, where: str, base: T | None = Non
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:
-    """Checks a TOML value against an annotation of the dataclasses above."""
+    """Checks a TOML value against an annotation of a dataclass."""
+    kind = getattr(kind, "__origin__", kind) if typing.get_origin(kind) is typing.Annotated else kind
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     options = tuple(option for option in options if option is not types.NoneType)  # TOML has no null
     for option in options:

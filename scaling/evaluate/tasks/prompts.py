@@ -7,12 +7,14 @@ context is left off at the end, so that the numbers of shots can be compared.
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Protocol
 
-from scaling.evaluate.tasks.items import Item, Items, Option, Rendered, read_items, render_item
-from scaling.evaluate.tasks.task import Prompt, Task, placeholders
+from scaling.evaluate.tasks.items import Items, read_items, render_item
+from scaling.evaluate.tasks.request import Item, Option, Rendered, Request
+from scaling.evaluate.tasks.task import Prompt, Task
+from scaling.evaluate.tasks.templates import placeholders
 
 
 class Encoder(Protocol):
@@ -22,29 +24,15 @@ class Encoder(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """One item, ready to be scored. Texts only: the scorer tokenizes.
+class Room:
+    """The tokens that prompt and answer may have together."""
 
-    ``context`` is the whole prompt; that of an ``Option`` too. A completion begins with its space (the rule stands in
-    ``items.with_space``). Kinds ``choices`` and ``partial``: the best option is the answer, by ``task.scoring
-    .normalisation``; for ``unconditional``, each option's likelihood is divided by that of the same completion after
-    ``answer_context``. Kind ``completion``: one option, right if greedy decoding gives it. Kind ``free_form``:
-    generate from ``context``, ``task.scoring`` says how. Kind ``text``: ``context`` is the text itself.
-    """
+    encoder: Encoder
+    tokens: int
 
-    id: str
-    task: str
-    context: str
-    options: tuple[Option, ...]
-    gold: int
-    target: str
-    references: tuple[str, ...]
-    answer_context: str
-    shots: int  # demonstrations in the context
-    demonstrations: tuple[str, ...]  # their ids
-    fits: bool  # False: longer than the context length even without demonstrations; running text always fits
-    metadata: dict[str, str]
-    where: str  # file and line of the item, for messages
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self.encoder.encode(text))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +60,7 @@ def build_requests(
     shots: int | str = 0,
     seed: int = 0,
     data: str | Path | None = None,
-    tokenizer: Encoder | None = None,
-    context_length: int = 0,
+    room: Room | None = None,
     limit: int | None = None,
 ) -> Requests:
     """The requests of a task.
@@ -83,8 +70,7 @@ def build_requests(
         shots: demonstrations in each context; "few" = the task's own K, GPT-3's where it has the task.
         seed: of the demonstrations, and of the choice of items where there is a ``limit``.
         data: directory of local files; generated tasks need none.
-        tokenizer: with ``context_length``, leaves off demonstrations until prompt and answer fit.
-        context_length: tokens.
+        room: demonstrations are left off until prompt and answer fit; None = all are kept.
         limit: that many items, drawn at random; None = all.
 
     Raises:
@@ -95,12 +81,10 @@ def build_requests(
     count = _shots(task, shots)
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    if (tokenizer is None) != (context_length == 0):
-        raise ValueError("a tokenizer and a context length belong together: both or neither")
     items = read_items(task, data, demonstrations=count > 0)
-    builder = _Builder(task, items, count, seed, tokenizer, context_length)
+    builder = _Builder(task, items, count, seed, room)
     chosen = items.test
-    if task.scoring.kind == "text":
+    if task.scoring.running_text:
         chosen = tuple(item for item in chosen if render_item(task, task.zero_shot, item).context)
         if not chosen:
             where = items.test[0].where
@@ -110,7 +94,7 @@ def build_requests(
         places = random.Random(f"{seed}/{task.name}").sample(range(len(chosen)), limit)
         chosen = tuple(chosen[place] for place in sorted(places))
     requests = tuple(builder.request(item) for item in chosen)
-    notes = _notes(task, items, requests, builder.drawn, count, context_length)
+    notes = [*builder.notes(requests)]
     if skipped:
         notes.append(f"{task.name}: {skipped:,} of {len(items.test):,} texts are empty and are skipped")
     return Requests(task, count, seed, requests, tuple(notes))
@@ -133,14 +117,13 @@ def all_requests(
     shots: Sequence[int | str],
     seed: int,
     data: str | Path | None,
-    tokenizer: Encoder,
-    context_length: int,
+    room: Room,
     limit: int | None,
 ) -> Iterator[Requests]:
     """The requests of every task at every number of shots, once where "few" is one of the numbers."""
     for task in tasks:
         for count in dict.fromkeys(_shots(task, wanted) for wanted in shots):
-            yield build_requests(task, count, seed, data, tokenizer, context_length, limit)
+            yield build_requests(task, count, seed, data, room, limit)
 
 
 def example_text(task: Task, item: Item) -> str:
@@ -150,8 +133,8 @@ def example_text(task: Task, item: Item) -> str:
 
 
 def _shots(task: Task, shots: int | str) -> int:
-    if task.scoring.kind == "text":
-        return 0  # running text has no demonstrations
+    if task.scoring.running_text:
+        return 0
     if shots == "few":
         return task.few_shot
     if not isinstance(shots, int) or shots < 0:
@@ -162,16 +145,11 @@ def _shots(task: Task, shots: int | str) -> int:
 class _Builder:
     """Renders items and their demonstrations; each demonstration is rendered and measured once."""
 
-    def __init__(self, task: Task, items: Items, shots: int, seed: int, tokenizer: Encoder | None, context_length: int):
-        self.task, self.items, self.shots, self.seed = task, items, shots, seed
+    def __init__(self, task: Task, items: Items, shots: int, seed: int, room: Room | None):
+        self.task, self.items, self.shots, self.seed, self.room = task, items, shots, seed, room
         self.prompt: Prompt = task.prompt if shots else task.zero_shot
-        self.context_length = context_length
-        self.count: Callable[[str], int] | None = None
-        if tokenizer is not None:
-            encode = tokenizer.encode
-            self.count = lambda text: len(encode(text))
         # Whether the context tells items apart; if it says nothing of them, only their answers can.
-        self.asks = task.scoring.kind != "partial" and bool(placeholders(self.prompt.context))
+        self.asks = task.scoring.context_asks and bool(placeholders(self.prompt.context))
         self.rendered: dict[int, Rendered] = {}
         self.lengths: dict[int, int] = {}
         self.drawn: dict[str, int] = {}  # id of an item -> demonstrations that there are for it, of those asked for
@@ -198,7 +176,6 @@ class _Builder:
             gold=rendered.gold,
             target=rendered.target,
             references=rendered.references,
-            answer_context=task.scoring.answer_context,
             shots=kept,
             demonstrations=tuple(self.items.demonstrations[place].id for place in drawn[:kept]),
             fits=fits,
@@ -238,28 +215,26 @@ class _Builder:
         return rendered.context + rendered.target
 
     def _before(self, drawn: list[int]) -> str:
-        """Description and demonstrations, each with the separator behind it."""
+        """Description and demonstrations, each followed by the separator."""
         parts = [self.prompt.description] if self.prompt.description else []
         return "".join(part + self.prompt.separator for part in (*parts, *map(self._text, drawn)))
 
     def _fit(self, rendered: Rendered, drawn: list[int]) -> tuple[int, bool]:
         """How many demonstrations fit, and whether the item fits without any."""
-        if self.count is None or self.task.scoring.kind == "text":  # running text is read in windows
+        if self.room is None or self.task.scoring.running_text:
             return len(drawn), True
-        free = self.task.scoring.kind == "free_form"
-        room = self.context_length - (self.task.scoring.max_tokens if free else 0)
+        count, room = self.room.count, self.room.tokens - self.task.scoring.new_tokens
         ends = [option.context + option.completion for option in rendered.options] or [rendered.context]
 
         def fits(kept: int) -> bool:
-            assert self.count is not None
             before = self._before(drawn[:kept])
-            return max(self.count(before + end) for end in ends) <= room
+            return max(count(before + end) for end in ends) <= room
 
-        length = max(map(self.count, ends)) + self.count(self._before([]))
+        length = max(map(count, ends)) + count(self._before([]))
         kept = 0
         for place in drawn:  # tokens of the pieces: an estimate of the whole, which is then measured
             if place not in self.lengths:
-                self.lengths[place] = self.count(self._text(place) + self.prompt.separator)
+                self.lengths[place] = count(self._text(place) + self.prompt.separator)
             length += self.lengths[place]
             if length > room:
                 break
@@ -268,32 +243,23 @@ class _Builder:
             kept -= 1
         return kept, kept > 0 or fits(0)
 
-
-def _notes(
-    task: Task,
-    items: Items,
-    requests: tuple[Request, ...],
-    drawn: Mapping[str, int],
-    shots: int,
-    context_length: int,
-) -> list[str]:
-    notes = []
-    if shots and items.from_test:
-        notes.append(f"{task.name}: demonstrations come from the test items, never the item itself; no training split")
-    causes = {
-        "all that there are": [r.shots for r in requests if r.shots == drawn[r.id] < shots],
-        f"so that they fit {context_length:,} tokens": [r.shots for r in requests if r.shots < drawn[r.id]],
-    }
-    for why, fewer in causes.items():
-        if not fewer:
-            continue
-        have = f"{min(fewer)} to {max(fewer)}" if len(set(fewer)) > 1 else f"{fewer[0]}"
-        notes.append(
-            f"{task.name}: {len(fewer):,} of {len(requests):,} items have {have} of {shots} demonstrations, {why}"
-        )
-    if too_long := sum(not request.fits for request in requests):
-        notes.append(
-            f"{task.name}: {too_long:,} of {len(requests):,} items are longer than {context_length:,} tokens "
-            "even without demonstrations and are left out"
-        )
-    return notes
+    def notes(self, requests: Sequence[Request]) -> Iterator[str]:
+        """What the user should know about the requests that were built."""
+        name, shots, count = self.task.name, self.shots, len(requests)
+        if shots and self.items.from_test:
+            yield f"{name}: demonstrations come from the test items, never the item itself; no training split"
+        length = self.room.tokens if self.room else 0
+        causes = {
+            "all that there are": [r.shots for r in requests if r.shots == self.drawn[r.id] < shots],
+            f"so that they fit {length:,} tokens": [r.shots for r in requests if r.shots < self.drawn[r.id]],
+        }
+        for why, fewer in causes.items():
+            if not fewer:
+                continue
+            have = f"{min(fewer)} to {max(fewer)}" if len(set(fewer)) > 1 else f"{fewer[0]}"
+            yield f"{name}: {len(fewer):,} of {count:,} items have {have} of {shots} demonstrations, {why}"
+        if too_long := sum(not request.fits for request in requests):
+            yield (
+                f"{name}: {too_long:,} of {count:,} items are longer than {length:,} tokens "
+                "even without demonstrations and are left out"
+            )

@@ -9,15 +9,16 @@ which are records themselves, all are.
 import bz2
 import contextlib
 import csv
+import dataclasses
 import fnmatch
 import gzip
 import itertools
 import os
 import xml.etree.ElementTree as ElementTree
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from scaling import json_text
 from scaling.evaluate.tasks.task import Source, Split, Task
@@ -48,7 +49,7 @@ def find_source(task: Task, data: str | Path | None) -> tuple[Source, Files]:
         raise FileNotFoundError(f"{data} is no directory; --data=DIR must hold {wanted} for task {task.name}")
     names = sorted(_below(root), key=lambda name: (name.count("/"), name))
     for source in task.sources:
-        count = None if source.format == "text" else 1
+        count = None if FORMATS[source.format].all_files else 1
         found = {}
         for name, split in (("test", source.test), ("train", source.train)):
             if split is not None:
@@ -94,7 +95,7 @@ def read(source: Source, split: Split, files: Files, name: str) -> Iterator[Reco
         ValueError: a file or a record is malformed; says which, and where.
     """
     first = files[name][0]
-    records = itertools.chain.from_iterable(_FORMATS[source.format](path, source) for path in files[name])
+    records = itertools.chain.from_iterable(FORMATS[source.format].read(path, source) for path in files[name])
     if not split.aligned:
         yield from records
         return
@@ -264,14 +265,33 @@ def _text(path: Path, _: Source) -> Iterator[Record]:
         yield str(path), {"text": stream.read()}
 
 
-_FORMATS = {
-    "jsonl": _jsonl,
-    "json": _json,
-    "csv": _csv,
-    "tsv": _tsv,
-    "xml": _xml,
-    "lines": _plain,
-    "labelled_lines": _labelled,
-    "blocks": _blocks,
-    "text": _text,
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A format of files.
+
+    Attributes:
+        read: yields the records of a file.
+        keys: of its records, where they are always the same.
+        columns: whether a task may name the columns; ``required`` = it must.
+        records: whether a task may say where in the file the records are.
+        all_files: whether all files that match are read, and not the first.
+    """
+
+    read: Callable[[Path, Source], Iterator[Record]]
+    keys: tuple[str, ...] = ()
+    columns: Literal["no", "optional", "required"] = "no"
+    records: bool = False
+    all_files: bool = False
+
+
+FORMATS = {
+    "jsonl": Format(_jsonl),
+    "json": Format(_json, records=True),
+    "csv": Format(_csv, columns="optional"),
+    "tsv": Format(_tsv, columns="optional"),
+    "xml": Format(_xml, records=True),
+    "lines": Format(_plain, keys=("line",)),
+    "labelled_lines": Format(_labelled, keys=("label", "text")),
+    "blocks": Format(_blocks, columns="required"),
+    "text": Format(_text, keys=("text",), all_files=True),
 }

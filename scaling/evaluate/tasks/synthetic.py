@@ -5,6 +5,7 @@ differ, the files count: the composite task has digits 1 to 9 and brackets aroun
 and the last two), and the words have 6 to 15 letters, 5 to 15 for the first kind of anagram (the paper says 5 to 14).
 """
 
+import dataclasses
 import random
 from collections.abc import Callable, Collection, Sequence
 
@@ -30,7 +31,19 @@ SCRAMBLING = (
     "random_insertion_in_word",
     "reversed_words",
 )
-KINDS_OF = {"arithmetic": ARITHMETIC, "scrambling": SCRAMBLING}
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorInfo:
+    kinds: tuple[str, ...]
+    fields: tuple[str, ...]  # of its items
+    key: str  # the field by which items are told apart
+
+
+GENERATORS = {
+    "arithmetic": GeneratorInfo(ARITHMETIC, ("expression", "answer"), "expression"),
+    "scrambling": GeneratorInfo(SCRAMBLING, ("scrambled", "word"), "word"),
+}
 
 
 def generate(
@@ -45,7 +58,7 @@ def generate(
 
     Args:
         name: arithmetic or scrambling.
-        kind: one of ``KINDS_OF[name]``.
+        kind: one of ``GENERATORS[name].kinds``.
         count: how many.
         seed: equal seeds give equal items.
         exclude: expressions (arithmetic) or words (scrambling) that must not occur.
@@ -57,7 +70,7 @@ def generate(
     Raises:
         ValueError: there are not so many different items.
     """
-    assert kind in KINDS_OF[name], (name, kind)
+    assert kind in GENERATORS[name].kinds, (name, kind)
     rng = random.Random(f"{name}/{kind}/{seed}")
     if name == "arithmetic":
         return _arithmetic(kind, count, rng, set(exclude))

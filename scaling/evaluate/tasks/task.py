@@ -1,42 +1,17 @@
 """A task: where its items come from, how they become a prompt, how an answer is scored.
 
-The dataclasses below are the only declaration of the format of a task file, which ``task_file.load`` reads and
-docs/evaluation.md describes for users. Protocol: GPT-3 (arXiv 2005.14165), section 2.4 and Appendix G.
+The dataclasses below and the kinds (``kinds/``) are the only declaration of the format of a task file, which
+``file.load`` reads and docs/evaluation.md describes for users. Protocol: GPT-3 (arXiv 2005.14165), section 2.4 and
+Appendix G.
 """
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Iterable, Mapping
 
-KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # kind -> required and allowed keys of [scoring]
-    "choices": (("choices", "gold"), ("labels", "normalisation", "answer_context")),
-    "partial": (("contexts", "completion", "gold"), ("labels",)),
-    "completion": (("target",), ()),
-    "free_form": (
-        ("target",),
-        ("references", "stop", "max_tokens", "beams", "length_penalty", "extract", "remove", "normalisation"),
-    ),
-    "text": ((), ()),
-}
-METRICS: dict[str, tuple[str, ...]] = {
-    "choices": ("accuracy", "macro_f1"),
-    "partial": ("accuracy",),
-    "completion": ("accuracy", "perplexity"),
-    "free_form": ("exact", "exact_number", "exact_match", "f1", "bleu"),
-    "text": ("bits_per_byte", "perplexity"),
-}
+from scaling.evaluate.tasks.kind import Kind, Pattern
+
 MEASURES = ("ability", "bias")
-NORMALISATIONS: dict[str, tuple[str, ...]] = {  # kind -> how its answers are made comparable; the first is the default
-    "choices": ("token", "sum", "unconditional"),
-    "free_form": ("squad", "triviaqa"),
-}
-FORMATS = ("jsonl", "json", "csv", "tsv", "xml", "lines", "labelled_lines", "blocks", "text")
-EDITS = ("upper_first", "lower_first", "lower_determiner", "without_period", "question_mark")
-GENERATORS: dict[str, tuple[str, ...]] = {  # generator -> the fields that its items have
-    "arithmetic": ("expression", "answer"),
-    "scrambling": ("scrambled", "word"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +21,11 @@ class Field:
     # 'a.b', 'a.*.b' (a list), '{a} {b}' (a template of paths), or a list of those, in which 'a?.*' may be absent
     path: str | tuple[str, ...] = ""
     constant: str | tuple[str, ...] | None = None  # the value itself, in place of a path
-    remove: str = ""  # regular expression; what it matches is cut
-    match: str = ""  # regular expression; its first group (or the whole match) is kept
-    match_all: str = ""  # regular expression; a list of its matches takes the place of the text
+    remove: Pattern = ""  # what it matches is cut
+    match: Pattern = ""  # its first group (or the whole match) is kept
+    match_all: Pattern = ""  # a list of its matches takes the place of the text
     map: Mapping[str, str] = dataclasses.field(default_factory=dict)  # value -> what stands for it
-    edits: tuple[str, ...] = ()  # of EDITS
+    edits: tuple[str, ...] = ()  # of ``fields.EDITS``
     empty: str = ""  # what stands for an empty text or list
 
 
@@ -64,7 +39,7 @@ class Split:
 class Source:
     """Local files in one format. ``train`` supplies the demonstrations; without it the test items do."""
 
-    format: str = ""
+    format: str = ""  # of ``readers.FORMATS``
     records: str = ""  # json and xml: path to the list of records; keys of enclosing objects are kept
     columns: tuple[str, ...] = ()  # csv and tsv without a header, blocks: the names
     fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)  # other names are keys of the record
@@ -75,7 +50,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    name: str = ""
+    name: str = ""  # of ``synthetic.GENERATORS``
     kind: str = ""
     count: int = 0  # test items
     demonstrations: int = 0  # further, other items that supply the demonstrations; 0 = the test items do
@@ -90,48 +65,37 @@ class Prompt:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scoring:
-    kind: str = ""
-    choices: str | tuple[str, ...] = ()  # the name of a list field, or templates
-    contexts: str | tuple[str, ...] = ()  # partial: the contexts with each candidate put in
-    completion: str = ""  # partial: what follows each of them
-    target: str = ""  # template of the answer, as demonstrations show it
-    gold: str = ""  # template; the place of the right choice from 0, or one of the labels
-    labels: str | tuple[str, ...] = ()  # what gold may say, in the order of the choices
-    references: str = ""  # the name of a list field of accepted answers; without it, target is the only one
-    normalisation: str = ""  # of NORMALISATIONS
-    answer_context: str = ""  # unconditional: the context whose probability is divided out
-    stop: tuple[str, ...] = ("\n",)
-    max_tokens: int = 32
-    beams: int = 4
-    length_penalty: float = 0.6
-    extract: str = ""  # regular expression; its first group in the generated text is the answer
-    remove: str = ""  # regular expression; cut from answer and references before they are compared
-
-
-@dataclasses.dataclass(frozen=True)
 class Task:
+    """One task of a file.
+
+    Attributes:
+        group: the file's name; the variants of a file share it.
+        path: the file.
+        about: one line for people: the data set and its paper.
+        few_shot: K of "few"; GPT-3's where it has the task.
+        zero_shot: the prompt at zero shots; the same as ``prompt`` unless the file has another.
+        scoring: one of ``kinds.KINDS``, with the values of the table ``[scoring]``.
+        metadata: fields that go with each request, for breakdowns.
+        sampled: the variants are a random sample of what the group stands for: its mean has the error of a sample.
+        measures: of MEASURES; the mean over all tasks is of abilities.
+    """
+
     name: str
-    group: str  # the file's name; the variants of a file share it
+    group: str
     path: str
-    about: str  # one line for people: the data set and its paper
-    few_shot: int  # K of "few"; GPT-3's where it has the task
-    metrics: tuple[str, ...]
     prompt: Prompt
-    zero_shot: Prompt  # the prompt at zero shots; the same as prompt unless the file says otherwise
-    scoring: Scoring
+    zero_shot: Prompt
+    scoring: Kind
     sources: tuple[Source, ...]
     generator: Generator | None
-    metadata: tuple[str, ...]  # fields that go with each request, for breakdowns
-    sampled: bool  # the variants are a random sample of what the group stands for: its mean has the error of a sample
-    measures: str  # of MEASURES; the mean over all tasks is of abilities
+    metrics: tuple[str, ...]
+    about: str = ""
+    few_shot: int = 0
+    metadata: tuple[str, ...] = ()
+    sampled: bool = False
+    measures: str = "ability"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The one of ``known`` that is spelt most like ``name``."""
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
-
-
-def placeholders(template: str) -> list[str]:
-    """Names in braces; doubled braces stand for themselves."""
-    return re.findall(r"\{([^{}]*)\}", template.replace("{{", "").replace("}}", ""))

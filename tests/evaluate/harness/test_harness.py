@@ -17,6 +17,7 @@ from scaling.data.tokenizer import BPETokenizer
 from scaling.evaluate.harness.requests import Answers, rolling_windows, sampling
 from scaling.evaluate.scoring.evaluator import Evaluator
 from scaling.evaluate.tasks.file import load
+from scaling.evaluate.tasks.kinds.completion import Completion
 from scaling.evaluate.tasks.prompts import build_requests
 from scaling.generate.sampling import Sampling
 from scaling.interop import served
@@ -85,7 +86,7 @@ def test_our_evaluator_gives_the_same_accuracy_to_the_same_prompts(model, name):
     found = evaluator.evaluate(requests)
     expected = [RESULTS[name][name][f"acc{x},none"] for x in ("", "_stderr")]
     assert found.scores["accuracy"] == pytest.approx(expected)
-    if task.scoring.kind == "completion":  # lm_eval's perplexity is per item too
+    if isinstance(task.scoring, Completion):  # lm_eval's perplexity is per item too
         both = dataclasses.replace(requests, task=dataclasses.replace(task, metrics=("accuracy", "perplexity")))
         perplexity, error = evaluator.evaluate(both).scores["perplexity"]
         assert perplexity == pytest.approx(RESULTS[name][name]["perplexity,none"], rel=1e-4) and error > 0

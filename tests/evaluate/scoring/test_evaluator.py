@@ -73,7 +73,7 @@ class Counting(Scorer):
 def counting(context_length=MODEL.context_length):
     network = tiny.in_float32(dataclasses.replace(MODEL, context_length=context_length))
     evaluator = Evaluator(network, {}, WORDS)
-    evaluator._scorer = Counting(network, {})
+    evaluator._answers.scorer = Counting(network, {})
     return evaluator
 
 
@@ -152,7 +152,7 @@ def test_an_ending_that_the_tokenizer_joins_with_its_candidate_is_scored(tmp_pat
     text += '[scoring]\nkind = "partial"\ncontexts = "options"\ncompletion = "{question}"\ngold = "{answer}"\n'
     items = [{"question": end, "options": ["(the tall one)", "(the short one)"], "answer": "1"} for end in (".", "is")]
     joining = counting()
-    joining._words = Joining()
+    joining._answers.words = Joining()
     result = joining.evaluate(build_requests(task(tmp_path, text, items), 0, data=tmp_path))
     assert result.count == 2 and len(result.notes) == 1 and "1 of 2 items" in result.notes[0]
 
@@ -204,7 +204,7 @@ def test_a_text_file_is_read_across_its_lines(evaluator, params, tmp_path):
     words = "One line\nand\n\nanother, of the same text.\n" * 5
     (tmp_path / "a.txt").write_text(words)
     (tmp_path / "b.txt").write_text("Short.")
-    requests = build_requests(find_tasks("text")[0], data=tmp_path, tokenizer=WORDS, context_length=evaluator.room)
+    requests = build_requests(find_tasks("text")[0], data=tmp_path, room=evaluator.room)
     seen: list[int] = []
     result = evaluator.evaluate(requests, seen.append)
     assert result.notes == () and result.count == 2 and result.left_out == 0 and seen[-1] == 2
@@ -270,9 +270,7 @@ def test_table_and_lines_of_results(tmp_path):
 
 def test_what_was_used_and_left_out_is_told(tmp_path):
     items = [*ITEMS, {"question": "w" * 200, "options": ["yes", "no"], "answer": "0"}]
-    requests = build_requests(
-        task(tmp_path, CHOICES, items), 3, data=tmp_path, tokenizer=WORDS, context_length=counting().room
-    )
+    requests = build_requests(task(tmp_path, CHOICES, items), 3, data=tmp_path, room=counting().room)
     used = [request.shots for request in requests.items if request.fits]
     assert len(used) == 3 and 0 < sum(used) < 9
     result = counting().evaluate(requests)

@@ -9,8 +9,8 @@ import pytest
 from scaling.data.tokenizer import load as load_tokenizer
 from scaling.evaluate.tasks.catalogue import find_tasks
 from scaling.evaluate.tasks.file import load
-from scaling.evaluate.tasks.items import with_space
-from scaling.evaluate.tasks.prompts import build_requests
+from scaling.evaluate.tasks.prompts import Room, build_requests
+from scaling.evaluate.tasks.request import with_space
 
 TASK = """
 few_shot = 4
@@ -97,16 +97,16 @@ def test_demonstrations_are_left_off_until_they_fit(task, tmp_path):
     tokenizer = load_tokenizer("bytes")
     whole = build_requests(task, 4, data=tmp_path).items
     length = max(len(request.context) + len(" yes") for request in whole)
-    fitted = build_requests(task, 4, data=tmp_path, tokenizer=tokenizer, context_length=length)
+    fitted = build_requests(task, 4, data=tmp_path, room=Room(tokenizer, length))
     assert fitted.items == whole and not fitted.notes
-    smaller = build_requests(task, 4, data=tmp_path, tokenizer=tokenizer, context_length=length - 30)
+    smaller = build_requests(task, 4, data=tmp_path, room=Room(tokenizer, length - 30))
     for request, before in zip(smaller.items, whole, strict=True):
         assert 0 < request.shots < 4 and request.fits
         assert request.demonstrations == before.demonstrations[: request.shots]
         assert len(request.context) + 4 <= length - 30
         assert len(build_requests(task, request.shots + 1, data=tmp_path).items[0].context) + 4 > length - 30
     assert smaller.notes == (f"own: 6 of 6 items have 2 of 4 demonstrations, so that they fit {length - 30} tokens",)
-    tiny = build_requests(task, 4, data=tmp_path, tokenizer=tokenizer, context_length=10)
+    tiny = build_requests(task, 4, data=tmp_path, room=Room(tokenizer, 10))
     assert all(request.shots == 0 and not request.fits for request in tiny.items)
     assert tiny.notes[1] == "own: 6 of 6 items are longer than 10 tokens even without demonstrations and are left out"
 
@@ -114,7 +114,7 @@ def test_demonstrations_are_left_off_until_they_fit(task, tmp_path):
 def test_room_for_the_generated_answer():
     (task,) = find_tasks("two_digit_addition")
     tokenizer = load_tokenizer("bytes")
-    built = build_requests(task, "few", tokenizer=tokenizer, context_length=200, limit=20)
+    built = build_requests(task, "few", room=Room(tokenizer, 200), limit=20)
     for request in built.items:
         assert len(request.context) + task.scoring.max_tokens <= 200
         longer = build_requests(task, request.shots + 1, limit=20).items
@@ -151,9 +151,7 @@ def test_running_text_has_no_demonstrations(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"text": "One page."}\n{"text": "Another."}\n')
     built = build_requests(load(tmp_path / "own.toml")[0], "few", data=tmp_path)
     assert [request.context for request in built.items] == ["One page.", "Another."] and built.shots == 0
-    long = build_requests(
-        load(tmp_path / "own.toml")[0], data=tmp_path, tokenizer=load_tokenizer("bytes"), context_length=4
-    )
+    long = build_requests(load(tmp_path / "own.toml")[0], data=tmp_path, room=Room(load_tokenizer("bytes"), 4))
     assert all(request.fits for request in long.items) and long.notes == ()
 
 
@@ -243,7 +241,7 @@ def test_the_two_causes_of_fewer_demonstrations_are_counted_apart(task, tmp_path
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     tokenizer = load_tokenizer("bytes")
     all_fit = max(len(r.context) for r in build_requests(task, 5, data=tmp_path).items if "ww" not in r.context) + 4
-    built = build_requests(task, 5, data=tmp_path, tokenizer=tokenizer, context_length=all_fit)
+    built = build_requests(task, 5, data=tmp_path, room=Room(tokenizer, all_fit))
     assert built.notes == (
         "own: 4 of 6 items have 3 of 5 demonstrations, all that there are",
         f"own: 2 of 6 items have 1 of 5 demonstrations, so that they fit {all_fit} tokens",
@@ -256,11 +254,9 @@ def test_shots_that_make_no_sense(shots, task, tmp_path):
         build_requests(task, shots, data=tmp_path)
 
 
-def test_limit_and_tokenizer_that_make_no_sense(task, tmp_path):
+def test_a_limit_that_makes_no_sense(task, tmp_path):
     with pytest.raises(ValueError, match="limit must be at least 1"):
         build_requests(task, data=tmp_path, limit=0)
-    with pytest.raises(ValueError, match="belong together"):
-        build_requests(task, data=tmp_path, context_length=10)
 
 
 def test_scoring_can_be_changed_by_the_caller():

@@ -9,8 +9,9 @@ import re
 import pytest
 
 from scaling.evaluate.tasks.catalogue import find_tasks
-from scaling.evaluate.tasks.items import Item, render_item
+from scaling.evaluate.tasks.items import render_item
 from scaling.evaluate.tasks.prompts import build_requests
+from scaling.evaluate.tasks.request import Item
 from scaling.evaluate.tasks.synthetic import ARITHMETIC, INSERTED, SCRAMBLING, generate, scramble
 from scaling.evaluate.tasks.words import frequent_words
 from tests.shared import SHARED, needs_shared

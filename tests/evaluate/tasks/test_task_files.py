@@ -8,6 +8,8 @@ import pytest
 from scaling.evaluate.scoring import metrics
 from scaling.evaluate.tasks.catalogue import SHIPPED, find_tasks, shipped
 from scaling.evaluate.tasks.file import load
+from scaling.evaluate.tasks.kinds.choices import Choices
+from scaling.evaluate.tasks.kinds.partial import Partial
 from scaling.evaluate.tasks.prompts import build_requests
 from tests.evaluate.tasks.stand_ins import STAND_INS, TASK, StandIn
 from tests.shared import SHARED, needs_shared
@@ -102,7 +104,7 @@ def test_real_files(name: str, count: int):
             assert option.completion[:1] in " .,;:'!?" or not option.context
             assert option.completion.strip()
         assert request.options or all(request.references)
-    if task.scoring.kind in ("choices", "partial") and task.group != "crows_pairs":
+    if isinstance(task.scoring, Choices | Partial) and task.group != "crows_pairs":
         assert len({request.gold for request in built.items}) > 1
 
 
