@@ -141,6 +141,17 @@ def test_a_completion_is_right_if_greedy_decoding_gives_it(params, evaluator, tm
     assert result.samples[0].scores["accuracy"] == float(greedy.ids == tuple(WORDS.encode(wanted)))
 
 
+def test_the_likelihood_of_answers_is_measured_per_byte_and_token(params, evaluator, tmp_path):
+    text = CHOICES.replace('"accuracy", "macro_f1"', '"bits_per_byte", "perplexity"')
+    text = text[: text.index("[scoring]")] + '[scoring]\nkind = "likelihood"\ntarget = "{answer}"\n'
+    items = [{"question": "Who?", "options": [], "answer": answer} for answer in ("you", "caf\u00e9s")]
+    result = evaluator.evaluate(build_requests(task(tmp_path, text, items), 0, data=tmp_path))
+    nats = [-logprob(params, "Who?", f" {item['answer']}") for item in items]
+    assert result.scores["bits_per_byte"][0] == pytest.approx(sum(nats) / (4 + 7) / math.log(2), rel=1e-4)
+    assert result.scores["perplexity"][0] == pytest.approx(math.exp(sum(nats) / 11), rel=1e-4)  # a token is a byte
+    assert result.chance is None and result.samples[1].expected == " caf\u00e9s"
+
+
 def test_an_ending_that_the_tokenizer_joins_with_its_candidate_is_scored(tmp_path):
     class Joining:
         eot = WORDS.eot

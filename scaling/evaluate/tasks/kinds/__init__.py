@@ -4,6 +4,7 @@ from scaling.evaluate.tasks.kind import Kind
 from scaling.evaluate.tasks.kinds.choices import Choices
 from scaling.evaluate.tasks.kinds.completion import Completion
 from scaling.evaluate.tasks.kinds.free_form import FreeForm
+from scaling.evaluate.tasks.kinds.likelihood import Likelihood
 from scaling.evaluate.tasks.kinds.partial import Partial
 from scaling.evaluate.tasks.kinds.text import Text
 
@@ -12,5 +13,6 @@ KINDS: dict[str, type[Kind]] = {
     "partial": Partial,
     "completion": Completion,
     "free_form": FreeForm,
+    "likelihood": Likelihood,
     "text": Text,
 }
