@@ -91,6 +91,26 @@ def _f1(prediction: list[str], reference: list[str]) -> float:
     return 2 * common / (len(prediction) + len(reference))
 
 
+def rouge_l(prediction: str, references: Sequence[str]) -> float:
+    """The best F1 of the longest common subsequence of words over the references (Lin 2004).
+
+    Words are runs of the letters a to z and digits, in lower case and without stemming, as in Google's rouge-score.
+    """
+    words, *others = (re.findall("[a-z0-9]+", text.lower()) for text in (prediction, *references))
+    return max(2 * _common(words, other) / (len(words) + len(other)) if words and other else 0.0 for other in others)
+
+
+def _common(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    row = [0] * (len(b) + 1)  # of the words of ``a`` so far with each beginning of ``b``
+    for word in a:
+        above = row
+        row = [0]
+        for place, other in enumerate(b):
+            row.append(above[place] + 1 if word == other else max(above[place + 1], row[place]))
+    return row[-1]
+
+
 def extract(text: str, pattern: str, remove: str) -> str:
     """What a task compares of a generated text: the first match of ``pattern`` (its first group), less ``remove``.
 
@@ -296,6 +316,7 @@ METRICS = {
         wrong_reference=_no_number,
     ),
     "f1": Metric("text", item=f1),
+    "rouge_l": Metric("text", item=lambda answer, references, _: rouge_l(answer, references)),
     "macro_f1": Metric("classes", items=functools.partial(_resampled, _macro_f1)),
     "bleu": Metric("text", items=_bleu),
     "bits_per_byte": Metric("bytes", items=functools.partial(_resampled, _bits), shown=False),

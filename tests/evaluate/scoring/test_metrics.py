@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from scaling.evaluate.scoring import metrics
+from scaling.evaluate.tasks.kinds import KINDS
 
 
 def test_squad_normalisation():
@@ -131,3 +132,23 @@ def test_bleu_without_sacrebleu(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
     with pytest.raises(ValueError, match=r"pip install 'scaling\[eval\]'"):
         metrics.bleu(["a"], [["a"]])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "expected"),
+    [  # Lin 2004, section 3: "police kill the gunman" has 3 words of 4 in order, "the gunman kill police" 2
+        ("police kill the gunman", ["police killed the gunman"], 3 / 4),
+        ("the gunman kill police", ["police killed the gunman"], 2 / 4),
+        ("The U.S. army", ["the u s army moved", "none"], 2 * 4 / (4 + 5)),
+        ("", ["a"], 0.0),
+        ("a b c d", ["d c b a"], 1 / 4),
+    ],
+)
+def test_rouge_l(prediction: str, references: list[str], expected: float):
+    assert metrics.rouge_l(prediction, references) == pytest.approx(expected)
+
+
+def test_every_metric_needs_a_fact_that_some_kind_gives():
+    given = {fact for kind in KINDS.values() for fact in kind.gives}
+    assert {metric.fact for metric in metrics.METRICS.values()} == given == set(metrics.FACTS)
+    assert all((metric.item is None) != (metric.items is None) for metric in metrics.METRICS.values())
