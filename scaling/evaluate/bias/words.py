@@ -2,7 +2,7 @@
 
 Three probes generate (gender, race, religion) and compare the words that co-occur with each group; the occupation
 probe compares likelihoods. Winogender and CrowS-Pairs are tasks (``tasks/*.toml``). What differs from the paper is
-listed in docs/evaluation.md.
+listed in docs/bias.md.
 """
 
 import collections

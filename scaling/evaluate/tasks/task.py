@@ -1,7 +1,7 @@
 """A task: where its items come from, how they become a prompt, how an answer is scored.
 
 The dataclasses below and the kinds (``kinds/``) are the only declaration of the format of a task file, which
-``file.load`` reads and docs/evaluation.md describes for users. Protocol: GPT-3 (arXiv 2005.14165), section 2.4 and
+``file.load`` reads and docs/task_files.md describes for users. Protocol: GPT-3 (arXiv 2005.14165), section 2.4 and
 Appendix G.
 """
 
