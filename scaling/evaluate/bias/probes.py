@@ -26,16 +26,16 @@ _ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def encode_prompts(probe: str, words: Tokenizer, context_length: int, tokens: int) -> list[list[int]]:
-    """Token ids of a probe's prompts, each after an end-of-text token, as texts are in training.
+    """Token ids of a probe's prompts, each after an end-of-text token, as documents begin in training.
 
     Args:
         probe: gender, race or religion.
         words: tokenizer.
         context_length: the model's, in tokens.
-        tokens: new ones.
+        tokens: number of new tokens.
 
     Raises:
-        ValueError: a prompt does not fit the context with the new tokens.
+        ValueError: a prompt and the new tokens do not fit the context.
     """
     prompts = bias.probe_prompts(probe)
     found = [[words.eot, *map(int, words.encode(prompt.prompt))] for prompt in prompts]
@@ -74,24 +74,24 @@ def sample(
     seed: int,
     watch: Callable[[int], Any] = lambda done: None,
 ) -> list[list[str]]:
-    """Continuations of each prompt, without it; they end at an end of text.
+    """Continuations of each prompt, without the prompt. They end at an end-of-text token.
 
-    Sample i of a prompt depends on the seed, the number of the prompt and i, and on nothing else.
+    Sample i of a prompt depends only on the seed, the number of the prompt and i.
 
     Args:
         generator: the model.
         prompts: token ids.
-        samples: of each prompt.
-        tokens: of each sample, at most.
+        samples: number for each prompt.
+        tokens: at most so many for each sample.
         seed: from 0 to 2**32 - 1.
-        watch: told how many samples of each prompt are done.
+        watch: is told how many samples of each prompt are done.
     """
     batch = _batch_size(generator.network, generator.mesh, max(map(len, prompts)) + tokens)
     size = min(_CHUNK, samples)
     texts: list[list[str]] = [[] for _ in prompts]
     for first in range(0, samples, size):
-        # The generator numbers samples from 0, so each chunk has a seed of its own. All chunks are of one size, and
-        # what is too much of the last is dropped: nothing is compiled for it.
+        # The generator numbers samples from 0, so each chunk has a seed of its own. All chunks have one size, so that
+        # only one program is compiled; the samples of the last that are too many are dropped.
         chunk_seed = int.from_bytes(hashlib.blake2b(f"{seed} {first}".encode(), digest_size=4).digest())
         sampling = Sampling(
             tokens=tokens, temperature=bias.TEMPERATURE, top_p=bias.TOP_P, seed=chunk_seed, num_samples=size
@@ -137,7 +137,7 @@ def occupations(served: Served) -> dict[str, OccupationBias]:
 
 
 def _batch_size(network: cfg.Network, mesh: Mesh | None, length: int) -> int:
-    """A power of two, such that the cache of a batch of ``length`` tokens stays small."""
+    """The largest power of two with which a batch's keys and values stay below ``_CACHE_BYTES``; at most ``_BATCH``."""
     model, size = network.model, _ITEM_BYTES[network.compute.dtype]
     row = 2 * model.num_layers * model.num_heads * model.d_head * length * size
     fitting = _CACHE_BYTES * (1 if mesh is None else mesh.size) // row

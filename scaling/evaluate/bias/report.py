@@ -22,9 +22,9 @@ class Group:
     """What a probe found about one of its groups.
 
     Attributes:
-        samples: texts.
+        samples: number of texts.
         favoured: words that occur with the group more often than with the others, the most biased first.
-        sentiment: mean of all its favoured words, -100 to 100; NaN without a lexicon or where it has none of them.
+        sentiment: mean of all its favoured words, -100 to 100. NaN without a lexicon, or if it has none of the words.
     """
 
     samples: int
@@ -49,7 +49,7 @@ class Breakdown:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Of one model; ``settings`` are those of the samples."""
+    """What was found about one model; ``settings`` says how the samples were drawn."""
 
     model: str
     step: int | None
@@ -66,7 +66,7 @@ class Report:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """For ``json.dumps``; NaN is None."""
+    """The report as objects for ``json.dumps``; NaN is None."""
     return {
         "model": report.model,
         "step": report.step,
@@ -99,7 +99,7 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def table(report: Report) -> str:
-    """What a terminal shows."""
+    """The report as lines for a terminal."""
     trained = "" if report.step is None else f", step {report.step:,}, {report.tokens:,} tokens"
     lines = [f"{report.model}{trained}"]
     for probe, groups in report.probes.items():

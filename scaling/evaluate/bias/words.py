@@ -1,8 +1,8 @@
-"""The bias probes of GPT-3's section 6.2: their prompts, and the counting of what a model answers.
+"""The bias probes of GPT-3's section 6.2: their prompts, and counts of the words that a model answers with.
 
 Three probes generate (gender, race, religion) and compare the words that co-occur with each group; the occupation
-probe compares likelihoods. Winogender and CrowS-Pairs are tasks (``tasks/*.toml``). What differs from the paper is
-listed in docs/bias.md.
+probe compares likelihoods. Winogender and CrowS-Pairs are tasks (``tasks/shipped``). docs/bias.md
+lists what differs from the paper.
 """
 
 import collections
@@ -108,7 +108,7 @@ def occupation_bias(requests: Sequence[Request], log_likelihoods: Sequence[Seque
 
     Args:
         requests: of ``occupation_requests``.
-        log_likelihoods: of each request's options, natural, not normalised.
+        log_likelihoods: natural logarithms for each request's options, not normalised.
     """
     ratios = {}
     for request, values in zip(requests, log_likelihoods, strict=True):
@@ -213,7 +213,7 @@ def read_lexicon(path: str | Path) -> dict[str, float]:
 def sentiment(favoured: Mapping[str, Sequence[Favoured]], lexicon: Mapping[str, float]) -> dict[str, float]:
     """For each group the mean sentiment of its favoured words, weighted by their counts, -100 to 100 (section 6.2.2).
 
-    NaN for a group none of whose words are in the lexicon.
+    A group has NaN if the lexicon has none of its words.
     """
     means = {}
     for group, words in favoured.items():

@@ -1,9 +1,9 @@
-"""How much of a task's items stands in a training corpus: the n-gram report of GPT-3's Appendix C.
+"""Which items of a task occur in a training corpus: the n-gram report of GPT-3's Appendix C.
 
-An item is dirty if any of its n-grams of words occurs in the corpus, or all of it where it is shorter than n. Words
-are what white space separates, in lower case and without punctuation; of scripts without spaces between words, single
-characters. n is the 5th percentile of the items' lengths in
-words, at least 8 (generated tasks, whose items are short: no less than their length) and at most 13.
+An item is dirty if any of its n-grams of words occurs in the corpus, or the whole item if it is shorter than n. Words
+are separated by white space, in lower case and without punctuation. In scripts without spaces between words each
+character is a word. n is the 5th percentile of the items' lengths in words, at least 8 and at most 13. Generated tasks
+have short items, so their n may be below 8.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ METRICS = tuple(name for name, metric in metrics.METRICS.items() if metric.item)
 Samples = dict[tuple[int, str], dict[str, float]]  # (shots, metric) -> id of an item -> its score
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
-_VARIATION = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # chooses between pictures of a character
+_VARIATION = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # variation selectors: they choose between glyphs
 _SCRIPTS = (
     "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan; Burmese; Khmer
     "\u3005-\u3007\u3040-\u312f\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese, Japanese
@@ -77,10 +77,10 @@ class Contamination:
 
 
 def relative_difference(scores: Mapping[str, Score]) -> tuple[float, float]:
-    """(clean - all) / all of ``Contamination.scores`` and its standard error: Appendix C's table, as a fraction.
+    """(clean - all) / all of ``Contamination.scores`` and its standard error, as fractions (Appendix C's table).
 
-    The clean items are among all, so the difference is dirty / all (clean - dirty) and has the error of that.
-    Without clean items, or with a score of 0, it is NaN.
+    All items are the clean and the dirty ones, so clean - all = (number of dirty / number of all) (clean - dirty); the
+    error is that of this product. Without clean items, or with a score of 0, both are NaN.
     """
     everything, dirty, clean = (scores[name] for name in ("all", "dirty", "clean"))
     if not clean.count or not everything.mean:
@@ -147,13 +147,13 @@ class Corpus:
 
     @property
     def size(self) -> int:
-        """Bytes as stored."""
+        """Bytes on disk."""
         from scaling.data import sources
 
         return sum(sources.size(list(files)) for files, _ in self.sources)
 
     def documents(self, progress: Callable[[int], None] = lambda count: None) -> Iterator[str]:
-        """The texts; ``progress`` is told how many more stored bytes were read.
+        """The texts; ``progress`` is told how many more bytes on disk were read.
 
         Raises:
             ValueError: a malformed file.
@@ -186,13 +186,14 @@ def words_of(text: str) -> list[str]:
     """
     if text.isascii():
         return _PUNCTUATION.sub("", text.lower()).split()
-    # Punctuation goes first: NFKC makes a space and a mark of an acute accent that stands for an apostrophe.
+    # Punctuation is removed first: NFKC would turn an acute accent that is used as an apostrophe into a space and a
+    # mark.
     text = unicodedata.normalize("NFKC", _PUNCTUATION.sub(_mark, text)).lower()
     return _WORD.findall(text) if _UNSPACED.search(text) else text.split()
 
 
 def _mark(found: re.Match[str]) -> str:
-    """A mark on a letter stays, though Python's regular expressions do not count it as a part of a word."""
+    """Keeps a mark on a letter, which Python's regular expressions do not count as part of a word."""
     kept = unicodedata.category(found[0]) in ("Mn", "Mc") and not _VARIATION.match(found[0])
     return found[0] if kept else ""
 
@@ -221,10 +222,10 @@ def contamination(
 
 
 def search(examples: Mapping[str, tuple[Mapping[str, str], bool]], documents: Iterable[str]) -> list[Contamination]:
-    """As ``contamination``, of texts.
+    """As ``contamination``, for texts.
 
     Args:
-        examples: name of a task -> (id of an item -> its text, whether it is generated, which lifts the least n).
+        examples: name of a task -> (id of an item -> its text; whether the task is generated, which allows n below 8).
         documents: texts of the corpus.
     """
     grams = _Grams()
@@ -254,7 +255,7 @@ class _Grams:
         self.dirty: set[tuple[str, str]] = set()
         self.numbers: dict[str, int] = {}  # word -> 1, 2, ...; 0 = in no item
         self.owners: dict[int, dict[tuple[int, ...], list[tuple[str, str]]]] = {}  # n -> gram -> items
-        self.hashes: dict[int, np.ndarray] = {}  # n -> sorted hashes
+        self.hashes: dict[int, np.ndarray] = {}  # n -> sorted hashes of its grams
 
     def add(self, owner: tuple[str, str], words: Sequence[str], n: int) -> None:
         if not words:

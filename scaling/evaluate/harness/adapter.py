@@ -29,7 +29,8 @@ _NO_FILTER = "none"
 
 
 def adapter(served: Served, seed: int = 0) -> "LM":
-    """The model as lm_eval's own functions take it, for instance ``lm_eval.simple_evaluate(model=adapter(served))``.
+    """The model in the form that lm_eval's functions take, for instance
+    ``lm_eval.simple_evaluate(model=adapter(served))``.
 
     Raises:
         ValueError: lm_eval is not installed.
@@ -64,7 +65,7 @@ class Tasks:
         shots: numbers with commas; None = what each task's file says.
         data: directory of further task files (lm_eval's ``include_path``).
         limit: the first so many items of each task; None = all.
-        seed: of demonstrations and of what is drawn.
+        seed: of demonstrations and of sampled answers.
 
     Raises:
         FileNotFoundError: no such directory.
@@ -101,18 +102,18 @@ class Tasks:
     def evaluate(self, served: Served) -> Iterator[Result]:
         """The results of every task at every number of shots, one named task after the other.
 
-        A group of lm_eval that has a score of its own is a result too; the group of its tasks is named after it.
+        A group of lm_eval with a score of its own is a result too; our group for its tasks has its name.
 
         Raises:
             OSError: data that cannot be read or downloaded.
-            ValueError: a task that needs another package, or that the model cannot do.
+            ValueError: a task that needs a package that is not installed, or something that the model cannot do.
         """
         model = adapter(served, self._seed)
         seen = set()
         for name in self._names:
             for shots in self._shots:
                 for result in self._one(model, name, shots):
-                    if (result.task, result.shots) not in seen:  # a task can fix its number of shots
+                    if (result.task, result.shots) not in seen:  # a task that fixes its number of shots comes once
                         seen.add((result.task, result.shots))
                         yield result
 
@@ -171,7 +172,7 @@ def _shots(text: str | None) -> list[int | None]:
 def _contained() -> Iterator[None]:
     """Keeps lm_eval in one process (its bootstrap would fork one that runs JAX), off stdout, and silent but for errors.
 
-    It warns, for instance, that the number of shots is what it was set to.
+    Among its warnings is one that the number of shots was set, which we did ourselves.
     """
     os.environ["DISABLE_MULTIPROC"] = "1"
     logger = logging.getLogger("lm_eval")
@@ -211,7 +212,7 @@ def _results(
             task=name,
             group=parents.get(name, GROUP),
             shots=shots,
-            shots_used=float(shots),  # what does not fit loses tokens at the front, so nobody counts them
+            shots_used=float(shots),  # prompts that do not fit lose tokens at the front, so the number is not known
             scores=_scores(found["results"][name], samples, task.aggregation()),
             count=int(found["n-samples"][name]["effective"]),
             chance=None,
@@ -251,7 +252,7 @@ def _clean(metric: str, filtered: str) -> str:
 
 
 def _sample(logged: Mapping[str, Any]) -> Sample:
-    """What lm_eval logged of one item: of choices the likeliest is the answer."""
+    """One item from lm_eval's log. The answer to choices is the likeliest one."""
     arguments, responses = logged["arguments"], logged["filtered_resps"]
     expected, answer = str(logged["target"]), ""
     likelihoods: tuple[float, ...] = ()

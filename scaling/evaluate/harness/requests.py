@@ -1,7 +1,7 @@
 """The requests of lm-evaluation-harness, answered by our models; nothing of lm_eval is imported here.
 
-They are read as lm_eval's Hugging Face backend reads them (the rules are named where they stand), so that likelihoods
-agree on the same weights.
+They are read by the rules of lm_eval's Hugging Face backend, so that likelihoods agree on the same weights. Docstrings
+and comments name the function of lm_eval that a rule comes from.
 """
 
 import dataclasses
@@ -18,8 +18,9 @@ from scaling.generate.generator import Generator
 from scaling.generate.sampling import Sampling
 from scaling.interop.served import Served
 
-_NEW_TOKENS = 256  # of a task that names no number, as in lm_eval
-_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first that is given counts
+_NEW_TOKENS = 256  # the default, as in lm_eval
+# Names of one setting; the first that is given counts.
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _GENERATION = (*_LENGTHS, "until", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
 _BEAMS = ("num_beams", "length_penalty", "early_stopping")
 
@@ -27,12 +28,12 @@ _BEAMS = ("num_beams", "length_penalty", "early_stopping")
 class Answers:
     """What lm_eval asks of a model, without lm_eval's types.
 
-    Texts begin without an end-of-text token, as lm_eval has it for GPT-2; only after an empty context, and at the
-    beginning of running text, one stands for what comes before.
+    Texts begin without an end-of-text token, as in lm_eval for GPT-2. Only an empty context and the beginning of
+    running text are replaced by one.
 
     Args:
         served: the model.
-        seed: of what is drawn, where a task samples.
+        seed: of the answers of tasks that sample.
     """
 
     def __init__(self, served: Served, seed: int = 0):
@@ -48,7 +49,7 @@ class Answers:
     def loglikelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """Of each (context, continuation): log-likelihood, and whether greedy decoding gives the continuation.
 
-        What is too long loses tokens at the front. Requests with the same context are computed together.
+        A request that is too long loses tokens at the front. Requests with the same context are computed together.
 
         Raises:
             ValueError: a continuation that adds no token, or is longer than the model's context.
@@ -133,9 +134,9 @@ def rolling_windows(ids: tuple[int, ...], first: int, length: int) -> Iterator[t
 def sampling(knobs: Mapping[str, Any], context_length: int, seed: int = 0) -> Sampling:
     """A task's ``generation_kwargs`` as ours, by the rules of lm_eval.models.utils.normalize_gen_kwargs.
 
-    ``do_sample=False`` is greedy whatever the temperature; without ``do_sample`` a temperature above 0 samples.
-    Of ``do_sample=True`` without a temperature it is 1, transformers' own. A task that names no number of new tokens
-    gets 256, as in lm_eval, or half of a context that is no longer than that.
+    ``do_sample=False`` is greedy whatever the temperature; without ``do_sample`` a temperature above 0 samples. With
+    ``do_sample=True`` the default temperature is 1, as in transformers. The default number of new tokens is 256, as in
+    lm_eval, or half of the context if that has 256 tokens or fewer.
 
     Raises:
         ValueError: an unknown key, or more new tokens than the context holds.

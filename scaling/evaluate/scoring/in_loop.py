@@ -1,4 +1,4 @@
-"""Tasks inside training: the requests are built once, before the first step; then only the parameters change."""
+"""Tasks during training. Requests are built once, before the first step; later only the parameters change."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +18,8 @@ from scaling.model import decoder
 class InLoopTasks:
     """``config.eval.tasks`` on the parameters as training holds them, on its mesh.
 
-    The items and their demonstrations are the same each time and for every run with the same tasks, whatever its
-    seed, so that curves and runs can be compared; and after the first time nothing is compiled any more.
+    Items and demonstrations are the same each time and in every run with the same tasks, whatever the run's seed, so
+    that curves and runs can be compared. After the first time nothing is compiled.
 
     Attributes:
         notes: sentences for the user: demonstrations that were left off, items that do not fit.
@@ -68,7 +68,7 @@ class InLoopTasks:
 
 
 def _check_data(tasks: Sequence[Task], data: str) -> None:
-    """Refuses a directory that is not there, in the words of the config; the verb has others."""
+    """Refuses a directory that is not there, with a message that names the config's knob and not the verb's option."""
     reading = [task.name for task in tasks if task.sources]
     if reading and not data:
         raise ValueError(

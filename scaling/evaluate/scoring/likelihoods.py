@@ -22,7 +22,7 @@ from scaling.data.tokenizer import Tokenizer
 from scaling.model import decoder
 from scaling.model.context import AttentionContext
 
-_BATCH_TOKENS = 8192  # of one forward pass
+_BATCH_TOKENS = 8192  # computed in one forward pass
 _SMALLEST = 16
 
 
@@ -36,7 +36,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Of one completion.
+    """The score of one completion.
 
     Attributes:
         logprob: natural logarithm of its probability after the context.
@@ -72,7 +72,7 @@ class Scorer:
     def __init__(
         self, network: cfg.Network, params: decoder.Params, mesh: Mesh | None = None, batch_tokens: int = _BATCH_TOKENS
     ):
-        """Args: resolved network, parameters (laid out on the mesh, if there is one), tokens of one forward pass."""
+        """Args: resolved network, parameters (on the mesh, if there is one), mesh, tokens of one forward pass."""
         self.network = network
         self.work = Work()
         self._params, self._mesh, self._batch_tokens = params, mesh, batch_tokens
@@ -80,13 +80,13 @@ class Scorer:
     def score(self, groups: Iterable[Group], watch: Callable[[int], Any] = lambda done: None) -> list[list[Score]]:
         """Scores of every completion of every group, in order.
 
-        What is longer than the model's context loses tokens at the front of its context, each completion as many as
-        it must; a completion longer than that is refused. The more groups a call has, the less padding: each length
-        has one batch that is not full. Of a generator's groups only 4 bytes a token are kept.
+        A context and a completion that are longer together than the model's context lose tokens at the front of the
+        context; a completion that is longer alone is refused. Calls with more groups have less padding, since each
+        length has one batch that is not full. Of a generator's groups 4 bytes a token are kept.
 
         Args:
             groups: read once, before anything is computed.
-            watch: told how many groups are done.
+            watch: is told how many groups are done.
 
         Raises:
             ValueError: an empty context or completion, or one too long.
@@ -108,7 +108,7 @@ class Scorer:
         return [[score for score in scores if score is not None] for scores in results]
 
     def _rows(self, number: int, group: Group) -> Iterator["_Row"]:
-        """One row for all completions, or several where they do not fit together or not with the same context."""
+        """One row for all completions, or several if they do not fit one row or need contexts of different lengths."""
         limit = self.network.model.context_length
         if not group.context or not all(group.completions):
             raise ValueError("a context and a completion must each have at least one token")
@@ -213,7 +213,7 @@ class _Row:
             where[target], where[target + 1 : target + size] = end - 1, np.arange(at, stop)
             wanted[target : target + size] = completion
             target, at = target + size, stop
-        branches[at:] = -1  # padding: of no branch, so that nothing sees it
+        branches[at:] = -1  # padding belongs to no branch, so nothing sees it
         positions[at:] = 0
 
     def read(self, logprobs: np.ndarray, greedy: np.ndarray) -> list[Score]:
@@ -223,7 +223,7 @@ class _Row:
 
 
 def bucket(size: int, smallest: int = _SMALLEST) -> int:
-    """The next of 16, 24, 32, 48, 64, 96, ...: few shapes to compile, and a sixth of padding on average."""
+    """The next of 16, 24, 32, 48, 64, 96, ...: few shapes are compiled, and a sixth is padding on average."""
     power = max(smallest, 2 ** (size - 1).bit_length() if size > 1 else 1)
     return power * 3 // 4 if power > smallest and size <= power * 3 // 4 else power
 
@@ -232,7 +232,7 @@ def bucket(size: int, smallest: int = _SMALLEST) -> int:
 def _score(network: cfg.Network, params: decoder.Params, batch: _Batch) -> tuple[jax.Array, jax.Array]:
     """Log-probability float32 [B, S] of each wanted token, and whether it is the most likely.
 
-    Only the hidden states that predict a target meet the vocabulary.
+    Logits are computed only at positions that predict a target.
     """
     model = decoder.merge(network, params)
     hidden = model(batch.tokens, AttentionContext(batch.positions, branches=batch.branches))
@@ -246,16 +246,18 @@ def encode_options(
 ) -> tuple[list[tuple[Group, list[int]]], bool]:
     """Tokens of the options of an item, each a context and a completion, whose likelihoods are to be compared.
 
-    An option's tokens are those of its whole text, and its completion's those behind the tokens of the context alone.
-    Where the tokenizer joins the end of a context with the beginning of a completion (``)`` and ``.`` to ``).``), there
-    are none such; then all options are scored from an earlier token on, over the same text: what follows the context
-    that they share; with contexts of their own the same last tokens, or, where these differ, all that follows the
-    first token in which they do (the "full" score of Trinh and Le 2018).
+    An option's tokens are those of its whole text. Its completion's tokens are those after the tokens of the context
+    alone. If the tokenizer joins the end of a context with the beginning of a completion (``)`` and ``.`` to ``).``),
+    there are no such tokens. Then all options are scored from an earlier token on, over the same text:
+
+    - if they share the context, from its first token that a completion changes;
+    - else over the same last tokens, or, if these differ, from the first token that differs (the "full" score of Trinh
+      and Le 2018).
 
     Args:
         words: tokenizer.
         options: (context, completion) of each; completions are not empty.
-        prefix: token ids before each context; where both are empty, the end-of-text token stands there.
+        prefix: token ids before each context. If both are empty, the end-of-text token is the context.
 
     Returns:
         Groups, each with the places of its options; and whether they begin before the completions.
@@ -302,9 +304,9 @@ def _common(texts: Sequence[tuple[int, ...]]) -> int:
 def encode_group(words: Tokenizer, context: str, completions: Sequence[str], prefix: tuple[int, ...] = ()) -> Group:
     """Tokens of a context and its completions.
 
-    A completion's tokens are those of context and completion together, without as many as the context alone has: the
-    rule of lm-evaluation-harness, so that numbers agree. It is that of ``encode_options`` but where tokens join both.
-    ``prefix`` stands before the context; where both are empty, the end-of-text token does.
+    The tokens of context and completion together are split after as many as the context alone has. This is the rule of
+    lm-evaluation-harness, so that numbers agree. ``encode_options`` differs only where a token joins the two.
+    ``prefix`` comes before the context; if both are empty, the end-of-text token is the context.
 
     Raises:
         ValueError: a completion that adds no token.

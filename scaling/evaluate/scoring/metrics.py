@@ -19,8 +19,8 @@ RESAMPLES = 1000  # of the bootstrap
 _TRIVIAQA_PUNCTUATION = string.punctuation + "\u2018\u2019\u00b4"
 
 # A sign and a currency in either order, digits, decimals. Commas between digits are dropped, as the authors of GSM8K
-# and lm-evaluation-harness do; a space separates groups of three digits. What looks like a part of something that is
-# no decimal number (1/2, 3:30, 1.2.3, 5-7) is none. The rest, a unit or a full stop, says nothing of the value.
+# and lm-evaluation-harness do; a space separates groups of three digits. The beginning of something that is no
+# decimal number (1/2, 3:30, 1.2.3, 5-7) is no number. A unit or a full stop after it does not matter.
 _NUMBER = re.compile(
     r"""\s* (?P<sign>[-+\u2212]?) \s* (?:\\?[$\u00a2-\u00a5\u20a0-\u20bf])? \s* (?P<late_sign>[-+\u2212]?)
     (?P<whole>(?>\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3})+ | \d+(?:,\d+)* |)) (?P<decimals>\.\d+)?
@@ -35,7 +35,7 @@ def normalize_answer(text: str, rule: str = "squad") -> str:
     Args:
         text: the answer.
         rule: ``squad`` drops ASCII punctuation: the official script of SQuAD 1.1 (Rajpurkar et al. 2016), also Natural
-            Questions'. ``triviaqa`` puts a space for it, and for typographic apostrophes: the official script of
+            Questions'. ``triviaqa`` replaces it and typographic apostrophes by spaces: the official script of
             TriviaQA (Joshi et al. 2017), by which ``rock-and-roll`` is ``rock and roll``.
     """
     text = unicodedata.normalize("NFC", text).lower()
@@ -47,7 +47,8 @@ def normalize_answer(text: str, rule: str = "squad") -> str:
 def exact(prediction: str, references: Sequence[str]) -> float:
     """1 if the answer is one of the references to the letter, but for white space around it.
 
-    For words: ``exact_match`` takes -5 for 5. Numbers that may be written in several ways want ``exact_number``.
+    It is for words. ``exact_match`` takes -5 for 5; ``exact_number`` is for numbers that can be written in several
+    ways.
     """
     letters = [unicodedata.normalize("NFC", text.strip()) for text in (prediction, *references)]
     return float(letters[0] in letters[1:])
@@ -112,7 +113,8 @@ def _common(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def extract(text: str, pattern: str, remove: str) -> str:
-    """What a task compares of a generated text: the first match of ``pattern`` (its first group), less ``remove``.
+    """The part of a generated text that a task compares: the first match of ``pattern`` (its first group), less
+    ``remove``.
 
     A text without a match gives "", which is no right answer.
     """
@@ -149,7 +151,7 @@ def bleu_with_error(
         ValueError: sacrebleu is not installed.
     """
     metric = _bleu_metric()
-    # Counts of n-grams an item, once; a resample only adds them up. sacrebleu's own bootstrap does the same.
+    # The n-grams of each item are counted once; a resample adds the counts, as in sacrebleu's own bootstrap.
     statistics = metric._extract_corpus_statistics(list(predictions), _streams(references))
 
     def score(places: Sequence[int]) -> float:
@@ -177,14 +179,15 @@ def error_text(error: float) -> str:
 
 
 def finite(value: float) -> float | None:
-    """A number as JSON has it: what is not finite is null."""
+    """The number, or None (null in JSON) if it is not finite."""
     return value if math.isfinite(value) else None
 
 
 def mean_with_error(scores: Sequence[float]) -> tuple[float, float]:
     """The mean of per-item scores and its standard error, sqrt(variance / n) with the variance over n - 1.
 
-    For scores of 0 and 1 this is sqrt(p (1 - p) / (n - 1)), as in lm-evaluation-harness. One score has no error: NaN.
+    For scores of 0 and 1 this is sqrt(p (1 - p) / (n - 1)), as in lm-evaluation-harness. A single score has no error:
+    NaN.
 
     Raises:
         ValueError: no scores.
@@ -195,7 +198,7 @@ def mean_with_error(scores: Sequence[float]) -> tuple[float, float]:
     mean = sum(scores) / count
     if count == 1:
         return mean, math.nan
-    # hypot: the square of a perplexity, for instance, can be too large for a float.
+    # hypot, since the square of a perplexity can be too large for a float.
     return mean, math.hypot(*(score - mean for score in scores)) / math.sqrt(count * (count - 1))
 
 
@@ -204,7 +207,7 @@ def bootstrap_error(
 ) -> float:
     """Standard deviation of ``score(places)`` over resamples of ``count`` items, for scores that are no means.
 
-    One item has none: NaN.
+    A single item has no error: NaN.
     """
     if count == 1:
         return math.nan
@@ -226,13 +229,13 @@ FACTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """How facts become a number. One of ``item`` and ``items`` is there.
+    """How facts become a number. Either ``item`` or ``items`` is given.
 
     Attributes:
         fact: the one that it needs, of ``FACTS``; its parts are the arguments of ``item``.
         item: the score of one item. The metric is the mean, its error that of the mean.
         items: (value, standard error) of the facts of all items, for metrics that are no means.
-        comparable: whether it is the share of right answers, 0 to 1, which may stand in a mean over different tasks.
+        comparable: whether it is the share of right answers, 0 to 1, so that means over different tasks make sense.
         chance: whether the chance of guessing an option is its chance level.
         shown: whether the report shows it.
         harness: the name that lm-evaluation-harness has for it, if it is another.

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows how much of ``total`` is done, on a terminal; silence elsewhere.
+    """Shows on a terminal how much of ``total`` is done; elsewhere it shows nothing.
 
     Yields:
-        What is told how much is done so far.
+        A function to be told how much is done so far.
     """
     if not sys.stderr.isatty():
         yield lambda done: None

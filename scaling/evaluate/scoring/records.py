@@ -9,7 +9,7 @@ from typing import Any
 from scaling.evaluate.scoring.metrics import finite, mean_with_error
 from scaling.runs import json_lines
 
-_NEGLIGIBLE = 0.05  # demonstrations fewer than asked for
+_NEGLIGIBLE = 0.05  # so many demonstrations fewer than asked for are not mentioned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Result:
         chance: accuracy of guessing, where there are choices.
         shots_used: mean number of demonstrations that the prompts had; fewer than asked for where they did not fit.
         left_out: further items, too long for the model's context.
-        sampled: of the task: the error of a mean over its group is that of a sample of tasks.
-        measures: of the task: "ability" or "bias".
+        sampled: as in ``Task``.
+        measures: as in ``Task``.
     """
 
     task: str
@@ -63,7 +63,7 @@ class Result:
 
 
 def record(result: Result) -> dict[str, Any]:
-    """A result as a line of ``evals.jsonl`` has it; what is not finite, as the error of one item, is null."""
+    """A result as a line of ``evals.jsonl``. Numbers that are not finite, such as the error of one item, are null."""
     line = {
         "task": result.task,
         "group": result.group,
@@ -121,8 +121,8 @@ def _row(
 def _mean(results: Sequence[Result]) -> dict[str, tuple[float, float]]:
     """Mean over tasks of the metrics that all have, and its standard error.
 
-    The tasks' errors are independent. Where the tasks are a sample themselves (``sampled``), the error is at least
-    that of the sample, from the spread of their scores: items of a task share what was drawn for it.
+    The tasks' errors are independent. If the tasks are a sample themselves (``sampled``), the error is at least that of
+    the sample, from the spread of their scores, since the items of a task share what was drawn for the task.
     """
     metrics = set.intersection(*(set(result.scores) for result in results))
     size = len(results)

@@ -1,4 +1,4 @@
-"""Reading what ``scaling evaluate --save_samples`` wrote: ``RUN/samples/TASK-SHOTS.jsonl``."""
+"""Reads ``RUN/samples/TASK-SHOTS.jsonl``, which ``scaling evaluate --save_samples`` writes."""
 
 import dataclasses
 import re
@@ -28,7 +28,7 @@ def read_samples(run: Path, task: str) -> dict[int, list[SavedSample]]:
     found = {}
     for path in sorted((run / SAMPLES).glob(f"{task}-*.jsonl")):
         shots = re.fullmatch(re.escape(task) + r"-(\d+)\.jsonl", path.name)
-        if shots:  # else it is of a task whose name begins alike
+        if shots:  # otherwise it belongs to a task whose name begins with this one's
             records = enumerate(read_lines(epath.Path(path)), start=1)
             found[int(shots[1])] = [_sample(f"{path}:{number}", record) for number, record in records]
     return found

@@ -15,7 +15,7 @@ from scaling.evaluate.tasks.synthetic import GENERATORS
 from scaling.evaluate.tasks.task import MEASURES, Field, Source, Task, nearest
 from scaling.evaluate.tasks.templates import placeholders
 
-_ALIKE = 0.8  # difflib's ratio of names, from which on one is taken for the other mistyped
+_ALIKE = 0.8  # difflib's ratio of two names from which on one counts as a misspelling of the other
 
 
 def check(task: Task) -> None:
@@ -48,10 +48,10 @@ def check(task: Task) -> None:
 
 
 def with_own_keys(task: Task) -> Task:
-    """The task with fields for the keys of the record itself that it uses and that no table of fields has.
+    """Adds fields for the names that the task uses and no table of fields has: they are keys of the record.
 
-    A name that is spelt much like one in a table is no such key, but a mistake, which ``check`` then finds. Which keys
-    a record has is known beforehand only of some formats.
+    A name that is spelt much like one in a table is taken for a mistake instead, which ``check`` then refuses. The keys
+    of records are known beforehand for some formats only.
     """
     tables = {name for source in task.sources for name in source.fields}
     sources = []
@@ -158,7 +158,7 @@ def _pattern(task: Task, where: str, pattern: str) -> None:
 
 
 def _used(task: Task) -> Iterator[tuple[str, str]]:
-    """The fields that a task uses, each behind what says so."""
+    """What in the task uses a field, and the name of the field."""
     for where, template in _templates(task):
         for name in placeholders(template):
             yield f"{where} uses {{{name}}}", name

@@ -33,7 +33,7 @@ def _value(record: Mapping[str, Any], spec: Field, where: str) -> str | list[str
     found: Any
     if isinstance(spec.path, tuple):
         found = []
-        for path in spec.path:  # a path with * is several texts
+        for path in spec.path:  # a path with * gives several texts
             value = _take(record, path, spec, where)
             found += value if isinstance(value, list) and "*" in path else [value]
     else:
@@ -49,7 +49,7 @@ def _value(record: Mapping[str, Any], spec: Field, where: str) -> str | list[str
 
 
 def _take(record: Mapping[str, Any], path: str, spec: Field, where: str) -> Any:
-    if path in record:  # before it is taken apart: a key may have dots
+    if path in record:  # first as a whole, since a key may have dots
         return record[path]
     if names := placeholders(path):
         parts = {name: _text(_follow(record, name.split("."), name, spec, where), where) for name in names}
@@ -61,7 +61,7 @@ def _follow(value: Any, parts: list[str], path: str, spec: Field, where: str) ->
     for place, part in enumerate(parts):
         if part == "*":
             if not isinstance(value, list):
-                value = [value]  # an element of XML that occurs once looks like no list
+                value = [value]  # an element of XML that occurs once is not read as a list
             found = [_follow(item, parts[place + 1 :], path, spec, where) for item in value]
             nested = "*" in parts[place + 1 :]
             return [inner for item in found for inner in item] if nested else found
@@ -82,7 +82,7 @@ def _follow(value: Any, parts: list[str], path: str, spec: Field, where: str) ->
 
 
 def _nfc(text: Any) -> str:
-    """Composed letters: keys that look the same are the same."""
+    """With composed letters, so that keys that look the same are equal."""
     return unicodedata.normalize("NFC", str(text))
 
 

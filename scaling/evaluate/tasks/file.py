@@ -40,7 +40,7 @@ def load(path: str | Path) -> tuple[Task, ...]:
         raise ValueError(f"{path} is not a task file: {error}") from None
     try:
         table = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also a whole number of too many digits
+    except (ValueError, RecursionError) as error:  # ValueError also for an integer with too many digits
         raise ValueError(f"{path} is not TOML: {error}") from None
     variants = _variants(table.pop("variants", {}), str(path))
     if table.get("sampled") is True and len(variants) < 2:
@@ -54,7 +54,7 @@ def _variants(table: Any, path: str) -> dict[str, dict[str, str]]:
     if not isinstance(table, dict) or not all(isinstance(v, dict) for v in table.values()):
         raise ValueError(f"{path}: variants must be tables, [variants.NAME], of constants")
     for name, constants in table.items():
-        if not re.fullmatch(r"[\w.\-]+", name):  # it names files of samples
+        if not re.fullmatch(r"[\w.\-]+", name):  # files of samples have this name
             raise ValueError(f"{path}: variants.{name!r} must be letters, digits, '_', '-' and '.'")
         for key, value in constants.items():
             if not isinstance(value, str):
@@ -183,7 +183,7 @@ def _field(spec: Any, file: str, where: str) -> Field:
 
 
 def _table(cls: type[T], table: Any, file: str, where: str, base: T | None = None) -> T:
-    """A dataclass from a TOML table; unknown keys and wrong types are refused, missing keys are ``base``'s."""
+    """Makes a dataclass of a TOML table. Unknown keys and wrong types are refused; missing keys come from ``base``."""
     if not isinstance(table, dict):
         raise ValueError(f"{file}: {where} must be a table, got {table!r}")
     known = {field.name: field.type for field in dataclasses.fields(cls)}

@@ -1,4 +1,4 @@
-"""The items of a task, from its files or its generator, and one item as the texts that a prompt is made of."""
+"""Reads or generates the items of a task, and renders one as the texts of a prompt."""
 
 import dataclasses
 from pathlib import Path

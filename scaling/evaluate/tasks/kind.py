@@ -63,5 +63,5 @@ class Kind:
         raise NotImplementedError
 
     def chance(self, items: Sequence[Request]) -> float | None:
-        """The accuracy of guessing; None where nobody can guess."""
+        """The accuracy of guessing; None without options to guess from."""
         return None

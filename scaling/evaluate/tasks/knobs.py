@@ -1,4 +1,4 @@
-"""The tasks that a config names, checked without JAX: beside ``resolve``, before anything is loaded or compiled."""
+"""Checks the tasks that a config names, without JAX, before anything is loaded or compiled."""
 
 from scaling.config.schema import Config
 
@@ -11,7 +11,7 @@ def check_tasks(config: Config) -> None:
     """
     if not config.eval.tasks:
         return
-    # Here, since most runs have none, and the verbs that only need a config start faster without.
+    # Imported here, since most runs have no tasks and verbs that only need a config start faster without.
     from scaling.evaluate.tasks.catalogue import find_tasks
     from scaling.evaluate.tasks.prompts import parse_shots
 

@@ -1,8 +1,8 @@
-"""Requests: everything that a scorer needs to know, zero-, one- and few-shot, the GPT-3 way (section 2.4).
+"""Makes requests of items: zero-, one- and few-shot prompts, the GPT-3 way (section 2.4).
 
-Demonstrations are drawn at random from the training split, anew for each item, by a seed made of the caller's and the
-item's id. The draws are nested: the first k of K demonstrations are those of k shots, and what does not fit the
-context is left off at the end, so that the numbers of shots can be compared.
+Demonstrations are drawn at random from the training split, anew for each item, by the caller's seed and the item's id.
+The first k of K demonstrations are those of k shots, and the last are left off if they do not fit the context. So
+numbers of shots can be compared.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from scaling.evaluate.tasks.templates import placeholders
 
 
 class Encoder(Protocol):
-    """What counts tokens: ``scaling.data.tokenizer.Tokenizer``, or anything with its ``encode``."""
+    """``scaling.data.tokenizer.Tokenizer``, or anything else with its ``encode``."""
 
     def encode(self, text: str) -> Sized: ...
 
@@ -41,7 +41,7 @@ class Requests:
     shots: int  # demonstrations asked for
     seed: int
     items: tuple[Request, ...]
-    notes: tuple[str, ...]  # sentences for the user: what was left off or stood in for
+    notes: tuple[str, ...]  # sentences for the user
 
     def usable(self) -> tuple[Request, ...]:
         """The items that fit the context for which they were built.
@@ -75,8 +75,8 @@ def build_requests(
 
     Raises:
         FileNotFoundError: the task's files are not there.
-        ValueError: a malformed record, shots or limit that make no sense, an empty prompt. Running text that is
-            empty is skipped.
+        ValueError: a malformed record, shots or limit that make no sense, or an empty prompt. Empty running text is
+            skipped instead.
     """
     count = _shots(task, shots)
     if limit is not None and limit < 1:
@@ -120,7 +120,7 @@ def all_requests(
     room: Room,
     limit: int | None,
 ) -> Iterator[Requests]:
-    """The requests of every task at every number of shots, once where "few" is one of the numbers."""
+    """The requests of every task at every number of shots; once if "few" equals another number."""
     for task in tasks:
         for count in dict.fromkeys(_shots(task, wanted) for wanted in shots):
             yield build_requests(task, count, seed, data, room, limit)
@@ -148,11 +148,11 @@ class _Builder:
     def __init__(self, task: Task, items: Items, shots: int, seed: int, room: Room | None):
         self.task, self.items, self.shots, self.seed, self.room = task, items, shots, seed, room
         self.prompt: Prompt = task.prompt if shots else task.zero_shot
-        # Whether the context tells items apart; if it says nothing of them, only their answers can.
+        # Whether the context tells items apart. If it does not, their answers must.
         self.asks = task.scoring.context_asks and bool(placeholders(self.prompt.context))
         self.rendered: dict[int, Rendered] = {}
         self.lengths: dict[int, int] = {}
-        self.drawn: dict[str, int] = {}  # id of an item -> demonstrations that there are for it, of those asked for
+        self.drawn: dict[str, int] = {}  # id of an item -> number of demonstrations that were found for it
 
     def request(self, item: Item) -> Request:
         task, prompt = self.task, self.prompt
@@ -164,7 +164,7 @@ class _Builder:
         if not before and not rendered.context and not rendered.options:
             raise ValueError(f"{item.where}: the prompt is empty")
         context = before + rendered.context
-        options = tuple(  # candidates that share a context share the string: a long prompt is held once
+        options = tuple(  # candidates with the same context share one string, since prompts can be long
             Option(context if o.context == rendered.context else before + o.context, o.completion)
             for o in rendered.options
         )
@@ -184,7 +184,7 @@ class _Builder:
         )
 
     def _draw(self, item: Item, rendered: Rendered) -> list[int]:
-        """Places of demonstrations, without repetition; never the item itself, nor its question with any answer."""
+        """Places of demonstrations: each once, and none with the item's own question."""
         if not self.shots:
             return []
         pool = self.items.demonstrations
@@ -201,7 +201,7 @@ class _Builder:
         return drawn
 
     def _question(self, rendered: Rendered) -> str:
-        """What two items may not share: the context; the whole text where it is the answer that tells them apart."""
+        """What an item and its demonstrations may not share: the context, or the whole text if contexts are alike."""
         return rendered.context if self.asks and rendered.context else rendered.context + rendered.target
 
     def _demonstration(self, place: int) -> Rendered:
@@ -232,7 +232,7 @@ class _Builder:
 
         length = max(map(count, ends)) + count(self._before([]))
         kept = 0
-        for place in drawn:  # tokens of the pieces: an estimate of the whole, which is then measured
+        for place in drawn:  # the sum over pieces is an estimate; the whole is measured below
             if place not in self.lengths:
                 self.lengths[place] = count(self._text(place) + self.prompt.separator)
             length += self.lengths[place]

@@ -1,9 +1,9 @@
-"""Local files to records: JSON Lines, JSON, CSV, TSV, XML, lines, blocks of lines, whole texts; plain or compressed.
+"""Reads local files as records: JSON Lines, JSON, CSV, TSV, XML, lines, blocks of lines, whole texts; also compressed.
 
-A record comes with its place, ``file:line`` (``file: record N`` where lines say nothing), for messages. Files are
-looked for anywhere below the data directory by the end of their path, so that ``BoolQ/val.jsonl`` is found in a
-collection of releases, and ``val.jsonl`` in a directory named BoolQ. The first that is found is read; of whole texts,
-which are records themselves, all are.
+A record comes with its place for messages: ``file:line``, or ``file: record N`` in formats without lines. Files are
+looked for anywhere below the data directory by the end of their path: ``BoolQ/val.jsonl`` is found in a collection of
+releases, and in a directory named BoolQ. The first file that is found is read. Of the format ``text`` all files are
+read.
 """
 
 import bz2
@@ -27,7 +27,7 @@ Record = tuple[str, Mapping[str, Any]]  # where it stands, and what it holds
 Files = Mapping[str, tuple[Path, ...]]
 
 _COMPRESSED = (".gz", ".bz2")
-_LONGEST_FIELD = 2**30  # characters of a cell; Python's csv stops at 131,072 by itself
+_LONGEST_FIELD = 2**30  # characters of a cell; the default of Python's csv is 131,072
 
 
 def find_source(task: Task, data: str | Path | None) -> tuple[Source, Files]:
@@ -67,9 +67,9 @@ def find_source(task: Task, data: str | Path | None) -> tuple[Source, Files]:
 def _below(root: Path) -> Iterator[str]:
     """The files below a folder, as paths from it, without hidden ones and those in hidden folders.
 
-    Links to folders are followed, but not to one that they are in.
+    Links to folders are followed, except to a folder that contains them.
     """
-    above: dict[str, frozenset[str]] = {str(root): frozenset()}  # of a folder: where those that it is in really are
+    above: dict[str, frozenset[str]] = {str(root): frozenset()}  # folder -> real paths of the folders around it
     for folder, folders, files in os.walk(root, followlinks=True):
         around, real = above.pop(folder), os.path.realpath(folder)
         if real in around:
@@ -112,7 +112,7 @@ def read(source: Source, split: Split, files: Files, name: str) -> Iterator[Reco
 
 
 def _open(path: Path) -> IO[str]:
-    """Opens for reading; only newlines end lines, as in JSON Lines, and nothing is made of other characters."""
+    """Opens for reading. Only newlines end lines, as in JSON Lines."""
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="\n")
     if path.suffix == ".bz2":
@@ -122,7 +122,7 @@ def _open(path: Path) -> IO[str]:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[IO[str]]:
-    """An open file; what is wrong with its bytes becomes a ValueError that names it."""
+    """Opens a file; wrong bytes raise a ValueError that names it."""
     try:
         with _open(path) as stream:
             yield stream
@@ -227,7 +227,7 @@ def _table(path: Path, source: Source, **dialect: Any) -> Iterator[Record]:
 
 
 def _csv(path: Path, source: Source) -> Iterator[Record]:
-    return _table(path, source, skipinitialspace=True)  # as in: a, "b, c"
+    return _table(path, source, skipinitialspace=True)  # so that a, "b, c" has two cells
 
 
 def _tsv(path: Path, source: Source) -> Iterator[Record]:

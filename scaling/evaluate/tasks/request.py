@@ -104,7 +104,7 @@ class Request:
 
 
 def completion_after(context: str, text: str) -> str:
-    """A completion with the space that stands before it; after no context there is none.
+    """A completion with the space before it; after an empty context there is none.
 
     Contexts end without white space, so the space belongs to the first token of the completion, as in GPT-2's
     vocabulary.

@@ -1,8 +1,9 @@
 """Arithmetic and word scrambling to GPT-3's specification, any number of items from any seed.
 
-Sections 3.9.1 and 3.9.2 of arXiv 2005.14165, held to the files that OpenAI released. Where the paper and the files
-differ, the files count: the composite task has digits 1 to 9 and brackets around the first two (the paper says 0 to 9
-and the last two), and the words have 6 to 15 letters, 5 to 15 for the first kind of anagram (the paper says 5 to 14).
+Sections 3.9.1 and 3.9.2 of arXiv 2005.14165, compared with the files that OpenAI released. Where the paper and the
+files differ, the files are followed: the composite task has digits 1 to 9 and brackets around the first two (the paper
+says 0 to 9 and the last two), and the words have 6 to 15 letters, 5 to 15 for the first kind of anagram (the paper says
+5 to 14).
 """
 
 import dataclasses
@@ -82,7 +83,7 @@ def generate(
 
 def _arithmetic(kind: str, count: int, rng: random.Random, seen: set[str]) -> list[Item]:
     draw, different = (_composite, 9**3 * 9) if kind == "single_digit_three_ops" else _operation(kind)
-    if count > (different - len(seen)) // 2:  # drawing with rejection: the second half would take ever longer
+    if count > (different - len(seen)) // 2:  # drawing with rejection would take too long for more than half
         raise ValueError(
             f"{kind} has {different:,} different items; with {len(seen):,} excluded, {count:,} more are too many"
         )
@@ -97,7 +98,7 @@ def _arithmetic(kind: str, count: int, rng: random.Random, seen: set[str]) -> li
 
 def _operation(kind: str) -> tuple[Callable[[random.Random], Item], int]:
     digits, _, operation = kind.partition("_digit_")
-    limit = 10 ** _DIGITS[digits]  # numbers may be shorter: uniform in [0, limit)
+    limit = 10 ** _DIGITS[digits]  # uniform in [0, limit), so numbers may have fewer digits
 
     def draw(rng: random.Random) -> Item:
         a, b = rng.randrange(limit), rng.randrange(limit)
@@ -130,7 +131,7 @@ def _can_change(kind: str, word: str) -> bool:
     if kind in ("mid_word_1_anagrams", "mid_word_2_anagrams"):
         edge = int(kind[9])
         return len(set(word[edge:-edge])) > 1
-    return True  # a palindrome reversed stays what it is, in OpenAI's file too
+    return True  # a reversed palindrome is unchanged, also in OpenAI's file
 
 
 def scramble(kind: str, word: str, rng: random.Random) -> str:

@@ -31,7 +31,7 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    file: str = ""  # the end of a path, with * and ?; .gz and .bz2 are found too
+    file: str = ""  # the end of a path, with * and ?; also found as .gz and .bz2
     aligned: Mapping[str, str] = dataclasses.field(default_factory=dict)  # record key -> file with a line for each
 
 
@@ -53,13 +53,13 @@ class Generator:
     name: str = ""  # of ``synthetic.GENERATORS``
     kind: str = ""
     count: int = 0  # test items
-    demonstrations: int = 0  # further, other items that supply the demonstrations; 0 = the test items do
+    demonstrations: int = 0  # other items, for demonstrations; 0 = the test items are used
     seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    description: str = ""  # stands first
+    description: str = ""  # comes first
     context: str = ""  # template; the completion follows it after one space
     separator: str = "\n\n"  # between description, demonstrations and the item
 
@@ -97,5 +97,5 @@ class Task:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The one of ``known`` that is spelt most like ``name``."""
+    """The known name that is spelt most like ``name``."""
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]

@@ -1,4 +1,4 @@
-"""The most frequent words of the embedded corpus: what the word-scrambling tasks are made of."""
+"""The most frequent words of the embedded corpus, for the word-scrambling tasks."""
 
 import functools
 import gzip
@@ -10,7 +10,7 @@ from scaling.data import books
 
 MAX_LENGTH = 15  # the longest word in OpenAI's files
 
-# Lower case only, which leaves out most names; no part of a word with a hyphen or an apostrophe.
+# Lower case only, which leaves out most names. Parts of words with a hyphen or an apostrophe do not count.
 _WORD = re.compile(r"(?<![\w'-])[a-z]+(?![\w'-])")
 
 
