@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from scaling.parallel.distributed import virtual_cpu_devices
+from scaling.parallel.mesh import one_device
 from tests.quick_compilation import xla_flags
 
 DEVICES = 8
@@ -25,6 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.fast)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    """For tests of what runs under a mesh. Tests of entry points do without: these set one themselves."""
+    with jax.set_mesh(one_device()):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

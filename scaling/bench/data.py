@@ -34,17 +34,9 @@ def data(config: cfg.Config, steps: int) -> Iterator[str]:
     count = min(steps, schedule.num_steps)
     if count < 2:  # the first is not timed
         raise ValueError(f"config.train.tokens={config.train.tokens} is one batch; at least 2 are needed")
-    batches = loader.batches(
-        found,
-        schedule.span,
-        np.arange(schedule.microbatch),
-        schedule.microbatch,
-        schedule.max_microbatches,
-        0,
-        count,
-        config.data.workers,
-        config.data.prefetch,
-    )
+    rows = np.arange(schedule.microbatch)
+    contents = loader.Steps(found, schedule.span, rows, schedule.microbatch, schedule.max_microbatches)
+    batches = loader.batches(contents, 0, count, config.data.workers, config.data.prefetch)
     next(batches)  # threads are up
     start, tokens = time.monotonic(), 0
     for step, _ in enumerate(batches, 1):

@@ -123,23 +123,31 @@ def _dataset(data: Data, tokenizer: Tokenizer, sequence_length: int, split: str,
 
 
 @dataclasses.dataclass(frozen=True)
-class _Steps:
-    """Random-access source of batches, by step; see ``batches``."""
+class Steps:
+    """Which sequences are in the batch of a step.
+
+    Sequence j of a step is row ``j % microbatch`` of microbatch ``j // microbatch``; it is the same whatever the
+    number of processes, of which each reads only its own rows.
+
+    Attributes:
+        dataset: sequences int32 [T+1] by index, such as a ``TrainingSet``.
+        span: step -> (index of its first sequence, number of sequences, a multiple of ``microbatch``).
+        rows: rows of a microbatch that this process reads.
+        microbatch: sequences in a microbatch, over all processes.
+        num_microbatches: microbatches in a step at most; those beyond the count of ``span`` are zeros, not read.
+        separator: as of ``of_sequences``.
+    """
 
     dataset: Any
     span: Callable[[int], tuple[int, int]]
     rows: np.ndarray
     microbatch: int
     num_microbatches: int
-    start: int
-    stop: int
-    separator: int | None
+    separator: int | None = None
 
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __getitem__(self, position: Any) -> Batch:
-        first, count = self.span(self.start + int(position))
+    def batch(self, step: int) -> Batch:
+        """Arrays [num_microbatches, len(rows), T]."""
+        first, count = self.span(int(step))
         assert count % self.microbatch == 0 and count <= self.microbatch * self.num_microbatches, count
         length = self.dataset[first].size
         tokens = np.zeros((self.num_microbatches, len(self.rows), length), np.int32)
@@ -149,47 +157,25 @@ class _Steps:
         counted = np.arange(self.num_microbatches) < count // self.microbatch
         return of_sequences(tokens, np.broadcast_to(counted[:, None], tokens.shape[:2]), self.separator)
 
-    def __repr__(self) -> str:
-        return f"steps {self.start} to {self.stop}"
 
-
-def batches(
-    dataset: Any,
-    span: Callable[[int], tuple[int, int]],
-    rows: np.ndarray,
-    microbatch: int,
-    num_microbatches: int,
-    start_step: int,
-    stop_step: int,
-    workers: int,
-    prefetch: int,
-    separator: int | None = None,
-) -> grain.DatasetIterator:
+def batches(steps: Steps, start_step: int, stop_step: int, workers: int, prefetch: int) -> grain.DatasetIterator:
     """Iterates over the batches of steps ``start_step`` to ``stop_step`` (not included), read ahead by threads.
 
-    Sequence j of a step is row ``j % microbatch`` of microbatch ``j // microbatch``; it is the same whatever the
-    number of processes, of which each reads only its own rows.
-
     Args:
-        dataset: sequences int32 [T+1] by index, such as a ``TrainingSet``.
-        span: step -> (index of its first sequence, number of sequences, a multiple of ``microbatch``).
-        rows: rows of a microbatch that this process reads.
-        microbatch: sequences in a microbatch, over all processes.
-        num_microbatches: microbatches in a step at most; those beyond the count of ``span`` are zeros, not read.
+        steps: what is in them.
         start_step: first step.
         stop_step: end of the steps.
         workers: threads; 0 reads when asked.
         prefetch: batches kept ready.
-        separator: as of ``of_sequences``.
 
     Returns:
-        An iterator of ``Batch``, arrays [num_microbatches, len(rows), T]. ``close()`` or losing it
+        An iterator of ``Batch``. ``close()`` or losing it
         stops its threads. An error in reading is raised at the batch that it hits.
     """
-    stop_step = max(start_step, stop_step)
-    steps = _Steps(dataset, span, np.asarray(rows), microbatch, num_microbatches, start_step, stop_step, separator)
     options = grain.ReadOptions(num_threads=min(workers, prefetch), prefetch_buffer_size=prefetch)
-    return iter(grain.MapDataset.source(steps).to_iter_dataset(options))
+    return iter(
+        grain.MapDataset.range(start_step, max(start_step, stop_step)).map(steps.batch).to_iter_dataset(options)
+    )
 
 
 def evaluation_batches(

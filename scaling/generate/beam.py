@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from scaling.config import schema as cfg
+from scaling.generate.decode import Program
 from scaling.generate.sampling import Rules
-from scaling.model import cache as cached
-from scaling.model import decoder
+from scaling.model import decoder, kv_cache
 from scaling.parallel.sharding import constrain
 
 _NEVER = -1e9  # Hugging Face's: scores are compared after such numbers were added to them
@@ -32,45 +32,73 @@ class State(NamedTuple):
     complete_scores: jax.Array  # penalised, float32 [B, W]
     is_complete: jax.Array  # bool [B, W]
     improvable: jax.Array  # bool [B]: a running beam may still beat a complete text
-    cache: cached.Cache  # rows [B * W]
+    cache: kv_cache.Cache  # rows [B * W]
 
 
-@functools.partial(jax.jit, static_argnames=("network", "rules", "beams", "room"))
-@jax.default_matmul_precision("highest")
-def search(
-    network: cfg.Network,
-    rules: Rules,
-    beams: int,
-    room: int,
-    params: decoder.Params,
-    tokens: jax.Array,
-    starts: jax.Array,
-    limit: jax.Array,
-    penalties: jax.Array,
-    end_ids: jax.Array,
-    early_stopping: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Searches on the device from the prompts to the end.
+class Ends(NamedTuple):
+    """When a text, and when the search, is at its end.
 
-    Args:
-        network: the model and how it is computed.
-        rules: vocabulary and the tokens that end a text.
-        beams: W, width of the search.
-        room: N, at least ``limit``.
-        params: from ``cache.split_layers``.
-        tokens: prompts, int32 [B, P], padded at the front.
-        starts: first slot of each row that is not padding, int32 [B]; P = the row is padding.
+    Attributes:
         limit: new tokens at most, int32 scalar.
         penalties: float32 [N + 1], what the score of a text of each length is divided by.
         end_ids: tokens that end a text, int32 [rules.ends].
         early_stopping: see the module, bool scalar.
+    """
+
+    limit: jax.Array | np.int32
+    penalties: jax.Array | np.ndarray
+    end_ids: jax.Array | np.ndarray
+    early_stopping: jax.Array | np.ndarray
+
+
+@functools.partial(jax.jit, static_argnames=("program", "beams"))
+@jax.default_matmul_precision("highest")
+def search(
+    program: Program, beams: int, params: decoder.Params, tokens: jax.Array, starts: jax.Array, ends: Ends
+) -> tuple[jax.Array, jax.Array]:
+    """Searches on the device from the prompts to the end.
+
+    Args:
+        program: its N is at least ``ends.limit``.
+        beams: W, width of the search.
+        params: from ``kv_cache.split_layers``.
+        tokens: prompts, int32 [B, P], padded at the front.
+        starts: first slot of each row that is not padding, int32 [B]; P = the row is padding.
+        ends: when it is over.
 
     Returns:
         Complete texts, int32 [B, W, N] filled up with -1, best first, and their scores float32 [B, W].
     """
+    network, rules, _ = program
     batch, length = tokens.shape
-    hidden, memory = cached.prefill(network, params, tokens, starts, length + room)
-    logits = cached.next_logits(network, params, hidden[:, -1], rules.vocab)
+    state, logits = _started(program, beams, params, tokens, starts)
+    state = _with_choice(state, jnp.repeat(logits[:, None], beams, axis=1), rules, ends, length)
+    starts = jnp.repeat(starts, beams)
+
+    def unfinished(state: State) -> jax.Array:
+        closed = ends.early_stopping & state.is_complete.all()
+        return (state.step < ends.limit) & state.improvable.any() & ~closed
+
+    def body(state: State) -> State:
+        last = jax.lax.dynamic_index_in_dim(state.running, state.step - 1, axis=2, keepdims=False)
+        hidden, memory = kv_cache.extend(
+            network, params, last.reshape(-1, 1), state.cache, length + state.step - 1, starts
+        )
+        logits = kv_cache.next_logits(network, params, hidden[:, 0], rules.vocab).reshape(batch, beams, -1)
+        return _with_choice(state._replace(cache=memory), logits, rules, ends, length)
+
+    state = jax.lax.while_loop(unfinished, body, state)
+    return constrain(state.complete, None, None, None), constrain(state.complete_scores, None, None)
+
+
+def _started(
+    program: Program, beams: int, params: decoder.Params, tokens: jax.Array, starts: jax.Array
+) -> tuple[State, jax.Array]:
+    """The state before anything is chosen, and the logits [B, V] of the first token."""
+    network, rules, room = program
+    batch, length = tokens.shape
+    hidden, memory = kv_cache.prefill(network, params, tokens, starts, length + room)
+    logits = kv_cache.next_logits(network, params, hidden[:, -1], rules.vocab)
     memory = jax.tree.map(lambda x: _rows(jnp.repeat(x, beams, axis=0)), memory)
     nothing = jnp.full((batch, beams, room), -1, jnp.int32)
     state = State(
@@ -84,45 +112,10 @@ def search(
         improvable=starts < length,
         cache=memory,
     )
-    update = functools.partial(
-        _with_choice,
-        rules=rules,
-        early_stopping=early_stopping,
-        limit=limit,
-        penalties=penalties,
-        end_ids=end_ids,
-        prompt=length,
-    )
-    state = update(state, jnp.repeat(logits[:, None], beams, axis=1))
-    starts = jnp.repeat(starts, beams)
-
-    def unfinished(state: State) -> jax.Array:
-        closed = early_stopping & state.is_complete.all()
-        return (state.step < limit) & state.improvable.any() & ~closed
-
-    def body(state: State) -> State:
-        last = jax.lax.dynamic_index_in_dim(state.running, state.step - 1, axis=2, keepdims=False)
-        hidden, memory = cached.extend(
-            network, params, last.reshape(-1, 1), state.cache, length + state.step - 1, starts
-        )
-        logits = cached.next_logits(network, params, hidden[:, 0], rules.vocab).reshape(batch, beams, -1)
-        return update(state._replace(cache=memory), logits)
-
-    state = jax.lax.while_loop(unfinished, body, state)
-    return constrain(state.complete, None, None, None), constrain(state.complete_scores, None, None)
+    return state, logits
 
 
-def _with_choice(
-    state: State,
-    logits: jax.Array,
-    *,
-    rules: Rules,
-    early_stopping: jax.Array,
-    limit: jax.Array,
-    penalties: jax.Array,
-    end_ids: jax.Array,
-    prompt: int,
-) -> State:
+def _with_choice(state: State, logits: jax.Array, rules: Rules, ends: Ends, prompt: int) -> State:
     """One step, from logits [B, W, V] of the running beams."""
     batch, beams, vocab = logits.shape
     scores = jax.nn.log_softmax(logits, axis=-1) + state.running_scores[:, :, None]
@@ -132,21 +125,21 @@ def _with_choice(
     texts = _pick(state.running, parents)
     texts = jax.lax.dynamic_update_slice_in_dim(texts, ids[:, :, None], state.step, axis=2)
     step = state.step + 1
-    ending = jnp.isin(ids, end_ids) | (step >= limit)
+    ending = jnp.isin(ids, ends.end_ids) | (step >= ends.limit)
 
     running_scores, best = jax.lax.top_k(scores + ending * _NEVER, beams)
     parents = _pick(parents, best)
 
     ended = ending & (jnp.arange(count) < beams)
-    penalised = scores / penalties[step]
-    penalised += (early_stopping & state.is_complete.all(1, keepdims=True)) * _NEVER
+    penalised = scores / ends.penalties[step]
+    penalised += (ends.early_stopping & state.is_complete.all(1, keepdims=True)) * _NEVER
     penalised += ~state.improvable[:, None] * _NEVER
     penalised += ~ended * _NEVER
     complete_scores, kept = jax.lax.top_k(jnp.concatenate([state.complete_scores, penalised], 1), beams)
     is_complete = _pick(jnp.concatenate([state.is_complete, ended], 1), kept)
 
     worst = jnp.where(is_complete, complete_scores.min(1, keepdims=True), _NEVER)
-    reachable = running_scores[:, :1] / penalties[step]
+    reachable = running_scores[:, :1] / ends.penalties[step]
     return State(
         step=step,
         running=_pick(texts, best),

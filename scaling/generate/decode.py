@@ -13,8 +13,7 @@ import jax.numpy as jnp
 
 from scaling.config import schema as cfg
 from scaling.generate.sampling import Dials, Rules, choose
-from scaling.model import cache as cached
-from scaling.model import decoder
+from scaling.model import decoder, kv_cache
 from scaling.parallel.sharding import constrain
 
 
@@ -26,37 +25,41 @@ class State(NamedTuple):
     last: jax.Array  # int32 [B]
     done: jax.Array  # bool [B]
     seen: jax.Array | None  # tokens of prompt and continuation, bool [B, V], if repetition is penalised
-    cache: cached.Cache
+    cache: kv_cache.Cache
 
 
-@functools.partial(jax.jit, static_argnames=("network", "rules", "room"))
+class Program(NamedTuple):
+    """What is static in the compiled programs."""
+
+    network: cfg.Network
+    rules: Rules
+    room: int  # tokens that can be chosen, N
+
+
+class Rows(NamedTuple):
+    """The rows of a batch."""
+
+    tokens: jax.Array  # prompts, int32 [B, P], padded at the front
+    starts: jax.Array  # first slot of each row that is not padding, int32 [B]; P = the row is padding
+    keys: jax.Array  # a random key for each row [B]
+
+
+@functools.partial(jax.jit, static_argnames="program")
 # Accelerators otherwise round the inputs of float32 products to fewer bits.
 @jax.default_matmul_precision("highest")
-def start(
-    network: cfg.Network,
-    rules: Rules,
-    room: int,
-    params: decoder.Params,
-    dials: Dials,
-    keys: jax.Array,
-    tokens: jax.Array,
-    starts: jax.Array,
-) -> State:
+def start(program: Program, params: decoder.Params, dials: Dials, rows: Rows) -> State:
     """Reads the prompts and chooses the first token of each.
 
     Args:
-        network: the model and how it is computed.
-        rules: what of the sampling is static.
-        room: tokens that can be chosen, N.
-        params: from ``cache.split_layers``.
+        program: what is static.
+        params: from ``kv_cache.split_layers``.
         dials: the rest of the sampling.
-        keys: a random key for each row [B].
-        tokens: prompts, int32 [B, P], padded at the front.
-        starts: first slot of each row that is not padding, int32 [B]; P = the row is padding.
+        rows: prompts and keys.
     """
+    (network, rules, room), (tokens, starts, keys) = program, rows
     batch, length = tokens.shape
-    hidden, memory = cached.prefill(network, params, tokens, starts, length + room)
-    logits = cached.next_logits(network, params, hidden[:, -1], rules.vocab)
+    hidden, memory = kv_cache.prefill(network, params, tokens, starts, length + room)
+    logits = kv_cache.next_logits(network, params, hidden[:, -1], rules.vocab)
     seen = None
     if rules.penalised:
         real = jnp.where(jnp.arange(length) >= starts[:, None], tokens, network.model.padded_vocab)
@@ -73,30 +76,24 @@ def start(
     return _with_choice(empty, logits, rules, dials, keys)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "rules"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
 @jax.default_matmul_precision("highest")
 def proceed(
-    network: cfg.Network,
-    rules: Rules,
-    params: decoder.Params,
-    dials: Dials,
-    keys: jax.Array,
-    starts: jax.Array,
-    state: State,
-    until: jax.Array,
+    program: Program, params: decoder.Params, dials: Dials, rows: Rows, state: State, until: jax.Array
 ) -> State:
     """Chooses on until every row is done or has ``until`` tokens (at most N)."""
+    network, rules, _ = program
     prompt = state.cache[0][0].shape[2] - state.chosen.shape[1]
 
     def unfinished(state: State) -> jax.Array:
         return (state.step < until) & ~state.done.all()
 
     def body(state: State) -> State:
-        hidden, memory = cached.extend(
-            network, params, state.last[:, None], state.cache, prompt + state.step - 1, starts
+        hidden, memory = kv_cache.extend(
+            network, params, state.last[:, None], state.cache, prompt + state.step - 1, rows.starts
         )
-        logits = cached.next_logits(network, params, hidden[:, 0], rules.vocab)
-        return _with_choice(state._replace(cache=memory), logits, rules, dials, keys)
+        logits = kv_cache.next_logits(network, params, hidden[:, 0], rules.vocab)
+        return _with_choice(state._replace(cache=memory), logits, rules, dials, rows.keys)
 
     return jax.lax.while_loop(unfinished, body, state)
 

@@ -1,20 +1,19 @@
 """Continuing prompts with a model: batches of like lengths, bucketed shapes, stop strings, streaming."""
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from scaling.config import schema as cfg
 from scaling.data.tokenizer import Tokenizer
 from scaling.generate import beam, decode
 from scaling.generate.sampling import Dials, Rules, Sampling, row_keys, rules
-from scaling.model import cache, decoder
+from scaling.model import decoder, kv_cache
+from scaling.parallel.mesh import one_device
+from scaling.parallel.sharding import on_every_device
 
 SMALLEST_BUCKET = 16  # tokens
 STOP_CHECK = 16  # tokens decoded between two looks for stop strings
@@ -44,9 +43,9 @@ def bucket(size: int, smallest: int = SMALLEST_BUCKET, largest: int | None = Non
     return rounded if largest is None else min(rounded, largest)
 
 
-def batch_shape(rows: int, longest: int, context: int, mesh: Mesh | None) -> tuple[int, int]:
+def batch_shape(rows: int, longest: int, context: int, mesh: Mesh) -> tuple[int, int]:
     """Rows and prompt slots (B, P) of the program that continues ``rows`` prompts of at most ``longest`` tokens."""
-    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
     return -(-bucket(rows, smallest=1) // shards) * shards, bucket(longest, largest=context)
 
 
@@ -67,9 +66,9 @@ class Generator:
                 f"tokenizer {words.name!r} has {words.vocab_size} tokens, but the model only {self.config.vocab_size}; "
                 "it must be the one that the model was trained with"
             )
-        self.words, self.mesh = words, mesh
-        with self._on_mesh():
-            self._params = cache.split_layers(self.network, params, mesh)
+        self.words, self.mesh = words, one_device() if mesh is None else mesh
+        with jax.set_mesh(self.mesh):
+            self._params = kv_cache.split_layers(self.network, params, self.mesh)
 
     def generate(
         self, prompts: Sequence[Sequence[int] | np.ndarray], sampling: Sampling, batch_size: int = 8
@@ -152,22 +151,20 @@ class Generator:
         static, dials = self._rules(sampling)
         tokens, starts = self._padded(rows)
         padding = [0] * (len(tokens) - len(rows))
-        with self._on_mesh():
+        with jax.set_mesh(self.mesh):
             keys = row_keys(
                 sampling.seed,
                 self._put(np.asarray([row.prompt for row in rows] + padding, np.int32)),
                 self._put(np.asarray([row.sample for row in rows] + padding, np.int32)),
             )
-            room = bucket(sampling.tokens)
-            starts_there = self._put(starts)
-            state = decode.start(self.network, static, room, self._params, dials, keys, self._put(tokens), starts_there)
+            program = decode.Program(self.network, static, bucket(sampling.tokens))
+            batch = decode.Rows(self._put(tokens), self._put(starts), keys)
+            state = decode.start(program, self._params, dials, batch)
         step, completions = 1, [Completion((), "", "")] * len(rows)
         while True:
             until = min(sampling.tokens, (step - 1) // every * every + every)
-            with self._on_mesh():
-                state = decode.proceed(
-                    self.network, static, self._params, dials, keys, starts_there, state, np.int32(until)
-                )
+            with jax.set_mesh(self.mesh):
+                state = decode.proceed(program, self._params, dials, batch, state, np.int32(until))
             chosen = np.asarray(state.chosen)
             step = until + 1
             completions = [
@@ -186,19 +183,16 @@ class Generator:
         tokens, starts = self._padded(rows)
         room = bucket(sampling.tokens)
         lengths = np.maximum(1, np.arange(room + 1, dtype=np.float64))
-        with self._on_mesh():
-            texts, scores = beam.search(
-                self.network,
-                static,
-                sampling.beams,
-                room,
-                self._params,
-                self._put(tokens),
-                self._put(starts),
+        with jax.set_mesh(self.mesh):
+            ends = beam.Ends(
                 np.int32(sampling.tokens),
                 self._put((lengths**sampling.length_penalty).astype(np.float32)),
                 dials.end_ids,
                 np.asarray(sampling.early_stopping),
+            )
+            program = decode.Program(self.network, static, room)
+            texts, scores = beam.search(
+                program, sampling.beams, self._params, self._put(tokens), self._put(starts), ends
             )
         texts, scores = np.asarray(texts), np.asarray(scores)
         return [
@@ -254,14 +248,8 @@ class Generator:
         whole = self.words.decode(np.concatenate([prompt, np.asarray(ids, np.int32)]))
         return whole[len(before) :] if whole.startswith(before) else self.words.decode(ids)
 
-    def _on_mesh(self) -> contextlib.AbstractContextManager[object]:
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
-
     def _put(self, x: np.ndarray) -> jax.Array:
-        """The same on every device; every process passes the same."""
-        if self.mesh is None:
-            return jnp.asarray(x)
-        return jax.make_array_from_callback(x.shape, NamedSharding(self.mesh, P()), lambda index: x[index])
+        return on_every_device(x, self.mesh)
 
 
 def _cut(text: str, stops: Sequence[str]) -> bool:

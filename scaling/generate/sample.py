@@ -28,8 +28,7 @@ def continue_texts(config: cfg.Config, params: Any, words: Tokenizer) -> list[st
     context, sample = config.model.context_length, config.sample
     if context < 2:
         return ["" for _ in sample.prompts]  # a token to begin with fills it
-    mesh = jax.sharding.get_mesh()
-    generator = Generator(config.network, params, words, None if mesh.empty else mesh)
+    generator = Generator(config.network, params, words, jax.sharding.get_mesh())
     room = context - 2  # an end-of-text token before, a new token behind
     # Texts begin after an end-of-text token in training; so do prompts.
     prompts = [words.encode(text) for text in sample.prompts]

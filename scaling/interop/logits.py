@@ -10,6 +10,7 @@ import numpy as np
 from scaling.config import schema as cfg
 from scaling.interop import huggingface
 from scaling.model import decoder
+from scaling.parallel.mesh import one_device
 from scaling.runs.config_json import read_config_json
 from scaling.runs.model import load_run
 
@@ -60,12 +61,14 @@ def compute(network: cfg.Network, params: decoder.Params, ids: np.ndarray) -> np
     widest = max(config.padded_vocab, config.num_heads * length, config.d_ff)
     rows = min(count, max(1, _FLOATS_AT_ONCE // (length * widest)))
     result = np.empty((count, length, config.vocab_size), np.float32)
-    params = jax.device_put(params, jax.local_devices()[0])
+    mesh = one_device()
+    params = jax.device_put(params, decoder.shardings(config, mesh))
     for start in range(0, count, rows):
         part = ids[start : start + rows].astype(np.int32)
         size = len(part)
         part = np.pad(part, ((0, rows - size), (0, 0)))  # one shape, one compilation
-        result[start : start + size] = np.asarray(_forward(network, params, part))[:size]
+        with jax.set_mesh(mesh):
+            result[start : start + size] = np.asarray(_forward(network, params, part))[:size]
     return result
 
 

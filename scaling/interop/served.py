@@ -13,7 +13,7 @@ from scaling.data.tokenizer import Tokenizer
 from scaling.interop.logits import load_model
 from scaling.model import decoder
 from scaling.parallel import distributed
-from scaling.parallel.mesh import axis_size, make_mesh
+from scaling.parallel.mesh import axis_size, make_mesh, one_device
 from scaling.runs import tokenizer as run_tokenizer
 from scaling.runs.config_json import read_config_json
 from scaling.runs.model import load_checkpoint
@@ -25,9 +25,9 @@ class Served:
 
     Attributes:
         network: resolved, with the compute dtype that was asked for.
-        params: float32, on the mesh as in training; on one device without a mesh.
+        params: float32, on the mesh as in training.
         words: tokenizer.
-        mesh: None = one device.
+        mesh: of one device, unless another was asked for.
         step: of the checkpoint; None of a Hugging Face folder.
         tokens: that the model was trained on by then; None of a Hugging Face folder.
     """
@@ -35,7 +35,7 @@ class Served:
     network: cfg.Network
     params: decoder.Params
     words: Tokenizer
-    mesh: jax.sharding.Mesh | None
+    mesh: jax.sharding.Mesh
     step: int | None
     tokens: int | None
 
@@ -63,18 +63,16 @@ def load_served(
         words = run_tokenizer.load(model, values, tokenizer_name)
     else:
         words = tokenizer.load(tokenizer_name or _own_tokenizer(model))
-    mesh = None if sizes is None else _make_mesh(axes, sizes)
+    mesh = one_device() if sizes is None else _make_mesh(axes, sizes)
     step = tokens = None
     if "config" in values:
-        if mesh is not None:
-            _check_mesh(cfg.freeze(values["config"]).model, sizes)
+        _check_mesh(cfg.freeze(values["config"]).model, mesh)
         found = load_checkpoint(model, mesh)
         network, params, step, tokens = found.network, found.params, found.step, found.tokens
     else:
         network, params = load_model(model)
-        if mesh is not None:
-            _check_mesh(network.model, sizes)
-            params = jax.device_put(params, decoder.shardings(network.model, mesh))
+        _check_mesh(network.model, mesh)
+        params = jax.device_put(params, decoder.shardings(network.model, mesh))
     if words.vocab_size > network.model.vocab_size:
         raise ValueError(
             f"tokenizer {words.name!r} has {words.vocab_size} tokens, but {os.fspath(model)} only "
@@ -112,9 +110,9 @@ def _make_mesh(text: str, sizes: cfg.Mesh) -> jax.sharding.Mesh:
     return make_mesh(sizes)
 
 
-def _check_mesh(config: cfg.Model, mesh: cfg.Mesh | None) -> None:
-    assert mesh is not None
-    shards = {"fsdp": mesh.fsdp, "fsdp*context": mesh.fsdp * mesh.context, "tensor": mesh.tensor}
+def _check_mesh(config: cfg.Model, mesh: jax.sharding.Mesh) -> None:
+    shards = dict(mesh.shape)
+    shards["fsdp*context"] = shards["fsdp"] * shards["context"]
     for axis, knob in (
         ("fsdp", "d_model"),
         ("fsdp*context", "d_model"),

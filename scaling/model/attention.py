@@ -1,5 +1,6 @@
 """Self-attention: dense, or in a local band (Sparse Transformer, arXiv 1904.10509; GPT-3, section 2.1)."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -14,14 +15,27 @@ from scaling.model.fused import stacked
 from scaling.model.layers import SAVED, Parameter, add_bias, constant, dropout, normal, normal_parts
 from scaling.model.parametrization import parametrization
 from scaling.model.quantized import project
-from scaling.parallel.sharding import constrain, context_devices
+from scaling.parallel.sharding import constrain, current_mesh, platform
 
 _MASKED = -1e30  # not -inf: a fully masked row (padding) must give finite gradients
 
 
-class Dropout(NamedTuple):
-    rate: float
-    key: jax.Array
+class Softmax(NamedTuple):
+    """How scores become weights.
+
+    Attributes:
+        scale: multiplies q.k.
+        rate: of the dropout on the weights.
+        key: of the dropout; None = no dropout.
+    """
+
+    scale: float
+    rate: float = 0.0
+    key: jax.Array | None = None
+
+    def keys(self, count: int) -> jax.Array | None:
+        """A key of dropout for each of some parts of the queries."""
+        return None if self.key is None else jax.random.split(self.key, count)
 
 
 def attend(
@@ -29,9 +43,7 @@ def attend(
     k: jax.Array,
     v: jax.Array,
     context: AttentionContext,
-    *,
-    scale: float,
-    dropped: Dropout | None = None,
+    softmax: Softmax,
     block: int = 512,
 ) -> jax.Array:
     """Attention among the tokens of a call, and over what is cached before them.
@@ -44,40 +56,29 @@ def attend(
         k: keys [B, H, T, K].
         v: values [B, H, T, K].
         context: who sees whom.
-        scale: multiplies q.k.
-        dropped: dropout on the weights; for texts that are neither cached nor branched nor in zigzag order.
+        softmax: its dropout is for texts that are neither cached nor branched nor in zigzag order.
         block: positions in a block of the TPU's kernel, and of the ring.
 
     Returns:
         [B, H, T, K], in q's dtype; scores and softmax are float32.
     """
+    scale, dropped = softmax.scale, softmax.key is not None
     if context.branches is not None:
-        assert dropped is None
-        return _along_branches(q, k, v, context, scale)
+        assert not dropped
+        return _along_branches(q, k, v, context, softmax)
     if context.cached and context.cached.memory:
-        assert dropped is None
+        assert not dropped
         return _over_cache(q, k, v, context, context.cached, scale)
-    kernel = kernels.serving(
-        kernels.platform(),
-        q.shape[2] // (2 * context_devices() if context.zigzag else 1),
-        q.shape[3],
-        q.dtype,
-        segments=context.segments is not None,
-        dropout=dropped is not None,
-        causal=context.causal,
-    )
-    window, segments = context.window, context.segments
+    kernel = kernels.serving(platform(), q, context, dropped)
     if context.zigzag:
-        assert dropped is None
-        fast = kernel == "splash"
-        return ring.attend(
-            q, k, v, scale=scale, window=window, segments=segments, block=block, residuals=SAVED, kernel=fast
-        )
+        assert not dropped
+        fast = kernel == "splash" and not context.window
+        return ring.attend(q, k, v, context.segments, ring.Setup(scale, context.window, block, fast))
     if kernel == "splash":
-        return kernels.splash(q, k, v, scale=scale, window=window, segments=segments, block=block, residuals=SAVED)
+        return kernels.splash(q, k, v, context, scale, block)
     if kernel == "cudnn":
-        return checkpoint_name(kernels.cudnn(q, k, v, scale=scale, window=window), SAVED)
-    return checkpoint_name(_reference(q, k, v, context, scale, dropped), SAVED)
+        return checkpoint_name(kernels.cudnn(q, k, v, scale=scale, window=context.window), SAVED)
+    return checkpoint_name(_reference(q, k, v, context, softmax), SAVED)
 
 
 class _Tokens(NamedTuple):
@@ -87,18 +88,16 @@ class _Tokens(NamedTuple):
     segments: jax.Array
 
 
-def _reference(
-    q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, scale: float, dropped: Dropout | None
-) -> jax.Array:
+def _reference(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, softmax: Softmax) -> jax.Array:
     """``attend`` in plain JAX. Masks go by index in the row: inside of a document that is the order of positions."""
     length, window, segments = q.shape[2], context.window, context.segments
     if segments is None:
         segments = jnp.zeros((1, length), jnp.int32)
     tokens = _Tokens(jnp.arange(length), segments)
     if not context.causal:
-        return _masked(q, k, v, (tokens, tokens), context, scale, dropped)
+        return _masked(q, k, v, (tokens, tokens), context, softmax)
     if not window or length <= 2 * window:
-        return _by_rows(q, k, v, tokens, context, scale, dropped)
+        return _by_rows(q, k, v, tokens, context, softmax)
     # Blocks of `window` queries, each against its own and the previous block of keys.
     pad = -length % window
     blocks = (length + pad) // window
@@ -117,42 +116,34 @@ def _reference(
     mine = _Tokens(split(tokens.times, 0, -1), split(segments, 1, -1))
     theirs = _Tokens(with_previous(mine.times, 1, -1), with_previous(mine.segments, 2, -2))
     k, v = with_previous(split(k, 2), 3), with_previous(split(v, 2), 3)
-    keys = None if dropped is None else jax.random.split(dropped.key, blocks)
 
     def block(q: jax.Array, k: jax.Array, v: jax.Array, tokens: tuple[_Tokens, _Tokens], key: Any) -> jax.Array:
-        return _masked(q, k, v, tokens, context, scale, dropped and dropped._replace(key=key))
+        return _masked(q, k, v, tokens, context, softmax._replace(key=key))
 
-    out = jax.vmap(block)(split(q, 2), k, v, (mine, theirs), keys)
+    out = jax.vmap(block)(split(q, 2), k, v, (mine, theirs), softmax.keys(blocks))
     out = jnp.moveaxis(out, 0, 2)
     return out.reshape(*q.shape[:2], length + pad, -1)[:, :, :length]
 
 
 def _by_rows(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    tokens: _Tokens,
-    context: AttentionContext,
-    scale: float,
-    dropped: Dropout | None,
+    q: jax.Array, k: jax.Array, v: jax.Array, tokens: _Tokens, context: AttentionContext, softmax: Softmax
 ) -> jax.Array:
     """Blocks of queries, each against the keys up to its own: not the half of the square that causality forbids."""
     length = q.shape[2]
     blocks = 8 if length >= 1024 else 4 if length >= 128 else 1
-    parts = [dropped] * blocks
-    if dropped:
-        parts = [dropped._replace(key=key) for key in jax.random.split(dropped.key, blocks)]
+    keys = softmax.keys(blocks)
     bounds = [length * block // blocks for block in range(blocks + 1)]
     out = []
-    for start, stop, part in zip(bounds, bounds[1:], parts, strict=False):
+    for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        part = softmax if keys is None else softmax._replace(key=keys[i])
         mine = _Tokens(tokens.times[start:stop], tokens.segments[:, start:stop])
         seen = _Tokens(tokens.times[:stop], tokens.segments[:, :stop])
         query, key, value = q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop]
-        out.append(_masked(query, key, value, (mine, seen), context, scale, part))
+        out.append(_masked(query, key, value, (mine, seen), context, part))
     return out[0] if blocks == 1 else jnp.concatenate(out, axis=2)
 
 
-def _along_branches(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, scale: float) -> jax.Array:
+def _along_branches(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, softmax: Softmax) -> jax.Array:
     """Causal attention along the branches of a tree."""
     assert context.branches is not None and context.positions is not None and context.causal
     mine, other = context.branches[:, :, None], context.branches[:, None, :]
@@ -160,7 +151,7 @@ def _along_branches(q: jax.Array, k: jax.Array, v: jax.Array, context: Attention
     mask = (age >= 0) & ((other == 0) | (other == mine))
     if context.window:
         mask &= age < context.window
-    return _weighed(q, k, v, mask[:, None], scale, None)
+    return _weighed(q, k, v, mask[:, None], softmax)
 
 
 def _over_cache(
@@ -197,8 +188,7 @@ def _masked(
     v: jax.Array,
     tokens: tuple[_Tokens, _Tokens],
     context: AttentionContext,
-    scale: float,
-    dropped: Dropout | None,
+    softmax: Softmax,
 ) -> jax.Array:
     """Attention of some queries over some keys; ``tokens`` says where these and those stand."""
     mine, theirs = tokens
@@ -209,17 +199,14 @@ def _masked(
     if context.window:
         mask &= (age if context.causal else jnp.abs(age)) < context.window
     mask = mask[None, None] & (mine.segments[:, None, :, None] == theirs.segments[:, None, None, :])
-    return _weighed(q, k, v, mask, scale, dropped)
+    return _weighed(q, k, v, mask, softmax)
 
 
-def _weighed(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float, dropped: Dropout | None
-) -> jax.Array:
+def _weighed(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, softmax: Softmax) -> jax.Array:
     """Values weighed by the softmax of the scores where the mask, [B or 1, 1, T, S], allows."""
-    scores = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32) * scale
+    scores = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32) * softmax.scale
     weights = jax.nn.softmax(jnp.where(mask, scores, _MASKED), axis=-1).astype(v.dtype)
-    if dropped:
-        weights = dropout(weights, dropped.rate, dropped.key)
+    weights = dropout(weights, softmax.rate, softmax.key)
     return jnp.einsum("bhts,bhsk->bhtk", weights, v)
 
 
@@ -266,9 +253,9 @@ class SelfAttention(nnx.Module):
             [B, T, D], and of a cached context the layer's cache with the new tokens in it.
         """
         rate = self.config.dropout_attention
-        dropped = Dropout(rate, key) if key is not None and rate > 0 else None
+        softmax = Softmax(self.scale, rate, key if rate > 0 else None)
         q, k, v = self._project(x, context)
-        mixed = attend(q, k, v, context, scale=self.scale, dropped=dropped, block=self.compute.attention_block)
+        mixed = attend(q, k, v, context, softmax, self.compute.attention_block)
         memory = _extended(context.cached, (k, v), mixed) if context.cached else None
         return self._merge(mixed, context), memory
 
@@ -280,7 +267,7 @@ class SelfAttention(nnx.Module):
             biases = [Parameter(bias, axes=("heads", None), kind="bias") for bias in self.qkv_bias[...]]
         else:
             weights, biases = (self.query, self.key, self.value), [self.query_bias, self.key_bias, self.value_bias]
-            if jax.sharding.get_abstract_mesh().shape.get(kernels.HEAD_AXIS, 1) > 1:
+            if current_mesh().shape[kernels.HEAD_AXIS] > 1:
                 # The gradient of x is a sum over the devices of the heads: once, and not thrice.
                 parts = self._together(x, _in_one(*weights), time)
             else:
@@ -332,9 +319,9 @@ def _once_known(mixed: jax.Array, slot: jax.Array | int) -> jax.Array | int:
     """``slot``, in a form that XLA can only compute after ``mixed``.
 
     So the cache is read before it is written, and written in place. XLA's CPU compiler otherwise keeps the order open
-    and copies the cache each step, and optimisation barriers are gone before it decides. Over a mesh the dependence
-    would cost a broadcast, so it is left out.
+    and copies the cache each step, and optimisation barriers are gone before it decides. Over several devices the
+    dependence would cost a broadcast, so it is left out.
     """
-    if not jax.sharding.get_abstract_mesh().empty:
+    if current_mesh().size > 1:
         return slot
     return slot + (mixed[0, 0, 0, 0] > jnp.inf)  # adds 0: nothing is more than infinite

@@ -7,13 +7,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from scaling.config import schema as cfg
-from scaling.model import kernels
 from scaling.model.attention import SelfAttention
 from scaling.model.context import AttentionContext, Memory
 from scaling.model.layers import SAVED, LayerNorm, add_bias, constant, dropout, normal
 from scaling.model.parametrization import parametrization
 from scaling.model.quantized import check, project
-from scaling.parallel.sharding import constrain, dividing_spec
+from scaling.parallel.sharding import constrain, dividing_spec, platform
 
 ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -92,11 +91,9 @@ def _in_rows(x: jax.Array) -> jax.Array:
     The TPU's compiler would rather keep what a layer saves the other way round, for the product that made it, and turn
     each layer's share again when it is read: 4 % of the cycles of a step (docs/planning.md).
     """
-    if kernels.platform() != "tpu":
+    if platform() != "tpu":
         return x
     layout = Layout(tuple(range(x.ndim)))
-    if jax.sharding.get_abstract_mesh().empty:
-        return with_layout_constraint(x, layout)
     # On each device's own part: of the whole, the compiler's partitioner would make each device hold all.
     spec = dividing_spec(x, "batch", "sequence", None)
     return jax.shard_map(lambda x: with_layout_constraint(x, layout), in_specs=spec, out_specs=spec)(x)

@@ -18,7 +18,7 @@ from scaling.model.block import Block
 from scaling.model.context import AttentionContext
 from scaling.model.layers import LayerNorm, dropout, lookup, normal, use
 from scaling.model.parametrization import parametrization
-from scaling.model.pipeline import pipelined, stages
+from scaling.model.pipeline import Layers, pipelined, stages
 from scaling.parallel.sharding import Axes, constrain, stored_spec
 
 Params = dict[str, Any]
@@ -63,7 +63,7 @@ class Decoder(nnx.Module):
 
         Args:
             tokens: ids, int32 [B, T], at most ``context_length`` of a text.
-            context: who sees whom, and where each token stands; not cached (see ``cache``).
+            context: who sees whom, and where each token stands; not cached (see ``kv_cache``).
             key: dropout key; None = no dropout.
             pipeline_microbatches: parts of the rows that pass through the stages of the mesh one behind the other;
                 0 = the mesh has no stages.
@@ -91,9 +91,9 @@ class Decoder(nnx.Module):
         keys = None if layers_key is None else jax.random.split(layers_key, config.num_layers)
         if pipeline_microbatches:
             recompute = self.compute.remat != "none"
-            x = pipelined(self._layers, self.blocks, keys, x, context, pipeline_microbatches, recompute)
+            x = pipelined(self._layers, (self.blocks, keys), x, context, pipeline_microbatches, recompute)
         else:
-            x = self._layers(self.blocks, keys, x, context)
+            x = self._layers((self.blocks, keys), x, context)
         return self.normalize(x)
 
     def embed(self, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
@@ -108,11 +108,11 @@ class Decoder(nnx.Module):
         """The norm after the last block, if the model has one."""
         return self.final_norm(x) if self.config.norm == "pre" else x
 
-    def _layers(self, stack: Block, keys: jax.Array | None, x: jax.Array, context: AttentionContext) -> jax.Array:
+    def _layers(self, layers: Layers, x: jax.Array, context: AttentionContext) -> jax.Array:
         """Scans over groups of stacked layers, one period of the attention pattern a group: so windows are static."""
         compute = self.compute
         period = windows(self.config)
-        groups = jax.tree.map(lambda a: a.reshape(-1, len(period), *a.shape[1:]), (stack, keys))
+        groups = jax.tree.map(lambda a: a.reshape(-1, len(period), *a.shape[1:]), layers)
 
         def layer(block: Block, x: jax.Array, context: AttentionContext, key: jax.Array | None) -> jax.Array:
             return block(x, context, key)[0]
@@ -188,7 +188,7 @@ def merge(network: cfg.Network, params: Params) -> Decoder:
 
 
 def merge_layers(network: cfg.Network, params: Params) -> tuple[Decoder, list[Block]]:
-    """A decoder and its blocks, around a tree of ``cache.split_layers``.
+    """A decoder and its blocks, around a tree of ``kv_cache.split_layers``.
 
     Of the decoder, only what lies outside the blocks can be called.
     """
@@ -198,7 +198,7 @@ def merge_layers(network: cfg.Network, params: Params) -> tuple[Decoder, list[Bl
 
 @functools.lru_cache(maxsize=16)
 def _block_template(network: cfg.Network) -> tuple[nnx.GraphDef, nnx.State]:
-    """Of a layer as ``cache.split_layers`` leaves it."""
+    """Of a layer as ``kv_cache.split_layers`` leaves it."""
 
     def make() -> Block:
         block = Block(network, nnx.Rngs(0))

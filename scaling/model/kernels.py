@@ -5,14 +5,17 @@ function, ``serving``, says which kernel serves a call; what none serves, the re
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from scaling.parallel.sharding import BATCH_AXES
+from scaling.model.context import AttentionContext
+from scaling.model.layers import SAVED
+from scaling.parallel.sharding import BATCH_AXES, context_devices, platform
 
 LANES = 128  # of a TPU's vector registers: blocks of the sequence are multiples of it
 HEAD_AXIS = "tensor"
@@ -29,74 +32,50 @@ _BACKWARD_OPTIONS = (
 )
 
 
-def platform() -> str:
-    """Where the computation being traced will run: the platform of the mesh, else of this process."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else getattr(mesh, "abstract_device", None)
-    return getattr(device, "platform", None) or jax.default_backend()
-
-
-def serving(
-    where: str, length: int, d_head: int, dtype: Any, *, segments: bool, dropout: bool, causal: bool = True
-) -> str:
+def serving(where: str, q: jax.Array, context: AttentionContext, dropout: bool) -> str:
     """The kernel for a call: "splash", "cudnn" or "reference".
 
     Args:
         where: platform.
-        length: positions of queries and keys.
-        d_head: width of a head.
-        dtype: of queries, keys and values; float32 means float32 here, which the kernels' products do not keep.
-        segments: whether tokens see only their own document.
+        q: queries [B, H, T, K]; float32 means float32 here, which the kernels' products do not keep.
+        context: who sees whom; in zigzag order a kernel serves chunks of the sequence.
         dropout: whether weights are dropped.
-        causal: whether a token sees only what comes before it.
     """
-    if dropout or not causal or dtype != jnp.bfloat16:
+    _, _, length, d_head = q.shape
+    if context.zigzag:
+        length //= 2 * context_devices()
+    if dropout or not context.causal or q.dtype != jnp.bfloat16:
         return "reference"
     if where == "tpu" and length % LANES == 0:
         return "splash"
-    if where in ("gpu", "cuda") and not segments and d_head % 8 == 0 and d_head <= 128:
+    if where in ("gpu", "cuda") and context.segments is None and d_head % 8 == 0 and d_head <= 128:
         return "cudnn"
     return "reference"
 
 
-def splash(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    scale: float,
-    window: int,
-    segments: jax.Array | None,
-    block: int,
-    residuals: str,
-    interpret: bool = False,
-) -> jax.Array:
-    """Causal attention by JAX's Pallas kernel for TPUs; arguments as of ``attention.attend``.
+def splash(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, scale: float, block: int) -> jax.Array:
+    """Causal attention by JAX's Pallas kernel for TPUs. On other devices its program is interpreted, for tests.
 
     Args:
         q: [B, H, T, K], T a multiple of 128.
         k: as q.
         v: as q.
+        context: who sees whom, by window and segments.
         scale: multiplies q.k.
-        window: band width; 0 = dense.
-        segments: document numbers [B, T], or None.
         block: positions in a block of queries and of keys, at most; a multiple of 128.
-        residuals: name under which remat policies find what the backward pass needs.
-        interpret: run the kernel's program without a TPU (for tests).
     """
+    segments = context.segments
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None) -> jax.Array:
         from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
-        kernel = _splash_kernel(q.shape[1], q.shape[2], window, block, residuals, interpret)
+        kernel = _splash_kernel(q.shape[1], q.shape[2], context.window, block)
         rest = () if segments is None else (SegmentIds(segments, segments),)
         # The TPU's compiler refuses products of bfloat16 in the precision that callers may ask for float32.
         with jax.default_matmul_precision("default"):
             return jax.vmap(kernel)(q, k, v, *rest)
 
-    q = checkpoint_name(_scaled(q, scale), residuals)
-    if jax.sharding.get_abstract_mesh().empty:
-        return local(q, k, v, segments)
+    q = checkpoint_name(_scaled(q, scale), SAVED)
     heads = P(BATCH_AXES, HEAD_AXIS, None, None)
     tokens = None if segments is None else P(BATCH_AXES, None)
     # Pallas calls cannot be partitioned by the compiler; each device runs its rows and heads.
@@ -104,7 +83,7 @@ def splash(
     return sharded(q, k, v, segments)
 
 
-def _splash_kernel(heads: int, length: int, window: int, block: int, residuals: str, interpret: bool) -> Any:
+def _splash_kernel(heads: int, length: int, window: int, block: int) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     shape = (length, length)
@@ -123,111 +102,132 @@ def _splash_kernel(heads: int, length: int, window: int, block: int, residuals: 
         block_sizes=sizes(block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size),
         head_shards=1,
         q_seq_shards=1,
-        residual_checkpoint_name=residuals,
-        interpret=interpret,
+        residual_checkpoint_name=SAVED,
+        interpret=platform() != "tpu",
     )
 
 
-def splash_hop(
-    q: jax.Array,
-    keys: tuple[jax.Array, jax.Array, jax.Array | None],
-    segments: jax.Array | None,
-    *,
-    causal: bool,
-    earlier: jax.Array,
-    scale: float,
-    block: int,
-    interpret: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """One device's part of one hop of ``ring``, by the kernel of ``splash``; for use under ``shard_map``.
+class Queries(NamedTuple):
+    """Of two chunks of a sequence."""
 
-    Args:
-        q: queries of two chunks, [B, H, T, K].
-        keys: keys and values [B, H, T, K] of two chunks, and their segments [B, T] or None.
-        segments: of the queries.
+    queries: jax.Array  # [B, H, T, K]
+    segments: jax.Array | None  # document numbers [B, T]
+
+
+class Keys(NamedTuple):
+    """Of two chunks of a sequence."""
+
+    keys: jax.Array  # [B, H, S, K]
+    values: jax.Array  # [B, H, S, K]
+    segments: jax.Array | None  # document numbers [B, S]
+
+
+class Result(NamedTuple):
+    """Of all hops together, as the backward pass needs it."""
+
+    out: jax.Array  # [B, H, T, K]
+    lse: jax.Array  # logarithms of the sums of exponentials [B, H, T]
+    grad: jax.Array  # of the output, [B, H, T, K]
+
+
+class Meeting(NamedTuple):
+    """What a kernel is told of the queries and keys that meet at a hop of ``ring``.
+
+    Attributes:
         causal: keys are the queries' own; else whole chunks are seen or not.
-        earlier: whether the keys' first chunk lies before both of the queries' (and their second behind both); else
-            both of the keys' chunks lie between the queries'.
+        earlier: whether the keys' first chunk lies before both of the queries' (and their second after both); else
+            both of the keys' chunks lie between the queries'. A scalar, bool.
         scale: multiplies q.k.
         block: positions in a block, at most.
-        interpret: run the kernel's program without a TPU.
+    """
+
+    causal: bool
+    earlier: jax.Array
+    scale: float
+    block: int
+
+    def of_chunks(self, seen: Callable[[slice, slice], Any], length: int) -> Any:
+        """``seen(queries, keys)`` of the positions, of ``length``, that see others at this hop."""
+        half = length // 2
+        if self.causal:
+            return seen(slice(None), slice(None))
+        return jax.lax.cond(
+            self.earlier, lambda: seen(slice(None), slice(half)), lambda: seen(slice(half, None), slice(None))
+        )
+
+
+def splash_hop(mine: Queries, theirs: Keys, meeting: Meeting) -> tuple[jax.Array, jax.Array]:
+    """One device's part of one hop of ``ring``, by the kernel of ``splash``; for use under ``shard_map``.
 
     Returns:
         Output float32 [B, H, T, K] and the logarithms of the sums of exponentials [B, H, T]; where nothing is seen 0
         and a large negative number.
     """
-    half = q.shape[2] // 2
 
-    def seen(mine: slice, theirs: slice) -> tuple[jax.Array, jax.Array]:
-        kernel, ids = _hop_kernel(q, keys, segments, mine, theirs, causal, block, interpret)
-        key, value = (x[:, :, theirs] for x in keys[:2])
-        out, (lse,) = jax.vmap(kernel)(_scaled(q[:, :, mine], scale), key, value, ids)
-        front = mine.start or 0
+    def seen(rows: slice, columns: slice) -> tuple[jax.Array, jax.Array]:
+        q, k, v, ids = _chunks(mine, theirs, rows, columns)
+        out, (lse,) = jax.vmap(_hop_kernel(q, k, meeting))(_scaled(q, meeting.scale), k, v, ids)
+        front = rows.start or 0
         out = jnp.pad(out.astype(jnp.float32), ((0, 0), (0, 0), (front, 0), (0, 0)))
         return out, jnp.pad(lse, ((0, 0), (0, 0), (front, 0)), constant_values=_NOTHING)
 
-    if causal:
-        return seen(slice(None), slice(None))
-    return jax.lax.cond(earlier, lambda: seen(slice(None), slice(half)), lambda: seen(slice(half, None), slice(None)))
+    return meeting.of_chunks(seen, mine.queries.shape[2])
 
 
 def splash_hop_gradients(
-    q: jax.Array,
-    keys: tuple[jax.Array, jax.Array, jax.Array | None],
-    segments: jax.Array | None,
-    out: jax.Array,
-    lse: jax.Array,
-    grad: jax.Array,
-    *,
-    causal: bool,
-    earlier: jax.Array,
-    scale: float,
-    block: int,
-    interpret: bool,
+    mine: Queries, theirs: Keys, result: Result, meeting: Meeting
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients of queries, keys and values, float32, by one hop; ``out`` and ``lse`` are those of all hops together.
+    """Gradients of queries, keys and values, float32, by one hop.
 
     The kernel's own backward pass, which is no public function, is called with them in place of its own, as in
     tokamax's ring attention; a test compares it with the reference.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as library
 
-    half = q.shape[2] // 2
+    length = mine.queries.shape[2]
 
-    def seen(mine: slice, theirs: slice) -> tuple[jax.Array, jax.Array, jax.Array]:
-        kernel, ids = _hop_kernel(q, keys, segments, mine, theirs, causal, block, interpret)
+    def seen(rows: slice, columns: slice) -> tuple[jax.Array, jax.Array, jax.Array]:
+        q, k, v, ids = _chunks(mine, theirs, rows, columns)
+        kernel = _hop_kernel(q, k, meeting)
         options = {name: kernel.kwargs[name] for name in _BACKWARD_OPTIONS}
         masks = kernel.dq_mask_info, kernel.dkv_mask_info
 
-        def one(query, key, value, ids, out, lse, grad):
-            saved = (query, key, value, ids, None, out, lse, *masks)
-            return library._splash_attention_bwd(**options, res=saved, do=grad)[3:6]
+        def one(tensors: tuple[jax.Array, ...], ids: Any, result: Result) -> Any:
+            saved = (*tensors, ids, None, result.out, result.lse, *masks)
+            return library._splash_attention_bwd(**options, res=saved, do=result.grad)[3:6]
 
-        key, value = (x[:, :, theirs] for x in keys[:2])
-        rows = (x[:, :, mine] for x in (out, lse, grad))
-        dq, dk, dv = jax.vmap(one)(_scaled(q[:, :, mine], scale), key, value, ids, *rows)
+        its_rows = jax.tree.map(lambda x: x[:, :, rows], result)
+        dq, dk, dv = jax.vmap(one)((_scaled(q, meeting.scale), k, v), ids, its_rows)
 
         def whole(x: jax.Array, part: slice) -> jax.Array:
             front = part.start or 0
-            back = q.shape[2] - front - x.shape[2]
+            back = length - front - x.shape[2]
             return jnp.pad(x.astype(jnp.float32), ((0, 0), (0, 0), (front, back), (0, 0)))
 
-        return whole(dq, mine) * scale, whole(dk, theirs), whole(dv, theirs)
+        return whole(dq, rows) * meeting.scale, whole(dk, columns), whole(dv, columns)
 
-    if causal:
-        return seen(slice(None), slice(None))
-    return jax.lax.cond(earlier, lambda: seen(slice(None), slice(half)), lambda: seen(slice(half, None), slice(None)))
+    return meeting.of_chunks(seen, length)
 
 
-def _hop_kernel(q, keys, segments, mine, theirs, causal, block, interpret):
-    """The kernel for some queries and keys, and their documents."""
+def _chunks(mine: Queries, theirs: Keys, rows: slice, columns: slice) -> tuple[jax.Array, jax.Array, jax.Array, Any]:
+    """Queries, keys and values at some positions, and their documents as the kernel takes them."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+    ids = None
+    if mine.segments is not None:
+        assert theirs.segments is not None
+        ids = SegmentIds(mine.segments[:, rows], theirs.segments[:, columns])
+    return mine.queries[:, :, rows], theirs.keys[:, :, columns], theirs.values[:, :, columns], ids
+
+
+def _hop_kernel(q: jax.Array, k: jax.Array, meeting: Meeting) -> Any:
+    """The kernel for some queries and keys, of one chunk or of two."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
-    length, heads = q.shape[2], q.shape[1]
-    shape = len(range(length)[mine]), len(range(length)[theirs])
-    size = largest_block(length // 2, block)
-    kernel = library.make_splash_mha(
-        library.MultiHeadMask([library.CausalMask(shape) if causal else library.FullMask(shape)] * heads),
+    shape = q.shape[2], k.shape[2]
+    size = largest_block(max(shape) // 2, meeting.block)
+    return library.make_splash_mha(
+        library.MultiHeadMask([library.CausalMask(shape) if meeting.causal else library.FullMask(shape)] * q.shape[1]),
         # Not the fused backward kernel: it keeps the gradient of the queries once for each block of keys.
         block_sizes=library.BlockSizes(
             block_q=size,
@@ -240,11 +240,8 @@ def _hop_kernel(q, keys, segments, mine, theirs, causal, block, interpret):
         head_shards=1,
         q_seq_shards=1,
         save_residuals=True,
-        interpret=interpret,
+        interpret=platform() != "tpu",
     )
-    if segments is None:
-        return kernel, None
-    return kernel, library.SegmentIds(segments[:, mine], keys[2][:, theirs])
 
 
 def _scaled(q: jax.Array, scale: float) -> jax.Array:

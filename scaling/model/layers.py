@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from scaling.model import kernels
-from scaling.parallel.sharding import Axes, features_apart, gathered
+from scaling.parallel.sharding import Axes, current_mesh, features_apart, gathered, platform
 
 KINDS = ("embedding", "position", "matrix", "gain", "bias")
 SAVED = "projections"  # what remat policies may keep for the backward pass
@@ -58,7 +57,7 @@ def product(x: jax.Array, w: jax.Array, contracted: int = 1) -> jax.Array:
     turns round element by element, an eighth of the time of an MLP's forward and backward pass (docs/benchmarks.md).
     Elsewhere the dimensions, which may be sharded, stay as they are.
     """
-    if not (kernels.platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1):
+    if not (platform() == "cpu" and current_mesh().size == 1):
         return jnp.tensordot(x, w, contracted)
     kept = x.shape[: x.ndim - contracted]
     inner = math.prod(w.shape[:contracted])

@@ -18,36 +18,28 @@ import jax
 import jax.numpy as jnp
 
 from scaling.model.context import AttentionContext
-from scaling.parallel.sharding import constrain
+from scaling.parallel.sharding import constrain, current_mesh
 
 AXIS = "stage"
 _AXES = {1: (None,), 2: ("sequence", None)}  # after the batch: of the context, and of the residual stream
-# (layers of one stage, their dropout keys or None, rows [b, T, D], their context) to rows [b, T, D]
-Stage = Callable[[Any, jax.Array | None, jax.Array, AttentionContext], jax.Array]
+Layers = tuple[Any, jax.Array | None]  # a tree of arrays [L, ...], and a dropout key a layer or None
+Stage = Callable[[Layers, jax.Array, AttentionContext], jax.Array]  # one stage's layers, rows [b, T, D] to [b, T, D]
 
 
 def stages() -> int:
-    """Of the mesh that is set; 1 without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape[AXIS]
+    """Of the mesh that is set."""
+    return current_mesh().shape[AXIS]
 
 
 def pipelined(
-    stage: Stage,
-    layers: Any,
-    keys: jax.Array | None,
-    x: jax.Array,
-    context: AttentionContext,
-    microbatches: int,
-    recompute: bool,
+    stage: Stage, layers: Layers, x: jax.Array, context: AttentionContext, microbatches: int, recompute: bool
 ) -> jax.Array:
     """Rows through all layers, on a mesh with stages.
 
     Args:
         stage: what a stage does with its layers.
-        layers: tree of arrays [L, ...], L a multiple of the stages, over which the mesh shards it.
-        keys: a dropout key a layer, or None. A part of the rows has a key of its own, so dropout draws other masks
-            than without stages.
+        layers: all of them, L a multiple of the stages, over which the mesh shards the arrays. A part of the rows has
+            a dropout key of its own, so dropout draws other masks than without stages.
         x: [B, T, D].
         context: of the rows; its arrays are [B, T].
         microbatches: M, a multiple of the stages; M parts of the rows must divide over the batch axes of the mesh.
@@ -59,12 +51,13 @@ def pipelined(
     count = stages()
     assert microbatches % count == 0 and x.shape[0] % microbatches == 0, (x.shape, microbatches, count)
     slots = microbatches // count
-    layers, keys = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), (layers, keys))
+    layers = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), layers)
 
-    def work(part: jax.Array, layers: Any, keys: jax.Array | None, x: jax.Array, context: Any) -> jax.Array:
+    def work(part: jax.Array, layers: Layers, x: jax.Array, context: Any) -> jax.Array:
+        stack, keys = layers
         if keys is not None:
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys, part)
-        return stage(layers, keys, x, context)
+        return stage((stack, keys), x, context)
 
     work = jax.vmap(work, spmd_axis_name=AXIS)
     if recompute:
@@ -75,7 +68,7 @@ def pipelined(
         slot = time % slots
         turning = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, slot, 1, keepdims=False), waiting)
         x, context = _laid_out(jax.tree.map(lambda new, old: _at(0, new, old), turning, current))
-        done = work((time - jnp.arange(count)) % microbatches, layers, keys, x, context), context
+        done = work((time - jnp.arange(count)) % microbatches, layers, x, context), context
         turned = _laid_out(jax.tree.map(lambda old, new: _at(-1, new, jnp.roll(old, -1, axis=0)), turning, done))
         waiting = jax.tree.map(lambda a, new: jax.lax.dynamic_update_index_in_dim(a, new, slot, 1), waiting, turned)
         return (_laid_out(jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), done)), waiting), None

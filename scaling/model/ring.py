@@ -24,6 +24,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from scaling.model import kernels
+from scaling.model.kernels import Keys, Queries, Result
+from scaling.model.layers import SAVED
 from scaling.parallel.sharding import BATCH_AXES, CONTEXT_AXIS, context_devices
 
 _MASKED = -1e30  # not -inf: a row that sees nothing at a hop must give finite numbers
@@ -31,8 +33,7 @@ _NEVER = -(2**30)  # an offset that masks a whole block
 _HEADS = P(BATCH_AXES, kernels.HEAD_AXIS, CONTEXT_AXIS, None)
 _ROWS = P(BATCH_AXES, kernels.HEAD_AXIS, CONTEXT_AXIS)
 _TOKENS = P(BATCH_AXES, CONTEXT_AXIS)
-
-KeysValues = tuple[jax.Array, jax.Array, jax.Array | None]  # keys, values [B, H, S, K]; their segments [B, S]
+_RESULT = Result(_HEADS, _ROWS, _HEADS)  # type: ignore[arg-type]
 
 
 def zigzag(x: jax.Array, axis: int = 1) -> jax.Array:
@@ -49,51 +50,40 @@ def zigzag(x: jax.Array, axis: int = 1) -> jax.Array:
     return jnp.take(chunks, np.asarray(order), axis=axis).reshape(x.shape)
 
 
-def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    scale: float,
-    window: int,
-    segments: jax.Array | None,
-    block: int,
-    residuals: str,
-    kernel: bool,
-    interpret: bool = False,
-) -> jax.Array:
-    """Causal attention over positions in the order of ``zigzag``; arguments as of ``attention.attend``.
+class Setup(NamedTuple):
+    """What of a ring is static.
+
+    Attributes:
+        scale: multiplies q.k.
+        window: band width; 0 = dense.
+        block: positions in a block of queries and of keys, at most: the largest divisor of a chunk is taken.
+        kernel: dense attention by the TPU's kernel (a chunk must be a multiple of 128 positions).
+    """
+
+    scale: float
+    window: int
+    block: int
+    kernel: bool
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, setup: Setup) -> jax.Array:
+    """Causal attention over positions in the order of ``zigzag``.
 
     Args:
         q: [B, H, T, K], T a multiple of twice the devices of the mesh's ``context`` axis.
         k: as q.
         v: as q.
-        scale: multiplies q.k.
-        window: band width; 0 = dense.
         segments: document numbers [B, T] in the same order, or None.
-        block: positions in a block of queries and of keys, at most: the largest divisor of a chunk is taken.
-        residuals: name under which remat policies find what the backward pass needs.
-        kernel: dense attention by the TPU's kernel (a chunk must be a multiple of 128 positions).
-        interpret: run the kernel's program without a TPU (for tests).
+        setup: what is static.
 
     Returns:
         [B, H, T, K], in q's dtype; scores and softmax are float32.
     """
-    setup = _Setup(scale, window, block, residuals, kernel and not window, interpret)
     return _attend(q, k, v, segments, setup)
 
 
-class _Setup(NamedTuple):
-    scale: float
-    window: int
-    block: int
-    residuals: str
-    kernel: bool
-    interpret: bool
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, setup: _Setup) -> jax.Array:
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, setup: Setup) -> jax.Array:
     return _attend_forward(q, k, v, segments, setup)[0]
 
 
@@ -104,7 +94,7 @@ def _attend_forward(q, k, v, segments, setup):
         out_specs=(_HEADS, _ROWS),
         check_vma=False,
     )
-    out, lse = (checkpoint_name(x, setup.residuals) for x in run(q, k, v, segments))
+    out, lse = (checkpoint_name(x, SAVED) for x in run(q, k, v, segments))
     return out, (q, k, v, segments, out, lse)
 
 
@@ -112,11 +102,11 @@ def _attend_backward(setup, saved, grad):
     q, k, v, segments, out, lse = saved
     run = jax.shard_map(
         functools.partial(_backward, setup=setup),
-        in_specs=(_HEADS, _HEADS, _HEADS, None if segments is None else _TOKENS, _HEADS, _ROWS, _HEADS),
+        in_specs=(_HEADS, _HEADS, _HEADS, None if segments is None else _TOKENS, _RESULT),
         out_specs=(_HEADS, _HEADS, _HEADS),
         check_vma=False,
     )
-    dq, dk, dv = run(q, k, v, segments, out, lse, grad)
+    dq, dk, dv = run(q, k, v, segments, Result(out, lse, grad))
     return dq, dk, dv, None
 
 
@@ -209,7 +199,7 @@ def _shift(x: Any, distance: int) -> Any:
 
 
 def _around(
-    setup: _Setup, length: int, keys: KeysValues, state: Any, meet: Callable[[Hop, Any, KeysValues, Any, int], Any]
+    setup: Setup, length: int, keys: Keys, state: Any, meet: Callable[[Hop, Any, Keys, Any, int], Any]
 ) -> tuple[Any, int]:
     """Sends keys and values round; ``meet`` turns the state over to the next at each hop.
 
@@ -243,17 +233,18 @@ def block_size(chunk: int, most: int) -> int:
 
 
 def _forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, *, setup: _Setup
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, *, setup: Setup
 ) -> tuple[jax.Array, jax.Array]:
     """One device's attention, and the logarithm of each row's sum of exponentials, float32 [B, H, T]."""
+    queries = Queries(q, segments)
 
-    def meet(hop: Hop, here: Any, keys: KeysValues, state: Any, arrive: int) -> Any:
+    def meet(hop: Hop, here: Any, keys: Keys, state: Any, arrive: int) -> Any:
         if setup.kernel:
-            return _merged(state, kernels.splash_hop(q, keys, segments, **_kernel_call(hop, here, setup)))
-        return _blocks_forward(hop, here[1], q, keys, segments, state, setup)
+            return _merged(state, kernels.splash_hop(queries, keys, _meeting(hop, here, setup)))
+        return _blocks_forward(hop, here[1], queries, keys, state, setup)
 
     start = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], _MASKED, jnp.float32)
-    (out, lse), _ = _around(setup, q.shape[2], (k, v, segments), start, meet)
+    (out, lse), _ = _around(setup, q.shape[2], Keys(k, v, segments), start, meet)
     return out.astype(q.dtype), lse
 
 
@@ -262,41 +253,35 @@ def _backward(
     k: jax.Array,
     v: jax.Array,
     segments: jax.Array | None,
-    out: jax.Array,
-    lse: jax.Array,
-    grad: jax.Array,
+    result: Result,
     *,
-    setup: _Setup,
+    setup: Setup,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One device's gradients; those of keys and values travel with them and come home at the end."""
-    inner = (out.astype(jnp.float32) * grad.astype(jnp.float32)).sum(-1)
+    queries = Queries(q, segments)
+    inner = (result.out.astype(jnp.float32) * result.grad.astype(jnp.float32)).sum(-1)
 
-    def meet(hop: Hop, here: Any, keys: KeysValues, state: Any, arrive: int) -> Any:
+    def meet(hop: Hop, here: Any, keys: Keys, state: Any, arrive: int) -> Any:
         dq, travelling = state
         travelling = _shift(travelling, arrive)
         if setup.kernel:
-            call = _kernel_call(hop, here, setup)
-            found = kernels.splash_hop_gradients(q, keys, segments, out, lse, grad, **call)
+            found = kernels.splash_hop_gradients(queries, keys, result, _meeting(hop, here, setup))
         else:
-            found = _blocks_backward(hop, here[1], q, keys, segments, lse, inner, grad, setup)
+            given = _Given(result.lse, inner, result.grad)
+            found = _blocks_backward(hop, here[1], queries, keys, given, setup)
         dq, *travelling = (total + new for total, new in zip((dq, *travelling), found, strict=True))
         return dq, tuple(travelling)
 
     zero = jnp.zeros(q.shape, jnp.float32)
-    (dq, travelling), home = _around(setup, q.shape[2], (k, v, segments), (zero, (zero, zero)), meet)
+    (dq, travelling), home = _around(setup, q.shape[2], Keys(k, v, segments), (zero, (zero, zero)), meet)
     dk, dv = _shift(travelling, home)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
-def _kernel_call(hop: Hop, here: Any, setup: _Setup) -> dict[str, Any]:
+def _meeting(hop: Hop, here: Any, setup: Setup) -> kernels.Meeting:
     """What the kernel has to know of a hop."""
-    return {
-        "causal": hop.number == 0,
-        "earlier": jax.lax.axis_index(CONTEXT_AXIS) >= here[0],
-        "scale": setup.scale,
-        "block": setup.block,
-        "interpret": setup.interpret,
-    }
+    earlier = jax.lax.axis_index(CONTEXT_AXIS) >= here[0]
+    return kernels.Meeting(hop.number == 0, earlier, setup.scale, setup.block)
 
 
 def _merged(one: Any, other: Any) -> tuple[jax.Array, jax.Array]:
@@ -306,56 +291,71 @@ def _merged(one: Any, other: Any) -> tuple[jax.Array, jax.Array]:
     return out * jnp.exp(lse - total)[..., None] + new * jnp.exp(new_lse - total)[..., None], total
 
 
-def _blocks_forward(hop, which, q, keys, segments, state, setup):
+def _blocks_forward(hop: Hop, which: Any, queries: Queries, keys: Keys, state: Any, setup: Setup) -> Any:
     """``state`` with the attention of one hop merged in, block by block."""
-    size = block_size(q.shape[2] // 2, setup.block)
+    size = _size(queries, setup)
 
     def block(state: Any, entry: jax.Array) -> tuple[Any, None]:
         mine, theirs = entry[0] * size, entry[1] * size
-        value = _cut(keys[1], theirs, size)
-        scores = _scores(hop, entry, q, keys, segments, setup, size)
+        value = _cut(keys.values, theirs, size)
+        scores = _scores(hop, entry, queries, keys, setup)
         peak = scores.max(-1)
         weights = jnp.exp(scores - peak[..., None])
         total = weights.sum(-1)
         out = jnp.einsum("bhts,bhsk->bhtk", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
         new = _merged([_cut(x, mine, size) for x in state], (out / total[..., None], peak + jnp.log(total)))
-        return tuple(_put(x, y, mine) for x, y in zip(state, new, strict=True)), None
+        return tuple(_written(x, y, mine) for x, y in zip(state, new, strict=True)), None
 
     return jax.lax.scan(block, state, jnp.asarray(hop.lists)[which])[0]
 
 
-def _blocks_backward(hop, which, q, keys, segments, lse, inner, grad, setup):
+class _Given(NamedTuple):
+    """What the backward pass knows of each query."""
+
+    lse: jax.Array  # logarithm of the sum of exponentials, [B, H, T]
+    inner: jax.Array  # product of the output and its gradient, [B, H, T]
+    grad: jax.Array  # of the output, [B, H, T, K]
+
+
+def _blocks_backward(hop: Hop, which: Any, queries: Queries, keys: Keys, given: _Given, setup: Setup) -> Any:
     """Gradients of queries, keys and values by one hop, float32."""
-    size = block_size(q.shape[2] // 2, setup.block)
+    q, size = queries.queries, _size(queries, setup)
 
     def block(totals: Any, entry: jax.Array) -> tuple[Any, None]:
         mine, theirs = entry[0] * size, entry[1] * size
-        query, slope = _cut(q, mine, size), _cut(grad, mine, size)
+        query, slope = _cut(q, mine, size), _cut(given.grad, mine, size)
         key, value = (_cut(x, theirs, size) for x in keys[:2])
-        weights = jnp.exp(_scores(hop, entry, q, keys, segments, setup, size) - _cut(lse, mine, size)[..., None])
+        weights = jnp.exp(_scores(hop, entry, queries, keys, setup) - _cut(given.lse, mine, size)[..., None])
         dv = jnp.einsum("bhts,bhtk->bhsk", weights.astype(value.dtype), slope, preferred_element_type=jnp.float32)
         toward = jnp.einsum("bhtk,bhsk->bhts", slope, value, preferred_element_type=jnp.float32)
-        ds = (weights * (toward - _cut(inner, mine, size)[..., None]) * setup.scale).astype(q.dtype)
+        ds = (weights * (toward - _cut(given.inner, mine, size)[..., None]) * setup.scale).astype(q.dtype)
         dq = jnp.einsum("bhts,bhsk->bhtk", ds, key, preferred_element_type=jnp.float32)
         dk = jnp.einsum("bhts,bhtk->bhsk", ds, query, preferred_element_type=jnp.float32)
         new = ((dq, mine), (dk, theirs), (dv, theirs))
-        return tuple(_put(x, _cut(x, at, size) + y, at) for x, (y, at) in zip(totals, new, strict=True)), None
+        return tuple(_written(x, _cut(x, at, size) + y, at) for x, (y, at) in zip(totals, new, strict=True)), None
 
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, *keys[:2]))
     return jax.lax.scan(block, zeros, jnp.asarray(hop.lists)[which])[0]
 
 
-def _scores(hop, entry, q, keys, segments, setup, size):
+def _size(queries: Queries, setup: Setup) -> int:
+    """Positions in a block."""
+    return block_size(queries.queries.shape[2] // 2, setup.block)
+
+
+def _scores(hop: Hop, entry: jax.Array, queries: Queries, keys: Keys, setup: Setup) -> jax.Array:
     """Scaled and masked scores of one block, float32 [B, H, size, size]."""
+    size = _size(queries, setup)
     mine, theirs = entry[0] * size, entry[1] * size
-    query, key = _cut(q, mine, size), _cut(keys[0], theirs, size)
+    query, key = _cut(queries.queries, mine, size), _cut(keys.keys, theirs, size)
     scores = jnp.einsum("bhtk,bhsk->bhts", query, key, preferred_element_type=jnp.float32) * setup.scale
     if hop.masked:
         age = entry[2] + jnp.arange(size)[:, None] - jnp.arange(size)
         mask = (age >= 0) & (age < setup.window) if setup.window else age >= 0
         scores = jnp.where(mask, scores, _MASKED)
-    if segments is not None:
-        same = _cut(segments, mine, size, 1)[:, :, None] == _cut(keys[2], theirs, size, 1)[:, None, :]
+    if queries.segments is not None:
+        assert keys.segments is not None
+        same = _cut(queries.segments, mine, size, 1)[:, :, None] == _cut(keys.segments, theirs, size, 1)[:, None, :]
         scores = jnp.where(same[:, None], scores, _MASKED)
     return scores
 
@@ -364,5 +364,5 @@ def _cut(x: jax.Array, start: jax.Array, size: int, axis: int = 2) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
 
 
-def _put(x: jax.Array, block: jax.Array, start: jax.Array) -> jax.Array:
+def _written(x: jax.Array, block: jax.Array, start: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(x, block, start, axis=2)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from scaling.parallel.sharding import CONTEXT_AXIS, ROW_AXES, gradient_spec
+from scaling.parallel.sharding import CONTEXT_AXIS, ROW_AXES, current_mesh, gradient_spec
 
 _MASKED = -1e30
 VOCAB_AXIS = "tensor"
@@ -132,9 +132,7 @@ def _sharded(hidden, table, targets, known, how, slopes):
         how: an ``Unembedding``.
         slopes: a ``Slopes``; None = no gradients.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return _local(hidden, table, targets, known, how=how, slopes=slopes, token_axes=None, scatters=())
+    mesh = current_mesh()
     batch = ROW_AXES if hidden.shape[0] % math.prod(mesh.shape[axis] for axis in ROW_AXES) == 0 else None
     time = CONTEXT_AXIS if batch and hidden.shape[1] % mesh.shape[CONTEXT_AXIS] == 0 else None
     hidden_spec, table_spec, tokens = P(batch, time, None), P(VOCAB_AXIS, None), P(batch, time)
@@ -146,34 +144,28 @@ def _sharded(hidden, table, targets, known, how, slopes):
     grads = (hidden_spec, P(VOCAB_AXIS, scatters or None)) if slopes else None
     run = jax.shard_map(
         functools.partial(_local, how=how, slopes=slopes, token_axes=token_axes, scatters=scatters),
-        in_specs=(hidden_spec, table_spec, tokens, tokens),
+        in_specs=((hidden_spec, tokens, tokens), table_spec),
         out_specs=((tokens, tokens), grads),
         check_vma=False,
     )
-    return run(hidden, table, targets, known)
+    return run((hidden, targets, known), table)
 
 
-def _local(hidden, table, targets, known, *, how, slopes, token_axes, scatters):
-    """One device's share: its tokens of the batch against its rows of the vocabulary (``token_axes`` None: all)."""
-    sharded = token_axes is not None
-    length, rows = hidden.shape[1], table.shape[0]
-    first = jax.lax.axis_index(VOCAB_AXIS) * rows if sharded else 0
-    ids = first + jnp.arange(rows)
-
-    def over_vocab(x):
-        return jax.lax.psum(x, VOCAB_AXIS) if sharded else x
+def _local(batch, table, *, how, slopes, token_axes, scatters):
+    """One device's share: its tokens of the batch (hidden, targets, known) against its rows of the vocabulary."""
+    length, rows = batch[0].shape[1], table.shape[0]
+    ids = jax.lax.axis_index(VOCAB_AXIS) * rows + jnp.arange(rows)
 
     def chunk_of(grad_table, inputs):
         h, t, k = inputs
         logits = jnp.einsum("btd,vd->btv", h, table, preferred_element_type=jnp.float32) * how.logit_multiplier
         logits = jnp.where(ids < how.vocab_size, logits, _MASKED)
-        peak = logits.max(-1)
-        peak = jax.lax.pmax(peak, VOCAB_AXIS) if sharded else peak
+        peak = jax.lax.pmax(logits.max(-1), VOCAB_AXIS)
         exp = jnp.exp(logits - peak[..., None])
-        total = over_vocab(exp.sum(-1))
+        total = jax.lax.psum(exp.sum(-1), VOCAB_AXIS)
         log_z = jnp.log(total) + peak
         hit = ids == t[..., None]
-        log_prob = over_vocab(jnp.where(hit, logits, 0.0).sum(-1)) - log_z
+        log_prob = jax.lax.psum(jnp.where(hit, logits, 0.0).sum(-1), VOCAB_AXIS) - log_z
         if slopes is None:
             return grad_table, ((log_prob, log_z), None)
         of_log_prob, of_log_z = slopes(log_z, k)
@@ -185,20 +177,19 @@ def _local(hidden, table, targets, known, *, how, slopes, token_axes, scatters):
     start = jnp.zeros(table.shape, jnp.float32) if slopes else jnp.zeros((), jnp.float32)
     chunk = how.chunk if 0 < how.chunk < length else length
     if chunk == length:
-        grad_table, found = chunk_of(start, (hidden, targets, known))
+        grad_table, found = chunk_of(start, batch)
     else:
-        inputs = jax.tree.map(functools.partial(_in_chunks, chunk=chunk), (hidden, targets, known))
+        inputs = jax.tree.map(functools.partial(_in_chunks, chunk=chunk), batch)
         grad_table, found = jax.lax.scan(chunk_of, start, inputs)
         found = jax.tree.map(functools.partial(_together, length=length), found)
     scores, grad_hidden = found
     if slopes is None:
         return scores, None
-    if sharded:
-        grad_hidden = over_vocab(grad_hidden)
-        if scatters:
-            grad_table = jax.lax.psum_scatter(grad_table, scatters, scatter_dimension=1, tiled=True)
-            token_axes = tuple(axis for axis in token_axes if axis not in scatters)
-        grad_table = jax.lax.psum(grad_table, token_axes) if token_axes else grad_table
+    grad_hidden = jax.lax.psum(grad_hidden, VOCAB_AXIS)
+    if scatters:
+        grad_table = jax.lax.psum_scatter(grad_table, scatters, scatter_dimension=1, tiled=True)
+        token_axes = tuple(axis for axis in token_axes if axis not in scatters)
+    grad_table = jax.lax.psum(grad_table, token_axes) if token_axes else grad_table
     return scores, (grad_hidden, grad_table.astype(table.dtype))
 
 

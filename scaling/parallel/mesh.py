@@ -38,6 +38,11 @@ def make_mesh(config: cfg.Mesh, devices: list[jax.Device] | None = None) -> Mesh
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def one_device() -> Mesh:
+    """The first device of this process as a mesh: what runs without a mesh of its own runs on it."""
+    return make_mesh(cfg.Mesh(), jax.local_devices()[:1])
+
+
 def axis_size(config: cfg.Mesh, device_count: int) -> int:
     """Size of the data axis inside a slice, once ``device_count`` is known.
 

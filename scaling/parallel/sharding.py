@@ -8,7 +8,7 @@ vocabulary, and of the sequence between them).
 
 The model runs under ``jax.set_mesh(mesh)`` with automatic sharding: ``constrain`` says where each
 activation lies, ``gathered`` says in which layout a parameter enters a product, and XLA derives the
-collectives. Without a mesh both do nothing, so the same code runs on one device.
+collectives. One device is a mesh too, ``mesh.one_device``, so that the model has no second way through.
 """
 
 import contextlib
@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import NamedSharding
+import numpy as np
+from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 Axes = tuple[str | None, ...]
@@ -68,6 +69,18 @@ def scattered_spec(axes: Axes) -> P:
     return P(*((TABLE[a].scattered or TABLE[a].stored) if a else None for a in axes))
 
 
+def current_mesh() -> AbstractMesh:
+    """The mesh that is set; the model, the objectives and the train step run under one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    assert not mesh.empty, "no mesh is set; use `with jax.set_mesh(scaling.parallel.mesh.one_device())`"
+    return mesh
+
+
+def platform() -> str:
+    """Where the computation being traced will run; a compiler's mesh may be of devices that are not there."""
+    return current_mesh().abstract_device.platform
+
+
 _scatters = contextvars.ContextVar("scatters", default=False)
 
 
@@ -87,9 +100,7 @@ def gradient_spec(axes: Axes) -> P:
 
 
 def with_gradient_layout(grad: jax.Array, axes: Axes) -> jax.Array:
-    """Pins the gradient of a parameter to ``gradient_spec``; without a mesh, as it is."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return grad
+    """Pins the gradient of a parameter to ``gradient_spec``."""
     return jax.lax.with_sharding_constraint(grad, gradient_spec(axes))
 
 
@@ -100,8 +111,6 @@ def used_spec(axes: Axes) -> P:
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins an activation to the layout of its logical axes, one name (or None) a dimension."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
     return jax.lax.with_sharding_constraint(x, dividing_spec(x, *axes))
 
 
@@ -111,7 +120,7 @@ def dividing_spec(x: jax.Array, *axes: str | None) -> P:
     A dimension that the mesh axes do not divide stays whole: that happens for the short and odd
     shapes of generation; training shapes are checked beforehand by ``scaling.config.resolve``.
     """
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh = current_mesh()
     return P(*(s if size % _extent(mesh, s) == 0 else None for s, size in zip(used_spec(axes), x.shape, strict=True)))
 
 
@@ -124,9 +133,6 @@ def gathered(w: jax.Array, axes: Axes) -> jax.Array:
     parameters are stored, and never whole: by themselves the constraints would ask for it as ``w`` is used, by an
     all-reduce where a reduce-scatter does.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return w
     return constrain(jax.lax.with_sharding_constraint(w, stored_spec(axes)), *axes)
 
 
@@ -147,9 +153,9 @@ def features_apart(x: jax.Array) -> jax.Array:
     So the gradient of a table, a sum over tokens, comes as the table is stored. Left to itself the compiler makes
     these activations whole on every device, or over slices.
     """
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh = current_mesh()
     batch, length, features = x.shape
-    if mesh.empty or batch % _extent(mesh, ROW_AXES) or features % _extent(mesh, "fsdp"):
+    if batch % _extent(mesh, ROW_AXES) or features % _extent(mesh, "fsdp"):
         return x
     outer = tuple(axis for axis in ROW_AXES if axis != "fsdp")
     groups, free = _extent(mesh, outer), P.UNCONSTRAINED
@@ -159,7 +165,7 @@ def features_apart(x: jax.Array) -> jax.Array:
     return x.reshape(batch, length, features)
 
 
-def _extent(mesh: Any, axes: MeshAxes) -> int:
+def _extent(mesh: AbstractMesh, axes: MeshAxes) -> int:
     names = (axes,) if isinstance(axes, str) else axes or ()
     size = 1
     for name in names:
@@ -168,14 +174,18 @@ def _extent(mesh: Any, axes: MeshAxes) -> int:
 
 
 def context_devices() -> int:
-    """Parts that a sequence lies in, on the mesh that is set; 1 without one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape[CONTEXT_AXIS]
+    """Parts that a sequence lies in."""
+    return current_mesh().shape[CONTEXT_AXIS]
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Sharding of scalars: a copy on every device."""
     return NamedSharding(mesh, P())
+
+
+def on_every_device(x: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
+    """An array that is whole on each device; every process passes the same."""
+    return jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

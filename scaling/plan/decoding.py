@@ -10,7 +10,7 @@ from scaling.config import schema as cfg
 from scaling.generate import decode
 from scaling.generate.generator import batch_shape, bucket
 from scaling.generate.sampling import Sampling, row_keys, rules
-from scaling.model import cache
+from scaling.model import kv_cache
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import replicated
 from scaling.plan.compiled import compile_lowered, shard_bytes
@@ -61,20 +61,19 @@ def compile_generation(config: cfg.Config, devices: list[Any], request: Request)
     rows, slots = batch_shape(request.batch_size, request.prompt_tokens, model.context_length, mesh)
     whole = functools.partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
     with jax.set_mesh(mesh):
-        params, starts = cache.abstract_layers(network, mesh), whole((rows,), "int32")
+        params, starts = kv_cache.abstract_layers(network, mesh), whole((rows,), "int32")
         keys = whole((rows,), jax.eval_shape(functools.partial(row_keys, 0), starts, starts).dtype)
-        fixed = (network, static, bucket(request.tokens))
-        arguments = (params, dials, keys, whole((rows, slots), "int32"), starts)
-        prefill, first, first_seconds = compile_lowered(decode.start.lower(*fixed, *arguments))
+        program = decode.Program(network, static, bucket(request.tokens))
+        batch: Any = decode.Rows(whole((rows, slots), "int32"), starts, keys)  # type: ignore[arg-type]
+        arguments = (params, dials, batch)
+        prefill, first, first_seconds = compile_lowered(decode.start.lower(program, *arguments))
         # The loop takes the state as the first program leaves it.
         state = jax.tree.map(
             lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
-            jax.eval_shape(functools.partial(decode.start, *fixed), *arguments),
+            jax.eval_shape(functools.partial(decode.start, program), *arguments),
             prefill.output_shardings,
         )
-        loop, second, seconds = compile_lowered(
-            decode.proceed.lower(network, static, params, dials, keys, starts, state, whole((), "int32"))
-        )
+        loop, second, seconds = compile_lowered(decode.proceed.lower(program, *arguments, state, whole((), "int32")))
     weights, cached = shard_bytes(params), shard_bytes(state.cache)
     before, after = prefill.memory_analysis(), loop.memory_analysis()
     # Arrays are padded in memory: the cache is what the loop takes and the first program does not.

@@ -7,6 +7,7 @@ from etils import epath
 
 from scaling.config import schema as cfg
 from scaling.model import decoder
+from scaling.parallel.mesh import one_device
 from scaling.runs.checkpoint import Checkpoints
 from scaling.runs.config_json import read_config_json
 from scaling.runs.paths import CONFIG
@@ -29,12 +30,12 @@ class Checkpoint:
     tokens: int
 
 
-def load_checkpoint(run_dir: epath.PathLike, mesh: jax.sharding.Mesh | None = None) -> Checkpoint:
+def load_checkpoint(run_dir: epath.PathLike, mesh: jax.sharding.Mesh) -> Checkpoint:
     """The newest whole checkpoint.
 
     Args:
         run_dir: of ``scaling train``.
-        mesh: the parameters are laid out on it as in training; None = on the first device of this process.
+        mesh: the parameters are laid out on it as in training.
 
     Raises:
         FileNotFoundError: no config.json.
@@ -50,11 +51,7 @@ def load_checkpoint(run_dir: epath.PathLike, mesh: jax.sharding.Mesh | None = No
         step, meta = saved
         network = cfg.freeze(meta["config"]).network  # the checkpoint's own: config.json may be of a later attempt
         shapes = decoder.abstract(network.model)
-        if mesh is None:
-            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            where = jax.tree.map(lambda _: device, shapes)
-        else:
-            where = decoder.shardings(network.model, mesh)
+        where = decoder.shardings(network.model, mesh)
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
         return Checkpoint(network, checkpoints.read_params(step, target), step, meta["tokens"])
     finally:
@@ -63,5 +60,5 @@ def load_checkpoint(run_dir: epath.PathLike, mesh: jax.sharding.Mesh | None = No
 
 def load_run(run_dir: epath.PathLike) -> tuple[cfg.Network, decoder.Params]:
     """Network and parameters of ``load_checkpoint``, on one device."""
-    found = load_checkpoint(run_dir)
+    found = load_checkpoint(run_dir, one_device())
     return found.network, found.params

@@ -19,18 +19,16 @@ class Feed:
         """Args: the run; which data it leaves out; steps done."""
         schedule, sharding = run.schedule, batch_sharding(run.mesh)
         rows = local_rows(sharding, schedule.microbatch)
-        batches = loader.batches(
+        steps = loader.Steps(
             run.data.training,
             rollbacks.span,
             rows,
             schedule.microbatch,
             schedule.max_microbatches,
-            first_step,
-            schedule.num_steps,
-            run.config.data.workers,
-            run.config.data.prefetch,
             run.data.separator,
         )
+        data = run.config.data
+        batches = loader.batches(steps, first_step, schedule.num_steps, data.workers, data.prefetch)
         self._hashes = BatchHashes(rows, schedule.microbatch) if run.config.log.batch_hash else None
         watched = self._hashes.watched(batches) if self._hashes else batches
         self._placed = prefetched(watched, rows, schedule.microbatch, sharding)

@@ -146,7 +146,7 @@ def test_a_batch_of_two_processes_is_that_of_one(files):
     def batches(rows):
         dataset, _ = training(files)
         span = lambda step: (4 * step, 4)  # noqa: E731
-        return list(loader.batches(dataset, span, np.asarray(rows), 4, 1, 0, 12, 2, 2))
+        return list(loader.batches(loader.Steps(dataset, span, np.asarray(rows), 4, 1), 0, 12, 2, 2))
 
     both = batches(range(4))
     parts = zip(batches([0, 1]), batches([2, 3]), strict=True)

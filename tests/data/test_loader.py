@@ -45,7 +45,7 @@ def span(step):
 
 
 def batches(dataset, rows=range(4), start=0, stop=10, workers=2, prefetch=4):
-    return loader.batches(dataset, span, np.array(rows), 4, 3, start, stop, workers, prefetch)
+    return loader.batches(loader.Steps(dataset, span, np.array(rows), 4, 3), start, stop, workers, prefetch)
 
 
 def test_an_epoch_holds_every_sequence_once_and_epochs_differ(training):

@@ -9,6 +9,8 @@ from scaling.generate.sample import continue_texts
 from scaling.model import decoder
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("on_one_device")
+
 WORDS = tokenizer.load("bytes")
 
 

@@ -5,10 +5,12 @@ import pytest
 from flax import nnx
 
 from scaling.config import schema as cfg
-from scaling.model.attention import Dropout, SelfAttention, attend
+from scaling.model.attention import SelfAttention, Softmax, attend
 from scaling.model.context import AttentionContext
 from scaling.parallel.mesh import make_mesh
 from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("on_one_device")
 
 
 def tensors(length, seed=0):
@@ -36,7 +38,7 @@ def test_equals_the_formula(length, window):
     q, k, v = tensors(length)
     segments = np.cumsum(np.arange(length) % 5 == 4)[None].repeat(2, 0)
     for seg in (None, segments):
-        out = attend(q, k, v, AttentionContext(segments=seg, window=window), scale=0.3)
+        out = attend(q, k, v, AttentionContext(segments=seg, window=window), Softmax(0.3))
         want = reference(q, k, v, window, np.zeros((2, length)) if seg is None else seg)
         np.testing.assert_allclose(out, want, atol=2e-6)
 
@@ -52,7 +54,7 @@ def test_banded_gradients_equal_dense_under_the_same_mask():
         return jnp.square(jnp.einsum("bhts,bhsk->bhtk", weights, v)).sum()
 
     def banded(q, k, v):
-        return jnp.square(attend(q, k, v, AttentionContext(window=4), scale=0.3)).sum()
+        return jnp.square(attend(q, k, v, AttentionContext(window=4), Softmax(0.3))).sum()
 
     for a, b in zip(jax.grad(dense, (0, 1, 2))(q, k, v), jax.grad(banded, (0, 1, 2))(q, k, v), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -63,7 +65,7 @@ def test_a_band_costs_its_band():
 
     def flops(length, window):
         shape = jax.ShapeDtypeStruct((1, 1, length, 8), jnp.float32)
-        run = jax.jit(lambda q, k, v: attend(q, k, v, AttentionContext(window=window), scale=1.0))
+        run = jax.jit(lambda q, k, v: attend(q, k, v, AttentionContext(window=window), Softmax(1.0)))
         compiled = run.lower(shape, shape, shape)
         return compiled.compile().cost_analysis()["flops"]
 
@@ -72,9 +74,9 @@ def test_a_band_costs_its_band():
 
 def test_attention_dropout_keeps_the_mean():
     q, k, v = tensors(16)
-    run = jax.jit(jax.vmap(lambda key: attend(q, k, v, AttentionContext(), scale=0.3, dropped=Dropout(0.3, key))))
+    run = jax.jit(jax.vmap(lambda key: attend(q, k, v, AttentionContext(), Softmax(0.3, 0.3, key))))
     mean = run(jax.random.split(jax.random.key(0), 2000)).mean(0)
-    np.testing.assert_allclose(mean, attend(q, k, v, AttentionContext(), scale=0.3), atol=0.12)
+    np.testing.assert_allclose(mean, attend(q, k, v, AttentionContext(), Softmax(0.3)), atol=0.12)
 
 
 def test_a_product_for_all_equals_three():
@@ -92,7 +94,7 @@ def test_a_product_for_all_equals_three():
     gradients = jax.grad(loss, argnums=(0, 1))
     three = gradients(state, x)
     with jax.set_mesh(make_mesh(cfg.Mesh(data=1, tensor=4), jax.devices()[:4])):
-        one = jax.jit(gradients)(state, x)
+        one = jax.jit(gradients)(*jax.device_get((state, x)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, three)
     assert all(float(jnp.abs(three[0][name][...]).max()) > 1e-3 for name in ("query", "key", "value"))
 
@@ -101,7 +103,7 @@ def test_a_product_for_all_equals_three():
 def test_attention_in_both_directions(window):
     q, k, v = tensors(12)
     segments = jnp.asarray(np.cumsum(np.arange(12) % 5 == 4)[None].repeat(2, 0))
-    out = attend(q, k, v, AttentionContext(segments=segments, window=window, causal=False), scale=0.3)
+    out = attend(q, k, v, AttentionContext(segments=segments, window=window, causal=False), Softmax(0.3))
     age = np.abs(np.arange(12)[:, None] - np.arange(12))
     mask = (segments[:, :, None] == segments[:, None, :]) & (age < (window or 12))
     scores = jnp.where(mask[:, None], jnp.einsum("bhtk,bhsk->bhts", q, k) * 0.3, -jnp.inf)

@@ -8,6 +8,8 @@ from scaling.model import decoder
 from scaling.model.context import AttentionContext
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("on_one_device")
+
 
 @pytest.fixture(scope="module")
 def params():

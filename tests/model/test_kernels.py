@@ -7,9 +7,12 @@ import pytest
 
 from scaling.config import schema as cfg
 from scaling.model import kernels
-from scaling.model.attention import attend
+from scaling.model.attention import Softmax, attend
 from scaling.model.context import AttentionContext
 from scaling.parallel.mesh import make_mesh
+from scaling.parallel.sharding import MESH_AXES, platform
+
+pytestmark = pytest.mark.usefixtures("on_one_device")
 
 B, H, T, K = 2, 2, 256, 64
 
@@ -20,9 +23,7 @@ def inputs(dtype=jnp.float32):
 
 
 def splash(q, k, v, window, segments=None):
-    return kernels.splash(
-        q, k, v, scale=0.3, window=window, segments=segments, block=128, residuals="saved", interpret=True
-    )
+    return kernels.splash(q, k, v, AttentionContext(segments=segments, window=window), 0.3, 128)
 
 
 def with_gradients(function, q, k, v, weights):
@@ -39,7 +40,7 @@ def test_splash_is_the_reference_with_its_gradients(window, documents):
     segments = jnp.cumsum(jnp.arange(T) % 100 == 99) * jnp.ones((B, 1), jnp.int32) if documents else None
     ours = jax.jit(lambda *x: with_gradients(lambda *y: splash(*y, window, segments), *x))(q, k, v, weights)
     reference = with_gradients(
-        lambda *y: attend(*y, AttentionContext(segments=segments, window=window), scale=0.3), q, k, v, weights
+        lambda *y: attend(*y, AttentionContext(segments=segments, window=window), Softmax(0.3)), q, k, v, weights
     )
     for mine, other in zip(ours, reference, strict=True):
         np.testing.assert_allclose(mine, other, atol=2e-5 * float(jnp.abs(other).max()))
@@ -49,7 +50,7 @@ def test_splash_is_the_reference_with_its_gradients(window, documents):
 def test_a_band_costs_its_band(window):
     """The grids of all three kernels, which are what is computed, against the band and against the square."""
     length = 4096
-    kernel = kernels._splash_kernel(1, length, window, 512, "saved", False)
+    kernel = kernels._splash_kernel(1, length, window, 512)
     block = kernel.kwargs["block_sizes"].block_q
     for grid in (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info):
         area = grid.block_mask.size * block**2
@@ -57,11 +58,11 @@ def test_a_band_costs_its_band(window):
 
 
 def test_splash_over_a_mesh_is_splash_on_one_device():
-    q, k, v, weights = inputs()
-    single = with_gradients(lambda *y: splash(*y, 96), q, k, v, weights)
+    arrays = inputs()
+    single = with_gradients(lambda *y: splash(*y, 96), *arrays)
     mesh = make_mesh(cfg.Mesh(data=1, fsdp=2, tensor=2), jax.devices()[:4])
     with jax.set_mesh(mesh):
-        sharded = jax.jit(lambda *x: with_gradients(lambda *y: splash(*y, 96), *x))(q, k, v, weights)
+        sharded = jax.jit(lambda *x: with_gradients(lambda *y: splash(*y, 96), *x))(*jax.device_get(arrays))
     for mine, other in zip(sharded, single, strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-6)
 
@@ -89,13 +90,17 @@ def test_splash_keeps_its_precision_where_callers_ask_for_more():
 )
 def test_which_kernel_serves(call, kernel):
     where, length, d_head, dtype, segments, dropout = call
-    assert kernels.serving(where, length, d_head, dtype, segments=segments, dropout=dropout) == kernel
+    q = jax.ShapeDtypeStruct((1, 1, length, d_head), dtype)
+    context = AttentionContext(segments=jnp.zeros((1, length), jnp.int32) if segments else None)
+    assert kernels.serving(where, q, context, dropout) == kernel
 
 
 def test_the_platform_is_that_of_the_mesh():
-    assert kernels.platform() == jax.default_backend()
-    with jax.set_mesh(make_mesh(cfg.Mesh(), jax.devices()[:1])):
-        assert kernels.platform() == "cpu"
+    assert platform() == "cpu"
+    device = jax.sharding.AbstractDevice("TPU v5e", 1, "tpu")
+    elsewhere = jax.sharding.AbstractMesh((1,) * len(MESH_AXES), MESH_AXES, abstract_device=device)
+    with jax.sharding.use_abstract_mesh(elsewhere):
+        assert platform() == "tpu"
 
 
 def test_blocks_divide_the_sequence():

@@ -14,7 +14,7 @@ from scaling import cli
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
 from scaling.model import decoder, kernels
-from scaling.model.attention import attend
+from scaling.model.attention import Softmax, attend
 from scaling.model.context import AttentionContext
 from scaling.model.pipeline import pipelined
 from scaling.objectives.next_token import next_token
@@ -119,8 +119,8 @@ def test_each_part_meets_each_layer_once_in_order(stages, parts):
         noise = jax.random.uniform(key, x.shape)
         return jnp.tanh(x @ w) * (1 + segments[..., None]) + noise
 
-    def stage(layers, keys, x, segments):
-        return jax.lax.scan(lambda x, i: (layer(x, i, segments), None), x, (layers, keys))[0]
+    def stage(layers, x, segments):
+        return jax.lax.scan(lambda x, i: (layer(x, i, segments), None), x, layers)[0]
 
     def expected(layers, x):
         # A stage holds rows in order and deals them out in turn.
@@ -129,7 +129,7 @@ def test_each_part_meets_each_layer_once_in_order(stages, parts):
         out = jnp.zeros_like(x)
         for part, chosen in enumerate(order):
             mine = jax.vmap(jax.random.fold_in, (0, None))(keys, part)
-            out = out.at[chosen].set(stage(layers, mine, x[chosen], segments[chosen]))
+            out = out.at[chosen].set(stage((layers, mine), x[chosen], segments[chosen]))
         return out
 
     def with_gradients(run):
@@ -144,7 +144,7 @@ def test_each_part_meets_each_layer_once_in_order(stages, parts):
     for recompute in (False, True):
         with jax.set_mesh(make_mesh(mesh, jax.devices()[: 2 * stages])):
             found = with_gradients(
-                lambda layers, x, again=recompute: pipelined(stage, layers, keys, x, segments, parts, again)
+                lambda layers, x, again=recompute: pipelined(stage, (layers, keys), x, segments, parts, again)
             )
         for mine, other in zip(found, want, strict=True):
             np.testing.assert_allclose(mine, other, atol=2e-5 * float(jnp.abs(other).max()))
@@ -154,17 +154,15 @@ def test_each_part_meets_each_layer_once_in_order(stages, parts):
 def test_splash_inside_stages_is_the_reference():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 2, 2, 128, 32))  # [S, B, H, T, K]
     run = jax.vmap(
-        lambda q, k, v: kernels.splash(
-            q, k, v, scale=0.3, window=0, segments=None, block=128, residuals="r", interpret=True
-        ),
+        lambda q, k, v: kernels.splash(q, k, v, AttentionContext(), 0.3, 128),
         spmd_axis_name="stage",
     )
     with jax.set_mesh(make_mesh(cfg.Mesh(stage=2, fsdp=2, tensor=2))):
         found = jax.jit(run)(q, k, v)
     for stage in range(2):
-        np.testing.assert_allclose(
-            found[stage], attend(q[stage], k[stage], v[stage], AttentionContext(), scale=0.3), atol=2e-5
-        )
+        with jax.set_mesh(make_mesh(cfg.Mesh(), jax.devices()[:1])):
+            want = attend(q[stage], k[stage], v[stage], AttentionContext(), Softmax(0.3))
+        np.testing.assert_allclose(found[stage], want, atol=2e-5)
 
 
 def test_every_device_holds_its_stages_layers_only():

@@ -11,7 +11,7 @@ from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
 from scaling.data.batch import of_sequences
 from scaling.model import decoder, ring
-from scaling.model.attention import attend
+from scaling.model.attention import Softmax, attend
 from scaling.model.context import AttentionContext
 from scaling.model.fused import fused
 from scaling.objectives.next_token import next_token
@@ -46,7 +46,14 @@ def with_gradients(function, q, k, v, weights):
     return out, *back(weights)
 
 
-def by_ring(devices, q, k, v, weights, window, segments, **options):
+def reference(tensors, window=0, segments=None):
+    """Output and gradients in the text's order, on one device."""
+    context = AttentionContext(segments=segments, window=window)
+    with jax.set_mesh(mesh()):
+        return jax.device_get(with_gradients(lambda *y: attend(*y, context, Softmax(0.3)), *tensors))
+
+
+def by_ring(devices, q, k, v, weights, window, segments, block=512, kernel=False):
     """Output and gradients in zigzag order."""
 
     @jax.jit
@@ -55,10 +62,10 @@ def by_ring(devices, q, k, v, weights, window, segments, **options):
         q, k, v, weights = (ring.zigzag(x, 2) for x in (q, k, v, weights))
 
         def attention(q, k, v):
-            if options.get("kernel"):
-                return ring.attend(q, k, v, scale=0.3, window=window, segments=segments, residuals="saved", **options)
+            if kernel:
+                return ring.attend(q, k, v, segments, ring.Setup(0.3, window, block, kernel))
             context = AttentionContext(segments=segments, window=window, zigzag=True)
-            return attend(q, k, v, context, scale=0.3, **options)
+            return attend(q, k, v, context, Softmax(0.3), block)
 
         return with_gradients(attention, q, k, v, weights)
 
@@ -85,9 +92,7 @@ def test_the_ring_is_the_reference_with_its_gradients(axes, length, window, segm
     """Float32, to 2e-6 of the largest number."""
     tensors = inputs(length, d_head)
     segments = documents(length) if segments else None
-    want = with_gradients(
-        lambda *y: attend(*y, AttentionContext(segments=segments, window=window), scale=0.3), *tensors
-    )
+    want = reference(tensors, window, segments)
     devices = mesh(**axes)
     got = by_ring(devices, *tensors, window, segments, block=block)
     with jax.set_mesh(devices):
@@ -101,13 +106,12 @@ def test_bfloat16_is_as_near_as_the_reference():
     """Against float32: the ring in bfloat16 errs no more than twice the reference in bfloat16."""
     wide = inputs(64, 16)
     narrow = [x.astype(jnp.bfloat16) for x in wide]
-    exact = with_gradients(lambda *y: attend(*y, AttentionContext(), scale=0.3), *wide)
-    reference = with_gradients(lambda *y: attend(*y, AttentionContext(), scale=0.3), *narrow)
+    exact, rounded = reference(wide), reference(narrow)
     devices = mesh(context=4)
     got = by_ring(devices, *narrow, 0, None)
     with jax.set_mesh(devices):
-        exact, reference = ([ring.zigzag(x, 2) for x in xs] for xs in (exact, reference))
-    for mine, other, true in zip(got, reference, exact, strict=True):
+        exact, rounded = ([ring.zigzag(x, 2) for x in xs] for xs in (exact, rounded))
+    for mine, other, true in zip(got, rounded, exact, strict=True):
         assert mine.dtype == jnp.bfloat16
         assert jnp.abs(mine - true).max() < 2 * jnp.abs(other - true).max()
 
@@ -118,9 +122,9 @@ def test_the_kernel_in_the_ring_is_the_reference(segments):
     """The TPU's kernel, interpreted, at every kind of hop: own, earlier, later."""
     tensors = inputs(768, 64, batch=1, heads=1)
     segments = documents(768)[:1] // 20 if segments else None
-    want = with_gradients(lambda *y: attend(*y, AttentionContext(segments=segments), scale=0.3), *tensors)
+    want = reference(tensors, segments=segments)
     devices = mesh(context=3)
-    got = by_ring(devices, *tensors, 0, segments, block=128, kernel=True, interpret=True)
+    got = by_ring(devices, *tensors, 0, segments, block=128, kernel=True)
     with jax.set_mesh(devices):
         want = [ring.zigzag(x, 2) for x in want]
     for mine, other in zip(got, want, strict=True):
@@ -174,7 +178,7 @@ def test_the_program_sends_only_what_the_hops_need():
     def permutes(window):
         x = jax.ShapeDtypeStruct((2, 2, 128, 8), jnp.float32)
         context = AttentionContext(window=window, zigzag=True)
-        run = jax.jit(lambda q, k, v: attend(q, k, v, context, scale=1.0, block=8))
+        run = jax.jit(lambda q, k, v: attend(q, k, v, context, Softmax(1.0), block=8))
         return run.lower(x, x, x).as_text().count("collective_permute")
 
     with jax.set_mesh(mesh(context=8)):

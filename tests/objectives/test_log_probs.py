@@ -9,6 +9,8 @@ from scaling.config import schema as cfg
 from scaling.objectives.log_probs import Unembedding, log_probs, weighted_loss
 from scaling.parallel.mesh import make_mesh
 
+pytestmark = pytest.mark.usefixtures("on_one_device")
+
 KEYS = jax.random.split(jax.random.key(0), 3)
 HIDDEN = jax.random.normal(KEYS[0], (8, 12, 16))
 TABLE = jax.random.normal(KEYS[1], (64, 16))

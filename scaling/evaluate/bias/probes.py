@@ -136,9 +136,9 @@ def occupations(served: Served) -> dict[str, OccupationBias]:
     return found
 
 
-def _batch_size(network: cfg.Network, mesh: Mesh | None, length: int) -> int:
+def _batch_size(network: cfg.Network, mesh: Mesh, length: int) -> int:
     """The largest power of two with which a batch's keys and values stay below ``_CACHE_BYTES``; at most ``_BATCH``."""
     model, size = network.model, _ITEM_BYTES[network.compute.dtype]
     row = 2 * model.num_layers * model.num_heads * model.d_head * length * size
-    fitting = _CACHE_BYTES * (1 if mesh is None else mesh.size) // row
+    fitting = _CACHE_BYTES * mesh.size // row
     return min(_BATCH, 1 << max(0, fitting.bit_length() - 1))

@@ -5,7 +5,6 @@ A row holds a context and, after it, all its completions side by side. Each comp
 """
 
 import collections
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,13 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from scaling.config import schema as cfg
 from scaling.data.tokenizer import Tokenizer
 from scaling.model import decoder
 from scaling.model.context import AttentionContext
+from scaling.parallel.mesh import one_device
+from scaling.parallel.sharding import on_every_device
 
 _BATCH_TOKENS = 8192  # computed in one forward pass
 _SMALLEST = 16
@@ -72,10 +72,11 @@ class Scorer:
     def __init__(
         self, network: cfg.Network, params: decoder.Params, mesh: Mesh | None = None, batch_tokens: int = _BATCH_TOKENS
     ):
-        """Args: resolved network, parameters (on the mesh, if there is one), mesh, tokens of one forward pass."""
+        """Args: resolved network, parameters, where they lie (None: on one device), tokens of one forward pass."""
         self.network = network
         self.work = Work()
-        self._params, self._mesh, self._batch_tokens = params, mesh, batch_tokens
+        self._params, self._batch_tokens = params, batch_tokens
+        self._mesh = one_device() if mesh is None else mesh
 
     def score(self, groups: Iterable[Group], watch: Callable[[int], Any] = lambda done: None) -> list[list[Score]]:
         """Scores of every completion of every group, in order.
@@ -148,22 +149,20 @@ class Scorer:
             row.write(_Batch(*(array[b] for array in batch)))
         self.work.real += sum(row.length for row in rows)
         self.work.padded += count * length
-        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+        with jax.set_mesh(self._mesh):
             found = _score(self.network, self._params, _Batch(*map(self._put, batch)))
         logprobs, greedy = (np.asarray(jax.device_get(x)) for x in found)
         return [row.read(logprobs[b], greedy[b]) for b, row in enumerate(rows)]
 
     def _row_count(self, rows: list["_Row"], length: int) -> int:
         """Rows with padding: a full batch, or a power of two; a multiple of the shards of the batch."""
-        shards = 1 if self._mesh is None else self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         full = max(1, self._batch_tokens // length)
         count = full if len(rows) == full else 2 ** (len(rows) - 1).bit_length()
         return -(-count // shards) * shards
 
     def _put(self, x: np.ndarray) -> jax.Array:
-        if self._mesh is None:
-            return jnp.asarray(x)
-        return jax.make_array_from_callback(x.shape, NamedSharding(self._mesh, P()), lambda index: x[index])
+        return on_every_device(x, self._mesh)
 
 
 class _Batch(NamedTuple):

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from scaling.config import schema as cfg
-from scaling.model import cache, decoder
-from scaling.parallel.mesh import make_mesh
+from scaling.model import decoder, kv_cache
+from scaling.parallel.mesh import make_mesh, one_device
 from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("on_one_device")
 
 TOKENS = np.random.default_rng(0).integers(1, tiny.VOCAB, (2, 16)).astype(np.int32)
 MODELS = {
@@ -28,9 +30,9 @@ def parameters(network):
 
 def stepwise(network, params, tokens, starts, first, piece, slots=20):
     """Logits of the real positions: ``first`` slots at once, then ``piece`` at a time."""
-    layers = cache.split_layers(network, params)
-    prefill = jax.jit(cache.prefill, static_argnums=(0, 4))
-    extend = jax.jit(cache.extend, static_argnums=0)
+    layers = kv_cache.split_layers(network, params, one_device())
+    prefill = jax.jit(kv_cache.prefill, static_argnums=(0, 4))
+    extend = jax.jit(kv_cache.extend, static_argnums=0)
     hidden, memory = prefill(network, layers, tokens[:, :first], starts, slots)
     parts = [hidden]
     for slot in range(first, tokens.shape[1], piece):
@@ -69,7 +71,7 @@ def test_rows_padded_at_the_front_equal_rows_alone():
 def test_bfloat16_keeps_what_is_added_wide():
     network = tiny.network(dtype="bfloat16")
     params = parameters(network)
-    layers = cache.split_layers(network, params)
+    layers = kv_cache.split_layers(network, params, one_device())
     assert layers["tokens"].dtype == layers["blocks"][0]["mlp"]["up"].dtype == jnp.bfloat16
     assert layers["positions"].dtype == layers["blocks"][0]["mlp"]["up_bias"].dtype == jnp.float32
     module = decoder.merge(network, params)
@@ -82,8 +84,8 @@ def test_cache_and_layers_lie_on_the_mesh_as_in_training():
     network = tiny.network()
     mesh = make_mesh(cfg.Mesh(data=1, fsdp=2, tensor=4))
     with jax.set_mesh(mesh):
-        layers = cache.split_layers(network, parameters(network), mesh)
-        _, memory = jax.jit(cache.prefill, static_argnums=(0, 4))(network, layers, TOKENS, np.zeros(2, np.int32), 20)
+        layers = kv_cache.split_layers(network, parameters(network), mesh)
+        _, memory = jax.jit(kv_cache.prefill, static_argnums=(0, 4))(network, layers, TOKENS, np.zeros(2, np.int32), 20)
     assert layers["blocks"][1]["attention"]["qkv"].addressable_shards[0].data.shape == (16, 3, 1, 8)
     assert len(memory) == network.model.num_layers
     for x in jax.tree.leaves(memory):
@@ -96,13 +98,12 @@ def test_the_cache_is_written_in_place():
     from scaling.generate.sampling import Sampling, row_keys, rules
 
     network = tiny.network()
-    layers = cache.split_layers(network, parameters(network))
+    layers = kv_cache.split_layers(network, parameters(network), one_device())
     static, dials = rules(Sampling(temperature=0.0, end_ids=()), network.model.vocab_size, None)
-    keys, starts = row_keys(0, np.arange(2), np.arange(2)), np.zeros(2, np.int32)
-    state = decode.start(network, static, 16, layers, dials, keys, TOKENS, starts)
-    program = (
-        decode.proceed.lower(network, static, layers, dials, keys, starts, state, np.int32(16)).compile().as_text()
-    )
+    rows = decode.Rows(TOKENS, np.zeros(2, np.int32), row_keys(0, np.arange(2), np.arange(2)))
+    static = decode.Program(network, static, 16)
+    state = decode.start(static, layers, dials, rows)
+    program = decode.proceed.lower(static, layers, dials, rows, state, np.int32(16)).compile().as_text()
     assert "f32[2,4,32,8]" in program
     assert not [line for line in program.splitlines() if " = f32[2,4,32,8]" in line and " copy(" in line]
 
@@ -112,6 +113,6 @@ def test_next_logits_are_the_logits_of_the_vocabulary():
     params = parameters(network)
     hidden = jax.random.normal(jax.random.key(1), (3, network.model.d_model))
     want = decoder.merge(network, params).logits(hidden[:, None])[:, 0]
-    got = cache.next_logits(network, cache.split_layers(network, params), hidden, tiny.VOCAB - 2)
+    got = kv_cache.next_logits(network, kv_cache.split_layers(network, params, one_device()), hidden, tiny.VOCAB - 2)
     np.testing.assert_allclose(got[:, : tiny.VOCAB - 2], want[:, :-2], atol=1e-5)
     assert got.shape == (3, network.model.padded_vocab) and (got[:, tiny.VOCAB - 2 :] == -jnp.inf).all()

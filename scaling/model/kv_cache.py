@@ -27,21 +27,19 @@ from scaling.parallel.sharding import constrain, is_axes, stored_spec
 Cache = tuple[Memory, ...]
 
 
-def split_layers(network: cfg.Network, params: decoder.Params, mesh: Mesh | None = None) -> decoder.Params:
+def split_layers(network: cfg.Network, params: decoder.Params, mesh: Mesh) -> decoder.Params:
     """Parameters for decoding: each layer's by itself, queries, keys and values in one, matrices in the compute dtype.
 
     Args:
         network: resolved.
         params: as ``decoder.initialize`` makes them, anywhere.
-        mesh: they are laid out on it as in training; None = one device.
+        mesh: they are laid out on it as in training.
 
     Returns:
         The tree, with a tuple of ``num_layers`` trees as ``blocks``.
     """
     config = network.model
     split = functools.partial(_split, network)
-    if mesh is None:
-        return jax.jit(split)(params)
     # From one device or the host; where they lie as in training, nothing moves.
     params = jax.device_put(params, decoder.shardings(config, mesh))
     return jax.jit(split, out_shardings=_shardings(_split_axes(config), mesh))(params)
