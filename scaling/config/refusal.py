@@ -15,7 +15,7 @@ def must_be_multiple(name: str, value: int, divisor: int, what: str) -> None:
 
 
 def must_divide(name: str, divisor: int, what: str, value: int) -> None:
-    """Refuses the knob ``name`` with the value ``divisor`` unless that divides ``value``, that of the knob ``what``."""
+    """Refuses the knob ``name`` whose value ``divisor`` does not divide that of the knob ``what``."""
     if value % divisor:
         near = nearest_divisors(value, divisor)
         raise refused(name, divisor, f"must divide config.{what}={value}, as {near} would")
@@ -43,7 +43,7 @@ def refused(name: str, value: Any, why: str) -> ValueError:
 
 
 def shown(value: Any) -> str:
-    """A value as Python writes it, cut where it is too long for a message; a very long number as its count of digits."""
+    """A value as Python writes it, cut if it is too long for a message; a very long number as its count of digits."""
     if isinstance(value, int) and abs(value) >= 10**30:
         return f"{'-' * (value < 0)}a number of about {round(abs(value).bit_length() / 3.3219)} digits"
     return cut(repr(value))

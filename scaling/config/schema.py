@@ -46,19 +46,13 @@ class Model:
         ("dense",), "", "attention of layers 0, 1, ...: 'dense' or 'banded'; the list is repeated over all layers"
     )
     band_width: int = knob(256, "tokens", "in a banded layer a token sees this many positions, its own included")
-    document_mask: bool = knob(
-        False, "", "tokens attend only to their own document, and positions restart in each (GPT-3: False)"
-    )
+    document_mask: bool = knob(False, "", "attention stays inside documents; positions restart (GPT-3: False)")
     dropout_embedding: float = knob(0.0, "probability", "dropout after the embeddings")
     dropout_attention: float = knob(0.0, "probability", "dropout on the attention weights")
     dropout_residual: float = knob(0.0, "probability", "dropout on the output of each sublayer")
     init_std: float = knob(0.02, "", "standard deviation of initial weights (at base_width under muP)")
-    scale_residual_init: bool = knob(
-        True, "", "initial output projections of the sublayers are divided by sqrt(2 * num_layers)"
-    )
-    parametrization: str = knob(
-        "standard", "", "standard, mup (transfers over width) or completep (over width and depth)"
-    )
+    scale_residual_init: bool = knob(True, "", "output projections of sublayers start divided by sqrt(2 * num_layers)")
+    parametrization: str = knob("standard", "", "standard, mup (over width) or completep (over width and depth)")
     base_width: int = knob(256, "features", "d_model at which the muP hyperparameters were tuned")
     base_depth: int = knob(2, "layers", "num_layers at which the CompleteP hyperparameters were tuned")
 
@@ -70,12 +64,8 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    dtype: str = knob(
-        "bfloat16", "", "matrix products: bfloat16 or float32; norms, softmax and loss are always float32"
-    )
-    quantization: str = knob(
-        "none", "", "8-bit products with the matrices of the blocks: none, int8 or fp8 (needs qwix)"
-    )
+    dtype: str = knob("bfloat16", "", "matrix products: bfloat16 or float32; norms, softmax, loss: always float32")
+    quantization: str = knob("none", "", "8-bit products with the blocks' matrices: none, int8 or fp8 (needs qwix)")
     remat: str = knob("none", "", "what the backward pass recomputes: none, dots, projections or full")
     scan_unroll: int = knob(
         1,
@@ -84,9 +74,7 @@ class Compute:
         "takes longer to compile",
     )
     attention_block: int = knob(512, "tokens", "block of queries and of keys in the TPU's attention kernel")
-    loss_chunk: int = knob(
-        512, "tokens", "positions of each sequence whose logits are computed at a time; 0 = all at once"
-    )
+    loss_chunk: int = knob(512, "tokens", "positions of each sequence whose logits are computed at once; 0 = all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,9 +137,7 @@ class Optimizer:
     weight_decay: float = knob(0.1, "", "decoupled weight decay, multiplied by the learning rate")
     decay_biases_and_norms: bool = knob(False, "", "apply weight decay to biases and LayerNorm gains too")
     clip_norm: float = knob(1.0, "", "the global norm of the gradient is clipped to this; 0 = no clipping")
-    state_dtype: str = knob(
-        "float32", "", "type in which moments are kept between steps: float32 or bfloat16 (stochastic rounding)"
-    )
+    state_dtype: str = knob("float32", "", "moments between steps: float32 or bfloat16 (stochastic rounding)")
     schedule: str = knob("cosine", "", "cosine, wsd (warmup-stable-decay), linear or constant")
     warmup_tokens: int = knob(375_000_000, "tokens", "length of the linear warm-up from 0")
     decay_tokens: int = knob(
@@ -166,7 +152,7 @@ class Optimizer:
 @dataclasses.dataclass(frozen=True)
 class Mesh:
     stage: int = knob(
-        1, "stages", "stages of the pipeline, each with its share of the layers; slices are divided among stages first"
+        1, "stages", "stages of the pipeline, which share the layers; slices are divided among stages first"
     )
     data: int = knob(-1, "devices", "replicas inside a slice; -1 = all devices that the other axes do not use")
     fsdp: int = knob(1, "devices", "shards of parameters, gradients and optimizer state, and of the batch")
@@ -174,9 +160,7 @@ class Mesh:
     tensor: int = knob(1, "devices", "shards of heads, MLP and vocabulary, and of the sequence between those")
     shard_optimizer: bool = knob(False, "", "shard gradients and optimizer state over the data axis too (ZeRO-2)")
     slices: int = knob(
-        1,
-        "slices",
-        "TPU slices joined by the data-centre network; slices that stages do not use multiply the data axis",
+        1, "slices", "TPU slices joined by the data-centre network; those that stages do not use multiply data"
     )
     cpu_devices: int = knob(0, "devices", "run on this many virtual CPU devices; 0 = the devices of the machine")
 
@@ -207,14 +191,10 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Distributed:
-    coordinator_address: str = knob(
-        "", "host:port", "address of process 0; empty = detect TPU pod, Slurm, Kubernetes or MPI"
-    )
+    coordinator_address: str = knob("", "host:port", "process 0; empty = detect TPU pod, Slurm, Kubernetes or MPI")
     num_processes: int = knob(0, "processes", "number of processes when coordinator_address is given")
     process_id: int = knob(-1, "", "number of this process, from 0, when coordinator_address is given")
-    heartbeat_seconds: int = knob(
-        60, "seconds", "a process that is silent for so long counts as dead, and the others end"
-    )
+    heartbeat_seconds: int = knob(60, "seconds", "a process silent for so long counts as dead, and the others end")
     join_seconds: int = knob(300, "seconds", "a process ends if it does not find the others within this time")
 
 
@@ -240,9 +220,7 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    every_steps: int = knob(
-        1000, "steps", "interval of checkpoints; one more is saved at the end or at a signal; 0 = only that one"
-    )
+    every_steps: int = knob(1000, "steps", "interval; one more is saved at the end or at a signal; 0 = only that one")
     keep_last: int = knob(3, "checkpoints", "number of newest checkpoints that are kept")
     keep_every_steps: int = knob(0, "steps", "checkpoints at multiples of this are kept for ever; 0 = none")
     asynchronous: bool = knob(True, "", "write in the background while training goes on")
