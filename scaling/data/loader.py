@@ -47,7 +47,7 @@ def training_set(
         tokenizer: for text sources; token directories must have been made with it.
         sequence_length: T, in tokens.
         seed: of the order.
-        bad: where sequences that cannot be read are replaced; None = they are errors when they are read.
+        bad: replaces sequences that cannot be read; None = reading them is an error.
 
     Raises:
         FileNotFoundError, ValueError: bad or too little data (see ``prepare.cached``).
@@ -175,7 +175,7 @@ def batches(
         span: step -> (index of its first sequence, number of sequences, a multiple of ``microbatch``).
         rows: rows of a microbatch that this process reads.
         microbatch: sequences in a microbatch, over all processes.
-        num_microbatches: microbatches in a step at most; those beyond the count of ``span`` are zeros, not read.
+        num_microbatches: maximum of microbatches in a step; those beyond the count of ``span`` are zeros and not read.
         start_step: first step.
         stop_step: end of the steps.
         workers: threads; 0 reads when asked.
@@ -203,7 +203,7 @@ def evaluation_batches(
 
     Args:
         dataset: sequences int32 [T+1] by index.
-        num_sequences: how many; cut to the length of the dataset.
+        num_sequences: number of sequences, limited to the length of the dataset.
         batch_sequences: sequences in a batch, over all processes.
         rows: rows of a batch that this process reads.
         separator: as of ``of_sequences``.
