@@ -115,7 +115,7 @@ def check_pipeline(config: Config) -> None:
             raise refused(
                 name,
                 value,
-                f"cannot run in a pipeline; must be empty with config.mesh.stage={mesh.stage}: use scaling "
+                f"does not run through a pipeline; must be empty with config.mesh.stage={mesh.stage}: use scaling "
                 f"{'evaluate' if name == 'eval.tasks' else 'generate'} on the run directory",
             )
     if not parts:  # the devices are not known yet
