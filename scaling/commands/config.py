@@ -1,4 +1,4 @@
-"""The verb ``config``: a config as a run would see it, the reference of knobs, the experiments that ship."""
+"""The verb ``config``: prints a config as a run would see it, the reference of knobs, or the shipped experiments."""
 
 import argparse
 

@@ -1,15 +1,15 @@
-"""The verb ``train``. What can be refused is refused before JAX is imported; ``commands/training.py`` does the work."""
+"""The verb ``train``: refuses impossible configs before JAX is imported; ``commands/training.py`` does the work."""
 
 import argparse
 import time
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares nothing: all is in the config."""
+    """Declares nothing, because everything is in the config."""
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains the model of ``--config``, or resumes it.
+    """Trains the model of ``--config``, or resumes its run.
 
     Raises:
         ValueError: no config, or one that cannot work.

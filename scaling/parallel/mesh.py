@@ -34,7 +34,7 @@ def make_mesh(config: cfg.Mesh, devices: list[jax.Device] | None = None) -> Mesh
         grid = np.asarray(devices).reshape([a * b for a, b in zip(outer, inner, strict=True)])
     else:
         grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
-    # Automatic axes: see docs/design.md for the trial of explicit ones.
+    # Automatic axes: see docs/notes/rejected.md for the trial of explicit ones.
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 

@@ -111,8 +111,8 @@ def test_mistakes(stand_in, capsys, monkeypatch):
         (["train", "--shapes", "12m"], "'12m' is none of 16m, 11m, 124m"),
         (["train", "--repetitions=0"], "--repetitions must be 1 or more"),
         (["generate", "--batch", "2", "0"], "--batch must be 1 or more"),
-        (["dispatch", "--num_layers=3"], "--num_layers=3 must be a multiple of 2, at least that"),
-        (["dispatch", "--num_layers=0"], "--num_layers=0 must be a multiple of 2, at least that"),
+        (["dispatch", "--num_layers=3"], "--num_layers=3 must be a positive multiple of 2"),
+        (["dispatch", "--num_layers=0"], "--num_layers=0 must be a positive multiple of 2"),
         (["dispatch", "--steps=1"], "--steps=1 must be at least 2"),
         (["train", "--peer=/nowhere/python"], "--peer=/nowhere/python cannot be run"),
     ):

@@ -209,7 +209,7 @@ def test_tasks_are_broken_down(folder, tmp_path, capsys):
     few = ("--probes=gender", "--samples=2", "--tokens=12")
     assert bias_command.run(parse(bias_command, folder, *few, "--json")) == 0
     out = capsys.readouterr()
-    assert "with its files, --data=DIR" in out.err and json.loads(out.out)["tasks"] == []
+    assert "give --data=DIR with its files" in out.err and json.loads(out.out)["tasks"] == []
     assert bias_command.run(parse(bias_command, folder, *few, f"--data={tmp_path}")) == 0
     assert "winogender, 0 shots: accuracy by gender and answer" in capsys.readouterr().out
     by_gender, by_both = json.loads((folder / "bias" / "report.json").read_text())["tasks"]
@@ -222,14 +222,14 @@ def test_tasks_are_broken_down(folder, tmp_path, capsys):
     assert len(by_both["accuracy"]) == 4 and by_both["by"] == ["gender", "answer"]
     rows[0] = rows[0].replace("patient.0", "patient.1")
     (tmp_path / "all_sentences.tsv").write_text("sentid\tsentence\n" + "".join(row + "\n" for row in rows))
-    with pytest.raises(ValueError, match=r"winogender-0.jsonl:1: test/0 is not that item of winogender in"):
+    with pytest.raises(ValueError, match=r"winogender-0.jsonl:1: test/0 is not the same item as in the files"):
         bias_command.run(parse(bias_command, folder, *few, f"--data={tmp_path}"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--probes=gendr"], "'gendr' is no probe; did you mean 'gender'"),
+        (["--probes=gendr"], "'gendr' is not a probe; did you mean 'gender'"),
         (["--probes=winogender"], "winogender is a task; `scaling evaluate RUN --tasks=winogender`"),
         (["--probes=,"], "must name some of gender"),
         (["--samples=0"], "--samples=0 must be 1 or more"),

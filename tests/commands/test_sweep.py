@@ -126,7 +126,7 @@ def test_wrong_files_and_options_are_refused(sweep, tmp_path, capsys):
     assert "does not exist" in refused(f"--config={tmp_path / 'none.py'}")
     assert "use the verb train" in refused(f"--config={ROOT / 'experiments/cpu/demo.py'}")
     assert "must not be negative" in refused(f"--config={path}", "--parallel=-1")
-    assert "is not a device whose peak is known" in refused(f"--config={path}", "--dry_run", "--device=abacus")
+    assert "the peak of this device is not known" in refused(f"--config={path}", "--dry_run", "--device=abacus")
     assert "belongs to --dry_run" in refused(f"--config={path}", "--device=TPU v4")
     assert "belongs to --device" in refused(f"--config={path}", "--dry_run", "--devices=4")
     assert "must be local" in refused(f"--config={path}", "--config.workdir=gs://bucket/runs")

@@ -140,7 +140,7 @@ def test_one_dead_process_takes_the_others_along(run, tmp_path):
 def test_a_process_that_stands_still_is_noticed(run, tmp_path):
     code, values, _ = run(["serve", 0], ["freeze", 0])
     assert code == 0
-    assert any("stood still" in event["event"] for event in values["events"])
+    assert any("has been stopped for" in event["event"] for event in values["events"])
     assert int((tmp_path / "starts-1").read_text()) == 2
 
 

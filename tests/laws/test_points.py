@@ -115,7 +115,7 @@ def test_jsonl(tmp_path):
         ('{"l": 4}', "has no column 'n'"),
         ('{"n": 1, "l": 4}', "has no column 'who'"),
         ('{"n": 1, "l": 4, "who": "b", "unused": ' + "1" * 5000 + "}", "has a whole number of more than 4300 digits"),
-        ('{"n": 1, "l": 4, "who": "b", "unused": ' + "[" * 100000, "has lists or objects inside each other"),
+        ('{"n": 1, "l": 4, "who": "b", "unused": ' + "[" * 100000, "has lists or objects nested too deeply"),
     ):
         path.write_text('{"n": 1e6, "l": 4.5, "who": "a"}\n' + row)
         with pytest.raises(ValueError, match=rf"points\.jsonl:2:? {message}"):

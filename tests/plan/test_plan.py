@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_said_and_exits_so(capsys):
         ([XL, "--topology=v5e:4x4", "--slices=0"], "--slices=0 must be at least 1"),
         ([XL, "--topology=v5e:4x4", "--devices=3"], "--devices belongs to --device"),
         ([XL, "--device=v5e"], "--device=v5e needs --devices=N"),
-        ([XL, STEADY, "--device=abacus", "--devices=4"], "--device=abacus is no chip that is known; one of v7x"),
+        ([XL, STEADY, "--device=abacus", "--devices=4"], "--device=abacus is not a known chip; use one of v7x"),
         ([XL, "--device=v5e", "--devices=4", "--step=eval"], "--step=eval needs --topology"),
         ([XL, "--device=v5e", "--devices=4", "--step=generate"], "--step=generate needs --topology"),
         ([XL, "--topology=v5e:4x4", "--batch_size=4"], "--batch_size, --prompt_tokens, --tokens belong to --step=gen"),

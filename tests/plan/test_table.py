@@ -70,9 +70,9 @@ def test_the_table_says_what_each_layout_takes(monkeypatch, capsys):
         (["--table", "1b"], "--table: '1b' has no layouts; one of 125m, 350m"),
         (["--table", "--device=v5e"], "--table has its own configs and topologies"),
         (["--table", "--config=experiments/gpt3/125m.py"], "--table has its own configs and topologies"),
-        (["--table", "--json"], "it goes with --fresh alone"),
-        (["--table", "--slices=2"], "it goes with --fresh alone"),
-        (["--table", "--config.compute.remat=full"], "it goes with --fresh alone"),
+        (["--table", "--json"], "it can be combined only with --fresh"),
+        (["--table", "--slices=2"], "it can be combined only with --fresh"),
+        (["--table", "--config.compute.remat=full"], "it can be combined only with --fresh"),
     ],
 )
 def test_mistakes(arguments, sentence, capsys, monkeypatch):
