@@ -118,10 +118,10 @@ def test_a_run_directory_knows_its_tokenizer(capsys, tmp_path):
             for value in ("1e39", "inf", "nan")
         ),
         *((["--prompt=a", f"--{name}={10**22}"], f"^{name}=.* must be ") for name in ("seed", "num_samples", "beams")),
-        (["--prompt=\udcff"], "--prompt: the prompt is not valid Unicode text"),
-        (["--prompts=EMPTY"], "empty.txt holds no prompts"),
-        (["--prompts=DIGITS"], r"digits.jsonl:2 has a whole number of more"),
-        (["--prompts=BAD"], r"bad.jsonl:2: must be an object with a text in its field 'prompt'"),
+        (["--prompt=\udcff"], "--prompt.*Unicode"),
+        (["--prompts=EMPTY"], r"empty\.txt.*no prompts"),
+        (["--prompts=DIGITS"], r"digits\.jsonl:2 .*number"),
+        (["--prompts=BAD"], r"bad\.jsonl:2: .*'prompt'"),
     ],
 )
 def test_mistakes_are_sentences(folder, tmp_path, arguments, words):
@@ -144,9 +144,9 @@ def test_mistakes_are_sentences(folder, tmp_path, arguments, words):
 def test_what_is_missing_is_named(folder, tmp_path):
     parser = argparse.ArgumentParser()
     command.add_options(parser)
-    with pytest.raises(ValueError, match="no tokenizer of GPT-2's kind"):
+    with pytest.raises(ValueError, match="no tokenizer"):
         command.run(parser.parse_args([folder, "--prompt=a"]))
-    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
         command.run(parser.parse_args([str(tmp_path / "nowhere"), "--prompt=a"]))
     with pytest.raises(FileNotFoundError, match="nothing"):
         command.run(parser.parse_args([folder, "--prompts=nothing.txt"]))

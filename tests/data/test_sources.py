@@ -71,7 +71,7 @@ def test_hidden_files_are_left_out_as_by_shells(tmp_path, pattern, expected):
 
 def test_a_link_to_no_file_is_named_as_one(tmp_path):
     (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
-    with pytest.raises(ValueError, match="is a link"):
+    with pytest.raises(ValueError, match="link"):
         sources.find(f"{tmp_path}/*.txt")
 
 
@@ -89,7 +89,7 @@ def test_what_a_message_advises_works_whatever_the_name_of_the_folder(tmp_path, 
     monkeypatch.chdir(tmp_path)
     expected = [f"{folder}/a::[1].txt", f"{folder}/b.txt"]
     for directory in (folder, f"{tmp_path}/{folder}", f"{folder}/"):
-        with pytest.raises(ValueError, match="is a directory; name its files by a glob such as ") as caught:
+        with pytest.raises(ValueError, match=r"directory.* glob") as caught:
             sources.find(directory)
         (advice,) = shlex.split(str(caught.value).partition("such as ")[2])
         assert read(advice) == expected
@@ -184,9 +184,9 @@ def test_parquet_without_the_column_or_with_null(tmp_path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
     parquet.write_table(pyarrow.table({"text": ["a", None]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a\.parquet: row 2: 'text' must be text, not null"):
+    with pytest.raises(ValueError, match=r"a\.parquet: row 2: 'text' .*null"):
         read(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="no column 'body'; there are 'text'"):
+    with pytest.raises(ValueError, match=r"'body'.* 'text'"):
         read(tmp_path / "a.parquet", text_key="body")
 
 

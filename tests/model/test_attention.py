@@ -36,7 +36,9 @@ def test_equals_the_formula(length, window):
     q, k, v = tensors(length)
     segments = np.cumsum(np.arange(length) % 5 == 4)[None].repeat(2, 0)
     for seg in (None, segments):
-        out = attend(q, k, v, AttentionContext(segments=seg, window=window), scale=0.3)
+        out = jax.jit(attend, static_argnames="scale")(
+            q, k, v, AttentionContext(segments=seg, window=window), scale=0.3
+        )
         want = reference(q, k, v, window, np.zeros((2, length)) if seg is None else seg)
         np.testing.assert_allclose(out, want, atol=2e-6)
 
@@ -54,7 +56,8 @@ def test_banded_gradients_equal_dense_under_the_same_mask():
     def banded(q, k, v):
         return jnp.square(attend(q, k, v, AttentionContext(window=4), scale=0.3)).sum()
 
-    for a, b in zip(jax.grad(dense, (0, 1, 2))(q, k, v), jax.grad(banded, (0, 1, 2))(q, k, v), strict=True):
+    gradients = (jax.jit(jax.grad(function, (0, 1, 2)))(q, k, v) for function in (dense, banded))
+    for a, b in zip(*gradients, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -90,7 +93,7 @@ def test_a_product_for_all_equals_three():
         return jnp.sin(3 * nnx.merge(graph, state)(x, AttentionContext())[0]).sum()
 
     gradients = jax.grad(loss, argnums=(0, 1))
-    three = gradients(state, x)
+    three = jax.jit(gradients)(state, x)
     with jax.set_mesh(make_mesh(cfg.Mesh(data=1, tensor=4), jax.devices()[:4])):
         one = jax.jit(gradients)(state, x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, three)

@@ -39,7 +39,7 @@ def test_a_layout_trains_the_papers_batch_on_all_chips(size, where):
 
 
 def test_another_topology_is_refused_with_those_that_there_are():
-    with pytest.raises(ValueError, match="no layout of 13b for 'v4:2x2x1'; there are some for v5e:16x16, v5p:4x4x8"):
+    with pytest.raises(ValueError, match=r"13b .*'v4:2x2x1'.* v5e:16x16, v5p:4x4x8"):
         recipes.gpt3("13b", "v4:2x2x1")
 
 

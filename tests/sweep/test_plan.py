@@ -137,7 +137,7 @@ def test_published_shapes_replace_the_whole_shape_of_the_base():
 
 
 def test_power_keeps_its_limits():
-    with pytest.raises(ValueError, match="must be of 'params'"):
+    with pytest.raises(ValueError, match="'params'"):
         rules.power(1, 1, of="size")
     scale = sweeps.Scale(sizes.parameters(sizes.GPT3["125m"].model()), 1e9, tokens=1e6)
     assert rules.power(2, 0.5, of="tokens")(scale) == pytest.approx(2000)
@@ -215,7 +215,7 @@ def test_a_plan_written_as_json_is_read_back_as_the_same_config(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("[1]", "is not a JSON object"), ("{", "plan.json: not JSON"), ('{"modle": {}}', "did you mean config.model")],
+    [("[1]", "JSON object"), ("{", "plan.json: .*JSON"), ('{"modle": {}}', "config.model")],
 )
 def test_a_json_config_that_is_none_is_refused(tmp_path, text, sentence):
     path = tmp_path / "plan.json"
