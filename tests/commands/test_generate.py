@@ -102,16 +102,16 @@ def test_a_run_directory_knows_its_tokenizer(capsys, tmp_path):
     [
         ([], "needs --prompt"),
         (["--prompt="], "prompt is empty"),
-        (["--prompt=a", "--tokens=-1"], "tokens=-1 must be 1 or more"),
+        (["--prompt=a", "--tokens=-1"], "tokens=-1 .*1"),
         (["--prompt=a", "--batch_size=0"], "--batch_size=0"),
         (["--prompt=a", "--tokens=40"], "context of 32"),
-        (["--prompt=" + "a" * 40], "no room in the model's context of 32"),
+        (["--prompt=" + "a" * 40], "no room .*32"),
         (["--prompt=a", "--mesh=fsdp"], "'fsdp' must be AXIS=DEVICES"),
-        (["--prompt=a", "--mesh=tensor=8"], "tensor=8 must divide the model's num_heads of 4"),
-        (["--prompt=a", "--mesh=data=3"], "--mesh=data=3 does not make the 8 devices that there are; cpu_devices=N"),
+        (["--prompt=a", "--mesh=tensor=8"], "tensor=8 .*num_heads of 4"),
+        (["--prompt=a", "--mesh=data=3"], "--mesh=data=3 .*8 devices .*cpu_devices=N"),
         (["--prompt=a", "--length_penalty=2"], "belong to a beam search"),
         (["--prompt=a", "--early_stopping"], "belong to a beam search"),
-        (["--prompt=a", "--temperature=1e-39"], "temperature=1e-39 must be 0, or at least 1e-30"),
+        (["--prompt=a", "--temperature=1e-39"], "temperature=1e-39 .*1e-30"),
         *(
             (["--prompt=a", f"--{name}={value}"], f"^{name}=.* must be ")
             for name in ("temperature", "repetition_penalty", "top_p")

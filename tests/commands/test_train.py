@@ -180,20 +180,20 @@ def test_resumes_on_another_mesh_and_microbatch(finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "sentence"),
+    ("override", "words"),
     [
-        ("--config.model.d_model=64", "config.model.d_model is 32 there and 64 here"),
-        ("--config.train.tokens=4096", "holds a checkpoint of step 20, and config.train.tokens=4096 ends at step 12"),
-        ("--config.seed=3", "config.seed is 0 there and 3 here"),
-        ("--config.train.batch_tokens=1024", "this config's batches would have consumed"),
-        ("--config.data.tokenizer=books", "config.model.vocab_size is 257 there and 4096 here"),
+        ("--config.model.d_model=64", "config.model.d_model .*32 .*64"),
+        ("--config.train.tokens=4096", "step 20.* config.train.tokens=4096 .*step 12"),
+        ("--config.seed=3", "config.seed .*0 .*3"),
+        ("--config.train.batch_tokens=1024", "batches .*consumed"),
+        ("--config.data.tokenizer=books", "config.model.vocab_size .*257 .*4096"),
     ],
 )
-def test_a_run_directory_of_another_run_is_refused(finished, capfd, override, sentence):
+def test_a_run_directory_of_another_run_is_refused(finished, capfd, override, words):
     before = contents(finished)
     assert train(finished, override) == exit_codes.USAGE
     message = capfd.readouterr().err
-    assert sentence in message.splitlines()[-1] and "Traceback" not in message
+    assert re.search(words, message.splitlines()[-1]) and "Traceback" not in message
     assert contents(finished) == before
 
 

@@ -213,18 +213,17 @@ def test_mixture_keeps_its_proportions_and_each_source_its_epochs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("train", "mixture", "message"),
+    ("train", "mixture", "words"),
     [
         ("x", (("a", 1.0),), "data.train must be ''"),
-        ("", (("a", 1.0), ("a", 2.0)), "names a source twice"),
-        ("", (("a", 1.0), ("b", 0.0)), "the weight of b must be positive, not 0.0"),
+        ("", (("a", 1.0), ("a", 2.0)), "twice"),
+        ("", (("a", 1.0), ("b", 0.0)), "weight of b .*0.0"),
         ("", (), "data.train is empty"),
     ],
 )
-def test_bad_mixtures(train, mixture, message):
-    with pytest.raises(ValueError) as caught:
+def test_bad_mixtures(train, mixture, words):
+    with pytest.raises(ValueError, match=words):
         loader.training_set(Data(train=train, mixture=mixture, tokenizer="bytes"), BYTES, T, 0)
-    assert message in str(caught.value)
 
 
 def test_evaluation_fills_the_last_batch_with_rows_that_do_not_count(data):

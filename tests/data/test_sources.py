@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 import shlex
 import sys
 
@@ -131,12 +132,12 @@ def test_progress_adds_up_to_the_stored_size(tmp_path):
     assert sum(seen) == sources.size(files) == sum(f.stat().st_size for f in tmp_path.iterdir())
 
 
-def bad(tmp_path, name, content, message, error=ValueError):
+def bad(tmp_path, name, content, words, error=ValueError):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(error) as caught:
         read(tmp_path / name)
-    assert message in str(caught.value)
+    assert re.search(words, str(caught.value))
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -151,17 +152,17 @@ GZIPPED = gzip.compress(b'{"text": "' + bytes(range(97, 123)) * 400 + b'"}\n', m
         ("a.txt", b"", "is empty"),
         ("a.txt.gz", gzip.compress(b"", mtime=0), "no documents with text"),
         ("a.jsonl", b"\n\n", "no documents with text"),
-        ("a.txt", b"abc \xff def", "not UTF-8: byte 0xff at offset 4"),
-        ("a.jsonl", b'{"text": "ok"}\n{"text": "\xe9"}\n', "not UTF-8: byte 0xe9 at offset 25"),
+        ("a.txt", b"abc \xff def", "UTF-8: .*0xff .*4"),
+        ("a.jsonl", b'{"text": "ok"}\n{"text": "\xe9"}\n', "UTF-8: .*0xe9 .*25"),
         ("a.jsonl", b'{"text": "ok"}\n{"text": oops}\n', "a.jsonl:2: not JSON"),
         ("a.jsonl", b'["text"]\n', "a.jsonl:1: a JSON object"),
         (
             "a.jsonl",
             b'{"text": "ok"}\n{"text": "x", "n": %s}\n' % (b"9" * 5000),
-            "a.jsonl:2 has a whole number of more",
+            "a.jsonl:2 .*4300 digits",
         ),
-        ("a.jsonl", b'{"body": "x", "id": 3}\n', "a.jsonl:1: no key 'text'; there are 'body', 'id'"),
-        ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: 'text' must be text, not 3"),
+        ("a.jsonl", b'{"body": "x", "id": 3}\n', "a.jsonl:1: .*'text'.*'body', 'id'"),
+        ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: 'text' .*3"),
         ("a.jsonl.gz", GZIPPED[:60], "damaged or truncated gzip"),
         ("a.jsonl.gz", b"plain text, not gzip", "damaged or truncated gzip"),
         ("a.csv", b"a,b", "unknown format"),
@@ -195,10 +196,10 @@ def test_parquet_with_bytes_that_are_no_text_or_two_columns_of_one_name(tmp_path
 
     bad_text = pyarrow.array([b"ok", b"abc \xff"] + [b"ok"] * 2000, pyarrow.binary()).view(pyarrow.string())
     parquet.write_table(pyarrow.table({"text": bad_text}), tmp_path / "a.parquet")
-    bad(tmp_path, "a.parquet", None, "a.parquet: row 2 is not UTF-8: byte 0xff at offset 4")
+    bad(tmp_path, "a.parquet", None, "a.parquet: row 2 .*0xff .*4")
     columns = [pyarrow.array([name]) for name in "abc"]
     parquet.write_table(pyarrow.Table.from_arrays(columns, ["text", "n", "text"]), tmp_path / "b.parquet")
-    bad(tmp_path, "b.parquet", None, "b.parquet: 2 columns have the name 'text'")
+    bad(tmp_path, "b.parquet", None, "b.parquet: 2 columns .*'text'")
     assert read(tmp_path / "b.parquet", text_key="n") == ["b"]
 
 

@@ -204,9 +204,9 @@ def test_a_byte_order_mark_before_ranks(tmp_path):
     [
         ("gtp2", None, FileNotFoundError, "none of gpt2, bytes, books"),
         ("a.model", b"not a model", ValueError, "not a sentencepiece model"),
-        ("a.txt", b"x", ValueError, "must end in .tiktoken or .model"),
+        ("a.txt", b"x", ValueError, ".tiktoken or .model"),
         ("a.tiktoken", b"IQ== 0\n??? 1\n", ValueError, "a.tiktoken:2: not a line"),
-        ("a.tiktoken", b"IQ== 0\n", ValueError, "no token for the byte 0x00"),
+        ("a.tiktoken", b"IQ== 0\n", ValueError, "byte 0x00"),
     ],
 )
 def test_bad_tokenizers(tmp_path, name, content, error, message):

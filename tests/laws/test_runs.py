@@ -49,9 +49,9 @@ def test_unusable_runs_are_left_out_aloud(tmp_path):
     points = read_runs([tmp_path])
     assert len(points) == 1
     empty, nan, short = points.left_out
-    assert "empty: has no validation loss yet" in empty
-    assert "nan: diverged, its loss is nan at step 2" in nan
-    assert "short: is not finished, 500 of 1,000 tokens" in short
+    assert re.search("empty: .*no validation loss", empty)
+    assert re.search("nan: diverged, .*nan .*step 2", nan)
+    assert re.search("short: .*not finished, 500 of 1,000", short)
     with pytest.raises(ValueError, match=r"no run .*empty"):
         read_runs([tmp_path / "empty"])
 
@@ -128,7 +128,7 @@ def test_runs_that_did_not_begin_are_named(tmp_path):
     points = read_runs([tmp_path])
     assert len(points) == 1
     (sentence,) = points.left_out
-    assert "failed: has not begun, or failed before its first step; see train.log" in sentence
+    assert re.search("failed: has not begun.* train.log", sentence)
     with pytest.raises(ValueError, match=r"no run .*failed: "):
         read_runs([tmp_path / "failed"])
     (tmp_path / "failed/plan.json").write_text("{}")
@@ -139,16 +139,16 @@ def test_runs_that_did_not_begin_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ({"loss": None}, "its loss is null, not a positive number, at step 2"),
-        ({"loss": 0.0}, "its loss is 0.0, not a positive number, at step 2"),
-        ({"loss": -1}, "its loss is -1, not a positive number, at step 2"),
-        ({"loss": "4.0"}, 'its loss is "4.0", not a positive number, at step 2'),
-        ({"loss": True}, "its loss is true, not a positive number, at step 2"),
-        ({"loss": math.inf}, "diverged, its loss is inf at step 2"),
-        ({"grad_norm": math.nan}, "diverged, its gradient norm is nan at step 2"),
-        ({"tokens": None}, "its tokens are null, not a positive number, at step 2"),
-        ({"tokens": 0}, "its tokens are 0, not a positive number, at step 2"),
-        ({"step": None}, "its step is null, not a number, in its record 2"),
+        ({"loss": None}, "loss is null, .*positive.* step 2"),
+        ({"loss": 0.0}, "loss is 0.0, .*positive.* step 2"),
+        ({"loss": -1}, "loss is -1, .*positive.* step 2"),
+        ({"loss": "4.0"}, 'loss is "4.0", .*positive.* step 2'),
+        ({"loss": True}, "loss is true, .*positive.* step 2"),
+        ({"loss": math.inf}, "diverged, .*loss is inf .*step 2"),
+        ({"grad_norm": math.nan}, "diverged, .*gradient norm is nan .*step 2"),
+        ({"tokens": None}, "tokens are null, .*positive.* step 2"),
+        ({"tokens": 0}, "tokens are 0, .*positive.* step 2"),
+        ({"step": None}, "step is null, .*record 2"),
     ],
 )
 def test_records_that_are_no_numbers_leave_the_run_out(tmp_path, record, reason):
@@ -159,7 +159,7 @@ def test_records_that_are_no_numbers_leave_the_run_out(tmp_path, record, reason)
     path.write_text(f"{json.dumps(first)}\n{json.dumps(second | record)}\n")
     for curves in (False, True):
         (sentence,) = read_runs([tmp_path], curves=curves).left_out
-        assert sentence.endswith(f"odd: {reason}")
+        assert re.search(f"odd: .*{reason}$", sentence)
 
 
 @pytest.mark.parametrize("line", [1, 2])
@@ -236,7 +236,7 @@ def test_copies_count_once(tmp_path):
     points = read_runs([tmp_path, tmp_path / "a"])
     assert points["loss"].tolist() == [4.0, 4.1]
     (sentence,) = points.left_out
-    assert "b: is a copy of " in sentence and sentence.endswith("a, with the same parameters, tokens and loss")
+    assert "b: is a copy of " in sentence and "a, with the same" in sentence
 
 
 def test_reasons_say_how_far_a_run_is(tmp_path):
@@ -249,9 +249,9 @@ def test_reasons_say_how_far_a_run_is(tmp_path):
     run(tmp_path, "unvalidated", [5.0, 4.0])
     (tmp_path / "unvalidated/evals.jsonl").write_text("")
     early, late, unvalidated = read_runs([tmp_path]).left_out
-    assert early.endswith("early: is not finished, 500 of 1,000 tokens")
-    assert late.endswith("late: is not finished, 750 of 1,000 tokens")
-    assert unvalidated.endswith("unvalidated: has no validation loss of its end")
+    assert re.search("early: .*500 of 1,000", early)
+    assert re.search("late: .*750 of 1,000", late)
+    assert re.search("unvalidated: .*no validation loss", unvalidated)
 
 
 def test_fit_names_what_was_left_out_once(tmp_path, capsys):

@@ -325,8 +325,7 @@ REFUSED = {
     ),
     "tasks": (
         dict(mesh=cfg.Mesh(stage=2), eval=cfg.Eval(tasks="copa")),
-        "config.eval.tasks='copa' does not run through a pipeline; must be empty with config.mesh.stage=2: use scaling "
-        "evaluate on the run directory",
+        "config.eval.tasks='copa' .*empty with config.mesh.stage=2.* scaling evaluate",
     ),
 }
 

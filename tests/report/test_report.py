@@ -131,7 +131,7 @@ def test_numbers(report):
     )
     assert (alpha, beta) == pytest.approx((ALPHA, BETA), rel=0.01)
     assert report.summary[0].startswith("L(C) = ")
-    assert any("broken: diverged, its loss is nan" in line for line in report.summary)
+    assert any("broken: diverged" in line for line in report.summary)
     assert any("short<&>: is not finished" in line for line in report.summary)
 
 
@@ -232,7 +232,7 @@ def test_odd_runs_are_listed_and_not_fitted(tmp_path):
     assert len(ladder.points) == 2
     assert set(ladder.curve_points().runs) == {"good", "other"}
     assert all((curve.loss > 0).all() for curve in ladder.curves)
-    assert "is a copy of" in runs(ladder) and "its loss is 0.0, not a positive number" in runs(ladder)
+    assert "is a copy of" in runs(ladder) and "loss is 0.0" in runs(ladder)
     different, _, same = configs(ladder).partition("<details>")
     assert "failed" not in different and "jax" in same
 

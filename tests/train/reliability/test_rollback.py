@@ -192,7 +192,7 @@ def test_weights_gone_bad_are_left_behind(faults, sound, tmp_path, monkeypatch, 
     capfd.readouterr()
     assert faults.train(old) == 0
     error = capfd.readouterr().err
-    assert "passed over: it holds numbers that are not finite" in error and "resuming" in error
+    assert "not finite" in error and "resuming" in error
     assert numbers(old)[-1]["loss"] == numbers(reference)[-1]["loss"] and weights(old) == weights(reference)
     assert list((old / "checkpoints").glob("*.damaged"))
 
@@ -217,7 +217,7 @@ def test_a_flipped_bit_ends_the_run_with_its_code(monkeypatch, tmp_path, capfd):
     given = ["--config.guard.recompute_every_steps=3", "--config.checkpoint.every_steps=2"]
     assert cli.main(["train", *SMOKE, f"--config.workdir={tmp_path}/run", *given]) == exit_codes.FAULTY
     error = capfd.readouterr().err.splitlines()[-1]
-    assert error.startswith("scaling train: error: step 6 was computed twice and gave two results, in state.params.")
+    assert re.match(r"scaling train: error: step 6 .*two results, in state\.params\.", error)
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["000000002", "000000004"]
 
 
