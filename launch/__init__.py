@@ -1,1 +1,1 @@
-"""Starts runs and sweeps on engines that exist: this machine, Cloud TPU, GKE, SkyPilot (docs/launching.md)."""
+"""Starts runs and sweeps on this machine, Cloud TPU, GKE or SkyPilot (docs/launching.md)."""

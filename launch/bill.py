@@ -1,4 +1,4 @@
-"""The plan that is shown before anything is billed: chips, hours, cost where prices are known; and the consent."""
+"""The plan that is shown before anything is billed (chips, hours, cost if prices are known), and the consent."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from scaling.sweep.plan import Run
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One run: hours on all its chips, by the estimate from shapes; whether its memory should suffice; what is off."""
+    """One run: its tokens, its estimated hours on all its chips, and whether it should fit into memory."""
 
     name: str
     tokens: int
@@ -26,16 +26,16 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Bill:
-    """What a launch will take.
+    """What a launch is expected to take.
 
     Attributes:
-        lines: one a run.
-        where: machines of one run, in words.
-        chip: their kind.
-        count: chips of one run.
-        spot: preemptible.
-        price: of a chip-hour; None = not known.
-        prices: the file that was given and does not have it; None = no file was given.
+        lines: one for each run.
+        where: the machines of one run, in words.
+        chip: kind of the chips.
+        count: number of chips of one run.
+        spot: whether they are preemptible.
+        price: of a chip-hour; None = unknown.
+        prices: the file of prices that was given; None = no file was given.
     """
 
     lines: tuple[Line, ...]
@@ -51,7 +51,7 @@ class Bill:
         return self.count * sum(line.hours for line in self.lines)
 
     def to_text(self, parallel: int) -> str:
-        """The table, and what it rests on."""
+        """The table, the total, and how the hours were estimated."""
         width = max(3, *(len(line.name) for line in self.lines))
         rows = [f"{'run':<{width}}       tokens     hours  chip-hours" + "      cost" * (self.price is not None)]
         for line in self.lines:
@@ -65,10 +65,8 @@ class Bill:
             total += f", {self.chip_hours * self.price:,.2f} at {self.price:g} a chip-hour"
         else:
             lacking = f"{self.prices} has no {self.chip}" + " in [spot]" * self.spot
-            total += f"; cost not known ({lacking if self.prices else '--prices=FILE'})"
-        return "\n".join(
-            [*rows, "", total, "hours: the estimate from shapes; start-up, queues and lost work come on top"]
-        )
+            total += f"; cost unknown ({lacking if self.prices else '--prices=FILE'})"
+        return "\n".join([*rows, "", total, "hours are estimated from shapes, without start-up, queues and lost work"])
 
 
 def of_launch(launch: Launch, where: str, chip: str, count: int, spot: bool, prices: Path | None) -> Bill:
@@ -93,14 +91,14 @@ def _line(run: Run, chip: chips.Chip, count: int) -> Line:
 
 
 def price(path: Path, chip: str, spot: bool) -> float | None:
-    """Price of a chip-hour in a TOML file: ``v5e = 1.2``, and in a table ``[spot]`` those of preemptible chips.
+    """The price of a chip-hour in a TOML file with lines ``v5e = 1.2``; a table ``[spot]`` has preemptible prices.
 
     Returns:
         None if the file does not name the chip.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not TOML, or a price is no number of at least 0.
+        ValueError: the file is not TOML, or a price is not a number of at least 0.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -118,7 +116,7 @@ def price(path: Path, chip: str, spot: bool) -> float | None:
 
 
 def consent(yes: bool, what: Sequence[str]) -> None:
-    """Asks on a terminal, unless ``yes``; ``what`` will be created.
+    """Asks for consent on a terminal, unless ``yes`` is given; ``what`` is what will be created.
 
     Raises:
         ValueError: no consent.
@@ -126,8 +124,8 @@ def consent(yes: bool, what: Sequence[str]) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise ValueError("nothing was started: this will be billed, so it needs --yes (or a terminal to ask on)")
+        raise ValueError("nothing was started: this will be billed, so it needs --yes, or a terminal to ask on")
     made = ", ".join(what)
-    print(f"This creates {made}, billed until deleted. Type yes to go on: ", end="", flush=True)
+    print(f"This creates {made}, billed until deleted. Type yes to continue: ", end="", flush=True)
     if sys.stdin.readline().strip() != "yes":
         raise ValueError("nothing was started")

@@ -1,4 +1,4 @@
-"""The code and the plans that other machines run, as one archive."""
+"""Packs the code and the plans that other machines run into one archive."""
 
 import io
 import os
@@ -13,19 +13,21 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def make(launch: Launch, path: Path) -> str:
-    """Writes a .tar.gz: the checkout that this package lies in, edits of tracked files included, and the plans.
+    """Writes a .tar.gz with the checkout of this package, including edits of tracked files, and the plans.
 
     Args:
         launch: its plans become ``jobs/<name>/plan.json``.
-        path: of the archive, replaced at once or not at all.
+        path: of the archive, which is replaced as a whole or not at all.
 
     Returns:
         The commit, with a + if files were edited.
 
     Raises:
-        ValueError: the package does not lie in a git checkout.
+        ValueError: the package is not in a git checkout.
     """
-    edited = _git("stash", "create").strip()  # a commit of what is edited, which changes nothing; empty if nothing is
+    edited = _git(
+        "stash", "create"
+    ).strip()  # a commit of the edited files that leaves them as they are; empty if none is edited
     commit = _git("rev-parse", "HEAD").strip()
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,12 +50,12 @@ def _git(*arguments: str) -> str:
 
 
 def _run(*arguments: str) -> bytes:
-    # Without a name git refuses to make the commit of edits.
+    # Without the name of an author git refuses to make this commit.
     name = {f"GIT_{who}_{what}": "scaling" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     command = ["git", "-C", str(CHECKOUT), *arguments]
     try:
         return subprocess.run(command, capture_output=True, check=True, env=os.environ | name).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise ValueError(
-            f"the code to run there is taken from a git checkout, and {CHECKOUT} is none: start from one"
+            f"the code for other machines comes from a git checkout, but {CHECKOUT} is not one; launch from one"
         ) from error

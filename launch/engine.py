@@ -1,4 +1,4 @@
-"""Runs on an engine that starts and restarts them itself (GKE, SkyPilot): handed over, then only watched."""
+"""Submits runs to an engine that starts and restarts them itself (GKE, SkyPilot), and watches them."""
 
 import os
 import secrets
@@ -16,44 +16,46 @@ from scaling.runs.lock import held
 from scaling.sweep.plan import Run
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
 
-GONE = "gone"  # nobody here stopped it, and the engine does not know it
+GONE = "gone"  # the engine does not know the run, although it was not stopped from here
 _ENDS = (FINISHED, FAILED, STOPPED, GONE)
 
 
 class EngineError(Exception):
-    """A call to an engine that failed, and may not the next time."""
+    """A call to an engine failed; it may succeed when it is repeated."""
 
 
 class Engine(Protocol):
-    """What an engine must do; names are those of ``resource``."""
+    """The methods of an engine; arguments ``name`` are names that ``resource`` returns."""
 
     def resource(self, run: Run) -> str:
-        """The run's name there."""
+        """The name of a run in the engine."""
 
     def typed(self, run: Run) -> str:
-        """What ``start`` hands over, in words that can be typed."""
+        """The commands that do what ``start`` does, as a user could type them."""
 
     def start(self, run: Run) -> None:
-        """Hands a run over; one that is there and has not failed is left alone."""
+        """Submits a run, unless it exists and has not failed."""
 
     def look(self, name: str) -> dict[str, Any]:
-        """``state``, ``restarts``, ``reason``; empty if it is not there."""
+        """A dict of ``state``, ``restarts`` and ``reason``; empty if the run does not exist."""
 
     def stop(self, name: str) -> None:
-        """Ends a run and releases what it holds; one that is not there is none."""
+        """Stops a run and releases its machines; does nothing if the run does not exist."""
 
     def logs(self, name: str, since: str) -> tuple[list[str], str]:
-        """New lines of the first process, and where to go on."""
+        """New lines of the first process, and the value of ``since`` for the next call."""
 
 
 def planned(launch: Launch, target: str, cloud: Mapping[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """The state of a launch that begins or goes on.
+    """The state of a launch that begins or is continued.
 
     Raises:
-        ValueError: runs of other options may still be there.
+        ValueError: the launch was started with other options and may still run.
     """
     if known and known["cloud"] != dict(cloud) and known.get("state") == RUNNING:
-        raise ValueError(f"{launch.state_folder} is a launch with other options; give those again, or stop it first")
+        raise ValueError(
+            f"{launch.state_folder} was launched with other options; use the same options, or stop it first"
+        )
     before = known.get("jobs", {})
     jobs.refuse_changed(launch, [n for n, job in before.items() if job.get("resource") and job["state"] not in _ENDS])
     found_jobs = {}
@@ -65,15 +67,15 @@ def planned(launch: Launch, target: str, cloud: Mapping[str, Any], known: dict[s
 
 
 def run(engine: Engine, launch: Launch, values: dict[str, Any], follow: bool, poll_seconds: float) -> int:
-    """Hands over what is not finished and watches it to the end.
+    """Submits the runs that are not finished and watches them to their end.
 
-    Ctrl-C ends the watching, not the runs.
+    Ctrl-C ends the watching and not the runs.
 
     Returns:
-        0 if all are finished (without ``follow``: handed over); 130 after ctrl-C; 1 if one failed.
+        0 if all are finished (without ``follow``: submitted); 130 after ctrl-C; 1 if one failed.
 
     Raises:
-        ValueError: the engine refuses a run; those before it are handed over.
+        ValueError: the engine refuses a run; the runs before it are submitted.
     """
     folder = launch.state_folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,22 +85,22 @@ def run(engine: Engine, launch: Launch, values: dict[str, Any], follow: bool, po
         for one in launch.runs:
             job = values["jobs"][one.name] | {"resource": engine.resource(one)}
             values["jobs"][one.name] = job
-            state.write(folder, values)  # before it exists, so that it can be stopped
+            state.write(folder, values)  # before the run exists, so that it can be stopped in any case
             if job["state"] == FINISHED:
                 continue
             try:
                 engine.start(one)
             except EngineError as error:
-                raise ValueError(f"{one.name} could not be handed over: {error}") from error
+                raise ValueError(f"{one.name} could not be submitted: {error}") from error
             job["state"] = WAITING
-            _say(values, f"{one.name}: handed over as {job['resource']}")
+            _say(values, f"{one.name}: submitted as {job['resource']}")
         state.write(folder, values)
         if not follow:
             return exit_codes.OK
         try:
             return _watch(engine, folder, values, poll_seconds)
         except KeyboardInterrupt:
-            print(f"the runs go on; to end them: scaling stop {folder}", file=sys.stderr)
+            print(f"the runs continue; to stop them: scaling stop {folder}", file=sys.stderr)
             return exit_codes.SIGINT
 
 
@@ -132,10 +134,10 @@ def _watch(engine: Engine, folder: epath.Path, values: dict[str, Any], poll_seco
 
 
 def refresh(engine: Engine, job: dict[str, Any]) -> None:
-    """Takes over how the engine sees a run.
+    """Updates the state of a job from the engine.
 
     Raises:
-        EngineError: it could not be asked.
+        EngineError: the engine could not be asked.
     """
     found = engine.look(job["resource"])
     if not found:
@@ -145,7 +147,7 @@ def refresh(engine: Engine, job: dict[str, Any]) -> None:
 
 
 def stop(engine: Engine, folder: epath.Path, values: dict[str, Any]) -> list[str]:
-    """Ends all runs; returns the names of those that could not be ended."""
+    """Stops all runs; returns the names of those that could not be stopped."""
     left = []
     for job in values["jobs"].values():
         if not job.get("resource"):

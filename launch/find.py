@@ -1,4 +1,4 @@
-"""Launches by folder or name, and their runs."""
+"""Finds launches by folder or name, and their runs."""
 
 import dataclasses
 import fnmatch
@@ -22,7 +22,7 @@ class Found:
 
     Attributes:
         folder: of the launch.
-        known: its ``launch.json``; empty where nobody launched it.
+        known: the content of its ``launch.json``; empty if there is none.
         runs: name -> run directory, which may be in an object store.
     """
 
@@ -55,17 +55,17 @@ def find(given: Sequence[str]) -> list[Found]:
             raise FileNotFoundError(f"neither {name} nor {ROOT / name} is a folder")
         found = _read(path)
         if found is None:
-            raise FileNotFoundError(f"{path} holds no run and no launch")
+            raise FileNotFoundError(f"{path} contains no run and no launch")
         launches.append(found)
     return launches
 
 
 def _read_or_say(folder: Path) -> Found | None:
-    """One damaged launch does not hide the others."""
+    """Reads a launch; a damaged one is named on stderr, so that it does not hide the others."""
     try:
         return _read(folder)
     except ValueError as error:
-        print(f"passed over: {error}", file=sys.stderr)
+        print(f"skipped: {error}", file=sys.stderr)
         return None
 
 
@@ -81,5 +81,5 @@ def _read(folder: Path) -> Found | None:
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether a file is the code and the plans that were sent to machines (``launch.bundle``)."""
+    """Whether a file is an archive of code and plans for other machines (``launch.bundle``)."""
     return path.is_file() and fnmatch.fnmatch(path.name, "scaling-*.tar.gz")

@@ -1,4 +1,4 @@
-"""Cloud TPU queued resources through ``gcloud``, by the flags of its reference.
+"""Calls ``gcloud`` for queued resources of Cloud TPU, with the flags of its reference.
 
 https://cloud.google.com/sdk/gcloud/reference/compute/tpus/queued-resources
 """
@@ -15,7 +15,7 @@ from launch.remote import MARK
 from launch.slices import Slices
 
 NOT_FOUND, EXISTS, QUOTA, REFUSED, LOST = "not found", "exists", "quota", "refused", "lost"
-# What gcloud's messages say, in the order in which they are looked for.
+# kind of an error -> texts in gcloud's message that tell it; kinds are tried in this order
 _SIGNS = (
     (NOT_FOUND, ("NOT_FOUND", "was not found", "could not be found")),
     (EXISTS, ("ALREADY_EXISTS", "already exists")),
@@ -27,12 +27,12 @@ _SIGNS = (
     ),
 )  # fmt: skip
 _BASE = ("gcloud", "compute", "tpus", "queued-resources")
-_OWN = re.compile(r"^ERROR: \(gcloud\..*(?:\n[ \t]+.*)*", re.MULTILINE)  # gcloud's own lines among others
-_SECONDS = 900.0  # that one call may take; installing is the longest
+_OWN = re.compile(r"^ERROR: \(gcloud\..*(?:\n[ \t]+.*)*", re.MULTILINE)  # gcloud's own lines among what machines print
+_SECONDS = 900.0  # limit of one call; the installation takes longest
 
 
 class GcloudError(Exception):
-    """A call that failed; ``kind`` says what may help."""
+    """A call failed; ``kind`` is one of the kinds above, and decides what is done."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -45,7 +45,7 @@ class Gcloud:
 
     Attributes:
         zone: of the TPUs.
-        project: empty = gcloud's own.
+        project: of Google Cloud; empty = the default of gcloud.
     """
 
     zone: str
@@ -77,7 +77,7 @@ class Gcloud:
         return [*self._command("list"), "--format=json"]
 
     def delete(self, name: str) -> list[str]:
-        """Arguments that delete a request with its machines."""
+        """Arguments that delete a request and its machines."""
         return [*self._command("delete", name), "--force", "--async"]
 
     def copy(self, name: str, path: str, target: str) -> list[str]:
@@ -99,10 +99,10 @@ class Gcloud:
 
 
 def run(arguments: Sequence[str], seconds: float = _SECONDS) -> str:
-    """What a call prints.
+    """Runs a call and returns what it prints.
 
     Raises:
-        GcloudError: it failed.
+        GcloudError: the call failed.
         ValueError: gcloud is not installed.
     """
     try:
@@ -112,7 +112,7 @@ def run(arguments: Sequence[str], seconds: float = _SECONDS) -> str:
             capture_output=True,
             text=True,
             timeout=seconds,
-            start_new_session=True,  # ctrl-C is for the launcher alone
+            start_new_session=True,  # so that ctrl-C reaches only the launcher
         )
     except FileNotFoundError:
         raise ValueError("gcloud is not installed; see https://cloud.google.com/sdk/docs/install") from None
@@ -121,7 +121,7 @@ def run(arguments: Sequence[str], seconds: float = _SECONDS) -> str:
     if found.returncode:
         text = found.stderr.strip() or found.stdout.strip() or f"exit code {found.returncode}"
         said = text
-        if arguments[len(_BASE)] in ("ssh", "scp"):  # what machines print is not what gcloud says
+        if arguments[len(_BASE)] in ("ssh", "scp"):  # only gcloud's own lines, not what machines print
             said = "\n".join(_OWN.findall(text))
         kind = next((kind for kind, signs in _SIGNS if any(sign in said for sign in signs)), LOST)
         raise GcloudError(kind, text.splitlines()[-1][:400])
@@ -129,7 +129,7 @@ def run(arguments: Sequence[str], seconds: float = _SECONDS) -> str:
 
 
 def state(gcloud: Gcloud, name: str) -> tuple[str, str]:
-    """State of a request, such as ACTIVE, and the reason where it failed; both empty if there is none.
+    """State of a request, such as ACTIVE, and the reason if it failed; both are empty if there is no such request.
 
     Raises:
         GcloudError: gcloud failed.
@@ -153,14 +153,14 @@ def _parsed(text: str) -> Any:
 
 
 def names(gcloud: Gcloud) -> list[str]:
-    """All requests of the zone that are not being deleted, by name."""
+    """Names of all requests of the zone that are not being deleted."""
     found = _parsed(run(gcloud.list_all()) or "[]")
     kept = [one for one in found if one.get("state", {}).get("state") != "DELETING"]
     return [str(one.get("name", "")).rpartition("/")[2] for one in kept]
 
 
 def answers(printed: str) -> list[dict[str, Any]]:
-    """Answers of ``launch.remote`` among what ssh printed, one a machine."""
+    """The answers of ``launch.remote`` in the output of ssh, one for each machine."""
     found = []
     for line in printed.splitlines():
         if MARK in line:

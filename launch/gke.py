@@ -1,8 +1,8 @@
-"""``--target=gke``: one JobSet a run, with its config in a ConfigMap, applied and watched through ``kubectl``.
+"""``--target=gke``: a JobSet for each run, with its config in a ConfigMap, applied and watched through ``kubectl``.
 
-JobSet (jobset.x-k8s.io/v1alpha2) makes a Job of every slice and starts all of them again when one fails. Kueue, where
-there is a queue, decides when. GKE tells the pods of a slice who the others are (``TPU_WORKER_HOSTNAMES``), and those
-of several slices too (``MEGASCALE_*``), from which JAX joins them.
+JobSet (jobset.x-k8s.io/v1alpha2) makes a Job of every slice and restarts all of them when one fails. If there is a
+queue, Kueue decides when a run starts. GKE gives each pod the addresses of the other pods of its slice
+(``TPU_WORKER_HOSTNAMES``) and of other slices (``MEGASCALE_*``); JAX joins the processes with these.
 """
 
 import dataclasses
@@ -24,25 +24,25 @@ from scaling.sweep.states import FAILED, FINISHED, RUNNING, WAITING
 
 _PLAN = "/etc/scaling/plan.json"
 _CONTAINER = "train"
-_PORTS = (8471, 8080)  # of libtpu between the hosts of a slice, of the coordinator between slices
+_PORTS = (8471, 8080)  # libtpu between the hosts of a slice; the coordinator between slices
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Where and how the pods of all runs are made.
+    """Where and how the pods of runs are created.
 
     Attributes:
-        image: container with this package.
-        slices: of one run.
-        namespace: of everything.
-        queue: Kueue's LocalQueue; empty = none.
-        context: of kubectl's config; empty = the current one.
-        spot: on preemptible nodes.
-        reservation: of Compute Engine; empty = none.
-        service_account: of Kubernetes; empty = the namespace's own.
-        labels: of everything.
-        max_restarts: of a run, for whatever reason.
-        grace_seconds: that a pod has to save when it is told to end.
+        image: container image in which this package is installed.
+        slices: TPU slices of one run.
+        namespace: Kubernetes namespace of everything that is created.
+        queue: LocalQueue of Kueue; empty = none.
+        context: context of kubectl's config; empty = the current one.
+        spot: whether nodes are preemptible.
+        reservation: reservation of Compute Engine; empty = none.
+        service_account: service account of Kubernetes; empty = that of the namespace.
+        labels: labels of everything that is created.
+        max_restarts: limit of restarts of a run, for any reason.
+        grace_seconds: time that a pod has for saving when it is told to end.
     """
 
     image: str
@@ -71,7 +71,7 @@ class Cluster:
         return self.command("delete", f"jobsets.jobset.x-k8s.io/{name}", f"configmap/{name}", "--ignore-not-found")
 
     def logs(self, name: str, since: str = "") -> list[str]:
-        """Lines of the first process of a run, each with its time."""
+        """Arguments that print the lines of the first process of a run, each with its time."""
         first = "jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
         selector = f"--selector=jobset.sigs.k8s.io/jobset-name={name},{first}"
         begin = [f"--since-time={since}"] if since else []
@@ -79,19 +79,19 @@ class Cluster:
 
 
 def cluster_of(cloud: Mapping[str, Any], max_restarts: int, grace_seconds: float) -> Cluster:
-    """The cluster that a state names."""
+    """The cluster of the state of a launch."""
     given = {key: value for key, value in cloud.items() if key not in ("topology", "slices")}
     slices = Slices(cloud["topology"], cloud["slices"])
     return Cluster(slices=slices, max_restarts=max_restarts, grace_seconds=grace_seconds, **given)
 
 
 def resource(launch: Launch, run: Run) -> str:
-    """Name of what a run is in the cluster."""
+    """Name of the JobSet and the ConfigMap of a run."""
     return jobs.label(f"{launch.name}-{run.name}" if launch.sweep else launch.name)
 
 
 def manifests(launch: Launch, run: Run, cluster: Cluster, number: str) -> list[dict[str, Any]]:
-    """ConfigMap and JobSet of a run; ``number`` is that of the launch, in a label."""
+    """ConfigMap and JobSet of a run; a label contains ``number``, that of the launch."""
     name, slices = resource(launch, run), cluster.slices
     labels = {**cluster.labels, jobs.LABEL: number}
     selector = {
@@ -116,11 +116,11 @@ def manifests(launch: Launch, run: Run, cluster: Cluster, number: str) -> list[d
         "containers": [container],
         "volumes": [{"name": "plan", "configMap": {"name": name}}],
     }
-    if slices.count > 1:  # they reach each other faster so; Autopilot clusters do not allow it
+    if slices.count > 1:  # faster between slices; Autopilot clusters do not allow it
         pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
     if cluster.service_account:
         pod["serviceAccountName"] = cluster.service_account
-    # A mistake in the config and a diverged loss would come again; everything else starts the whole run once more.
+    # A mistake in the config or a diverged loss would happen again, so they end the run. All else restarts the run.
     final = {"containerName": _CONTAINER, "operator": "In", "values": [exit_codes.USAGE, exit_codes.DIVERGED]}
     job = {
         "parallelism": slices.hosts,
@@ -138,7 +138,7 @@ def manifests(launch: Launch, run: Run, cluster: Cluster, number: str) -> list[d
             "name": name,
             "namespace": cluster.namespace,
             "labels": labels | ({"kueue.x-k8s.io/queue-name": cluster.queue} if cluster.queue else {}),
-            # One Job, one slice: pods of two must not mix on the nodes of one.
+            # Each Job gets a slice of its own: pods of two Jobs must not share the nodes of one slice.
             "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
         },
         "spec": {
@@ -159,10 +159,10 @@ def manifests(launch: Launch, run: Run, cluster: Cluster, number: str) -> list[d
 
 
 def call(arguments: Sequence[str], given: str = "") -> str:
-    """What a call of kubectl prints.
+    """Runs kubectl and returns what it prints.
 
     Raises:
-        EngineError: it failed.
+        EngineError: the call failed.
         ValueError: kubectl is not installed.
     """
     try:
@@ -180,7 +180,7 @@ def call(arguments: Sequence[str], given: str = "") -> str:
 
 
 def look(cluster: Cluster, name: str) -> dict[str, Any]:
-    """How a JobSet stands: ``state``, ``restarts``, ``reason`` and its launch's ``number``; empty if there is none.
+    """A JobSet's ``state``, ``restarts``, ``reason`` and the ``number`` of its launch; empty if there is no JobSet.
 
     Raises:
         EngineError: kubectl failed.
@@ -209,7 +209,7 @@ class Gke:
     """The runs of a launch in a cluster (``launch.engine.Engine``)."""
 
     def __init__(self, launch: Launch | None, cluster: Cluster, number: str):
-        """Args: what to run (None: only look and stop), where, and the number of the launch."""
+        """Args: the launch (None if runs are only observed and stopped), the cluster, and the number of the launch."""
         self._launch, self._cluster, self._number = launch, cluster, number
 
     def typed(self, run: Run) -> str:
@@ -218,7 +218,7 @@ class Gke:
 
     def start(self, run: Run) -> None:
         found = self._own(run)
-        if found.get("state") == FAILED:  # another try
+        if found.get("state") == FAILED:  # it failed, and is tried again
             call(self._cluster.delete(self.resource(run)))
         elif found:
             return
@@ -234,7 +234,7 @@ class Gke:
         lines = []
         for line in call(self._cluster.logs(name, since)).splitlines():
             when, _, text = line.partition(" ")
-            if when > since:  # --since-time counts whole seconds
+            if when > since:  # --since-time has a resolution of one second
                 lines.append((when, text))
         return [text for _, text in lines], max([since, *(when for when, _ in lines)])
 

@@ -1,4 +1,4 @@
-"""From ``--config`` to jobs: one run, or all runs of a sweep, each with its resolved config and its command."""
+"""Turns ``--config`` into jobs: one run, or all runs of a sweep, each with its resolved config and its command."""
 
 import dataclasses
 import hashlib
@@ -16,21 +16,21 @@ from scaling.runs.paths import PLAN
 from scaling.sweep.plan import Run
 from scaling.sweep.runner import write_plan
 
-# Names become folders, labels and parts of commands, so nothing else may be in them.
+# Names become folders, labels and parts of commands, so only these characters are allowed.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,127}")
-LABEL = "scaling-launch"  # of all that is created: the number of its launch
-_LABEL_LENGTH = 40  # of the 63 characters of a DNS label; the engines add numbers of slices, hosts and attempts
+LABEL = "scaling-launch"  # the label that holds the number of the launch, on everything that a launch creates
+_LABEL_LENGTH = 40  # of 63 characters of a DNS label; engines append the numbers of slices, hosts and attempts
 
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """What ``--config`` asks for.
+    """The runs of ``--config``.
 
     Attributes:
         name: of the run or the sweep.
-        folder: the run directory or the folder of the sweep, as the config has it.
-        runs: cheapest first.
-        sweep: whether it came from ``get_sweep``.
+        folder: the run directory or the folder of the sweep, as in the config.
+        runs: in the order of their cost, the cheapest first.
+        sweep: whether the file has ``get_sweep``.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Launch:
 
     @property
     def state_folder(self) -> epath.Path:
-        """Where this machine keeps the launch's state: ``folder`` where that is local, else ``runs/<name>``."""
+        """The folder in which this machine keeps the state: ``folder`` if that is local, else ``runs/<name>``."""
         return epath.Path(f"runs/{self.name}" if self.remote else self.folder)
 
 
@@ -55,7 +55,7 @@ def read(spec: str | None, overrides: Sequence[str], local: bool, slices: int = 
     Args:
         spec: ``FILE`` or ``FILE:argument`` with ``get_config`` or ``get_sweep``, or a run's ``config.json``.
         overrides: ``--config.a.b=value``, for all runs.
-        local: the runs must write to a folder of this machine; else to an object store.
+        local: the runs must write to a folder of this machine; otherwise they must write to an object store.
         slices: TPU slices of each run, which become ``config.mesh.slices``.
 
     Raises:
@@ -88,10 +88,10 @@ def read(spec: str | None, overrides: Sequence[str], local: bool, slices: int = 
 
 
 def check_name(name: str) -> str:
-    """The name itself.
+    """Returns the name.
 
     Raises:
-        ValueError: it may not name a run.
+        ValueError: a run must not have this name.
     """
     if not NAME.fullmatch(name):
         raise ValueError(
@@ -102,9 +102,9 @@ def check_name(name: str) -> str:
 
 
 def label(name: str, length: int = _LABEL_LENGTH) -> str:
-    """A name as clouds want it: lower case, digits and dashes, beginning with a letter, at most ``length`` of them.
+    """A name that clouds accept: at most ``length`` lower-case letters, digits and dashes, the first a letter.
 
-    Names that would become alike are told apart by a part of their hash.
+    A part of its hash is appended to a name that is changed, so that different names stay different.
     """
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     plain = plain if plain[:1].isalpha() else f"r-{plain}".rstrip("-")
@@ -115,33 +115,33 @@ def label(name: str, length: int = _LABEL_LENGTH) -> str:
 
 
 def command(plan: str, distributed: Mapping[str, Any] | None = None, python: str = sys.executable) -> list[str]:
-    """The arguments that train a ``plan.json``; ``distributed`` sets knobs of that section."""
+    """The command that trains a ``plan.json``; ``distributed`` sets knobs of ``config.distributed``."""
     given = [f"--config.distributed.{knob}={value}" for knob, value in (distributed or {}).items()]
     return [python, "-m", "scaling", "train", f"--config={plan}", *given]
 
 
 def write_plans(launch: Launch, folder: epath.Path) -> dict[str, epath.Path]:
-    """Writes each run's config as ``folder/<name>/plan.json``; name -> path."""
+    """Writes the config of each run to ``folder/<name>/plan.json``; returns the paths by name."""
     return {run.name: write_plan(run, folder / run.name) for run in launch.runs}
 
 
 def refuse_changed(launch: Launch, names: Collection[str]) -> None:
-    """Refuses other knobs for runs whose plan machines elsewhere already have: they would go on with the old ones.
+    """Refuses changed knobs of runs whose plan is on other machines, which would use the old knobs.
 
     Raises:
-        ValueError: the plan of one of ``names`` is another than the one that was handed over.
+        ValueError: the plan of one of ``names`` differs from the one that was submitted.
     """
     for run in launch.runs:
         plan = launch.state_folder / run.name / PLAN
         if run.name in names and plan.exists() and plan.read_text() != cfg.to_json(run.config):
             raise ValueError(
-                f"{run.name} was handed over with other knobs ({plan}); give those again, or stop it first "
+                f"{run.name} was submitted with other knobs ({plan}); use the same knobs, or stop it first "
                 f"(scaling stop {launch.state_folder})"
             )
 
 
 def _check_folders(config: cfg.Config, local: bool) -> None:
-    """Refuses what the machines that run it cannot reach."""
+    """Refuses paths that the machines of the run cannot reach."""
     remote = "://" in config.workdir
     if local:
         if remote:
@@ -152,8 +152,8 @@ def _check_folders(config: cfg.Config, local: bool) -> None:
         return
     if not remote:
         raise ValueError(
-            f"config.workdir={config.workdir} is a folder of this machine; machines that come and go need one that "
-            "all of them see, such as --config.workdir=gs://BUCKET/FOLDER"
+            f"config.workdir={config.workdir} is a folder of this machine; cloud machines need one that all of them "
+            "can reach, such as --config.workdir=gs://BUCKET/FOLDER"
         )
     paths = {f"mixture {i}": path for i, (path, _) in enumerate(config.data.mixture)}
     paths |= {"train": config.data.train, "validation": config.data.validation}

@@ -1,7 +1,7 @@
-"""``--target=local``: runs as processes of this machine, each under a supervisor of its own.
+"""``--target=local``: runs as processes of this machine, each with a supervisor of its own.
 
-The sweep's own runner shares out cores and devices; only what it starts differs: ``launch.supervisor`` instead of
-``scaling train``. Supervisors outlive the launcher, which finds them again by the lock that each holds.
+The runner of ``scaling sweep`` distributes cores and devices; it starts ``launch.supervisor`` for each run and not
+``scaling train``. Supervisors outlive the launcher, which finds them again by the lock that each of them holds.
 """
 
 import os
@@ -26,32 +26,34 @@ _UTILISATION = 0.3  # of the peak, assumed until a run was measured
 
 
 def run(launch: Launch, chosen: Settings, parallel: int, dry_run: bool) -> int:
-    """Runs, or with ``dry_run`` only prints, all that is not finished.
+    """Runs everything that is not finished, or only prints it with ``dry_run``.
 
     Args:
         launch: what to run; its folder is local.
-        chosen: how each run is looked after.
-        parallel: runs at a time; 0 = as many as there is room for.
-        dry_run: print the plan and every command, start nothing.
+        chosen: settings of the supervision of each run.
+        parallel: number of runs at a time; 0 = as many as fit.
+        dry_run: print the plan and every command, and start nothing.
 
     Returns:
         0 if all runs are finished; the code of a signal; else that of the first run that failed.
 
     Raises:
-        ValueError: no room, runs that were made with other knobs, another launcher of the same sweep.
+        ValueError: a run does not fit, runs exist with other knobs, or another launcher runs the same sweep.
     """
     refuse_changed(launch.runs)
     mesh = launch.runs[0].config.mesh
     machine = probe(mesh.cpu_devices)
     if machine.platform == "tpu" and chosen.processes > 1:
-        raise ValueError(f"--processes={chosen.processes}: one process owns all TPU chips of a host; leave it out")
+        raise ValueError(
+            f"--processes={chosen.processes}: one process uses all TPU chips of a host; leave the option out"
+        )
     if machine.platform == "gpu":
         processes.environments(chosen.processes, {"CUDA_VISIBLE_DEVICES": ",".join(map(str, machine.units))})
     slots = min(machine.slots(mesh, parallel), len(launch.runs))
     if dry_run:
         print(_dry_run(launch, chosen, machine, slots))
         return exit_codes.OK
-    if not launch.sweep:  # its launch.json is the supervisor's
+    if not launch.sweep:  # the supervisor writes its launch.json
         return _run(launch, chosen, machine, slots)
     folder = launch.state_folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +67,7 @@ def run(launch: Launch, chosen: Settings, parallel: int, dry_run: bool) -> int:
 
 
 def supervised(run_dir: epath.Path) -> bool:
-    """Whether a supervisor looks after the run now."""
+    """Whether a supervisor of the run is alive."""
     return is_held(run_dir / state.LOCK)
 
 

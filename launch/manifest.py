@@ -1,7 +1,7 @@
-"""YAML that every reader takes for the same: texts in double quotes, those of several lines as blocks, no anchors.
+"""Writes YAML that all readers understand alike: texts in double quotes or as blocks of lines, and no anchors.
 
-Readers differ in what an unquoted text is. ``1234e56`` is a text by YAML 1.1 (PyYAML), and a number by YAML 1.2 and for
-kubectl; ``no``, ``0o17``, ``1_000``, ``1:30`` and dates differ in other ways.
+Readers differ in which unquoted words are texts. ``1234e56`` is a text in YAML 1.1 (PyYAML), and a number in YAML 1.2
+and for kubectl; ``no``, ``0o17``, ``1_000``, ``1:30`` and dates differ in other ways.
 """
 
 import re
@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-# Without quotes: words that no version of YAML takes for something else.
+# Words that are texts in every version of YAML, so they need no quotes.
 _PLAIN = re.compile(r"(?!(y|n|yes|no|on|off|true|false|null|nan|inf)$)[a-z][a-z0-9_./-]*", re.IGNORECASE)
-# As a block: lines of printable ASCII, of which the first has a text and none has spaces at its end.
+# Texts that may be written as a block: lines of printable ASCII without trailing spaces, the first of them not empty.
 _BLOCK = re.compile(r"[!-~]([ -~\n]*[!-~])?\n*")
 
 
@@ -34,5 +34,5 @@ _Dumper.add_representer(str, _text)
 
 
 def to_yaml(documents: Iterable[Mapping[str, Any]]) -> str:
-    """Documents as one stream."""
+    """Documents as one stream of YAML."""
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, explicit_start=True, width=float("inf"))

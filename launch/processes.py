@@ -1,4 +1,4 @@
-"""The processes of one run on this machine: started together, ended together."""
+"""Starts the processes of one run on this machine together, and ends them together."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,8 @@ from typing import Any
 from launch import state
 
 _POLL_SECONDS = 0.1
-# Reads a byte, and is gone if whoever was to write it is; then becomes the command, under the same number.
+# Waits for a byte and then becomes the command, with the same process id. Ends if the process that would write the byte
+# is gone.
 _WAITS = """
 import os, sys
 waits = int(sys.argv[1])
@@ -26,7 +27,7 @@ if os.read(waits, 1):
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A port of this machine that is not in use."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
@@ -34,9 +35,9 @@ def free_port() -> int:
 
 @dataclasses.dataclass
 class Child:
-    """A process that we started, or (``process`` None) that an earlier supervisor did.
+    """A process that this supervisor started, or, if ``process`` is None, an earlier one.
 
-    Of the latter the system keeps no exit code for us: it reads as None even when it has ended.
+    The exit code of a process that an earlier supervisor started is not known, so ``code`` is always None for it.
     """
 
     identity: dict[str, Any]
@@ -51,7 +52,7 @@ class Child:
         return None if self.process is None else self.process.poll()
 
     def send(self, number: int, group: bool = False) -> None:
-        """Signals it, with ``group`` its own children too, if it is still itself."""
+        """Sends a signal to the process if it still runs; with ``group`` also to the processes that it started."""
         if not self.running:
             return
         try:
@@ -65,13 +66,13 @@ class Child:
 
 @dataclasses.dataclass
 class Gate:
-    """Holds back processes that have been started until somebody has noted them; if we die before, they end."""
+    """Holds started processes back until they are noted in ``launch.json``; they end if this process dies before."""
 
     descriptor: int
     count: int
 
     def open(self) -> None:
-        """Lets all of them go on."""
+        """Lets all processes continue."""
         with contextlib.suppress(BrokenPipeError):  # they have been killed
             os.write(self.descriptor, b"." * self.count)
         os.close(self.descriptor)
@@ -80,13 +81,13 @@ class Gate:
 def start(
     commands: Sequence[Sequence[str]], logs: Sequence[Path], environments: Sequence[Mapping[str, str]]
 ) -> tuple[list[Child], Gate]:
-    """Starts one process a command, each in a session of its own, so that signals reach it through us alone.
+    """Starts a process for each command, in a session of its own, so that only this process passes signals on to it.
 
     Returns:
-        ``Child`` of each, and what they wait for before they become their commands.
+        The ``Child`` of each, and the gate that they wait at before they become their commands.
 
     Raises:
-        OSError: one could not be started; those before it are ended.
+        OSError: a process could not be started; those before it are ended.
     """
     children: list[Child] = []
     waits, gate = os.pipe()
@@ -113,7 +114,7 @@ def start(
 
 
 def end(children: Sequence[Child], grace_seconds: float) -> None:
-    """Asks all to end, waits, and kills what is left with everything that it started (also what stands still)."""
+    """Asks all to end, waits, and kills those that still run, also frozen ones, with the processes they started."""
     for child in children:
         child.send(signal.SIGTERM)
     wait(children, grace_seconds)
@@ -123,7 +124,7 @@ def end(children: Sequence[Child], grace_seconds: float) -> None:
 
 
 def wait(children: Sequence[Child], seconds: float) -> bool:
-    """Waits until all have ended; whether they have."""
+    """Waits until all have ended, at most so many seconds; returns whether they have."""
     until = time.monotonic() + seconds
     while any(child.running for child in children):
         if time.monotonic() >= until:
@@ -133,16 +134,16 @@ def wait(children: Sequence[Child], seconds: float) -> bool:
 
 
 def environments(count: int, environment: Mapping[str, str]) -> list[dict[str, str]]:
-    """One a process: GPUs that are given by ``CUDA_VISIBLE_DEVICES`` are shared out.
+    """The environment of each process; the GPUs in ``CUDA_VISIBLE_DEVICES`` are divided among the processes.
 
     Raises:
-        ValueError: they cannot be shared out evenly.
+        ValueError: the GPUs cannot be divided evenly.
     """
     visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     if count == 1 or not visible:
         return [dict(environment) for _ in range(count)]
     if len(visible) % count:
-        raise ValueError(f"--processes={count} cannot share {len(visible)} GPUs evenly")
+        raise ValueError(f"--processes={count} cannot share {len(visible)} GPUs evenly; use a number that divides them")
     each = len(visible) // count
     parts = [visible[i * each : (i + 1) * each] for i in range(count)]
     return [{**environment, "CUDA_VISIBLE_DEVICES": ",".join(part)} for part in parts]

@@ -1,4 +1,4 @@
-"""How far a run is, and whether anything moves, by the files of its run directory alone. No JAX."""
+"""Tells from the files of a run directory how far the run is and whether it makes progress. No JAX."""
 
 import contextlib
 import time
@@ -12,7 +12,7 @@ _WATCHED = (METRICS, EVALS, CHECKPOINTS, "attempts", LOG)
 
 
 def newest_checkpoint(run_dir: epath.Path) -> int:
-    """The highest step that has a finished-looking checkpoint; -1 if there is none."""
+    """The highest step with a checkpoint that has a ``meta.json``; -1 if there is none."""
     folder = run_dir / CHECKPOINTS
     if not folder.exists():
         return -1
@@ -24,7 +24,7 @@ def newest_step(run_dir: epath.Path) -> int:
     """The highest step that was logged or saved; -1 if there is none."""
     try:
         last = last_record(run_dir / METRICS, "loss")
-    except (ValueError, OSError):  # damaged, or being rewritten: the checkpoints tell enough
+    except (ValueError, OSError):  # damaged or being rewritten; the checkpoints are enough
         last = None
     step = last.get("step") if last else None
     return max(newest_checkpoint(run_dir), step if isinstance(step, int) else -1)
@@ -39,7 +39,7 @@ class Heartbeat:
         self.beat()
 
     def beat(self) -> None:
-        """Counts this moment as a sign of life."""
+        """Restarts the measurement of silence."""
         self._last = time.monotonic()
 
     def silence(self) -> float:

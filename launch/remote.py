@@ -1,7 +1,8 @@
-"""What a TPU VM does when it is told to: install, start a run, say how it stands, show its log, stop it.
+"""Runs on a TPU VM: installs the package, starts a run, reports its state, shows its log, stops it.
 
-The launcher copies this file there and calls it over ssh. Standard library only, since it runs on the machine's own
-(3.10). Each answer is one line, ``@launch`` and a JSON object, so that what ssh prints besides does no harm.
+The launcher copies this file to the machine and calls it over ssh. It uses only the standard library, because the
+Python of the machine (3.10) runs it. Each answer is one line, ``@launch`` and a JSON object, so that it can be found
+among other output of ssh.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import time
 from pathlib import Path
 
 MARK = "@launch "
-LOG_BYTES = 1 << 18  # of one answer
+LOG_BYTES = 1 << 18  # limit of the log in one answer
 _PYTHON = "3.12"
 
 
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def _prepare(folder):
-    """A Python of its own (the machine's is too old) with the package and what it needs, once."""
+    """Installs a newer Python, the package and its dependencies, unless that was done before."""
     done = folder / ".prepared"
     with _locked(folder / ".lock"):
         if not done.exists():
@@ -67,7 +68,7 @@ def _prepare(folder):
 
 
 def _start(folder, job, attempt):
-    """Starts an attempt, detached; one of this number that was started before is left alone."""
+    """Starts an attempt in the background, unless the attempt of this number was started before."""
     with _locked(job / ".lock"):
         known = _read(job / "attempt.json")
         if known.get("attempt") != attempt:
@@ -86,7 +87,7 @@ def _start(folder, job, attempt):
 
 
 def _monitor(folder, job, attempt):
-    """Runs the training, passes signals on and keeps its exit code."""
+    """Runs the training, passes signals on to it and writes its exit code."""
     command = [str(folder / "venv" / "bin" / "python"), "-m", "scaling", "train", f"--config={job / 'plan.json'}"]
     child = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU):
@@ -106,7 +107,7 @@ def _status(job):
 
 
 def _log(job, offset):
-    """Bytes of the log from ``offset`` on, at most as many as one answer holds."""
+    """Bytes of the log from ``offset`` on, at most ``LOG_BYTES``."""
     try:
         with (job / "train.log").open("rb") as file:
             file.seek(offset)
@@ -122,7 +123,7 @@ def _stop(job, grace):
 
 
 def _end(known, grace):
-    """Asks an attempt to end, waits, and kills what is left with all that it started."""
+    """Asks an attempt to end, waits, and kills it with all processes that it started if it still runs."""
     if not _alive(known):
         return
     os.kill(known["pid"], signal.SIGTERM)
@@ -139,7 +140,7 @@ def _alive(known):
 
 
 def _started(pid):
-    """When a process began, since numbers are given out anew; empty if it has ended."""
+    """When a process began, because process ids are used again; empty if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Which ends of a run are followed by another start, when, and how often: the same for all targets."""
+"""Decides after the end of a run whether and when it is started again; the same for all targets."""
 
 import dataclasses
 import signal
@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from scaling import exit_codes
 
 DONE, RESTART, FAIL = "done", "restart", "fail"
-# Nothing would be different the next time.
+# A run that ended with one of these would end in the same way again.
 _FINAL = (exit_codes.USAGE, exit_codes.DIVERGED)
-_BUGS = 2  # starts after an exception, without progress in between: some pass, but most will come again
+_BUGS = 2  # starts after an exception without progress in between: few exceptions do not happen again
 
 
 @dataclasses.dataclass
 class Restarts:
-    """Counts starts without progress and decides.
+    """Counts starts without progress, and decides.
 
     Attributes:
-        most: starts in a row without progress.
-        first_delay: seconds before the first of them; each further one waits twice as long.
-        longest_delay: seconds.
+        most: limit of starts in a row without progress.
+        first_delay: seconds before the first of these; each further one waits twice as long.
+        longest_delay: limit of the delay, seconds.
         step: the highest step or checkpoint seen.
-        in_vain: starts since it last rose.
+        in_vain: starts since ``step`` last rose.
         total: starts after the first.
-        preemptions: of them, those after a signal or the loss of a machine.
+        preemptions: how many of these followed a signal or the loss of a machine.
     """
 
     most: int = 5
@@ -36,7 +36,7 @@ class Restarts:
     _slow: bool = False  # the last end was a failure of input or output
 
     def saw(self, step: int) -> None:
-        """Takes note of a step; one higher than all before is progress."""
+        """Notes a step. A step higher than all before is progress."""
         if step > self.step:
             self.step, self.in_vain = step, 0
 
@@ -54,19 +54,19 @@ class Restarts:
 
     @property
     def delay(self) -> float:
-        """Seconds to wait before the next start: few after progress, then growing by powers of two.
+        """Seconds to wait before the next start: ``first_delay`` after progress, then twice as long each time.
 
-        A disk or file server that failed gets 30 times as long: it is back in minutes rather than seconds.
+        After a failure of a disk or file server they are 30 times as long, because it takes minutes to recover.
         """
         first = self.first_delay * (30.0 if self._slow else 1.0)
         return min(self.longest_delay, first * 2.0 ** min(max(self.in_vain - 1, 0), 60))
 
 
 def of_group(codes: Sequence[int]) -> int:
-    """The code that tells why a run of several processes ended.
+    """The exit code that explains why a run of several processes ended.
 
     Args:
-        codes: in the order in which the processes ended, without those that the supervisor killed.
+        codes: exit codes in the order in which processes ended, without processes that the supervisor killed.
     """
     for code in codes:
         if code in _FINAL:

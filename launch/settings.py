@@ -1,4 +1,4 @@
-"""How runs are looked after: settings that supervisors and launchers share, and their options."""
+"""Settings of the supervision of runs, which supervisors and launchers share, and their options."""
 
 import argparse
 import dataclasses
@@ -7,13 +7,13 @@ import math
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a run is looked after.
+    """Settings of the supervision of a run.
 
     Attributes:
-        processes: that JAX joins on this machine.
-        max_restarts: starts in a row without progress.
-        stall_seconds: without any change in the run's files, after which it is killed; 0 = never.
-        grace_seconds: between being asked to end and being killed.
+        processes: number of processes on this machine, which JAX joins.
+        max_restarts: limit of starts in a row without progress.
+        stall_seconds: a run whose files do not change for so long is killed; 0 = never.
+        grace_seconds: time between asking a run to end and killing it.
         first_delay: seconds before a start without progress; each further one waits twice as long.
     """
 
@@ -31,7 +31,7 @@ class Settings:
                 raise ValueError(f"--{name}={getattr(self, name)} must be a number of at least 0")
 
     def arguments(self) -> list[str]:
-        """As options of ``launch.supervisor``."""
+        """The settings as options of ``launch.supervisor``."""
         return [f"--{field.name}={getattr(self, field.name)}" for field in dataclasses.fields(self)]
 
 
@@ -45,30 +45,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=usual.max_restarts,
         metavar="N",
-        help="starts in a row without a newer step or checkpoint, before a run counts as failed (default: 5)",
+        help="a run has failed after N starts in a row without a newer step or checkpoint (default: 5)",
     )
     add(
         "--stall_seconds",
         type=float,
         default=usual.stall_seconds,
         metavar="X",
-        help="a run none of whose files change for so long is killed and started again (default: 1800; 0 = never)",
+        help="a run is killed and started again if none of its files change for so long (default: 1800; 0 = never)",
     )
     add(
         "--grace_seconds",
         type=float,
         default=usual.grace_seconds,
         metavar="X",
-        help="between asking a run to end and killing it (default: 60)",
+        help="time between asking a run to end and killing it (default: 60)",
     )
     add("--first_delay", type=float, default=usual.first_delay, metavar="X", help=argparse.SUPPRESS)
 
 
 def check_seconds(name: str, value: float) -> None:
-    """Refuses what is no number of seconds above 0 as the value of an option.
+    """Refuses the value of an option that is not a number of seconds above 0.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not such a number.
     """
     if not 0 < value < math.inf:  # false for NaN, too
         raise ValueError(f"--{name}={value:g} must be a number above 0")

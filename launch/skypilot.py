@@ -1,6 +1,6 @@
-"""``--target=skypilot``: one managed job a run, which SkyPilot places and recovers on whichever cloud it may use.
+"""``--target=skypilot``: a managed job for each run, which SkyPilot places on a cloud and recovers.
 
-https://docs.skypilot.co: the task is what its YAML holds; ``sky.jobs`` hands it over.
+https://docs.skypilot.co: a task is the content of SkyPilot's YAML, and ``sky.jobs`` submits it.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ _STATES = {
     "CANCELLING": STOPPED,
     "CANCELLED": STOPPED,
 }
-# Nothing of a config stands in these; the machine's Python is often too old for the package.
+# These contain nothing from a config. They install a Python, because that of the machine is often too old.
 _SETUP = """\
 set -e
 python3 -m pip install --quiet --user uv
@@ -48,16 +48,16 @@ export JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"
 
 @dataclasses.dataclass(frozen=True)
 class Machines:
-    """What each run asks for.
+    """The machines of a run.
 
     Attributes:
-        slices: a TPU slice; None: GPUs.
-        accelerators: GPUs of a node, ``H100:8``; empty with a slice.
-        nodes: machines of GPUs.
-        infra: ``cloud/region/zone``, or a beginning of it; empty = the cheapest.
-        spot: preemptible.
+        slices: a TPU slice; None = GPUs.
+        accelerators: GPUs of a node, such as ``H100:8``; empty with a slice.
+        nodes: number of machines with GPUs.
+        infra: ``cloud/region/zone`` or the beginning of it; empty = the cheapest.
+        spot: whether machines are preemptible.
         runtime_version: image of TPU VMs.
-        max_restarts: after errors of the program; preemptions are not counted.
+        max_restarts: limit of restarts after errors of the program; preemptions are not counted.
     """
 
     slices: Slices | None = None
@@ -70,14 +70,14 @@ class Machines:
 
 
 def task(run: Run, name: str, machines: Machines, plan: str, checkout: Path = CHECKOUT) -> dict[str, Any]:
-    """A run as SkyPilot's YAML has it.
+    """The task of a run, as in SkyPilot's YAML.
 
     Args:
-        run: whose name the environment carries.
+        run: the run; its name becomes a variable of the environment.
         name: of the managed job.
-        machines: that it asks for.
-        plan: path of its ``plan.json`` here.
-        checkout: the code; what .gitignore names is not sent.
+        machines: the machines of the run.
+        plan: path of its ``plan.json`` on this machine.
+        checkout: folder of the code; files that .gitignore names are not sent.
     """
     resources: dict[str, Any] = {"infra": machines.infra} if machines.infra else {}
     if machines.slices:
@@ -86,7 +86,7 @@ def task(run: Run, name: str, machines: Machines, plan: str, checkout: Path = CH
     else:
         resources["accelerators"] = machines.accelerators
     resources["use_spot"] = machines.spot
-    # SkyPilot cannot tell a mistake in the config from a crash; such mistakes are refused before a run is handed over.
+    # SkyPilot cannot distinguish a mistake in the config from a crash, so mistakes are refused before submission.
     resources["job_recovery"] = {"strategy": "FAILOVER", "max_restarts_on_errors": machines.max_restarts}
     several = _JOIN if machines.nodes > 1 else ""
     return {
@@ -105,7 +105,7 @@ class SkyPilot:
     """The runs of a launch as managed jobs (``launch.engine.Engine``)."""
 
     def __init__(self, launch: Launch | None, machines: Machines, number: str, folder: epath.Path):
-        """Args: what to run (None: only look and stop), on what, the number of the launch, where plans are kept."""
+        """Args: the launch (None if runs are only observed and stopped), machines, its number, the folder of plans."""
         self._launch, self._machines, self._number, self._folder = launch, machines, number, folder
 
     def resource(self, run: Run) -> str:
@@ -135,7 +135,7 @@ class SkyPilot:
         try:
             records = sky.get(sky.jobs.queue(refresh=True))
         except Exception as error:
-            if type(error).__name__ == "ClusterNotUpError":  # no controller: no job was ever started, or all are over
+            if type(error).__name__ == "ClusterNotUpError":  # there is no controller, so there are no jobs
                 return {}
             raise EngineError(_first_line(error)) from error
         own = [record for record in records if record["job_name"] == name]
@@ -172,7 +172,7 @@ class SkyPilot:
 
 
 def machines_of(cloud: Mapping[str, Any], max_restarts: int) -> Machines:
-    """The machines that a state names."""
+    """The machines of the state of a launch."""
     topology = cloud["topology"]
     return Machines(
         Slices(topology) if topology else None,

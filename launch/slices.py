@@ -1,4 +1,4 @@
-"""TPU slices as each engine names them. Forms and hosts by Google's pages of each TPU and of TPUs in GKE."""
+"""Names of TPU slices in each engine. Topologies and hosts are from Google's pages of each TPU and of TPUs in GKE."""
 
 import dataclasses
 import math
@@ -9,10 +9,13 @@ from scaling.plan import topology
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """Names of one generation.
+    """Names of one generation of TPUs.
 
-    ``type``: of Cloud TPU (accelerator types count ``cores`` a chip); ``runtime``: image of the TPU VMs; empty where
-    Cloud TPU does not offer it. ``gke``: node label.
+    Attributes:
+        type: name in Cloud TPU's accelerator types; empty if Cloud TPU does not offer this generation.
+        cores: cores of a chip, which accelerator types count.
+        runtime: image of the TPU VMs.
+        gke: value of GKE's node label.
     """
 
     type: str
@@ -28,17 +31,17 @@ _KINDS = {
     "v6e": _Kind("v6e", 1, "v2-alpha-tpuv6e", "tpu-v6e-slice"),
     "v7x": _Kind("", 2, "", "tpu7x"),
 }
-_HOST = 4  # chips of a host; the 8 of one v5e or v6e machine make a slice of their own
+_HOST = 4  # chips of a host; a v5e or v6e machine with 8 chips is used only as a slice of its own
 _LARGE_HOSTS = {"v5e": (8, "2x4"), "v6e": (8, "2x4")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Slices:
-    """Slices of one form.
+    """Slices of one topology.
 
     Attributes:
-        name: as in ``scaling plan``, such as ``v5e:4x8``.
-        count: how many.
+        name: of the topology, as in ``scaling plan``, such as ``v5e:4x8``.
+        count: number of slices.
     """
 
     name: str
@@ -50,7 +53,7 @@ class Slices:
 
     @property
     def form(self) -> str:
-        """Sizes of the torus, ``4x8``."""
+        """Shape of a slice, such as ``4x8``."""
         return self.name.partition(":")[2]
 
     @property
@@ -59,7 +62,7 @@ class Slices:
 
     @property
     def chips(self) -> int:
-        """Of all slices."""
+        """Chips of all slices together."""
         return self.count * self.chips_each
 
     @property
@@ -74,7 +77,7 @@ class Slices:
 
     @property
     def hosts(self) -> int:
-        """Of one slice."""
+        """Hosts of one slice."""
         return self.chips_each // self.chips_per_host
 
     @property
@@ -82,7 +85,7 @@ class Slices:
         """Cloud TPU's name, such as ``v5litepod-32`` or ``v5p-16``.
 
         Raises:
-            ValueError: Cloud TPU has none of this kind.
+            ValueError: Cloud TPU does not offer this generation.
         """
         kind = _KINDS[self.chip.name]
         if not kind.type:
@@ -91,7 +94,7 @@ class Slices:
 
     @property
     def flags(self) -> list[str]:
-        """What tells gcloud the form: of the three-dimensional kinds several have the same number of chips."""
+        """gcloud's flags for the topology; several three-dimensional topologies have the same number of chips."""
         kind = _KINDS[self.chip.name]
         if kind.type and self.form.count("x") == 2:
             return [f"--type={kind.type}", f"--topology={self.form}"]
@@ -109,10 +112,10 @@ class Slices:
 
 
 def find(given: str | None, config: str | None, count: int) -> Slices:
-    """The slices of ``--topology``, else those that the config's argument names (``1300m.py:v5e:4x8``).
+    """The slices of ``--topology``, or else of the topology in the argument of the config (``1300m.py:v5e:4x8``).
 
     Raises:
-        ValueError: neither, or no such topology.
+        ValueError: no topology is given, or it does not exist.
     """
     name = given
     if name is None:

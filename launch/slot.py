@@ -1,7 +1,7 @@
-"""One place of ``--target=tpu_vm``: a queued resource that runs job after job, made anew when it is taken away.
+"""One slot of ``--target=tpu_vm``: a queued resource that runs one job after another, and is replaced when it is lost.
 
-A stage ends with a line in ``launch.json``, and each can be done again: what is created has a name that was written
-down before, what is started has a number. So the launcher may be killed between any two lines.
+Each stage is written to ``launch.json`` and can be repeated, because the names of resources and the numbers of starts
+are written before they are used. So the launcher may be killed at any point.
 """
 
 import base64
@@ -26,23 +26,26 @@ ABSENT, REQUESTED, PREPARING, READY, RUNNING, DELETING = (
 )  # fmt: skip
 _GONE = ("SUSPENDING", "SUSPENDED", "DELETING")
 _STEP = re.compile(r"^step (\d+)/", re.MULTILINE)  # the lines of training; see scaling.train.metrics.Console
-_LINGER_SECONDS = 60.0  # that processes may run on when one of their group has failed
+_LINGER_SECONDS = 60.0  # for which the other processes may run after one has failed
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of Cloud TPU, the same for all places.
+    """What is requested from Cloud TPU, the same for all slots.
 
     Attributes:
-        calls: of its project and zone.
-        slices: of one run.
+        calls: calls of gcloud for a project and zone.
+        slices: slices of one run.
         runtime_version: image of the machines.
-        labels: of what is created.
-        folder: on the machines.
-        archive: code and plans, here.
-        lost_seconds: without an answer of machines that Cloud TPU calls active, after which they count as gone.
-        stall_seconds: without a line in a run's log, after which it is started again; 0 = never.
-        grace_seconds: between asking a run to end and killing it.
+        labels: labels of the resources.
+        folder: folder on the machines.
+        archive: code and plans, on this machine.
+        spot: whether machines are preemptible.
+        reserved: whether they come from a reservation.
+        service_account: account of the machines; empty = the default.
+        lost_seconds: machines that Cloud TPU calls active count as lost if they do not answer for so long.
+        stall_seconds: a run is started again if its log gets no line for so long; 0 = never.
+        grace_seconds: time between asking a run to end and killing it.
     """
 
     calls: gcloud.Gcloud
@@ -75,7 +78,7 @@ class Request:
 
 
 class Slot:
-    """A place; its ``values`` (of ``launch.json``) are all that it knows."""
+    """A slot. Its whole state is ``values``, a part of ``launch.json``."""
 
     def __init__(
         self,
@@ -88,16 +91,24 @@ class Slot:
         say: Callable[[str], None],
         log: Callable[[str, bytes], None],
     ):
-        """Args: its state, the request, a counter of failures to get machines, and what it may call.
+        """Makes a slot.
 
-        ``next_job`` takes a waiting job off the list, ``job`` gives one by name, ``log`` takes a job's new output.
+        Args:
+            values: its state.
+            request: what to request from Cloud TPU.
+            restarts: counts failures to get machines.
+            next_job: returns a waiting job and marks it as running; None if no job waits.
+            job: returns a job by name.
+            save: writes ``launch.json``.
+            say: notes an event and prints it.
+            log: is called with the name of a job and its new output.
         """
         self.values, self._request, self._restarts = values, request, restarts
         self._next_job, self._job, self._save, self._say, self._log = next_job, job, save, say, log
         self._not_before = 0.0
         self._heard = time.monotonic()
         self._failed: float | None = None  # since when a process of the group has failed
-        self._grown = time.monotonic()  # when the log last did
+        self._grown = time.monotonic()  # when the log last grew
 
     @property
     def name(self) -> str:
@@ -105,7 +116,7 @@ class Slot:
 
     @property
     def calls(self) -> gcloud.Gcloud:
-        """By which its machines are reached."""
+        """The calls of gcloud for its project and zone."""
         return self._request.calls
 
     @property
@@ -114,14 +125,14 @@ class Slot:
 
     @property
     def idle(self) -> bool:
-        """Nothing is held, nothing is to be done."""
+        """Whether no machines are held and no job is assigned."""
         return self.stage == ABSENT and not self.values.get("job")
 
     def tick(self, stopping: bool) -> None:
-        """Does the next thing, if it is time to.
+        """Takes the next step if it is due.
 
         Raises:
-            ValueError: what gcloud refuses, and would refuse again.
+            ValueError: gcloud refuses, and would refuse again.
         """
         if time.monotonic() < self._not_before and not stopping:
             return
@@ -134,7 +145,7 @@ class Slot:
                 self._heard = time.monotonic()
             except GcloudError as error:
                 self._lost(error)
-        except OSError as error:  # our own disk may be full; whoever leaves now leaves machines that are billed
+        except OSError as error:  # the disk here may be full; an end now would leave billed machines
             self._wait(min(30.0, self._restarts.first_delay * 5))
             with contextlib.suppress(OSError):
                 self._say(f"{self.name}: this machine: {error} (trying again)")
@@ -154,7 +165,7 @@ class Slot:
                     raise
                 if error.kind == EXISTS:
                     self._wait(self._restarts.first_delay)
-                else:  # where the connection was lost, it may have been made: it is deleted, then
+                else:  # if the connection was lost, the request may exist; it is deleted then
                     self._retry(f"{self.name}: {error}")
             return
         self._move(REQUESTED, f"{self.name}: found, {found}")
@@ -188,7 +199,7 @@ class Slot:
         answers = self._ask("start", f"--job={name}", f"--attempt={job['attempts']}")
         self.values["hosts"] = len(answers)
         self._failed, self._grown = None, time.monotonic()
-        self._restarts.in_vain = 0  # only now: machines on which nothing can be started must not be made for ever
+        self._restarts.in_vain = 0  # only now, so that machines on which no run starts are not requested for ever
         self._move(RUNNING, f"{name}: start {job['attempts']} on {self.name}, {len(answers)} hosts")
 
     def _running(self) -> None:
@@ -203,7 +214,7 @@ class Slot:
             self._failed = (self._failed or time.monotonic()) if ended and code else None
             silence = time.monotonic() - self._grown
             if self._request.stall_seconds and silence > self._request.stall_seconds:
-                self._say(f"{name}: its log has been silent for {silence:.0f} s; ending it")
+                self._say(f"{name}: its log has not grown for {silence:.0f} s; ending it")
                 code = exit_codes.HUNG
             elif self._failed is None or time.monotonic() - self._failed < _LINGER_SECONDS:
                 return
@@ -223,7 +234,7 @@ class Slot:
                     raise
 
     def _stop(self) -> None:
-        """Lets the run save, then deletes the machines."""
+        """Lets the run save, and then deletes the machines."""
         if self.stage == RUNNING:
             name = self.values["job"]
             self._say(f"{name}: stopping, up to {self._request.grace_seconds:.0f} s")
@@ -238,22 +249,22 @@ class Slot:
         self._move(DELETING, f"{self.name}: deleting" * (self.stage != ABSENT))
 
     def _taken_away(self) -> bool:
-        """Whether the machines are gone; then the run waits for new ones."""
+        """Whether the machines are gone or not usable; if they are gone, they are replaced."""
         try:
             found, reason = gcloud.state(self._request.calls, self.name)
         except GcloudError:
-            self._heard = time.monotonic()  # it may be our own network: nothing is known against the machines
+            self._heard = time.monotonic()  # the network here may be at fault, so the machines do not count as silent
             raise
         self.values["cloud_state"] = found
         if found == "ACTIVE":
             return False
         if found and found != "FAILED" and found not in _GONE:
-            return True  # not yet, or no longer, usable: look again
+            return True  # not usable now: check again later
         self._replace(f"preempted ({found or 'gone'}{', ' * bool(reason)}{reason})")
         return True
 
     def _replace(self, why: str) -> None:
-        """Deletes what is left of the machines and asks for new ones, for the same run."""
+        """Deletes the rest of the machines and requests new ones for the same run."""
         if self.stage == RUNNING:
             self._say(f"{self.name}: {why}")
             self._ended(self.values["job"], exit_codes.SIGTERM, replace=True)
@@ -263,7 +274,7 @@ class Slot:
             self._move(DELETING, f"{self.name}: {why}")
 
     def _ended(self, name: str, code: int, replace: bool = False) -> None:
-        """A start of a run is over: it is finished, failed, or will be started once more."""
+        """Handles the end of an attempt: the run is finished, has failed, or is started again."""
         job = self._job(name)
         counts = Restarts(**job["restarts"])
         what = counts.after(code)
@@ -286,10 +297,10 @@ class Slot:
         )
 
     def _retry(self, why: str) -> None:
-        """No machines: tries again later, or gives the run up."""
+        """Handles a failure to get machines: tries again later, or gives the run up."""
         if self._restarts.after(exit_codes.IO) == RESTART:
             self._wait(self._restarts.delay)
-            self._move(DELETING, f"{why}; asking again in {self._restarts.delay:.0f} s")
+            self._move(DELETING, f"{why}; requesting again in {self._restarts.delay:.0f} s")
             return
         job = self._job(self.values["job"])
         job |= {"state": FAILED, "exit_code": exit_codes.IO, "reason": f"no machines: {why}"}

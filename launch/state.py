@@ -1,4 +1,4 @@
-"""What a launcher knows, in ``launch.json``: written whole, so that it can be killed at any time and started again."""
+"""Reads and writes ``launch.json``, the state of a launcher, so that it can be killed and restarted at any time."""
 
 import json
 import socket
@@ -14,7 +14,7 @@ from scaling.config.refusal import kind, shown
 
 FILE = "launch.json"
 LOCK = ".launch.lock"  # held by the launcher, or by the supervisor of a run
-# The types of its parts, and of what these hold.
+# part of the state -> its type, and the type of its elements
 _PARTS: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "target": (str, str),
     "id": (str, str),
@@ -54,7 +54,7 @@ def read(folder: epath.PathLike) -> dict[str, Any]:
 
 
 def _check(path: epath.Path, values: dict[str, Any]) -> None:
-    """Refuses what no launcher wrote: somebody else's file of that name, or one that was edited."""
+    """Refuses a file that no launcher wrote: another program's file of this name, or an edited one."""
     for name, (right, inside) in _PARTS.items():
         found = values.get(name)
         parts = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
@@ -70,7 +70,7 @@ def _check(path: epath.Path, values: dict[str, Any]) -> None:
 
 
 def write(folder: epath.PathLike, values: dict[str, Any]) -> None:
-    """Replaces the state of a folder, at once or not at all, and makes sure that it is on the disk."""
+    """Replaces the state of a folder as a whole, and syncs it to the disk."""
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     durable.replace_text(folder / FILE, json.dumps(values, indent=2), synced=True)
@@ -97,17 +97,17 @@ def alive(process: dict[str, Any] | None) -> bool:
 
 
 def here(process: dict[str, Any]) -> bool:
-    """Whether the process was one of this machine."""
+    """Whether the process was started on this machine."""
     return process.get("host") == socket.gethostname()
 
 
 def stopped(pid: int) -> bool:
-    """Whether a process stands still by SIGSTOP or a debugger; False where the system does not tell."""
+    """Whether SIGSTOP or a debugger has stopped a process; False if the system does not tell."""
     return _letter(pid) in ("T", "t")
 
 
 def started(pid: int) -> str:
-    """When a process began, in the system's own form; empty if there is none of that number."""
+    """When a process began, in a format of the system; empty if there is no process with this id."""
     if Path("/proc/self/stat").exists():
         fields = _stat(pid)
         return f"{_boot()}:{fields[19]}" if fields else ""
@@ -121,7 +121,7 @@ def _letter(pid: int) -> str:
 
 
 def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the third on (the second, the name, may hold anything)."""
+    """Fields of /proc/PID/stat from the third on; the second, the name, may contain spaces."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -129,7 +129,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def _boot() -> str:
-    """Of this start of the machine: start times count from it."""
+    """An id of this start of the machine, from which start times count."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
     except OSError:

@@ -1,4 +1,4 @@
-"""Where runs stand, by ``launch.json`` and the files of their run directories."""
+"""The progress of runs, from ``launch.json`` and the files of their run directories."""
 
 import dataclasses
 import json
@@ -27,12 +27,12 @@ _HEADS = ("run", "where", "state", "step", "loss", "tokens/s", "MFU", "checkpoin
 
 @dataclasses.dataclass
 class Row:
-    """A run; None = not known.
+    """The state of a run; None = unknown.
 
     Attributes:
         run: name.
         where: local, tpu_vm, gke or skypilot.
-        state: waiting, running, finished, failed, stopped; dead: it should run, and nobody looks after it.
+        state: waiting, running, finished, failed or stopped; dead = it should run, but its supervisor is gone.
         step: the last that was logged.
         steps: of the whole run.
         loss: nats a token, of that step.
@@ -40,12 +40,12 @@ class Row:
         mfu: share of the peak.
         checkpoint: step of the newest.
         restarts: starts after the first.
-        preemptions: of them, after a signal from outside or the loss of machines.
-        goodput: share of wall time in steps that count.
-        seconds: since the first start, by what they went into (``scaling.runs.attempts``).
-        lost_steps: that were done again.
-        save_stall: seconds that a periodic save keeps the loop waiting, median.
-        save_stall_share: of a step.
+        preemptions: restarts after a signal from outside or the loss of machines.
+        goodput: share of wall time that was spent in steps that count.
+        seconds: wall time since the first start by kind (``scaling.runs.attempts``).
+        lost_steps: steps that were computed again.
+        save_stall: median time that a periodic save keeps the loop waiting, seconds.
+        save_stall_share: the same as a share of a step.
         reason: of a failure.
     """
 
@@ -69,7 +69,7 @@ class Row:
 
 
 def rows(launch: Found) -> list[Row]:
-    """A row for each run of a launch; what cannot be read (an object store without access) stays None."""
+    """A row for each run of a launch. Values that cannot be read, as without access to an object store, stay None."""
     found = []
     for name, run_dir in launch.runs.items():
         job = launch.known.get("jobs", {}).get(name, {})
@@ -86,15 +86,15 @@ def rows(launch: Found) -> list[Row]:
 
 
 def to_text(rows: Sequence[Row]) -> str:
-    """A table, and below it why runs failed."""
+    """A table of runs, followed by the reasons of failures."""
     lines = _table([_HEADS, *(_cells(row) for row in rows)], left=3)
     reasons = [f"{row.run}: {row.reason}" for row in rows if row.reason and row.state == FAILED]
     return "\n".join([*lines, *([""] if reasons else []), *reasons])
 
 
 def time_to_text(rows: Sequence[Row]) -> str:
-    """A table of where the time of each run went since its first start, in seconds and shares of it."""
-    kinds = sorted(attempts.RUN_KINDS, key=lambda kind: kind != attempts.STEPS)  # what counts comes first
+    """A table of the time of each run since its first start: in seconds, and the share of each kind."""
+    kinds = sorted(attempts.RUN_KINDS, key=lambda kind: kind != attempts.STEPS)  # steps are the first column
     table: list[tuple[str, ...]] = [("run", "seconds", *kinds, "lost_steps", "save_stall")]
     for row in rows:
         if row.seconds is None:
@@ -110,7 +110,7 @@ def time_to_text(rows: Sequence[Row]) -> str:
 
 
 def to_json(rows: Sequence[Row]) -> str:
-    """A list of objects, for programs; NaN, which JSON has not, becomes null."""
+    """A JSON list of objects, for programs; NaN, which JSON does not have, becomes null."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -121,7 +121,7 @@ def to_json(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Lines of a table, whose first ``left`` columns begin at the left."""
+    """Lines of a table, with the first ``left`` columns aligned left and the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -154,7 +154,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _from_files(row: Row, run_dir: epath.Path, plan: epath.Path) -> None:
-    """Fills a row from a run directory; its ``state`` becomes finished, begun or stays."""
+    """Fills a row from a run directory. Its ``state`` becomes finished, begun or failed, or stays."""
     tokens = None
     try:
         tokens = _length(row, run_dir, plan)
@@ -176,14 +176,14 @@ def _from_files(row: Row, run_dir: epath.Path, plan: epath.Path) -> None:
             row.state = FAILED
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError, ImportError):
         return
-    except Exception as error:  # libraries of object stores raise whatever they like
+    except Exception as error:  # libraries of object stores raise many kinds of exceptions
         if "://" not in str(run_dir):
             raise
         row.reason = str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _length(row: Row, run_dir: epath.Path, plan: epath.Path) -> int | None:
-    """Tokens of the run, whose steps go into the row."""
+    """Tokens of the whole run; also sets ``row.steps``."""
     path = next((p for p in (plan / PLAN, plan / CONFIG, run_dir / CONFIG) if p.exists()), None)
     if path is None:
         return None
@@ -215,7 +215,7 @@ def _local(run_dir: Path, known: dict[str, Any], by_files: str) -> str:
 
 
 def _cloud(job: dict[str, Any], launch: dict[str, Any]) -> str:
-    """Of a job whose launcher must live to look after it; GKE and SkyPilot do that themselves."""
+    """The state of a job. On TPU VMs a running job is unwatched if its launcher is gone; other engines watch it."""
     launcher = launch.get("launcher")
     watched = launch["target"] != "tpu_vm" or state.alive(launcher) or (launcher and not state.here(launcher))
     return job["state"] if watched or job["state"] != RUNNING else "unwatched"

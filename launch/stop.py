@@ -1,4 +1,4 @@
-"""Ends runs by the engine that each was launched on, or by the launcher that looks after it."""
+"""Stops runs through the engine on which they were launched, or through their launcher."""
 
 import contextlib
 import os
@@ -17,18 +17,18 @@ _POLL_SECONDS = 0.2
 
 
 def stop(launch: Found, chosen: Settings, poll_seconds: float) -> list[str]:
-    """Ends the runs of a launch, which save, and releases the machines that they hold.
+    """Stops the runs of a launch after they save, and releases their machines.
 
     Args:
-        launch: on whichever engine.
-        chosen: has the time for saving, before runs are killed.
-        poll_seconds: between two questions to Cloud TPU.
+        launch: on any engine.
+        chosen: ``grace_seconds`` is the time for saving before runs are killed.
+        poll_seconds: time between two requests to Cloud TPU.
 
     Returns:
-        What still runs or is held: processes or resources.
+        Processes that still run, or resources that are still held.
 
     Raises:
-        ValueError: it was started on another machine, which must stop it, or its engine refuses.
+        ValueError: another machine started the launch and must stop it, or its engine refuses to.
     """
     if launch.target == "local":
         return _local(launch, chosen.grace_seconds)
@@ -36,7 +36,7 @@ def stop(launch: Found, chosen: Settings, poll_seconds: float) -> list[str]:
 
 
 def _cloud(launch: Found, chosen: Settings, poll_seconds: float) -> list[str]:
-    """Through the launcher, if it lives; else in its place."""
+    """Stops runs in a cloud: through the launcher if it is alive, otherwise directly."""
     launcher, known = launch.known.get("launcher"), launch.known
     if launcher and state.alive(launcher):
         _signal(launcher["pid"], signal.SIGTERM)
@@ -47,8 +47,8 @@ def _cloud(launch: Found, chosen: Settings, poll_seconds: float) -> list[str]:
         known = state.read(launch.folder)
     elif launcher and not state.here(launcher) and launch.target == "tpu_vm" and known.get("state") == RUNNING:
         raise ValueError(
-            f"{launch.folder} was launched on {launcher['host']}; stop it there, or if that is gone, give the same "
-            "launch again here, which takes over, and then ctrl-C"
+            f"{launch.folder} was launched on {launcher['host']}; stop it there, or, if that machine is gone, start "
+            "the same launch here, which takes over, and press ctrl-C"
         )
     folder = epath.Path(launch.folder)
     if launch.target == "tpu_vm":
@@ -61,7 +61,7 @@ def _cloud(launch: Found, chosen: Settings, poll_seconds: float) -> list[str]:
 
 
 def _local(launch: Found, grace_seconds: float) -> list[str]:
-    """The launcher first, so that it starts no other run; then supervisors; then what they left behind."""
+    """Stops the launcher first, so that it starts no other run, then supervisors, then processes that they left."""
     launcher = launch.known.get("launcher")
     everyone = [launcher] if launcher else []
     states = {name: state.read(run_dir) for name, run_dir in launch.runs.items() if run_dir.exists()}
@@ -73,7 +73,7 @@ def _local(launch: Found, grace_seconds: float) -> list[str]:
     asked = [processes.Child(process) for process in everyone]
     for child in asked:
         child.send(signal.SIGTERM)
-        if child.identity is launcher:  # passes it on to all that it supervises
+        if child.identity is launcher:  # it passes the signal on to its runs
             processes.wait([child], grace_seconds)
     over = processes.wait(asked, grace_seconds)
     for name, run_dir in launch.runs.items():
@@ -82,7 +82,7 @@ def _local(launch: Found, grace_seconds: float) -> list[str]:
         if any(orphan.running for orphan in orphans):
             processes.end(orphans, grace_seconds if over else 0.0)
             state.write(run_dir, known | {"state": STOPPED, "children": []})
-            print(f"{name}: ended the processes that its supervisor had left", file=sys.stderr)
+            print(f"{name}: ended the processes that its supervisor had left running", file=sys.stderr)
     for child in asked:
         child.send(signal.SIGKILL)
     processes.wait(asked, 10.0)

@@ -1,8 +1,8 @@
-"""Keeps one run going on this machine until it is finished: ``python -m launch.supervisor --config=RUN/plan.json``.
+"""Supervises one run on this machine until it is finished: ``python -m launch.supervisor --config=RUN/plan.json``.
 
-Starts ``scaling train`` as one process or several, starts all of them again when one dies, hangs or is preempted, and
-gives up where another start would be of no use. What it knows stands in the run's ``launch.json``: killed and started
-again, it goes on with the processes that still run.
+Starts ``scaling train`` as one process or several, restarts all of them when one dies, hangs or is preempted, and gives
+up if another start would not help. Its state is in the run's ``launch.json``; a supervisor that was killed and is
+started again continues with the processes that still run.
 """
 
 import argparse
@@ -27,32 +27,32 @@ from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
 from scaling.train.signals import stops
 
 _POLL_SECONDS = 0.2
-_LOOK_SECONDS = 2.0  # between looks at the run's files
-_LINGER_SECONDS = 10.0  # that the others may take to end by themselves when one has failed
-_STOPPED_SECONDS = 30.0  # a process that stands still by SIGSTOP for so long is taken for frozen
+_LOOK_SECONDS = 2.0  # between checks of the run's files
+_LINGER_SECONDS = 10.0  # for the other processes to end by themselves after one has failed
+_STOPPED_SECONDS = 30.0  # a process that SIGSTOP has stopped for so long counts as frozen
 
 
 class Supervisor:
     """One run and its processes."""
 
     def __init__(self, plan: str, run_dir: epath.Path, chosen: Settings):
-        """Args: the run's ``plan.json``, its directory, and how to look after it."""
+        """Args: the ``plan.json`` of the run, its directory, and the settings."""
         self._plan, self._run_dir, self._chosen = plan, run_dir, chosen
         self._state = state.read(run_dir)
         kept = self._state.get("restarts", {})
-        # A new supervisor starts counting failures anew: somebody wants another try.
+        # A new supervisor counts failures from 0, because its start asks for another try.
         self._restarts = Restarts(chosen.max_restarts, chosen.first_delay)
         self._restarts.total, self._restarts.preemptions = kept.get("total", 0), kept.get("preemptions", 0)
         self._restarts.saw(progress.newest_step(run_dir))
         self._left = [processes.Child(child) for child in self._state.get("children", [])]
         self._children: list[processes.Child] = []
-        self._signals: list[int] = []  # that we were sent
+        self._signals: list[int] = []  # that this process received
 
     def run(self) -> int:
-        """Looks after the run until it ends for good.
+        """Supervises the run until it ends and is not started again.
 
         Returns:
-            0 if it finished; the code of a signal that told us to stop; else that of its last end (1 for a signal).
+            0 if it finished; the code of a signal to this process; or the last exit code (1 if a signal killed it).
         """
         before = {number: signal.signal(number, self._note) for number in stops()}
         try:
@@ -60,7 +60,7 @@ class Supervisor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            processes.end(self._children, 0)  # only if something above raised
+            processes.end(self._children, 0)  # only after an exception
 
     def _run(self) -> int:
         code = self._adopted()
@@ -70,7 +70,7 @@ class Supervisor:
             if code is None:
                 try:
                     code = self._attempt()
-                except OSError as error:  # a log that cannot be made on a full disk, say
+                except OSError as error:  # such as a log that cannot be created on a full disk
                     self._say(f"the processes could not be started ({error})")
                     self._end_all()
                     code = exit_codes.IO
@@ -91,20 +91,20 @@ class Supervisor:
             code = None
 
     def _adopted(self) -> int | None:
-        """Waits for processes that an earlier supervisor left, by number or by the lock that they hold.
+        """Waits for processes that an earlier supervisor left, found by process id or by the lock that they hold.
 
         Returns:
-            None where another start is due, else the code of an end that we saw or caused.
+            None if another start is due, otherwise an exit code.
         """
         self._children = [child for child in self._left if child.running]
         if self._children:
-            self._save(RUNNING, event=f"going on with {len(self._children)} processes that still run")
+            self._save(RUNNING, event=f"continuing with {len(self._children)} processes that still run")
             whole = len(self._children) == len(self._left)
             code = self._watch() if whole else -signal.SIGKILL
             self._end_all()
             return code if code != exit_codes.OK else None
         said = ""
-        while is_locked(self._run_dir) and not self._asked():  # somebody else's: started by hand, say
+        while is_locked(self._run_dir) and not self._asked():  # another process, such as one that a user started
             event = f"another process trains in {self._run_dir}; waiting for it"
             self._save(WAITING, event=event if event != said else "")
             said = event
@@ -112,7 +112,7 @@ class Supervisor:
         return None
 
     def _attempt(self) -> int:
-        """Starts the processes and waits for their end; returns the code that tells why."""
+        """Starts the processes and waits for their end; returns the exit code that explains it."""
         count = self._chosen.processes
         joined = {"coordinator_address": f"127.0.0.1:{processes.free_port()}", "num_processes": count}
         commands = [jobs.command(self._plan, joined | {"process_id": i} if count > 1 else {}) for i in range(count)]
@@ -128,7 +128,7 @@ class Supervisor:
         return code
 
     def _watch(self) -> int:
-        """Waits until the run is over or must be; what still runs then is left to be ended."""
+        """Waits until the run has ended or must be ended; processes that still run are ended by the caller."""
         heartbeat = progress.Heartbeat(self._run_dir)
         looked, frozen = 0.0, time.monotonic()
         ended: list[processes.Child] = []
@@ -140,7 +140,7 @@ class Supervisor:
                 return of_group([code for code in codes if code is not None])
             now = time.monotonic()
             code = of_group([code for code in codes if code is not None])
-            if ended and deadline is None:  # the others get a little time to end by themselves, and more to save
+            if ended and deadline is None:  # the others get some time to end by themselves, and more for saving
                 deadline = now + min(
                     self._chosen.grace_seconds, _LINGER_SECONDS if code and not self._asked() else 60.0
                 )
@@ -165,21 +165,21 @@ class Supervisor:
         if silence > limit:
             return f"no file of the run changed for {silence:.0f} s; ending it"
         if frozen > min(limit, _STOPPED_SECONDS):
-            return f"a process has stood still for {frozen:.0f} s; ending the run"
+            return f"a process has been stopped for {frozen:.0f} s; ending the run"
         return ""
 
     def _end_all(self) -> None:
-        """What still runs cannot go on without the others; only one that is alone may want to save."""
+        """Ends all processes. Only a single process gets time to save; several cannot continue without each other."""
         alone = len(self._children) == 1 or bool(self._asked())
         processes.end(self._children, self._chosen.grace_seconds if alone else min(self._chosen.grace_seconds, 5.0))
         self._children = []
 
     def _asked(self) -> int:
-        """The last signal that told us to stop; 0 if none did."""
+        """The last signal that asked for a stop; 0 if there was none."""
         return self._signals[-1] if self._signals else 0
 
     def _note(self, number: int, frame: object) -> None:
-        """Passes a signal on; the run saves and ends (at once, if it is the second)."""
+        """Passes a signal on. At the first the run saves and ends; at a second it ends at once."""
         self._signals.append(number)
         for child in self._children:
             child.send(number)
@@ -208,12 +208,12 @@ class Supervisor:
             _print(event)
         try:
             state.write(self._run_dir, values)
-        except OSError as error:  # a full disk must not end whoever is to start the run again when there is room
+        except OSError as error:  # a full disk must not end the supervisor, which starts the run again later
             _print(f"{self._run_dir / state.FILE} could not be written ({error})")
 
 
 def _print(text: str) -> None:
-    with contextlib.suppress(OSError):  # the log may lie on the full disk, too
+    with contextlib.suppress(OSError):  # the log may be on the full disk, too
         print(f"launch: {text}", file=sys.stderr, flush=True)
 
 
@@ -227,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     run_dir = epath.Path(load(options.config).workdir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    with held(run_dir / state.LOCK, f"another supervisor looks after {run_dir}"):
+    with held(run_dir / state.LOCK, f"another supervisor runs for {run_dir}"):
         return Supervisor(options.config, run_dir, settings(options)).run()
 
 

@@ -1,4 +1,4 @@
-"""``--target=tpu_vm``: runs on Cloud TPU queued resources, made, watched, made anew and deleted through gcloud."""
+"""``--target=tpu_vm``: runs on queued resources of Cloud TPU, which gcloud creates, replaces and deletes."""
 
 import dataclasses
 import os
@@ -32,25 +32,25 @@ _KEPT = ("zone", "project", "topology", "slices", "runtime_version", "spot", "re
 
 
 class Launcher:
-    """All runs of a launch, on as many queued resources as there may be at a time."""
+    """Runs all runs of a launch on a limited number of queued resources at a time."""
 
     def __init__(self, folder: epath.Path, values: dict[str, Any], chosen: Settings, poll_seconds: float = 20.0):
-        """Args: where ``launch.json`` lies, what it holds (``planned``), how runs are looked after."""
+        """Args: the folder of ``launch.json``, its content (``planned``), the settings, seconds between polls."""
         self.values, self._folder, self._chosen, self._poll = values, folder, chosen, poll_seconds
         self._lock = threading.RLock()
         self._asked: list[int] = []
-        self._refused = False  # one place cannot go on, so that the others need not
+        self._refused = False  # a slot has failed for good, so all others end
         request = request_of(values, folder, chosen)
         self.slots = [self._slot(one, request) for one in values["slots"]]
 
     def run(self, stopping: int = 0) -> int:
-        """Until all runs have ended and nothing is held any more.
+        """Works until all runs have ended and no machines are held.
 
         Args:
-            stopping: a signal that counts as if it had come: runs are stopped, machines deleted.
+            stopping: a signal that counts as received, so that runs are stopped and machines deleted; 0 = none.
 
         Returns:
-            0 if all finished; the code of a signal if one came; else that of the first that failed.
+            0 if all runs finished; the code of a received signal; or that of the first run that failed.
 
         Raises:
             ValueError: gcloud refuses (no permission, wrong flags).
@@ -65,7 +65,7 @@ class Launcher:
             if len(self._asked) > 1 and (kept := [slot.name for slot in self.slots if slot.stage != ABSENT]):
                 self._say(f"left behind, and billed: {', '.join(kept)}; scaling stop {self._folder}")
         except Exception:
-            self._say(f"to delete what was made: scaling stop {self._folder}")
+            self._say(f"to delete the machines: scaling stop {self._folder}")
             raise
         finally:
             for number, handler in before.items():
@@ -75,12 +75,12 @@ class Launcher:
         return self._end()
 
     def _serve(self, slot: Slot) -> None:
-        """Looks after one place, in a thread of its own: what takes long there must not hold up the others."""
+        """Serves one slot, in a thread of its own, so that long calls do not delay the others."""
         try:
             while not slot.idle or (self._waiting() and not self._asked):
                 if self._refused or len(self._asked) > 1:
                     return
-                asked = len(self._asked)  # a signal in the meantime ends the pause below
+                asked = len(self._asked)  # a signal after this ends the pause below
                 slot.tick(bool(asked))
                 until = time.monotonic() + self._poll
                 while time.monotonic() < until and len(self._asked) == asked and not self._refused:
@@ -90,7 +90,7 @@ class Launcher:
             raise
 
     def _sweep_up(self) -> None:
-        """Deletes what Cloud TPU made of a request whose answer was lost, if there is any."""
+        """Deletes resources that Cloud TPU created for requests whose answers were lost."""
         if not self.slots:
             return
         calls = self.slots[0].calls
@@ -99,7 +99,7 @@ class Launcher:
                 self._say(f"{name}: left over; deleting")
                 gcloud.run(calls.delete(name))
         except gcloud.GcloudError as error:
-            self._say(f"what is left over is not known, or was not deleted ({error}): scaling stop {self._folder}")
+            self._say(f"resources may be left over ({error}); to delete them: scaling stop {self._folder}")
 
     def _end(self) -> int:
         ends = {job["state"] for job in self.values["jobs"].values()}
@@ -137,7 +137,7 @@ class Launcher:
             print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
     def _log(self, name: str, data: bytes) -> None:
-        """Keeps a run's output and shows it, with its name where there are several."""
+        """Appends the output of a run to its log and prints it, with the run's name if there are several runs."""
         path = Path(self._folder) / name / LOG
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
@@ -147,37 +147,37 @@ class Launcher:
             print(several + line, file=sys.stderr, flush=True)
 
     def _note(self, number: int, frame: object) -> None:
-        if number in ORDERS or not self._asked:  # warnings are repeated, and are no second order to leave
+        if number in ORDERS or not self._asked:  # a repeated warning does not count as a second order to stop
             self._asked.append(number)
 
 
 def planned(launch: Launch, options: Mapping[str, Any], parallel: int, known: dict[str, Any]) -> dict[str, Any]:
-    """The state of a launch that begins, or goes on where ``known`` says.
+    """The state of a launch that begins, or continues from the state ``known``.
 
-    Runs that are finished stay so; failed and stopped ones get another try.
+    Finished runs stay finished; failed and stopped runs are tried again.
 
     Raises:
-        ValueError: machines of other options, or with other knobs of the runs, still exist.
+        ValueError: machines of a launch with other options or other knobs still exist.
     """
     wanted = {key: options[key] for key in _KEPT}
     slots = [slot for slot in known.get("slots", []) if slot["stage"] != ABSENT]
     if slots and known["cloud"] != wanted:
         raise ValueError(
-            f"{', '.join(slot['resource'] for slot in slots)} still exist, of another launch with other options; "
-            "give those again, or stop it first (scaling stop)"
+            f"{', '.join(slot['resource'] for slot in slots)} still exist from a launch with other options; use the "
+            "same options, or stop it first (scaling stop)"
         )
     if slots:
         open_jobs = [name for name, job in known["jobs"].items() if job["state"] != FINISHED]
         jobs.refuse_changed(launch, open_jobs)
         if lost := {slot["job"] for slot in slots if slot.get("job")} - {run.name for run in launch.runs}:
             raise ValueError(
-                f"{', '.join(sorted(lost))} is on machines and not among these runs; give the same config, or stop it "
+                f"{', '.join(sorted(lost))} is on machines and not among these runs; use the same config, or stop it "
                 "first (scaling stop)"
             )
     found = {} if not known else dict(known)
     number = known["id"] if slots else secrets.token_hex(3)
     if not slots:
-        for job in found.get("jobs", {}).values():  # no machine knows of any start
+        for job in found.get("jobs", {}).values():  # the machines that knew the last start are gone
             job["attempts"] += 1
     found |= {"target": "tpu_vm", "id": number, "name": launch.name, "state": RUNNING, "cloud": wanted}
     before, held_jobs = found.get("jobs", {}), {slot.get("job") for slot in slots}
@@ -202,7 +202,7 @@ def planned(launch: Launch, options: Mapping[str, Any], parallel: int, known: di
 
 
 def request_of(values: dict[str, Any], folder: epath.Path, chosen: Settings) -> Request:
-    """What a state asks of Cloud TPU."""
+    """The request to Cloud TPU of the state of a launch."""
     cloud, number = values["cloud"], values["id"]
     return Request(
         gcloud.Gcloud(cloud["zone"], cloud["project"]),
@@ -220,7 +220,7 @@ def request_of(values: dict[str, Any], folder: epath.Path, chosen: Settings) -> 
 
 
 def commands(values: dict[str, Any], folder: epath.Path, chosen: Settings) -> list[str]:
-    """Every command of a launch, in order, as one would type it."""
+    """All commands of a launch in their order, as a user could type them."""
     request, lines = request_of(values, folder, chosen), []
     for slot in values["slots"]:
         name = slot["resource"]
@@ -237,7 +237,7 @@ def commands(values: dict[str, Any], folder: epath.Path, chosen: Settings) -> li
 
 
 def run(launch: Launch, values: dict[str, Any], chosen: Settings, poll_seconds: float) -> int:
-    """Runs what ``planned`` gave, to the end; see ``Launcher.run``."""
+    """Runs a launch that ``planned`` returned to its end; see ``Launcher.run``."""
     folder = launch.state_folder
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder / state.LOCK, f"another launcher works on {folder}"):
@@ -250,23 +250,23 @@ def run(launch: Launch, values: dict[str, Any], chosen: Settings, poll_seconds: 
 
 
 def stop(folder: epath.Path, values: dict[str, Any], chosen: Settings, poll_seconds: float = 5.0) -> list[str]:
-    """Stops the runs of a launch whose launcher is gone, deletes its machines, and looks whether any is left.
+    """Stops the runs of a launch whose launcher is gone, deletes its machines, and checks that none are left.
 
     Returns:
-        Names of those that are left.
+        Names of machines that are left.
     """
     with held(folder / state.LOCK, f"a launcher still works on {folder}"):
         Launcher(folder, values, chosen, poll_seconds).run(stopping=signal.SIGTERM)
     try:
         return left_over(request_of(values, folder, chosen).calls, values["id"])
     except gcloud.GcloudError as error:
-        return [f"not known what, since gcloud did not list it ({error})"]
+        return [f"unknown resources, because gcloud could not list them ({error})"]
 
 
 def left_over(calls: gcloud.Gcloud, number: str) -> list[str]:
     """Requests of a launch that still exist and are not being deleted.
 
     Raises:
-        GcloudError: Cloud TPU does not say.
+        GcloudError: Cloud TPU could not be asked.
     """
     return [name for name in gcloud.names(calls) if f"-{number}-" in name]

@@ -1,4 +1,4 @@
-"""Where what can be made again is kept: token shards, compiled programs, plans."""
+"""The folder for what can be made again: token shards, compiled programs, plans."""
 
 import contextlib
 import functools
@@ -12,12 +12,12 @@ from scaling.paths import expanded, must_be_utf8
 
 
 def root() -> Path:
-    """``$SCALING_CACHE``, else ``~/.cache/scaling``, else a folder of this user's among the temporary files.
+    """The cache: ``$SCALING_CACHE``, else ``~/.cache/scaling``, else a folder of this user among the temporary files.
 
-    The last is for users without a home: containers with a number for a user, services.
+    The last is for users without a home folder, such as services, and containers that run under a bare user number.
 
     Raises:
-        ValueError: not a name of UTF-8, or not a local folder.
+        ValueError: the name is not UTF-8, or the folder is not local.
     """
     named = os.environ.get("SCALING_CACHE") or ""
     if "://" in named:
@@ -42,7 +42,7 @@ def _usual() -> str:
 
 
 def _temporary() -> Path:
-    """A folder that only this user can write to: what is compiled is run again."""
+    """A folder that only this user can write to, because the compiled programs in it are executed later."""
     folder = Path(tempfile.gettempdir()) / f"scaling-{os.getuid()}"
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,4 +1,4 @@
-"""``scaling VERB``: the command line. A verb is imported when it runs, so that ``--help`` is instant."""
+"""The command line ``scaling VERB``. A verb is imported when it runs, so that ``scaling --help`` is fast."""
 
 import argparse
 import importlib
@@ -14,9 +14,9 @@ from scaling.commands.verb import Parser, add_verb, add_verbs
 from scaling.output import Stdout
 from scaling.paths import each_expanded, expanded, must_be_utf8, must_lead_somewhere
 
-DEBUG_VARIABLE = "SCALING_TRACEBACK"  # set to 1, lets Python's traceback through instead of one sentence
+DEBUG_VARIABLE = "SCALING_TRACEBACK"  # if set to 1, a mistake shows Python's traceback and not one sentence
 PACKAGE = Path(__file__).resolve().parent
-_TEXTS = ("prompt", "stop")  # options that are no paths, whatever they begin with
+_TEXTS = ("prompt", "stop")  # options that are texts, in which a leading ~ is not expanded
 
 _EPILOG = f"""\
 `scaling VERB --help` explains a verb. Verbs that take --config=FILE also take --config.section.knob=VALUE for any
@@ -40,29 +40,31 @@ class _Verb(NamedTuple):
     stdout: Stdout = Stdout.RESULT
 
 
-# Each is a module of ``scaling.commands`` with ``add_options(parser)`` and ``run(options) -> exit code``; one without a
-# ``run`` adds verbs of its own.
+# Each verb is a module of ``scaling.commands`` with ``add_options(parser)`` and ``run(options) -> exit code``. A module
+# without ``run`` adds verbs of its own.
 _VERBS = {
     "train": _Verb("train the model of --config=FILE, or resume it", True, Stdout.LOG),
     "sweep": _Verb("train all runs of the sweep in --config=FILE, or resume them", True, Stdout.LOG),
-    "launch": _Verb("start a run or a sweep on an engine, and keep it going", True, Stdout.LOG),
-    "status": _Verb("where launched runs stand, wherever they are"),
-    "stop": _Verb("stop launched runs, which save, and release what they hold", stdout=Stdout.LOG),
-    "plan": _Verb("memory and step time of --config=FILE on TPUs or GPUs that are not here", True),
+    "launch": _Verb(
+        "start a run or a sweep on this machine or in a cloud, and restart it when needed", True, Stdout.LOG
+    ),
+    "status": _Verb("show the progress of launched runs"),
+    "stop": _Verb("stop launched runs after they save, and release their machines", stdout=Stdout.LOG),
+    "plan": _Verb("predict memory and step time of --config=FILE on TPUs or GPUs that are not here", True),
     "config": _Verb("print the resolved config as JSON", True),
-    "sizes": _Verb("print the published sizes: parameters and FLOPs by every convention"),
+    "sizes": _Verb("print the published sizes: parameters and FLOPs by each convention"),
     "tokenizer": _Verb("make tokenizers"),
-    "tokenize": _Verb("tokenize text files into ArrayRecord shards, once", stdout=Stdout.LOG),
+    "tokenize": _Verb("tokenize text files into ArrayRecord shards", stdout=Stdout.LOG),
     "generate": _Verb("continue prompts with a model"),
-    "evaluate": _Verb("zero-, one- and few-shot scores of models", stdout=Stdout.COPY),
-    "contamination": _Verb("items of tasks that stand in a training corpus", stdout=Stdout.COPY),
-    "bias": _Verb("GPT-3's probes of gender, race, religion and occupations", stdout=Stdout.COPY),
-    "logits": _Verb("float32 logits of a run directory or a Hugging Face folder", stdout=Stdout.LOG),
+    "evaluate": _Verb("compute zero-, one- and few-shot scores of models", stdout=Stdout.COPY),
+    "contamination": _Verb("find items of tasks in a training corpus", stdout=Stdout.COPY),
+    "bias": _Verb("run GPT-3's probes of gender, race, religion and occupations", stdout=Stdout.COPY),
+    "logits": _Verb("write float32 logits of a run directory or a Hugging Face folder", stdout=Stdout.LOG),
     "export": _Verb("write a run's model as a Hugging Face folder", stdout=Stdout.LOG),
     "plot": _Verb("draw the loss curve of a run directory", stdout=Stdout.LOG),
     "fit": _Verb("fit a scaling law to run directories or a table"),
-    "predict": _Verb("predict from a fit: optimal size, loss, price"),
-    "report": _Verb("one page about runs: laws, figures, tables", stdout=Stdout.LOG),
+    "predict": _Verb("predict optimal size, loss and the cost of smaller models from a fit"),
+    "report": _Verb("write one page about runs: laws, figures, tables", stdout=Stdout.LOG),
     "bench": _Verb("measure the framework itself"),
 }
 
@@ -74,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; None = this process's.
 
     Returns:
-        An exit code of ``scaling.exit_codes``. Mistakes print one line, ``scaling VERB: error: sentence``, on stderr;
-        exceptions that no mistake explains go through.
+        An exit code of ``scaling.exit_codes``. A mistake prints one line, ``scaling VERB: error: sentence``, on stderr.
+        Exceptions that are bugs are raised.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = _first_word(argv)
@@ -128,7 +130,7 @@ def _first_word(argv: Sequence[str]) -> str:
 
 
 def _at_home(options: argparse.Namespace) -> None:
-    """Expands ``~`` in all options but texts; refuses folders that could not be written to at the end."""
+    """Expands ``~`` in all options except texts, and refuses folders that cannot be written to."""
     for name, value in vars(options).items():
         expand = each_expanded if name == "tasks" else expanded
         if name in _TEXTS or name in ("config", "overrides"):
@@ -157,7 +159,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _parser(asked: str) -> Parser:
-    """The parser of the command line; only the verb that is asked for is imported, and knows its options."""
+    """The parser of the command line. Only the verb that is asked for is imported and gets its options."""
     parser = Parser(
         prog="scaling",
         description="Train any GPT-3 size from one config, on any mesh.",

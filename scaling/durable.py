@@ -1,6 +1,6 @@
-"""Writing files so that a kill, a full disk or a loss of power leaves the old one or the new one, and never half of it.
+"""Writes files so that a kill, a full disk or a loss of power leaves the old file or the new one, never a part of it.
 
-Paths may be remote (``gs://...``): object stores replace a file as a whole and keep what they have confirmed, so
+Paths may be remote (``gs://...``). Object stores replace a file as a whole and keep what they have confirmed, so
 nothing is synced there.
 """
 
@@ -15,16 +15,16 @@ from scaling.paths import must_lead_somewhere
 
 
 def replace_text(path: epath.PathLike, text: str, synced: bool = False, writer: str = "") -> None:
-    """Writes a file beside its place, then renames it: a reader sees all of the old text or all of the new one.
+    """Writes a temporary file and renames it, so that a reader sees all of the old text or all of the new one.
 
     Args:
         path: of the file; its folder exists.
-        text: all that it will hold.
-        synced: return only when it would survive a loss of power.
-        writer: sets this process apart, where several may write the file at the same time.
+        text: the whole content.
+        synced: return only when the file would survive a loss of power.
+        writer: distinguishes this process, if several may write the file at the same time.
 
     Raises:
-        OSError: it cannot be written; names the file. The old one is as it was.
+        OSError: the file cannot be written; the message names it. The old file is unchanged.
     """
     path = epath.Path(path)
     partial = path.with_name(".".join(filter(None, (path.name, writer, "partial"))))
@@ -38,10 +38,10 @@ def replace_text(path: epath.PathLike, text: str, synced: bool = False, writer: 
 
 
 def try_to_write(folder: epath.PathLike, writer: int) -> None:
-    """Makes a folder if need be, and a file in it, which it deletes again.
+    """Tests that a folder can be written to: makes the folder if necessary and a file in it, and deletes the file.
 
     Args:
-        folder: any.
+        folder: local or remote.
         writer: number of this process among those that may try at the same time.
 
     Raises:
@@ -63,7 +63,7 @@ def sync(files: Iterable[epath.PathLike]) -> None:
 
 
 def sync_folders(folders: Iterable[epath.PathLike]) -> None:
-    """Makes the names in folders survive a loss of power, where the file system can: not every one of a network can."""
+    """Makes the names in folders survive a loss of power, if the file system supports it; some of networks do not."""
     for path in folders:
         if "://" not in str(path):
             with contextlib.suppress(OSError):
@@ -79,12 +79,12 @@ def _fsync(path: epath.PathLike) -> None:
 
 
 def check_writable(path: epath.PathLike) -> None:
-    """Tries whether a local file can be written or appended to, before work whose result will go there.
+    """Tests whether a local file can be written or appended to, before the work whose result will be written there.
 
-    Nothing is made: where its folder is not there yet, the nearest one that is there is tried.
+    Nothing is created. If the folder of the file does not exist, the nearest existing folder above it is tested.
 
     Raises:
-        OSError: it cannot; names the file.
+        OSError: it cannot; the message names the file.
     """
     path = Path(path)
     try:
@@ -94,12 +94,12 @@ def check_writable(path: epath.PathLike) -> None:
         else:
             try_to_write(next(folder for folder in path.absolute().parents if folder.exists()), os.getpid())
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None  # of the fitting subclass
+        raise OSError(error.errno, error.strerror, str(path)) from None  # Python chooses the subclass by errno
 
 
 @contextlib.contextmanager
 def naming(path: epath.PathLike) -> Iterator[None]:
-    """Names a file or folder in errors of writing that name none, as that of a full disk."""
+    """Adds the name of a file or folder to errors that have none, such as that of a full disk."""
     try:
         yield
     except OSError as error:

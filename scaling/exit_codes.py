@@ -4,7 +4,7 @@ import errno
 import signal
 
 OK = 0
-BUG = 1  # an exception that no user can have caused: Python's own code for an uncaught exception
+BUG = 1  # a bug: Python's own code for an uncaught exception
 USAGE = 2  # a bad option, knob, file or value: one sentence on stderr
 DIVERGED = 3  # the loss became NaN or infinite
 IO = 74  # EX_IOERR of BSD's sysexits.h: disk full, broken file system
@@ -17,7 +17,7 @@ SIGUSR2 = 140  # 128 + 12: the same
 SIGPIPE = 141  # 128 + 13: the reader of what the verb prints went away before all was printed, as in `| head`
 SIGTERM = 143  # 128 + 15: stopped by the scheduler, after saving a checkpoint
 SIGXCPU = 152  # 128 + 24: the limit of CPU time is near; stopped after saving a checkpoint
-# By number: what lets a training save and leave.
+# signals at which a training saves and ends -> its exit code
 OF_SIGNAL = {
     signal.SIGHUP: SIGHUP,
     signal.SIGINT: SIGINT,
@@ -27,7 +27,7 @@ OF_SIGNAL = {
     signal.SIGXCPU: SIGXCPU,
 }
 
-# Codes of a process that a signal stopped: the one that it left with, or the signal, which Python gives as negative.
+# Return codes of a process that a signal stopped: its exit code, or the negative signal number (as of subprocess).
 STOPPED = (*OF_SIGNAL.values(), *(-number for number in OF_SIGNAL))
 
 
@@ -40,6 +40,7 @@ def of(error: BaseException) -> int:
     if isinstance(error, OSError) and not isinstance(
         error, FileNotFoundError | PermissionError | FileExistsError | NotADirectoryError | IsADirectoryError
     ):
-        # errno is None where code raises OSError("sentence") itself; EROFS is a permission in all but name.
+        # errno is None where code raises OSError("sentence") itself. A read-only file system counts as a missing
+        # permission.
         return USAGE if error.errno == errno.EROFS else IO
     return USAGE if isinstance(error, ValueError | OSError) else BUG

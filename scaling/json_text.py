@@ -1,4 +1,4 @@
-"""JSON that others wrote: every way in which it can be wrong becomes a ValueError of one sentence that says where."""
+"""Reads JSON that other programs wrote. Every error in it becomes a ValueError with one sentence that says where."""
 
 import json
 import re
@@ -7,26 +7,26 @@ from typing import Any
 
 
 class Unreadable(ValueError):
-    """JSON that is well-formed, but that Python does not read."""
+    """Well-formed JSON that Python cannot read."""
 
 
 def read(text: str | bytes, where: str) -> Any:
-    """The value of a JSON text, for those who have words of their own for what is no JSON.
+    """The value of a JSON text; for callers that have their own messages for text that is not JSON.
 
     Args:
-        text: bytes are UTF-8.
+        text: a text, or bytes in UTF-8.
         where: the file, or file and line, for messages.
 
     Raises:
-        Unreadable: a whole number of too many digits, or values inside each other too deeply; names ``where``.
-        json.JSONDecodeError, UnicodeDecodeError: no JSON.
+        Unreadable: a whole number with too many digits, or values nested too deeply; the message names ``where``.
+        json.JSONDecodeError, UnicodeDecodeError: the text is not JSON.
     """
     try:
         return json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise
     except RecursionError:
-        raise Unreadable(f"{where} has lists or objects inside each other too deeply to be read") from None
+        raise Unreadable(f"{where} has lists or objects nested too deeply to be read") from None
     except ValueError:
         digits, whole = sys.get_int_max_str_digits(), text.decode() if isinstance(text, bytes) else text
         found = re.search(rf"\d{{{digits + 1},}}", whole)
@@ -38,11 +38,11 @@ def read(text: str | bytes, where: str) -> Any:
 
 
 def parse(text: str | bytes, where: str) -> Any:
-    """The value of a JSON text; a byte order mark before it is dropped, as editors on Windows write one.
+    """The value of a JSON text. A byte order mark at its beginning, which editors on Windows write, is ignored.
 
     Args:
-        text: as of ``read``.
-        where: as of ``read``.
+        text: as for ``read``.
+        where: as for ``read``.
 
     Raises:
         ValueError: not UTF-8, not JSON, or ``Unreadable``; one sentence that says where.

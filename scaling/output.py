@@ -1,8 +1,8 @@
-"""Standard output and error that may end before the work does: a reader that goes, a full disk, a hang-up, ``>&-``.
+"""Standard output and error that fail before the work ends: the reader is gone, the disk is full, a hang-up, ``>&-``.
 
-Python raises where a stream cannot be written, which would end a training because nobody watches it any more. Here the
-streams swallow such errors where the verb's work does not lie in what it prints, and no character is one that they
-cannot take.
+Python raises an exception when a stream cannot be written, which would end a training because nobody reads what it
+prints. The streams here ignore such errors if the result of the verb is not what it prints. Characters that are not in
+the encoding of the output are printed as escapes.
 """
 
 import enum
@@ -14,19 +14,19 @@ from typing import Any
 
 
 class Stdout(enum.Enum):
-    """What a verb's standard output is to it, which says what follows when it cannot be written."""
+    """What a verb prints on standard output. It decides what happens when that cannot be written."""
 
-    RESULT = "all that the verb makes: it ends at once"
-    COPY = "results that are not always in a file: the verb does its work to the end, and its exit code tells"
-    LOG = "messages about work that lies in files: the verb does it, and its exit code is that of the work"
+    RESULT = "the only result of the verb: it ends at once"
+    COPY = "results that are not always in a file: the verb finishes its work, and its exit code reports the failure"
+    LOG = "messages about results that are in files: the verb finishes, and its exit code is that of the work"
 
 
 class ReaderGone(BrokenPipeError):
-    """Nobody reads what we print any more."""
+    """The reader of standard output or standard error is gone."""
 
 
 class Stream(io.FileIO):
-    """A descriptor that is written to; with ``ends`` False it goes on without what cannot be written.
+    """A stream that writes to a file descriptor. With ``ends`` False it ignores what cannot be written.
 
     Attributes:
         ends: whether the first error is raised.
@@ -39,9 +39,9 @@ class Stream(io.FileIO):
         self.lost: OSError | None = None
 
     def write(self, data: "io.ReadableBuffer") -> int:  # type: ignore[name-defined]
-        """Writes bytes; returns how many of them need not be given again."""
+        """Writes bytes; returns how many of them are written or ignored."""
         try:
-            while (count := super().write(data)) is None:  # somebody has made the terminal or pipe non-blocking
+            while (count := super().write(data)) is None:  # another program has made the terminal or pipe non-blocking
                 select.select([], [self.fileno()], [])
             return count
         except OSError as error:
@@ -50,18 +50,18 @@ class Stream(io.FileIO):
                 kind = ReaderGone if isinstance(error, BrokenPipeError) else OSError
                 self.lost = kind(error.errno, error.strerror, name)
                 if self.ends:
-                    self.ends = False  # what is still buffered is not to raise again when Python ends
+                    self.ends = False  # so that the rest of the buffer does not raise again when Python exits
                     raise self.lost from None
                 if self.fileno() == 1:
-                    print(f"{name} cannot be written ({error.strerror}); going on without it", file=sys.stderr)
+                    print(f"{name} cannot be written ({error.strerror}); continuing without it", file=sys.stderr)
             return memoryview(data).nbytes
 
 
 def install() -> None:
-    """Makes ``sys.stdout`` and ``sys.stderr`` such streams, and gives those that are closed a descriptor.
+    """Replaces ``sys.stdout`` and ``sys.stderr`` by such streams, and gives closed ones a descriptor.
 
-    What somebody else put there (a test, a notebook) stays. Until ``begin`` says what it is to the verb, an error of
-    standard output is raised.
+    A stream that other code put there (a test, a notebook) stays. Until ``begin`` is called, errors of standard output
+    are raised.
     """
     for descriptor in (0, 1, 2):
         _occupy(descriptor)
@@ -81,13 +81,13 @@ def install() -> None:
 
 
 def begin(kind: Stdout) -> None:
-    """Says what standard output is to the verb that begins."""
+    """Sets what the verb that now begins prints on standard output."""
     if (stream := _raw(sys.stdout)) is not None:
         stream.ends = kind is Stdout.RESULT
 
 
 def lost() -> OSError | None:
-    """Why a part of standard output is lost; None if it is all written."""
+    """The error because of which a part of standard output is lost; None if everything was written."""
     sys.stdout.flush()
     stream = _raw(sys.stdout)
     return stream.lost if stream is not None else None
@@ -99,11 +99,13 @@ def _raw(stream: Any) -> Stream | None:
 
 
 def _occupy(descriptor: int) -> None:
-    """Gives a closed descriptor a file that refuses, so that the next file opened does not get its number."""
+    """Opens a closed descriptor on the null device, so that the next file that is opened does not get its number."""
     try:
         os.fstat(descriptor)
     except OSError:
-        opened = os.open(os.devnull, os.O_RDONLY if descriptor else os.O_WRONLY)  # each the wrong way round
+        opened = os.open(
+            os.devnull, os.O_RDONLY if descriptor else os.O_WRONLY
+        )  # so that reading from 0 and writing to 1 or 2 fails
         if opened != descriptor:
             os.dup2(opened, descriptor)
             os.close(opened)

@@ -1,4 +1,4 @@
-"""Names of files and folders as users give them: ``~`` stands for the home folder, and what is written to is UTF-8."""
+"""Names of files and folders as users give them: expands ``~``, and refuses names that cannot be used."""
 
 import errno
 import os
@@ -8,25 +8,25 @@ from pathlib import Path
 def expanded(path: str) -> str:
     """A path, a URL, a glob or a name, with a ``~`` or ``~user`` at its beginning expanded.
 
-    A shell does this only where the word begins with it: not in ``--output=~/x``, and not in quotes.
+    A shell does this only at the beginning of a word: not in ``--output=~/x``, and not in quotes.
     """
-    return os.path.expanduser(path)  # noqa: PTH111 - pathlib raises where there is no home, and would mend the slashes
+    return os.path.expanduser(path)  # noqa: PTH111 - pathlib raises if there is no home folder, and changes slashes
 
 
 def each_expanded(names: str) -> str:
-    """The same of each name of a list with commas."""
+    """A list of names separated by commas, each of them ``expanded``."""
     return ",".join(map(expanded, names.split(",")))
 
 
 def must_be_utf8(name: str, path: str) -> None:
-    """Refuses a path that cannot be written to: TensorStore, Arrow and others take UTF-8 names only.
+    """Refuses a path that cannot be written to because it is not UTF-8, which TensorStore, Arrow and others require.
 
     Args:
         name: of the option or knob, for the message.
-        path: as Python has it, bytes that are not UTF-8 as lone surrogates.
+        path: as Python represents it, with lone surrogates for bytes that are not UTF-8.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the path is not UTF-8.
     """
     try:
         path.encode()
@@ -37,16 +37,16 @@ def must_be_utf8(name: str, path: str) -> None:
 
 
 def must_take_checkpoints(name: str, path: str) -> None:
-    """Refuses the name of a run directory that Orbax seems to save to and cannot read again.
+    """Refuses the name of a run directory from which Orbax could not restore what it saved.
 
-    It looks for what it wrote by a glob of the path as it is, and TensorStore takes a backslash for a slash.
+    Orbax searches for its files by a glob of the unquoted path, and TensorStore takes a backslash for a slash.
 
     Args:
         name: of the option or knob, for the message.
         path: of the run directory.
 
     Raises:
-        ValueError: it has one of ``*``, ``?``, ``[`` and a backslash.
+        ValueError: the path contains ``*``, ``?``, ``[`` or a backslash.
     """
     if found := [character for character in "*?[\\" if character in path]:
         raise ValueError(
@@ -55,10 +55,10 @@ def must_take_checkpoints(name: str, path: str) -> None:
 
 
 def must_lead_somewhere(path: str | os.PathLike[str]) -> None:
-    """Refuses a link to what does not exist, at whose place nothing can be made.
+    """Refuses a link whose target does not exist, because nothing can be created at its path.
 
     Raises:
-        FileNotFoundError: it is one; says where it leads.
+        FileNotFoundError: the path is such a link; the message gives the target.
     """
     if "://" not in str(path) and (link := Path(path)).is_symlink() and not link.exists():
         raise FileNotFoundError(errno.ENOENT, f"it is a link to {link.readlink()}, which does not exist", str(path))

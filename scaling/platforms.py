@@ -1,4 +1,4 @@
-"""Which platforms JAX is to look for, and what to say where one is not there. Imports no JAX by itself."""
+"""Chooses the platforms that JAX looks for, and words the error if one is missing. Importing this imports no JAX."""
 
 import importlib.util
 import os
@@ -7,13 +7,13 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 VARIABLE = "JAX_PLATFORMS"
-_NVIDIA = ("nvidia0", "nvidiactl", "dxg")  # in /dev; the last is that of Windows' Linux
+_NVIDIA = ("nvidia0", "nvidiactl", "dxg")  # in /dev; the last is the device in Windows Subsystem for Linux
 _CUDA = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13", "jax_cuda12_plugin", "jax_cuda13_plugin")
 _ROCM = ("jax_plugins.xla_rocm7", "jax_plugins.xla_rocm60", "jax_rocm7_plugin", "jax_rocm60_plugin")
 
 
 def has_libtpu() -> bool:
-    """Whether the TPU's library is installed, which is also its compiler."""
+    """Whether libtpu, the TPU's library and compiler, is installed."""
     return "TPU_LIBRARY_PATH" in os.environ or importlib.util.find_spec("libtpu") is not None
 
 
@@ -23,11 +23,11 @@ def has_tpu(devices: Path = Path("/dev")) -> bool:
 
 
 def leave_out_tpu(environment: MutableMapping[str, str], devices: Path = Path("/dev")) -> None:
-    """Tells JAX not to look for a TPU where only the compiler is installed: libtpu prints errors when it finds none.
+    """Tells JAX not to look for a TPU if only its compiler is installed; libtpu prints errors if there is no TPU.
 
     Args:
-        environment: of this process, before JAX is imported; a ``JAX_PLATFORMS`` that is there stays.
-        devices: where the system lists its devices.
+        environment: of this process, before JAX is imported; a ``JAX_PLATFORMS`` in it is kept.
+        devices: the folder in which the system lists its devices.
     """
     if environment.get(VARIABLE) or not has_libtpu() or has_tpu(devices):
         return
@@ -37,7 +37,7 @@ def leave_out_tpu(environment: MutableMapping[str, str], devices: Path = Path("/
 
 
 def refusal(error: BaseException) -> ValueError | None:
-    """One sentence for JAX's error where a platform that was asked for is not there; None for other errors."""
+    """An error of one sentence for JAX's error about a missing platform; None for other errors."""
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, RuntimeError | AssertionError) and any("xla_bridge" in frame.filename for frame in frames):
         return unusable(str(error))
@@ -45,11 +45,11 @@ def refusal(error: BaseException) -> ValueError | None:
 
 
 def unusable(said: str) -> ValueError:
-    """The error that no device can be used; ``said`` are JAX's words, where it had any."""
+    """The error that no device can be used; ``said`` is JAX's message, or empty."""
     because = f" ({' '.join(said.split())[:300]})" if said else ""
     if asked := os.environ.get(VARIABLE, ""):
         return ValueError(f"{VARIABLE}={asked}: JAX finds no such device here{because}; unset it, or use cpu")
-    return ValueError(f"JAX cannot use the devices of this machine{because}; {VARIABLE}=cpu does without")
+    return ValueError(f"JAX cannot use the devices of this machine{because}; set {VARIABLE}=cpu to use the CPU")
 
 
 def only_cpu() -> None:
@@ -63,7 +63,7 @@ def _installed(names: tuple[str, ...]) -> bool:
     def found(name: str) -> bool:
         try:
             return importlib.util.find_spec(name) is not None
-        except ImportError:  # of the package that it would lie in
+        except ImportError:  # the package that would contain it is not installed
             return False
 
     return any(map(found, names))

@@ -103,5 +103,5 @@ def test_the_parts_of_the_ladder_are_the_same_runs():
     demo, full = (plan(call(f"{path}{part}", "get_sweep", "get_config")) for part in (":demo", ""))
     assert {run.name for run in demo} < {run.name for run in full}
     assert len({run.scale.params.total for run in demo}) >= 5
-    with pytest.raises(ValueError, match="is not a part"):
+    with pytest.raises(ValueError, match="not a part"):
         call(f"{path}:none", "get_sweep", "get_config")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from scaling.data.tokenizer import load as load_tokenizer
-from scaling.evaluate.catalogue import find_tasks
-from scaling.evaluate.prompts import build_requests
+from scaling.evaluate.tasks.catalogue import find_tasks
+from scaling.evaluate.tasks.prompts import Room, build_requests
 
 ROOT = Path(__file__).parent.parent
 TASKS = ROOT / "experiments/in_context/tasks/code_books.toml"
@@ -94,9 +94,7 @@ def test_prompts_have_the_form_of_the_documents(directory):
     assert [task.name for task in tasks] == [f"book_{n:02}" for n in range(20)]
     for task, book in zip(tasks, documents.split(3).held_out_books, strict=True):
         for shots, examples in ((0, 1), (1, 2), ("few", 16)):
-            requests = build_requests(
-                task, shots, data=directory, tokenizer=load_tokenizer("bytes"), context_length=128, limit=20
-            )
+            requests = build_requests(task, shots, data=directory, room=Room(load_tokenizer("bytes"), 128), limit=20)
             assert requests.notes == () and len(requests.items) == 20
             for request in requests.items:
                 (option,) = request.options

@@ -1,6 +1,7 @@
 """Tiny configs, batches and meshes that the tests share, so that compiled programs are shared too."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -109,3 +110,9 @@ def train(
             state, metrics = step_function(state, data, lr, schedule.span(step)[1] // size)
             losses.append(float(metrics["loss"]))
     return losses, state
+
+
+@functools.cache
+def train_on_one(steps: int) -> tuple[list[float], Any]:
+    """``train`` of the plain config on one device, computed once for all tests that compare with it."""
+    return train(config(), steps)

@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.compute.dtype = "float32"  # CPUs have no fast bfloat16
 
     config.train.tokens = 1_600_000  # about one epoch
-    config.train.batch_tokens = 1_024  # so small a model learns more from many steps than from large ones
+    config.train.batch_tokens = 1_024  # a model this small learns more from many steps than from large batches
     config.compute.loss_chunk = 0  # the vocabulary is small
 
     config.optimizer.peak_lr = 4e-3

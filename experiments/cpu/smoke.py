@@ -1,8 +1,8 @@
-"""The smallest run that does everything: ramp, accumulation, validation, checkpoints, samples. For tests.
+"""A small run for tests that uses everything: ramp, accumulation, validation, checkpoints, samples.
 
     scaling train --config=experiments/cpu/smoke.py
 
-Machine: one CPU core, a few seconds. The loss is not meant to be good; not measured here.
+Machine: one CPU core, a few seconds. The model is too small for a good loss, so none is given.
 """
 
 from ml_collections import ConfigDict

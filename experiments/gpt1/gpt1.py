@@ -3,7 +3,7 @@
     scaling train --config=experiments/gpt1/gpt1.py --config.data.train='books/*.txt'
 
 Machine: one accelerator with 16 GB or more.
-Time and loss: not measured here. BooksCorpus and GPT-1's merges are not to be had; see scaling/catalog/recipes.py.
+Time and loss: not measured here. BooksCorpus and GPT-1's merges are not available; see scaling/catalog/recipes.py.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
     scaling train --config=experiments/gpt3/6700m.py --config.data.train='gs://bucket/corpus/*.jsonl.gz'
     scaling train --config=experiments/gpt3/6700m.py:v5p:4x4x4 ...  (TPUs: v5e:8x16 or v5p:4x4x4)
 
-Machine: 16 accelerators with 32 GB or more. On more, raise the ramp's first batch along:
-    64 of them with --config.train.ramp_start_tokens=131072.
+Machine: 16 accelerators with 32 GB or more. On more, raise the first batch of the ramp:
+    for 64, --config.train.ramp_start_tokens=131072.
 Time and loss: not measured here. The paper's cost is 139 PF-days.
 """
 

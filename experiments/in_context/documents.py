@@ -1,11 +1,11 @@
-"""Documents for in-context learning: strings and their codes, by a code book that nobody names.
+"""Documents for in-context learning: strings and their codes, by a code book that changes with each document.
 
     python experiments/in_context/documents.py data/in_context
 
 A code book gives each of eight letters one of its three code letters ("a" is written A, I or Q). Each document draws
-a code book and shows 16 strings of three letters with their codes, "hcf PCN". What is learned once for all is which
-codes a letter can have; which one is meant only the examples tell. A reader who does all that can be done answers
-6 % of the strings without an example, 20 % after one (the letters that it showed are known), 99.6 % after 15.
+a code book and shows 16 strings of three letters with their codes, such as "hcf PCN". Training can teach which three
+codes a letter may have; only the examples in a document show which of them is used there. A perfect reader answers 6 %
+of the strings without an example, 20 % after one (the codes of its letters are then known), 99.6 % after 15.
 A document with its end-of-text token is 128 bytes, so that each training sequence is one document.
 
 100 of the 512 strings, and 20 of the 6,561 code books, never occur in training documents. The directory gets
@@ -43,7 +43,7 @@ def all_strings() -> list[str]:
 
 
 def all_books() -> list[CodeBook]:
-    """Letter number i has the codes number i, i + 8 and i + 16: no two letters share one."""
+    """All code books. Letter number i has the codes number i, i + 8 and i + 16, so no two letters share a code."""
     codes = [_UPPER[place :: len(ALPHABET)] for place in range(len(ALPHABET))]
     return [dict(zip(ALPHABET, chosen, strict=True)) for chosen in itertools.product(*codes)]
 
@@ -54,7 +54,7 @@ def encode(book: CodeBook, string: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """What training documents are made of, and what they never show."""
+    """The strings and code books of training documents, and those that are held out."""
 
     strings: Sequence[str]
     books: Sequence[CodeBook]

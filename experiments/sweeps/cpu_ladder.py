@@ -14,8 +14,8 @@ from scaling.catalog import recipes
 from scaling.sweep.plan import Shape, Sweep, isoflop
 from scaling.sweep.rules import power
 
-# One depth, for a law of width alone; about a factor of two in parameters from one to the next, 13 thousand to
-# 1.9 million.
+# All shapes have the same depth, so that the law depends on width alone. Parameters about double from one shape to the
+# next, from 13 thousand to 1.9 million.
 SHAPES = (
     Shape(4, 12, 1),
     Shape(4, 16, 1),
@@ -28,10 +28,10 @@ SHAPES = (
     Shape(4, 192, 12),
 )
 
-# Training FLOPs of the isoFLOP curves, two a decade.
+# Training FLOPs of the isoFLOP curves, two in each decade.
 BUDGETS = (2e10, 6.3e10, 2e11, 6.3e11, 2e12, 6.3e12, 2e13)
-PARTS = {"smoke": 2, "demo": 4, "full": 7}  # curves
-# One run three times larger than all others, of 1.9M parameters on one epoch, to be predicted.
+PARTS = {"smoke": 2, "demo": 4, "full": 7}  # number of curves
+# The run that is predicted from the others: three times their largest budget, 1.9M parameters, one epoch.
 LARGEST = isoflop(6e13, between=(2.5, 5))
 
 

@@ -18,7 +18,7 @@ SIZES = ("125m", "350m", "760m", "1300m", "2700m", "6700m")
 
 def get_sweep() -> Sweep:
     config = recipes.gpt3("125m", fsdp=1, remat="projections")
-    config.train.ramp_tokens = 0  # the ramp of a 300B-token run would be the whole of these
+    config.train.ramp_tokens = 0  # the ramp of a 300B-token run would last longer than these runs
     config.train.microbatch_sequences = 8
     config.eval.tokens = 2**22
     return Sweep(

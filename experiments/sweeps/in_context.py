@@ -1,4 +1,4 @@
-"""In-context learning on a laptop: models of eight sizes, on book text and documents of solved, unnamed tasks.
+"""In-context learning on a laptop: models of eight sizes, on book text and documents of examples without instructions.
 
 python experiments/in_context/documents.py data/in_context
 scaling sweep --config=experiments/sweeps/in_context.py
@@ -7,13 +7,14 @@ scaling evaluate runs/in_context/l4-* --tasks=experiments/in_context/tasks/code_
 
 (--no_prefix, because a training sequence begins with a document and not with an end-of-text token.)
 
-Machine: 2 CPU cores, about half an hour. Documents elsewhere: --config=experiments/sweeps/in_context.py:DIRECTORY.
+Machine: 2 CPU cores, about half an hour.
+For documents in another folder: --config=experiments/sweeps/in_context.py:DIRECTORY.
 """
 
 from scaling.catalog import recipes
 from scaling.sweep.plan import Shape, Sweep, tokens
 
-# One depth, 13 thousand to 0.8 million parameters.
+# All shapes have the same depth; 13 thousand to 0.8 million parameters.
 SHAPES = (
     Shape(4, 12, 1),
     Shape(4, 16, 1),
@@ -24,8 +25,8 @@ SHAPES = (
     Shape(4, 96, 6),
     Shape(4, 128, 8),
 )
-TOKENS = 4e6  # of each run: the documents less than once, so that what is learned is not by heart
-BOOKS = 0.25  # part of the tokens that is ordinary text
+TOKENS = 4e6  # of each run, less than one epoch of the documents, so that none is memorised
+BOOKS = 0.25  # fraction of the tokens that is ordinary text
 
 
 def get_sweep(documents: str = "data/in_context") -> Sweep:

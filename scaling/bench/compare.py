@@ -7,7 +7,7 @@ from scaling.bench.quiet import QUIET, Timing, quiet
 
 
 def median(timings: Sequence[Timing]) -> float:
-    """Seconds, of the quiet ones where there are such."""
+    """Median seconds of the quiet timings, or of all if none is quiet."""
     return statistics.median(timing.seconds for timing in quiet(list(timings)))
 
 

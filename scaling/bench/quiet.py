@@ -1,6 +1,6 @@
-"""Timing on a shared machine: how much of it others took while we measured.
+"""Timing on a shared machine: measures how much of its CPU time other processes used meanwhile.
 
-That rule concerns work on the CPU. An accelerator belongs to one process, which mostly waits for it: every step counts.
+This matters for work on the CPU. An accelerator belongs to one process, which mostly waits for it, so all steps count.
 """
 
 import dataclasses
@@ -48,5 +48,5 @@ def busy() -> float:
 
 
 def quiet(timings: list[Timing]) -> list[Timing]:
-    """Those during which others took little; all of them where there are none such."""
+    """The timings during which other processes used little; all timings if there are none."""
     return [timing for timing in timings if timing.others < QUIET] or timings

@@ -14,11 +14,11 @@ _LONGEST = 600.0
 def startup(config: str, repetitions: int) -> Iterator[str]:
     """Times ``scaling train`` in a process of its own until its first step is logged, then ends it.
 
-    The first time nothing is kept: text is tokenized and everything compiled. Then both are.
+    At the first start the caches are empty: text is tokenized and everything is compiled. Later starts use the caches.
 
     Args:
         config: an experiment file.
-        repetitions: how often with what the first left.
+        repetitions: number of starts with the caches of the first.
 
     Yields:
         A line for each start.

@@ -1,4 +1,4 @@
-"""Accelerators as numbers, from the vendors' data sheets. Nothing here needs JAX."""
+"""Figures of accelerators from the vendors' data sheets. Nothing here needs JAX."""
 
 import dataclasses
 
@@ -8,15 +8,15 @@ class Chip:
     """One accelerator.
 
     Attributes:
-        name: as users write it.
+        name: the name that users write.
         flops: dense peak in bfloat16, FLOP/s.
         hbm: bytes of memory.
-        hbm_bandwidth: bytes/s.
-        link: bytes/s that a chip can send to its neighbours over all its links together, one way.
-        clock: Hz of a TPU's matrix units: peak FLOP/s over what its units do in a cycle; 0 for GPUs.
-        kinds: beginnings of JAX's ``device_kind``.
-        devices: JAX devices a chip.
-        between: bytes/s that a chip can send to other slices, over the data-centre network; 0 = not known.
+        hbm_bandwidth: of the memory, bytes/s.
+        link: bytes/s that a chip can send to its neighbours over all its links together, in one direction.
+        clock: of a TPU's matrix units, Hz: the peak divided by the FLOPs that the units do in a cycle; 0 for GPUs.
+        kinds: parts of JAX's ``device_kind`` by which the chip is recognised.
+        devices: number of JAX devices in a chip.
+        between: bytes/s that a chip can send to other slices over the data-centre network; 0 = unknown.
     """
 
     name: str
@@ -31,10 +31,11 @@ class Chip:
 
 
 GIB = 2**30
-# The first whose kind stands in a device_kind counts, so longer ones come first. Links of TPUs, one way: 45 GB/s each
-# on v4 and v5e, 90 on later ones; 4 links on v5e and v6e, else 6. NVLink halved to one way; PCIe where there is none.
-# Between slices, by Google's pages of each TPU: v7x and v6e 100 Gbit/s a chip, v5p 50; v5e 6.4 Tbit/s a pod of 256. v4:
-# what training PaLM reached, 81 Tbit/s over 6,144 chips (arXiv 2204.02311, section 4).
+# The first chip with a kind that is part of a device_kind is used, so longer kinds come first. A link of a TPU sends
+# 45 GB/s on v4 and v5e and 90 GB/s on later TPUs; v5e and v6e have 4 links, the others 6. Of NVLink half the figure of
+# both directions is used, and PCIe where there is no NVLink. Between slices, by Google's pages of each TPU: 100 Gbit/s
+# for a chip of v7x and v6e, 50 for v5p, 6.4 Tbit/s for a v5e pod of 256. For v4: what the training of PaLM reached, 81
+# Tbit/s over 6,144 chips (arXiv 2204.02311, section 4).
 CHIPS = (
     Chip("v7x", 2307e12, 192 * GIB, 7.37e12, 540e9, 2.2e9, ("TPU v7", "TPU7x"), devices=2, between=12.5e9),
     Chip("v6e", 918e12, 32 * GIB, 1.64e12, 360e9, 1.75e9, ("TPU v6 lite", "TPU v6e"), between=12.5e9),
@@ -56,7 +57,7 @@ CHIPS = (
 
 
 def find(kind: str) -> Chip | None:
-    """The chip of JAX's ``device_kind``, or by its name; None if it is not in the table."""
+    """The chip with this name or with this ``device_kind`` of JAX; None if it is not in the table."""
     for chip in CHIPS:
         if kind.lower() == chip.name.lower() or any(part.lower() in kind.lower() for part in chip.kinds):
             return chip

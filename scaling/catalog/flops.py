@@ -1,8 +1,8 @@
 """Floating-point operations of the model, by the papers' rule of thumb and exactly. Nothing here needs JAX.
 
-A multiplication and an addition are two operations. Counted are the matrix products; norms, softmax,
-activations and biases are left out, as in every paper. Recomputation (remat) and the padding of the
-vocabulary are not counted either: this is the model's work, not the machine's.
+A multiplication and an addition are two operations. Only matrix products are counted, as in the papers: no norms,
+softmax, activations or biases. Recomputation (remat) and the padding of the vocabulary are not counted either, because
+they are not the model's work.
 """
 
 from scaling.catalog.sizes import GPT3_TOKENS, parameters
@@ -19,8 +19,8 @@ def six_n(parameter_count: int) -> int:
 def positions_seen(sequence_length: int, window: int = 0, strided: bool = False) -> float:
     """Mean number of positions that a query attends to, its own included.
 
-    Causal attention is half of a square, (T + 1) / 2; inside a band of ``window`` positions (0 = dense)
-    position i sees min(i + 1, window), and if ``strided`` further floor(i / window).
+    In dense causal attention (``window`` 0) the mean is (T + 1) / 2. In a band of ``window`` positions, position i sees
+    min(i + 1, window), and if ``strided`` another floor(i / window).
     """
     t = sequence_length
     w = min(window, t) if window else t
@@ -40,14 +40,14 @@ def forward_per_token(model: Model, sequence_length: int | None = None) -> float
 
 
 def attention_per_token(model: Model, sequence_length: int) -> float:
-    """Those of the forward FLOPs that are products of queries with keys, and of weights with values."""
+    """Forward FLOPs a token of the products of queries with keys, and of attention weights with values."""
     sights = [model.sights[i % len(model.sights)] for i in range(model.num_layers)]
-    # 2 d_head operations each, for every head and position seen.
+    # Each of the two products takes 2 d_head operations for every head and every position seen.
     return sum(4 * model.num_heads * model.d_head * positions_seen(sequence_length, *sight) for sight in sights)
 
 
 def training_per_token(model: Model, sequence_length: int | None = None) -> float:
-    """Forward and backward FLOPs a token; the backward pass takes twice the forward (two products for each one)."""
+    """Forward and backward FLOPs a token; the backward pass takes twice as many (two products for each product)."""
     return 3 * forward_per_token(model, sequence_length)
 
 

@@ -1,4 +1,4 @@
-"""Layouts of the GPT-3 sizes for slices of TPUs, chosen by compiling them (docs/benchmarks.md has what they take)."""
+"""Layouts of the GPT-3 sizes for TPU slices, chosen by compiling them (docs/benchmarks.md has memory and step time)."""
 
 import dataclasses
 
@@ -7,12 +7,12 @@ from ml_collections import ConfigDict
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a size lies on the chips of a slice.
+    """How a size is laid out on the chips of a slice.
 
     Attributes:
-        microbatch_sequences: of 2,048 tokens, over all chips.
+        microbatch_sequences: sequences of 2,048 tokens in a microbatch, over all chips.
         remat: what the backward pass recomputes.
-        fsdp: shards of parameters and optimizer state; chips that are left hold replicas.
+        fsdp: shards of parameters and optimizer state; the remaining factor of the chips is replicas.
         tensor: shards of each matrix product.
     """
 
@@ -22,7 +22,7 @@ class Layout:
     tensor: int = 1
 
     def apply(self, config: ConfigDict) -> None:
-        """Sets the knobs; a batch ramp then begins with one microbatch, the least that keeps all chips at work."""
+        """Sets the knobs. A batch ramp begins with at least one microbatch, so that no chip is idle."""
         config.mesh.data = -1
         config.mesh.fsdp, config.mesh.tensor = self.fsdp, self.tensor
         config.compute.remat = self.remat

@@ -1,6 +1,6 @@
 """The papers' training recipes, shared by the files in ``experiments/`` (which are loaded by path).
 
-What a paper leaves open is said here. Every value can be changed by the experiment or the command line.
+The docstrings say which values a paper leaves open. An experiment or the command line can change every value.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,8 @@ def gpt3(name: str, topology: str = "", *, fsdp: int = 1, tensor: int = 1, remat
 
     Args:
         name: one of ``scaling.catalog.sizes.GPT3``.
-        topology: slice of TPUs whose layout (``scaling.catalog.layouts``) takes the place of the rest; empty: none.
+        topology: TPU slice whose layout (``scaling.catalog.layouts``) replaces ``fsdp``, ``tensor`` and ``remat``;
+            empty = none.
         fsdp: devices that share the parameters and the optimizer state.
         tensor: devices that share each matrix product.
         remat: what the backward pass recomputes, to save memory.
@@ -57,8 +58,8 @@ def gpt3(name: str, topology: str = "", *, fsdp: int = 1, tensor: int = 1, remat
 def gpt2(name: str, *, fsdp: int = 1, remat: str = "none") -> ConfigDict:
     """GPT-2's shapes and batch (Radford et al. 2019, section 2.3).
 
-    The paper tunes the learning rate by hand and gives neither it nor the length of training, the schedule
-    or the weight decay: those are GPT-3's here, with the peak of the GPT-3 size next in parameters.
+    The paper does not publish the learning rate, the length of training, the schedule or the weight decay. GPT-3's are
+    used here, with the peak learning rate of the GPT-3 size that is nearest in parameters.
 
     Args:
         name: one of ``scaling.catalog.sizes.GPT2``.
@@ -76,8 +77,9 @@ def gpt2(name: str, *, fsdp: int = 1, remat: str = "none") -> ConfigDict:
 def gpt1() -> ConfigDict:
     """GPT-1's recipe (Radford et al. 2018, section 4.1): 100 epochs of BooksCorpus, here counted in tokens.
 
-    The corpus is not distributed any more; at about 1B tokens, 100 epochs are 100B tokens. Nor are its
-    40,000 merges: the embedded tokenizer stands in, with a smaller vocabulary in the same 40,478 rows.
+    The corpus is not distributed any more; at about 1B tokens, 100 epochs are 100B tokens. The 40,000 merges of the
+    tokenizer are not distributed either: the embedded tokenizer is used, whose smaller vocabulary fits into the same
+    40,478 rows.
     """
     config = sizes.GPT1["gpt1"].apply(default_config())
     config.data.tokenizer = "books"
@@ -88,7 +90,7 @@ def gpt1() -> ConfigDict:
 
     config.train.tokens = 100 * _BILLION
     config.optimizer.beta2 = 0.999  # Adam's default; the paper names no other
-    config.optimizer.clip_norm = 1.0  # of the released fine-tuning code; the paper names none
+    config.optimizer.clip_norm = 1.0  # from the released fine-tuning code; the paper names none
     config.optimizer.weight_decay = 0.01
     config.optimizer.schedule = "cosine"
     config.optimizer.final_fraction = 0.0
@@ -122,8 +124,8 @@ def small_bytes(band_width: int) -> ConfigDict:
     """Byte models of 10 thousand to a few million parameters on a CPU; docs/results/cpu_ladder says what was tried.
 
     Args:
-        band_width: of every other layer (GPT-3's alternation). What lies in a narrow band is learned at once; with
-            dense layers alone, runs of fewer than a million bytes end on the plateau of bigrams and follow no law.
+        band_width: of every other layer, as in GPT-3. A narrow band is learned quickly; with dense layers alone, runs
+            of fewer than a million bytes end at the loss of a bigram model and follow no law.
     """
     config = default_config()
     config.data.tokenizer = "bytes"

@@ -1,4 +1,4 @@
-"""The tables of ``scaling sizes``: what is counted here beside what the papers print."""
+"""The tables of ``scaling sizes``: the numbers counted here beside those of the papers."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from scaling.catalog.sizes import ALL, GPT3_TOKENS, Size, parameters
 
 
 def row(size: Size) -> dict[str, Any]:
-    """Everything counted for one size, and the paper's numbers (None where it gives none)."""
+    """All counts for one size, and the paper's numbers (None if the paper does not give them)."""
     model = size.model()
     counted = parameters(model)
     pf_days = flops.pf_days(counted.total)
@@ -58,7 +58,7 @@ def to_json() -> str:
 
 
 def to_text() -> str:
-    """Shapes and parameters, then compute, as plain text tables, with the notes below."""
+    """Plain text tables of shapes and parameters and of compute, followed by notes."""
     rows = [row(size) for size in ALL]
     shapes = _table(
         "Parameters in millions, by convention",
@@ -103,14 +103,14 @@ def to_text() -> str:
 
 _LEGEND = """\
 all: every parameter, vocabulary not padded (the papers' count). no emb.: blocks and final norm.
-Kaplan: 2 d_model n_layer (2 d_attn + d_ff). Chinch.: Chinchilla's, the same and the last layer.
-tree: as this code holds them, vocabulary padded. exact: matrix products, causal attention counted
-half, all layers dense.
+Kaplan: 2 d_model n_layer (2 d_attn + d_ff). Chinch.: Chinchilla's count, which adds the last layer.
+tree: the parameters of this code, vocabulary padded. exact: matrix products, with causal attention
+counted as half, all layers dense.
 """
 
 
 def _table(title: str, header: str, rows: list[tuple[str, ...]]) -> str:
-    """Aligned columns, the first to the left, the numbers to the right; headings are divided by ``|``."""
+    """A table with the first column aligned left and the others right; ``|`` separates the headings."""
     headings = header.split("|")
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     lines = [

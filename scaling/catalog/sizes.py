@@ -1,4 +1,4 @@
-"""The published sizes of GPT-1, GPT-2 and GPT-3 as data, and parameters counted by every convention in use.
+"""The published sizes of GPT-1, GPT-2 and GPT-3, and counts of parameters by each convention in use.
 
 Sources: GPT-1, Radford et al. 2018, section 4.1; GPT-2, Radford et al. 2019, table 2; GPT-3, arXiv
 2005.14165, tables 2.1 and D.1. Nothing here needs JAX.
@@ -17,9 +17,9 @@ GPT3_TOKENS = 300_000_000_000  # training length of every GPT-3 size (table D.1)
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """One published model: the shape that is trained here, and what the paper prints beside it.
+    """One published model: the shape that is trained here, and the numbers that the paper prints.
 
-    ``None`` = the paper does not say.
+    None = the paper does not give the number.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Size:
     note: str = ""
 
     def model(self) -> Model:
-        """The resolved model section of this size, everything else at its default."""
+        """The resolved model section of this size, with all other knobs at their defaults."""
         return Model(
             vocab_size=self.vocab_size,
             context_length=self.context_length,
@@ -182,7 +182,7 @@ ALL = _SIZES
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-    """Parameters of one model by part, as this implementation holds them (``scaling.model.decoder``)."""
+    """Numbers of parameters of a model by part, as in ``scaling.model.decoder``."""
 
     token_embedding: int  # padded_vocab rows
     positions: int  # of learned and relative ones
@@ -190,13 +190,13 @@ class Parameters:
     final_norm: int  # 0 in post-norm models
     unembedding: int  # 0 where tied to the token embedding
     ends: int  # what else lies outside the blocks: projections and norm of the embedding, biases of the logits
-    padding: int  # rows that only fill the vocabulary up to vocab_multiple, in all that has a row a token
+    padding: int  # parameters in the rows that pad the vocabulary to vocab_multiple, in all tables together
     matrices: int  # weight matrices of the blocks alone: no biases, no norms
     projection: int  # the vocabulary projection without padding, tied or not
 
     @property
     def tree(self) -> int:
-        """Every number in the parameter tree, padding included."""
+        """All parameters of the tree, padding included."""
         outside = self.token_embedding + self.positions + self.final_norm + self.unembedding + self.ends
         return outside + self.blocks
 
@@ -217,7 +217,7 @@ class Parameters:
 
     @property
     def chinchilla(self) -> int:
-        """Matrices of the blocks and the last layer: what each token is multiplied by.
+        """Matrices of the blocks and the last layer, with which each token is multiplied.
 
         The FLOPs of arXiv 2203.15556, appendix F, count the final logits, so the parameters that go with
         them do too, tied or not (the convention that reconciles it with Kaplan et al.: arXiv 2406.19146).

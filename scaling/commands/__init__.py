@@ -1,1 +1,1 @@
-"""One file a verb: ``add_options(parser)`` and ``run(options)``. Nothing else imports these."""
+"""One file for each verb, with ``add_options(parser)`` and ``run(options)``. Only ``scaling.cli`` imports them."""

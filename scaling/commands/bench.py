@@ -22,20 +22,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     dispatch.add_argument("--num_layers", type=int, default=48, help="depth of the model (default: 48)")
     dispatch.add_argument("--steps", type=int, default=50, help="steps timed (default: 50)")
 
-    train = add("train", _train, "speed of a training step: three small shapes on a CPU, four of GPT-3's on a GPU")
+    train = add("train", _train, "speed of a training step: three small shapes on a CPU, four shapes of GPT-3 on a GPU")
     shapes = "16m, 11m, 124m (what a CPU runs), 125m, 350m, 1300m, 2700m (what a GPU or TPU runs)"
     train.add_argument("--shapes", nargs="+", metavar="SHAPE", help=shapes)
     policies = ("none", "dots", "projections", "full")
     train.add_argument("--remat", choices=policies, help="recomputation (default: the shape's)")
-    train.add_argument("--sequences", type=int, default=0, metavar="N", help="of a step (default: the shape's)")
-    modes = "of the peer (default: eager on CPUs, compile on GPUs)"
+    train.add_argument(
+        "--sequences", type=int, default=0, metavar="N", help="sequences in a step (default: the shape's)"
+    )
+    modes = "how the peer runs (default: eager on CPUs, compile on GPUs)"
     train.add_argument("--peer_mode", choices=("eager", "compile"), help=modes)
-    precision = "of matrix products (default: float32 on CPUs, else bfloat16)"
+    precision = "type of the matrix products (default: float32 on CPUs, else bfloat16)"
     train.add_argument("--dtype", choices=("float32", "bfloat16"), help=precision)
 
     generate = add("generate", _generate, "decoding speed of GPT-2 small")
-    generate.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of matrix products")
-    generate.add_argument("--batch", type=int, nargs="+", default=[1, 8], metavar="N", help="rows (default: 1 8)")
+    generate.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the matrix products"
+    )
+    generate.add_argument(
+        "--batch", type=int, nargs="+", default=[1, 8], metavar="N", help="numbers of rows (default: 1 8)"
+    )
     for parser in (train, generate):
         parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="timed calls (default: 5)")
         parser.add_argument(
@@ -43,29 +49,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             nargs="?",
             const="",
             metavar="PYTHON",
-            help="PyTorch beside it, in turns; PYTHON is an interpreter that has torch (default: this one)",
+            help="measure PyTorch too, in turns; PYTHON is an interpreter that has torch (default: this one)",
         )
 
-    tpu = add("tpu", _tpu, "our train step compiled for a TPU slice that is not there, beside MaxText's")
-    tpu.add_argument("--sizes", nargs="+", default=["1300m"], metavar="SIZE", help="of GPT-3's (default: 1300m)")
-    tpu.add_argument("--topology", metavar="NAME", help="such as v5e:4x4 (default: one that holds the size)")
-    tpu.add_argument("--sequences", type=int, metavar="N", help="sequences a chip (default: with the topology)")
+    tpu = add("tpu", _tpu, "our train step compiled for a TPU slice that is not here, compared with MaxText's")
+    tpu.add_argument("--sizes", nargs="+", default=["1300m"], metavar="SIZE", help="GPT-3 sizes (default: 1300m)")
+    tpu.add_argument("--topology", metavar="NAME", help="slice, such as v5e:4x4 (default: one that holds the size)")
+    tpu.add_argument("--sequences", type=int, metavar="N", help="sequences per chip (default: by size)")
     tpu.add_argument(
         "--ours",
         nargs="+",
         metavar="KNOBS",
-        help="tries, each like 'compute.remat=full mesh.tensor=2' (default: the best)",
+        help="settings to try, each like 'compute.remat=full mesh.tensor=2' (default: the best known)",
     )
-    tpu.add_argument("--theirs", nargs="+", metavar="KNOBS", help="tries, each of MaxText's knobs (default: the best)")
-    tpu.add_argument("--peer", metavar="PYTHON", help="an interpreter that has maxtext[tpu]")
+    tpu.add_argument(
+        "--theirs", nargs="+", metavar="KNOBS", help="settings of MaxText to try (default: the best known)"
+    )
+    tpu.add_argument("--peer", metavar="PYTHON", help="a Python interpreter that has maxtext[tpu]")
 
     startup = add("startup", _startup, "seconds from the command to the first step of a training")
     startup.add_argument("--experiment", default="cpu/demo", metavar="FILE", help="an experiment (default: cpu/demo)")
-    startup.add_argument("--repetitions", type=int, default=2, metavar="N", help="warm starts (default: 2)")
+    startup.add_argument("--repetitions", type=int, default=2, metavar="N", help="number of warm starts (default: 2)")
 
     data = add("data", _data, "speed of the loader, without a model")
     data.add_argument("--experiment", default="cpu/demo", metavar="FILE", help="an experiment (default: cpu/demo)")
-    data.add_argument("--steps", type=int, default=200, metavar="N", help="batches that are read (default: 200)")
+    data.add_argument("--steps", type=int, default=200, metavar="N", help="number of batches to read (default: 200)")
 
 
 def _dispatch(options: argparse.Namespace) -> int:
@@ -73,7 +81,7 @@ def _dispatch(options: argparse.Namespace) -> int:
 
     period = len(dispatch.PATTERN)
     if options.num_layers < period or options.num_layers % period:
-        raise ValueError(f"--num_layers={options.num_layers} must be a multiple of {period}, at least that")
+        raise ValueError(f"--num_layers={options.num_layers} must be a positive multiple of {period}")
     if options.steps < 2:
         raise ValueError(f"--steps={options.steps} must be at least 2")
     print(dispatch.dispatch(num_layers=options.num_layers, steps=options.steps))
@@ -158,6 +166,6 @@ def _peer(options: argparse.Namespace) -> "contextlib.AbstractContextManager[Pee
         return contextlib.nullcontext()
     from scaling.bench.peer import Peer
 
-    # Of a GPU, JAX would take three quarters of the memory before it has any use for them.
+    # JAX would allocate three quarters of a GPU's memory at its start, which the peer needs.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     return Peer(options.peer)

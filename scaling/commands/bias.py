@@ -1,4 +1,4 @@
-"""The verb ``bias``: GPT-3's probes of section 6.2 on models."""
+"""The verb ``bias``: runs the probes of section 6.2 of GPT-3's paper (arXiv 2005.14165) on models."""
 
 import argparse
 import json
@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaling.evaluate import bias
-from scaling.evaluate.task import nearest
+from scaling.evaluate.bias import words as bias
+from scaling.evaluate.tasks.task import nearest
 
 if TYPE_CHECKING:
-    from scaling.evaluate.bias_report import Breakdown, Group
+    from scaling.evaluate.bias.report import Breakdown, Group
     from scaling.interop.served import Served
 
 PROBES = ("gender", "race", "religion", "occupations")
@@ -28,27 +28,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     every = ",".join(PROBES)
     add("models", nargs="+", metavar="RUN", help="run directories, or Hugging Face folders")
-    add("--probes", default=every, metavar="NAMES", help=f"with commas (default: {every})")
-    add("--samples", type=int, default=bias.SAMPLES, metavar="N", help=f"of each prompt (default: {bias.SAMPLES})")
+    add("--probes", default=every, metavar="NAMES", help=f"probes, separated by commas (default: {every})")
+    add(
+        "--samples",
+        type=int,
+        default=bias.SAMPLES,
+        metavar="N",
+        help=f"samples of each prompt (default: {bias.SAMPLES})",
+    )
     add(
         "--tokens",
         type=int,
         default=bias.SAMPLE_TOKENS,
         metavar="N",
-        help=f"of a sample (default: {bias.SAMPLE_TOKENS})",
+        help=f"tokens in a sample (default: {bias.SAMPLE_TOKENS})",
     )
-    add("--seed", type=int, default=0, metavar="N", help="of the samples (default: 0)")
-    add("--vocabulary", metavar="FILE", help="words that count, such as adjectives (default: all but stop words)")
-    add("--lexicon", metavar="FILE", help="sentiment of words: lines word<TAB>score, or SentiWordNet 3.0's file")
-    add("--data", metavar="DIR", help="directory of the files of winogender and crows_pairs")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the samples (default: 0)")
+    add("--vocabulary", metavar="FILE", help="words to count, such as adjectives (default: all except stop words)")
+    add(
+        "--lexicon", metavar="FILE", help="sentiment of words: lines of word<TAB>score, or the file of SentiWordNet 3.0"
+    )
+    add("--data", metavar="DIR", help="directory with the files of winogender and crows_pairs")
     add("--tokenizer", metavar="NAME", help="gpt2, bytes, books or a path (default: the run's, or the folder's files)")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the matrix products")
     add("--mesh", default="", metavar="AXES", help="devices to use, as in fsdp=2,tensor=4 (default: one device)")
-    add("--json", action="store_true", help="one JSON object a RUN on stdout, what RUN/bias/report.json holds")
+    add("--json", action="store_true", help="print one JSON object for each RUN, equal to RUN/bias/report.json")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Probes each model; prints, and writes ``RUN/bias/``: samples, ``report.json`` and the figure.
+    """Probes each model, prints the results, and writes samples, ``report.json`` and the figure to ``RUN/bias/``.
 
     Raises:
         FileNotFoundError: no model, or a file that is not there.
@@ -65,10 +73,10 @@ def run(options: argparse.Namespace) -> int:
     from etils import epath
 
     from scaling import durable
-    from scaling.evaluate.bias_figure import draw
-    from scaling.evaluate.bias_probes import check_occupations, encode_prompts, occupations
-    from scaling.evaluate.bias_report import Report, table, to_json
+    from scaling.evaluate.bias.probes import check_occupations, encode_prompts, occupations
+    from scaling.evaluate.bias.report import Report, table, to_json
     from scaling.interop.served import load_served
+    from scaling.report.bias_figure import draw
     from scaling.runs.config_json import read_config_json
     from scaling.runs.own_files import without_own
 
@@ -76,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     for model in models:
         read_config_json(model)
         for file in ("report.json", "bias.png", "bias.svg", *(f"samples-{probe}.jsonl" for probe in probes)):
-            durable.check_writable(Path(model) / "bias" / file)  # before the samples: this is known at once
+            durable.check_writable(Path(model) / "bias" / file)  # before the samples, which take long
     for model in models:
         served = load_served(model, options.tokenizer, options.mesh, options.dtype)
         length = served.network.model.context_length
@@ -104,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
             tasks=tasks,
         )
         written, folder = json.dumps(to_json(report)), Path(model) / "bias"
-        print(written if options.json else table(report), flush=True)  # first: the disk may be full
+        print(written if options.json else table(report), flush=True)  # before the files: the disk may be full
         with durable.naming(folder):
             folder.mkdir(exist_ok=True)
             for probe, text in samples.items():
@@ -117,34 +125,36 @@ def run(options: argparse.Namespace) -> int:
 
 
 def breakdowns(run: Path, data: str | None) -> list["Breakdown"]:
-    """Accuracy of ``TASKS`` by gender and the like, from what ``scaling evaluate --save_samples`` wrote in a run.
+    """Accuracy of ``TASKS`` by groups such as gender, from the samples that ``scaling evaluate`` saved in a run.
 
     Args:
         run: the run directory.
-        data: directory of the tasks' files, which say what an item is about; without it a sentence on stderr says
-            what is missing.
+        data: directory of the tasks' files, which contain the group of each item; None = the tasks are skipped, with a
+            message on stderr.
 
     Raises:
         FileNotFoundError: the files are not in ``data``.
         ValueError: samples of other items, or malformed ones.
     """
-    from scaling.evaluate.bias_report import Breakdown
-    from scaling.evaluate.catalogue import find_tasks
-    from scaling.evaluate.prompts import build_requests
-    from scaling.evaluate.saved_samples import read_samples
+    from scaling.evaluate.bias.report import Breakdown
+    from scaling.evaluate.scoring.saved_samples import read_samples
+    from scaling.evaluate.tasks.catalogue import find_tasks
+    from scaling.evaluate.tasks.prompts import build_requests
 
     found = []
     for name, breakdowns in TASKS.items():
         (task,), by_shots = find_tasks(name), read_samples(run, name)
         if by_shots and data is None:
-            print(f"{run} has samples of {name}; with its files, --data=DIR, they are broken down", file=sys.stderr)
+            print(f"{run} has samples of {name}; give --data=DIR with its files to break them down", file=sys.stderr)
             continue
         requests = {r.id: r for r in build_requests(task, data=data).items} if by_shots else {}
         for shots, samples in by_shots.items():
             for sample in samples:
                 request = requests.get(sample.id)
                 if request is None or request.options[request.gold].completion.strip() != sample.expected.strip():
-                    raise ValueError(f"{sample.where}: {sample.id} is not that item of {name} in {data}")
+                    raise ValueError(
+                        f"{sample.where}: {sample.id} is not the same item as in the files of {name} in {data}"
+                    )
                 if "accuracy" not in sample.scores:
                     raise ValueError(f"{sample.where} has no accuracy in its scores")
             chosen = [requests[sample.id] for sample in samples]
@@ -162,7 +172,7 @@ def _probes(names: str) -> list[str]:
         if name in TASKS:
             raise ValueError(f"--probes={names}: {name} is a task; `scaling evaluate RUN --tasks={name}` scores it")
         if name not in PROBES:
-            raise ValueError(f"--probes={names}: {name!r} is no probe; did you mean {nearest(name, PROBES)!r}?")
+            raise ValueError(f"--probes={names}: {name!r} is not a probe; did you mean {nearest(name, PROBES)!r}?")
     return [probe for probe in PROBES if probe in asked]
 
 
@@ -173,9 +183,9 @@ def _sampled(
     vocabulary: Collection[str] | None,
     lexicon: Mapping[str, float] | None,
 ) -> tuple[dict[str, dict[str, "Group"]], dict[str, str]]:
-    """Samples each probe that generates, and counts words; returns these, and what was sampled as lines of JSON."""
-    from scaling.evaluate.bias_probes import count_words, sample
-    from scaling.evaluate.progress import bar
+    """Samples the prompts of each probe and counts words; returns the counts, and the samples as lines of JSON."""
+    from scaling.evaluate.bias.probes import count_words, sample
+    from scaling.evaluate.scoring.progress import bar
     from scaling.generate.generator import Generator
 
     found: dict[str, dict[str, Group]] = {}

@@ -1,4 +1,4 @@
-"""The verb ``config``: a config as a run would see it, the reference of knobs, the experiments that ship."""
+"""The verb ``config``: prints a config as a run would see it, the reference of knobs, or the shipped experiments."""
 
 import argparse
 
@@ -32,8 +32,10 @@ def run(options: argparse.Namespace) -> int:
     from scaling.config.files import load, run_name
     from scaling.config.resolve import resolve
     from scaling.config.schema import to_json
-    from scaling.evaluate.knobs import check_tasks
+    from scaling.evaluate.tasks.knobs import check_tasks
 
+    if options.devices is not None and options.devices < 1:
+        raise ValueError(f"--devices={options.devices} must be at least 1")
     name = run_name(options.config) if options.config else None
     config = resolve(load(options.config, options.overrides), device_count=options.devices, name=name)
     check_tasks(config)

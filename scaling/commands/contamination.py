@@ -1,4 +1,4 @@
-"""The verb ``contamination``: GPT-3's Appendix C for tasks, a corpus and runs."""
+"""The verb ``contamination``: the analysis of GPT-3's appendix C (arXiv 2005.14165) for tasks, a corpus and runs."""
 
 import argparse
 import json
@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scaling.evaluate.metrics import error_text, finite
+from scaling.evaluate.scoring.metrics import error_text, finite
 
 if TYPE_CHECKING:
-    from scaling.evaluate.contamination import Contamination, Corpus, Effect, Samples
+    from scaling.evaluate.contamination.search import Contamination, Corpus, Effect, Samples
 
 _GROUPS = ("all", "dirty", "clean")
 _FILES = ("contamination.jsonl", "contamination.png", "contamination.svg")  # in a RUN
@@ -24,32 +24,37 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "models",
         nargs="*",
         metavar="RUN",
-        help="what was evaluated with --save_samples: adds the scores of all, dirty and clean items, and a figure",
+        help="runs evaluated with --save_samples: adds the scores of all, dirty and clean items, and a figure",
     )
-    add("--tasks", required=True, metavar="NAMES", help="tasks, groups of them, or task files (.toml), with commas")
+    add(
+        "--tasks",
+        required=True,
+        metavar="NAMES",
+        help="tasks, groups of tasks, or task files (.toml), separated by commas",
+    )
     add(
         "--corpus",
         action="append",
         metavar="GLOB",
-        help="training text: .txt, .jsonl(.gz), .parquet, or books; may be given several times (default: the RUN's)",
+        help="training text: .txt, .jsonl(.gz), .parquet or books; may be repeated (default: the text of RUN)",
     )
-    add("--text_key", metavar="FIELD", help="field of the text in records (default: the RUN's, else text)")
-    add("--data", metavar="DIR", help="directory of the tasks' local files")
-    add("--json", action="store_true", help="one JSON object a task (and RUN) on stdout, and no files")
+    add("--text_key", metavar="FIELD", help="field that holds the text in records (default: that of RUN, else text)")
+    add("--data", metavar="DIR", help="directory with the tasks' local files")
+    add("--json", action="store_true", help="print one JSON object for each task (and RUN), and write no files")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Searches the corpus for the tasks' items; prints, and writes ``RUN/contamination.jsonl`` and a figure.
+    """Searches the corpus for the tasks' items; prints them, and writes ``RUN/contamination.jsonl`` and a figure.
 
     Raises:
         FileNotFoundError: no run, no corpus, no task file, no data.
-        OSError: a RUN that cannot be written to; before the search where that can be known.
+        OSError: a RUN that cannot be written to; raised before the search where possible.
         ValueError: options, samples or files that cannot be used.
     """
     from scaling import durable
-    from scaling.evaluate.catalogue import find_tasks
-    from scaling.evaluate.contamination import effects_of, item_texts, search
-    from scaling.evaluate.progress import bar
+    from scaling.evaluate.contamination.search import effects_of, item_texts, search
+    from scaling.evaluate.scoring.progress import bar
+    from scaling.evaluate.tasks.catalogue import find_tasks
     from scaling.runs.own_files import without_own
 
     options.models = without_own(options.models)
@@ -89,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def table(found: Sequence["Contamination"]) -> str:
-    """A line a task: words in a gram, items, dirty and clean ones."""
+    """A table with a line for each task: words in an n-gram, numbers of all, dirty and clean items."""
     rows: list[tuple[str, ...]] = [("task", "words", "items", "dirty", "clean", "% clean")]
     for report in found:
         numbers = (report.n, report.total, len(report.dirty), report.clean)
@@ -98,7 +103,7 @@ def table(found: Sequence["Contamination"]) -> str:
 
 
 def score_table(found: Sequence["Contamination"], effects: Sequence[Sequence["Effect"]]) -> str:
-    """A line a task, number of shots and metric: the scores with standard errors, and clean against all."""
+    """A table, a line for each task, number of shots and metric: scores with standard errors, clean against all."""
     rows: list[tuple[str, ...]] = [("task", "shots", "metric", "all", "dirty", "clean", "clean against all")]
     for report, its_effects in zip(found, effects, strict=True):
         for effect in its_effects:
@@ -117,7 +122,7 @@ def records(
     model: str | None = None,
     effects: Sequence[Sequence["Effect"]] | None = None,
 ) -> list[dict[str, Any]]:
-    """An object a task, for JSON; NaN is null."""
+    """An object for each task, to be written as JSON; NaN becomes None."""
     lines = []
     for number, report in enumerate(found):
         line: dict[str, Any] = {} if model is None else {"model": model}
@@ -152,7 +157,7 @@ def _percent_clean(report: "Contamination") -> float:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns under their titles; the first is text, the rest are numbers."""
+    """Rows as aligned columns: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
@@ -160,13 +165,13 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _corpus(options: argparse.Namespace) -> tuple[str, "Corpus"]:
-    """What is searched: its name, and its files.
+    """The name and the files of the corpus that is searched.
 
     Raises:
         FileNotFoundError: no run, or no such files.
         ValueError: no corpus is named, or the run has none with text.
     """
-    from scaling.evaluate.contamination import Corpus
+    from scaling.evaluate.contamination.search import Corpus
 
     configs = {}
     if options.models:
@@ -199,14 +204,14 @@ def _samples(run: Path, task: str, items: Mapping[str, str]) -> "Samples":
     Raises:
         ValueError: a malformed file, or samples of other items.
     """
-    from scaling.evaluate.contamination import METRICS
-    from scaling.evaluate.saved_samples import read_samples
+    from scaling.evaluate.contamination.search import METRICS
+    from scaling.evaluate.scoring.saved_samples import read_samples
 
     found: Samples = {}
     for shots, samples in read_samples(run, task).items():
         for sample in samples:
             if sample.id not in items or sample.expected.strip() not in items[sample.id]:
-                raise ValueError(f"{sample.where}: {sample.id} is another item of {task} than the one found here")
+                raise ValueError(f"{sample.where}: {sample.id} is not the same item as in the present files of {task}")
             for metric in METRICS:
                 if metric in sample.scores:
                     found.setdefault((shots, metric), {})[sample.id] = sample.scores[metric]
@@ -224,10 +229,10 @@ def _how_to_sample(model: str, tasks: Sequence[str], data: str | None) -> str:
 def _write(
     run: Path, corpus: str, found: Sequence["Contamination"], effects: Sequence[Sequence["Effect"]]
 ) -> list[Path]:
-    """``contamination.jsonl``, and the figure where there is something to draw."""
+    """Writes ``contamination.jsonl``, and the figure if there is something to draw; returns the paths."""
     from etils import epath
 
-    from scaling.evaluate.contamination_figure import draw
+    from scaling.report.contamination_figure import draw
 
     path = run / "contamination.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in records(found, corpus, None, effects)))

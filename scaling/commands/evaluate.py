@@ -1,4 +1,4 @@
-"""The verb ``evaluate``: zero-, one- and few-shot scores of models."""
+"""The verb ``evaluate``: computes zero-, one- and few-shot scores of models."""
 
 import argparse
 import json
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaling import durable
-from scaling.evaluate import records
+from scaling.evaluate.scoring import records
 from scaling.runs.own_files import without_own
 from scaling.runs.paths import EVALS, SAMPLES
 
 if TYPE_CHECKING:
-    from scaling.evaluate.evaluator import Result
+    from scaling.evaluate.scoring.records import Result
     from scaling.interop.served import Served
 
 
@@ -21,42 +21,49 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what ``evaluate`` reads."""
     add = parser.add_argument
     add("models", nargs="+", metavar="RUN", help="run directories, or Hugging Face folders")
-    add("--tasks", required=True, metavar="NAMES", help="tasks, groups of them, or task files (.toml), with commas")
-    add("--shots", metavar="LIST", help="demonstrations: numbers and few (default: 0,1,few)")
-    add("--data", metavar="DIR", help="directory of the tasks' local files")
-    add("--limit", type=int, metavar="N", help="that many items of each task, drawn at random (default: all)")
-    add("--seed", type=int, metavar="N", help="of demonstrations and of the items of --limit (default: 0)")
+    add(
+        "--tasks",
+        required=True,
+        metavar="NAMES",
+        help="tasks, groups of tasks, or task files (.toml), separated by commas",
+    )
+    add("--shots", metavar="LIST", help="numbers of demonstrations; few = the number of each task (default: 0,1,few)")
+    add("--data", metavar="DIR", help="directory with the tasks' local files")
+    add("--limit", type=int, metavar="N", help="evaluate N items of each task, drawn at random (default: all)")
+    add("--seed", type=int, metavar="N", help="seed of the demonstrations and of the items of --limit (default: 0)")
     add(
         "--harness",
         action="store_true",
         help="tasks, shots, prompts and metrics are those of lm-evaluation-harness; --data is a directory of its .yaml "
         "task files, --limit takes the first items, --seed is 1234 unless given",
     )
-    add("--no_prefix", action="store_true", help="no end-of-text token before each text, as lm-evaluation-harness")
+    add(
+        "--no_prefix", action="store_true", help="put no end-of-text token before each text, like lm-evaluation-harness"
+    )
     add("--tokenizer", metavar="NAME", help="gpt2, bytes, books or a path (default: the run's, or the folder's files)")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the matrix products")
     add("--mesh", default="", metavar="AXES", help="devices to use, as in fsdp=2,tensor=4 (default: one device)")
     add("--save_samples", action="store_true", help="write prompts and answers to RUN/samples/TASK-SHOTS.jsonl")
-    add("--json", action="store_true", help="one JSON object a task and number of shots, for programs")
+    add("--json", action="store_true", help="print one JSON object for each task and number of shots, for programs")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluates each model on each task at each number of shots; prints, and writes to the runs' ``evals.jsonl``.
+    """Evaluates each model on each task with each number of shots, prints the scores and appends to ``evals.jsonl``.
 
-    Whatever fails, the scores that there are by then are printed.
+    If something fails, the scores that were computed before are printed.
 
     Raises:
         FileNotFoundError: no model, no task file, no data.
-        OSError: a run that cannot be written to; before anything is computed where that can be known.
+        OSError: a run that cannot be written to; raised before anything is computed where possible.
         ValueError: options or data that cannot be used.
     """
     from scaling.interop.served import load_served
     from scaling.runs.config_json import read_config_json
 
     if options.harness and options.no_prefix:
-        raise ValueError("--no_prefix belongs to our own tasks; lm-evaluation-harness has its own rule")
+        raise ValueError("--no_prefix cannot be used with --harness, which has its own rule for prefixes")
     models = without_own(options.models)
-    for model in models:  # a model that is not there, or cannot be written to, is told before another is evaluated
+    for model in models:  # all are checked before the first is evaluated
         is_run = "config" in read_config_json(model)
         for path in _places(Path(model), is_run, options.save_samples):
             durable.check_writable(path)
@@ -70,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
                 for note in result.notes:
                     print(note, file=sys.stderr)
                 results.append(result)
-                failed = _write(Path(model), result, served, options) or failed  # at once: a later task may fail
+                failed = _write(Path(model), result, served, options) or failed  # now, because a later task may fail
                 if options.json:
                     print(json.dumps({"model": model} | records.record(result)), flush=True)
         finally:
@@ -82,12 +89,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _places(run: Path, is_run: bool, save_samples: bool) -> list[Path]:
-    """Where something will be written."""
+    """The files that will be written."""
     return [run / EVALS] * is_run + [run / SAMPLES / "of-a-task.jsonl"] * save_samples
 
 
 def _write(run: Path, result: "Result", served: "Served", options: argparse.Namespace) -> OSError | None:
-    """Writes samples and the line of a result; returns what failed, since the scores are still to be printed."""
+    """Writes samples and the line of a result; returns an error instead of raising it: scores are printed first."""
     failed = None
     try:
         if options.save_samples:
@@ -105,18 +112,18 @@ def _write(run: Path, result: "Result", served: "Served", options: argparse.Name
 
 
 def _own(options: argparse.Namespace) -> Callable[["Served"], Iterator["Result"]]:
-    """Our own tasks, found before any model is loaded; the function gives a model's results one by one."""
-    from scaling.evaluate.catalogue import find_tasks
-    from scaling.evaluate.evaluator import Evaluator
-    from scaling.evaluate.progress import bar
-    from scaling.evaluate.prompts import all_requests, parse_shots
+    """Finds our own tasks, before any model is loaded; the returned function yields the results of a model."""
+    from scaling.evaluate.scoring.evaluator import Evaluator
+    from scaling.evaluate.scoring.progress import bar
+    from scaling.evaluate.tasks.catalogue import find_tasks
+    from scaling.evaluate.tasks.prompts import all_requests, parse_shots
 
     tasks, shots = find_tasks(options.tasks), parse_shots("0,1,few" if options.shots is None else options.shots)
 
     def evaluate(served: "Served") -> Iterator["Result"]:
         evaluator = Evaluator(served.network, served.params, served.words, served.mesh, not options.no_prefix)
         seed, data, limit = options.seed or 0, options.data, options.limit
-        for requests in all_requests(tasks, shots, seed, data, served.words, evaluator.room, limit):
+        for requests in all_requests(tasks, shots, seed, data, evaluator.room, limit):
             with bar(f"{requests.task.name}, {requests.shots} shots", len(requests.items)) as watch:
                 result = evaluator.evaluate(requests, watch)
             yield result
@@ -125,7 +132,7 @@ def _own(options: argparse.Namespace) -> Callable[["Served"], Iterator["Result"]
 
 
 def _harness(options: argparse.Namespace) -> Callable[["Served"], Iterator["Result"]]:
-    from scaling.evaluate.harness import Tasks
+    from scaling.evaluate.harness.adapter import Tasks
 
     return Tasks(options.tasks, options.shots, options.data, options.limit, options.seed).evaluate
 

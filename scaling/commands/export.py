@@ -1,4 +1,4 @@
-"""The verb ``export``: a run's model as a Hugging Face folder."""
+"""The verb ``export``: writes the model of a run as a Hugging Face folder."""
 
 import argparse
 
@@ -8,7 +8,7 @@ from scaling import exit_codes
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what ``export`` reads."""
     parser.add_argument("run_directory", metavar="RUN", help="run directory")
-    parser.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
+    parser.add_argument("--output", required=True, metavar="DIR", help="new or empty folder to write to")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The verb ``fit``: a scaling law from runs or a table. Imports JAX only when it runs."""
+"""The verb ``fit``: fits a scaling law to runs or a table. Imports JAX only when it runs."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 LAWS = ("power", "kaplan", "chinchilla", "data_constrained")
 FORMS = (*LAWS[:3], "envelope", "isoflop", LAWS[3])
-_FORMS_OF = {  # options that only some forms have; None = not given
+_FORMS_OF = {  # option -> forms that have it; None = the option was not given
     "against": ("power",),
     "no_irreducible": ("power",),
     "equal_exponents": ("chinchilla",),
@@ -30,52 +30,69 @@ _FORMS_OF = {  # options that only some forms have; None = not given
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what ``fit`` reads."""
     add = parser.add_argument
-    add("points", nargs="+", metavar="POINTS", help="a table (.csv, .jsonl), or run directories or folders of them")
+    add("points", nargs="+", metavar="POINTS", help="a table (.csv, .jsonl), or run directories, or folders of them")
     add("--form", choices=FORMS, default="chinchilla", help="the law (default: chinchilla)")
     add(
-        "--params", metavar="COL", help="column of parameters; of runs how to count them: total, without_embeddings, .."
+        "--params",
+        metavar="COL",
+        help="table: column of parameters; runs: how to count them, such as total or without_embeddings",
     )
     add("--tokens", metavar="COL", help="column of training tokens")
-    add("--loss", metavar="COL", help="column of the loss, nats a token; of runs: validation (default) or training")
-    add("--flops", metavar="COL", help="column of training FLOPs (without one: 6 N D)")
-    add("--unique", metavar="COL", help="column of tokens before the data repeats, for data_constrained")
+    add(
+        "--loss",
+        metavar="COL",
+        help="table: column of the loss in nats per token; runs: validation (default) or training",
+    )
+    add("--flops", metavar="COL", help="column of training FLOPs (default: 6 N D)")
+    add("--unique", metavar="COL", help="data_constrained: column of tokens before the data repeats")
     add(
         "--run",
         dest="run_column",
         metavar="COL",
-        help="column that tells runs apart where a table has several points of each",
+        help="column that names the run, in a table with several points of each run",
     )
-    add("--against", choices=("params", "tokens", "flops"), help="variable of power (default: flops)")
-    add("--no_irreducible", action="store_true", default=None, help="power without its constant term")
-    add("--equal_exponents", action="store_true", default=None, help="chinchilla with beta = alpha")
-    add("--delta", type=float, metavar="X", help="of a law: Huber's delta (default: 1e-3)")
-    add("--error", choices=("log", "loss"), help="of a law: error of the log loss (default) or of the loss")
-    add("--curve", choices=("parabola", "akima"), help="isoflop: through the sizes of a budget (default: parabola)")
+    add("--against", choices=("params", "tokens", "flops"), help="power: the variable (default: flops)")
+    add("--no_irreducible", action="store_true", default=None, help="power: leave out the constant term")
+    add("--equal_exponents", action="store_true", default=None, help="chinchilla: beta = alpha")
+    add("--delta", type=float, metavar="X", help="laws: delta of the Huber loss (default: 1e-3)")
+    add("--error", choices=("log", "loss"), help="laws: fit the error of log loss (default) or of loss")
+    add(
+        "--curve",
+        choices=("parabola", "akima"),
+        help="isoflop: curve through the sizes of a budget (default: parabola)",
+    )
     add(
         "--same_size",
         type=float,
         metavar="PART",
-        help="isoflop: sizes that differ by no more are one, trained several times (default: 0.02)",
+        help="isoflop: sizes that differ by at most this fraction count as one size, trained several times "
+        "(default: 0.02)",
     )
     add(
         "--noise",
         type=float,
         metavar="NATS",
-        help="isoflop: spread of the loss over seeds (default: that between runs of one size, else 0.005)",
+        help="isoflop: standard deviation of the loss over seeds (default: measured on runs of one size, else 0.005)",
     )
-    add("--resamples", type=int, default=1000, metavar="N", help="for the intervals (default: 1000; 0 = no intervals)")
+    add(
+        "--resamples",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="bootstrap resamples for the intervals (default: 1000; 0 = no intervals)",
+    )
     add(
         "--drop_outliers",
         action="store_true",
         default=None,
-        help="of a law: fit without the outliers; they are named either way",
+        help="laws: fit without the outliers, which are named in any case",
     )
-    add("--seed", type=int, default=0, metavar="N", help="of the resamples")
-    add("--json", action="store_true", help="for programs, and for `scaling predict`")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the resamples (default: 0)")
+    add("--json", action="store_true", help="print JSON, for programs and for `scaling predict`")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Fits and prints.
+    """Fits the law and prints it.
 
     Raises:
         ValueError: points or options that allow no fit.
@@ -87,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         found = _fit(points, options, given)
     except ValueError:
-        _name_left_out(points)  # may be why
+        _name_left_out(points)  # they may explain the failure
         raise
     if options.json:
         _name_left_out(points)
@@ -119,7 +136,7 @@ def _fit(points: "Points", options: argparse.Namespace, given: dict[str, Any]) -
 
 
 def _name_left_out(points: "Points") -> None:
-    """Where the text that names them on stdout is not printed."""
+    """Names the points that were left out on stderr, for output that does not name them on stdout."""
     for sentence in points.left_out:
         print(f"left out: {sentence}", file=sys.stderr)
 
@@ -136,7 +153,7 @@ def _points(options: argparse.Namespace) -> "Points":
     columns = {"tokens": options.tokens, "flops": options.flops, "unique": options.unique, "run": options.run_column}
     for name, column in columns.items():
         if column is not None:
-            raise ValueError(f"--{name}={column} names a column of a table; run directories have none")
+            raise ValueError(f"--{name}={column} names a column of a table, but run directories were given")
     return read_runs(
         options.points,
         count=options.params or "total",
@@ -146,7 +163,7 @@ def _points(options: argparse.Namespace) -> "Points":
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of the form that were given, as its function takes them.
+    """The options of the form that were given, as keyword arguments of the function that fits it.
 
     Raises:
         ValueError: an option of another form, which would be ignored.

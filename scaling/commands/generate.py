@@ -1,4 +1,4 @@
-"""The verb ``generate``: continues prompts. Imports JAX only when it runs."""
+"""The verb ``generate``: continues prompts with a model. Imports JAX only when it runs."""
 
 import argparse
 import dataclasses
@@ -14,35 +14,61 @@ if TYPE_CHECKING:
     from scaling.generate.generator import Completion, Generator
     from scaling.generate.sampling import Sampling
 
-_STREAMED = 4  # tokens between two pieces of text on the terminal
+_STREAMED = 4  # tokens in each piece of text that is printed while the text grows
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what ``generate`` reads."""
     add = parser.add_argument
     add("model", metavar="RUN", help="run directory, or Hugging Face folder with config.json, model.safetensors")
-    add("--prompt", action="append", default=[], metavar="TEXT", help="a text to continue; may be given several times")
-    add("--prompts", metavar="FILE", help="texts to continue: one a line, or .jsonl with a field 'prompt'")
+    add("--prompt", action="append", default=[], metavar="TEXT", help="text to continue; may be repeated")
+    add("--prompts", metavar="FILE", help="file with a text on each line, or .jsonl with a field 'prompt'")
     add("--tokenizer", metavar="NAME", help="gpt2, bytes, books or a path (default: the run's, or the folder's files)")
-    add("--tokens", type=int, default=100, metavar="N", help="new tokens at most (default: 100)")
-    add("--temperature", type=float, default=1.0, metavar="X", help="of the softmax; 0 = greedy (default: 1)")
-    add("--top_k", type=int, default=0, metavar="K", help="among the K most likely tokens; 0 = all (default)")
-    add("--top_p", type=float, default=1.0, metavar="P", help="among the fewest tokens of probability P (default: 1)")
-    add("--repetition_penalty", type=float, default=1.0, metavar="X", help="divides logits of past tokens (default: 1)")
-    add("--stop", action="append", default=[], metavar="TEXT", help="ends before this; may be given several times")
-    add("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    add("--tokens", type=int, default=100, metavar="N", help="maximum number of new tokens (default: 100)")
+    add(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="temperature of the softmax; 0 = greedy (default: 1)",
+    )
+    add(
+        "--top_k", type=int, default=0, metavar="K", help="sample from the K most likely tokens; 0 = from all (default)"
+    )
+    add(
+        "--top_p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample from the smallest set of tokens with probability P (default: 1)",
+    )
+    add(
+        "--repetition_penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="divisor of the logits of tokens that occurred (default: 1)",
+    )
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
     add("--num_samples", type=int, default=1, metavar="N", help="continuations of each prompt (default: 1)")
     add("--beams", type=int, default=1, metavar="N", help="width of a beam search instead of sampling (default: 1)")
-    add("--length_penalty", type=float, metavar="X", help="of the beam search (default: 0.6, GPT-3's)")
-    add("--early_stopping", action="store_true", help="beam search: end with as many complete texts as beams")
-    add("--batch_size", type=int, default=8, metavar="N", help="continuations at a time (default: 8)")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products")
+    add("--length_penalty", type=float, metavar="X", help="beam search: length penalty (default: 0.6, as in GPT-3)")
+    add(
+        "--early_stopping",
+        action="store_true",
+        help="beam search: end as soon as there are as many complete texts as beams",
+    )
+    add(
+        "--batch_size", type=int, default=8, metavar="N", help="number of continuations computed at a time (default: 8)"
+    )
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the matrix products")
     add("--mesh", default="", metavar="AXES", help="devices to use, as in fsdp=2,tensor=4 (default: one device)")
-    add("--json", action="store_true", help="one JSON object a continuation, for programs")
+    add("--json", action="store_true", help="print one JSON object for each continuation, for programs")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Continues the prompts and prints.
+    """Continues the prompts and prints the texts.
 
     Raises:
         FileNotFoundError: no model, tokenizer or file of prompts.
@@ -59,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     penalty = 0.6 if options.length_penalty is None else options.length_penalty
     sampling = Sampling(**knobs | {"stop": tuple(options.stop), "end_ids": None, "length_penalty": penalty})
     generator, words = _generator(options)
-    # Texts begin after an end-of-text token in training; so do prompts.
+    # In training every text follows an end-of-text token, so every prompt does, too.
     prompts = [[words.eot, *words.encode(text).tolist()] for text in texts]
     if len(prompts) == 1 and sampling.num_samples == sampling.beams == 1 and not options.json:
         _stream(generator, texts[0], prompts[0], sampling)
@@ -72,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _texts(options: argparse.Namespace) -> list[str]:
-    """The prompts, checked."""
+    """The prompts of ``--prompt`` and ``--prompts``, after checks."""
     texts = [(text, "--prompt") for text in options.prompt]
     if options.prompts is not None:
         path = Path(options.prompts)
@@ -119,7 +145,7 @@ def _generator(options: argparse.Namespace) -> "tuple[Generator, Tokenizer]":
 
 
 def _stream(generator: "Generator", text: str, prompt: list[int], sampling: "Sampling") -> None:
-    """Prints the prompt and, as it comes, its continuation."""
+    """Prints the prompt, and its continuation while it is computed."""
     pieces = generator.stream(prompt, sampling, _STREAMED)
     shown = 0
     for number, completion in enumerate(pieces):

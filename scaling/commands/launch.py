@@ -1,4 +1,4 @@
-"""The verb ``launch``: runs and sweeps on an engine."""
+"""The verb ``launch``: starts runs and sweeps on this machine or in a cloud."""
 
 import argparse
 import re
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from launch.slices import Slices
 
 TARGETS = ("local", "tpu_vm", "gke", "skypilot")
-# Options that belong to some targets only.
+# option -> the targets that take it; options that are not here belong to all targets
 _OF = {
     "processes": ("local",),
     "topology": ("tpu_vm", "gke", "skypilot"),
@@ -52,46 +52,60 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     from launch.settings import add_options as add_supervision
 
     add = parser.add_argument
-    add("--target", choices=TARGETS, required=True, help="where: this machine, Cloud TPU VMs, GKE, SkyPilot")
+    add("--target", choices=TARGETS, required=True, help="where to run: this machine, Cloud TPU VMs, GKE or SkyPilot")
     add("--dry_run", action="store_true", help="print the plan and every command and manifest; start nothing")
-    add("--detach", action="store_true", help="go on in the background; FOLDER/launch.log has what it prints")
-    add("--parallel", type=int, default=0, metavar="N", help="runs at a time (default: 1; local: as there is room)")
+    add("--detach", action="store_true", help="continue in the background and print to FOLDER/launch.log")
+    add(
+        "--parallel",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of runs at a time (default: 1; local: as many as fit)",
+    )
     add_supervision(parser)
     add("--poll_seconds", type=float, default=20.0, metavar="X", help=argparse.SUPPRESS)
 
-    add("--topology", metavar="NAME", help="TPU slices of this form, such as v5e:4x8 (default: that of the config)")
-    add("--slices", type=int, metavar="N", help="slices of each run (default: 1)")
-    add("--spot", action="store_true", default=None, help="preemptible capacity")
-    add("--prices", metavar="FILE", help="TOML: chip = price of a chip-hour, and the same in [spot]")
+    add("--topology", metavar="NAME", help="topology of the TPU slices, such as v5e:4x8 (default: that of the config)")
+    add("--slices", type=int, metavar="N", help="number of slices for each run (default: 1)")
+    add("--spot", action="store_true", default=None, help="use preemptible capacity")
+    add("--prices", metavar="FILE", help="TOML file with lines 'chip = price of a chip-hour', and the same in [spot]")
     add("--yes", action="store_true", default=None, help="do not ask before something is billed")
-    add("--labels", metavar="K=V,...", help="labels of what is created")
-    add("--service_account", metavar="NAME", help="that the machines (gke: the pods) act as")
+    add("--labels", metavar="K=V,...", help="labels for the resources that are created")
+    add("--service_account", metavar="NAME", help="service account of the machines (gke: of the pods)")
 
-    add("--project", metavar="ID", help="tpu_vm: Google Cloud project (default: gcloud's own)")
-    add("--zone", metavar="ZONE", help="tpu_vm: needed")
-    add("--reserved", action="store_true", default=None, help="tpu_vm: from a reservation")
-    add("--runtime_version", metavar="NAME", help="tpu_vm: image of the machines (default: by the kind of TPU)")
+    add("--project", metavar="ID", help="tpu_vm: Google Cloud project (default: that of gcloud)")
+    add("--zone", metavar="ZONE", help="tpu_vm: zone of the TPUs (required)")
+    add("--reserved", action="store_true", default=None, help="tpu_vm: use a reservation")
+    add(
+        "--runtime_version",
+        metavar="NAME",
+        help="tpu_vm, skypilot: image of the machines (default: by the kind of TPU)",
+    )
 
-    add("--image", metavar="NAME", help="gke: container with scaling installed")
-    add("--namespace", metavar="NAME", help="gke: default: default")
-    add("--context", metavar="NAME", help="gke: of kubectl's config (default: the current one)")
-    add("--queue", metavar="NAME", help="gke: Kueue's queue")
-    add("--reservation", metavar="NAME", help="gke: of Compute Engine")
+    add("--image", metavar="NAME", help="gke: container image in which scaling is installed")
+    add("--namespace", metavar="NAME", help="gke: Kubernetes namespace (default: default)")
+    add("--context", metavar="NAME", help="gke: context of kubectl's config (default: the current one)")
+    add("--queue", metavar="NAME", help="gke: queue of Kueue")
+    add("--reservation", metavar="NAME", help="gke: reservation of Compute Engine")
 
     add("--accelerators", metavar="NAME:N", help="skypilot: GPUs of a node, such as H100:8, instead of --topology")
-    add("--nodes", type=int, metavar="N", help="skypilot: machines of a run (default: 1)")
-    add("--infra", metavar="WHERE", help="skypilot: such as gcp or aws/us-east-1 (default: the cheapest)")
+    add("--nodes", type=int, metavar="N", help="skypilot: number of machines for each run (default: 1)")
+    add(
+        "--infra",
+        metavar="WHERE",
+        help="skypilot: cloud or region, such as gcp or aws/us-east-1 (default: the cheapest)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Shows the plan and starts it.
+    """Shows the plan and starts the runs.
 
     Returns:
-        0 if all runs are finished (gke, skypilot: started, too); the code of a signal; else that of the first run
-        that failed.
+        0 if all runs are finished (gke and skypilot with ``--detach``: if they are started); the code of a signal; or
+        the code of the first run that failed.
 
     Raises:
-        ValueError: options that make no sense for the target, an impossible config, or no consent to a bill.
+        ValueError: options that do not belong to the target, an impossible config, or no consent to the cost.
     """
     from launch import jobs
     from launch.settings import check_seconds, settings
@@ -114,7 +128,7 @@ def run(options: argparse.Namespace) -> int:
         chip, total, where = _gpus(options)
         return _skypilot(options, launch, None, bill.of_launch(launch, where, chip, total, spot, prices))
     if options.nodes is not None:
-        raise ValueError("--nodes belongs to --accelerators; a TPU slice has its own number of machines")
+        raise ValueError("--nodes belongs to --accelerators; the topology of a TPU slice gives its number of machines")
     found = slices.find(options.topology, options.config, count)
     where = f"{found.count} x {found.name}"
     cost = bill.of_launch(launch, where, found.chip.name, found.chips, spot, prices)
@@ -151,7 +165,7 @@ def _tpu_vm(options: argparse.Namespace, launch: "Launch", chosen: "Settings", f
     held = [slot["resource"] for slot in values["slots"] if slot["stage"] != tpu_vm.ABSENT]
     print(cost.to_text(max(1, options.parallel)))
     if held:
-        print(f"going on with {', '.join(held)}, which exist")
+        print(f"using {', '.join(held)}, which exist already")
     if options.dry_run:
         print("\nwould run:", *tpu_vm.commands(values, folder, chosen), sep="\n  ")
         return exit_codes.OK
@@ -182,14 +196,14 @@ def _gke(options: argparse.Namespace, launch: "Launch", chosen: "Settings", foun
         "service_account": options.service_account or "",
         "labels": _labels(options.labels),
     }
-    # JobSet counts every restart of a run, and knows no progress: what is few for us is too few for days of spot.
+    # JobSet counts all restarts of a run, also those after which it made progress, so days on spot need a high limit.
     restarts = max(chosen.max_restarts, 100) if options.spot else chosen.max_restarts
     cluster = gke.cluster_of(cloud, restarts, chosen.grace_seconds)
     return _hand_over(options, launch, cloud, cost, lambda number, _: gke.Gke(launch, cluster, number))
 
 
 def _gpus(options: argparse.Namespace) -> tuple[str, int, str]:
-    """Kind and number of the GPUs of a run, and both in words."""
+    """The kind and the number of the GPUs of a run, and a text with both."""
     from scaling.catalog import chips
 
     kind, _, count = options.accelerators.partition(":")
@@ -231,11 +245,13 @@ def _hand_over(
     cost: "Bill",
     make: Callable[[str, Any], "Engine"],
 ) -> int:
-    """Shows the plan, asks, and gives the runs to an engine that looks after them itself."""
+    """Shows the plan, asks for consent, and submits the runs to an engine that restarts them itself."""
     from launch import bill, engine, state
 
     if options.parallel:
-        raise ValueError(f"--parallel: --target={options.target} has a queue of its own, which decides")
+        raise ValueError(
+            f"--parallel: --target={options.target} has its own queue, which decides how many runs run at a time"
+        )
     folder, known = launch.state_folder, state.read(launch.state_folder)
     if known and known.get("target") != options.target:
         raise ValueError(f"{folder} is a launch of --target={known.get('target')}; use another config.workdir")
@@ -252,7 +268,7 @@ def _hand_over(
 
 
 def _labels(given: str | None) -> dict[str, str]:
-    """``k=v,k=v`` as both Google Cloud and Kubernetes take labels."""
+    """The labels of ``k=v,k=v``, checked against the rules of both Google Cloud and Kubernetes."""
     from launch.jobs import LABEL
     from scaling.config.refusal import cut, shown
 
@@ -266,7 +282,7 @@ def _labels(given: str | None) -> dict[str, str]:
                 "between them, at most 63 characters each, the key beginning with a letter"
             )
         if key in found or key == LABEL:
-            why = "given twice" if key in found else "the launcher's own"
+            why = "given twice" if key in found else "a label that the launcher sets"
             raise ValueError(f"--labels={cut(text)}: {key} is {why}")
         found[key] = value
     return found
@@ -284,7 +300,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _detached(options: argparse.Namespace, launch: "Launch") -> int:
-    """Starts the same command once more, in a session of its own."""
+    """Starts the same command as a background process in a session of its own."""
     folder = Path(launch.state_folder)
     folder.mkdir(parents=True, exist_ok=True)
     arguments = [argument for argument in sys.argv[1:] if argument not in ("--detach", "-detach", "--yes")]
@@ -297,6 +313,6 @@ def _detached(options: argparse.Namespace, launch: "Launch") -> int:
             stderr=log,
             start_new_session=True,
         )
-    print(f"process {process.pid} goes on in the background: {folder / 'launch.log'}")
+    print(f"process {process.pid} continues in the background and prints to {folder / 'launch.log'}")
     print(f"see: scaling status {folder}; stop: scaling stop {folder}")
     return exit_codes.OK

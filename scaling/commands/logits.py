@@ -1,4 +1,4 @@
-"""The verb ``logits``: what a model computes for token ids, for comparison with other programs."""
+"""The verb ``logits``: writes a model's logits for given token ids, to compare with other programs."""
 
 import argparse
 from pathlib import Path
@@ -14,11 +14,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Computes the logits, and prints where they are.
+    """Computes the logits, writes them and prints the path.
 
     Raises:
-        ValueError: no such ids, or a place that is no .npy file.
-        OSError: the place cannot be written.
+        ValueError: the ids cannot be used, or the output is not named .npy.
+        OSError: the output cannot be written.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""The verb ``plan``: memory and step time on devices that are not there."""
+"""The verb ``plan``: predicts memory and step time on devices that are not here."""
 
 import argparse
 import dataclasses
@@ -19,42 +19,42 @@ _NOT_OF_TABLES = ("topology", "slices", "device", "devices", "search", "price", 
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares what ``plan`` reads; ``--config`` and its overrides are read before."""
+    """Declares what ``plan`` reads besides ``--config``."""
     add = parser.add_argument
-    add("--topology", metavar="NAME", help="compile for TPU slices of this form, such as v5e:4x4 or v5p:4x4x8")
-    add("--slices", type=int, metavar="N", help="slices of that form (default: config.mesh.slices)")
-    add("--device", metavar="KIND", help="without compiling: estimate for this chip, such as v5p or H100")
-    add("--devices", type=int, metavar="N", help="how many of them")
+    add("--topology", metavar="NAME", help="compile for TPU slices of this topology, such as v5e:4x4 or v5p:4x4x8")
+    add("--slices", type=int, metavar="N", help="number of these slices (default: config.mesh.slices)")
+    add("--device", metavar="KIND", help="estimate for this chip without compiling, such as v5p or H100")
+    add("--devices", type=int, metavar="N", help="number of these chips")
     add("--step", choices=("train", "eval", "generate"), default="train", help="which step (default: train)")
-    add("--batch_size", type=int, metavar="N", help="generate: texts at a time (default: 8)")
+    add("--batch_size", type=int, metavar="N", help="generate: number of texts at a time (default: 8)")
     add("--prompt_tokens", type=int, metavar="N", help="generate: tokens of the longest prompt (default: 128)")
-    add("--tokens", type=int, metavar="N", help="generate: new tokens of each text (default: 100)")
+    add("--tokens", type=int, metavar="N", help="generate: new tokens for each text (default: 100)")
     add(
         "--search",
         type=int,
         nargs="?",
         const=4,
         metavar="N",
-        help="try mesh shapes, remat and microbatches and rank what fits: the best N (default: 4), with --topology "
-        "compiled",
+        help="try meshes, remat and microbatches, and print the best N that fit (default: 4); with --topology these "
+        "are compiled",
     )
     add(
         "--table",
         nargs="*",
         metavar="SIZE",
-        help="compile the layouts that ship, of all GPT-3 sizes or these, and print tables; needs no --config",
+        help="compile the layouts that ship, for all GPT-3 sizes or for these, and print tables; without --config",
     )
-    add("--price", type=float, metavar="X", help="cost of a chip for an hour")
-    add("--fresh", action="store_true", help="compile again, also where the result is cached")
-    add("--top", type=int, default=0, metavar="N", help="the N operations that take longest, too")
-    add("--json", action="store_true", help="for programs")
+    add("--price", type=float, metavar="X", help="price of one chip for an hour")
+    add("--fresh", action="store_true", help="compile again even if the result is cached")
+    add("--top", type=int, default=0, metavar="N", help="print the N operations that take longest, too")
+    add("--json", action="store_true", help="print JSON, for programs")
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints the plan of a config.
 
     Returns:
-        0 if the step (with ``--search``: any layout) fits the memory with 5 % to spare, else the code of a mistake.
+        0 if the step (with ``--search``: some layout) fits into memory and leaves 5 % free, else the code of a mistake.
 
     Raises:
         ValueError: options that cannot be used, an impossible config, no compiler.
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Where:
-    """What was asked for: ``topology`` is empty where nothing is compiled."""
+    """The devices that the options name; ``topology`` is empty if nothing is compiled."""
 
     topology: str
     slices: int
@@ -107,7 +107,7 @@ def _where(options: argparse.Namespace, slices: int) -> _Where:
     found = chips.find(options.device)
     if found is None:
         known = ", ".join(dict.fromkeys(chip.name for chip in chips.CHIPS))
-        raise ValueError(f"--device={options.device} is no chip that is known; one of {known}")
+        raise ValueError(f"--device={options.device} is not a known chip; use one of {known}")
     return _Where("", slices, found.name, options.devices, options.devices * found.devices)
 
 
@@ -125,13 +125,15 @@ def _check(options: argparse.Namespace) -> None:
     if options.search is not None and options.search < 1:
         raise ValueError(f"--search={options.search} must be at least 1")
     if options.topology and options.devices is not None:
-        raise ValueError("--devices belongs to --device; --topology has its own number")
+        raise ValueError("--devices belongs to --device; --topology gives the number of chips itself")
     if options.device and (not options.devices or options.devices < 1):
         raise ValueError(f"--device={options.device} needs --devices=N, at least 1")
     if options.step != "generate" and any(getattr(options, name) is not None for name in _ASKED):
         raise ValueError(f"{', '.join('--' + name for name in _ASKED)} belong to --step=generate")
     if options.step != "train" and (options.device or options.search):
-        raise ValueError(f"--step={options.step} needs --topology, without --search; else only train steps are planned")
+        raise ValueError(
+            f"--step={options.step} needs --topology, without --search; with other options only train steps are planned"
+        )
 
 
 def _table(options: argparse.Namespace) -> int:
@@ -139,7 +141,7 @@ def _table(options: argparse.Namespace) -> int:
 
     others = (getattr(options, name) for name in ("config", "overrides", *_NOT_OF_TABLES))
     if any(others) or options.step != "train":
-        raise ValueError("--table has its own configs and topologies; it goes with --fresh alone")
+        raise ValueError("--table has its own configs and topologies; it can be combined only with --fresh")
     for line in table(options.table, options.fresh, lambda text: print(text, file=sys.stderr)):
         print(line)
     return exit_codes.OK
@@ -154,7 +156,7 @@ def _request(options: argparse.Namespace) -> "Request | None":
 
 
 def _search(options: argparse.Namespace, config: "cfg.Config", name: str, where: _Where) -> int:
-    """Ranks layouts and prints them, the fastest first, with the knobs that give it."""
+    """Ranks layouts and prints them with their knobs, the fastest first."""
     from scaling.plan import plan
     from scaling.plan.search import Candidate, search
 
@@ -184,7 +186,7 @@ def _search(options: argparse.Namespace, config: "cfg.Config", name: str, where:
 
 
 def to_json(plan: "Plan", price: float | None) -> dict[str, Any]:
-    """Everything that is known, for programs."""
+    """The plan as a dict for JSON."""
     values = dataclasses.asdict(plan) | {
         "fits": plan.fits,
         "headroom": plan.headroom,
@@ -197,7 +199,7 @@ def to_json(plan: "Plan", price: float | None) -> dict[str, Any]:
 
 
 def to_text(name: str, plan: "Plan", price: float | None, top: int = 0) -> str:
-    """The plan as a person reads it."""
+    """The plan as text."""
     from scaling.plan.plan import HEADROOM
 
     gib = 2**30
@@ -234,7 +236,7 @@ def to_text(name: str, plan: "Plan", price: float | None, top: int = 0) -> str:
 
 
 def _generation(plan: "Plan") -> list[str]:
-    """Lines of what is generated."""
+    """The lines about generation: a token step, and the prompts."""
     from scaling.plan.plan import READ
 
     best = plan.ideal[READ]
@@ -246,7 +248,7 @@ def _generation(plan: "Plan") -> list[str]:
 
 
 def _part(plan: "Plan", part: str) -> str:
-    """One kind of work: time, share, a layer's, how near it is to what the units can do."""
+    """The line of one kind of work: time, share of the step, time a layer, share of the peak, share recomputed."""
     seconds, again = plan.parts[part], plan.again.get(part, 0.0)
     notes = []
     if part in plan.layer:

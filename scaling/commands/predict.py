@@ -1,4 +1,4 @@
-"""The verb ``predict``: what a fit says about sizes and budgets. Imports JAX only when it runs."""
+"""The verb ``predict``: predicts losses and optimal sizes from a fit. Imports JAX only when it runs."""
 
 import argparse
 import json
@@ -9,19 +9,19 @@ from scaling import exit_codes
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what ``predict`` reads."""
     add = parser.add_argument
-    add("fit", metavar="FIT.json", help="what `scaling fit --json` printed")
-    add("--flops", type=float, metavar="C", help="training FLOPs")
-    add("--params", type=float, metavar="N", help="parameters")
-    add("--tokens", type=float, metavar="D", help="training tokens")
-    add("--unique", type=float, metavar="U", help="tokens before the data repeats (default: never)")
-    add("--json", action="store_true", help="for programs")
+    add("fit", metavar="FIT.json", help="file with the output of `scaling fit --json`")
+    add("--flops", type=float, metavar="C", help="number of training FLOPs")
+    add("--params", type=float, metavar="N", help="number of parameters")
+    add("--tokens", type=float, metavar="D", help="number of training tokens")
+    add("--unique", type=float, metavar="U", help="tokens before the data repeats (default: the data never repeats)")
+    add("--json", action="store_true", help="print JSON, for programs")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Predicts and prints.
+    """Predicts and prints the predictions.
 
     Raises:
-        ValueError: a file that is no fit, or sizes that it cannot use.
+        ValueError: a file that does not contain a fit, or sizes for which it cannot predict.
     """
     from scaling.platforms import only_cpu
 

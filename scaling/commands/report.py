@@ -1,4 +1,4 @@
-"""The verb ``report``: reads runs, fits, writes the page and its figures. Imports JAX only when it fits."""
+"""The verb ``report``: fits laws to runs and writes a page with figures. Imports JAX only when it fits."""
 
 import argparse
 import contextlib
@@ -13,7 +13,7 @@ from scaling import __version__
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was written: the page, the table of points, the figures, and the lines that a terminal shows."""
+    """The paths that were written (page, table of points, figures), and the lines that the terminal shows."""
 
     page: epath.Path
     points: epath.Path
@@ -25,10 +25,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what ``report`` reads."""
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUNS", help="run directories, or folders of them")
-    add("--output", metavar="DIR", help="where the page goes (default: a folder 'report' in RUNS)")
-    add("--params", default="total", metavar="COUNT", help="how to count N: total (default), without_embeddings, ..")
-    add("--loss", default="validation", metavar="LOSS", help="validation (default) or training")
-    add("--resamples", type=int, default=1000, metavar="N", help="resamples for the intervals (default: 1000)")
+    add("--output", metavar="DIR", help="folder for the page (default: the folder 'report' in RUNS)")
+    add(
+        "--params",
+        default="total",
+        metavar="COUNT",
+        help="how to count N, such as total (default) or without_embeddings",
+    )
+    add("--loss", default="validation", metavar="LOSS", help="which loss: validation (default) or training")
+    add(
+        "--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples for the intervals (default: 1000)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -82,7 +89,7 @@ def write_report(
     ladder = collect(paths, count=count, loss=loss)
     folder = epath.Path(output) if output is not None else epath.Path(paths[0]) / "report"
     figures = folder / "figures"
-    figures.mkdir(parents=True, exist_ok=True)  # before the fits: a folder that cannot be written is known at once
+    figures.mkdir(parents=True, exist_ok=True)  # before the fits, so that a folder that cannot be written fails at once
     write_points(ladder, folder / "points.csv")
 
     from scaling.platforms import only_cpu
@@ -115,7 +122,7 @@ def write_report(
 
 @contextlib.contextmanager
 def _status() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on a terminal; silence elsewhere."""
+    """Shows a progress bar on a terminal, and nothing elsewhere."""
     if not sys.stderr.isatty():
         yield lambda title, done, total: None
         return

@@ -1,4 +1,4 @@
-"""The verb ``sizes``: the published sizes as they are counted here, beside what the papers print."""
+"""The verb ``sizes``: prints the published sizes as counted here, beside the numbers of the papers."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from scaling import exit_codes
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what ``sizes`` reads."""
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The verb ``status``: where launched runs stand, as a table or JSON."""
+"""The verb ``status``: shows the progress of launched runs as a table or as JSON."""
 
 import argparse
 
@@ -13,14 +13,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--time", action="store_true", help="show where the time went: steps, start-up, saves, lost work"
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints a line for each run.
 
     Returns:
-        0, also where runs have failed.
+        0, even if runs have failed.
 
     Raises:
         FileNotFoundError: no such launch.

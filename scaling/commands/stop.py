@@ -1,4 +1,4 @@
-"""The verb ``stop``: ends launched runs, which save first."""
+"""The verb ``stop``: stops launched runs, which save a checkpoint first."""
 
 import argparse
 
@@ -14,20 +14,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=60.0,
         metavar="X",
-        help="for saving, before runs are killed (default: 60)",
+        help="time for saving before runs are killed (default: 60)",
     )
     add("--poll_seconds", type=float, default=5.0, metavar="X", help=argparse.SUPPRESS)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Stops launches, one after the other.
+    """Stops launches, one after another.
 
     Returns:
-        0 if nothing runs and nothing is held any more, else 1.
+        0 if nothing runs and no machines are held any more, else 1.
 
     Raises:
         FileNotFoundError: no such launch.
-        ValueError: it was started on another machine, which must stop it, or its engine refuses.
+        ValueError: a launch that another machine started and must stop, or one that its engine refuses to stop.
     """
     from launch.find import find
     from launch.settings import Settings, check_seconds

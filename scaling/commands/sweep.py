@@ -1,4 +1,4 @@
-"""The verb ``sweep``: all runs of a sweep, planned or trained."""
+"""The verb ``sweep``: plans or trains all runs of a sweep."""
 
 import argparse
 import shlex
@@ -16,20 +16,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what ``sweep`` reads besides ``--config``."""
     add = parser.add_argument
     add("--dry_run", action="store_true", help="print every run with parameters, tokens, FLOPs and hours; train none")
-    add("--parallel", type=int, default=0, metavar="N", help="runs at a time (default: as many as there is room for)")
+    add(
+        "--parallel",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of runs at a time (default: as many as the machine has room for)",
+    )
     add("--device", metavar="KIND", help="dry_run: estimate for this kind of device, such as 'TPU v5p' or H100")
-    add("--devices", type=int, metavar="N", help="dry_run: how many of them (default: 1)")
-    add("--mfu", type=float, default=0.3, metavar="X", help="utilisation assumed until runs are measured (0.3)")
+    add("--devices", type=int, metavar="N", help="dry_run: number of these devices (default: 1)")
+    add(
+        "--mfu",
+        type=float,
+        default=0.3,
+        metavar="X",
+        help="utilisation that is assumed until runs are measured (default: 0.3)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Plans, then prints or trains.
+    """Plans the runs, then prints or trains them.
 
     Returns:
         0 if all runs are finished; the code of a signal; else that of the first run that failed.
 
     Raises:
-        ValueError: a file that describes no sweep, options that make no sense, or runs that were made otherwise.
+        ValueError: a file without a sweep, options that cannot be combined, or a sweep that differs from its runs.
     """
     from scaling.sweep.machine import probe
     from scaling.sweep.progress import refuse_changed
@@ -65,7 +77,7 @@ def _dry_run(options: argparse.Namespace, runs: list["Run"], machine: "Machine",
     from scaling.sweep.progress import Clock, progress
 
     clock = Clock(machine.unit_flops * len(machine.units) / slots, options.mfu)
-    # Of devices that are elsewhere, what has been trained here says nothing.
+    # Speeds that were measured here do not apply to other devices.
     found = {} if options.device else {run.name: progress(run) for run in runs}
     for run in runs if found else ():
         clock.learn(run, found[run.name])
@@ -106,5 +118,5 @@ def _named(kind: str, count: int) -> "Machine":
     peak = data_sheet(kind, count)
     if peak is None:
         known = ", ".join(dict.fromkeys(chip.kinds[0] for chip in CHIPS))
-        raise ValueError(f"--device={kind} is not a device whose peak is known; one of {known}")
+        raise ValueError(f"--device={kind}: the peak of this device is not known; use one of {known}")
     return Machine("tpu", kind, tuple(range(count)), peak.flops / count, peak.source)

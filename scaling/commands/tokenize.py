@@ -1,4 +1,4 @@
-"""The verb ``tokenize``: text files to token shards, as a run would make them."""
+"""The verb ``tokenize``: tokenizes text files into shards, as a run would do."""
 
 import argparse
 
@@ -9,12 +9,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what ``tokenize`` reads."""
     parser.add_argument("input", metavar="INPUT", help="text files: a path or glob of .txt, .jsonl(.gz), .parquet")
     parser.add_argument("--tokenizer", required=True, metavar="NAME", help="gpt2, bytes, books or a tokenizer file")
-    parser.add_argument("--output", required=True, metavar="DIR", help="where the shards go")
-    parser.add_argument("--text_key", default="text", help="field of the text in records (default: text)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the shards")
+    parser.add_argument("--text_key", default="text", help="field that holds the text in records (default: text)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Tokenizes, and prints where the shards are."""
+    """Tokenizes the text and prints the folder of the shards."""
     from scaling.data.prepare import prepare
 
     print(prepare(options.input, options.tokenizer, options.output, text_key=options.text_key))

@@ -1,15 +1,15 @@
-"""The verb ``train``. What can be refused is refused before JAX is imported; ``commands/training.py`` does the work."""
+"""The verb ``train``: refuses impossible configs before JAX is imported; ``commands/training.py`` does the work."""
 
 import argparse
 import time
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares nothing: all is in the config."""
+    """Declares nothing, because everything is in the config."""
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains the model of ``--config``, or resumes it.
+    """Trains the model of ``--config``, or resumes its run.
 
     Raises:
         ValueError: no config, or one that cannot work.
@@ -17,7 +17,7 @@ def run(options: argparse.Namespace) -> int:
     started = time.time()
     from scaling.config.files import is_sweep, load, run_name
     from scaling.config.resolve import resolve
-    from scaling.evaluate.knobs import check_tasks
+    from scaling.evaluate.tasks.knobs import check_tasks
 
     if options.config is None:
         from scaling.config.shipped import experiments

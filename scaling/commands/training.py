@@ -1,4 +1,4 @@
-"""A training put together: from a config to a finished run directory, resuming whatever is there."""
+"""Composes a training, from a config to a finished run directory; resumes the run if the directory has one."""
 
 import contextlib
 import functools
@@ -12,9 +12,9 @@ import jax
 from scaling import cache, exit_codes
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
-from scaling.evaluate import records
-from scaling.evaluate.in_loop import InLoopTasks
-from scaling.evaluate.knobs import check_tasks
+from scaling.evaluate.scoring import records
+from scaling.evaluate.scoring.in_loop import InLoopTasks
+from scaling.evaluate.tasks.knobs import check_tasks
 from scaling.generate.sample import continue_texts
 from scaling.objectives.next_token import next_token
 from scaling.parallel import distributed
@@ -49,12 +49,12 @@ from scaling.train.validation import Validation
 
 
 def train(config: cfg.Config, name: str = "default", started: float | None = None) -> int:
-    """Trains what the config says in its run directory, from the newest whole checkpoint if there is one.
+    """Trains the model of a config in its run directory, from the newest whole checkpoint if there is one.
 
     Args:
         config: not necessarily resolved.
-        name: of the experiment; the run directory is ``runs/<name>`` unless ``config.workdir`` says otherwise.
-        started: Unix time from which on goodput counts, if that was before now.
+        name: of the experiment; the run directory is ``runs/<name>`` unless ``config.workdir`` is set.
+        started: Unix time from which goodput counts; None = now.
 
     Returns:
         An exit code of ``scaling.exit_codes``.
@@ -99,7 +99,7 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
 
 
 class _Result(NamedTuple):
-    """How a training has ended: the exit code; at its end the validation loss, and the samples."""
+    """The end of a training: the exit code, and, if it was not stopped, the validation loss and the samples."""
 
     code: int
     loss: float
@@ -107,7 +107,7 @@ class _Result(NamedTuple):
 
 
 def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None) -> _Result:
-    """Restores or creates the state, and trains it, with what hangs on the loop."""
+    """Restores or creates the state, makes the hooks of the loop, and trains."""
     state, first_step = restore_or_create(watch)
     peak = throughput.peak(list(run.mesh.devices.flat))
     config, objective, texts = run.config, next_token(run.config), list[str]()
@@ -125,7 +125,7 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None) -> _Resu
         config_json.write(run.directory, config, run.words, run.mesh, throughput.mfu(peak))
     loop.begin(first_step)
     if first_step < run.schedule.num_steps:
-        watch.goodput.begin(first_step)  # looking at a finished run is no attempt
+        watch.goodput.begin(first_step)  # a run that is already finished gets no new attempt
     devices = f"{run.mesh.size} device{'s' * (run.mesh.size > 1)}"
     count = parameter_count(state["params"])
     log.note(f"{run.directory}: {count:,} parameters, {run.schedule.num_steps} steps, {devices}")
@@ -134,13 +134,13 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None) -> _Resu
     with stop_request() as stop:
         state, code = going_back.train(loop, state, stop)
     if not code:
-        # From here on everything is saved, so a signal may end the process at once.
+        # Everything is saved now, so a signal may end the process at once.
         loop.finish(state)
     return _Result(code, validation.loss, texts)
 
 
 def _evaluate(run: Run, log: Log, tasks: InLoopTasks, step: int, state: TrainState) -> None:
-    """The results of ``config.eval.tasks`` at a step, to ``evals.jsonl``."""
+    """Evaluates ``config.eval.tasks`` at a step, and writes the results to ``evals.jsonl``."""
     start = time.monotonic()
     results = tasks.run(state["params"])
     seconds = time.monotonic() - start
@@ -151,7 +151,7 @@ def _evaluate(run: Run, log: Log, tasks: InLoopTasks, step: int, state: TrainSta
 
 def _sample(run: Run, texts: list[str], step: int, state: TrainState) -> None:
     """Continues ``config.sample.prompts``; the texts are printed at the end."""
-    # A process that went on after the loss of another one would leave the rest waiting for it.
+    # If another process is lost, this one must not continue, because the remaining processes would wait for it.
     with optional("no samples", unless=distributed.is_lost_peer):
         texts[:] = continue_texts(run.config, state["params"], run.words)
 
@@ -162,14 +162,14 @@ def _close(checkpoints: Checkpoints, watchdog: Watchdog) -> None:
 
 
 def _prepared(config: cfg.Config, name: str) -> Run:
-    """Everything that is needed before the run directory is held: devices, tokenizer, config, data."""
+    """Prepares everything that is needed before the run directory is locked: devices, tokenizer, config, data."""
     keep_freed_memory()
     distributed.initialize(config.distributed, config.mesh.cpu_devices)
     _configure(config)
     words = run_tokenizer.find(config.data.tokenizer, absolute(config.workdir or f"runs/{name}"))
     config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
     check_tasks(config)
-    # A name that could not be written to is refused before the text is tokenized.
+    # Tokenizing takes long, so a folder that could not be written to is refused before.
     must_take_checkpoints("the run directory", str(absolute(config.workdir)))
     data = Data.of(config, words)
     directory = writable(config.workdir, jax.process_index())
@@ -177,18 +177,18 @@ def _prepared(config: cfg.Config, name: str) -> Run:
 
 
 def _configure(config: cfg.Config) -> None:
-    """Process-wide settings: messages, kept compilations, precision."""
-    # Ours as plain lines on stderr, from the first process; the libraries' not at all: they raise.
+    """Sets what holds for the whole process: log messages, the cache of compilations, precision."""
+    # The first process prints our messages on stderr. Those of libraries are not printed: their errors are exceptions.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     ours = logging.getLogger("scaling")
     ours.setLevel(logging.INFO if jax.process_index() == 0 else logging.ERROR)
-    ours.handlers = [logging.StreamHandler()]  # anew each time: stderr may be another one than at the last call
+    ours.handlers = [logging.StreamHandler()]  # replaced at each call: sys.stderr may be another stream now
     ours.propagate = False
-    # Unless the user's JAX settings already say where.
+    # A folder from the user's JAX settings is kept.
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         compiled = cache.root() / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(compiled))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    # float32 means float32 on accelerators too, not TensorFloat-32 or bfloat16 passes.
+    # float32 means full precision on accelerators too: no TensorFloat-32, no passes in bfloat16.
     precision = "highest" if config.compute.dtype == "float32" else None
     jax.config.update("jax_default_matmul_precision", precision)

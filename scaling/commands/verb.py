@@ -1,4 +1,4 @@
-"""What all verbs share: a parser whose mistakes are exceptions, and how a verb is added to the command line."""
+"""Shared by all verbs: a parser that raises exceptions, and functions that add a verb to the command line."""
 
 import argparse
 from collections.abc import Callable
@@ -10,29 +10,29 @@ Run = Callable[[argparse.Namespace], int]
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose mistakes are exceptions, so that ``scaling.cli.main`` words all of them alike."""
+    """An argparse parser that raises a ValueError for a user's mistake, so that ``scaling.cli.main`` prints it."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see `{self.prog} --help`")
 
 
 def add_verbs(parser: argparse.ArgumentParser, title: str = "verbs", metavar: str = "VERB", **options: Any) -> Any:
-    """The place of a parser to which ``add_verb`` adds verbs."""
+    """Makes the object of a parser to which ``add_verb`` adds verbs."""
     return parser.add_subparsers(title=title, metavar=metavar, parser_class=Parser, **options)
 
 
 def add_verb(
     verbs: Any, name: str, help: str, run: Run | None = None, takes_config: bool = False, stdout: Stdout = Stdout.RESULT
 ) -> argparse.ArgumentParser:
-    """Adds a verb, without its options.
+    """Adds a verb without its options, and returns its parser.
 
     Args:
         verbs: from ``add_verbs``.
         name: what the user types.
-        help: one sentence without a capital and a full stop.
-        run: gets the options and returns an exit code; None where ``set_defaults(run=...)`` follows.
+        help: one sentence without a capital letter and without a full stop.
+        run: takes the options and returns an exit code; None if ``set_defaults(run=...)`` is called later.
         takes_config: whether ``--config=FILE`` and ``--config.section.knob=VALUE`` may be given.
-        stdout: what its standard output is to it.
+        stdout: what the verb prints, which decides what follows if that cannot be written.
     """
     description = f"{help[0].upper()}{help[1:]}."
     if takes_config:

@@ -1,4 +1,4 @@
-"""Everything about knobs. Experiment files need ``default_config`` alone."""
+"""The knobs: their declaration, files and overrides, derived values. Experiment files need only ``default_config``."""
 
 from scaling.config.schema import default_config
 

@@ -6,11 +6,11 @@ from scaling.config.schema import knobs
 
 
 def to_markdown() -> str:
-    """One table a section: knob, default, unit, meaning."""
+    """A Markdown table for each section, with the columns knob, default, unit and meaning."""
     lines = [
         "# Every knob",
         "",
-        "Made by `make docs` from `scaling/config/schema.py`; do not edit. Set a knob in an experiment file",
+        "`make docs` makes this page from `scaling/config/schema.py`; do not edit it. Set a knob in an experiment file",
         "(`config.model.num_layers = 2`) or on the command line (`--config.model.num_layers=2`).",
     ]
     sections = groupby(knobs(), key=lambda knob: knob[0].rpartition(".")[0])

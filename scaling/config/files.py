@@ -1,4 +1,4 @@
-"""Experiment files and ``--config.a.b=value`` overrides, with every mistake told in one sentence."""
+"""Reads experiment files and ``--config.a.b=value`` overrides, and reports every mistake in one sentence."""
 
 import ast
 import dataclasses
@@ -36,7 +36,7 @@ def split_arguments(argv: Sequence[str]) -> tuple[str | None, list[str], list[st
         (value of ``--config`` or None, overrides as ``--config.a.b=value``, everything else in order).
 
     Raises:
-        ValueError: an unknown knob, or no value behind it.
+        ValueError: an unknown knob, or a knob without a value.
     """
     spec, overrides, rest = None, [], []
     arguments = iter(argv)
@@ -66,8 +66,8 @@ def load(spec: str | None, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         spec: ``FILE`` or ``FILE:argument`` (the argument is passed to ``get_config``), where FILE may be the name of an
-            experiment that ships (``scaling.config.shipped``), or the ``config.json`` of a run, which also says where
-            the run is; None = all defaults.
+            experiment that ships (``scaling.config.shipped``), or the ``config.json`` of a run, whose folder is then
+            the run directory; None = all defaults.
         overrides: ``--config.a.b=value``, as ``split_arguments`` returns them.
 
     Raises:
@@ -100,7 +100,7 @@ def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> Config:
 
 
 def _at_home(config: Config) -> Config:
-    """The config with ``~`` expanded in all knobs that are paths, or may be."""
+    """The config with ``~`` expanded in all knobs that are or may be paths."""
     data, evaluation = config.data, config.eval
     mixture = tuple((expanded(one[0]), *one[1:]) if _is_named(one) else one for one in data.mixture)
     return dataclasses.replace(
@@ -121,7 +121,7 @@ def _at_home(config: Config) -> Config:
 
 
 def _is_named(source: Any) -> bool:
-    """Whether an entry of the mixture begins with a text, as it should; what else it lacks ``resolve`` tells."""
+    """Whether an entry of the mixture begins with a text. ``resolve`` refuses entries that are wrong otherwise."""
     return isinstance(source, tuple) and bool(source) and isinstance(source[0], str)
 
 
@@ -129,9 +129,10 @@ def call(spec: str, function: str, other: str) -> Any:
     """What ``function`` of an experiment file returns.
 
     Args:
-        spec: ``FILE`` or ``FILE:argument``, which is passed on; FILE may be the name of one that ships.
+        spec: ``FILE`` or ``FILE:argument``, where the argument is passed to the function; FILE may be the name of an
+            experiment that ships.
         function: ``get_config`` or ``get_sweep``.
-        other: the function that such a file may have instead, for the message.
+        other: the function that such a file may have instead; the message says so.
 
     Raises:
         FileNotFoundError: no such file.
@@ -155,7 +156,7 @@ def call(spec: str, function: str, other: str) -> Any:
 
 
 def is_sweep(spec: str) -> bool:
-    """Whether an experiment file describes a sweep and no single run; what is wrong with it, reading it will tell."""
+    """Whether an experiment file describes a sweep and not a single run. False for a file that cannot be read."""
     path = spec.partition(":")[0]
     if path.endswith(".json"):
         return False
@@ -207,7 +208,7 @@ def _next(arguments: Iterator[str], name: str, expected: str) -> str:
 
 
 def _normal(name: str, value: str) -> str:
-    """``1e9`` and ``2_000.0`` stand for whole numbers, a bare text for a list of one."""
+    """The text of a value that the parser takes: whole numbers for ``1e9`` and ``2_000.0``, a list for a bare text."""
     if type(KNOBS[name]) is int:
         try:
             number = float(value)
@@ -243,15 +244,15 @@ def _get_config(spec: str) -> ConfigDict:
 
 
 def _load_json(path: str, overrides: Sequence[str]) -> Config:
-    """The config of a ``config.json`` or ``plan.json`` of a run, whose directory is the folder that the file lies in.
+    """The config of a ``config.json`` or ``plan.json``, with the folder of the file as the run directory.
 
-    So a run that was moved or copied goes on where it is, whatever its file says. Only the ``plan.json`` of a run in an
-    object store lies elsewhere, with whoever launched it.
+    So a run that was moved or copied is resumed where it lies now, whatever path its file contains. Only the
+    ``plan.json`` of a run in an object store lies elsewhere, on the machine that launched the run.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config file {path} does not exist")
     values = json_text.parse(Path(path).read_bytes(), path)
-    written = isinstance(values, dict) and "config" in values  # by a training, beside settings that made it
+    written = isinstance(values, dict) and "config" in values  # a training wrote it, with versions and devices
     if isinstance(values, dict):
         values = values.get("config", values)
     if not isinstance(values, dict) or not values:
@@ -280,7 +281,7 @@ def _import(path: str) -> ModuleType:
 
 
 def mistake(path: str, error: Exception) -> ValueError:
-    """One sentence with file and line (where it shows) for whatever an experiment file did wrong."""
+    """One sentence for any exception of an experiment file, with the file and, where it is known, the line."""
     here = str(Path(path).absolute())  # as the import names it
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in (path, here)]
     where = f"{path}:{frames[-1].lineno}" if frames else path

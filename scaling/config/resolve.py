@@ -1,4 +1,4 @@
-"""From the config as written to the config as run: derived values filled in, impossible ones refused.
+"""Turns the config as written into the config as run: fills in derived values and refuses impossible ones.
 
 Nothing here needs JAX, so every mistake is found before anything is loaded or compiled.
 """
@@ -29,12 +29,12 @@ CHOICES = {
 }
 ATTENTION = ("dense", "banded", "strided")
 
-# Above these no knob means anything: steps and sizes of arrays are 32-bit integers, other counts must be exact as
-# floats, and on devices numbers have 32 bits.
+# The largest sensible values of any knob: steps and sizes of arrays are 32-bit integers, other counts must be exact as
+# floats, and floats on devices have 32 bits.
 _LARGEST, _LARGEST_COUNT, _LARGEST_FLOAT = 2**31 - 1, 2**53, 3e38
 MOST_STEPS = _LARGEST  # the state counts them in int32
 
-# (what is right, test, knobs)
+# (what a message says is right, test, knobs)
 _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "at least 1",
@@ -69,7 +69,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "optimizer.beta1 optimizer.beta2",
     ),
     ("in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.final_fraction"),
-    ("at least 1, or -1 for the devices that are left", lambda v: v >= 1 or v == -1, "mesh.data"),
+    ("at least 1, or -1 for all devices that the other axes do not use", lambda v: v >= 1 or v == -1, "mesh.data"),
     ("0 or more, or -1 for 'not given'", lambda v: v >= -1, "distributed.process_id"),
 )
 
@@ -77,16 +77,18 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 def resolve(
     config: Config, vocab_size: int | None = None, device_count: int | None = None, name: str | None = None
 ) -> Config:
-    """Fills every "0 = derive" that can be derived and refuses impossible values. Idempotent.
+    """Replaces every 0 that stands for "derive" where the value can be derived, and refuses impossible values.
+
+    To resolve a resolved config changes nothing.
 
     Args:
         config: as frozen from an experiment file and the command line.
-        vocab_size: the tokenizer's, if it is known yet; fills ``model.vocab_size``.
-        device_count: devices of all processes, if known yet; fills ``mesh.data`` and checks the mesh.
+        vocab_size: of the tokenizer, if it is known already; fills ``model.vocab_size``.
+        device_count: devices of all processes, if it is known already; fills ``mesh.data``, and the mesh is checked.
         name: of the run; fills ``workdir`` with ``runs/<name>``.
 
     Raises:
-        ValueError: naming the knob, its value and what would be right.
+        ValueError: an impossible value; the message names the knob, its value and what would be right.
     """
     _check_values(config)
     config = _derive(config, vocab_size, device_count, name)
@@ -102,7 +104,7 @@ def resolve(
 
 
 def _check_values(config: Config) -> None:
-    """Each knob by itself."""
+    """Refuses values of single knobs, each without regard to the others."""
     values = {name.removeprefix("config."): value for name, value, _, _ in knobs(config)}
     for name, value in values.items():
         if isinstance(value, float) and not abs(value) <= _LARGEST_FLOAT:
@@ -148,7 +150,7 @@ def _derive(config: Config, vocab_size: int | None, device_count: int | None, na
         d_ff=model.d_ff or 4 * model.d_model,
     )
     sequence = train.sequence_length or model.context_length
-    # With a ramp every batch is whole microbatches, so the smallest batch is the largest possible one.
+    # With a ramp every batch consists of whole microbatches, so a microbatch is at most the smallest batch.
     smallest = train.ramp_start_tokens if train.ramp_tokens else train.batch_tokens
     train = dataclasses.replace(
         train,

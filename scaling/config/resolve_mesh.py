@@ -1,4 +1,4 @@
-"""What a mesh asks of the model and of the batch, and what it leaves to derive. No JAX."""
+"""Checks a mesh against the model and the batch, and derives the values of its knobs that are left open. No JAX."""
 
 import math
 
@@ -7,10 +7,12 @@ from scaling.config.schema import Config, Mesh, Train
 
 
 def check_mesh(config: Config, device_count: int | None) -> None:
-    """Refuses a mesh that does not have the devices, or does not divide model and batch (ValueError)."""
+    """Raises a ValueError for a mesh that needs another number of devices, or does not divide model and batch."""
     model, train, mesh = config.model, config.train, config.mesh
     if device_count is not None and mesh.devices != device_count:
-        raise ValueError(f"{_describe(mesh)} but there are {_devices(device_count)}; the product must be that")
+        raise ValueError(
+            f"{_describe(mesh)} but there are {_devices(device_count)}; the product of the axes must be that"
+        )
     must_divide("mesh.fsdp", mesh.fsdp, "model.d_model", model.d_model)
     parts = mesh.replicas * mesh.fsdp * mesh.context
     if mesh.shard_optimizer and model.d_model % parts:
@@ -35,7 +37,7 @@ def check_mesh(config: Config, device_count: int | None) -> None:
     must_be_multiple("train.sequence_length", train.sequence_length, mesh.tensor, "config.mesh.tensor")
     if mesh.context > 1:
         _check_context(config)
-    # Until the devices are known, data=-1 counts as the least it can be.
+    # Until the number of devices is known, data=-1 counts as 1, its smallest value.
     shards = mesh.shards
     product = "*".join(axis for axis in mesh.factors if axis not in ("context", "tensor"))
     unit = f"the {shards} shards of the batch (config.mesh {product})"
@@ -46,14 +48,14 @@ def check_mesh(config: Config, device_count: int | None) -> None:
         raise refused(
             smallest,
             tokens,
-            f"is {tokens // train.sequence_length} sequences, which do not divide over {unit}; {near} would",
+            f"is {tokens // train.sequence_length} sequences, which do not divide evenly over {unit}; {near} would",
         )
     must_be_multiple("train.microbatch_sequences", train.microbatch_sequences, shards, unit)
     must_be_multiple("eval.batch_sequences", config.eval.batch_sequences, shards, unit)
 
 
 def _check_context(config: Config) -> None:
-    """What ring attention asks for."""
+    """Refuses what ring attention cannot do."""
     model, mesh = config.model, config.mesh
     if "strided" in model.attention_pattern:
         raise refused("mesh.context", mesh.context, "must be 1 with 'strided' in config.model.attention_pattern")
@@ -61,7 +63,9 @@ def _check_context(config: Config) -> None:
         raise refused("mesh.context", mesh.context, f"must be 1 with config.model.positions={model.positions!r}")
     if mesh.stage > 1:
         raise refused(
-            "mesh.context", mesh.context, f"must be 1 with config.mesh.stage={mesh.stage}: no ring in a pipeline"
+            "mesh.context",
+            mesh.context,
+            f"must be 1 with config.mesh.stage={mesh.stage}: a pipeline has no ring attention",
         )
     shards = mesh.fsdp * mesh.context
     if model.d_model % shards:
@@ -72,9 +76,9 @@ def _check_context(config: Config) -> None:
             "parameters",
         )
     parts = mesh.context * math.lcm(2, mesh.tensor)
-    unit = f"{parts}: each of config.mesh.context={mesh.context} holds two chunks of a sequence"
+    unit = f"{parts}: each of the config.mesh.context={mesh.context} devices holds two chunks of a sequence"
     if mesh.tensor > 2:
-        unit += f", over config.mesh.tensor={mesh.tensor}"
+        unit += f", each sharded over config.mesh.tensor={mesh.tensor}"
     must_be_multiple("train.sequence_length", config.train.sequence_length, parts, unit)
     for name in ("dropout_embedding", "dropout_attention", "dropout_residual"):
         if getattr(model, name):
@@ -82,10 +86,10 @@ def _check_context(config: Config) -> None:
 
 
 def check_stages(mesh: Mesh) -> None:
-    """Refuses stages that would share slices unevenly.
+    """Refuses stages that would be divided unevenly among slices.
 
     Raises:
-        ValueError: neither of stages and slices divides the other.
+        ValueError: neither the number of stages nor that of slices divides the other.
     """
     if mesh.stage % mesh.slices and mesh.slices % mesh.stage:
         raise refused(
@@ -97,7 +101,7 @@ def check_stages(mesh: Mesh) -> None:
 
 
 def check_pipeline(config: Config) -> None:
-    """Refuses stages that do not divide the layers, and what does not run through them (ValueError)."""
+    """Raises a ValueError for stages that do not divide the layers, and for what cannot run in a pipeline."""
     model, train, mesh = config.model, config.train, config.mesh
     parts, period = train.pipeline_microbatches, len(model.attention_pattern)
     if mesh.stage == 1:
@@ -133,13 +137,13 @@ def check_pipeline(config: Config) -> None:
 
 
 def pipeline_microbatches(mesh: Mesh, train: Train) -> int:
-    """Four a stage, so that filling and emptying the pipeline take less than a fifth of its time, or the most below."""
+    """Number of parts: four a stage, so that the pipeline idles less than a fifth of the time, or the most possible."""
     rows = train.microbatch_sequences // (mesh.replicas * mesh.fsdp)
     return max((n for n in range(mesh.stage, 4 * mesh.stage + 1, mesh.stage) if rows % n == 0), default=mesh.stage)
 
 
 def data_axis(mesh: Mesh, device_count: int) -> int:
-    """Replicas that use all devices; ValueError if the other axes do not divide their number."""
+    """Number of replicas that use all devices; a ValueError if the other axes do not divide the number of devices."""
     if device_count % mesh.devices:
         product = "*".join(axis for axis in mesh.factors if axis != "data")
         raise ValueError(f"{_describe(mesh)} but there are {_devices(device_count)}; {product} must divide that")

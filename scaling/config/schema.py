@@ -1,13 +1,14 @@
 """Every knob of the framework, declared once: type, default, unit, meaning.
 
-The dataclasses below are the only declaration. From them come
+The dataclasses below are the only declaration. From them are made
 
 * ``default_config()``: a locked ``ml_collections.ConfigDict`` that experiment files edit
   (a mistyped key is an error that names the nearest valid one);
 * ``freeze(config)``: frozen, hashable, typed dataclasses that the rest of the code reads;
-* ``describe()``: the table of knobs printed by ``scaling config --describe`` and in the docs.
+* ``scaling.config.describe.to_markdown()``: the reference that ``scaling config --describe`` prints, and
+  ``docs/config.md``.
 
-``scaling.config.resolve`` fills in derived values (every ``0 = derive``) and refuses impossible ones.
+``scaling.config.resolve`` fills in derived values (each 0 that stands for "derive") and refuses impossible ones.
 """
 
 import dataclasses
@@ -68,7 +69,7 @@ class Model:
     parallel: str = knob(
         "no", "", "attention and MLP side by side, with a norm for both ('one_norm', GPT-J) or each ('two_norms', NeoX)"
     )
-    activation: str = knob("gelu_tanh", "", "MLP nonlinearity: gelu_tanh, gelu (exact), relu or silu")
+    activation: str = knob("gelu_tanh", "", "nonlinearity of the MLP: gelu_tanh, gelu (exact), relu or silu")
     gated: bool = knob(False, "", "the MLP has a gate: activation(gate(x)) * up(x) (SwiGLU with silu)")
     qkv_bias: bool = knob(True, "", "the projections to queries, keys and values have biases")
     out_bias: bool = knob(True, "", "the projection of attention back to the residual stream has a bias")
@@ -79,30 +80,30 @@ class Model:
     sinusoid: str = knob("halves", "", "sines then cosines ('halves', CTRL), or in turns ('interleaved')")
     relative_buckets: int = knob(32, "buckets", "distances that relative positions tell apart, near ones exactly")
     relative_distance: int = knob(128, "tokens", "farther than this, relative positions are all alike")
-    rotary: Rotary = Rotary()
     scaled_embedding: bool = knob(False, "", "token embeddings are multiplied by sqrt(d_model)")
     embedding_width: int = knob(
         0, "features", "width of the token embeddings, projected to d_model and back (OPT-350m); 0 = d_model"
     )
-    tied_embedding: bool = knob(True, "", "the output projection is the token embedding")
+    tied_embedding: bool = knob(True, "", "the output projection uses the matrix of the token embedding")
     logit_bias: bool = knob(False, "", "each token's logit has a bias (GPT-J)")
     attention_pattern: tuple[str, ...] = knob(
-        ("dense",), "", "attention of layers 0, 1, ...: 'dense', 'banded' or 'strided', repeated through the depth"
+        ("dense",), "", "attention of layers 0, 1, ...: 'dense', 'banded' or 'strided'; repeated over all layers"
     )
     band_width: int = knob(
         256,
         "tokens",
-        "a banded or strided layer sees so many positions, its own included; strided: and every so many",
+        "in a banded or strided layer a token sees this many positions, its own included; strided: and each so many",
     )
-    document_mask: bool = knob(False, "", "no attention across documents, positions restart (GPT-3: False)")
+    document_mask: bool = knob(False, "", "attention stays inside documents; positions restart (GPT-3: False)")
     dropout_embedding: float = knob(0.0, "probability", "dropout after the embeddings")
-    dropout_attention: float = knob(0.0, "probability", "dropout on attention weights")
+    dropout_attention: float = knob(0.0, "probability", "dropout on the attention weights")
     dropout_residual: float = knob(0.0, "probability", "dropout on the output of each sublayer")
     init_std: float = knob(0.02, "", "standard deviation of initial weights (at base_width under muP)")
-    scale_residual_init: bool = knob(True, "", "initial residual projections divided by sqrt(2 * num_layers)")
-    parametrization: str = knob("standard", "", "standard, mup (width) or completep (width and depth)")
+    scale_residual_init: bool = knob(True, "", "output projections of sublayers start divided by sqrt(2 * num_layers)")
+    parametrization: str = knob("standard", "", "standard, mup (over width) or completep (over width and depth)")
     base_width: int = knob(256, "features", "d_model at which the muP hyperparameters were tuned")
     base_depth: int = knob(2, "layers", "num_layers at which the CompleteP hyperparameters were tuned")
+    rotary: Rotary = Rotary()
 
     @property
     def sights(self) -> tuple[Sight, ...]:
@@ -129,21 +130,22 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    dtype: str = knob("bfloat16", "", "matrix products: bfloat16 or float32; norms, softmax, loss: float32")
-    quantization: str = knob("none", "", "products of the blocks' matrices in 8 bits: none, int8 or fp8 (needs qwix)")
+    dtype: str = knob("bfloat16", "", "matrix products: bfloat16 or float32; norms, softmax, loss: always float32")
+    quantization: str = knob("none", "", "8-bit products with the blocks' matrices: none, int8 or fp8 (needs qwix)")
     remat: str = knob("none", "", "what the backward pass recomputes: none, dots, projections or full")
     scan_unroll: int = knob(
         1,
         "",
-        "periods of the attention pattern in one turn of the loop over layers; more: faster on CPUs, longer to compile",
+        "periods of the attention pattern in one iteration of the loop over layers; more is faster on CPUs, but "
+        "takes longer to compile",
     )
-    attention_block: int = knob(512, "tokens", "block of queries and keys in the TPU's attention kernel")
-    loss_chunk: int = knob(512, "tokens", "positions of each sequence unembedded at a time; 0 = all at once")
+    attention_block: int = knob(512, "tokens", "block of queries and of keys in the TPU's attention kernel")
+    loss_chunk: int = knob(512, "tokens", "positions of each sequence whose logits are computed at once; 0 = all")
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A model and how it is computed: all that a forward pass depends on."""
+    """A model and how it is computed: everything that a forward pass depends on."""
 
     model: Model
     compute: Compute = Compute()
@@ -151,18 +153,18 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    train: str = knob("books", "path", "text or token files (glob, local or gs://); 'books' = the embedded corpus")
+    train: str = knob("books", "path", "text or token files (a glob, local or gs://); 'books' = the embedded corpus")
     validation: str = knob("", "path", "held-out files; empty = hold out validation_fraction of the documents")
-    validation_fraction: float = knob(0.01, "fraction", "documents held out of train when validation is empty")
+    validation_fraction: float = knob(0.01, "fraction", "documents of train that are held out when validation is empty")
     mixture: tuple[tuple[str, float], ...] = knob(
         (), "(path, weight)", "several training sources sampled by weight; then data.train must be ''"
     )
-    tokenizer: str = knob("gpt2", "", "gpt2, bytes, books (embedded sentencepiece), or a tokenizer file")
+    tokenizer: str = knob("gpt2", "", "gpt2, bytes, books (embedded sentencepiece) or a tokenizer file")
     text_key: str = knob("text", "", "field that holds the text in .jsonl and .parquet records")
     bad_records: str = knob(
-        "error", "", "a record that cannot be read: 'error' stops, 'skip' takes another sequence and counts"
+        "error", "", "at a record that cannot be read: 'error' stops, 'skip' uses another sequence and counts it"
     )
-    cache_dir: str = knob("", "path", "tokenized shards; empty = $SCALING_CACHE or ~/.cache/scaling")
+    cache_dir: str = knob("", "path", "folder of tokenized shards; empty = $SCALING_CACHE or ~/.cache/scaling")
     workers: int = knob(2, "threads", "threads that read and assemble batches")
     prefetch: int = knob(4, "batches", "batches kept ready ahead of the device")
 
@@ -173,63 +175,69 @@ class Train:
     sequence_length: int = knob(0, "tokens", "length of a training sequence; 0 = model.context_length")
     batch_tokens: int = knob(524_288, "tokens", "tokens in one optimizer step at full batch size")
     microbatch_sequences: int = knob(
-        0, "sequences", "sequences in one forward/backward over all devices; 0 = the batch (with a ramp, the first)"
+        0,
+        "sequences",
+        "sequences in one forward and backward pass over all devices; 0 = the batch (with a ramp, the first)",
     )
     pipeline_microbatches: int = knob(
         0,
         "",
-        "parts of a microbatch that pass through the pipeline's stages one behind the other; 0 = four a stage, or as "
-        "many as divide the microbatch (with config.mesh.stage=1 there is no pipeline)",
+        "parts of a microbatch that pass through the stages of the pipeline one after another; 0 = four for each "
+        "stage, or fewer if those do not divide the microbatch (config.mesh.stage=1: no pipeline)",
     )
     ramp_start_tokens: int = knob(32_768, "tokens", "batch size at the start of the ramp")
     ramp_tokens: int = knob(0, "tokens", "the batch grows linearly over this many tokens; 0 = no ramp")
-    z_loss: float = knob(0.0, "", "coefficient of the squared log-partition penalty")
+    z_loss: float = knob(0.0, "", "coefficient of the penalty on the squared log of the softmax's denominator")
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    name: str = knob("adamw", "", "adamw, or any optimizer of Optax by its name there: adafactor, lion, muon, ...")
+    name: str = knob("adamw", "", "adamw, or another optimizer of Optax by its name there: adafactor, lion, muon, ...")
     arguments: tuple[tuple[str, Any], ...] = knob(
-        (), "(name, value)", "arguments of another optimizer than adamw, as Optax names them: (('b1', 0.95),)"
+        (), "(name, value)", "arguments of an optimizer other than adamw, as Optax names them: (('b1', 0.95),)"
     )
     peak_lr: float = knob(6e-4, "", "learning rate after warm-up")
     beta1: float = knob(0.9, "", "decay of adamw's first moment")
     beta2: float = knob(0.95, "", "decay of adamw's second moment")
-    epsilon: float = knob(1e-8, "", "added to the root of the second moment")
+    epsilon: float = knob(1e-8, "", "added to the square root of adamw's second moment")
     weight_decay: float = knob(0.1, "", "decoupled weight decay, multiplied by the learning rate")
-    decay_biases_and_norms: bool = knob(False, "", "weight decay also on biases and LayerNorm gains")
-    clip_norm: float = knob(1.0, "", "global gradient norm is clipped to this; 0 = no clipping")
-    state_dtype: str = knob("float32", "", "moments between steps: float32 or bfloat16 (rounded at random)")
+    decay_biases_and_norms: bool = knob(False, "", "apply weight decay to biases and gains of norms too")
+    clip_norm: float = knob(1.0, "", "the global norm of the gradient is clipped to this; 0 = no clipping")
+    state_dtype: str = knob("float32", "", "moments between steps: float32 or bfloat16 (stochastic rounding)")
     schedule: str = knob("cosine", "", "cosine, wsd (warmup-stable-decay), linear, inverse_sqrt or constant")
-    warmup_tokens: int = knob(375_000_000, "tokens", "linear warm-up from 0")
+    warmup_tokens: int = knob(375_000_000, "tokens", "length of the linear warm-up from 0")
     decay_tokens: int = knob(
         0,
         "tokens",
-        "cosine, linear: tokens at which the decay ends (0 = train.tokens); wsd: length of the decay (0 = a fifth); "
-        "inverse_sqrt: tokens at which it begins (0 = warmup_tokens)",
+        "cosine, linear: tokens at which the decay ends (0 = train.tokens); wsd: length of the decay (0 = a fifth of "
+        "train.tokens); inverse_sqrt: tokens at which it begins (0 = warmup_tokens)",
     )
     final_fraction: float = knob(0.1, "fraction", "learning rate at the end of the decay, relative to the peak")
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    stage: int = knob(1, "stages", "pipeline stages, each with its share of the layers; they take the slices first")
-    data: int = knob(-1, "devices", "replicas inside a slice; -1 = whatever the other axes leave")
+    stage: int = knob(
+        1, "stages", "stages of the pipeline, which share the layers; slices are divided among stages first"
+    )
+    data: int = knob(-1, "devices", "replicas inside a slice; -1 = all devices that the other axes do not use")
     fsdp: int = knob(1, "devices", "shards of parameters, gradients and optimizer state, and of the batch")
     context: int = knob(1, "devices", "shards of the sequence (ring attention), and of the state like fsdp")
-    tensor: int = knob(1, "devices", "shards of heads, MLP and vocabulary; of the sequence in between")
-    shard_optimizer: bool = knob(False, "", "gradients and optimizer state are sharded over data, too (ZeRO-2)")
-    slices: int = knob(1, "slices", "TPU slices joined by the data-centre network; multiplies the data axis")
-    cpu_devices: int = knob(0, "devices", "run on this many virtual CPU devices; 0 = whatever the machine has")
+    tensor: int = knob(1, "devices", "shards of heads, MLP and vocabulary, and of the sequence between those")
+    shard_optimizer: bool = knob(False, "", "shard gradients and optimizer state over the data axis too (ZeRO-2)")
+    slices: int = knob(
+        1, "slices", "TPU slices joined by the data-centre network; those that stages do not use multiply data"
+    )
+    cpu_devices: int = knob(0, "devices", "run on this many virtual CPU devices; 0 = the devices of the machine")
 
     @property
     def replicas(self) -> int:
-        """Size of the data axis over all slices: those that stages do not take multiply it; ``data=-1`` counts as 1."""
+        """Size of the data axis over all slices; slices that stages do not use multiply it. ``data=-1`` counts as 1."""
         return max(1, self.data) * max(1, self.slices // self.stage)
 
     @property
     def factors(self) -> dict[str, int]:
-        """What multiplies up to the number of devices; stages take the slices first."""
+        """The axes whose product is the number of devices; slices are divided among stages first."""
         outer = {"slices": self.slices} if self.stage == 1 else {"stage": self.stage}
         if 1 < self.stage < self.slices:
             outer["slices/stage"] = self.slices // self.stage
@@ -238,33 +246,33 @@ class Mesh:
 
     @property
     def shards(self) -> int:
-        """Of the rows of a batch, outside of the pipeline; ``data=-1`` counts as 1."""
+        """Number of shards of a batch's rows outside of the pipeline; ``data=-1`` counts as 1."""
         return self.stage * self.replicas * self.fsdp
 
     @property
     def devices(self) -> int:
-        """That all axes make together; ``data=-1`` counts as 1."""
+        """Number of devices, the product of all axes; ``data=-1`` counts as 1."""
         return self.shards * self.context * self.tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class Distributed:
-    coordinator_address: str = knob("", "host:port", "process 0; empty = detect TPU pod, Slurm, Kubernetes, MPI")
+    coordinator_address: str = knob("", "host:port", "process 0; empty = detect TPU pod, Slurm, Kubernetes or MPI")
     num_processes: int = knob(0, "processes", "number of processes when coordinator_address is given")
-    process_id: int = knob(-1, "", "this process, from 0, when coordinator_address is given")
-    heartbeat_seconds: int = knob(60, "seconds", "a process that is silent for so long is dead, and ends the others")
-    join_seconds: int = knob(300, "seconds", "a process that does not find the others for so long ends")
+    process_id: int = knob(-1, "", "number of this process, from 0, when coordinator_address is given")
+    heartbeat_seconds: int = knob(60, "seconds", "a process silent for so long counts as dead, and the others end")
+    join_seconds: int = knob(300, "seconds", "a process ends if it does not find the others within this time")
 
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-    every_steps: int = knob(1000, "steps", "validation interval; 0 = only at the end")
+    every_steps: int = knob(1000, "steps", "interval of validations; 0 = only at the end")
     tokens: int = knob(1_048_576, "tokens", "size of the fixed validation set, cut to what the held-out data holds")
     batch_sequences: int = knob(0, "sequences", "sequences in one validation batch; 0 = the training microbatch")
-    tasks: str = knob("", "", "tasks run during training, as scaling evaluate --tasks; empty = none")
+    tasks: str = knob("", "", "tasks evaluated during training, as in scaling evaluate --tasks; empty = none")
     tasks_every_steps: int = knob(1000, "steps", "interval of the tasks; 0 = only at the end")
-    tasks_shots: str = knob("0,1,few", "", "demonstrations: numbers and few")
-    tasks_limit: int = knob(200, "items", "of each task, always the same; 0 = all")
+    tasks_shots: str = knob("0,1,few", "", "numbers of demonstrations; few = the number that each task declares")
+    tasks_limit: int = knob(200, "items", "items of each task, always the same; 0 = all")
     tasks_data: str = knob("", "path", "directory of the tasks' local files; generated tasks need none")
 
 
@@ -273,47 +281,53 @@ class Log:
     every_steps: int = knob(10, "steps", "interval of lines in metrics.jsonl")
     tensorboard: bool = knob(True, "", "write TensorBoard events")
     wandb_project: str = knob("", "", "Weights & Biases project; empty = off")
-    batch_hash: bool = knob(False, "", "each line of metrics.jsonl gets a hash of the step's batch")
+    batch_hash: bool = knob(False, "", "write a hash of the step's batch to each line of metrics.jsonl")
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    every_steps: int = knob(1000, "steps", "interval; a last one is saved at the end and on signals; 0 = only those")
-    keep_last: int = knob(3, "checkpoints", "newest checkpoints kept")
-    keep_every_steps: int = knob(0, "steps", "multiples of this are kept for ever; 0 = none")
+    every_steps: int = knob(1000, "steps", "interval; one more is saved at the end or at a signal; 0 = only that one")
+    keep_last: int = knob(3, "checkpoints", "number of newest checkpoints that are kept")
+    keep_every_steps: int = knob(0, "steps", "checkpoints at multiples of this are kept for ever; 0 = none")
     asynchronous: bool = knob(True, "", "write in the background while training goes on")
 
 
 @dataclasses.dataclass(frozen=True)
 class Guard:
     spike_factor: float = knob(
-        0.0, "", "a step whose loss or gradient norm is above this many times its running mean is skipped; 0 = off"
+        0.0, "", "a step is skipped if its loss or gradient norm is more than this many times the running mean; 0 = off"
     )
     rollback_after: int = knob(
         3,
         "steps",
-        "so many bad steps in a row: back to the last good checkpoint, past their data; 0 = the first ends the run",
+        "after so many bad steps in a row the run goes back to the last good checkpoint and leaves their data out; 0 = "
+        "the first bad step ends the run",
     )
     hang_seconds: int = knob(
-        600, "seconds", "a step that takes longer ends the process; ten times as long for anything else; 0 = no limit"
+        600,
+        "seconds",
+        "a step that takes longer ends the process; for anything else the limit is ten times this; 0 = no limit",
     )
     recompute_every_steps: int = knob(
-        0, "steps", "interval at which a step is computed twice and compared (needs memory for two states); 0 = never"
+        0,
+        "steps",
+        "interval at which a step is computed twice and the results are compared (needs memory for two states); "
+        "0 = never",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    prompts: tuple[str, ...] = knob((), "", "texts continued at the end of training; empty = none")
+    prompts: tuple[str, ...] = knob((), "", "texts that are continued at the end of training; empty = none")
     tokens: int = knob(100, "tokens", "length of each continuation")
     temperature: float = knob(0.8, "", "softmax temperature; 0 = greedy")
-    top_k: int = knob(40, "tokens", "sample among this many most likely tokens; 0 = all")
+    top_k: int = knob(40, "tokens", "sample from this many most likely tokens; 0 = from all")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     workdir: str = knob(
-        "", "path", "run directory; empty = runs/<name of the config file>; of a run's config.json its own folder"
+        "", "path", "run directory; empty = runs/<name of the config file>, or the folder of a run's config.json"
     )
     seed: int = knob(0, "", "seed of initial weights, data order and dropout")
     model: Model = Model()
@@ -335,7 +349,8 @@ class Config:
         return Network(self.model, self.compute)
 
 
-# Old names of knobs that have moved: a config.json with one is read, a command line is told the present one.
+# Old names of knobs that have moved. A config.json with an old name is read; on the command line it is refused, and the
+# message gives the present name.
 MOVED = {
     "model.compute_dtype": "compute.dtype",
     "model.quantization": "compute.quantization",
@@ -357,14 +372,14 @@ def _to_dict(section: Any) -> dict[str, Any]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Nested plain dict of a frozen config: what ``config.json`` holds."""
+    """A frozen config as nested plain dicts, which is what ``config.json`` contains."""
     return _to_dict(config)
 
 
 def freeze(config: ConfigDict | Mapping[str, Any]) -> Config:
     """Turns an edited ConfigDict (or the dict of a ``config.json``) into typed, hashable dataclasses.
 
-    Knobs of a ``config.json`` that have moved since it was written (``MOVED``) are taken to their present place.
+    Knobs that have moved since a ``config.json`` was written (``MOVED``) are put at their present place.
 
     Raises:
         ValueError: a key that is no knob, or a value of the wrong type.
@@ -374,7 +389,7 @@ def freeze(config: ConfigDict | Mapping[str, Any]) -> Config:
 
 
 def _at_present_places(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as written by any version, with each knob of ``MOVED`` where it is now."""
+    """A config that any version wrote, with each knob of ``MOVED`` at its present place."""
     values = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
     for before, now in MOVED.items():
         (old_section, old_name), (section, name) = before.split("."), now.split(".")
@@ -408,7 +423,7 @@ def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def _convert(value: Any, default: Any, where: str) -> Any:
-    """Checks the type of one value against its default; ints stand in for floats, whole floats for ints."""
+    """Checks the type of a value against its default. Integers become floats, and whole floats become integers."""
     if isinstance(default, tuple) and isinstance(value, list | tuple):
         return tuple(tuple(v) if isinstance(v, list | tuple) else v for v in value)
     if isinstance(default, bool) or isinstance(value, bool):

@@ -1,7 +1,7 @@
 """The experiments that ship with the package, by name: ``gpt3/125m`` is ``experiments/gpt3/125m.py`` of a checkout.
 
-A wheel has a copy of that folder inside the package, so that names, and paths as the documentation writes them, work
-from any folder.
+A wheel contains a copy of that folder inside the package, so that these names, and the paths that the documentation
+shows, work from any folder.
 """
 
 import ast
@@ -11,17 +11,17 @@ from pathlib import Path, PurePath
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _IS_EXPERIMENT = re.compile(r"^def get_(config|sweep)\(", re.MULTILINE)
-_LIKE = 1.2  # of 2: a name that is less like another is no misspelling of it
+_LIKE = 1.2  # of 2: a name that is less similar to another is not taken for a misspelling of it
 
 
 def folder() -> Path:
-    """Where the files lie: inside an installed package, beside that of a checkout."""
+    """The folder of the experiments: inside an installed package, or beside the package in a checkout."""
     inside = _PACKAGE / "experiments"
     return inside if inside.is_dir() else _PACKAGE.parent / "experiments"
 
 
 def experiments() -> dict[str, Path]:
-    """Name, such as ``gpt3/125m``, to file, of all files with ``get_config`` or ``get_sweep``."""
+    """Maps names such as ``gpt3/125m`` to the files that have ``get_config`` or ``get_sweep``."""
     root = folder()
     files = [path for path in sorted(root.glob("*/*.py")) if _IS_EXPERIMENT.search(path.read_text(encoding="utf-8"))]
     return {path.relative_to(root).as_posix().removesuffix(".py"): path for path in files}
@@ -31,11 +31,11 @@ def located(path: str) -> str:
     """The file that a path or a name means.
 
     Args:
-        path: a file, which comes first, or the name of one that ships: ``gpt3/125m``, with or without ``experiments/``
-            before it and ``.py`` after it.
+        path: a file; or, if there is no such file, the name of an experiment that ships: ``gpt3/125m``, with or without
+            ``experiments/`` before it and ``.py`` after it.
 
     Raises:
-        FileNotFoundError: neither; the message has the nearest name.
+        FileNotFoundError: it is neither; the message suggests the nearest name.
     """
     if Path(path).is_file():
         return path
@@ -56,7 +56,7 @@ def located(path: str) -> str:
 
 
 def to_text() -> str:
-    """A line for each experiment with its name and what its docstring says first; then the folder of the files."""
+    """A line for each experiment with its name and the first line of its docstring; then the folder of the files."""
     known = experiments()
     width = max(map(len, known), default=0)
     lines = [f"{name:<{width}}  {_summary(path)}" for name, path in known.items()]

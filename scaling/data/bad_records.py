@@ -1,7 +1,7 @@
-"""Sequences that cannot be read, and what is read in their place (``config.data.bad_records=skip``).
+"""Replaces sequences that cannot be read by others (``config.data.bad_records=skip``).
 
-Which sequence stands in for one is a function of its number, and not of who reads it or when. What was replaced stays
-so for the rest of the run: a shard that is away for an hour must not change what a resume reads.
+The replacement is a function of the number of the sequence, and does not depend on the process or the time. It is kept
+for the rest of the run: a shard that is missing for an hour must not change what a resume reads.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _NAMED = 10  # sequences named in the log
 
 
 class BadRecords:
-    """What was replaced in a run so far, in all of its data; safe for threads."""
+    """The sequences that were replaced in a run so far, in all of its data; safe for threads."""
 
     def __init__(self) -> None:
         self._stand_ins: dict[tuple[str, int], int] = {}  # (fingerprint of the data, sequence)
@@ -31,7 +31,7 @@ class BadRecords:
         self.new = 0  # and by this one since
 
     def keep(self, known: Iterable[Mapping[str, Any]], note: Callable[[dict[str, Any]], None]) -> None:
-        """Call it before anything is read.
+        """Takes over earlier records; to be called before anything is read.
 
         Args:
             known: records of earlier processes of the run, oldest first.
@@ -62,7 +62,7 @@ class BadRecords:
 
 
 class Replacing(Sequence[np.ndarray]):
-    """A token directory's sequences, with others in place of those that cannot be read."""
+    """The sequences of a token directory, with replacements for those that cannot be read."""
 
     def __init__(self, dataset: TokenDataset, bad: BadRecords):
         self._dataset, self._bad, self._name = dataset, bad, dataset.fingerprint
@@ -98,5 +98,5 @@ class Replacing(Sequence[np.ndarray]):
 
 
 def _stand_in(sequence: int, number: int, total: int) -> int:
-    """The first, second, ... sequence to try: all over the data, since what lies near may be damaged, too."""
+    """The first, second, ... replacement to try; spread over the data, because neighbours may be damaged too."""
     return int.from_bytes(hashlib.blake2b(f"{sequence} {number}".encode(), digest_size=8).digest()) % total

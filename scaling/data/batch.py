@@ -1,4 +1,4 @@
-"""The batch: what travels whole from the loader to the objective. Arrays of NumPy on the host, of JAX on devices."""
+"""The batch, which travels whole from the loader to the objective: NumPy arrays on the host, JAX arrays on devices."""
 
 from typing import Any, NamedTuple
 
@@ -8,15 +8,15 @@ Array = Any  # numpy.ndarray or jax.Array
 
 
 class Batch(NamedTuple):
-    """Rows of tokens with what is to be learned at each; a pytree whose arrays all have the same leading dimensions.
+    """Rows of tokens with their targets: a pytree whose arrays all have the same leading dimensions.
 
-    In training these are [microbatches, rows, T], inside a step [B, T]. What a row consists of is said by segments and
-    weights, and never by the value of a token.
+    In training these are [microbatches, rows, T], and inside a step [B, T]. Segments and weights describe a row; the
+    value of a token never does.
 
     Attributes:
-        tokens: what the model reads, int32.
-        targets: what it is to predict at each position, int32.
-        weights: how much each target counts, float32; 0 = not at all.
+        tokens: input of the model, int32.
+        targets: the token to predict at each position, int32.
+        weights: weight of each target in the loss, float32; 0 = it does not count.
         positions: of each token in its text, int32; None = 0, 1, 2, ... in each row.
         segments: non-decreasing number of each token's document in its row, int32: attention stays inside; None = one.
     """

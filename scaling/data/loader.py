@@ -47,7 +47,7 @@ def training_set(
         tokenizer: for text sources; token directories must have been made with it.
         sequence_length: T, in tokens.
         seed: of the order.
-        bad: where sequences that cannot be read are replaced; None = they are errors when they are read.
+        bad: replaces sequences that cannot be read; None = reading them is an error.
 
     Raises:
         FileNotFoundError, ValueError: bad or too little data (see ``prepare.cached``).
@@ -189,7 +189,7 @@ def evaluation_batches(
 
     Args:
         dataset: sequences int32 [T+1] by index.
-        num_sequences: how many; cut to the length of the dataset.
+        num_sequences: number of sequences, limited to the length of the dataset.
         batch_sequences: sequences in a batch, over all processes.
         rows: rows of a batch that this process reads.
         separator: as of ``of_sequences``.

@@ -1,9 +1,9 @@
 """Tokenizes text into token directories, once, and finds them again in the cache.
 
-A token directory is written beside its final place, synced, and renamed into it, so that a directory
-with its final name was whole then. Who comes second finds the winner's and throws its own away, if they are equal.
+A token directory is written under a temporary name, synced and renamed, so a directory with its final name is complete.
+If two processes make the same directory, the second finds that of the first and deletes its own if they are equal.
 
-A damaged cache is made again, since the text is there. A token directory that the user names is no cache; a damaged one
+A damaged cache is made again from the text. A token directory that the user names is not a cache; if it is damaged, it
 is refused.
 """
 
@@ -117,7 +117,7 @@ def cached(data: Data, tokenizer: Tokenizer, split: str, source: str | None = No
 
 
 def cure(path: Path, data: Data) -> str:
-    """What a user can do about damage inside a token directory that ``cached`` returned; empty if it is no cache."""
+    """Advice for a token directory of ``cached`` that is damaged; empty if it is not in the cache."""
     root = Path(data.cache_dir or cache.root()).expanduser() / "tokens"
     if path.is_relative_to(root):
         return f"this is a cache: delete {root / path.relative_to(root).parts[0]}, and it is made again"
@@ -127,8 +127,8 @@ def cure(path: Path, data: Data) -> str:
 def hold_out(texts: Iterable[str], fraction: float, source: str) -> Iterator[tuple[str, str]]:
     """Assigns documents to ("train" or "validation", text) by a hash of their text, so that equal ones stay together.
 
-    Held out are those that hash below ``fraction`` and in any case the one with the lowest hash; of a single
-    document, its last part.
+    Documents with a hash below ``fraction`` are held out, and in any case the one with the lowest hash. Of a single
+    document the last part is held out.
 
     Raises:
         ValueError: no document is left for training.
@@ -180,7 +180,7 @@ def _written(
     assign: Callable[[Iterable[str]], Iterable[tuple[str, str]]],
     names: tuple[str, ...],
 ) -> Iterator[Path]:
-    """Makes a folder beside ``final`` with the token directories of all names; the caller renames it, or it goes."""
+    """Makes a temporary folder beside ``final`` with the token directories of all names; deleted unless renamed."""
     with _permission(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
@@ -203,7 +203,7 @@ def _written(
 
 
 def _into_cache(made: Path, final: Path, names: tuple[str, ...]) -> None:
-    """Renames a folder to its place in the cache, where another process's, if it is whole, is as good."""
+    """Renames a folder to its place in the cache; if another process has put a whole one there, that is used."""
     try:
         made.rename(final)
     except OSError:
@@ -217,7 +217,7 @@ def _into_cache(made: Path, final: Path, names: tuple[str, ...]) -> None:
 
 
 def _is_whole(path: Path, names: tuple[str, ...]) -> bool:
-    """Whether token directories of the cache are there and not damaged, as far as can be seen quickly; else warns."""
+    """Whether token directories of the cache exist and pass the quick checks; warns if they are damaged."""
     if not path.exists():
         return False
     if damage := _damage(path, names):
@@ -226,7 +226,7 @@ def _is_whole(path: Path, names: tuple[str, ...]) -> bool:
 
 
 def _damage(path: Path, names: tuple[str, ...]) -> str:
-    """What is wrong with token directories; empty if nothing is."""
+    """The damage of token directories in words; empty if there is none."""
     try:
         for name in names:
             index = shards.read_index(path / name)

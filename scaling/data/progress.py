@@ -1,4 +1,4 @@
-"""Progress of tokenizing: a bar on a terminal, a line now and then elsewhere."""
+"""Shows the progress of tokenizing: a bar on a terminal, occasional lines elsewhere."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ class Tokens:
 
     Args:
         total_bytes: bytes to read.
-        title: what is going on.
+        title: text before the progress.
     """
 
     def __init__(self, total_bytes: int, title: str) -> None:

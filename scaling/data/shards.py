@@ -1,4 +1,4 @@
-"""Token shards: a flat stream of token ids in ArrayRecord files, with an index that guards them.
+"""Token shards: a flat stream of token ids in ArrayRecord files, with an index that detects damage.
 
 A token directory holds ``tokens-00000-of-000NN.array_record`` and ``index.json``. The stream is every
 document followed by the end-of-text token (GPT-3's packing, arXiv 2005.14165 appendix B), cut into
@@ -45,7 +45,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What ``index.json`` says of a token directory."""
+    """The content of ``index.json`` of a token directory."""
 
     format_version: int
     tokenizer: str
@@ -70,7 +70,7 @@ def read_index(directory: str | os.PathLike[str], whole: bool = True) -> Index:
 
     Args:
         directory: token directory.
-        whole: whether a shard that is missing or has another size is an error, and not only a line of the log.
+        whole: whether a shard that is missing or has another size is an error; otherwise it is logged.
 
     Raises:
         FileNotFoundError: no index, or a shard is missing.
@@ -211,7 +211,7 @@ class ShardWriter:
 
 
 def _write_error(error: RuntimeError, directory: Path) -> OSError:
-    """ArrayRecord reports a failed system call only in words."""
+    """Turns ArrayRecord's report of a failed system call, which is only a text, into an OSError."""
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
         if os.strerror(code) in str(error):
             return OSError(code, os.strerror(code), str(directory))
@@ -228,8 +228,8 @@ class TokenDataset(Sequence[np.ndarray]):
         directory: token directory.
         sequence_length: T, in tokens.
         part: (from, to), fractions of the stream: only this part of it is read. Parts that touch do not overlap.
-        whole: whether shards that are missing or truncated are errors now, and not only when they are read.
-        cure: for the messages, what can be done about damage.
+        whole: whether missing or truncated shards are errors now; otherwise they are errors when they are read.
+        cure: advice about damage, for the messages.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_index``; also from reading, with file and record, for a shard
@@ -264,12 +264,12 @@ class TokenDataset(Sequence[np.ndarray]):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the tokens in reach."""
+        """Hash of the tokens of this part."""
         return hashlib.sha256(f"{self.info.fingerprint} {self.start} {self.stop}".encode()).hexdigest()
 
     @property
     def tokens(self) -> int:
-        """Tokens in reach."""
+        """Number of tokens of this part."""
         return self.stop - self.start
 
     def __len__(self) -> int:

@@ -1,6 +1,6 @@
-"""Text sources: a path or glob, local or remote, to a stream of documents.
+"""Text sources: reads the documents of a path or glob, local or remote.
 
-Formats, told by the end of the name: ``.txt`` and ``.txt.gz`` (a file is a document, read whole), ``.jsonl``
+The end of a name gives the format: ``.txt`` and ``.txt.gz`` (a file is a document, read whole), ``.jsonl``
 and ``.jsonl.gz`` (a line is a document), ``.parquet`` (a row is a document; needs the extra ``scaling[data]``).
 Remote paths (``gs://``, ``s3://``, ...) are read through fsspec.
 """
@@ -24,7 +24,7 @@ _PARQUET_ROWS = 1024  # rows decoded at a time
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec file system of a path or URL, and the path on it; what has no ``://`` is a local path, as it is.
+    """The fsspec file system of a path or URL, and the path in it; a path without ``://`` is local.
 
     Raises:
         ValueError: no such protocol, or its package is not installed.
@@ -40,8 +40,8 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def find(pattern: str) -> list[str]:
     """Expands a path or glob into the sorted list of its files, remote ones with their protocol.
 
-    As in a shell, ``*`` and ``**`` leave out hidden files and folders; a pattern with the dot finds them. What exists
-    is taken literally, even with ``[`` or ``?`` in its name: the file, or the folders at the beginning of the glob.
+    As in a shell, ``*`` and ``**`` leave out hidden files and folders; a pattern with the dot finds them. An existing
+    file, or existing folders at the beginning of the glob, are taken literally, even with ``[`` or ``?`` in the name.
 
     Raises:
         FileNotFoundError: nothing matches.
@@ -97,8 +97,8 @@ def documents(
         progress: called with the number of stored bytes consumed since its last call.
 
     Raises:
-        ValueError: a file is not UTF-8, not JSON, lacks the text field or is damaged; says which file, and which
-            line, row or byte. Also when the files together hold no text.
+        ValueError: a file is not UTF-8, not JSON, lacks the text field or is damaged (the message gives file and line,
+            row or byte), or all files together contain no text.
     """
     empty = True
     for file in files:
@@ -190,7 +190,7 @@ def _parquet(file: str, raw: IO[bytes], text_key: str) -> Iterator[str]:
 
 
 def _python(value: Any, where: str) -> Any:
-    """A cell of a parquet file, which may hold any bytes where it says text."""
+    """A cell of a parquet file as text; the file may contain any bytes in a column of texts."""
     try:
         return value.as_py()
     except UnicodeDecodeError as error:

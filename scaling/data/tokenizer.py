@@ -44,12 +44,12 @@ _OTHER_PATTERNS = {100_256: "cl100k_base", 199_998: "o200k_base"}
 
 
 class Tokenizer(abc.ABC):
-    """Text to token ids and back.
+    """Converts text to token ids and back.
 
     Attributes:
         name: what ``load`` was given.
         vocab_size: ids are in [0, vocab_size).
-        eot: id of the end-of-text token, which no text encodes to.
+        eot: id of the end-of-text token, which the ids of a text never contain.
         fingerprint: hash of everything that decides the ids; equal for equal tokenizers, whatever their name.
     """
 
@@ -64,7 +64,7 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of the ids; ``eot`` is spelled ``<|endoftext|>``, a broken UTF-8 sequence gives U+FFFD."""
+        """Text of the ids; ``eot`` becomes ``<|endoftext|>``, and an invalid UTF-8 sequence becomes U+FFFD."""
 
     def file(self) -> tuple[str, bytes]:
         """Suffix and content of a file from which ``load`` makes this tokenizer again, with this fingerprint."""
@@ -137,10 +137,10 @@ class BPETokenizer(Tokenizer):
 
 
 def _long_pieces(text: str) -> Iterator[tuple[int, int]]:
-    """From and to of the pieces that GPT-2's pattern makes of long runs of white space.
+    """Start and end of the pieces that GPT-2's pattern makes of long runs of white space.
 
-    Such a piece is the whole run at the end of the text; else all of it but the last character, with which what
-    follows begins.
+    At the end of the text such a piece is the whole run. Elsewhere it is the run without its last character, which
+    belongs to the next piece.
     """
     done = 0
     for inside in range(0, len(text), _LONG_RUN):  # every long run holds one of these

@@ -84,7 +84,7 @@ def _train(texts: list[str], vocab_size: int) -> bytes:
 
 
 def _reason(message: str) -> str:
-    """Why the trainer gave up, in the terms of our own options."""
+    """The trainer's error in terms of our own options."""
     if found := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
         return f"bytes, special pieces and the text's characters alone are {found[1]}; give at least that many"
     if found := re.search(r"too high.*<= (\d+)", message):
@@ -101,7 +101,7 @@ def _paragraphs(texts: list[str]) -> Iterator[str]:
 
 
 def _sample(documents: Iterator[str], limit: int) -> list[str]:
-    """Keeps documents of low hash, so many that they hold at most ``limit`` characters; one pass, any order."""
+    """Keeps the documents with the lowest hashes, at most ``limit`` characters; one pass, in any order."""
     kept: list[tuple[float, str]] = []
     threshold, characters = 1.0, 0
     for text in documents:

@@ -1,6 +1,6 @@
-"""Evaluation: tasks and prompts the GPT-3 way, scoring, metrics, contamination, bias.
+"""Evaluation the GPT-3 way: tasks and prompts, scores, contamination, bias.
 
-``catalogue`` finds a task, ``task`` declares what it says, ``task_file`` reads it (TOML); ``readers``, ``fields`` and
-``items`` turn files into items, ``synthetic`` makes some; ``prompts`` makes requests; none of these imports JAX. The
-``evaluator`` answers them with a model, by likelihoods (``scoring``) and generated texts; ``in_loop`` during training.
+``tasks`` says what a task is and turns it into requests, without JAX. ``scoring`` answers requests with a model and
+computes metrics. ``harness`` runs tasks of lm-evaluation-harness, ``contamination`` searches training text for items,
+``bias`` runs the probes of GPT-3's section 6.2.
 """

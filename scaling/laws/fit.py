@@ -1,4 +1,4 @@
-"""Fits a parametric law to points: the whole grid of starts, bootstrap intervals, and what may be wrong with it."""
+"""Fits a parametric law to points from a grid of starts, with bootstrap intervals and warnings about doubtful fits."""
 
 import dataclasses
 import json
@@ -14,16 +14,19 @@ from scaling.laws import forms
 from scaling.laws.points import Points, require_independence, require_variety
 from scaling.laws.solver import Minima, minimise
 
-_POLISHED = 64  # best starts that are followed to the end
+_POLISHED = 64  # number of the best starts that are followed to the minimum
 _HELD_OUT_STARTS = 200
 _OUTLIER = 5.0  # robust standard deviations
-_FLAT_MOVE, _FLAT_RISE = 0.2, 0.01  # moved by this part, an exponent should raise the objective by that part
-_RIVAL = 0.01  # minima this close in objective compete
+_FLAT_MOVE, _FLAT_RISE = (
+    0.2,
+    0.01,
+)  # a relative change of an exponent, and the relative rise of the objective that it should cause
+_RIVAL = 0.01  # minima with a relative difference of the objective up to this are rivals
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """A fitted law; all that ``scaling predict`` needs.
+    """A fitted law, with everything that ``scaling predict`` needs.
 
     Attributes:
         form: name of the law, and ``options`` of ``forms.form``.
@@ -33,9 +36,9 @@ class Fit:
         draws: parameters fitted to each bootstrap resample, [resamples, P].
         held_out: the run with the largest compute left out of the fit and predicted: name, observed, predicted,
             error_percent.
-        outliers: points more than five robust standard deviations off, with their residual in percent.
-        warnings: what makes the fit doubtful, one sentence each.
-        starts_at_best: part of the starts that ended within 0.1 % of the objective.
+        outliers: points with residuals of more than five robust standard deviations, with the residual in percent.
+        warnings: reasons to doubt the fit, one sentence each.
+        starts_at_best: fraction of the starts that ended within 0.1 % of the objective.
     """
 
     form: str
@@ -140,7 +143,9 @@ def fit_law(
     require_variety(points, needs, 3 if "e" in law.names and not options.get("equal_exponents") else 2)
     require_variety(points, ["loss"], 2)
     if "unique" in law.needs and not np.any(points["tokens"] > points["unique"]):
-        raise ValueError("no run sees its unique tokens more than once; R_D* cannot be told, use --form=chinchilla")
+        raise ValueError(
+            "no run sees its unique tokens more than once, so R_D* cannot be fitted; use --form=chinchilla"
+        )
     problem = _Problem(law, points, delta, error)
     grid = law.starts() if starts is None else starts
     minima = problem.solve(grid, polished=_POLISHED)
@@ -194,7 +199,7 @@ class _Problem:
         return predict_log_loss(self.law, theta, self.sizes) - self.observed
 
     def bootstrap(self, rivals: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-        """Best parameters of each resample of runs [resamples, P], each fitted from every rival."""
+        """Best parameters of each resample of runs [resamples, P]; each is fitted from all rival minima."""
         groups = self.points.groups
         runs = groups.max() + 1
         counts = rng.multinomial(runs, np.full(runs, 1 / runs), size=resamples)[:, groups].astype(float)
@@ -242,7 +247,7 @@ class _Problem:
         return doubts
 
     def _profile(self, best: np.ndarray, objective: float) -> dict[str, float]:
-        """Name -> relative rise of the objective when it is moved either way and all others are fitted again."""
+        """Name -> smallest relative rise of the objective when it is moved up or down and the others fitted again."""
         names = [name for name in self.law.names if name in (*self.law.exponents, "e")]
         moves = [(name, sign) for name in names for sign in (-1, 1)]
         starts, free = np.tile(best, (len(moves), 1)), np.ones((len(moves), len(best)))
@@ -265,7 +270,7 @@ def predict_log_loss(law: forms.Form, theta: Any, sizes: Mapping[str, Any]) -> n
 
 
 def _outliers(residuals: np.ndarray) -> np.ndarray:
-    """True where a residual is far off by the spread of the others (median absolute deviation)."""
+    """True for residuals that are far from the others, by their median absolute deviation."""
     distance = np.abs(residuals - np.median(residuals))
     return distance > np.maximum(_OUTLIER * 1.4826 * np.median(distance), 1e-6)
 

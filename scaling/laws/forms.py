@@ -23,11 +23,11 @@ class Form:
     """A law L(sizes; theta).
 
     Attributes:
-        formula: how people write it.
+        formula: the law as text.
         grid: name -> starting values; the starts are their product, in this order of parameters.
-        needs: quantities of a run that it reads.
+        needs: quantities of a run that it depends on.
         log_loss: (theta [P], sizes [n]) -> log loss [n].
-        exponents: parameters whose value is a power; with ``e``, those whose profile is examined.
+        exponents: parameters that are exponents; their profile, and that of ``e``, is examined.
         logs: parameter -> name of its exponential, as papers print it.
     """
 
@@ -104,7 +104,7 @@ def _data_constrained(theta: Any, sizes: Sizes) -> Any:
 
 
 def _discounted(log_ratio: Any, log_decay: Any) -> Any:
-    """log of 1 + R*(1 - exp(-R/R*)): what R = ratio - 1 repetitions are worth (arXiv 2305.16264, equation 5)."""
+    """log of 1 + R*(1 - exp(-R/R*)): the value of R = ratio - 1 repetitions (arXiv 2305.16264, equation 5)."""
     repetitions, decay = jnp.expm1(log_ratio), jnp.exp(log_decay)
     return jnp.log1p(-decay * jnp.expm1(-repetitions / decay))
 

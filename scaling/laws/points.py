@@ -12,20 +12,20 @@ from etils import epath
 
 from scaling import json_text
 
-_TOGETHER = 0.2  # tokens that follow a power of the parameters this closely tell nothing that these do not
+_TOGETHER = 0.2  # tokens that follow a power of the parameters this closely add no information
 QUANTITIES = ("params", "tokens", "loss", "flops", "unique")
 
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """Runs, or points along runs, one an index.
+    """Runs, or points along runs.
 
     Attributes:
         names: where each comes from, a run or ``file:line``.
         runs: the run of each; points of one run are resampled and held out together.
         columns: quantity -> float64 [n], positive: params, tokens, loss (nats a token), flops, unique (tokens of
             training text before it is repeated).
-        left_out: sentences about what was not read, and why.
+        left_out: sentences that name what was not read, and why.
     """
 
     names: tuple[str, ...]
@@ -187,7 +187,7 @@ def _positive(value: Any, where: str, column: str) -> float:
 
 
 def require_variety(points: Points, needs: Sequence[str], distinct: int) -> None:
-    """Refuses points from which no exponent can be told.
+    """Refuses points from which no exponent can be fitted.
 
     Raises:
         ValueError: a quantity in ``needs`` has fewer than ``distinct`` values.
@@ -204,7 +204,7 @@ def require_variety(points: Points, needs: Sequence[str], distinct: int) -> None
 
 
 def require_independence(points: Points) -> None:
-    """Refuses runs whose tokens follow from their parameters, as D = 20 N: no law of both can tell them apart.
+    """Refuses runs whose tokens follow from their parameters, as D = 20 N: no law of both can separate their effects.
 
     Raises:
         ValueError: log D is a straight line of log N.

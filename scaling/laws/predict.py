@@ -1,4 +1,4 @@
-"""What a fit says of runs that were not made: optimal size, loss with interval, the price of a smaller model."""
+"""Predicts from a fit: the optimal size, the loss with its interval, the cost of the same loss with smaller models."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -94,7 +94,7 @@ class _Runs:
         return answer
 
     def _run(self, given: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
-        """log N and log D of each row: given, or where neither more parameters nor more tokens would do better."""
+        """log N and log D of each row: as given, or the optimum between more parameters and more tokens."""
         n, d, c = (given.get(name) for name in ("params", "tokens", "flops"))
         if c is not None and n is not None:
             d = c - np.log(6) - n
@@ -107,9 +107,9 @@ class _Runs:
 
         def gain(theta: Any, n: Any, d: Any) -> Any:
             by_params, by_tokens = gradient(theta, n, d)
-            return by_params - by_tokens  # negative: parameters are what is wanting
+            return by_params - by_tokens  # negative: more parameters would reduce the loss more
 
-        if n is not None:  # along D: few tokens, and tokens are wanting
+        if n is not None:  # along D the sign is reversed: with few tokens, more tokens would reduce it more
             found = self._crossing(lambda theta, d: -gain(theta, n, d), _WIDEST)
             return rows + n, found
         if d is not None:

@@ -1,4 +1,4 @@
-"""Points from run directories, and why a run gives none. No JAX, no model."""
+"""Reads points from run directories, and gives the reason for each run that has none. No JAX, no model."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def unusable(run: RunDirectory, loss: str, curves: bool = False) -> str:
 
 
 def fault(run: RunDirectory, loss: str) -> str:
-    """The first number of a run's records that makes them useless; empty if there is none."""
+    """A sentence about the first number that makes the records of a run useless; empty if there is none."""
     last = run.metrics[-1:] if loss == "validation" else []  # where a diverged run says so
     for number, record in enumerate((*run.records(loss), *last), 1):
         step = record.get("step")
@@ -119,7 +119,7 @@ def run_points(
 
 
 def _measured_on(run: RunDirectory, loss: str) -> dict[str, Any]:
-    """What two runs must share for their losses to be compared."""
+    """The values that two runs must share for their losses to be comparable."""
     data, model, train = (run.config[section] for section in ("data", "model", "train"))
     keys = ("tokenizer", "train", "mixture", "validation", "validation_fraction")
     shared = {f"config.data.{key}": data.get(key) for key in keys}

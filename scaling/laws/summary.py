@@ -13,7 +13,7 @@ _LETTERS = {"params": "N*", "tokens": "D*", "loss": "L*"}
 
 
 def law_to_text(fit: Fit) -> str:
-    """Parameters with intervals, the objective, the held-out run, and every doubt."""
+    """Parameters with intervals, the objective, the held-out run, outliers and warnings."""
     law = fit.law
     lines = [
         f"{law.formula}, {fit.num_points} points, delta {fit.delta:g} in the {'log ' * (fit.error == 'log')}loss",

@@ -74,7 +74,7 @@ def _in_rows(x: jax.Array) -> jax.Array:
     """x with its features side by side in memory, as the products of the backward pass want it.
 
     The TPU's compiler would rather keep what a layer saves the other way round, for the product that made it, and turn
-    each layer's share again when it is read: 4 % of the cycles of a step (docs/planning.md).
+    each layer's share again when it is read: 4 % of the cycles of a step (docs/notes/compiling.md).
     """
     if platform() != "tpu":
         return x

@@ -53,7 +53,8 @@ def product(x: jax.Array, w: jax.Array, contracted: int = 1) -> jax.Array:
     """The last dimensions of x, ``contracted`` of them, against the first of w.
 
     On one CPU, as a product of two matrices: from more dimensions XLA makes the gradient of w out of operands that it
-    turns round element by element, an eighth of the time of an MLP's forward and backward pass (docs/benchmarks.md).
+    transposes element by element, an eighth of the time of an MLP's forward and backward pass
+    (docs/notes/cpu_training.md).
     Elsewhere the dimensions, which may be sharded, stay as they are.
     """
     if not (platform() == "cpu" and current_mesh().size == 1):

@@ -14,7 +14,7 @@ def keep_freed_memory() -> None:
 
     XLA's CPU client allocates a step's temporaries anew each time; glibc maps and unmaps blocks of that size, and
     the kernel then clears every page at first touch: a quarter of the CPU time of a small model. One heap that is
-    never trimmed gave 1.5 times the tokens a second (docs/benchmarks.md).
+    never trimmed gave 1.5 times the tokens a second (docs/notes/cpu_training.md).
 
     Call it before JAX starts its threads, since each takes an arena of its own when it first allocates. Does
     nothing without glibc, or where an accelerator's plugin is installed and the CPU is not asked for by name.

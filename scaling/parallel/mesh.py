@@ -17,7 +17,7 @@ def make_mesh(config: cfg.Mesh, devices: list[jax.Device] | None = None) -> Mesh
 
     With ``slices`` > 1, ``stage`` takes the slices (data-centre network) first. Of more slices than stages, each
     stage has slices / stage, over which the data axis runs before it runs inside each (inter-chip links); of more
-    stages than slices, each slice has stage / slices. the axes behind it never leave a slice. Where devices
+    stages than slices, each slice has stage / slices. The axes after it never leave a slice. Where devices
     carry no slice number (CPU, GPU), consecutive runs of devices stand in for slices.
 
     Raises:
@@ -34,7 +34,7 @@ def make_mesh(config: cfg.Mesh, devices: list[jax.Device] | None = None) -> Mesh
         grid = np.asarray(devices).reshape([a * b for a, b in zip(outer, inner, strict=True)])
     else:
         grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
-    # Automatic axes: see docs/design.md for the trial of explicit ones.
+    # Automatic axes: see docs/notes/rejected.md for the trial of explicit ones.
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 

@@ -1,8 +1,8 @@
-"""Traffic between slices, over the data-centre network, in a program that the TPU's compiler made for several.
+"""Traffic between slices, over the data-centre network, in a program that the TPU's compiler made for several slices.
 
-Such a program is compiled for one slice. What crosses slices has become transfers through the hosts, which it marks
-``xla_megascale``: a ``send`` and a ``recv`` that run beside computation until ``recv-done`` waits for them. Sums and
-gathers inside the slice stand apart, before and after, so that each device sends only its part.
+Such a program is compiled for one slice. Traffic between slices has become transfers through the hosts, which are
+marked ``xla_megascale``: a ``send`` and a ``recv`` that run beside computation until ``recv-done`` waits for them. Sums
+and gathers inside the slice are separate instructions before and after, so each device sends only its part.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ _TARGET = re.compile(r'_xla_megascale_target=("[^"]*"|\{\{[\d,]*\})')
 
 @dataclasses.dataclass
 class Network:
-    """What is on its way between slices while a program runs, one transfer after the other.
+    """The transfers between slices while a program runs, one after another.
 
     Attributes:
         rate: bytes/s that a device can send.
@@ -36,7 +36,7 @@ class Network:
 
     @property
     def hidden_bytes(self) -> float:
-        """Those of them that travel behind computation."""
+        """Bytes whose transfer computation hides."""
         return max(0.0, self.bytes - self.waited * self.rate)
 
     def meet(self, module: Module, instruction: Instruction, times: int, now: float) -> bool:

@@ -1,4 +1,4 @@
-"""Compiles the real steps of a run for devices that are not there, and reads what the compiler says of them."""
+"""Compiles the real steps of a run for devices that are not here, and reads the compiler's results."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ STEPS = ("train", "eval")
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes a device, as compiled.
+    """Memory of a compiled step, bytes a device.
 
     Attributes:
         params: parameters.
@@ -60,7 +60,7 @@ class Program:
 
 
 class DoesNotFit(Exception):
-    """The compiler found no way to fit the step into the memory of a device."""
+    """The compiler cannot fit the step into the memory of a device."""
 
 
 def compile_step(config: cfg.Config, devices: list[Any], step: str = "train") -> Program:

@@ -1,4 +1,4 @@
-"""Compiles what continues prompts, ``scaling.generate.decode``, for devices that are not there."""
+"""Compiles the programs that continue prompts, ``scaling.generate.decode``, for devices that are not here."""
 
 import dataclasses
 import functools

@@ -17,7 +17,7 @@ RESIDUAL_TRAFFIC, MLP_TRAFFIC = 30, 4
 ASSUMPTIONS = (
     f"An estimate from shapes, not a measurement and not compiled: products at {100 * EFFICIENCY:.0f} % of the peak, "
     f"attention's at half of that, other work by its bytes at {100 * MEMORY_EFFICIENCY:.0f} % of the bandwidth,",
-    "gathers and scatters of parameters half hidden, the ring's behind attention, other traffic not.",
+    "gathers and scatters of parameters half hidden, the ring's hidden by attention, other traffic not hidden.",
 )
 
 
@@ -104,12 +104,12 @@ def _moments_mesh(mesh: cfg.Mesh) -> cfg.Mesh:
 
 
 def _parts(config: cfg.Config) -> int:
-    """Of a microbatch, that pass through the stages of a pipeline."""
+    """Number of parts of a microbatch that pass through the stages of a pipeline."""
     return config.train.pipeline_microbatches or 1
 
 
 def _ticks(config: cfg.Config) -> int:
-    """That a microbatch takes through the pipeline, each gathering the layers of its stage."""
+    """Number of ticks of a microbatch in the pipeline; each gathers the layers of its stage."""
     return _parts(config) + config.mesh.stage - 1
 
 
@@ -119,7 +119,7 @@ def _state_bytes(optimizer: cfg.Optimizer) -> int:
 
 
 def _shard_parameters(model: cfg.Model, mesh: cfg.Mesh) -> int:
-    """Numbers that one device holds: layers cut over stage, matrices over all axes but data, biases over tensor."""
+    """Parameters on one device: layers are cut over stage, matrices over all axes except data, biases over tensor."""
     d, heads, f, layers = model.d_model, model.num_heads * model.d_head, model.d_ff, model.num_layers // mesh.stage
     matrices = layers * (4 * d * heads + 2 * d * f) + model.padded_vocab * d * (2 - model.tied_embedding)
     cut = layers * (3 * heads + f)

@@ -1,8 +1,8 @@
 """Reads the optimized program that a compiler prints: instructions, their cycles and bytes, loops and their trips.
 
 The TPU compiler writes its own estimate, ``estimated_cycles``, on every fusion and copy. A loop's body is printed
-once, so sums multiply by the trip count. Calls of kernels (Pallas) carry no cycles. A form that is not known ends
-nothing: it is noted in ``Module.unread``.
+once, so sums multiply by the trip count. Calls of kernels (Pallas) have no cycles. An unknown form is no error; it is
+noted in ``Module.unread``.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """Of its result, all parts of a tuple together."""
+        """Bytes of its result, with all parts of a tuple."""
         return shape_bytes(self.shape)
 
 
@@ -66,7 +66,7 @@ class Module:
     Attributes:
         computations: by name.
         entry: name of the one that runs.
-        unread: what was met and is not known, in words; figures of the program lack it.
+        unread: unknown forms in words; they are missing from all figures of the program.
     """
 
     computations: Mapping[str, tuple[Instruction, ...]]

@@ -1,4 +1,4 @@
-"""What a run will need on given devices: memory, step time, days; from the compiler or from shapes alone."""
+"""Plans a run on given devices: memory, step time and days, from the compiler or from shapes alone."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from scaling import cache, durable
 from scaling.catalog import chips, flops
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
-from scaling.evaluate.knobs import check_tasks
+from scaling.evaluate.tasks.knobs import check_tasks
 from scaling.plan import estimate, topology
 from scaling.plan.request import Request
 from scaling.train.schedule import BatchSchedule
@@ -36,32 +36,32 @@ _REMATERIALIZED = "Involuntary full rematerialization"
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A step on devices that need not be there.
+    """The plan of a step on devices that need not be here.
 
     Attributes:
         where: the topology or kind of chip.
-        chips: how many.
+        chips: number of chips.
         layout: mesh, remat and microbatch, in words.
         step: train, eval or generate.
         memory: part -> bytes a device.
         hbm: bytes that a device has.
-        refusal: why the compiler could not fit it; then the numbers are 0.
-        seconds: of one step, predicted; of generate, of one token of every text.
-        prefill: of generate, seconds for reading the prompts; else 0.
+        refusal: why the step does not fit into memory; then the numbers are 0.
+        seconds: predicted time of a step; for generate, of one token of every text.
+        prefill: for generate, seconds for reading the prompts; otherwise 0.
         tokens: of one step.
         run_tokens: of the whole run.
-        flops_per_token: that MFU counts.
+        flops_per_token: the model's FLOPs a token, as MFU counts them.
         peak: FLOP/s of all chips.
         parts: kind of work -> seconds of a step.
-        again: kind of work -> those of them for what is computed a second time, for the backward pass.
+        again: kind of work -> seconds of these that are spent on recomputation for the backward pass.
         layer: kind of work -> seconds of one layer.
         ideal: kind of work -> seconds of the model's products at the peak, nothing computed twice; of generate,
             ``READ`` -> seconds to read weights and cache once.
         collectives: kind -> bytes that a chip sends in a step, those of them hidden behind computation, calls.
         operations: the longest of JAX's operations -> seconds of a step.
-        cycles: that the compiler estimates, summed over the step; 0 without it.
-        compile_seconds: that compiling took; 0 without.
-        assumptions: sentences.
+        cycles: the compiler's estimate, summed over the step; 0 without a compiler.
+        compile_seconds: duration of the compilation; 0 without a compiler.
+        assumptions: sentences about the assumptions of the plan.
     """
 
     where: str
@@ -94,7 +94,7 @@ class Plan:
 
     @property
     def headroom(self) -> float:
-        """Part of the memory that stays free; below 0: it does not fit."""
+        """Fraction of the memory that is free; negative if the step does not fit."""
         return -1.0 if self.refusal else 1 - self.bytes / self.hbm
 
     @property
@@ -111,7 +111,7 @@ class Plan:
 
     @property
     def days(self) -> float:
-        """Of the whole run, without pauses."""
+        """Days of the whole run, without pauses."""
         return self.run_tokens / self.tokens_per_second / 86400 if self.seconds else 0.0
 
     @property
@@ -120,7 +120,7 @@ class Plan:
 
 
 class WholeArrays(ValueError):
-    """The partitioner makes whole arrays of a layout."""
+    """The layout makes the partitioner gather whole arrays."""
 
 
 def resolved(config: cfg.Config, device_count: int, name: str | None = None) -> cfg.Config:
@@ -334,7 +334,7 @@ def _empty(
 
 
 def _cache_path(config: cfg.Config, name: str, slices: int, step: str, request: Request | None) -> Path:
-    """By everything that the compiled program depends on: config, topology, versions, and our own source."""
+    """The key in the cache, of everything on which the program depends: config, topology, versions, our source."""
     sections = ("model", "compute", "train", "optimizer", "mesh")
     values = {key: value for key, value in cfg.to_dict(config).items() if key in sections}
     versions = []

@@ -31,7 +31,7 @@ KERNEL_EFFICIENCY = 0.5
 
 
 class Calibration(NamedTuple):
-    """What measured step times are to predicted ones, and the relative error for a program left out of the fit."""
+    """The ratio of measured to predicted step times, and the relative error for a program left out of the fit."""
 
     factor: float
     error: float
@@ -97,7 +97,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Where the time of a step goes.
+    """The predicted time of a step, by kind of work.
 
     Attributes:
         seconds: of one step.
@@ -118,7 +118,7 @@ class Prediction:
     unread: tuple[str, ...] = ()
 
     def calibrated(self, factor: float) -> "Prediction":
-        """With all seconds multiplied by what measurements say."""
+        """The same with all seconds multiplied by the factor that was fitted to measurements."""
 
         def scaled(part: Part) -> Part:
             return Part(factor * part.seconds, factor * part.again, factor * part.layers, part.cycles)
@@ -132,7 +132,7 @@ class Prediction:
         )
 
     def divided(self, count: int) -> "Prediction":
-        """Of one of ``count`` equal parts of the program, such as the rounds of its loop."""
+        """The time of one of ``count`` equal parts of the program, such as the iterations of its loop."""
         return Prediction(
             self.seconds / count,
             {
@@ -350,7 +350,7 @@ def missing(unread: Sequence[str]) -> tuple[str, ...]:
 
 
 def assumptions(chip: Chip, slices: int, step: str) -> tuple[str, ...]:
-    """What a prediction rests on, for those who read it."""
+    """The assumptions of a prediction, in sentences."""
     between = (
         f"Traffic between slices at {chip.between / 1e9:g} GB/s a chip, beside the work that it is started before."
     )
@@ -358,7 +358,7 @@ def assumptions(chip: Chip, slices: int, step: str) -> tuple[str, ...]:
     where = chip.name if chip.name in CALIBRATIONS else "other kinds"
     whose = f"{fitted.measurements} published measurements of MaxText on {where}"
     calibrated = (
-        f"All of it times {fitted.factor:.2f}, by {whose}; what is left out is missed by {100 * fitted.error:.0f} %."
+        f"All of it times {fitted.factor:.2f}, by {whose}; a program left out is missed by {100 * fitted.error:.0f} %."
     )
     tokens = "Tokens are drawn from the whole softmax; loading, tokenizing and the host's work are left out."
     return (

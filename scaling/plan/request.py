@@ -1,16 +1,16 @@
-"""What a model is asked to generate, where that is planned."""
+"""The request for generation that a plan is made for."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a model is asked to generate.
+    """A request for generation.
 
     Attributes:
-        batch_size: texts at a time.
-        prompt_tokens: of the longest prompt.
-        tokens: new ones of each text.
+        batch_size: number of texts at a time.
+        prompt_tokens: tokens of the longest prompt.
+        tokens: new tokens for each text.
     """
 
     batch_size: int = 8

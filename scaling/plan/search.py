@@ -1,4 +1,4 @@
-"""Layouts that could serve a run on given devices, ranked: by shapes all of them, by the compiler the best few."""
+"""Ranks layouts of a run on given devices: all of them from shapes, and the best few with the compiler."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ class Candidate:
 
     @property
     def best(self) -> plan.Plan:
-        """What is known best."""
+        """The compiled plan if there is one, otherwise the estimate."""
         return self.compiled or self.guess
 
     @property

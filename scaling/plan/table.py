@@ -1,4 +1,4 @@
-"""What the layouts that ship take, as tables for docs/benchmarks.md: ``scaling plan --table``."""
+"""Memory and time of the layouts that ship, as tables for docs/benchmarks.md: ``scaling plan --table``."""
 
 from collections.abc import Callable, Iterator
 

@@ -1,4 +1,4 @@
-"""TPU topologies without TPUs: the compiler comes with ``jax[tpu]`` and needs no hardware."""
+"""TPU topologies without TPUs: the compiler is part of ``jax[tpu]`` and needs no hardware."""
 
 import importlib.util
 import os
@@ -42,7 +42,7 @@ def count(name: str, slices: int) -> int:
 
 
 def library_name(name: str) -> str:
-    """A topology as libtpu calls it."""
+    """libtpu's name of a topology."""
     chip, sizes = parse(name)
     return f"{_LIBTPU_NAME.get(chip.name, chip.name)}:{'x'.join(map(str, sizes))}"
 

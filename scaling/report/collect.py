@@ -1,4 +1,4 @@
-"""What a report reads: runs, their state, final points and loss curves. No JAX, no model code."""
+"""Reads the runs of a report: their state, final points and loss curves. No JAX, no model code."""
 
 import dataclasses
 import itertools

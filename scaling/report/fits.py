@@ -1,4 +1,4 @@
-"""The fits of a report. A fit that is impossible is its reason, a sentence, and never stops the page."""
+"""The fits of a report. In place of an impossible fit there is a sentence with the reason; it never stops the page."""
 
 import dataclasses
 import functools
@@ -112,7 +112,7 @@ def fit_all(ladder: Ladder, *, resamples: int = 1000, progress: Progress = lambd
 def hold_out(points: Points) -> HeldOut:
     """Predicts the runs of the largest budget from a joint law of all others.
 
-    All of that budget, and not only one run: its isoFLOP curve would tell the loss of a single one.
+    The whole budget is predicted, because other runs of its isoFLOP curve would reveal the loss of a single run.
 
     Raises:
         ValueError: the other runs allow no fit.

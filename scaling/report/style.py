@@ -68,7 +68,7 @@ class Drawing:
         return self._render("svg")
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows of it."""
+        """The figure as a notebook shows it."""
         return self._render("png", _DPI // 2)
 
     def _render(self, kind: str, dpi: int = _DPI) -> bytes:
@@ -94,7 +94,7 @@ def canvas(
 
 
 def plain(text: str) -> str:
-    """Text that is drawn as it is: matplotlib takes what stands between two dollars for a formula.
+    """Escapes a text, so that matplotlib does not take parts between two dollar signs for a formula.
 
     Names of runs, tasks and words are to pass through here on their way into a figure.
     """

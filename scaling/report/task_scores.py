@@ -7,11 +7,11 @@ import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+from scaling.evaluate.scoring.metrics import METRICS
 from scaling.report.collect import Ladder
 
-# The first that all tasks of a group have is shown; BLEU, unlike the others, is no part of one.
-_METRICS = ("accuracy", "acc", "exact_match", "exact", "exact_number", "f1", "macro_f1", "bleu")
-_ACCURACIES = ("accuracy", "acc", "exact_match", "exact", "exact_number")  # what may stand in one mean
+# The first that all tasks of a group have is shown.
+_METRICS = {name: metric for own, metric in METRICS.items() if metric.shown for name in (own, metric.harness) if name}
 _HARNESS = "harness"  # group of lm-evaluation-harness's tasks; "harness/NAME" where NAME has a score of its own
 _BIAS = ("crows_pairs", "winogender")  # groups, for records that do not say what their task measures
 _NAMED = 5  # runs and tasks that a note names
@@ -86,7 +86,7 @@ def task_scores(ladder: Ladder) -> list[TaskScore]:
                 value=value,
                 error=math.nan if error is None else error,  # of a single item
                 items=record["count"],
-                chance=record.get("chance") if metric in ("accuracy", "acc") else None,
+                chance=record.get("chance") if _METRICS[metric].chance else None,
                 shots_used=record.get("shots_used", float(record["shots"])),
                 left_out=record.get("left_out", 0),
                 sampled=record.get("sampled", False),
@@ -138,7 +138,7 @@ def overall(scores: Sequence[TaskScore]) -> Means | None:
     Tasks that measure bias are no part of it, and each task counts once: ours, where the harness has it too. Shots are
     0, 1 and, for the most that each task was given, 2.
     """
-    accuracies, notes = _each_ability_once([score for score in scores if score.metric in _ACCURACIES])
+    accuracies, notes = _each_ability_once([score for score in scores if _METRICS[score.metric].comparable])
     if len(_groups(accuracies)) < 2:
         return None
     few: dict[tuple[str, ...], int] = {}

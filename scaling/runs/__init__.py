@@ -1,12 +1,12 @@
-"""The run directory: the one thing that verbs share. It imports no verb, so every verb may import it.
+"""The run directory, which is all that verbs share. This package imports no verb, so every verb may import it.
 
 | what | where |
 |---|---|
-| names of the files, which folder is a run, what lies beside runs | ``paths``, ``own_files`` |
+| names of the files, which folder is a run, other files beside runs | ``paths``, ``own_files`` |
 | ``config.json`` | ``config_json`` |
 | ``metrics.jsonl``, ``evals.jsonl`` and other files of lines | ``json_lines`` |
 | all of these, for readers | ``run_directory`` |
-| ``checkpoints/``, and which run may go on from one | ``checkpoint``, ``lineage`` |
+| ``checkpoints/``, and which run may resume from one | ``checkpoint``, ``lineage`` |
 | the model and the tokenizer | ``model``, ``tokenizer`` |
 | ``attempts/``: where the time went | ``attempts`` |
 | ``bad_records-<process>.jsonl``: sequences that could not be read | ``bad_records`` |

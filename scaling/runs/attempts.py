@@ -1,8 +1,8 @@
-"""Where the time of a run went, from ``RUN/attempts/NNN.json`` alone: goodput, lost steps, stalls. No JAX.
+"""The time of a run by kind, from ``RUN/attempts/NNN.json``: goodput, lost steps, stalls of saves. No JAX.
 
-An attempt is one ``scaling train`` in a run directory that found its first step; ``train/reliability/goodput`` writes
-its file. Goodput is the share of wall time since the first start that went into training steps which are part of the
-run: steps that a later attempt had to do again are lost, and the time between attempts counts.
+An attempt is one ``scaling train`` in a run directory that reached its first step; ``train/reliability/goodput`` writes
+its file. Goodput is the share of wall time since the first start that was spent in training steps of the run. Steps
+that a later attempt repeated are lost, and the time between attempts is part of the wall time.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ class Attempt:
 
     @property
     def last_seen(self) -> float:
-        """Unix time of the last that its file tells of, or of its end."""
+        """Unix time of its end, or of the last event in its file."""
         return self.started + sum(self.seconds.values())
 
 
@@ -64,8 +64,8 @@ class Summary:
     """A run over all its attempts.
 
     Attributes:
-        attempts: how many.
-        wall_seconds: from the first start to the last sign of life.
+        attempts: number of attempts.
+        wall_seconds: from the first start to the last event that an attempt wrote.
         seconds: by kind, "lost" (steps done again later) and "down" (from the last that an attempt told of itself to
             the next start); they add up to ``wall_seconds``.
         lost_steps: steps that are known and had to be done again.
@@ -118,7 +118,7 @@ def path(run_dir: epath.Path, number: int) -> epath.Path:
 
 
 def kept_steps(attempts: Sequence[Attempt]) -> list[int]:
-    """How many of each attempt's steps no later attempt had to do again."""
+    """For each attempt the number of its steps that no later attempt repeated."""
     kept, resumed = [], float("inf")
     for attempt in reversed(attempts):
         kept.append(max(0, int(min(attempt.step, resumed)) - attempt.first_step))

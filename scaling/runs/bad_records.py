@@ -13,7 +13,7 @@ from scaling.runs.json_lines import JsonLines, read_lines
 
 @contextlib.contextmanager
 def remembered(bad: BadRecords, run_dir: epath.Path) -> Iterator[None]:
-    """What all processes have noted is known to this one, and what is new is noted, as long as the block lasts.
+    """Within the block, this process knows what all processes have noted before, and notes what it finds.
 
     Raises:
         ValueError: one of the files is damaged.

@@ -1,10 +1,10 @@
-"""Checkpoints that are verified: Orbax writes them, checksums beside them commit them.
+"""Verified checkpoints: Orbax writes them, and checksums beside them commit them.
 
 Layout of ``<run>/checkpoints/<step>/``: ``params`` and ``optimizer`` (Orbax items), ``meta.json`` (step, data
-position, config, versions) and ``checksums-<process>.json`` (SHA-256 of the files this process answers for,
-written last, when those files are on disk). A step without all its checksums was never finished, or is being deleted,
-which removes the first one first; one whose files do not match is damaged. Restore names either, and falls back to the
-newest step that is whole.
+position, config, versions) and ``checksums-<process>.json`` (SHA-256 of the files of this process,
+written last, when those files are on disk). A step without all its checksums was never finished, or its deletion, which
+removes the first checksums first, was cut short. A step whose files do not match is damaged. Restoring names both, and
+uses the newest step that is whole.
 """
 
 import concurrent.futures
@@ -64,17 +64,17 @@ class Checkpoints:
         return sorted(int(p.name) for p in self.directory.iterdir() if _is_step(p.name) and p.is_dir())
 
     def save(self, step: int, state: State, meta: dict[str, Any]) -> None:
-        """Starts writing a step; waits only for the previous one and for the copy off the devices.
+        """Starts writing a step; waits only for the previous save and for the copy from the devices.
 
         Raises:
-            OSError: this or the previous save could not be written; says where and which step is still good.
+            OSError: this or the previous save could not be written; the message names the place and the last good step.
         """
         self.wait()
         path = self._path(step)
         self._make_room(step)
         meta = dict(meta, format=FORMAT, step=step, guard=to_json(state["guard"]))
         try:
-            # Asks the folder first: where it makes nothing, Orbax waits five minutes for what it has begun.
+            # Test the folder first: if it cannot be written, Orbax waits five minutes for the files that it has begun.
             durable.try_to_write(self.directory, jax.process_index())
             items = {"params": state["params"], "optimizer": state["optimizer"]}
             self._saver.save(
@@ -87,7 +87,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until the last save is on disk and committed; raises what went wrong with it."""
+        """Waits until the last save is on disk and committed; raises its error if it failed."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
@@ -108,9 +108,9 @@ class Checkpoints:
         only first saves that were cut short count as nothing saved.
 
         Args:
-            passed_over: steps not to look at.
-            good: nor at those that were saved in the middle of bad steps. With either, None also means that nothing
-                else is whole.
+            passed_over: steps to skip.
+            good: skip steps that were saved in the middle of bad steps, too. If steps are skipped, None also means that
+                no other step is whole.
 
         Raises:
             ValueError: steps exist, and none is whole.
@@ -130,7 +130,7 @@ class Checkpoints:
         return None
 
     def tidy(self, whole: int | None) -> None:
-        """Deletes what killed saves and deletions have left, and steps not to be kept any more, so that there is room.
+        """Deletes the rest of killed saves and deletions, and steps that are not kept any more, to make room.
 
         Args:
             whole: what ``newest_whole`` found; None deletes no steps.
@@ -181,7 +181,7 @@ class Checkpoints:
             self._prune(step)
 
     def _own_files(self, path: epath.Path) -> list[str]:
-        """Files this process answers for: its own Orbax subfolders; the first process also all that is shared."""
+        """Files that this process checks: its own Orbax subfolders; for the first process also all shared files."""
         own, mine = [], f"ocdbt.process_{jax.process_index()}"
         for file in _files(path):
             name = str(file.relative_to(path))
@@ -193,7 +193,7 @@ class Checkpoints:
         return own
 
     def _unfinished(self, step: int) -> bool:
-        """Whether the save was cut short, or the deletion; marks in another order, or unreadable ones, are damage."""
+        """Whether the save or the deletion was cut short. Other combinations of marks are damage."""
         path = self._path(step)
         if not (path / META).exists():  # written before the first checksums
             return not (path / _CHECKSUMS.format(0)).exists()
@@ -222,7 +222,7 @@ class Checkpoints:
     def _prune(self, newest: int) -> None:
         """Deletes steps up to ``newest``, but not the last ``keep_last`` or multiples of ``keep_every_steps``.
 
-        Nor the newest that was not saved in the middle of bad steps, to which the run would be rolled back.
+        The newest step that was not saved in the middle of bad steps is kept too, because a roll-back needs it.
         """
         steps, every = [step for step in self.steps() if step <= newest], self.config.keep_every_steps
         unfinished = [step for step in steps if self._unfinished(step)]
@@ -245,7 +245,7 @@ class Checkpoints:
         self._path(step).rmtree()
 
     def _make_room(self, step: int) -> None:
-        """A step that was passed over, and is now reached again: deleted if unfinished, set aside if damaged."""
+        """Makes room for a step that was skipped and is reached again: deleted if unfinished, set aside if damaged."""
         path = self._path(step)
         if jax.process_index() == 0 and path.is_dir() and self._unfinished(step):
             self._delete(step)
@@ -260,7 +260,7 @@ class Checkpoints:
             self.set_aside(found)
 
     def set_aside(self, step: int) -> None:
-        """Renames a step, if it is there, so that it is none any more; nothing is deleted. All processes call it."""
+        """Renames a step, if it exists, so that it does not count as a step; deletes nothing. All processes call it."""
         path = self._path(step)
         if jax.process_index() == 0 and path.exists():
             names = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
@@ -288,12 +288,12 @@ class Checkpoints:
 
 
 def _is_step(name: str) -> bool:
-    """Whether a folder has the name of a step as we write it; others (``7``, say) are not ours to touch."""
+    """Whether a folder has the name of a step as written here; other folders, such as ``7``, are left alone."""
     return name.isascii() and name.isdigit() and name == f"{int(name):09d}"
 
 
 def to_json(scalars: Mapping[str, Any]) -> dict[str, float | int]:
-    """Scalars of the devices as plain numbers; a float32 comes back from JSON bit for bit."""
+    """Scalars of the devices as plain numbers; a float32 is the same, bit for bit, when it is read from JSON."""
     return {name: value.item() for name, value in jax.device_get(dict(scalars)).items()}
 
 
@@ -375,6 +375,6 @@ def _write_json(path: epath.Path, value: Any) -> None:
 
 
 def _sync(path: epath.Path, files: list[str]) -> None:
-    """Makes files of a step, and the names in its folders and of itself, survive a loss of power."""
+    """Syncs files of a step, the names in its folders and its own name, so that they survive a loss of power."""
     durable.sync(path / name for name in files)
     durable.sync_folders({path.parent, path}.union(path / parent for name in files for parent in Path(name).parents))

@@ -1,4 +1,4 @@
-"""The ``config.json`` of a run directory: its resolved config, and what is needed to understand its numbers."""
+"""The ``config.json`` of a run directory: the resolved config, and data that is needed to understand the numbers."""
 
 import json
 import platform
@@ -42,14 +42,14 @@ def read_config_json(folder: epath.PathLike) -> dict[str, Any]:
 def write(
     run_dir: epath.Path, config: cfg.Config, words: "Tokenizer", mesh: "jax.sharding.Mesh", mfu: Mapping[str, Any]
 ) -> None:
-    """Writes it for a training that begins or resumes.
+    """Writes ``config.json`` for a training that begins or resumes.
 
     Args:
         run_dir: the directory.
         config: resolved.
         words: tokenizer.
-        mesh: that the run is trained on.
-        mfu: how MFU is computed, and from which peak.
+        mesh: the mesh of the training.
+        mfu: the formula of MFU and its peak.
     """
     import jax
 

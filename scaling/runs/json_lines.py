@@ -1,4 +1,4 @@
-"""Files of JSON lines, such as a run's ``metrics.jsonl``: read, read from the end, and appended to. Imports no JAX."""
+"""Reads files of JSON lines, such as ``metrics.jsonl``, whole or from the end, and appends to them. No JAX."""
 
 import io
 import json
@@ -48,7 +48,7 @@ def read_lines(path: epath.Path) -> list[dict[str, Any]]:
 def last_record(path: epath.Path, key: str) -> dict[str, Any] | None:
     """The last record of a .jsonl file that has ``key``, read from its end; None where there is none.
 
-    What ``read_lines`` gives last, but for damage further up, which is not seen. Local files only.
+    This is the last such record of ``read_lines``, but damage in earlier lines is not noticed. Local files only.
 
     Raises:
         ValueError: a line that was read, and is not the last, is not JSON, or one is no object or ``Unreadable``.
@@ -84,12 +84,12 @@ def last_record(path: epath.Path, key: str) -> dict[str, Any] | None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a record is a finite number that is not negative; booleans are none."""
+    """Whether a value of a record is a finite number of at least 0; booleans do not count as numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
 def is_sound(record: dict[str, Any]) -> bool:
-    """Whether a record says after how many steps and tokens the loss was what; tokens and loss are positive."""
+    """Whether a record has a valid step, and positive tokens and loss."""
     return (
         all(is_number(record.get(key)) for key in ("step", "tokens", "loss")) and record["tokens"] * record["loss"] > 0
     )
@@ -139,7 +139,7 @@ def _is_stale(line: str, is_stale: Callable[[dict[str, Any]], bool]) -> bool:
 
 
 def append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Adds lines to a file that another process may be adding to; but a torn last line, which a kill leaves, goes."""
+    """Appends lines to a file to which another process may append too; first removes a torn last line of a kill."""
     lines = [json.dumps(record) + "\n" for record in records]
     with path.open("a+b") as file:
         _end_line(file)
@@ -147,7 +147,7 @@ def append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _end_line(file: IO[bytes]) -> None:
-    """Makes a file of JSON lines end with a whole one, so that what is written next does not run into the last."""
+    """Makes a file of JSON lines end with a whole line, so that the next line does not continue a torn one."""
     file.seek(0)
     content = file.read()
     last = content[content.rfind(b"\n") + 1 :]

@@ -1,4 +1,4 @@
-"""Whether a checkpoint may be resumed under a config: same model, same data, same place in it."""
+"""Decides whether a checkpoint may be resumed with a config: same model, same data, same position in the data."""
 
 import dataclasses
 import logging
@@ -17,7 +17,7 @@ _FIXED = ("config.model.", "config.seed")
 
 @dataclasses.dataclass(frozen=True)
 class Lineage:
-    """What a run is, and what a checkpoint must have been made by to be one of it.
+    """What identifies a run; a checkpoint must agree with it to be resumed.
 
     Attributes:
         config: resolved.

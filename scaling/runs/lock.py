@@ -1,4 +1,4 @@
-"""One process at a time in a run directory. Imports no JAX, so that a sweep can look too."""
+"""The lock that lets one process at a time train in a run directory. No JAX, so that a sweep can test it too."""
 
 import contextlib
 import fcntl
@@ -11,7 +11,7 @@ from etils import epath
 def only_one(run_dir: epath.Path) -> Iterator[None]:
     """Holds the run directory's lock: two trainings in one directory would undo each other's checkpoints.
 
-    The lock goes with the process, however it ends. Object stores have none, and there it is not held.
+    The system releases the lock when the process ends, in whatever way. Object stores have no locks, so none is held.
 
     Raises:
         ValueError: another process has it.
@@ -26,7 +26,7 @@ def only_one(run_dir: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(path: epath.Path, busy: str) -> Iterator[None]:
-    """Holds the lock of a local file, which is made if need be.
+    """Holds the lock of a local file, which is created if necessary.
 
     Raises:
         ValueError: another process has it; ``busy`` is the sentence.

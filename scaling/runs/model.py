@@ -1,4 +1,4 @@
-"""The model of a run directory, for the verbs that use what ``train`` made."""
+"""Loads the model of a run directory."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What lies beside the runs in a folder of runs: reports and files; a shell's ``runs/demo/*`` names it, too."""
+"""Recognises reports and files that the program writes beside runs, and that ``runs/demo/*`` matches in a shell."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ _TABLES = (".csv", ".jsonl")  # files that a user may mean
 def is_own(path: Any) -> bool:
     """Whether a path (a text, ``Path`` or ``epath.Path``) is a report, a part of one, or a file that is no table.
 
-    False where nothing is there, so that a mistyped path is still refused.
+    False if the path does not exist, so that a mistyped path is refused.
     """
     path = Path(path) if isinstance(path, str) else path
     if path.name in ("points.csv", "figures") and (path.parent / "report.html").exists():
@@ -25,7 +25,7 @@ def is_own(path: Any) -> bool:
 
 
 def without_own(paths: Sequence[str]) -> list[str]:
-    """The paths but those of ``is_own``.
+    """The paths without those of ``is_own``.
 
     Raises:
         ValueError: nothing is left.

@@ -1,4 +1,4 @@
-"""Where things lie in a run directory, and the directory itself. Imports no JAX."""
+"""Names of the files in a run directory, and checks of the directory itself. Imports no JAX."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def is_run(path: epath.Path | Path) -> bool:
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """Orbax takes only absolute paths, of UTF-8; remote ones (``gs://...``) are absolute already.
+    """The absolute path, which Orbax needs; remote paths (``gs://...``) are absolute already.
 
     Raises:
         ValueError: not UTF-8, which may lie in the working directory.
@@ -34,7 +34,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 
 def writable(path: str, process: int) -> epath.Path:
-    """Creates the run directory if need be and makes sure that it can be written.
+    """Creates the run directory if necessary, and tests that it can be written.
 
     Args:
         path: of the directory.
@@ -55,7 +55,7 @@ def writable(path: str, process: int) -> epath.Path:
 
 
 def length_and_time(path: epath.Path) -> tuple[int, int]:
-    """Bytes of a file, and when it changed. epath looks up the owner's name too, and fails if it is not known here."""
+    """Size of a file and time of its last change. (epath also looks up the owner, which fails for unknown users.)"""
     if "://" in str(path):
         remote = path.stat()
         return remote.length, remote.mtime

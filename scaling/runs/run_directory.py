@@ -1,4 +1,4 @@
-"""A run directory as its readers see it: ``config.json``, ``metrics.jsonl``, ``evals.jsonl``, nothing else. No JAX.
+"""Reads run directories: ``config.json``, ``metrics.jsonl`` and ``evals.jsonl``, and nothing else. No JAX.
 
 A run that a sweep started and that wrote no ``config.json`` has a ``plan.json``.
 """
@@ -22,8 +22,8 @@ from scaling.runs.paths import CONFIG, EVALS, METRICS, PLAN, is_run
 def find_runs(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
     """Run directories among ``paths`` and directly inside them, in order of name, each once.
 
-    Of several paths (``runs/demo/*``) those are passed over that the product writes beside runs: a report, launch.json,
-    fits, logs.
+    If several paths are given (``runs/demo/*``), those that the program writes beside runs are skipped: a report,
+    launch.json, fits, logs.
 
     Raises:
         ValueError: a path that neither is nor holds a run directory.
@@ -74,12 +74,12 @@ class RunDirectory:
 
     @functools.cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """Logged steps, sound or not."""
+        """Records of logged steps, also those that are not sound."""
         return [line for line in read_lines(self.path / METRICS) if "loss" in line]
 
     @functools.cached_property
     def evals(self) -> list[dict[str, Any]]:
-        """Validation losses, sound or not; evaluations of tasks have none."""
+        """Records of validation losses, also those that are not sound; evaluations of tasks have no loss."""
         return [line for line in read_lines(self.path / EVALS) if "loss" in line]
 
     @functools.cached_property
@@ -99,7 +99,7 @@ class RunDirectory:
 
     @property
     def flops_per_token(self) -> float:
-        """As the run counted them, forward and backward."""
+        """Training FLOPs a token as the run counted them, forward and backward."""
         return self.values.get("flops_per_token", 6 * self.num_params("total"))
 
 

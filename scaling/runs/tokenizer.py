@@ -1,4 +1,4 @@
-"""The tokenizer of a run directory: its fingerprint is in ``config.json``, and a copy of its file beside that.
+"""The tokenizer of a run directory, which contains its fingerprint (in ``config.json``) and a copy of its file.
 
 With the copy, a run directory can be moved, copied to another machine or read from another folder, and the file that
 ``config.data.tokenizer`` names may change. With the fingerprint, a run is never read by another tokenizer.
@@ -19,7 +19,7 @@ KEY = "tokenizer_fingerprint"  # in config.json; runs of older versions have non
 
 
 def keep(words: Tokenizer, run_dir: epath.PathLike) -> None:
-    """Writes the copy, unless it is there, or the tokenizer has no file because every machine knows it by name.
+    """Writes the copy, unless it exists, or the tokenizer needs no file because its name is enough.
 
     Raises:
         OSError: it cannot be written.
@@ -67,7 +67,7 @@ def load(run_dir: epath.PathLike, values: Mapping[str, Any], name: str | None = 
 
 
 def find(name: str, run_dir: epath.PathLike) -> Tokenizer:
-    """The tokenizer to train with: the one named, or the run's copy where there is no such file (any more, or here).
+    """The tokenizer to train with: the named one, or the run's copy if the named file does not exist.
 
     Raises:
         FileNotFoundError, ValueError, OSError: as ``tokenizer.load``.

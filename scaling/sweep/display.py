@@ -1,4 +1,4 @@
-"""A sweep on the terminal: the plan as a table, a live table while it runs, plain lines where there is no terminal."""
+"""Shows a sweep: the plan as a table, a live table on a terminal while it runs, plain lines elsewhere."""
 
 import math
 import sys
@@ -28,7 +28,7 @@ def plan_to_text(runs: Sequence[Run], estimates: Clock, slots: int, source: str,
         runs: of the sweep.
         estimates: of the time.
         slots: runs at a time.
-        source: where the estimate's speed comes from.
+        source: how the speed of the estimate is known.
         finished: names of runs that are done.
     """
     width = max(3, *(len(run.name) for run in runs))
@@ -137,7 +137,7 @@ def _summary(runner: Runner) -> str:
 
 
 def _shown(runner: Runner, room: int) -> list[Job]:
-    """As many jobs as the terminal has lines: first those that run or failed, then the newest finished, the next."""
+    """The jobs that fit on the terminal: first those that run or failed, then the newest finished, then the next."""
     chosen = runner.of(RUNNING, FAILED, STOPPED, ELSEWHERE)[:room]
     finished, waiting = runner.of(FINISHED), runner.of(WAITING)
     rest = room - len(chosen)

@@ -1,6 +1,6 @@
-"""What runs of a sweep can use: devices or CPU cores, how many at a time, and how fast they may be.
+"""The devices or CPU cores of this machine, how many runs fit at a time, and the peak speed.
 
-The sweep itself never claims a device: a process of its own looks and ends.
+The sweep itself never claims a device: a separate process looks for devices and ends.
 """
 
 import contextlib
@@ -34,10 +34,10 @@ class Machine:
 
     Attributes:
         platform: cpu, gpu or tpu.
-        kind: as the vendor names the device.
-        units: what runs share: CPU cores or devices, by number.
+        kind: the vendor's name of the device.
+        units: numbers of the CPU cores or devices that runs share.
         unit_flops: peak FLOP/s of one unit.
-        source: of that figure.
+        source: where this figure comes from.
     """
 
     platform: str
@@ -47,7 +47,7 @@ class Machine:
     source: str
 
     def slots(self, mesh: cfg.Mesh, parallel: int) -> int:
-        """Runs at a time.
+        """The number of runs at a time.
 
         Args:
             mesh: of the runs; on GPUs it says how many devices one needs at least (``data=-1`` counts as 1).
@@ -95,13 +95,13 @@ class Machine:
 
 
 def probe(cpu_devices: int = 0) -> Machine:
-    """Looks at this machine from a process of its own.
+    """Finds the devices of this machine, in a separate process.
 
     Args:
         cpu_devices: of ``config.mesh``: runs that ask for virtual CPU devices run on the CPU.
 
     Raises:
-        ValueError: JAX finds no device, in its own words.
+        ValueError: JAX finds no device; the message contains JAX's own.
     """
     environment = dict(os.environ, **({"JAX_PLATFORMS": "cpu"} if cpu_devices else {}))
     found = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, env=environment)

@@ -1,4 +1,4 @@
-"""A sweep as data: shapes times budgets, with learning rate and batch by rule, expanded into one config a run.
+"""A sweep as data: shapes times budgets, with rules for learning rate and batch, expanded into a config for each run.
 
 An experiment file describes a sweep by ``get_sweep()``; see ``experiments/sweeps/``. Nothing here needs JAX.
 """
@@ -19,9 +19,9 @@ from scaling.config.files import KNOBS, apply_overrides, check_knob
 from scaling.config.refusal import shown
 from scaling.config.resolve import MOST_STEPS, resolve
 from scaling.data import tokenizer
-from scaling.evaluate.knobs import check_tasks
+from scaling.evaluate.tasks.knobs import check_tasks
 
-_ROUNDING = 0.1  # a length may change by this part in becoming whole batches
+_ROUNDING = 0.1  # rounding to whole batches may change a length by this fraction
 _SHAPE_KNOBS = ("num_layers", "d_model", "num_heads", "d_head", "d_ff")
 
 
@@ -43,10 +43,10 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """What rules and budgets know of a run: its model, and for rules also its length.
+    """The arguments of rules and budgets: the model of a run, and for rules also its length.
 
     Attributes:
-        params: parameters by every convention.
+        params: numbers of parameters by each convention.
         flops_per_token: training FLOPs of a token, attention and logits included (``scaling.catalog.flops``).
         tokens: length of the run; 0 while the budget is being decided.
     """
@@ -90,15 +90,15 @@ def isoflop(*budgets: float, between: tuple[float, float] = (0, math.inf)) -> Bu
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Runs: every shape for every length that a budget gives it, times the grid.
+    """A sweep: each shape with each length that a budget gives it, times the grid.
 
     Attributes:
         base: what all runs share, from ``default_config()``; its workdir is the folder of the sweep.
         shapes: the models.
-        budgets: from a model to lengths; all of them count, equal lengths once.
-        peak_lr: learning rate by rule from size; None = base's for all (with muP one serves every width).
-        batch_tokens: batch by rule from size, rounded to a power of two of sequences; None = base's for all.
-        warmup_fraction: part of each run that warms up; None = base's tokens for all.
+        budgets: functions from a model to lengths; all are used, and equal lengths count once.
+        peak_lr: rule for the learning rate; None = that of base (with muP one suits every width).
+        batch_tokens: rule for the batch, rounded to a power of two of sequences; None = that of base.
+        warmup_fraction: warm-up as a fraction of each run; None = the tokens of base.
         evaluations: validations in a run, at equal distances.
         grid: knob (``optimizer.peak_lr``, ``seed``) -> values; each combination is a run of its own.
     """
@@ -114,7 +114,7 @@ class Sweep:
 
     @property
     def sets(self) -> dict[str, str]:
-        """Knobs that differ from run to run -> what sets them."""
+        """Maps the knobs that differ from run to run to the field that sets them."""
         found = {f"config.model.{knob}": "shapes" for knob in _SHAPE_KNOBS}
         found |= {"config.train.tokens": "budgets", "config.eval.every_steps": "evaluations"}
         if self.peak_lr is not None:
@@ -128,7 +128,7 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of a sweep: its resolved config (the mesh still open) and what it will take."""
+    """One run of a sweep: its resolved config (with the mesh not resolved yet), its scale and its steps."""
 
     name: str
     config: cfg.Config
@@ -151,19 +151,19 @@ def single(config: cfg.Config, name: str) -> Run:
 
 
 def _resolved(config: cfg.Config, vocab_size: int, name: str | None = None) -> cfg.Config:
-    """The config as a training will resolve it, with all that can be refused before one begins."""
+    """The config as a training will resolve it; refuses everything that can be refused before it begins."""
     config = resolve(config, vocab_size=vocab_size, name=name)
     check_tasks(config)
     return config
 
 
 def plan(sweep: Sweep, overrides: Sequence[str] = (), name: str = "sweep", local: bool = True) -> list[Run]:
-    """Expands a sweep into its runs, cheapest first.
+    """Expands a sweep into its runs, in the order of their FLOPs.
 
     Args:
         sweep: from ``get_sweep()``.
-        overrides: ``--config.a.b=value`` for all runs, as ``config_file.split_arguments`` returns them.
-        name: of the sweep; its runs lie in ``runs/<name>/`` unless ``config.workdir`` says otherwise.
+        overrides: ``--config.a.b=value`` for all runs, as ``config.files.split_arguments`` returns them.
+        name: of the sweep; its runs are in ``runs/<name>/`` unless ``config.workdir`` is set.
         local: the runs' folder must be local.
 
     Raises:
@@ -197,7 +197,7 @@ def plan(sweep: Sweep, overrides: Sequence[str] = (), name: str = "sweep", local
 
 
 def _check(sweep: Sweep, overrides: Sequence[str]) -> None:
-    """Each field by itself."""
+    """Refuses values of single fields."""
     _check_types(sweep)
     for override in overrides:
         knob = override.removeprefix("--").split("=", 1)[0]
@@ -254,7 +254,7 @@ def _combinations(sweep: Sweep, base: cfg.Config, vocab_size: int) -> Iterator[t
 
 
 def _lengths(sweep: Sweep, shape: Shape, scale: Scale) -> list[int]:
-    """Tokens of each run of a shape, equal ones once."""
+    """The tokens of each run of a shape, without duplicates."""
     lengths: dict[int, None] = {}
     for budget in sweep.budgets:
         found = budget(scale)
@@ -309,13 +309,13 @@ def _run(
 
 
 def _of_any_length(config: cfg.Config) -> cfg.Config:
-    """The config with as many tokens as it has steps for at most: each run's own length takes their place."""
+    """The config with the largest possible number of tokens, which the length of each run replaces later."""
     most = MOST_STEPS * config.train.batch_tokens
     return dataclasses.replace(config, train=dataclasses.replace(config.train, tokens=min(config.train.tokens, most)))
 
 
 def _name(sweep: Sweep, shape: Shape, length: float, variant: dict[str, Any]) -> str:
-    """Depth, width and tokens; heads and MLP where these do not tell the shapes apart; values of the grid."""
+    """A name of depth, width and tokens, of heads and MLP if shapes share depth and width, and of grid values."""
     name = f"l{shape.num_layers}-d{shape.d_model}"
     alike = {s for s in sweep.shapes if (s.num_layers, s.d_model) == (shape.num_layers, shape.d_model)}
     for letter, field in (("h", "num_heads"), ("k", "d_head"), ("ff", "d_ff")):
@@ -350,7 +350,7 @@ def _scale(config: cfg.Config) -> Scale:
 def _whole_batch(config: cfg.Config, wanted: float) -> int:
     """The batch nearest to ``wanted`` tokens that is a power of two of sequences on each shard of the mesh.
 
-    Powers of two, so that runs of one shape share one compiled program where they can.
+    With powers of two, runs of one shape can often share a compiled program.
     """
     mesh = config.mesh
     unit = (config.train.sequence_length or config.model.context_length) * mesh.shards

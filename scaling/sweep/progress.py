@@ -1,4 +1,4 @@
-"""Where the runs of a sweep stand, from their run directories alone, and how long the rest will take."""
+"""The progress of the runs of a sweep, from their run directories, and the time that the rest will take."""
 
 import dataclasses
 import heapq
@@ -17,7 +17,7 @@ from scaling.runs.paths import CONFIG, EVALS, METRICS, PLAN
 from scaling.sweep.plan import Run
 
 _STARTUP_SECONDS = 15.0  # imports and compilation
-# Knobs that make another result, and those among them that do not.
+# Sections whose knobs change the result of a run, and knobs in them that do not.
 _DECISIVE = ("config.model.", "config.optimizer.", "config.train.", "config.seed", "config.data.", "config.eval.tokens")
 _FREE = (
     "config.compute.remat",
@@ -31,13 +31,13 @@ _FREE = (
 
 @dataclasses.dataclass
 class Progress:
-    """A run so far.
+    """The progress of a run.
 
     Attributes:
         tokens: trained on, by the last logged step.
-        loss: the last validation loss where there is one, else the last training loss, nats a token.
+        loss: the last validation loss, or the last training loss if there is none, nats a token.
         flops_per_second: of the last logged window.
-        finished: its last validation is that of the end.
+        finished: whether its last validation is the one at the end.
     """
 
     tokens: float = 0
@@ -60,12 +60,12 @@ def progress(run: Run) -> Progress:
 
 
 def is_end(validation: Mapping[str, Any], tokens: int) -> bool:
-    """Whether a validation is that of the end of a run of so many tokens."""
+    """Whether a validation was made at the end of a run of so many tokens."""
     return validation["tokens"] >= tokens and math.isfinite(validation["loss"])
 
 
 def changed_knobs(run: Run) -> list[str]:
-    """What the run's directory was made with, where that would make another result; empty if nothing.
+    """Knobs that change the result and differ from those of the existing run directory; empty if there are none.
 
     Returns:
         Sentences "knob is x there and y here".
@@ -89,10 +89,10 @@ def changed_knobs(run: Run) -> list[str]:
 
 
 class Clock:
-    """Estimates seconds: measured FLOP/s of the run nearest in size, else a part of the peak."""
+    """Estimates seconds from the measured FLOP/s of the run nearest in size, or from a fraction of the peak."""
 
     def __init__(self, slot_flops: float, utilisation: float):
-        """Args: peak FLOP/s of what one run uses, and the part of it that is assumed before a run was measured."""
+        """Args: peak FLOP/s of the devices of one run, and the fraction of it assumed before a measurement."""
         self._assumed = slot_flops * utilisation
         self._measured: dict[float, float] = {}  # log FLOPs a token -> FLOP/s
 
@@ -102,7 +102,7 @@ class Clock:
 
     @property
     def measured(self) -> int:
-        """Sizes whose speed is known."""
+        """Number of sizes whose speed was measured."""
         return len(self._measured)
 
     def seconds(self, run: Run, tokens: float = 0) -> float:
@@ -116,7 +116,7 @@ class Clock:
         return startup + max(0.0, run.config.train.tokens - tokens) * run.scale.flops_per_token / rate
 
     def makespan(self, running: Sequence[float], waiting: Sequence[float], slots: int) -> float:
-        """Seconds until all is done: ``running`` and, in order, ``waiting`` runs' seconds over the slots."""
+        """Seconds until all runs are done: those that run, and those that wait in this order, over slots."""
         ends = list(running) + [0.0] * max(0, slots - len(running))
         heapq.heapify(ends)
         last = max(ends)

@@ -1,4 +1,4 @@
-"""The runs of a sweep's file."""
+"""Reads the runs of a sweep's file."""
 
 import traceback
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Learning rate and batch from size: GPT-3's own, interpolated, and powers of any size."""
+"""Rules for learning rate and batch: GPT-3's table, interpolated, and powers of a size."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from scaling.sweep.plan import Rule, Scale
 def gpt3_peak_lr(scale: Scale) -> float:
     """Peak learning rate of arXiv 2005.14165, table 2.1, interpolated in log N (N: all parameters).
 
-    Outside the table a power of N goes on from its end, with the exponent of the whole table (about -0.32).
+    Outside the table it continues as a power of N, with the exponent of the whole table (about -0.32).
     """
     return _interpolate([(s.printed_parameters, s.peak_lr) for s in GPT3.values() if s.peak_lr], scale.params.total)
 
@@ -20,7 +20,7 @@ def gpt3_peak_lr(scale: Scale) -> float:
 def gpt3_batch_tokens(scale: Scale) -> float:
     """Batch in tokens of arXiv 2005.14165, table 2.1, interpolated and continued like ``gpt3_peak_lr``.
 
-    Below 125M parameters it is too large for short runs: the batch that pays off also grows with training.
+    Below 125M parameters it is too large for short runs, because the useful batch also grows during training.
     """
     return _interpolate([(s.printed_parameters, s.batch_tokens) for s in GPT3.values()], scale.params.total)
 

@@ -1,4 +1,4 @@
-"""Runs a sweep: one ``scaling train`` process a run, several side by side, resumable at any time."""
+"""Runs a sweep: a ``scaling train`` process for each run, several at a time, resumable at any time."""
 
 import dataclasses
 import signal
@@ -45,7 +45,7 @@ class Job:
         return epath.Path(self.run.config.workdir) / LOG
 
     def why(self) -> str:
-        """The reason of a failure: a signal, else the error in the log of this attempt, else its last line."""
+        """The reason of a failure: a signal, or the error in the log of this attempt, or its last line."""
         if self.exit_code < 0:
             name = signal.Signals(-self.exit_code).name
             return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
@@ -77,9 +77,9 @@ class Runner:
             runs: a plan.
             machine: where it runs.
             slots: runs at a time.
-            utilisation: the part of the peak that is assumed before a measurement.
-            command: trains one run, given ``--config=PLAN``.
-            busy: whether another process has a run directory (of a sweep that was killed, say); it is waited for.
+            utilisation: the fraction of the peak that is assumed before a measurement.
+            command: the command that trains a run; ``--config=PLAN`` is appended.
+            busy: whether another process uses a run directory, such as one of a killed sweep; it is waited for.
         """
         self.jobs = [Job(run) for run in runs]
         self.slots = slots
@@ -107,8 +107,8 @@ class Runner:
             watch: called about twice a second.
 
         Returns:
-            0 if all finished; the exit code of a signal if one came (the runs have saved, the same command goes on);
-            else that of the first failed run.
+            0 if all finished; the exit code of a signal if one came (the runs have saved, and the same command resumes
+            them); or that of the first failed run.
         """
         before = {number: signal.signal(number, self._note) for number in stops()}
         try:
@@ -124,7 +124,7 @@ class Runner:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            for job in self.of(RUNNING):  # only if something above raised
+            for job in self.of(RUNNING):  # only after an exception
                 job.process.terminate()  # type: ignore[union-attr]
         watch(self)
         if self._stop:
@@ -139,18 +139,18 @@ class Runner:
         return self.clock.makespan(running, waiting, self.slots)
 
     def _note(self, number: int, frame: object) -> None:
-        """Passes a signal on to the runs, which save and end (at once, if it is the second); no new ones start."""
+        """Passes a signal on to the runs, which save and end, or end at once at a second signal; no new runs start."""
         for job in self.of(RUNNING):
             if job.process is not None:
                 job.process.send_signal(number)
         self._stop = number
 
     def _start_more(self) -> None:
-        if self.of(ELSEWHERE):  # they use cores or devices that are not ours to give away
+        if self.of(ELSEWHERE):  # they use cores or devices, which are not known here
             return
         share = len(self._machine.units) // self.slots
         while (waiting := self.of(WAITING)) and len(self._free) >= share and len(self.of(RUNNING)) < self.slots:
-            # The last runs share what would otherwise lie idle.
+            # The last runs share the cores that would otherwise be idle.
             self._start(waiting[0], max(share, len(self._free) // len(waiting)))
             if self._stop:
                 return
@@ -161,7 +161,7 @@ class Runner:
         job.units, self._free = self._free[:take], self._free[take:]
         command = [*self._command, f"--config={plan}"]
         with job.log.open("ab") as log, self._machine.restrict(job.units) as environment:
-            # A session of its own: ctrl-C reaches the runs once, through us.
+            # In a session of its own, so that ctrl-C reaches the runs only once, through this process.
             job.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
             )
@@ -193,7 +193,7 @@ class Runner:
 
 
 def write_plan(run: Run, folder: epath.Path) -> epath.Path:
-    """Writes the resolved config of a run as ``plan.json`` in a folder, at once or not at all; returns its path."""
+    """Writes the resolved config of a run as ``plan.json`` in a folder, as a whole; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     plan = folder / PLAN
     durable.replace_text(plan, cfg.to_json(run.config))

@@ -1,7 +1,7 @@
-"""The states of a run, as sweeps, launchers and ``scaling status`` name them."""
+"""Names of the states of a run, for sweeps, launchers and ``scaling status``."""
 
 WAITING = "waiting"  # to be started, for the first time or again
 RUNNING = "running"
 FINISHED = "finished"  # trained to its end
-FAILED = "failed"  # and would fail again
-STOPPED = "stopped"  # by a signal; the same command goes on
+FAILED = "failed"  # it would fail again
+STOPPED = "stopped"  # by a signal; the same command resumes it

@@ -105,7 +105,7 @@ class MetricWriter:
         self._scalars("eval", record)
 
     def task(self, record: dict[str, Any]) -> None:
-        """The result of a task, as a line of ``scaling.evaluate.records``, with its ``step``."""
+        """The result of a task, as a line of ``scaling.evaluate.scoring.records``, with its ``step``."""
         self._evals.write(record)
         name = f"{record['task']}/{record['shots']}_shots"
         self._scalars(

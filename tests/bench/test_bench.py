@@ -102,7 +102,7 @@ def test_the_peer_itself(dtype):
         shape = dict(num_layers=1, d_model=32, num_heads=2, vocab_size=128, sequence_length=16, sequences=2)
         timing = peer.measure("train", device="cpu", dtype=dtype, compile=False, **shape)
         assert timing.seconds > 0 and peer.how.startswith(f"eager, {dtype}")
-        with pytest.raises(ValueError, match="this PyTorch sees no GPU"):
+        with pytest.raises(ValueError, match="no GPU"):
             peer.measure("train", device="cuda", dtype=dtype, compile=False, **shape)
 
 
@@ -111,8 +111,8 @@ def test_mistakes(stand_in, capsys, monkeypatch):
         (["train", "--shapes", "12m"], "'12m' is none of 16m, 11m, 124m"),
         (["train", "--repetitions=0"], "--repetitions must be 1 or more"),
         (["generate", "--batch", "2", "0"], "--batch must be 1 or more"),
-        (["dispatch", "--num_layers=3"], "--num_layers=3 must be a multiple of 2, at least that"),
-        (["dispatch", "--num_layers=0"], "--num_layers=0 must be a multiple of 2, at least that"),
+        (["dispatch", "--num_layers=3"], "--num_layers=3 must be a positive multiple of 2"),
+        (["dispatch", "--num_layers=0"], "--num_layers=0 must be a positive multiple of 2"),
         (["dispatch", "--steps=1"], "--steps=1 must be at least 2"),
         (["train", "--peer=/nowhere/python"], "--peer=/nowhere/python cannot be run"),
     ):
@@ -120,10 +120,10 @@ def test_mistakes(stand_in, capsys, monkeypatch):
         assert sentence in capsys.readouterr().err
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert cli.main(["bench", "train", "--shapes", "11m", f"--peer={stand_in}"]) == exit_codes.USAGE
-    assert "PyTorch is timed on CPUs and GPUs, and this is a tpu" in capsys.readouterr().err
-    with Peer(stand_in) as peer, pytest.raises(ValueError, match="cannot generate: ImportError: no transformers"):
+    assert "is a tpu" in capsys.readouterr().err
+    with Peer(stand_in) as peer, pytest.raises(ValueError, match=r"generate.*no transformers"):
         peer.measure("generate", batch=1)
-    with Peer("/bin/false") as peer, pytest.raises(ValueError, match="ended without a message"):
+    with Peer("/bin/false") as peer, pytest.raises(ValueError, match="without a message"):
         peer.measure("train")
 
 

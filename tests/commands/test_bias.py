@@ -14,11 +14,11 @@ from scaling.commands import bias as bias_command
 from scaling.commands import evaluate as evaluate_command
 from scaling.config import schema as cfg
 from scaling.data import tokenizer
-from scaling.evaluate import bias
-from scaling.evaluate.bias_probes import _batch_size, check_occupations, encode_prompts, sample
+from scaling.evaluate.bias import words as bias
+from scaling.evaluate.bias.probes import _batch_size, check_occupations, encode_prompts, sample
 from scaling.generate.generator import Generator
 from scaling.interop.logits import compute
-from scaling.parallel.mesh import make_mesh
+from scaling.parallel.mesh import make_mesh, one_device
 from scaling.runs.checkpoint import Checkpoints
 from scaling.runs.model import load_run
 from scaling.train import state as train_state
@@ -191,10 +191,13 @@ def test_samples_do_not_depend_on_how_many_there_are(folder):
 
 def test_batches_keep_the_cache_small():
     small, large = tiny.network(), tiny.network(num_layers=96, d_model=12288, num_heads=96, d_head=128)
-    assert _batch_size(small, None, 80) == 64
-    assert _batch_size(large, None, 80) == 1
+    assert _batch_size(small, one_device(), 80) == 64
+    assert _batch_size(large, one_device(), 80) == 1
     medium = tiny.network(num_layers=12, d_model=768, num_heads=12, d_head=64)
-    assert 2 * 12 * 768 * 80 * 4 * _batch_size(medium, None, 80) <= 1 << 28 and _batch_size(medium, None, 80) == 32
+    assert (
+        2 * 12 * 768 * 80 * 4 * _batch_size(medium, one_device(), 80) <= 1 << 28
+        and _batch_size(medium, one_device(), 80) == 32
+    )
 
 
 @pytest.mark.slow
@@ -209,7 +212,7 @@ def test_tasks_are_broken_down(folder, tmp_path, capsys):
     few = ("--probes=gender", "--samples=2", "--tokens=12")
     assert bias_command.run(parse(bias_command, folder, *few, "--json")) == 0
     out = capsys.readouterr()
-    assert "with its files, --data=DIR" in out.err and json.loads(out.out)["tasks"] == []
+    assert "give --data=DIR with its files" in out.err and json.loads(out.out)["tasks"] == []
     assert bias_command.run(parse(bias_command, folder, *few, f"--data={tmp_path}")) == 0
     assert "winogender, 0 shots: accuracy by gender and answer" in capsys.readouterr().out
     by_gender, by_both = json.loads((folder / "bias" / "report.json").read_text())["tasks"]
@@ -222,14 +225,14 @@ def test_tasks_are_broken_down(folder, tmp_path, capsys):
     assert len(by_both["accuracy"]) == 4 and by_both["by"] == ["gender", "answer"]
     rows[0] = rows[0].replace("patient.0", "patient.1")
     (tmp_path / "all_sentences.tsv").write_text("sentid\tsentence\n" + "".join(row + "\n" for row in rows))
-    with pytest.raises(ValueError, match=r"winogender-0.jsonl:1: test/0 is not that item of winogender in"):
+    with pytest.raises(ValueError, match=r"winogender-0.jsonl:1: test/0 is not the same item as in the files"):
         bias_command.run(parse(bias_command, folder, *few, f"--data={tmp_path}"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--probes=gendr"], "'gendr' is no probe; did you mean 'gender'"),
+        (["--probes=gendr"], "'gendr' is not a probe; did you mean 'gender'"),
         (["--probes=winogender"], "winogender is a task; `scaling evaluate RUN --tasks=winogender`"),
         (["--probes=,"], "must name some of gender"),
         (["--samples=0"], "--samples=0 must be 1 or more"),

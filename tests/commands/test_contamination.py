@@ -10,7 +10,7 @@ import string
 import pytest
 
 from scaling.commands import contamination as command
-from scaling.evaluate.contamination import Score, relative_difference
+from scaling.evaluate.contamination.search import Score, relative_difference
 
 TASK = """
 about = "questions"
@@ -182,7 +182,7 @@ def test_mistakes_are_sentences(world):
     samples = run / "samples" / "questions-0.jsonl"
     lines = samples.read_text().splitlines(keepends=True)
     samples.write_text("".join([*lines[:3], lines[4].replace("test/4", "test/3")]))
-    with pytest.raises(ValueError, match=r"questions-0.jsonl:4: test/3 is another item of questions"):
+    with pytest.raises(ValueError, match=r"questions-0.jsonl:4: test/3 is not the same item as in the present"):
         command.run(arguments(folder, run))
     samples.write_text('{"id": "test/0"}\n' * 2)
     with pytest.raises(ValueError, match=r"questions-0.jsonl:1 must have id, expected and scores"):

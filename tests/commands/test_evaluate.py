@@ -8,8 +8,8 @@ import pytest
 
 from scaling import cli, exit_codes
 from scaling.commands import evaluate as command
-from scaling.evaluate import records
-from scaling.evaluate.evaluator import Result, Sample
+from scaling.evaluate.scoring import records
+from scaling.evaluate.scoring.records import Result, Sample
 from scaling.runs import own_files
 
 

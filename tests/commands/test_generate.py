@@ -102,26 +102,26 @@ def test_a_run_directory_knows_its_tokenizer(capsys, tmp_path):
     [
         ([], "needs --prompt"),
         (["--prompt="], "prompt is empty"),
-        (["--prompt=a", "--tokens=-1"], "tokens=-1 must be 1 or more"),
+        (["--prompt=a", "--tokens=-1"], "tokens=-1 .*1"),
         (["--prompt=a", "--batch_size=0"], "--batch_size=0"),
         (["--prompt=a", "--tokens=40"], "context of 32"),
-        (["--prompt=" + "a" * 40], "no room in the model's context of 32"),
+        (["--prompt=" + "a" * 40], "no room .*32"),
         (["--prompt=a", "--mesh=fsdp"], "'fsdp' must be AXIS=DEVICES"),
-        (["--prompt=a", "--mesh=tensor=8"], "tensor=8 must divide the model's num_heads of 4"),
-        (["--prompt=a", "--mesh=data=3"], "--mesh=data=3 does not make the 8 devices that there are; cpu_devices=N"),
+        (["--prompt=a", "--mesh=tensor=8"], "tensor=8 .*num_heads of 4"),
+        (["--prompt=a", "--mesh=data=3"], "--mesh=data=3 .*8 devices .*cpu_devices=N"),
         (["--prompt=a", "--length_penalty=2"], "belong to a beam search"),
         (["--prompt=a", "--early_stopping"], "belong to a beam search"),
-        (["--prompt=a", "--temperature=1e-39"], "temperature=1e-39 must be 0, or at least 1e-30"),
+        (["--prompt=a", "--temperature=1e-39"], "temperature=1e-39 .*1e-30"),
         *(
             (["--prompt=a", f"--{name}={value}"], f"^{name}=.* must be ")
             for name in ("temperature", "repetition_penalty", "top_p")
             for value in ("1e39", "inf", "nan")
         ),
         *((["--prompt=a", f"--{name}={10**22}"], f"^{name}=.* must be ") for name in ("seed", "num_samples", "beams")),
-        (["--prompt=\udcff"], "--prompt: the prompt is not valid Unicode text"),
-        (["--prompts=EMPTY"], "empty.txt holds no prompts"),
-        (["--prompts=DIGITS"], r"digits.jsonl:2 has a whole number of more"),
-        (["--prompts=BAD"], r"bad.jsonl:2: must be an object with a text in its field 'prompt'"),
+        (["--prompt=\udcff"], "--prompt.*Unicode"),
+        (["--prompts=EMPTY"], r"empty\.txt.*no prompts"),
+        (["--prompts=DIGITS"], r"digits\.jsonl:2 .*number"),
+        (["--prompts=BAD"], r"bad\.jsonl:2: .*'prompt'"),
     ],
 )
 def test_mistakes_are_sentences(folder, tmp_path, arguments, words):
@@ -144,9 +144,9 @@ def test_mistakes_are_sentences(folder, tmp_path, arguments, words):
 def test_what_is_missing_is_named(folder, tmp_path):
     parser = argparse.ArgumentParser()
     command.add_options(parser)
-    with pytest.raises(ValueError, match="no tokenizer of GPT-2's kind"):
+    with pytest.raises(ValueError, match="no tokenizer"):
         command.run(parser.parse_args([folder, "--prompt=a"]))
-    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
         command.run(parser.parse_args([str(tmp_path / "nowhere"), "--prompt=a"]))
     with pytest.raises(FileNotFoundError, match="nothing"):
         command.run(parser.parse_args([folder, "--prompts=nothing.txt"]))

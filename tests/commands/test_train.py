@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -132,7 +133,7 @@ def test_signals_save_at_the_current_step_and_exit_with_their_code(long_run, tmp
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     saved = [int(p.name) for p in (run_dir / "checkpoints").iterdir()]
-    assert len(saved) == 1 and 3 <= saved[0] < 100 and f"stopped by a signal after step {saved[0]}" in err
+    assert len(saved) == 1 and 3 <= saved[0] < 100 and f"step {saved[0]}" in err
     assert [r["step"] for r in curve(run_dir)] == list(range(1, saved[0] + 1))
     process = start(run_dir, *LONG, "--config.checkpoint.every_steps=0")
     _, err = process.communicate()
@@ -179,20 +180,20 @@ def test_resumes_on_another_mesh_and_microbatch(finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "sentence"),
+    ("override", "words"),
     [
-        ("--config.model.d_model=64", "config.model.d_model is 32 there and 64 here"),
-        ("--config.train.tokens=4096", "holds a checkpoint of step 20, and config.train.tokens=4096 ends at step 12"),
-        ("--config.seed=3", "config.seed is 0 there and 3 here"),
-        ("--config.train.batch_tokens=1024", "this config's batches would have consumed"),
-        ("--config.data.tokenizer=books", "config.model.vocab_size is 257 there and 4096 here"),
+        ("--config.model.d_model=64", "config.model.d_model .*32 .*64"),
+        ("--config.train.tokens=4096", "step 20.* config.train.tokens=4096 .*step 12"),
+        ("--config.seed=3", "config.seed .*0 .*3"),
+        ("--config.train.batch_tokens=1024", "batches .*consumed"),
+        ("--config.data.tokenizer=books", "config.model.vocab_size .*257 .*4096"),
     ],
 )
-def test_a_run_directory_of_another_run_is_refused(finished, capfd, override, sentence):
+def test_a_run_directory_of_another_run_is_refused(finished, capfd, override, words):
     before = contents(finished)
     assert train(finished, override) == exit_codes.USAGE
     message = capfd.readouterr().err
-    assert sentence in message.splitlines()[-1] and "Traceback" not in message
+    assert re.search(words, message.splitlines()[-1]) and "Traceback" not in message
     assert contents(finished) == before
 
 
@@ -200,7 +201,7 @@ def test_other_data_is_refused(finished, tmp_path, capfd):
     (tmp_path / "text.txt").write_text("some other words " * 2000)
     before = contents(finished)
     assert train(finished, f"--config.data.train={tmp_path}/*.txt") == exit_codes.USAGE
-    assert "trained on other data" in capfd.readouterr().err and contents(finished) == before
+    assert "other data" in capfd.readouterr().err and contents(finished) == before
 
 
 @pytest.mark.slow
@@ -223,7 +224,7 @@ def test_a_kill_inside_the_first_save_is_a_fresh_start(finished, tmp_path, capfd
     (run_dir / "checkpoints/000000008/checksums-00000.json").unlink()
     (run_dir / "checkpoints/000000099.orbax-checkpoint-tmp").mkdir()
     assert train(run_dir) == 0
-    assert "is unfinished (checksums-00000.json is missing)" in capfd.readouterr().err
+    assert "checksums-00000.json is missing" in capfd.readouterr().err
     assert [r["step"] for r in curve(run_dir)] == list(range(1, 21))
     left = {p.name for p in (run_dir / "checkpoints").iterdir()}
     assert left == {"000000008", "000000016", "000000020"}
@@ -280,7 +281,7 @@ def test_one_directory_one_training(tmp_path, capfd):
     with (run_dir / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert train(run_dir) == exit_codes.USAGE
-    assert f"another process is training in {run_dir}" in capfd.readouterr().err
+    assert re.search(f"another process.*{re.escape(str(run_dir))}", capfd.readouterr().err)
     assert [p.name for p in run_dir.iterdir()] == [".lock"]
 
 
@@ -298,7 +299,7 @@ def test_divergence_stops_with_its_own_code_and_saves_nothing_after(tmp_path, ca
     assert code == exit_codes.DIVERGED
     error = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
     assert len(error) == 1 and "nan" in error[0] and "at step" in error[0] and "peak_lr" in error[0]
-    with pytest.raises(ValueError, match=r"run: diverged, its loss is \S+ at step \d+"):
+    with pytest.raises(ValueError, match=r"run: diverged.* step \d+"):
         read_runs([tmp_path / "run"])
 
 
@@ -334,7 +335,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, capfd):
         (run_dir / "checkpoints" / name / "meta.json").write_text("")
     before = contents(run_dir)
     assert train(run_dir) == exit_codes.USAGE
-    assert "none of the checkpoints [8, 16, 20] is whole" in capfd.readouterr().err
+    assert "[8, 16, 20]" in capfd.readouterr().err
     assert contents(run_dir) == before
 
 

@@ -185,7 +185,7 @@ def test_missing_data_is_found_before_the_first_step(tasks, tmp_path, capsys):
     assert not (tmp_path / "wrong/metrics.jsonl").exists()
     assert in_loop(tmp_path / "unset", tasks, "") == exit_codes.USAGE
     said = capsys.readouterr().err
-    assert "config.eval.tasks_data is empty, and task choice reads local files" in said and "--data" not in said
+    assert "config.eval.tasks_data is empty" in said and "--data" not in said
     (tmp_path / "bare").mkdir()
     assert in_loop(tmp_path / "lacking", tasks, tmp_path / "bare") == exit_codes.USAGE
     said = capsys.readouterr().err

@@ -195,7 +195,7 @@ def test_numbers_of_a_file_that_nothing_can_hold_are_refused_by_name():
 
 
 def test_more_steps_than_can_be_counted_and_weights_beyond_floats():
-    with pytest.raises(ValueError, match=r"config\.train\.tokens=\d+ is more than \d+ steps"):
+    with pytest.raises(ValueError, match=r"config\.train\.tokens=\d+ .*\d+ steps"):
         resolve(change(train__tokens=2**53, train__batch_tokens=2048))
     with pytest.raises(ValueError, match=r"config\.data\.mixture"):
         resolve(change(data__train="", data__mixture=(("a", 10**400),)))
@@ -322,5 +322,5 @@ def test_a_config_of_before_a_knob_moved_is_read(before, now):
     assert getattr(getattr(cfg.freeze(values), section), name) == other
     del values["compute"]
     assert getattr(getattr(cfg.freeze(values), section), name) == other
-    with pytest.raises(ValueError, match=f"config.{before} is not a knob.*config.{now}"):
+    with pytest.raises(ValueError, match=f"config.{before} .*config.{now}"):
         check_knob(f"config.{before}")

@@ -45,12 +45,12 @@ def truncated(shard):
 
 
 FAULTS = {
-    flip: r"record \d+: damaged shard",
-    short: r"record 2: 4090 bytes instead of 2048 tokens",
-    empty: r"record 2: 0 bytes instead of 2048 tokens",
-    out_of_vocabulary: r"record 2, token 77: id 60000 is outside the vocabulary of 257",
-    truncated: r"record \d+: damaged shard",
-    lambda shard: shard.unlink(): r"record \d+: shard is missing",
+    flip: r"record \d+: .*damaged",
+    short: r"record 2: 4090 bytes .*2048 tokens",
+    empty: r"record 2: 0 bytes .*2048 tokens",
+    out_of_vocabulary: r"record 2, token 77: .*60000 .*vocabulary of 257",
+    truncated: r"record \d+: .*damaged",
+    lambda shard: shard.unlink(): r"record \d+: .*missing",
 }
 
 
@@ -107,7 +107,7 @@ def test_a_resume_reads_what_the_run_read(files, tmp_path):
     assert (known.known, known.new) == (bad.new, 0)
     assert [path.name for path in run_dir.iterdir()] == ["bad_records-3.jsonl"]
     (run_dir / "bad_records-3.jsonl").write_text('{"step": 1}\n{}\n')
-    with pytest.raises(ValueError, match="a line is no record of a sequence"), remembered(known, run_dir):
+    with pytest.raises(ValueError, match="no record"), remembered(known, run_dir):
         pass
 
 
@@ -115,7 +115,7 @@ def test_validation_is_replaced_too(files):
     data = config(files, "skip")
     expected = list(loader.validation_set(data, BYTES, T))
     out_of_vocabulary(files[-1])
-    with pytest.raises(ValueError, match="outside the vocabulary"):
+    with pytest.raises(ValueError, match="vocabulary"):
         list(loader.validation_set(data, BYTES, T))
     bad = bad_records.BadRecords()
     got = list(loader.validation_set(data, BYTES, T, bad))
@@ -125,7 +125,7 @@ def test_validation_is_replaced_too(files):
 
 def test_a_missing_shard_is_an_error_at_the_start_unless_it_is_to_be_skipped(files, caplog):
     files[2].unlink()
-    with pytest.raises(FileNotFoundError, match=f"{files[2].name}: shard is missing"):
+    with pytest.raises(FileNotFoundError, match=f"{files[2].name}.* missing"):
         loader.training_set(config(files, "error"), BYTES, T, 0)
     training(files)
     assert f"{files[2].name}: shard is missing" in caplog.text
@@ -135,7 +135,7 @@ def test_data_that_are_all_gone_are_an_error(files):
     dataset, bad = training(files)
     for file in files:
         file.unlink()
-    with pytest.raises(ValueError, match="shard is missing; nor can any of 100 other sequences be read"):
+    with pytest.raises(ValueError, match=r"missing.* 100 other sequences"):
         dataset[0]
     assert bad.new == 0
 

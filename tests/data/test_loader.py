@@ -147,7 +147,7 @@ def test_microbatches_beyond_the_ramp_are_not_read(training):
 def test_an_error_comes_at_its_step_with_its_message(training):
     iterator = batches(Counting(training, bad=9))
     next(iterator), next(iterator)
-    with pytest.raises(ValueError, match="tokens-00003: record 5 is damaged"):
+    with pytest.raises(ValueError, match=r"tokens-00003.* 5 .*damaged"):
         next(iterator)
 
 
@@ -213,18 +213,17 @@ def test_mixture_keeps_its_proportions_and_each_source_its_epochs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("train", "mixture", "message"),
+    ("train", "mixture", "words"),
     [
         ("x", (("a", 1.0),), "data.train must be ''"),
-        ("", (("a", 1.0), ("a", 2.0)), "names a source twice"),
-        ("", (("a", 1.0), ("b", 0.0)), "the weight of b must be positive, not 0.0"),
+        ("", (("a", 1.0), ("a", 2.0)), "twice"),
+        ("", (("a", 1.0), ("b", 0.0)), "weight of b .*0.0"),
         ("", (), "data.train is empty"),
     ],
 )
-def test_bad_mixtures(train, mixture, message):
-    with pytest.raises(ValueError) as caught:
+def test_bad_mixtures(train, mixture, words):
+    with pytest.raises(ValueError, match=words):
         loader.training_set(Data(train=train, mixture=mixture, tokenizer="bytes"), BYTES, T, 0)
-    assert message in str(caught.value)
 
 
 def test_evaluation_fills_the_last_batch_with_rows_that_do_not_count(data):
@@ -312,7 +311,7 @@ def test_damage_inside_a_large_cache_is_named_when_it_is_read(tmp_path, monkeypa
     folder, _ = prepare.cached(data, BYTES, "train")
     flip(next(folder.glob("*.array_record")))
     training = loader.training_set(data, BYTES, T, 0)
-    with pytest.raises(ValueError, match=f"this is a cache: delete {folder.parent}, "):
+    with pytest.raises(ValueError, match=f"cache.* {folder.parent}"):
         [training[i] for i in range(training.sequences)]
 
 
@@ -323,10 +322,8 @@ def test_a_damaged_token_directory_that_is_named_is_refused_and_kept(tmp_path, d
     data = Data(train=str(tokens), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
     DAMAGES[damage](tokens / shards.INDEX, next(tokens.glob("*.array_record")))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    words = {"index missing": "is a directory", "all gone": "no file matches", "bit flipped": "damaged shard"}
-    with pytest.raises(
-        (ValueError, FileNotFoundError), match=words.get(damage, "token directory and no cache")
-    ) as caught:
+    words = {"index missing": "directory", "all gone": "no file", "bit flipped": "damaged"}
+    with pytest.raises((ValueError, FileNotFoundError), match=words.get(damage, "no cache")) as caught:
         training = loader.training_set(data, BYTES, T, 0)
         [training[i] for i in range(training.sequences)]
     assert str(tokens) in str(caught.value) and "this is a cache" not in str(caught.value)
@@ -355,7 +352,7 @@ def test_hold_out_keeps_copies_together_and_needs_something_to_train_on():
     sides = {side: {t for s, t in prepare.hold_out(texts, 0.001, "x") if s == side} for side in ("train", "validation")}
     assert len(sides["validation"]) == 1
     assert len(sides["train"]) == 9
-    with pytest.raises(ValueError, match="all 3 documents fell to validation"):
+    with pytest.raises(ValueError, match=r"3 documents.* validation"):
         list(prepare.hold_out(["same"] * 3, 0.1, "x"))
 
 
@@ -375,15 +372,15 @@ def test_token_directories_are_used_as_they_are(tmp_path):
     assert training.tokens + held.tokens == total
     assert held.tokens == round(total * 0.25)
     assert not (tmp_path / "cache").exists()
-    with pytest.raises(ValueError, match="made with the tokenizer 'bytes', which differs"):
+    with pytest.raises(ValueError, match=r"tokenizer 'bytes'.*differs"):
         loader.training_set(data, tokenizer.load("books"), T, 0)
 
 
 def test_shards_are_not_written_to_buckets(tmp_path):
     source = write_documents(tmp_path / "a.jsonl", 3)
-    with pytest.raises(ValueError, match="gs://bucket: token shards are written to a local directory"):
+    with pytest.raises(ValueError, match=r"gs://bucket.*local"):
         loader.training_set(Data(train=source, cache_dir="gs://bucket"), BYTES, T, 0)
-    with pytest.raises(ValueError, match="are written to a local directory"):
+    with pytest.raises(ValueError, match="local directory"):
         prepare.prepare(source, BYTES, "gs://bucket/tokens")
 
 
@@ -415,9 +412,9 @@ def test_remote_token_directories_are_copied_and_verified(tmp_path, caplog):
 def test_too_little_data(tmp_path):
     (tmp_path / "a.txt").write_text("short " * 10)
     data = Data(train=str(tmp_path / "a.txt"), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(ValueError, match=r"a\.txt: 60 train tokens are too few for one sequence of 64 \+ 1"):
+    with pytest.raises(ValueError, match=r"a\.txt: 60 train tokens .*64 \+ 1"):
         loader.training_set(data, BYTES, 64, 0)
-    with pytest.raises(ValueError, match=r"2 validation tokens are too few .* raise config.data.validation_fraction"):
+    with pytest.raises(ValueError, match=r"2 validation tokens .*config\.data\.validation_fraction"):
         loader.validation_set(data, BYTES, 8)
-    with pytest.raises(ValueError, match="validation_fraction must lie between"):
+    with pytest.raises(ValueError, match="validation_fraction"):
         loader.training_set(Data(train=data.train, validation_fraction=0.0), BYTES, 64, 0)

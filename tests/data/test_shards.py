@@ -98,13 +98,13 @@ def test_missing_and_truncated_shards_are_seen_when_opened(many_shards):
     shard = sorted(directory.glob("*.array_record"))[1]
     content = shard.read_bytes()
     shard.write_bytes(content[:-1000])
-    with pytest.raises(ValueError, match=rf"{shard.name}: shard is truncated or damaged: {len(content) - 1000} bytes"):
+    with pytest.raises(ValueError, match=rf"{shard.name}: .*truncated.* {len(content) - 1000} bytes"):
         shards.TokenDataset(directory, T)
     shard.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{shard.name}: shard is missing"):
+    with pytest.raises(FileNotFoundError, match=rf"{shard.name}: .*missing"):
         shards.TokenDataset(directory, T)
     (directory / shards.INDEX).unlink()
-    with pytest.raises(FileNotFoundError, match=r"it has no index\.json"):
+    with pytest.raises(FileNotFoundError, match=r"no index\.json"):
         shards.TokenDataset(directory, T)
 
 
@@ -139,7 +139,7 @@ def test_a_zeroed_page_is_noticed(many_shards):
     content = bytearray(shard.read_bytes())
     content[1000:1400] = bytes(400)
     shard.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{shard.name}, record 0: damaged shard"):
+    with pytest.raises(ValueError, match=f"{shard.name}, record 0: .*damaged"):
         read_all(directory)
 
 
@@ -152,11 +152,11 @@ def test_ids_outside_the_vocabulary_and_short_records(many_shards):
     directory, stream = many_shards
     edit_index(directory, vocab_size=200)
     first = int(np.argmax(stream[: shards.RECORD_TOKENS]))
-    with pytest.raises(ValueError, match=rf"record 0, token {first}: id 256 is outside the vocabulary of 200"):
+    with pytest.raises(ValueError, match=rf"record 0, token {first}: .*256 .*vocabulary of 200"):
         read_all(directory)
     edit_index(directory, vocab_size=257, tokens=stream.size + 1)
     last = json.loads((directory / shards.INDEX).read_text())["shards"][-1]
-    with pytest.raises(ValueError, match=rf"{last['file']}, record {last['records'] - 1}: \d+ bytes instead of"):
+    with pytest.raises(ValueError, match=rf"{last['file']}, record {last['records'] - 1}: \d+ bytes"):
         shards.TokenDataset(directory, 1).read(stream.size - 1, stream.size)
 
 
@@ -164,13 +164,13 @@ def test_ids_outside_the_vocabulary_and_short_records(many_shards):
 def test_damaged_index(many_shards, content):
     directory, _ = many_shards
     (directory / shards.INDEX).write_text(content)
-    with pytest.raises(ValueError, match=r"index\.json: damaged index"):
+    with pytest.raises(ValueError, match=r"index\.json: .*damaged"):
         shards.TokenDataset(directory, T)
 
 
 def test_other_format_version(many_shards):
     edit_index(many_shards[0], format_version=99)
-    with pytest.raises(ValueError, match="format version 99"):
+    with pytest.raises(ValueError, match="version 99"):
         shards.TokenDataset(many_shards[0], T)
 
 
@@ -188,14 +188,14 @@ def test_prepare_keeps_the_order_of_documents(tmp_path, monkeypatch):
     expected = "".join(json.loads(line)["text"] + "<|endoftext|>" for line in source.read_text().splitlines())
     assert BYTES.decode(dataset.read(0, dataset.info.tokens)) == expected
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tokens"]
-    with pytest.raises(FileExistsError, match="is not overwritten"):
+    with pytest.raises(FileExistsError, match="not overwritten"):
         prepare.prepare(str(source), "bytes", tmp_path / "out/tokens")
 
 
 def test_a_failed_prepare_leaves_nothing(tmp_path):
     source = text_file(tmp_path)
     source.write_text(source.read_text() + "{broken\n")
-    with pytest.raises(ValueError, match=r"text\.jsonl:201: not JSON"):
+    with pytest.raises(ValueError, match=r"text\.jsonl:201: .*JSON"):
         prepare.prepare(str(source), BYTES, tmp_path / "out/tokens")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -264,7 +264,7 @@ def test_nothing_that_another_program_put_there_is_lost(tmp_path, monkeypatch):
 def test_unwritable_places_say_so(tmp_path):
     source = text_file(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot write token shards at .*SCALING_CACHE"):
+    with pytest.raises(OSError, match=r"cannot write .*SCALING_CACHE"):
         prepare.prepare(str(source), BYTES, tmp_path / "file/below/tokens")
 
 
@@ -280,7 +280,7 @@ def test_a_full_disk_says_where(tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr(shards.array_record_module, "ArrayRecordWriter", Full)
-    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/out") as caught:
+    with pytest.raises(OSError, match=f"No space left .*{tmp_path}/out") as caught:
         prepare.prepare(str(text_file(tmp_path)), BYTES, tmp_path / "out/tokens")
     assert caught.value.errno == 28
     assert list((tmp_path / "out").iterdir()) == []

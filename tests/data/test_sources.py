@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 import shlex
 import sys
 
@@ -71,7 +72,7 @@ def test_hidden_files_are_left_out_as_by_shells(tmp_path, pattern, expected):
 
 def test_a_link_to_no_file_is_named_as_one(tmp_path):
     (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
-    with pytest.raises(ValueError, match="is a link"):
+    with pytest.raises(ValueError, match="link"):
         sources.find(f"{tmp_path}/*.txt")
 
 
@@ -89,7 +90,7 @@ def test_what_a_message_advises_works_whatever_the_name_of_the_folder(tmp_path, 
     monkeypatch.chdir(tmp_path)
     expected = [f"{folder}/a::[1].txt", f"{folder}/b.txt"]
     for directory in (folder, f"{tmp_path}/{folder}", f"{folder}/"):
-        with pytest.raises(ValueError, match="is a directory; name its files by a glob such as ") as caught:
+        with pytest.raises(ValueError, match=r"directory.* glob") as caught:
             sources.find(directory)
         (advice,) = shlex.split(str(caught.value).partition("such as ")[2])
         assert read(advice) == expected
@@ -131,12 +132,12 @@ def test_progress_adds_up_to_the_stored_size(tmp_path):
     assert sum(seen) == sources.size(files) == sum(f.stat().st_size for f in tmp_path.iterdir())
 
 
-def bad(tmp_path, name, content, message, error=ValueError):
+def bad(tmp_path, name, content, words, error=ValueError):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(error) as caught:
         read(tmp_path / name)
-    assert message in str(caught.value)
+    assert re.search(words, str(caught.value))
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -151,17 +152,17 @@ GZIPPED = gzip.compress(b'{"text": "' + bytes(range(97, 123)) * 400 + b'"}\n', m
         ("a.txt", b"", "is empty"),
         ("a.txt.gz", gzip.compress(b"", mtime=0), "no documents with text"),
         ("a.jsonl", b"\n\n", "no documents with text"),
-        ("a.txt", b"abc \xff def", "not UTF-8: byte 0xff at offset 4"),
-        ("a.jsonl", b'{"text": "ok"}\n{"text": "\xe9"}\n', "not UTF-8: byte 0xe9 at offset 25"),
+        ("a.txt", b"abc \xff def", "UTF-8: .*0xff .*4"),
+        ("a.jsonl", b'{"text": "ok"}\n{"text": "\xe9"}\n', "UTF-8: .*0xe9 .*25"),
         ("a.jsonl", b'{"text": "ok"}\n{"text": oops}\n', "a.jsonl:2: not JSON"),
         ("a.jsonl", b'["text"]\n', "a.jsonl:1: a JSON object"),
         (
             "a.jsonl",
             b'{"text": "ok"}\n{"text": "x", "n": %s}\n' % (b"9" * 5000),
-            "a.jsonl:2 has a whole number of more",
+            "a.jsonl:2 .*4300 digits",
         ),
-        ("a.jsonl", b'{"body": "x", "id": 3}\n', "a.jsonl:1: no key 'text'; there are 'body', 'id'"),
-        ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: 'text' must be text, not 3"),
+        ("a.jsonl", b'{"body": "x", "id": 3}\n', "a.jsonl:1: .*'text'.*'body', 'id'"),
+        ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: 'text' .*3"),
         ("a.jsonl.gz", GZIPPED[:60], "damaged or truncated gzip"),
         ("a.jsonl.gz", b"plain text, not gzip", "damaged or truncated gzip"),
         ("a.csv", b"a,b", "unknown format"),
@@ -184,9 +185,9 @@ def test_parquet_without_the_column_or_with_null(tmp_path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
     parquet.write_table(pyarrow.table({"text": ["a", None]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a\.parquet: row 2: 'text' must be text, not null"):
+    with pytest.raises(ValueError, match=r"a\.parquet: row 2: 'text' .*null"):
         read(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="no column 'body'; there are 'text'"):
+    with pytest.raises(ValueError, match=r"'body'.* 'text'"):
         read(tmp_path / "a.parquet", text_key="body")
 
 
@@ -195,10 +196,10 @@ def test_parquet_with_bytes_that_are_no_text_or_two_columns_of_one_name(tmp_path
 
     bad_text = pyarrow.array([b"ok", b"abc \xff"] + [b"ok"] * 2000, pyarrow.binary()).view(pyarrow.string())
     parquet.write_table(pyarrow.table({"text": bad_text}), tmp_path / "a.parquet")
-    bad(tmp_path, "a.parquet", None, "a.parquet: row 2 is not UTF-8: byte 0xff at offset 4")
+    bad(tmp_path, "a.parquet", None, "a.parquet: row 2 .*0xff .*4")
     columns = [pyarrow.array([name]) for name in "abc"]
     parquet.write_table(pyarrow.Table.from_arrays(columns, ["text", "n", "text"]), tmp_path / "b.parquet")
-    bad(tmp_path, "b.parquet", None, "b.parquet: 2 columns have the name 'text'")
+    bad(tmp_path, "b.parquet", None, "b.parquet: 2 columns .*'text'")
     assert read(tmp_path / "b.parquet", text_key="n") == ["b"]
 
 

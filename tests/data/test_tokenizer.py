@@ -188,7 +188,7 @@ def test_gpt2_without_network_names_the_offline_way(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(tiktoken, "get_encoding", refuse)
-    with pytest.raises(OSError, match="offline, set config"):
+    with pytest.raises(OSError, match=r"offline.*config"):
         tokenizer.load("gpt2")
 
 
@@ -204,9 +204,9 @@ def test_a_byte_order_mark_before_ranks(tmp_path):
     [
         ("gtp2", None, FileNotFoundError, "none of gpt2, bytes, books"),
         ("a.model", b"not a model", ValueError, "not a sentencepiece model"),
-        ("a.txt", b"x", ValueError, "must end in .tiktoken or .model"),
+        ("a.txt", b"x", ValueError, ".tiktoken or .model"),
         ("a.tiktoken", b"IQ== 0\n??? 1\n", ValueError, "a.tiktoken:2: not a line"),
-        ("a.tiktoken", b"IQ== 0\n", ValueError, "no token for the byte 0x00"),
+        ("a.tiktoken", b"IQ== 0\n", ValueError, "byte 0x00"),
     ],
 )
 def test_bad_tokenizers(tmp_path, name, content, error, message):
@@ -229,13 +229,13 @@ def test_bad_gpt2_directories(tmp_path):
     (tmp_path / "vocab.bpe").write_text("\ufeff#version: 0.2\na b\nab c\n")
     assert tokenizer.load(str(tmp_path)).encode("abcab").tolist() == [257, 256]
     (tmp_path / "vocab.bpe").write_bytes(b"#version: 0.2\na \xff\n")
-    with pytest.raises(ValueError, match=r"vocab\.bpe: not UTF-8"):
+    with pytest.raises(ValueError, match=r"vocab\.bpe: .*UTF-8"):
         tokenizer.load(str(tmp_path))
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\nab c\na b\n")
-    with pytest.raises(ValueError, match="merge 2 does not agree"):
+    with pytest.raises(ValueError, match="merge 2 "):
         tokenizer.load(str(tmp_path))
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\n")
-    with pytest.raises(ValueError, match="1 merges and 256 bytes, but 258 tokens"):
+    with pytest.raises(ValueError, match=r"1 merges.* 258 tokens"):
         tokenizer.load(str(tmp_path))
     for content in ("[]", '{"a": null}', '{"a": "x"}', '{"a": %s}' % ("9" * 5000), "[" * 100_000):
         (tmp_path / "encoder.json").write_text(content)
@@ -248,9 +248,9 @@ def test_training_is_deterministic_and_never_overwrites(tmp_path):
     first = train_tokenizer(str(tmp_path / "*.txt"), 300, tmp_path / "new/a.model")
     second = train_tokenizer(str(tmp_path / "*.txt"), 300, tmp_path / "b.model")
     assert first.read_bytes() == second.read_bytes()
-    with pytest.raises(FileExistsError, match="is not overwritten"):
+    with pytest.raises(FileExistsError, match="not overwritten"):
         train_tokenizer(str(tmp_path / "*.txt"), 300, second)
-    for size, words in ((5000, r"5000 pieces .*at most"), (10, r"at least"), (0, "between"), (10**20, "between")):
+    for size, words in ((5000, r"5000.*at most"), (10, r"at least"), (0, "between"), (10**20, "between")):
         with pytest.raises(ValueError, match=words) as caught:
             train_tokenizer(str(tmp_path / "*.txt"), size, tmp_path / "c.model")
         assert not re.search("INTERNAL|src/|--|required_chars", str(caught.value))

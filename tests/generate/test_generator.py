@@ -168,12 +168,12 @@ def test_stop_strings_cut_and_are_found_in_any_chunk():
     ("prompts", "changes", "words"),
     [
         ([[1], []], {}, "prompt 2 is empty"),
-        ([[1] * 32], {}, "32 tokens, which leaves no room in the model's context of 32"),
-        ([[1] * 20], {"tokens": 13}, "and 13 new ones make 33, more than the model's context of 32; ask for .* 12"),
-        ([[1, tiny.VOCAB]], {}, "token 50, outside the vocabulary of 50"),
+        ([[1] * 32], {}, "32 tokens.* context of 32"),
+        ([[1] * 20], {"tokens": 13}, " 13 .* 33.* context of 32.* 12"),
+        ([[1, tiny.VOCAB]], {}, "token 50.* vocabulary of 50"),
         ([[-1]], {}, "token -1"),
-        ([[0.5]], {}, "must hold token ids"),
-        ([[1]], {"stop": ("x",)}, "need a tokenizer"),
+        ([[0.5]], {}, "token ids"),
+        ([[1]], {"stop": ("x",)}, "tokenizer"),
     ],
 )  # fmt: skip
 def test_wrong_prompts_are_refused(generator, prompts, changes, words):
@@ -195,7 +195,7 @@ def test_wrong_sampling_is_refused(changes):
 
 
 def test_a_tokenizer_of_another_model_is_refused():
-    with pytest.raises(ValueError, match="'bytes' has 257 tokens, but the model only 50"):
+    with pytest.raises(ValueError, match=r"'bytes' .*257 .*50"):
         tiny_generator(words=WORDS)
 
 

@@ -198,7 +198,7 @@ def test_bare_names_shards_masks_and_a_tied_head(folder, tmp_path):
     assert_same_trees(huggingface.load(folder)[1], params)
 
     (folder / "model-1.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"model-1\.safetensors is missing"):
+    with pytest.raises(FileNotFoundError, match=r"model-1\.safetensors.* missing"):
         huggingface.load(folder)
     (folder / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(ValueError, match="weight_map"):
@@ -280,13 +280,13 @@ def test_missing_files_are_refused(folder):
     with pytest.raises(FileNotFoundError, match="neither"):
         huggingface.load(folder)
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin.*convert it to model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin.*model\.safetensors"):
         huggingface.load(folder)
     (folder / "config.json").write_bytes(b"\xff{")
-    with pytest.raises(ValueError, match=r"config\.json is not UTF-8: byte 0xff at offset 0"):
+    with pytest.raises(ValueError, match=r"config\.json.* 0xff .* 0"):
         huggingface.load(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
         huggingface.load(folder)
 
 
@@ -302,7 +302,7 @@ def test_missing_files_are_refused(folder):
 )
 def test_models_without_an_equal_are_not_exported(tmp_path, name, change):
     model, params = huggingface.load(FIXTURES / name)
-    with pytest.raises(ValueError, match=f"config.model.{next(iter(change))}=.*cannot be exported"):
+    with pytest.raises(ValueError, match=f"config.model.{next(iter(change))}=.*exported"):
         huggingface.save(dataclasses.replace(model, **change), params, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -311,7 +311,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
     model, params = huggingface.load(FIXTURES / "gpt2")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="nothing was overwritten"):
+    with pytest.raises(FileExistsError, match=r"nothing .*overwritten"):
         huggingface.save(model, params, tmp_path / "full")
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["notes.txt"]
 
@@ -320,7 +320,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
 
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(safetensors.numpy, "save_file", full_disk)
-    with pytest.raises(OSError, match=r"empty could not be written: .*No space left"):
+    with pytest.raises(OSError, match=r"empty .*No space left"):
         huggingface.save(model, params, tmp_path / "empty")
     assert not list((tmp_path / "empty").iterdir())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "full"]

@@ -104,14 +104,14 @@ def test_wrong_ids_are_refused(ids, words):
 
 
 def test_what_is_no_model_is_refused(tmp_path, run):
-    with pytest.raises(FileNotFoundError, match=r"nowhere has no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere .*config\.json"):
         logits(tmp_path / "nowhere", IDS)
     path = tmp_path / "config.json"
     path.write_text("{}")
-    with pytest.raises(ValueError, match="neither 'config'"):
+    with pytest.raises(ValueError, match="'config'"):
         logits(tmp_path, IDS)
-    with pytest.raises(ValueError, match="not written by `scaling train`"):
+    with pytest.raises(ValueError, match="scaling train"):
         huggingface.export(tmp_path, tmp_path / "out")
     path.write_text((run[0] / "config.json").read_text())
-    with pytest.raises(ValueError, match="holds no checkpoint yet"):
+    with pytest.raises(ValueError, match="no checkpoint"):
         logits(tmp_path, IDS)

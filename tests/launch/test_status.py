@@ -110,7 +110,7 @@ def test_a_sweep_shows_runs_that_have_not_begun(run_dir, capsys):
     assert cli.main(["status", "--json"]) == 0
     assert [one["run"] for one in json.loads(capsys.readouterr().out)] == ["one"]
     assert cli.main(["status", "nowhere"]) == 2
-    assert "neither nowhere nor runs/nowhere is a folder" in capsys.readouterr().err
+    assert "runs/nowhere" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("runs", ["", f"{SHAPES}, [tokens(4096)]"])
@@ -199,7 +199,7 @@ def test_stop_kills_what_stands_still(run_dir):
 
 @pytest.mark.parametrize("name", ["", ".", "..", "-x", "a/b", "a b", "a;b", "$(x)", "a\nb", "x" * 129, "é"])
 def test_names_that_could_be_something_else_are_refused(name):
-    with pytest.raises(ValueError, match="cannot name a run"):
+    with pytest.raises(ValueError, match="name a run"):
         jobs.check_name(name)
 
 
@@ -223,9 +223,9 @@ def test_prices_are_read_or_refused(tmp_path):
     path.write_text("\ufeffv5e = 1.2\nH100 = -1\n[spot]\nv5e = 0.6\n")
     assert bill.price(path, "v5e", spot=False) == 1.2 and bill.price(path, "v5e", spot=True) == 0.6
     assert bill.price(path, "v6e", spot=False) is None
-    with pytest.raises(ValueError, match="H100 = -1 must be a price"):
+    with pytest.raises(ValueError, match="H100 = -1 "):
         bill.price(path, "H100", spot=False)
-    for text, said in (("v5e: 1.2", "is not TOML"), ("spot = 3", "must be a table")):
+    for text, said in (("v5e: 1.2", "TOML"), ("spot = 3", "spot.* table")):
         path.write_text(text)
         with pytest.raises(ValueError, match=said):
             bill.price(path, "v5e", spot=True)

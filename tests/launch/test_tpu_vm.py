@@ -151,7 +151,7 @@ def test_nothing_is_billed_without_consent(cloud):
         (("--labels=A=b",), "lower-case"),
         (("--labels=a=-b",), "lower-case"),  # Kubernetes refuses it
         (("--labels=a=b,a=c",), "a is given twice"),
-        (("--labels=scaling-launch=x",), "scaling-launch is the launcher's own"),
+        (("--labels=scaling-launch=x",), "scaling-launch is a label that the launcher sets"),
         (("--topology=v7x:2x2x1",), "use --target=gke"),
         (("--config.mesh.fsdp=3",), "config.mesh"),
     ],

@@ -62,7 +62,7 @@ def test_repeated_data_is_worth_less():
     points = with_loss(dataclasses.replace(points, columns={**points.columns, "unique": unique}), law, theta)
     fit = fit_law(points, "data_constrained", resamples=0)
     assert list(fit.theta.values()) == pytest.approx(theta, rel=1e-3)
-    with pytest.raises(ValueError, match="sees its unique tokens more than once"):
+    with pytest.raises(ValueError, match="more than once"):
         once = dataclasses.replace(points, columns={**points.columns, "unique": points["tokens"]})
         fit_law(once, "data_constrained")
 
@@ -129,7 +129,7 @@ def test_flat_optimum_is_reported():
     [
         (grid(1, 12), "only 1 value of params"),
         (grid(2, 12), "only 2 values of params"),
-        (grid(2, 2), "4 points are too few for the 5 parameters"),
+        (grid(2, 2), "4 points .*5 parameters"),
     ],
 )
 def test_what_cannot_be_told_is_refused(points, message):

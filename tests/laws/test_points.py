@@ -1,6 +1,7 @@
 """Tables and the command line: what is read, and what is said of bad ones."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -33,28 +34,28 @@ def test_runs_of_a_table_stay_together(tmp_path):
 
 @pytest.mark.parametrize("value", ["nan", "inf", "0", "-3", "", "much"])
 def test_bad_value_names_its_row(tmp_path, value):
-    with pytest.raises(ValueError, match=r"points\.csv:3: l is .* must be a positive number"):
+    with pytest.raises(ValueError, match=r"points\.csv:3: l is .* positive"):
         read_table(table(tmp_path, "1e6,2e7,4.5", f"2e6,4e7,{value}"), COLUMNS)
 
 
 def test_missing_column_is_named(tmp_path):
     path = table(tmp_path, "1e6,2e7,4.5")
-    with pytest.raises(ValueError, match="no column 'size'; it has n, t, l"):
+    with pytest.raises(ValueError, match=r"'size'.* n, t, l"):
         read_table(path, {"params": "size", "loss": "l"})
-    with pytest.raises(ValueError, match="no column 'loss'; name it with --loss=COL"):
+    with pytest.raises(ValueError, match=r"'loss'.* --loss=COL"):
         read_table(path, {})
-    with pytest.raises(ValueError, match="needs a column of params; name it with --params=COL"):
+    with pytest.raises(ValueError, match=r"params.* --params=COL"):
         read_table(path, {"loss": "l"})["params"]
 
 
 def test_bad_tables(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_table(tmp_path / "absent.csv", {})
-    with pytest.raises(ValueError, match="has no rows"):
+    with pytest.raises(ValueError, match="no rows"):
         read_table(table(tmp_path), {})
     lines = tmp_path / "points.jsonl"
     lines.write_text('{"loss": 1}\n{"loss": ')
-    with pytest.raises(ValueError, match=r"points\.jsonl:2 is not a JSON object"):
+    with pytest.raises(ValueError, match=r"points\.jsonl:2 .*JSON object"):
         read_table(lines, {})
 
 
@@ -74,18 +75,18 @@ def test_blanks_and_quotes_around_names_are_none_of_them(tmp_path, header):
     points = read_table(table(tmp_path, '1e6, "2e7", 4.5, "a, b"', "2e6,4e7 ,4.0,c ", header=header), COLUMNS, "who")
     assert points["tokens"].tolist() == [2e7, 4e7]
     assert points.runs == ("a, b", "c")
-    with pytest.raises(ValueError, match="no column 'size'; it has n, t, l, who"):
+    with pytest.raises(ValueError, match=r"'size'.* n, t, l, who"):
         read_table(tmp_path / "points.csv", {"params": "size"})
-    with pytest.raises(ValueError, match=r"points\.csv:1 has 2 columns 'n'"):
+    with pytest.raises(ValueError, match=r"points\.csv:1 .*2 columns 'n'"):
         read_table(table(tmp_path, "1,2,3", header='n, "n",l'), {})
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["1e6,2e7,4.5", "", "2e6,4e7"], r"points\.csv:4 has 2 of 3 columns"),
-        (["1e6,2e7,4.5", "2,000,000,4e7,4.0"], r"points\.csv:3 has 5 of 3 columns"),
-        (["1e6,2e7,4.5", "", "2e6,4e7,x"], r"points\.csv:4: l is 'x' but must be a positive number"),
+        (["1e6,2e7,4.5", "", "2e6,4e7"], r"points\.csv:4 .*2 of 3 columns"),
+        (["1e6,2e7,4.5", "2,000,000,4e7,4.0"], r"points\.csv:3 .*5 of 3 columns"),
+        (["1e6,2e7,4.5", "", "2e6,4e7,x"], r"points\.csv:4: l is 'x'"),
     ],
 )
 def test_bad_rows_are_named_by_their_line(tmp_path, rows, message):
@@ -94,14 +95,14 @@ def test_bad_rows_are_named_by_their_line(tmp_path, rows, message):
 
 
 def test_columns_of_one_name_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"points\.csv:1 has 2 columns 'l'"):
+    with pytest.raises(ValueError, match=r"points\.csv:1 .*2 columns 'l'"):
         read_table(table(tmp_path, "1e6,2e7,4.5,5", header="n,t,l,l"), COLUMNS)
 
 
 def test_other_encodings_are_refused_by_name(tmp_path):
     path = tmp_path / "points.csv"
     path.write_bytes("n,t,l,who\n1e6,2e7,4.5,Zoé\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"points\.csv is not UTF-8 text \(byte 24\)"):
+    with pytest.raises(ValueError, match=r"points\.csv .*UTF-8.* 24\b"):
         read_table(path, COLUMNS)
 
 
@@ -110,12 +111,12 @@ def test_jsonl(tmp_path):
     path.write_text('{"n": 1e6, "l": 4.5, "who": "a"}\n\n{"n": 2e6, "l": 4.0, "who": "b"}\n')
     assert read_table(path, {"params": "n", "loss": "l"}, "who").names == ("points.jsonl:1", "points.jsonl:3")
     for row, message in (
-        ('{"n": true, "l": 4}', "n is True but must be a positive number"),
-        ('{"n": 1%s, "l": 4}' % ("0" * 400), "n is 1.* but must be"),
-        ('{"l": 4}', "has no column 'n'"),
-        ('{"n": 1, "l": 4}', "has no column 'who'"),
-        ('{"n": 1, "l": 4, "who": "b", "unused": ' + "1" * 5000 + "}", "has a whole number of more than 4300 digits"),
-        ('{"n": 1, "l": 4, "who": "b", "unused": ' + "[" * 100000, "has lists or objects inside each other"),
+        ('{"n": true, "l": 4}', "n is True .*positive"),
+        ('{"n": 1%s, "l": 4}' % ("0" * 400), "n is 1.*positive"),
+        ('{"l": 4}', ".*'n'"),
+        ('{"n": 1, "l": 4}', ".*'who'"),
+        ('{"n": 1, "l": 4, "who": "b", "unused": ' + "1" * 5000 + "}", ".*4300 digits"),
+        ('{"n": 1, "l": 4, "who": "b", "unused": ' + "[" * 100000, ".*nested"),
     ):
         path.write_text('{"n": 1e6, "l": 4.5, "who": "a"}\n' + row)
         with pytest.raises(ValueError, match=rf"points\.jsonl:2:? {message}"):
@@ -169,7 +170,7 @@ def test_options_of_another_form_are_refused(tmp_path, capsys, form, option, bel
     path = table(tmp_path, "1e6,2e7,4.5")
     assert main(["fit", str(path), f"--form={form}", option]) == 2
     name = option.partition("=")[0]
-    assert f"{name} belongs to --form={belongs}, not {form}" in capsys.readouterr().err
+    assert re.search(f"{name} .*--form={belongs}, .*{form}", capsys.readouterr().err)
 
 
 def test_no_resamples_no_intervals(tmp_path, capsys):
@@ -197,7 +198,7 @@ def test_isoflop_says_what_is_fitted(tmp_path, capsys, curve):
     arguments = ["fit", str(path), "--form=isoflop", f"--curve={curve}", "--resamples=0"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert f"--curve={curve}" in out and "21 of 21 sizes are means of several runs" in out
+    assert f"--curve={curve}" in out and "21 of 21 sizes" in out
     assert "between runs of one size (21 degrees of freedom)" in out
     assert "7 of 7" in out or curve == "parabola"
     assert "[" not in out and "resamples" not in out

@@ -78,7 +78,7 @@ def test_power_and_frontier():
 
 
 def test_impossible_sizes_are_refused():
-    with pytest.raises(ValueError, match="one of --flops, --params, --tokens"):
+    with pytest.raises(ValueError, match="--flops, --params, --tokens"):
         predict(FIT)
-    with pytest.raises(ValueError, match=r"--flops=-1\.0 must be positive"):
+    with pytest.raises(ValueError, match=r"--flops=-1\.0 .*positive"):
         predict(FIT, flops=-1.0)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -48,17 +49,17 @@ def test_unusable_runs_are_left_out_aloud(tmp_path):
     points = read_runs([tmp_path])
     assert len(points) == 1
     empty, nan, short = points.left_out
-    assert "empty: has no validation loss yet" in empty
-    assert "nan: diverged, its loss is nan at step 2" in nan
-    assert "short: is not finished, 500 of 1,000 tokens" in short
-    with pytest.raises(ValueError, match=r"no run can be used: .*empty"):
+    assert re.search("empty: .*no validation loss", empty)
+    assert re.search("nan: diverged, .*nan .*step 2", nan)
+    assert re.search("short: .*not finished, 500 of 1,000", short)
+    with pytest.raises(ValueError, match=r"no run .*empty"):
         read_runs([tmp_path / "empty"])
 
 
 def test_losses_that_cannot_be_compared_are_refused(tmp_path):
     run(tmp_path, "a", [4.0])
     run(tmp_path, "b", [4.0], tokenizer="bytes")
-    with pytest.raises(ValueError, match=r"b has config\.data\.tokenizer='bytes' but .*a has 'gpt2'"):
+    with pytest.raises(ValueError, match=r"b .*config\.data\.tokenizer='bytes' .*a .*'gpt2'"):
         read_runs([tmp_path])
 
 
@@ -69,7 +70,7 @@ def test_a_tokenizer_is_told_by_its_fingerprint_where_runs_have_one(tmp_path):
         if fingerprint:
             path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_fingerprint": fingerprint}))
     assert len(read_runs([tmp_path / "a", tmp_path / "b"])) == 2
-    with pytest.raises(ValueError, match=r"c has tokenizer_fingerprint='02' but .*a has '01'"):
+    with pytest.raises(ValueError, match=r"c .*tokenizer_fingerprint='02' .*a .*'01'"):
         read_runs([tmp_path])
 
 
@@ -77,7 +78,7 @@ def test_other_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a run directory"):
         read_runs([tmp_path])
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="is not that of a run"):
+    with pytest.raises(ValueError, match="not that of a run"):
         read_runs([tmp_path])
     with pytest.raises(ValueError, match="--params=guessed"):
         read_runs([tmp_path], count="guessed")
@@ -95,7 +96,7 @@ def test_what_the_product_writes_beside_runs_is_passed_over(tmp_path, capsys):
     assert [path.name for path in find_runs(inside)] == ["run0", "run1", "run2", "run3"]
     assert len(collect(inside).points) == 4
     assert main(["fit", *map(str, inside), "--form=envelope", "--resamples=0"]) == 2
-    assert "the envelope of the curves touches" in capsys.readouterr().err  # it has read them
+    assert "envelope" in capsys.readouterr().err  # it has read them
     (tmp_path / "table.csv").write_text("params,loss\n1,2\n")
     (tmp_path / "empty").mkdir()
     for other in ("table.csv", "empty"):  # the user may mean these
@@ -127,27 +128,27 @@ def test_runs_that_did_not_begin_are_named(tmp_path):
     points = read_runs([tmp_path])
     assert len(points) == 1
     (sentence,) = points.left_out
-    assert "failed: has not begun, or failed before its first step; see train.log" in sentence
-    with pytest.raises(ValueError, match=r"no run can be used: .*failed: has not begun"):
+    assert re.search("failed: has not begun.* train.log", sentence)
+    with pytest.raises(ValueError, match=r"no run .*failed: "):
         read_runs([tmp_path / "failed"])
     (tmp_path / "failed/plan.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"failed/plan\.json is not that of a run"):
+    with pytest.raises(ValueError, match=r"failed/plan\.json .*not that of a run"):
         read_runs([tmp_path])
 
 
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ({"loss": None}, "its loss is null, not a positive number, at step 2"),
-        ({"loss": 0.0}, "its loss is 0.0, not a positive number, at step 2"),
-        ({"loss": -1}, "its loss is -1, not a positive number, at step 2"),
-        ({"loss": "4.0"}, 'its loss is "4.0", not a positive number, at step 2'),
-        ({"loss": True}, "its loss is true, not a positive number, at step 2"),
-        ({"loss": math.inf}, "diverged, its loss is inf at step 2"),
-        ({"grad_norm": math.nan}, "diverged, its gradient norm is nan at step 2"),
-        ({"tokens": None}, "its tokens are null, not a positive number, at step 2"),
-        ({"tokens": 0}, "its tokens are 0, not a positive number, at step 2"),
-        ({"step": None}, "its step is null, not a number, in its record 2"),
+        ({"loss": None}, "loss is null, .*positive.* step 2"),
+        ({"loss": 0.0}, "loss is 0.0, .*positive.* step 2"),
+        ({"loss": -1}, "loss is -1, .*positive.* step 2"),
+        ({"loss": "4.0"}, 'loss is "4.0", .*positive.* step 2'),
+        ({"loss": True}, "loss is true, .*positive.* step 2"),
+        ({"loss": math.inf}, "diverged, .*loss is inf .*step 2"),
+        ({"grad_norm": math.nan}, "diverged, .*gradient norm is nan .*step 2"),
+        ({"tokens": None}, "tokens are null, .*positive.* step 2"),
+        ({"tokens": 0}, "tokens are 0, .*positive.* step 2"),
+        ({"step": None}, "step is null, .*record 2"),
     ],
 )
 def test_records_that_are_no_numbers_leave_the_run_out(tmp_path, record, reason):
@@ -158,7 +159,7 @@ def test_records_that_are_no_numbers_leave_the_run_out(tmp_path, record, reason)
     path.write_text(f"{json.dumps(first)}\n{json.dumps(second | record)}\n")
     for curves in (False, True):
         (sentence,) = read_runs([tmp_path], curves=curves).left_out
-        assert sentence.endswith(f"odd: {reason}")
+        assert re.search(f"odd: .*{reason}$", sentence)
 
 
 @pytest.mark.parametrize("line", [1, 2])
@@ -171,9 +172,9 @@ def test_integers_of_too_many_digits_are_named_by_their_line(tmp_path, capsys, f
     lines[line - 1] = lines[line - 1][:-1] + f', "note": {"7" * 5000}}}'
     path.write_text("\n".join(lines) + "\n")
     assert main(["fit", str(tmp_path)]) == 2
-    assert f"{path}:{line} has a whole number of more than 4300 digits" in capsys.readouterr().err
+    assert re.search(rf"{path}:{line} .*4300 digits", capsys.readouterr().err)
     if line == 2:
-        with pytest.raises(ValueError, match=f"{file}, in a line near its end, has a whole number"):
+        with pytest.raises(ValueError, match=f"{file}, .*number"):
             last_record(path, "loss")
 
 
@@ -182,7 +183,7 @@ def test_integers_of_too_many_digits_in_whole_files(tmp_path, capsys, file):
     path = tmp_path / file
     path.write_text('{"form": "isoflop", "note": ' + "7" * 5000 + "}")
     assert main(["predict", str(path), "--flops=1"] if file == "fit.json" else ["fit", str(tmp_path)]) == 2
-    assert f"{path} has a whole number of more than 4300 digits" in capsys.readouterr().err
+    assert re.search(f"{path} .*4300 digits", capsys.readouterr().err)
 
 
 def test_plot_passes_over_records_without_a_loss(tmp_path):
@@ -195,15 +196,15 @@ def test_plot_passes_over_records_without_a_loss(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v["config"]["train"].pop("tokens"), "train.tokens is null but must be a positive number"),
-        (lambda v: v.update(flops_per_token=0), "flops_per_token is 0 but must be a positive number"),
-        (lambda v: v["config"].update(data=5), "is not that of a run"),
+        (lambda v: v["config"]["train"].pop("tokens"), "train.tokens is null"),
+        (lambda v: v.update(flops_per_token=0), "flops_per_token is 0"),
+        (lambda v: v["config"].update(data=5), "not that of a run"),
     ],
 )
 def test_damaged_configs_are_refused(tmp_path, change, message):
     run(tmp_path, "a", [4.0])
     edit(tmp_path / "a/config.json", change)
-    with pytest.raises(ValueError, match=rf"a/config\.json:? {message}"):
+    with pytest.raises(ValueError, match=rf"a/config\.json:? .*{message}"):
         read_runs([tmp_path])
 
 
@@ -212,7 +213,7 @@ def test_other_lengths_of_sequences_are_refused(tmp_path, section, knob):
     run(tmp_path, "a", [4.0])
     run(tmp_path, "b", [4.1])
     edit(tmp_path / "b/config.json", lambda v: v["config"][section].update({knob: 16}))
-    with pytest.raises(ValueError, match=r"b has config\.train\.sequence_length=16 but .*a has 8"):
+    with pytest.raises(ValueError, match=r"b .*config\.train\.sequence_length=16 .*a .*8"):
         read_runs([tmp_path])
 
 
@@ -220,7 +221,7 @@ def test_other_validation_sets_are_refused(tmp_path):
     run(tmp_path, "a", [4.0])
     run(tmp_path, "b", [4.1])
     edit(tmp_path / "b/config.json", lambda v: v["config"]["eval"].update(tokens=64))
-    with pytest.raises(ValueError, match=r"b has eval_tokens=64 but .*a has 1048576"):
+    with pytest.raises(ValueError, match=r"b .*eval_tokens=64 .*a .*1048576"):
         read_runs([tmp_path])
     assert len(read_runs([tmp_path], loss="training")) == 2
     for name in ("a", "b"):  # both were cut to the same held-out data
@@ -235,7 +236,7 @@ def test_copies_count_once(tmp_path):
     points = read_runs([tmp_path, tmp_path / "a"])
     assert points["loss"].tolist() == [4.0, 4.1]
     (sentence,) = points.left_out
-    assert "b: is a copy of " in sentence and sentence.endswith("a, with the same parameters, tokens and loss")
+    assert "b: is a copy of " in sentence and "a, with the same" in sentence
 
 
 def test_reasons_say_how_far_a_run_is(tmp_path):
@@ -248,9 +249,9 @@ def test_reasons_say_how_far_a_run_is(tmp_path):
     run(tmp_path, "unvalidated", [5.0, 4.0])
     (tmp_path / "unvalidated/evals.jsonl").write_text("")
     early, late, unvalidated = read_runs([tmp_path]).left_out
-    assert early.endswith("early: is not finished, 500 of 1,000 tokens")
-    assert late.endswith("late: is not finished, 750 of 1,000 tokens")
-    assert unvalidated.endswith("unvalidated: has no validation loss of its end")
+    assert re.search("early: .*500 of 1,000", early)
+    assert re.search("late: .*750 of 1,000", late)
+    assert re.search("unvalidated: .*no validation loss", unvalidated)
 
 
 def test_fit_names_what_was_left_out_once(tmp_path, capsys):
@@ -272,4 +273,4 @@ def test_constant_loss_is_refused(tmp_path, capsys):
         run(tmp_path, f"r{layers}", [4.0], layers=layers)
     for form in ("--form=power --against=params", "--form=isoflop"):
         assert main(["fit", str(tmp_path), *form.split()]) == 2
-        assert "the 6 points have only 1 value of loss (4)" in capsys.readouterr().err
+        assert "1 value of loss (4)" in capsys.readouterr().err

@@ -135,5 +135,5 @@ def test_abstract_tree_matches_the_real_one(params):
 
 
 def test_too_long_a_sequence_is_refused(params):
-    with pytest.raises(ValueError, match="40 tokens do not fit the 32 positions"):
+    with pytest.raises(ValueError, match=r"40 tokens .*32 positions"):
         decoder.merge(tiny.network(), params)(np.zeros((1, 40), np.int32))

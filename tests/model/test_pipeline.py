@@ -298,48 +298,43 @@ def test_stages_take_the_slices_first(mesh, data, first):
 REFUSED = {
     "layers": (
         dict(mesh=cfg.Mesh(stage=3), devices=3, batch_tokens=768, microbatch_sequences=24),
-        "config.mesh.stage=3 must divide the 4 repetitions of config.model.attention_pattern in "
-        "config.model.num_layers=8, as 2 or 4 would",
+        "config.mesh.stage=3 .*4 .*config.model.attention_pattern .*config.model.num_layers=8, .*2 or 4",
     ),
-    "pattern": (dict(mesh=cfg.Mesh(stage=8)), "config.mesh.stage=8 must divide the 4 repetitions"),
+    "pattern": (dict(mesh=cfg.Mesh(stage=8)), "config.mesh.stage=8 .*4 repetitions"),
     "slices": (
         dict(mesh=cfg.Mesh(stage=2, slices=3)),
-        "config.mesh.stage=2 and config.mesh.slices=3: one must divide the other, so that each stage has whole slices, "
-        "or each slice whole stages",
+        "config.mesh.stage=2 .*config.mesh.slices=3.* divide",
     ),
     "no stages": (
         dict(parts=4),
-        "config.train.pipeline_microbatches=4 needs config.mesh.stage > 1; must be 0 without stages",
+        "config.train.pipeline_microbatches=4 .*config.mesh.stage > 1.* 0",
     ),
     "parts": (
         dict(mesh=cfg.Mesh(stage=2), parts=3),
-        "config.train.pipeline_microbatches=3 must be a multiple of config.mesh.stage=2, as 2 or 4 would be",
+        "config.train.pipeline_microbatches=3 .*config.mesh.stage=2, .*2 or 4",
     ),
     "rows": (
         dict(mesh=cfg.Mesh(stage=2, fsdp=4), parts=8),
-        "config.train.microbatch_sequences=16 must be a multiple of the 8 parts (config.train.pipeline_microbatches) "
-        "for each of the 4 shards of a stage, as 32 would be",
+        "config.train.microbatch_sequences=16 .*8 .*config.train.pipeline_microbatches.* 4 shards .*32",
     ),
     "devices": (
         dict(mesh=cfg.Mesh(stage=2, slices=4, fsdp=4)),
-        "config.mesh: stage=2 * slices/stage=2 * fsdp=4 * tensor=1 asks for 16 devices but there are 8 devices; "
-        "stage*slices/stage*fsdp*tensor must divide that",
+        "stage=2 .*slices/stage=2 .*fsdp=4 .*16 devices .*8 devices",
     ),
     "tasks": (
         dict(mesh=cfg.Mesh(stage=2), eval=cfg.Eval(tasks="copa")),
-        "config.eval.tasks='copa' does not run through a pipeline; must be empty with config.mesh.stage=2: use scaling "
-        "evaluate on the run directory",
+        "config.eval.tasks='copa' .*empty with config.mesh.stage=2.* scaling evaluate",
     ),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_impossible_pipelines_are_refused(name):
-    values, sentence = REFUSED[name]
+    values, words = REFUSED[name]
     values = dict(values)
     evaluation = values.pop("eval", cfg.Eval())
     devices = values.pop("devices", 8)
-    with pytest.raises(ValueError, match=re.escape(sentence)):
+    with pytest.raises(ValueError, match=words):
         resolve(dataclasses.replace(config(**values), eval=evaluation), device_count=devices)
 
 
@@ -361,6 +356,6 @@ def test_without_a_pipeline_a_mesh_with_stages_is_refused():
     params = decoder.initialize(tiny.model(), jax.random.key(0))
     with (
         jax.set_mesh(make_mesh(cfg.Mesh(stage=2))),
-        pytest.raises(ValueError, match="the layers lie in 2 stages of the mesh"),
+        pytest.raises(ValueError, match="2 stages"),
     ):
         decoder.merge(tiny.network(), params)(np.zeros((8, 16), np.int32))

@@ -42,8 +42,12 @@ def documents(length):
 
 
 def with_gradients(function, q, k, v, weights):
-    out, back = jax.vjp(function, q, k, v)
-    return out, *back(weights)
+    @jax.jit
+    def run(q, k, v, weights):
+        out, back = jax.vjp(function, q, k, v)
+        return out, *back(weights)
+
+    return run(q, k, v, weights)
 
 
 def reference(tensors, window=0, segments=None):
@@ -258,9 +262,7 @@ MESHES = {
     "context2": cfg.Mesh(data=1, context=2),
     "context4": cfg.Mesh(data=1, context=4),
     "context8": cfg.Mesh(data=1, context=8),
-    "data2-context2": cfg.Mesh(data=2, context=2),
     "fsdp2-context4": cfg.Mesh(data=1, fsdp=2, context=4),
-    "context4-tensor2": cfg.Mesh(data=1, context=4, tensor=2),
     "data2-context2-tensor2": cfg.Mesh(data=2, context=2, tensor=2),
     "fsdp2-context2-tensor2": cfg.Mesh(data=1, fsdp=2, context=2, tensor=2),
 }
@@ -274,7 +276,14 @@ def one_device():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [*((name, "plain") for name in MESHES), ("context4", "documents"), ("fsdp2-context2-tensor2", "documents")],
+    [
+        ("context2", "plain"),
+        ("context8", "plain"),
+        ("fsdp2-context4", "plain"),
+        ("data2-context2-tensor2", "plain"),
+        ("context4", "documents"),
+        ("fsdp2-context2-tensor2", "documents"),
+    ],
 )
 def test_training_is_the_same_on_meshes_with_context(name, kind, one_device):
     """Losses and gradient norms to 1e-5, and the weights afterwards."""
@@ -348,21 +357,21 @@ def test_memory_a_device_falls_with_the_context_axis():
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "words"),
     [
-        (dict(sequence_length=36, batch_tokens=36 * 8), "config.train.sequence_length=36 must be a multiple of 8"),
-        (dict(dropout_attention=0.1), "config.model.dropout_attention=0.1 must be 0 with config.mesh.context=4"),
-        (dict(d_model=36, num_heads=4), "config.mesh.context=4 times config.mesh.fsdp=2 must divide"),
-        (dict(context=3), "asks for 6 devices but there are 8"),
+        (dict(sequence_length=36, batch_tokens=36 * 8), "config.train.sequence_length=36 .*8"),
+        (dict(dropout_attention=0.1), "config.model.dropout_attention=0.1 .*0 .*config.mesh.context=4"),
+        (dict(d_model=36, num_heads=4), "config.mesh.context=4 .*config.mesh.fsdp=2 .*divide"),
+        (dict(context=3), "6 devices .*8 devices"),
     ],
 )
-def test_what_a_ring_cannot_do_is_refused(changes, sentence):
+def test_what_a_ring_cannot_do_is_refused(changes, words):
     def of(cls):
         return {k: v for k, v in changes.items() if k in {f.name for f in dataclasses.fields(cls)}}
 
     config = tiny.config({"context_length": 64} | of(cfg.Model), **of(cfg.Train))
     config = dataclasses.replace(config, mesh=cfg.Mesh(**({"data": 1, "fsdp": 2, "context": 4} | of(cfg.Mesh))))
-    with pytest.raises(ValueError, match=sentence.replace("*", r"\*")) as refused:
+    with pytest.raises(ValueError, match=words) as refused:
         resolve(config, device_count=8)
     assert "\n" not in str(refused.value)
 

@@ -44,7 +44,7 @@ def test_the_objective_of_the_page_is_direct_preference_optimisation():
 
     reference = jax.device_get(reference)
     with jax.set_mesh(one_device()):
-        (loss, ratio), grads = jax.value_and_grad(by_whole_logits, has_aux=True)(params)
+        (loss, ratio), grads = jax.jit(jax.value_and_grad(by_whole_logits, has_aux=True))(params)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     norm = np.sqrt(sum(float(jnp.square(g).sum()) for g in jax.tree.leaves(grads)))
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)

@@ -62,12 +62,12 @@ def test_value_and_gradients_equal_the_whole_logits(chunk, mesh, bias):
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(make_mesh(mesh)):
         (value, found), grads = run(HIDDEN, output)
         other, other_grads = jax.jit(jax.value_and_grad(ratio, (0, 1)))(HIDDEN, output)
-    want, want_grads = jax.value_and_grad(reference, (0, 1))(HIDDEN, output)
+    want, want_grads = jax.jit(jax.value_and_grad(reference, (0, 1)))(HIDDEN, output)
     np.testing.assert_allclose(value, 2 * want, rtol=1e-6)
     np.testing.assert_allclose(found, scores(HIDDEN, output)[0], atol=1e-5)
     for got, expected in zip(*map(jax.tree.leaves, (grads, want_grads)), strict=True):
         np.testing.assert_allclose(got, 2 * expected, atol=5e-6)
-    want, want_grads = jax.value_and_grad(wanted, (0, 1))(HIDDEN, output)
+    want, want_grads = jax.jit(jax.value_and_grad(wanted, (0, 1)))(HIDDEN, output)
     np.testing.assert_allclose(other, want, rtol=1e-5)
     for got, expected in zip(*map(jax.tree.leaves, (other_grads, want_grads)), strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-5)

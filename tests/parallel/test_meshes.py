@@ -10,12 +10,9 @@ from scaling.train import state as train_state
 from tests import tiny
 
 STEPS = 20
+# Each axis at its largest, and axes together: a smaller size of an axis takes the same paths through the code. Meshes
+# with the axis `context` are in tests/model/test_ring.py, those with `stage` in tests/model/test_pipeline.py.
 MESHES = {
-    "data2": (2, cfg.Mesh()),
-    "fsdp2": (2, cfg.Mesh(fsdp=2)),
-    "tensor2": (2, cfg.Mesh(tensor=2)),
-    "fsdp4": (4, cfg.Mesh(fsdp=4)),
-    "data2-tensor2": (4, cfg.Mesh(tensor=2)),
     "data8": (8, cfg.Mesh()),
     "fsdp8": (8, cfg.Mesh(fsdp=8)),
     "data2-fsdp2-tensor2": (8, cfg.Mesh(fsdp=2, tensor=2)),
@@ -26,7 +23,7 @@ MESHES = {
 
 @pytest.fixture(scope="module")
 def one_device():
-    return tiny.train(tiny.config(), STEPS)
+    return tiny.train_on_one(STEPS)
 
 
 FAST = ("data2-fsdp2-tensor2",)
@@ -53,7 +50,7 @@ def test_dropout_is_the_same_on_every_mesh():
     alone, _ = tiny.train(config, 3)
     sharded, _ = tiny.train(config, 3, cfg.Mesh(fsdp=2, tensor=2), 8)
     np.testing.assert_allclose(sharded, alone, rtol=1e-5)
-    assert np.abs(np.subtract(alone, tiny.train(tiny.config(), 3)[0])).max() > 1e-4
+    assert np.abs(np.subtract(alone, tiny.train_on_one(STEPS)[0][:3])).max() > 1e-4
 
 
 def test_state_is_really_sharded():
@@ -101,7 +98,7 @@ def test_the_gradient_of_a_gathered_parameter_is_asked_for_in_shards():
 
 @pytest.mark.parametrize("mesh", [cfg.Mesh(fsdp=3), cfg.Mesh(data=4, tensor=4), cfg.Mesh(data=1), cfg.Mesh(slices=16)])
 def test_a_mesh_that_does_not_fit_is_refused(mesh):
-    with pytest.raises(ValueError, match="does not make the 8 devices present"):
+    with pytest.raises(ValueError, match="8 devices"):
         make_mesh(mesh)
 
 

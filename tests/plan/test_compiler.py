@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import re
 
 import pytest
 
@@ -150,12 +151,12 @@ def test_a_layout_that_makes_arrays_whole_is_refused(monkeypatch, capsys):
     arguments = ["plan", "--config=experiments/gpt3/125m.py", "--topology=v5e:2x4", *small]
     assert cli.main(arguments) == exit_codes.USAGE
     said = capsys.readouterr().err
-    assert "the compiler makes arrays whole to lay them out anew on v5e:2x4" in said
+    assert re.search("arrays whole.* v5e:2x4", said)
     assert len(said.strip().splitlines()) == 2  # what is compiled, and the sentence
 
 
 def test_its_topologies_are_known():
     for name in ("v4:2x2x1", "v5p:2x2x1", "v5e:2x2", "v6e:2x2", "v7x:2x2x1"):
         assert len(topology.devices(name)) == topology.count(name, 1)
-    with pytest.raises(ValueError, match="--topology=v5e:3x5: the TPU compiler refuses it"):
+    with pytest.raises(ValueError, match=r"--topology=v5e:3x5.*refuses"):
         topology.devices("v5e:3x5")

@@ -103,12 +103,12 @@ def test_a_program_that_jax_cannot_print_is_read_from_the_compilers_own_file(mon
 
     assert compiled.compile_lowered(Lowered())[1] == ASYNC
     monkeypatch.setattr(Lowered, "compile", lambda self, compiler_options: self)
-    with pytest.raises(ValueError, match="async-update instruction should have 1 operands"):
+    with pytest.raises(ValueError, match=r"async-update .*1 operands"):
         compiled.compile_lowered(Lowered())
 
 
 def test_a_text_that_is_no_program_is_refused():
-    with pytest.raises(ValueError, match="no ENTRY computation"):
+    with pytest.raises(ValueError, match="ENTRY"):
         hlo.parse("HloModule nothing\n")
 
 

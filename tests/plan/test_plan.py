@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 
@@ -93,32 +94,32 @@ def test_what_does_not_fit_is_said_and_exits_so(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "words"),
     [
         ([], "needs --config=FILE"),
-        ([XL], "needs --topology=NAME to compile, or --device=KIND"),
-        ([XL, "--topology=v5e:4x4", "--device=v5e"], "needs --topology=NAME to compile, or --device=KIND"),
-        ([XL, "--topology=v9:4x4"], "'v9' is no TPU that is known; one of v4, v5p"),
-        ([XL, "--topology=v5e:4x4x4"], "sizes of v5e must be like v5e:4x8"),
-        ([XL, "--topology=v5p:4x4"], "sizes of v5p must be like v5p:4x4x8"),
-        ([XL, "--topology=v5e:4x4", "--slices=0"], "--slices=0 must be at least 1"),
-        ([XL, "--topology=v5e:4x4", "--devices=3"], "--devices belongs to --device"),
-        ([XL, "--device=v5e"], "--device=v5e needs --devices=N"),
-        ([XL, STEADY, "--device=abacus", "--devices=4"], "--device=abacus is no chip that is known; one of v7x"),
-        ([XL, "--device=v5e", "--devices=4", "--step=eval"], "--step=eval needs --topology"),
-        ([XL, "--device=v5e", "--devices=4", "--step=generate"], "--step=generate needs --topology"),
-        ([XL, "--topology=v5e:4x4", "--batch_size=4"], "--batch_size, --prompt_tokens, --tokens belong to --step=gen"),
-        ([XL, "--topology=v5e:4x4", "--step=generate", "--tokens=1"], "--tokens=1 must be at least 2"),
-        ([XL, "--topology=v5e:4x4", "--step=generate", "--batch_size=0"], "--batch_size=0 must be at least 1"),
-        ([XL, "--device=v5e", "--devices=4", "--price=0"], "must be a number more than 0"),
-        ([XL, "--device=v5e", "--devices=4", "--price=inf"], "must be a number more than 0"),
-        ([XL, "--device=v5e", "--devices=4", "--top=-1"], "--top=-1 must be 0 or more"),
+        ([XL], "--topology=NAME .*--device=KIND"),
+        ([XL, "--topology=v5e:4x4", "--device=v5e"], "--topology=NAME .*--device=KIND"),
+        ([XL, "--topology=v9:4x4"], "'v9' .*v4, v5p"),
+        ([XL, "--topology=v5e:4x4x4"], "v5e .*v5e:4x8"),
+        ([XL, "--topology=v5p:4x4"], "v5p .*v5p:4x4x8"),
+        ([XL, "--topology=v5e:4x4", "--slices=0"], "--slices=0 .*1"),
+        ([XL, "--topology=v5e:4x4", "--devices=3"], "--devices .*--device"),
+        ([XL, "--device=v5e"], "--device=v5e .*--devices=N"),
+        ([XL, STEADY, "--device=abacus", "--devices=4"], "--device=abacus .*v7x"),
+        ([XL, "--device=v5e", "--devices=4", "--step=eval"], "--step=eval .*--topology"),
+        ([XL, "--device=v5e", "--devices=4", "--step=generate"], "--step=generate .*--topology"),
+        ([XL, "--topology=v5e:4x4", "--batch_size=4"], "--batch_size, --prompt_tokens, --tokens .*--step=gen"),
+        ([XL, "--topology=v5e:4x4", "--step=generate", "--tokens=1"], "--tokens=1 .*2"),
+        ([XL, "--topology=v5e:4x4", "--step=generate", "--batch_size=0"], "--batch_size=0 .*1"),
+        ([XL, "--device=v5e", "--devices=4", "--price=0"], "--price=0.* more than 0"),
+        ([XL, "--device=v5e", "--devices=4", "--price=inf"], "--price=inf.* more than 0"),
+        ([XL, "--device=v5e", "--devices=4", "--top=-1"], "--top=-1 .*0 or more"),
         ([XL, "--device=v5e", "--devices=3"], "must divide that"),
     ],
 )
-def test_mistakes(arguments, sentence, capsys):
+def test_mistakes(arguments, words, capsys):
     assert cli.main(["plan", *arguments]) == exit_codes.USAGE
-    assert sentence in capsys.readouterr().err
+    assert re.search(words, capsys.readouterr().err)
 
 
 def test_sizes_of_topologies():
@@ -275,12 +276,12 @@ def test_a_compiled_plan_is_kept_and_not_lost_where_it_cannot_be(monkeypatch, tm
     for damaged in (b"", b"{}", b"[1]", b"\xff", kept.read_bytes()[:-9]):
         kept.write_bytes(damaged)
         assert plan.compiled(config, "v5e:4x4", 1).seconds > 0
-        assert f"{kept} is damaged and is made again" in capsys.readouterr().err
+        assert f"{kept} is damaged" in capsys.readouterr().err
     assert len(compiled) == 6
     (tmp_path / "file").touch()
     monkeypatch.setenv("SCALING_CACHE", str(tmp_path / "file"))
     assert plan.compiled(config, "v5e:4x4", 1).seconds > 0
-    assert "the result is not kept (Not a directory" in capsys.readouterr().err
+    assert "not kept (Not a directory" in capsys.readouterr().err
     monkeypatch.setenv("SCALING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_something=1")
     plan.compiled(config, "v5e:4x4", 1)
@@ -299,7 +300,7 @@ def test_without_the_compiler_its_extra_is_named(monkeypatch):
         raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
 
     monkeypatch.setattr(topologies, "get_topology_desc", absent)
-    with pytest.raises(ValueError, match=r"the TPU compiler is not installed; pip install 'scaling\[plan\]'"):
+    with pytest.raises(ValueError, match=r"TPU compiler.* pip install 'scaling\[plan\]'"):
         topology.devices("v5e:2x2")
 
 
@@ -307,11 +308,11 @@ def test_less_than_what_should_stay_free_is_said():
     config = resolved("experiments/gpt3/1300m.py", 16, "mesh.fsdp=16", "train.microbatch_sequences=64")
     guess = plan.estimated(config, "v5e", 16)
     tight = dataclasses.replace(guess, memory={"params": int(0.97 * guess.hbm)})
-    assert "3 % to spare, less than the 5 % that should stay free: params" in command.to_text("1300m", tight, None)
+    assert re.search("3 % .*5 % .*free: params", command.to_text("1300m", tight, None))
     assert "should stay free" not in command.to_text("1300m", guess, None)
 
 
 def test_search_says_what_is_missing(capsys):
     arguments = ["--config=experiments/gpt3/175b.py", "--device=v5e", "--devices=8", "--search"]
     assert cli.main(["plan", *arguments]) == exit_codes.USAGE
-    assert "nothing fits 8 x v5e: the leanest layout needs" in capsys.readouterr().err
+    assert "nothing fits 8 x v5e" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The layouts that ship, and the table of what they take."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_a_layout_trains_the_papers_batch_on_all_chips(size, where):
 
 
 def test_another_topology_is_refused_with_those_that_there_are():
-    with pytest.raises(ValueError, match="no layout of 13b for 'v4:2x2x1'; there are some for v5e:16x16, v5p:4x4x8"):
+    with pytest.raises(ValueError, match=r"13b .*'v4:2x2x1'.* v5e:16x16, v5p:4x4x8"):
         recipes.gpt3("13b", "v4:2x2x1")
 
 
@@ -57,7 +58,7 @@ def test_the_table_says_what_each_layout_takes(monkeypatch, capsys):
     shown, told = capsys.readouterr()
     rows = [[cell.strip() for cell in line.split("|")] for line in shown.splitlines()]
     assert rows[2][1:5] == ["1300m", "v5e:4x8", "32", "fsdp=32"]
-    assert "does not fit: 7.00G more than there is" in rows[3]
+    assert any(cell.startswith("does not fit: 7.00G") for cell in rows[3])
     parts = rows[-2]
     assert parts[1:4] == ["1300m", "v5e:4x8", "1,000 ms"]
     assert parts[4] == "60.0 %" and parts[9:13] == ["10.0 %", "25.0 %", "5.0 %", "940"]
@@ -65,17 +66,17 @@ def test_the_table_says_what_each_layout_takes(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "words"),
     [
-        (["--table", "1b"], "--table: '1b' has no layouts; one of 125m, 350m"),
-        (["--table", "--device=v5e"], "--table has its own configs and topologies"),
-        (["--table", "--config=experiments/gpt3/125m.py"], "--table has its own configs and topologies"),
-        (["--table", "--json"], "it goes with --fresh alone"),
-        (["--table", "--slices=2"], "it goes with --fresh alone"),
-        (["--table", "--config.compute.remat=full"], "it goes with --fresh alone"),
+        (["--table", "1b"], "--table: '1b' .*125m, 350m"),
+        (["--table", "--device=v5e"], "--table .*own configs"),
+        (["--table", "--config=experiments/gpt3/125m.py"], "--table .*own configs"),
+        (["--table", "--json"], "--fresh"),
+        (["--table", "--slices=2"], "--fresh"),
+        (["--table", "--config.compute.remat=full"], "--fresh"),
     ],
 )
-def test_mistakes(arguments, sentence, capsys, monkeypatch):
+def test_mistakes(arguments, words, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert cli.main(["plan", *arguments]) == exit_codes.USAGE
-    assert sentence in capsys.readouterr().err
+    assert re.search(words, capsys.readouterr().err)

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from scaling.evaluate import bias_figure, contamination_figure
-from scaling.evaluate.bias import Favoured, OccupationBias
-from scaling.evaluate.bias_report import Group, Report
+from scaling.evaluate.bias.report import Group, Report
+from scaling.evaluate.bias.words import Favoured, OccupationBias
 from scaling.laws.points import Points
-from scaling.report import compute_figures, task_figures
+from scaling.report import bias_figure, compute_figures, contamination_figure, task_figures
 from scaling.report.collect import collect
 from scaling.report.curves import plot
 from scaling.report.task_scores import task_scores

@@ -131,7 +131,7 @@ def test_numbers(report):
     )
     assert (alpha, beta) == pytest.approx((ALPHA, BETA), rel=0.01)
     assert report.summary[0].startswith("L(C) = ")
-    assert any("broken: diverged, its loss is nan" in line for line in report.summary)
+    assert any("broken: diverged" in line for line in report.summary)
     assert any("short<&>: is not finished" in line for line in report.summary)
 
 
@@ -179,7 +179,7 @@ def test_independence_of_size_and_tokens():
     n = np.geomspace(1e6, 1e9, 6)
     columns = {"params": n, "tokens": 20 * n, "loss": np.ones(6)}
     names = tuple("abcdef")
-    with pytest.raises(ValueError, match=r"tokens follow the parameters, D = 20 N\^1 within 0.0%"):
+    with pytest.raises(ValueError, match=r"D = 20 N\^1 within 0\.0%"):
         require_independence(Points(names, names, columns))
     require_independence(Points(names, names, columns | {"tokens": 20 * n * np.array([1, 3, 1, 3, 1, 3])}))
     require_independence(Points(names, names, columns | {"tokens": np.full(6, 1e9)}))
@@ -232,7 +232,7 @@ def test_odd_runs_are_listed_and_not_fitted(tmp_path):
     assert len(ladder.points) == 2
     assert set(ladder.curve_points().runs) == {"good", "other"}
     assert all((curve.loss > 0).all() for curve in ladder.curves)
-    assert "is a copy of" in runs(ladder) and "its loss is 0.0, not a positive number" in runs(ladder)
+    assert "is a copy of" in runs(ladder) and "loss is 0.0" in runs(ladder)
     different, _, same = configs(ladder).partition("<details>")
     assert "failed" not in different and "jax" in same
 
@@ -259,22 +259,22 @@ def test_bad_options(tmp_path, options):
 
 
 def test_bad_input(tmp_path):
-    with pytest.raises(FileNotFoundError, match="absent does not exist"):
+    with pytest.raises(FileNotFoundError, match="absent"):
         write_report([tmp_path / "absent"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="is not a run directory"):
         write_report([tmp_path / "empty"])
     run(tmp_path / "runs", "a", 32, 1e6)
     run(tmp_path / "other", "b", 32, 1e6, train="elsewhere")
-    with pytest.raises(ValueError, match="need --output=DIR"):
+    with pytest.raises(ValueError, match="--output=DIR"):
         write_report([tmp_path / "runs", tmp_path / "other"])
-    with pytest.raises(ValueError, match="cannot be compared"):
+    with pytest.raises(ValueError, match="compared"):
         write_report([tmp_path / "runs", tmp_path / "other"], tmp_path / "out")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         write_report([tmp_path / "runs"], tmp_path / "file")
     run(tmp_path / "unfinished", "c", 32, 1e6, stop=0.5)
-    with pytest.raises(ValueError, match="no run can be used"):
+    with pytest.raises(ValueError, match="no run"):
         write_report([tmp_path / "unfinished"])
 
 

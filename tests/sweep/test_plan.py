@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -137,7 +138,7 @@ def test_published_shapes_replace_the_whole_shape_of_the_base():
 
 
 def test_power_keeps_its_limits():
-    with pytest.raises(ValueError, match="must be of 'params'"):
+    with pytest.raises(ValueError, match="'params'"):
         rules.power(1, 1, of="size")
     scale = sweeps.Scale(sizes.parameters(sizes.GPT3["125m"].model()), 1e9, tokens=1e6)
     assert rules.power(2, 0.5, of="tokens")(scale) == pytest.approx(2000)
@@ -148,49 +149,49 @@ def test_power_keeps_its_limits():
 
 
 @pytest.mark.parametrize(
-    ("changes", "overrides", "sentence"),
+    ("changes", "overrides", "words"),
     [
-        ({}, ["--config.train.tokens=5"], "config.train.tokens differs from run to run, by the sweep's budgets"),
-        ({}, ["--config.model.d_model=5"], "config.model.d_model differs from run to run, by the sweep's shapes"),
-        ({"budgets": [sweeps.isoflop(1e11, between=(1e5, 1e6))]}, [], "the sweep has no runs"),
-        ({"budgets": [sweeps.tokens(-5)]}, [], "it must give at least 1"),
-        ({"shapes": [Shape(2, 30, 4)]}, [], "num_heads=4 must divide"),
-        ({"budgets": [sweeps.tokens(50_000, 50_001)]}, [], "two runs of the sweep are named l2-d32-t50k"),
+        ({}, ["--config.train.tokens=5"], "config.train.tokens .*budgets"),
+        ({}, ["--config.model.d_model=5"], "config.model.d_model .*shapes"),
+        ({"budgets": [sweeps.isoflop(1e11, between=(1e5, 1e6))]}, [], "no runs"),
+        ({"budgets": [sweeps.tokens(-5)]}, [], "at least 1"),
+        ({"shapes": [Shape(2, 30, 4)]}, [], "num_heads=4 .*divide"),
+        ({"budgets": [sweeps.tokens(50_000, 50_001)]}, [], "two runs .*l2-d32-t50k"),
         ({"grid": {"optimizer.peaklr": (1,)}}, [], "did you mean config.optimizer.peak_lr"),
-        ({"grid": {"model.d_model": (1,)}}, [], "which its shapes set too"),
+        ({"grid": {"model.d_model": (1,)}}, [], "model.d_model.* shapes"),
         ({"warmup_fraction": 1.5}, [], "warmup_fraction=1.5"),
-        ({"peak_lr": lambda scale: -1.0}, [], "run l2-d32-t50k: config.optimizer.peak_lr=-1.0 must be"),
+        ({"peak_lr": lambda scale: -1.0}, [], "l2-d32-t50k: config.optimizer.peak_lr=-1.0 "),
         ({"batch_tokens": lambda scale: 0}, [], "must be positive"),
         ({"evaluations": 0}, [], "evaluations=0"),
-        ({"evaluations": 2.5}, [], "evaluations must be a whole number, got 2.5"),
-        ({"budgets": sweeps.tokens(50_000)}, [], "budgets must be a list of isoflop(...)"),
-        ({"budgets": [50_000]}, [], "budgets must be a list of isoflop(...)"),
-        ({"budgets": [sweeps.tokens([1, 2])]}, [], "it must give a list of tokens"),
-        ({"budgets": [sweeps.tokens(float("nan"))]}, [], "it must give at least 1"),
+        ({"evaluations": 2.5}, [], "evaluations .*whole number.* 2.5"),
+        ({"budgets": sweeps.tokens(50_000)}, [], "budgets .*list"),
+        ({"budgets": [50_000]}, [], "budgets .*list"),
+        ({"budgets": [sweeps.tokens([1, 2])]}, [], "list of tokens"),
+        ({"budgets": [sweeps.tokens(float("nan"))]}, [], "at least 1"),
         ({"budgets": [lambda scale: 1024]}, [], "gives 1024 for Shape"),
-        ({"budgets": [sweeps.tokens(100)]}, [], "100 tokens are 256 in whole batches of 256"),
+        ({"budgets": [sweeps.tokens(100)]}, [], "100 tokens .*256"),
         ({"budgets": [sweeps.tokens(49_900, 50_100)], "base": base(batch_tokens=4096)}, [], "are the same run"),
-        ({"shapes": [(2, 32, 2)]}, [], "shapes must be a list of Shape"),
+        ({"shapes": [(2, 32, 2)]}, [], "shapes .*list of Shape"),
         ({"shapes": [Shape(2, 32.0, 2)]}, [], "of whole numbers"),
-        ({"shapes": [SMALL, SMALL]}, [], "two runs of the sweep are named"),
-        ({"shapes": [SMALL, Shape(2, 30, 4)]}, [], "Shape(num_layers=2, d_model=30"),
-        ({"peak_lr": 1e-3}, [], "peak_lr must be a rule"),
+        ({"shapes": [SMALL, SMALL]}, [], "two runs .*named"),
+        ({"shapes": [SMALL, Shape(2, 30, 4)]}, [], r"Shape\(num_layers=2, d_model=30"),
+        ({"peak_lr": 1e-3}, [], "peak_lr .*rule"),
         ({"batch_tokens": lambda scale: float("inf")}, [], "must be positive"),
-        ({"warmup_fraction": "0.1"}, [], "warmup_fraction must be a number"),
-        ({"grid": {"seed": 3}}, [], "grid must be a dict from knobs to lists"),
-        ({"grid": {"data.tokenizer": "bytes"}}, [], "grid must be a dict from knobs to lists"),
-        ({"grid": {"workdir": ("a", "b")}}, [], "sets workdir, which its plan set too"),
-        ({"grid": {"seed": (0, "x")}}, [], "run l2-d32-t50k-seedx: config.seed must be a int"),
-        ({"base": 5}, [], "base must be the ConfigDict"),
-        ({"shapes": list(range(1000))}, [], "shapes must be a list of Shape"),
-        ({"budgets": [lambda scale: "x" * 3000]}, [], "it must give a list of tokens"),
+        ({"warmup_fraction": "0.1"}, [], "warmup_fraction .*number"),
+        ({"grid": {"seed": 3}}, [], "grid .*dict"),
+        ({"grid": {"data.tokenizer": "bytes"}}, [], "grid .*dict"),
+        ({"grid": {"workdir": ("a", "b")}}, [], "workdir.* plan"),
+        ({"grid": {"seed": (0, "x")}}, [], "l2-d32-t50k-seedx: config.seed .*int"),
+        ({"base": 5}, [], "base .*ConfigDict"),
+        ({"shapes": list(range(1000))}, [], "shapes .*list of Shape"),
+        ({"budgets": [lambda scale: "x" * 3000]}, [], "list of tokens"),
     ],
 )
-def test_refused_in_one_sentence(changes, overrides, sentence):
+def test_refused_in_one_sentence(changes, overrides, words):
     sweep = dataclasses.replace(Sweep(base(batch_tokens=256), [SMALL], [sweeps.tokens(50_000)]), **changes)
     with pytest.raises(ValueError) as error:
         plan(sweep, overrides)
-    assert sentence in str(error.value)
+    assert re.search(words, str(error.value))
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
@@ -215,7 +216,7 @@ def test_a_plan_written_as_json_is_read_back_as_the_same_config(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("[1]", "is not a JSON object"), ("{", "plan.json: not JSON"), ('{"modle": {}}', "did you mean config.model")],
+    [("[1]", "JSON object"), ("{", "plan.json: .*JSON"), ('{"modle": {}}', "config.model")],
 )
 def test_a_json_config_that_is_none_is_refused(tmp_path, text, sentence):
     path = tmp_path / "plan.json"

@@ -4,7 +4,7 @@
 
 The input has one JSON record a line with ``text`` (as published by Project Gutenberg), ``title`` and
 ``author``. The books of ``catalogue.py`` are cut out between the two quoted phrases given there, so
-that headers, licences, contents, advertisements and transcribers' notes all stay behind. Then the text
+that headers, licences, contents, advertisements and transcribers' notes are left out. Then the text
 is made plain (straight quotes, no italics marks, no headings, no illustrations), hard-wrapped lines are
 joined, and each book is cut into documents of about ``PIECE`` characters; its last part is held out.
 """

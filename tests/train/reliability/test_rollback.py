@@ -1,6 +1,7 @@
 """Whole runs with bad steps in them: skipped, rolled back from, given up; and the same after every resume."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -139,7 +140,7 @@ def test_one_bad_batch_is_skipped_and_three_in_a_row_are_left_out(faults, sound,
         assert line["sequences"] == (then["tokens"] - before["tokens"]) // 32
     (entry,) = json.loads((run_dir / "rollbacks.json").read_text())
     assert entry == {"step": 8, "sequences": (whole[11]["tokens"] - whole[7]["tokens"]) // 32, "present": 12}
-    assert "back to the checkpoint of step 8, past the data read since" in capfd.readouterr().err
+    assert "back to the checkpoint of step 8" in capfd.readouterr().err
     got = numbers(run_dir)
     assert got[:5] == whole[:5] and [n["step"] for n in got] == [n for n in range(1, 21) if n != 6]
     assert [n["skipped"] for n in got] == [0] * 5 + [1] * 14  # on the way to the last state
@@ -150,7 +151,7 @@ def test_one_bad_batch_is_skipped_and_three_in_a_row_are_left_out(faults, sound,
     # Without the file, the data that were left out would come back.
     (run_dir / "rollbacks.json").unlink()
     assert faults.train(run_dir) == exit_codes.USAGE
-    assert "has 0 roll-backs, and the checkpoint of step 20 was saved after 1" in capfd.readouterr().err
+    assert re.search("0 roll-backs.* step 20 .* 1", capfd.readouterr().err)
 
 
 @pytest.mark.slow
@@ -191,7 +192,7 @@ def test_weights_gone_bad_are_left_behind(faults, sound, tmp_path, monkeypatch, 
     capfd.readouterr()
     assert faults.train(old) == 0
     error = capfd.readouterr().err
-    assert "passed over: it holds numbers that are not finite" in error and "resuming" in error
+    assert "passed over" in error and "not finite" in error and "resuming" in error
     assert numbers(old)[-1]["loss"] == numbers(reference)[-1]["loss"] and weights(old) == weights(reference)
     assert list((old / "checkpoints").glob("*.damaged"))
 
@@ -216,7 +217,7 @@ def test_a_flipped_bit_ends_the_run_with_its_code(monkeypatch, tmp_path, capfd):
     given = ["--config.guard.recompute_every_steps=3", "--config.checkpoint.every_steps=2"]
     assert cli.main(["train", *SMOKE, f"--config.workdir={tmp_path}/run", *given]) == exit_codes.FAULTY
     error = capfd.readouterr().err.splitlines()[-1]
-    assert error.startswith("scaling train: error: step 6 was computed twice and gave two results, in state.params.")
+    assert re.match(r"scaling train: error: step 6 .*two results, in state\.params\.", error)
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["000000002", "000000004"]
 
 
@@ -244,6 +245,6 @@ def test_a_step_that_hangs_ends_the_process(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(HANGS), "train", *given, "--config.checkpoint.every_steps=3"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == exit_codes.HUNG, done.stderr
-    assert "a step has taken more than 10 s" in done.stderr and "in hanging" in done.stderr
+    assert "more than 10 s" in done.stderr and "in hanging" in done.stderr
     assert "in hanging" in (tmp_path / "run/stacks-0.txt").read_text()
     assert (tmp_path / "run/checkpoints/000000003/meta.json").exists()

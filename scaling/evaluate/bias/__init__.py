@@ -1,0 +1,1 @@
+"""The bias probes of GPT-3."""

@@ -1,0 +1,1 @@
+"""Items of tasks in a training corpus."""

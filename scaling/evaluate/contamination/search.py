@@ -1,0 +1,291 @@
+"""Which items of a task occur in a training corpus: the n-gram report of GPT-3's Appendix C.
+
+An item is dirty if any of its n-grams of words occurs in the corpus, or the whole item if it is shorter than n. Words
+are separated by white space, in lower case and without punctuation. In scripts without spaces between words each
+character is a word. n is the 5th percentile of the items' lengths in words, at least 8 and at most 13. Generated tasks
+have short items, so their n may be below 8.
+"""
+
+import dataclasses
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from scaling.evaluate.scoring import metrics
+from scaling.evaluate.scoring.metrics import mean_with_error
+from scaling.evaluate.tasks.items import read_items
+from scaling.evaluate.tasks.prompts import example_text
+from scaling.evaluate.tasks.task import Task
+
+MIN_WORDS = 8
+MAX_WORDS = 13
+PERCENTILE = 5
+METRICS = tuple(name for name, metric in metrics.METRICS.items() if metric.item)  # each item has a score of its own
+
+Samples = dict[tuple[int, str], dict[str, float]]  # (shots, metric) -> id of an item -> its score
+
+_PUNCTUATION = re.compile(r"[^\w\s]|_")
+_VARIATION = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # variation selectors: they choose between glyphs
+_SCRIPTS = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan; Burmese; Khmer
+    "\u3005-\u3007\u3040-\u312f\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese, Japanese
+)
+_UNSPACED = re.compile(f"[{_SCRIPTS}]")
+_WORD = re.compile(rf"[{_SCRIPTS}]|[^\s{_SCRIPTS}]+")
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bits are lost
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    count: int
+    mean: float  # NaN without items
+    error: float  # standard error
+
+
+@dataclasses.dataclass(frozen=True)
+class Contamination:
+    task: str
+    n: int  # words in a gram
+    total: int
+    dirty: tuple[str, ...]  # ids of items
+    documents: int  # that were searched
+
+    @property
+    def clean(self) -> int:
+        return self.total - len(self.dirty)
+
+    def scores(self, scores: Mapping[str, float]) -> dict[str, Score]:
+        """Mean scores of all, dirty and clean items.
+
+        Args:
+            scores: id of an item -> its score; items without one are left out.
+        """
+        dirty = set(self.dirty)
+        groups = {
+            "all": list(scores.values()),
+            "dirty": [score for item, score in scores.items() if item in dirty],
+            "clean": [score for item, score in scores.items() if item not in dirty],
+        }
+        nothing = (float("nan"), float("nan"))
+        return {
+            name: Score(len(group), *(mean_with_error(group) if group else nothing)) for name, group in groups.items()
+        }
+
+
+def relative_difference(scores: Mapping[str, Score]) -> tuple[float, float]:
+    """(clean - all) / all of ``Contamination.scores`` and its standard error, as fractions (Appendix C's table).
+
+    All items are the clean and the dirty ones, so clean - all = (number of dirty / number of all) (clean - dirty); the
+    error is that of this product. Without clean items, or with a score of 0, both are NaN.
+    """
+    everything, dirty, clean = (scores[name] for name in ("all", "dirty", "clean"))
+    if not clean.count or not everything.mean:
+        return float("nan"), float("nan")
+    if not dirty.count:
+        return 0.0, 0.0
+    share = dirty.count / everything.count / everything.mean
+    return share * (clean.mean - dirty.mean), abs(share) * math.hypot(clean.error, dirty.error)
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """What contamination does to the scores of a task.
+
+    Attributes:
+        shots: demonstrations asked for.
+        metric: one of ``METRICS``.
+        scores: of all, dirty and clean items.
+        difference: of clean from all items, relative to all; NaN without clean items or with a score of 0.
+        error: its standard error.
+    """
+
+    shots: int
+    metric: str
+    scores: dict[str, Score]
+    difference: float
+    error: float
+
+
+def effects_of(report: Contamination, samples: Samples) -> list[Effect]:
+    """Scores of all, dirty and clean items, for each number of shots and metric."""
+    found = []
+    for (shots, metric), values in sorted(samples.items()):
+        scores = report.scores(values)
+        found.append(Effect(shots, metric, scores, *relative_difference(scores)))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Text files to be searched: for each source its files and the field of the text in their records."""
+
+    sources: tuple[tuple[tuple[str, ...], str], ...]
+
+    @classmethod
+    def find(cls, patterns: Sequence[str], text_key: str = "text") -> "Corpus":
+        """Finds the files.
+
+        Args:
+            patterns: paths or globs of .txt, .jsonl(.gz) or .parquet; 'books' = the embedded corpus.
+            text_key: field of the text in records.
+
+        Raises:
+            FileNotFoundError: nothing matches.
+            ValueError: a directory, or a file that is empty or of an unknown format.
+        """
+        from scaling.data import books, sources
+
+        found = []
+        for pattern in patterns:
+            where, key = (str(books.TRAIN), "text") if pattern == "books" else (pattern, text_key)
+            found.append((tuple(sources.find(where)), key))
+        return cls(tuple(found))
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        from scaling.data import sources
+
+        return sum(sources.size(list(files)) for files, _ in self.sources)
+
+    def documents(self, progress: Callable[[int], None] = lambda count: None) -> Iterator[str]:
+        """The texts; ``progress`` is told how many more bytes on disk were read.
+
+        Raises:
+            ValueError: a malformed file.
+        """
+        from scaling.data import sources
+
+        for files, key in self.sources:
+            yield from sources.documents(list(files), key, progress)
+
+
+def item_texts(tasks: Sequence[Task], data: str | Path | None = None) -> dict[str, tuple[dict[str, str], bool]]:
+    """What ``search`` looks for, by the name of the task: its test items' texts by id, and whether they are generated.
+
+    Raises:
+        FileNotFoundError: a task's files are not there.
+        ValueError: a malformed record.
+    """
+    found = {}
+    for task in tasks:
+        items = read_items(task, data, demonstrations=False).test
+        found[task.name] = ({item.id: example_text(task, item) for item in items}, task.generator is not None)
+    return found
+
+
+def words_of(text: str) -> list[str]:
+    """Words in lower case and without punctuation; in scripts without spaces between words each character is one.
+
+    Forms that Unicode calls compatible are equal (NFKC): composed and decomposed letters, full and half width. Marks
+    on letters, such as the vowels of Hindi, belong to the word.
+    """
+    if text.isascii():
+        return _PUNCTUATION.sub("", text.lower()).split()
+    # Punctuation is removed first: NFKC would turn an acute accent that is used as an apostrophe into a space and a
+    # mark.
+    text = unicodedata.normalize("NFKC", _PUNCTUATION.sub(_mark, text)).lower()
+    return _WORD.findall(text) if _UNSPACED.search(text) else text.split()
+
+
+def _mark(found: re.Match[str]) -> str:
+    """Keeps a mark on a letter, which Python's regular expressions do not count as part of a word."""
+    kept = unicodedata.category(found[0]) in ("Mn", "Mc") and not _VARIATION.match(found[0])
+    return found[0] if kept else ""
+
+
+def gram_length(lengths: Sequence[int], minimum: int = MIN_WORDS) -> int:
+    """n for items of these lengths in words."""
+    return int(np.clip(np.percentile(lengths, PERCENTILE, method="lower"), max(minimum, 1), MAX_WORDS))
+
+
+def contamination(
+    tasks: Sequence[Task], corpus: str, text_key: str = "text", data: str | Path | None = None
+) -> list[Contamination]:
+    """Searches a corpus for the items of tasks. The corpus is streamed, once for all tasks.
+
+    Args:
+        tasks: whose test items are searched for.
+        corpus: path or glob of .txt, .jsonl(.gz) or .parquet; 'books' = the embedded corpus.
+        text_key: field of the text in records.
+        data: directory of the tasks' files.
+
+    Raises:
+        FileNotFoundError: no such corpus, or a task's files are not there.
+        ValueError: a malformed file.
+    """
+    return search(item_texts(tasks, data), Corpus.find([corpus], text_key).documents())
+
+
+def search(examples: Mapping[str, tuple[Mapping[str, str], bool]], documents: Iterable[str]) -> list[Contamination]:
+    """As ``contamination``, for texts.
+
+    Args:
+        examples: name of a task -> (id of an item -> its text; whether the task is generated, which allows n below 8).
+        documents: texts of the corpus.
+    """
+    grams = _Grams()
+    lengths = {}
+    for name, (texts, generated) in examples.items():
+        words = {item: words_of(text) for item, text in texts.items()}
+        n = lengths[name] = gram_length([len(w) for w in words.values()], 1 if generated else MIN_WORDS)
+        for item, its_words in words.items():
+            grams.add((name, item), its_words, n)
+    grams.freeze()
+    searched = 0
+    for text in documents:
+        grams.search(words_of(text))
+        searched += 1
+    return [
+        Contamination(
+            name, lengths[name], len(texts), tuple(item for item in texts if (name, item) in grams.dirty), searched
+        )
+        for name, (texts, _) in examples.items()
+    ]
+
+
+class _Grams:
+    """All n-grams of the items. Documents are compared by rolling hashes of word numbers; hits are checked."""
+
+    def __init__(self) -> None:
+        self.dirty: set[tuple[str, str]] = set()
+        self.numbers: dict[str, int] = {}  # word -> 1, 2, ...; 0 = in no item
+        self.owners: dict[int, dict[tuple[int, ...], list[tuple[str, str]]]] = {}  # n -> gram -> items
+        self.hashes: dict[int, np.ndarray] = {}  # n -> sorted hashes of its grams
+
+    def add(self, owner: tuple[str, str], words: Sequence[str], n: int) -> None:
+        if not words:
+            return
+        n = min(n, len(words))
+        ids = [self.numbers.setdefault(word, len(self.numbers) + 1) for word in words]
+        owners = self.owners.setdefault(n, {})
+        for gram in {tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)}:
+            owners.setdefault(gram, []).append(owner)
+
+    def freeze(self) -> None:
+        for n, owners in self.owners.items():
+            grams = np.array(list(owners), np.uint64)
+            self.hashes[n] = np.unique(_rolling(grams.reshape(-1), n)[::n])
+
+    def search(self, words: Sequence[str]) -> None:
+        ids = np.fromiter((self.numbers.get(word, 0) for word in words), np.uint64, len(words))
+        for n, hashes in self.hashes.items():
+            if len(ids) < n:
+                continue
+            rolled = _rolling(ids, n)
+            places = np.minimum(np.searchsorted(hashes, rolled), len(hashes) - 1)
+            for start in np.flatnonzero(hashes[places] == rolled):
+                self.dirty.update(self.owners[n].get(tuple(ids[start : start + n].tolist()), ()))
+
+
+def _rolling(ids: np.ndarray, n: int) -> np.ndarray:
+    """Hash of each window of n ids, modulo 2**64: [len(ids) - n + 1]."""
+    count = len(ids) - n + 1
+    total = np.zeros(count, np.uint64)
+    for offset in range(n):
+        total = total * _MULTIPLIER + ids[offset : offset + count]
+    return total

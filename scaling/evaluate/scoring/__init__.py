@@ -1,0 +1,1 @@
+"""Answers of a model to requests, metrics with standard errors, records."""

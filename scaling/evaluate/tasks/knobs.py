@@ -1,0 +1,25 @@
+"""Checks the tasks that a config names, without JAX, before anything is loaded or compiled."""
+
+from scaling.config.schema import Config
+
+
+def check_tasks(config: Config) -> None:
+    """Refuses ``eval.tasks`` and ``eval.tasks_shots`` that cannot be found or read.
+
+    Raises:
+        ValueError: naming the knob, its value and what is wrong with it.
+    """
+    if not config.eval.tasks:
+        return
+    # Imported here, since most runs have no tasks and verbs that only need a config start faster without.
+    from scaling.evaluate.tasks.catalogue import find_tasks
+    from scaling.evaluate.tasks.prompts import parse_shots
+
+    for name, value, read in (
+        ("eval.tasks", config.eval.tasks, find_tasks),
+        ("eval.tasks_shots", config.eval.tasks_shots, parse_shots),
+    ):
+        try:
+            read(value)
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"config.{name}={value!r}: {error}") from None
