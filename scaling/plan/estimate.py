@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from scaling.catalog import chips, flops
+from scaling.catalog import chips, flops, sizes
 from scaling.config import schema as cfg
 from scaling.train.schedule import BatchSchedule
 
@@ -82,7 +82,7 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     # products take longer than hides it. Bands are met by neighbours only.
     dense = model.num_layers * model.attention_pattern.count("dense") / len(model.attention_pattern)
     passes = 2 + (compute.remat == "full")
-    rounds = dense * model.num_heads * model.d_head * (passes * 2 * 2 + 2 * 4) * (mesh.context - 1)
+    rounds = dense * model.kv_heads * model.d_head * (passes * 2 * 2 + 2 * 4) * (mesh.context - 1)
     exposed_ring = max(0.0, tokens * rounds / link - 2 * tokens * slow / peak)
     parts = {
         "matrix products": tokens * (3 * forward + slow) / peak,
@@ -120,13 +120,13 @@ def _state_bytes(optimizer: cfg.Optimizer) -> int:
 
 def _shard_parameters(model: cfg.Model, mesh: cfg.Mesh) -> int:
     """Parameters on one device: layers are cut over stage, matrices over all axes except data, biases over tensor."""
-    d, heads, f, layers = model.d_model, model.num_heads * model.d_head, model.d_ff, model.num_layers // mesh.stage
-    matrices = layers * (4 * d * heads + 2 * d * f) + model.padded_vocab * d * (2 - model.tied_embedding)
-    cut = layers * (3 * heads + f)
-    whole = layers * 6 * d + 2 * d
+    counted = sizes.parameters(model)
+    matrices = counted.matrices // mesh.stage + counted.token_embedding + counted.unembedding
+    heads = (model.num_heads + 2 * model.kv_heads) * model.d_head
+    cut = model.num_layers * (model.qkv_bias * heads + model.mlp_bias * (1 + model.gated) * model.d_ff) // mesh.stage
+    whole = (counted.blocks - counted.matrices) // mesh.stage - cut + counted.final_norm + counted.ends
     shards = mesh.fsdp * mesh.context
-    positions = model.context_length * d // shards
-    return matrices // (shards * mesh.tensor) + positions + cut // mesh.tensor + whole
+    return matrices // (shards * mesh.tensor) + counted.positions // shards + cut // mesh.tensor + whole
 
 
 def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
@@ -142,18 +142,20 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
     tokens = part * _parts(config) // mesh.stage
     d, f, t = model.d_model, model.d_ff, mesh.tensor
     lanes = 128 if chip.clock else 1  # TPUs pad the last dimension of arrays in memory
-    heads = model.num_heads * -(-model.d_head // lanes) * lanes
+    d_head = -(-model.d_head // lanes) * lanes
+    queries, keys, ups = model.num_heads * d_head, model.kv_heads * d_head, (1 + model.gated) * f
+    heads = (queries + keys) // 2  # a half: of queries, keys, values and mixed values
     kept = {
         "full": d,
-        "projections": 2 * d + 4 * heads + f,
-        "dots": 3 * d + 3 * heads + f,
-        "none": 8 * d + 8 * heads + 6 * f,  # with copies in float32
+        "projections": 2 * d + 4 * heads + ups,
+        "dots": 3 * d + queries + 2 * keys + ups,
+        "none": 8 * d + 8 * heads + 5 * f + ups,  # with copies in float32
     }[compute.remat] / t
     if mesh.stage > 1 and compute.remat != "none":  # what enters at each tick, and all that one tick keeps
         saved = part * (_ticks(config) * d / t + model.num_layers // mesh.stage * kept) * size
     else:
         saved = _ticks(config) * part * model.num_layers // mesh.stage * kept * size
-    layer = (4 * d * model.num_heads * model.d_head + 2 * d * f) / t
+    layer = sizes.parameters(model).matrices / model.num_layers / t
     gathered = len(model.attention_pattern) * layer * size
     chunk = min(compute.loss_chunk or length, length)
     logits = tokens / length * chunk * model.padded_vocab / t * 4
