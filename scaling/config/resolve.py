@@ -4,6 +4,7 @@ Nothing here needs JAX, so every mistake is found before anything is loaded or c
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from scaling.config.refusal import must_be_multiple, must_divide, nearest_divisors, nearest_multiples, refused
@@ -43,13 +44,15 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "model.band_width model.rotary.factor model.base_width model.base_depth compute.scan_unroll "
         "compute.attention_block "
         "data.workers data.prefetch train.tokens train.batch_tokens train.ramp_start_tokens mesh.stage mesh.fsdp "
-        "mesh.context mesh.tensor mesh.slices distributed.heartbeat_seconds distributed.join_seconds eval.tokens "
+        "model.experts.per_token model.experts.every mesh.expert mesh.context mesh.tensor mesh.slices "
+        "distributed.heartbeat_seconds distributed.join_seconds eval.tokens "
         "log.every_steps checkpoint.keep_last sample.tokens",
     ),
     (
         "0 or more",
         lambda v: v >= 0,
         "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
+        "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "
         "model.position_offset model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
         "model.rotary.high model.rotary.attention_factor train.sequence_length "
         "train.microbatch_sequences train.pipeline_microbatches train.ramp_tokens compute.loss_chunk train.z_loss "
@@ -223,6 +226,8 @@ def _check_family(model: Model) -> None:
         must_be_multiple("model.d_model", model.d_model, 2, "2, for config.model.positions='sinusoidal'")
     if model.positions == "rotary":
         _check_rotary(model)
+    if model.experts.count:
+        _check_experts(model)
     if model.parametrization != "standard":
         for name, value in (("attention_scale", model.attention_scale), ("embedding_width", model.embedding_width)):
             if value:
@@ -243,6 +248,26 @@ def _check_rotary(model: Model) -> None:
         )
     if rotary.low and rotary.high and rotary.low >= rotary.high:
         raise refused("model.rotary.low", rotary.low, f"must be less than config.model.rotary.high={rotary.high}")
+
+
+def _check_experts(model: Model) -> None:
+    experts = model.experts
+    if experts.per_token > experts.count:
+        raise refused(
+            "model.experts.per_token",
+            experts.per_token,
+            f"must be at most config.model.experts.count={experts.count}",
+        )
+    must_divide("model.experts.every", experts.every, "model.num_layers", model.num_layers)
+    period = math.lcm(experts.every, len(model.attention_pattern))
+    if model.num_layers % period:
+        near = nearest_multiples(model.num_layers, period)
+        raise refused(
+            "model.num_layers",
+            model.num_layers,
+            f"must be a multiple of {period}, as {near} would be: after so many layers config.model.attention_pattern "
+            f"and config.model.experts.every={experts.every} repeat together",
+        )
 
 
 def _check_train(config: Config) -> None:

@@ -42,6 +42,24 @@ class Rotary:
 
 
 @dataclasses.dataclass(frozen=True)
+class Experts:
+    count: int = knob(0, "experts", "MLPs of which each token takes a few, in the place of one; 0 = no experts")
+    per_token: int = knob(2, "experts", "that each token takes: those with the largest logits of the router")
+    every: int = knob(1, "layers", "each n-th layer has experts, and those before it an MLP (GLaM: 2)")
+    d_ff: int = knob(0, "features", "hidden width of an expert; 0 = config.model.d_ff")
+    gated: bool = knob(True, "", "experts have gates, as config.model.gated says of MLPs; they have no biases")
+    normalize: bool = knob(True, "", "the weights of a token's experts sum to 1")
+    capacity: float = knob(
+        1.25,
+        "",
+        "in training, how many tokens of a sequence an expert takes, by those that it would take at equal load; 0 = no "
+        "bound. Later tokens pass it by. Evaluation and generation have no bound",
+    )
+    balance_loss: float = knob(0.01, "", "coefficient of each layer's load-balancing loss, which is 1 at equal load")
+    z_loss: float = knob(0.0, "", "coefficient of each layer's squared log-partition of the router")
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     vocab_size: int = knob(0, "tokens", "vocabulary; 0 = the tokenizer's")
     vocab_multiple: int = knob(128, "tokens", "rows of the embedding are padded to a multiple of this")
@@ -71,6 +89,7 @@ class Model:
     position_offset: int = knob(0, "rows", "row of the first position in the table of learned ones (OPT: 2)")
     sinusoid: str = knob("halves", "", "sines then cosines ('halves', CTRL), or in turns ('interleaved')")
     rotary: Rotary = Rotary()
+    experts: Experts = Experts()
     scaled_embedding: bool = knob(False, "", "token embeddings are multiplied by sqrt(d_model)")
     embedding_width: int = knob(
         0, "features", "width of the token embeddings, projected to d_model and back (OPT-350m); 0 = d_model"
@@ -95,6 +114,16 @@ class Model:
     def kv_heads(self) -> int:
         """Heads of keys and of values."""
         return self.num_kv_heads or self.num_heads
+
+    @property
+    def d_expert(self) -> int:
+        """Hidden width of an expert."""
+        return self.experts.d_ff or self.d_ff
+
+    @property
+    def expert_layers(self) -> int:
+        """Layers that have experts in the place of an MLP."""
+        return self.num_layers // self.experts.every if self.experts.count else 0
 
     @property
     def d_embedding(self) -> int:
@@ -195,6 +224,7 @@ class Mesh:
     stage: int = knob(1, "stages", "pipeline stages, each with its share of the layers; they take the slices first")
     data: int = knob(-1, "devices", "replicas inside a slice; -1 = whatever the other axes leave")
     fsdp: int = knob(1, "devices", "shards of parameters, gradients and optimizer state, and of the batch")
+    expert: int = knob(1, "devices", "shards of the experts; elsewhere of the batch and of the state, like fsdp")
     context: int = knob(1, "devices", "shards of the sequence (ring attention), and of the state like fsdp")
     tensor: int = knob(1, "devices", "shards of heads, MLP and vocabulary; of the sequence in between")
     shard_optimizer: bool = knob(False, "", "gradients and optimizer state are sharded over data, too (ZeRO-2)")
@@ -212,13 +242,23 @@ class Mesh:
         outer = {"slices": self.slices} if self.stage == 1 else {"stage": self.stage}
         if 1 < self.stage < self.slices:
             outer["slices/stage"] = self.slices // self.stage
-        context = {"context": self.context} if self.context > 1 else {}
-        return outer | {"data": self.data, "fsdp": self.fsdp} | context | {"tensor": self.tensor}
+        rare = {axis: size for axis in ("expert", "context") if (size := getattr(self, axis)) > 1}
+        return outer | {"data": self.data, "fsdp": self.fsdp} | rare | {"tensor": self.tensor}
 
     @property
     def shards(self) -> int:
         """Of the rows of a batch, outside of the pipeline; ``data=-1`` counts as 1."""
-        return self.stage * self.replicas * self.fsdp
+        return self.stage * self.stage_shards
+
+    @property
+    def stage_shards(self) -> int:
+        """Of the rows that a stage works on; ``data=-1`` counts as 1."""
+        return self.replicas * self.fsdp * self.expert
+
+    @property
+    def state_shards(self) -> int:
+        """Of the parameters that are gathered for use, without those over ``tensor``."""
+        return self.fsdp * self.expert * self.context
 
     @property
     def devices(self) -> int:

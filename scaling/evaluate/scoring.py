@@ -8,6 +8,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from scaling.config import schema as cfg
 from scaling.data.tokenizer import Tokenizer
 from scaling.model import decoder
 from scaling.model.context import AttentionContext
+from scaling.parallel.sharding import BATCH_AXES
 
 _BATCH_TOKENS = 8192  # of one forward pass
 _SMALLEST = 16
@@ -156,7 +158,8 @@ class Scorer:
 
     def _row_count(self, rows: list["_Row"], length: int) -> int:
         """Rows with padding: a full batch, or a power of two; a multiple of the shards of the batch."""
-        shards = 1 if self._mesh is None else self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        shape = {} if self._mesh is None else self._mesh.shape
+        shards = math.prod(shape.get(axis, 1) for axis in BATCH_AXES)
         full = max(1, self._batch_tokens // length)
         count = full if len(rows) == full else 2 ** (len(rows) - 1).bit_length()
         return -(-count // shards) * shards

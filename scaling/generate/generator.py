@@ -46,7 +46,7 @@ def bucket(size: int, smallest: int = SMALLEST_BUCKET, largest: int | None = Non
 
 def batch_shape(rows: int, longest: int, context: int, mesh: Mesh | None) -> tuple[int, int]:
     """Rows and prompt slots (B, P) of the program that continues ``rows`` prompts of at most ``longest`` tokens."""
-    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
     return -(-bucket(rows, smallest=1) // shards) * shards, bucket(longest, largest=context)
 
 

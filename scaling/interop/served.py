@@ -114,10 +114,17 @@ def _make_mesh(text: str, sizes: cfg.Mesh) -> jax.sharding.Mesh:
 
 def _check_mesh(config: cfg.Model, mesh: cfg.Mesh | None) -> None:
     assert mesh is not None
+    experts = config.experts.count
+    if mesh.expert > 1 and (not experts or experts % mesh.expert):
+        raise ValueError(
+            f"--mesh: expert={mesh.expert} must divide the experts of the model, of which it has {experts}"
+        )
     shards = {"fsdp": mesh.fsdp, "fsdp*context": mesh.fsdp * mesh.context, "tensor": mesh.tensor}
+    shards["fsdp*expert*context"] = mesh.state_shards
     for axis, knob in (
         ("fsdp", "d_model"),
         ("fsdp*context", "d_model"),
+        ("fsdp*expert*context", "d_model"),
         ("tensor", "num_heads"),
         ("tensor", "d_ff"),
         ("tensor", "padded_vocab"),
