@@ -100,7 +100,7 @@ class Experts(nnx.Module):
         router = use(self.router, jnp.dtype(jnp.float32))
         logits = jnp.einsum("btd,de->bte", x.astype(jnp.float32), router, precision=jax.lax.Precision.HIGHEST)
         probabilities = jax.nn.softmax(logits)
-        _, chosen = jax.lax.top_k(logits, self.config.per_token)  # of equal ones the lowest index
+        chosen = _largest(logits, self.config.per_token)
         weights = jnp.take_along_axis(probabilities, chosen, axis=-1)
         if self.config.normalize:
             weights = weights / weights.sum(-1, keepdims=True)
@@ -185,6 +185,18 @@ class Experts(nnx.Module):
 def slots(experts: cfg.Experts, length: int) -> int:
     """Room of each expert in a sequence of ``length`` tokens, in training."""
     return min(length, math.ceil(experts.capacity * experts.per_token * length / experts.count))
+
+
+def _largest(logits: jax.Array, count: int) -> jax.Array:
+    """Indices of the largest logits of [B, T, E], int32 [B, T, count], of equal ones the lowest first.
+
+    As ``jax.lax.top_k``, for which the compiler would gather the logits of all devices.
+    """
+    found = []
+    for _ in range(count):
+        found.append(jnp.argmax(logits, axis=-1))
+        logits = jnp.where(jnp.arange(logits.shape[-1]) == found[-1][..., None], -jnp.inf, logits)
+    return jnp.stack(found, axis=-1)
 
 
 def _hot(chosen: jax.Array, count: int) -> jax.Array:
