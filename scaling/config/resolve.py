@@ -4,7 +4,6 @@ Nothing here needs JAX, so every mistake is found before anything is loaded or c
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 from scaling.config.refusal import must_be_multiple, must_divide, nearest_divisors, nearest_multiples, refused
@@ -259,15 +258,6 @@ def _check_experts(model: Model) -> None:
             f"must be at most config.model.experts.count={experts.count}",
         )
     must_divide("model.experts.every", experts.every, "model.num_layers", model.num_layers)
-    period = math.lcm(experts.every, len(model.attention_pattern))
-    if model.num_layers % period:
-        near = nearest_multiples(model.num_layers, period)
-        raise refused(
-            "model.num_layers",
-            model.num_layers,
-            f"must be a multiple of {period}, as {near} would be: after so many layers config.model.attention_pattern "
-            f"and config.model.experts.every={experts.every} repeat together",
-        )
 
 
 def _check_train(config: Config) -> None:
