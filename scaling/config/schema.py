@@ -52,8 +52,8 @@ class Experts:
     capacity: float = knob(
         1.25,
         "",
-        "in training, how many tokens of a sequence an expert takes, by those that it would take at equal load; 0 = no "
-        "bound. Later tokens pass it by. Evaluation and generation have no bound",
+        "in training, slots of each expert for a sequence, as a multiple of what equal load needs; the last tokens of "
+        "those that exceed it are dropped there. 0 = none are dropped, as always in scoring and generation",
     )
     balance_loss: float = knob(0.01, "", "coefficient of each layer's load-balancing loss, which is 1 at equal load")
     z_loss: float = knob(0.0, "", "coefficient of each layer's squared log-partition of the router")

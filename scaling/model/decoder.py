@@ -92,9 +92,9 @@ class Decoder(nnx.Module):
         Raises:
             ValueError: more tokens than positions, or a mesh with stages without ``pipeline_microbatches``.
         """
-        return self.counted(tokens, context, None, key=key, pipeline_microbatches=pipeline_microbatches)[0]
+        return self.hidden_and_sums(tokens, context, None, key=key, pipeline_microbatches=pipeline_microbatches)[0]
 
-    def counted(
+    def hidden_and_sums(
         self,
         tokens: jax.Array,
         context: AttentionContext,
@@ -103,7 +103,7 @@ class Decoder(nnx.Module):
         key: jax.Array | None = None,
         pipeline_microbatches: int = 0,
     ) -> tuple[jax.Array, RouterSums | None]:
-        """As a call, in training: with ``counted``, experts have bounded room, and their sums over layers come, too."""
+        """As a call; with ``counted``, experts have the capacity of training, and their sums over layers come, too."""
         config = self.config
         branched = context.branches is not None
         if stages() > 1 and (branched or not pipeline_microbatches):

@@ -28,7 +28,7 @@ from scaling.model.parametrization import parametrization
 from scaling.model.ring import text_places
 from scaling.parallel.sharding import constrain, dividing_spec
 
-_LARGEST_BLOCK = 128  # tokens that one product of an expert without room takes
+_LARGEST_BLOCK = 128  # tokens in one product of dropless experts
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +37,7 @@ class Counted:
     """What training knows of the tokens of its rows.
 
     Attributes:
-        real: of each token, whether it or a later one counts, bool [B, T]; the others are padding, and take no room.
+        real: of each token, whether it or a later one counts, bool [B, T]; the others are padding, and take no slots.
         weight: of each row, the sum of the weights of its targets, float32 [B].
         zigzag: the tokens lie in the order of ``ring.zigzag``.
     """
@@ -54,7 +54,7 @@ class RouterSums(NamedTuple):
         balance: E / N * sum over experts of (share of tokens that take it) * (mean probability); 1 at equal load
             (Switch Transformer, arXiv 2101.03961, equation 4, for N experts a token).
         z: squared log-partition of the router (ST-MoE, arXiv 2202.08906, equation 5).
-        dropped: share of the choices that found no room.
+        dropped: share of the choices that got no slot.
         load: share of the choices that fall on each expert, [E].
     """
 
@@ -105,16 +105,16 @@ class Experts(nnx.Module):
         if self.config.normalize:
             weights = weights / weights.sum(-1, keepdims=True)
         if counted is None or not self.config.capacity:
-            out, kept = self._all(x, chosen, weights), None
+            out, kept = self._dropless(x, chosen, weights), None
         else:
-            out, kept = self._with_room(x, chosen, weights, counted)
+            out, kept = self._within_capacity(x, chosen, weights, counted)
         out = constrain(out, "batch", "sequence", None)
         return out, None if counted is None else self._sums(logits, probabilities, chosen, kept, counted)
 
     def _sums(
         self, logits: jax.Array, probabilities: jax.Array, chosen: jax.Array, kept: jax.Array | None, counted: Counted
     ) -> RouterSums:
-        """``kept`` [B, T, N] says which choices found room; None = all."""
+        """``kept`` [B, T, N] says which choices got a slot; None = all."""
         count, each = self.config.count, self.config.per_token
         real = counted.real.astype(jnp.float32)
         tokens = jnp.maximum(real.sum(1), 1)
@@ -126,13 +126,13 @@ class Experts(nnx.Module):
         each_row = RouterSums(balance, z, lost, taken / each)
         return jax.tree.map(lambda rows: jnp.tensordot(counted.weight, rows, 1), each_row)
 
-    def _with_room(
+    def _within_capacity(
         self, x: jax.Array, chosen: jax.Array, weights: jax.Array, counted: Counted
     ) -> tuple[jax.Array, jax.Array]:
-        """[B, T, D], and which choices found room, float32 [B, T, N]."""
+        """[B, T, D], and which choices got a slot, float32 [B, T, N]."""
         count, (batch, length, width) = self.config.count, x.shape
         activation = ACTIVATIONS[self.activation]
-        room = slots(self.config, length)
+        slots = capacity(self.config, length)
         x, chosen, weights = (constrain(a, "batch", None, None) for a in (x, chosen, weights))
         hot = _hot(chosen, count).astype(jnp.int32) * constrain(counted.real, "batch", None)[..., None]
         if counted.zigzag:
@@ -141,11 +141,11 @@ class Experts(nnx.Module):
         else:
             upto = jnp.cumsum(hot, axis=1)
         place = jnp.take_along_axis(upto - hot, chosen, axis=-1)
-        kept = counted.real[..., None] & (place < room)
-        slot = jnp.where(kept, chosen * room + place, count * room)
+        kept = counted.real[..., None] & (place < slots)
+        slot = jnp.where(kept, chosen * slots + place, count * slots)
 
         def products(rows: jax.Array) -> jax.Array:
-            rows = rows.reshape(batch, count, room, width)
+            rows = rows.reshape(batch, count, slots, width)
             # Rows of the batch against experts, over the devices of ``expert``: an all-to-all before and one after.
             rows = constrain(constrain(rows, "batch", None, "slots", None), "groups", "experts", "slots", None)
             up = self._hidden("becd,edf->becf", rows, self.up)
@@ -155,16 +155,16 @@ class Experts(nnx.Module):
                 hidden = activation(up)
             rows = jnp.einsum("becf,efd->becd", hidden, use(self.down, x.dtype))
             rows = constrain(constrain(rows, "groups", "experts", "slots", None), "batch", None, "slots", None)
-            return rows.reshape(batch, count * room, width)
+            return rows.reshape(batch, count * slots, width)
 
-        return _exchanged(x, slot, count * room, weights, products), kept.astype(jnp.float32)
+        return _exchanged(x, slot, count * slots, weights, products), kept.astype(jnp.float32)
 
     def _hidden(self, product: str, rows: jax.Array, parameter: Any) -> jax.Array:
         hidden = jnp.einsum(product, rows, use(parameter, rows.dtype))
         return checkpoint_name(constrain(hidden, "groups", "experts", "slots", "mlp"), SAVED)
 
-    def _all(self, x: jax.Array, chosen: jax.Array, weights: jax.Array) -> jax.Array:
-        """[B, T, D] with nothing dropped: each device takes the choices of its tokens that fall on its experts."""
+    def _dropless(self, x: jax.Array, chosen: jax.Array, weights: jax.Array) -> jax.Array:
+        """[B, T, D]: each device takes the choices of its group's tokens that fall on its experts."""
         names = ("up", "down", "gate")[: 2 + self.config.gated]
         parameters = {name: use(getattr(self, name), x.dtype) for name in names}
         local = functools.partial(_of_own_experts, activation=ACTIVATIONS[self.activation])
@@ -182,8 +182,8 @@ class Experts(nnx.Module):
         return run(x, chosen, weights, parameters)
 
 
-def slots(experts: cfg.Experts, length: int) -> int:
-    """Room of each expert in a sequence of ``length`` tokens, in training."""
+def capacity(experts: cfg.Experts, length: int) -> int:
+    """C, the slots of each expert for a sequence of ``length`` tokens, in training."""
     return min(length, math.ceil(experts.capacity * experts.per_token * length / experts.count))
 
 

@@ -54,7 +54,7 @@ def forward(
 ) -> tuple[jax.Array, Batch, RouterSums | None]:
     """Final hidden states [B, T, D] of a batch, the batch with its tokens in the same order, and the routers' sums.
 
-    Experts have the bounded room of training. Without experts there are no sums, and else they go to
+    Experts have the capacity of training. Of a model without experts there are no sums; others go to
     ``Sums.with_routers``.
 
     On a mesh with a ``context`` axis that is the order of ``ring.zigzag``, here and once: sums over tokens do not need
@@ -75,5 +75,5 @@ def forward(
         if counted is not None:
             counted = Counted(zigzag(counted.real), counted.weight, zigzag=True)
     parts = pipeline_microbatches
-    hidden, routers = model.counted(batch.tokens, context, counted, key=key, pipeline_microbatches=parts)
+    hidden, routers = model.hidden_and_sums(batch.tokens, context, counted, key=key, pipeline_microbatches=parts)
     return hidden, batch, routers

@@ -11,7 +11,7 @@ from flax import nnx
 from scaling.config import schema as cfg
 from scaling.model import decoder
 from scaling.model.context import AttentionContext
-from scaling.model.experts import Counted, Experts, slots
+from scaling.model.experts import Counted, Experts, capacity
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import stored_spec, used_spec
 from tests import tiny
@@ -20,7 +20,7 @@ ROWS = jax.random.normal(jax.random.key(0), (3, 16, 32))
 
 
 def layer(**changes):
-    """Experts with a router that has favourites, so that room runs out."""
+    """Experts with a router that has favourites, so that slots run out."""
     experts = cfg.Experts(**({"count": 4, "d_ff": 24} | changes))
     module = Experts(tiny.network(experts=experts), nnx.Rngs(0))
     return with_router(module, jax.random.normal(jax.random.key(1), module.router.shape))
@@ -35,8 +35,8 @@ def all_real(rows=ROWS):
     return Counted(jnp.ones(rows.shape[:2], bool), jnp.full(rows.shape[0], float(rows.shape[1])))
 
 
-def by_hand(module, rows, real=None, room=None):
-    """Outputs, and the share of lost choices of each row; ``room`` None = no bound."""
+def by_hand(module, rows, real=None, slots=None):
+    """Outputs, and the share of lost choices of each row; ``slots`` None = no bound."""
     experts, parts = module.config, {name: np.asarray(a) for name, a in nnx.to_pure_dict(nnx.state(module)).items()}
     logits = np.asarray(rows, np.float64) @ parts["router"]
     out, lost = np.zeros(rows.shape), np.zeros(len(rows))
@@ -50,7 +50,7 @@ def by_hand(module, rows, real=None, room=None):
             weights = odds[chosen] / (odds[chosen].sum() if experts.normalize else 1)
             for e, weight in zip(chosen, weights, strict=True):
                 asked += 1
-                if room is not None and taken[e] == room:
+                if slots is not None and taken[e] == slots:
                     lost[b] += 1
                     continue
                 taken[e] += 1
@@ -68,21 +68,21 @@ def test_without_a_bound_every_choice_counts(changes):
     got, sums = jax.jit(lambda x: module(x))(ROWS)
     assert sums is None
     np.testing.assert_allclose(got, want, atol=2e-6)
-    for capacity in (0.0, 4.0):  # in training, no bound or room for all
-        module.config = dataclasses.replace(module.config, capacity=capacity)
+    for factor in (0.0, 4.0):  # in training, without slots or with slots for all
+        module.config = dataclasses.replace(module.config, capacity=factor)
         got, sums = module(ROWS, all_real())
         np.testing.assert_allclose(got, want, atol=2e-6)
         assert sums.dropped == 0 and sums.load.sum() == pytest.approx(ROWS.shape[0] * ROWS.shape[1])
 
 
-def test_the_first_tokens_of_the_text_take_the_room_and_padding_takes_none():
+def test_the_first_tokens_of_the_text_take_the_slots_and_padding_takes_none():
     module = layer(capacity=0.5)
     real = np.random.default_rng(0).random(ROWS.shape[:2]) < 0.7
     weight = real.sum(1).astype(np.float32)
-    room = slots(module.config, ROWS.shape[1])
-    want, lost = by_hand(module, ROWS, real, room)
+    slots = capacity(module.config, ROWS.shape[1])
+    want, lost = by_hand(module, ROWS, real, slots)
     got, sums = jax.jit(lambda x, counted: module(x, counted))(ROWS, Counted(jnp.asarray(real), jnp.asarray(weight)))
-    assert room == 4 and (lost > 0).all()
+    assert slots == 4 and (lost > 0).all()
     np.testing.assert_allclose(got, want, atol=2e-6)
     np.testing.assert_allclose(sums.dropped, (weight * lost).sum(), rtol=1e-5)
     other = jnp.where(real[..., None], ROWS, 7.0)
@@ -170,7 +170,7 @@ def test_no_token_depends_on_a_later_one():
 
     @jax.jit
     def hidden(tokens):
-        return decoder.merge(network, params).counted(tokens, decoder.PLAIN, COUNTED)
+        return decoder.merge(network, params).hidden_and_sums(tokens, decoder.PLAIN, COUNTED)
 
     other = TOKENS.copy()
     other[:, 9:] = tiny.VOCAB - 1 - other[:, 9:]
@@ -222,7 +222,7 @@ def test_equal_experts_are_taken_by_their_index_and_scoring_drops_nothing(name):
 
     def run(params, tokens):
         model = decoder.merge(network, params)
-        return model.counted(tokens, decoder.PLAIN, COUNTED)[1].load, model(tokens, AttentionContext())
+        return model.hidden_and_sums(tokens, decoder.PLAIN, COUNTED)[1].load, model(tokens, AttentionContext())
 
     _, want = jax.jit(run)(params, TOKENS)
     mesh = make_mesh(MESHES[name], jax.devices()[:8])
