@@ -57,6 +57,13 @@ SWITCHES: dict[str, dict[str, Any]] = {
         positions="rotary", rotary=cfg.Rotary(scaling="yarn", factor=4.0, original_length=8, theta=100.0),
         norm_bias=False, attention_scale=0.5,
     ),
+    "mixtral": dict(
+        norm_kind="rms", positions="rotary", activation="silu", num_kv_heads=2, qkv_bias=False, out_bias=False,
+        experts=cfg.Experts(count=4, d_ff=24),
+    ),
+    "glam": dict(
+        num_layers=4, gated=True, experts=cfg.Experts(count=8, every=2, gated=False, normalize=False, per_token=3)
+    ),
 }  # fmt: skip
 
 COMPUTE = cfg.Compute(dtype="float32", loss_chunk=5)

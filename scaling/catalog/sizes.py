@@ -191,7 +191,8 @@ class Parameters:
     unembedding: int  # 0 where tied to the token embedding
     ends: int  # what else lies outside the blocks: projections and norm of the embedding, biases of the logits
     padding: int  # parameters in the rows that pad the vocabulary to vocab_multiple, in all tables together
-    matrices: int  # weight matrices of the blocks alone: no biases, no norms
+    matrices: int  # weight matrices of the blocks that a token is multiplied by: no biases, no norms, no idle experts
+    idle: int  # of all experts, those that a token does not take
     projection: int  # the vocabulary projection without padding, tied or not
 
     @property
@@ -204,6 +205,11 @@ class Parameters:
     def total(self) -> int:
         """All parameters, without padding: the convention of GPT-3's tables 2.1 and D.1 and of model cards."""
         return self.tree - self.padding
+
+    @property
+    def active(self) -> int:
+        """Of all parameters, those that serve one token: all without experts, and else without the idle ones."""
+        return self.total - self.idle
 
     @property
     def without_embeddings(self) -> int:
@@ -228,11 +234,21 @@ class Parameters:
 def parameters(model: Model) -> Parameters:
     """Counts the parameters of a resolved model config (``vocab_size``, ``d_head`` and ``d_ff`` known)."""
     assert model.vocab_size and model.d_head and model.d_ff, "resolve the config first"
-    d, f, width = model.d_model, model.d_ff, model.d_embedding
+    d, f, width, experts = model.d_model, model.d_ff, model.d_embedding, model.experts
+    routed = model.expert_layers  # the other layers have an MLP
+    plain = model.num_layers - routed
     queries, keys = model.num_heads * model.d_head, model.kv_heads * model.d_head
     ups = 2 if model.gated else 1
-    matrices = d * (2 * queries + 2 * keys + (ups + 1) * f)
-    biases = model.qkv_bias * (queries + 2 * keys) + model.out_bias * d + model.mlp_bias * (ups * f + d)
+    expert = d * (3 if experts.gated else 2) * model.d_expert
+    idle = routed * (experts.count - experts.per_token) * expert
+    matrices = (
+        model.num_layers * d * (2 * queries + 2 * keys)
+        + plain * d * (ups + 1) * f
+        + routed * (d * experts.count + experts.per_token * expert)
+    )
+    biases = model.num_layers * (
+        model.qkv_bias * (queries + 2 * keys) + model.out_bias * d
+    ) + plain * model.mlp_bias * (ups * f + d)
     norms = _norm(model, d) * (1 if model.parallel == "one_norm" else 2) + model.qk_norm * 2 * _norm(
         model, model.d_head
     )
@@ -241,12 +257,13 @@ def parameters(model: Model) -> Parameters:
     return Parameters(
         token_embedding=model.padded_vocab * width,
         positions=_positions(model),
-        blocks=model.num_layers * (matrices + biases + norms),
+        blocks=matrices + idle + biases + model.num_layers * norms,
         final_norm=_norm(model, d) if model.norm == "pre" else 0,
         unembedding=0 if model.tied_embedding else model.padded_vocab * width,
         ends=ends + model.logit_bias * model.padded_vocab,
         padding=(model.padded_vocab - model.vocab_size) * rows,
-        matrices=model.num_layers * matrices,
+        matrices=matrices,
+        idle=idle,
         projection=model.vocab_size * width,
     )
 

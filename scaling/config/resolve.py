@@ -41,15 +41,16 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda v: v >= 1,
         "model.vocab_multiple model.context_length model.num_layers model.d_model model.num_heads "
         "model.band_width model.relative_distance model.rotary.factor model.base_width model.base_depth "
-        "compute.scan_unroll compute.attention_block data.workers data.prefetch train.tokens "
-        "train.batch_tokens train.ramp_start_tokens mesh.stage mesh.fsdp mesh.context mesh.tensor mesh.slices "
-        "distributed.heartbeat_seconds distributed.join_seconds eval.tokens log.every_steps "
-        "checkpoint.keep_last sample.tokens",
+        "model.experts.per_token model.experts.every compute.scan_unroll compute.attention_block data.workers "
+        "data.prefetch train.tokens train.batch_tokens train.ramp_start_tokens mesh.stage mesh.fsdp mesh.expert "
+        "mesh.context mesh.tensor mesh.slices distributed.heartbeat_seconds distributed.join_seconds eval.tokens "
+        "log.every_steps checkpoint.keep_last sample.tokens",
     ),
     (
         "0 or more",
         lambda v: v >= 0,
         "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
+        "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "
         "model.position_offset model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
         "model.rotary.high model.rotary.attention_factor train.sequence_length "
         "train.microbatch_sequences train.pipeline_microbatches train.ramp_tokens compute.loss_chunk train.z_loss "
@@ -229,6 +230,8 @@ def _check_family(model: Model) -> None:
     if model.relative_buckets < 2 or model.relative_distance <= model.relative_buckets // 2:
         right = f"must be at least 2, and half of it less than config.model.relative_distance={model.relative_distance}"
         raise refused("model.relative_buckets", model.relative_buckets, right)
+    if model.experts.count:
+        _check_experts(model)
     if model.parametrization != "standard":
         for name, value in (("attention_scale", model.attention_scale), ("embedding_width", model.embedding_width)):
             if value:
@@ -249,6 +252,17 @@ def _check_rotary(model: Model) -> None:
         )
     if rotary.low and rotary.high and rotary.low >= rotary.high:
         raise refused("model.rotary.low", rotary.low, f"must be less than config.model.rotary.high={rotary.high}")
+
+
+def _check_experts(model: Model) -> None:
+    experts = model.experts
+    if experts.per_token > experts.count:
+        raise refused(
+            "model.experts.per_token",
+            experts.per_token,
+            f"must be at most config.model.experts.count={experts.count}",
+        )
+    must_divide("model.experts.every", experts.every, "model.num_layers", model.num_layers)
 
 
 def _check_train(config: Config) -> None:

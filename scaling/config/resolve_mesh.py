@@ -14,14 +14,14 @@ def check_mesh(config: Config, device_count: int | None) -> None:
             f"{_describe(mesh)} but there are {_devices(device_count)}; the product of the axes must be that"
         )
     must_divide("mesh.fsdp", mesh.fsdp, "model.d_model", model.d_model)
-    parts = mesh.replicas * mesh.fsdp * mesh.context
+    parts = mesh.replicas * mesh.state_shards
     if mesh.shard_optimizer and model.d_model % parts:
         raise refused(
             "mesh.shard_optimizer",
             mesh.shard_optimizer,
             f"needs config.model.d_model={model.d_model} to be a multiple of the {parts} replicas and shards",
         )
-    for name, value in (("num_heads", model.num_heads), ("d_ff", model.d_ff)):
+    for name, value in (("num_heads", model.num_heads), ("d_ff", model.d_ff), ("experts.d_ff", model.d_expert)):
         must_divide("mesh.tensor", mesh.tensor, f"model.{name}", value)
     if model.kv_heads > 1:  # a single one lies on every device
         must_divide("mesh.tensor", mesh.tensor, "model.num_kv_heads", model.kv_heads)
@@ -35,6 +35,8 @@ def check_mesh(config: Config, device_count: int | None) -> None:
         )
     # Between tensor-parallel regions, activations are sharded over sequence.
     must_be_multiple("train.sequence_length", train.sequence_length, mesh.tensor, "config.mesh.tensor")
+    if mesh.expert > 1:
+        _check_experts(config)
     if mesh.context > 1:
         _check_context(config)
     # Until the number of devices is known, data=-1 counts as 1, its smallest value.
@@ -54,6 +56,27 @@ def check_mesh(config: Config, device_count: int | None) -> None:
     must_be_multiple("eval.batch_sequences", config.eval.batch_sequences, shards, unit)
 
 
+def _check_experts(config: Config) -> None:
+    """What experts on devices of their own ask for."""
+    model, mesh = config.model, config.mesh
+    if not model.experts.count:
+        raise refused("mesh.expert", mesh.expert, "must be 1 with config.model.experts.count=0; use config.mesh.fsdp")
+    must_divide("mesh.expert", mesh.expert, "model.experts.count", model.experts.count)
+    if not model.experts.capacity:
+        raise refused(
+            "model.experts.capacity",
+            model.experts.capacity,
+            f"must be more than 0 with config.mesh.expert={mesh.expert}: what devices exchange has a fixed size",
+        )
+    if model.d_model % (mesh.fsdp * mesh.expert):
+        raise refused(
+            "mesh.expert",
+            mesh.expert,
+            f"times config.mesh.fsdp={mesh.fsdp} must divide config.model.d_model={model.d_model}: both shard the "
+            "other parameters",
+        )
+
+
 def _check_context(config: Config) -> None:
     """Refuses what ring attention cannot do."""
     model, mesh = config.model, config.mesh
@@ -67,13 +90,14 @@ def _check_context(config: Config) -> None:
             mesh.context,
             f"must be 1 with config.mesh.stage={mesh.stage}: a pipeline has no ring attention",
         )
-    shards = mesh.fsdp * mesh.context
-    if model.d_model % shards:
+    if model.d_model % mesh.state_shards:
+        others = f"config.mesh.fsdp={mesh.fsdp}"
+        if mesh.expert > 1:
+            others += f" and config.mesh.expert={mesh.expert}"
         raise refused(
             "mesh.context",
             mesh.context,
-            f"times config.mesh.fsdp={mesh.fsdp} must divide config.model.d_model={model.d_model}: both shard the "
-            "parameters",
+            f"times {others} must divide config.model.d_model={model.d_model}: both shard the parameters",
         )
     parts = mesh.context * math.lcm(2, mesh.tensor)
     unit = f"{parts}: each of the config.mesh.context={mesh.context} devices holds two chunks of a sequence"
@@ -108,6 +132,8 @@ def check_pipeline(config: Config) -> None:
         if parts:
             raise refused("train.pipeline_microbatches", parts, "needs config.mesh.stage > 1; must be 0 without stages")
         return
+    if model.experts.count:
+        raise refused("mesh.stage", mesh.stage, "must be 1 with config.model.experts.count > 0; use config.mesh.expert")
     if model.num_layers % (mesh.stage * period):
         groups = model.num_layers // period
         entries = "" if period == 1 else f"{groups} repetitions of config.model.attention_pattern in "
@@ -130,7 +156,7 @@ def check_pipeline(config: Config) -> None:
     if not parts:  # the devices are not known yet
         return
     must_be_multiple("train.pipeline_microbatches", parts, mesh.stage, "config.mesh.stage")
-    shards = mesh.replicas * mesh.fsdp
+    shards = mesh.stage_shards
     unit = f"the {parts} parts (config.train.pipeline_microbatches) for each of the {shards} shards of a stage"
     must_be_multiple("train.microbatch_sequences", train.microbatch_sequences, parts * shards, unit)
     must_be_multiple("eval.batch_sequences", config.eval.batch_sequences, parts * shards, unit)
@@ -138,7 +164,7 @@ def check_pipeline(config: Config) -> None:
 
 def pipeline_microbatches(mesh: Mesh, train: Train) -> int:
     """Number of parts: four a stage, so that the pipeline idles less than a fifth of the time, or the most possible."""
-    rows = train.microbatch_sequences // (mesh.replicas * mesh.fsdp)
+    rows = train.microbatch_sequences // mesh.stage_shards
     return max((n for n in range(mesh.stage, 4 * mesh.stage + 1, mesh.stage) if rows % n == 0), default=mesh.stage)
 
 

@@ -50,6 +50,24 @@ class Rotary:
 
 
 @dataclasses.dataclass(frozen=True)
+class Experts:
+    count: int = knob(0, "experts", "MLPs of which each token takes a few, in the place of one; 0 = no experts")
+    per_token: int = knob(2, "experts", "that each token takes: those with the largest logits of the router")
+    every: int = knob(1, "layers", "each n-th layer has experts, and those before it an MLP (GLaM: 2)")
+    d_ff: int = knob(0, "features", "hidden width of an expert; 0 = config.model.d_ff")
+    gated: bool = knob(True, "", "experts have gates, as config.model.gated says of MLPs; they have no biases")
+    normalize: bool = knob(True, "", "the weights of a token's experts sum to 1")
+    capacity: float = knob(
+        1.25,
+        "",
+        "in training, slots of each expert for a sequence, as a multiple of what equal load needs; the last tokens of "
+        "those that exceed it are dropped there. 0 = none are dropped, as always in scoring and generation",
+    )
+    balance_loss: float = knob(0.01, "", "coefficient of each layer's load-balancing loss, which is 1 at equal load")
+    z_loss: float = knob(0.0, "", "coefficient of each layer's squared log-partition of the router")
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     vocab_size: int = knob(0, "tokens", "vocabulary; 0 = the tokenizer's")
     vocab_multiple: int = knob(128, "tokens", "rows of the embedding are padded to a multiple of this")
@@ -104,6 +122,7 @@ class Model:
     base_width: int = knob(256, "features", "d_model at which the muP hyperparameters were tuned")
     base_depth: int = knob(2, "layers", "num_layers at which the CompleteP hyperparameters were tuned")
     rotary: Rotary = Rotary()
+    experts: Experts = Experts()
 
     @property
     def sights(self) -> tuple[Sight, ...]:
@@ -116,6 +135,16 @@ class Model:
     def kv_heads(self) -> int:
         """Heads of keys and of values."""
         return self.num_kv_heads or self.num_heads
+
+    @property
+    def d_expert(self) -> int:
+        """Hidden width of an expert."""
+        return self.experts.d_ff or self.d_ff
+
+    @property
+    def expert_layers(self) -> int:
+        """Layers that have experts in the place of an MLP."""
+        return self.num_layers // self.experts.every if self.experts.count else 0
 
     @property
     def d_embedding(self) -> int:
@@ -222,6 +251,7 @@ class Mesh:
     )
     data: int = knob(-1, "devices", "replicas inside a slice; -1 = all devices that the other axes do not use")
     fsdp: int = knob(1, "devices", "shards of parameters, gradients and optimizer state, and of the batch")
+    expert: int = knob(1, "devices", "shards of the experts; elsewhere of the batch and of the state, like fsdp")
     context: int = knob(1, "devices", "shards of the sequence (ring attention), and of the state like fsdp")
     tensor: int = knob(1, "devices", "shards of heads, MLP and vocabulary, and of the sequence between those")
     shard_optimizer: bool = knob(False, "", "shard gradients and optimizer state over the data axis too (ZeRO-2)")
@@ -241,13 +271,23 @@ class Mesh:
         outer = {"slices": self.slices} if self.stage == 1 else {"stage": self.stage}
         if 1 < self.stage < self.slices:
             outer["slices/stage"] = self.slices // self.stage
-        context = {"context": self.context} if self.context > 1 else {}
-        return outer | {"data": self.data, "fsdp": self.fsdp} | context | {"tensor": self.tensor}
+        rare = {axis: size for axis in ("expert", "context") if (size := getattr(self, axis)) > 1}
+        return outer | {"data": self.data, "fsdp": self.fsdp} | rare | {"tensor": self.tensor}
 
     @property
     def shards(self) -> int:
         """Number of shards of a batch's rows outside of the pipeline; ``data=-1`` counts as 1."""
-        return self.stage * self.replicas * self.fsdp
+        return self.stage * self.stage_shards
+
+    @property
+    def stage_shards(self) -> int:
+        """Number of shards of the rows that a stage works on; ``data=-1`` counts as 1."""
+        return self.replicas * self.fsdp * self.expert
+
+    @property
+    def state_shards(self) -> int:
+        """Number of shards of the parameters that are gathered for use, without those over ``tensor``."""
+        return self.fsdp * self.expert * self.context
 
     @property
     def devices(self) -> int:

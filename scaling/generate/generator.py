@@ -1,6 +1,7 @@
 """Continuing prompts with a model: batches of like lengths, bucketed shapes, stop strings, streaming."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -13,7 +14,7 @@ from scaling.generate import beam, decode
 from scaling.generate.sampling import Dials, Rules, Sampling, row_keys, rules
 from scaling.model import decoder, kv_cache
 from scaling.parallel.mesh import one_device
-from scaling.parallel.sharding import on_every_device
+from scaling.parallel.sharding import BATCH_AXES, on_every_device
 
 SMALLEST_BUCKET = 16  # tokens
 STOP_CHECK = 16  # tokens decoded between two looks for stop strings
@@ -45,7 +46,7 @@ def bucket(size: int, smallest: int = SMALLEST_BUCKET, largest: int | None = Non
 
 def batch_shape(rows: int, longest: int, context: int, mesh: Mesh) -> tuple[int, int]:
     """Rows and prompt slots (B, P) of the program that continues ``rows`` prompts of at most ``longest`` tokens."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     return -(-bucket(rows, smallest=1) // shards) * shards, bucket(longest, largest=context)
 
 

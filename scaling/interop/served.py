@@ -111,11 +111,17 @@ def _make_mesh(text: str, sizes: cfg.Mesh) -> jax.sharding.Mesh:
 
 
 def _check_mesh(config: cfg.Model, mesh: jax.sharding.Mesh) -> None:
-    shards = dict(mesh.shape)
+    shards, experts = dict(mesh.shape), config.experts.count
+    if shards["expert"] > 1 and (not experts or experts % shards["expert"]):
+        raise ValueError(
+            f"--mesh: expert={shards['expert']} must divide the experts of the model, of which it has {experts}"
+        )
     shards["fsdp*context"] = shards["fsdp"] * shards["context"]
+    shards["fsdp*expert*context"] = shards["fsdp*context"] * shards["expert"]
     for axis, knob in (
         ("fsdp", "d_model"),
         ("fsdp*context", "d_model"),
+        ("fsdp*expert*context", "d_model"),
         ("tensor", "num_heads"),
         ("tensor", "d_ff"),
         ("tensor", "padded_vocab"),

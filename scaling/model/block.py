@@ -9,6 +9,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from scaling.config import schema as cfg
 from scaling.model.attention import SelfAttention
 from scaling.model.context import AttentionContext, Memory
+from scaling.model.experts import Counted, Experts, RouterSums
 from scaling.model.layers import SAVED, dropout
 from scaling.model.mlp import MLP
 from scaling.model.norms import make_norm
@@ -18,33 +19,42 @@ from scaling.parallel.sharding import dividing_spec, platform
 
 
 class Block(nnx.Module):
-    """Attention and MLP around a residual stream.
+    """Attention and MLP, or experts in its place, around a residual stream.
 
     One after the other, with a norm before each (GPT-2/3) or after each sum (GPT-1); or side by side on the same stream
     (``parallel``), with a norm for both (GPT-J, PaLM) or one each (GPT-NeoX).
     """
 
-    def __init__(self, network: cfg.Network, rngs: nnx.Rngs):
+    def __init__(self, network: cfg.Network, rngs: nnx.Rngs, experts: bool = False):
         check(network.compute.quantization)
         self.config = config = network.model
         self.attention_norm = make_norm(config, config.d_model)
         self.attention = SelfAttention(network, rngs)
         if config.parallel != "one_norm":
             self.mlp_norm = make_norm(config, config.d_model)
-        self.mlp = MLP(network, rngs)
+        self.routes = experts
+        if experts:
+            self.experts = Experts(network, rngs)
+        else:
+            self.mlp = MLP(network, rngs)
 
     def __call__(
-        self, x: jax.Array, context: AttentionContext, key: jax.Array | None = None
-    ) -> tuple[jax.Array, Memory | None]:
+        self,
+        x: jax.Array,
+        context: AttentionContext,
+        key: jax.Array | None = None,
+        counted: Counted | None = None,
+    ) -> tuple[jax.Array, Memory | None, RouterSums | None]:
         """One layer.
 
         Args:
             x: the residual stream [B, T, D], in the compute dtype.
             context: who sees whom in this layer.
             key: dropout key of this layer; None = no dropout.
+            counted: as of ``Experts``.
 
         Returns:
-            The residual stream, and of a cached context the layer's cache.
+            The residual stream, of a cached context the layer's cache, and of experts that count their sums.
         """
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         rate = self.config.dropout_residual
@@ -53,17 +63,21 @@ class Block(nnx.Module):
             normal = self.attention_norm(x)
             update, memory = self.attention(normal, context, keys[0])
             update = dropout(update, rate, keys[1])
-            other = self.mlp(normal if self.config.parallel == "one_norm" else self.mlp_norm(x))
-            return _in_rows(self._plus(x, update + dropout(other, rate, keys[2]))), memory
+            other, sums = self._feed(normal if self.config.parallel == "one_norm" else self.mlp_norm(x), counted)
+            return _in_rows(self._plus(x, update + dropout(other, rate, keys[2]))), memory, sums
         if self.config.norm == "pre":
             update, memory = self.attention(self.attention_norm(x), context, keys[0])
             x = checkpoint_name(_in_rows(self._plus(x, dropout(update, rate, keys[1]))), SAVED)
-            update = dropout(self.mlp(self.mlp_norm(x)), rate, keys[2])
-            return _in_rows(self._plus(x, update)), memory
+            update, sums = self._feed(self.mlp_norm(x), counted)
+            return _in_rows(self._plus(x, dropout(update, rate, keys[2]))), memory, sums
         update, memory = self.attention(x, context, keys[0])
         x = self.attention_norm(checkpoint_name(self._plus(x, dropout(update, rate, keys[1])), SAVED))
-        update = dropout(self.mlp(x), rate, keys[2])
-        return self.mlp_norm(checkpoint_name(self._plus(x, update), SAVED)), memory
+        update, sums = self._feed(x, counted)
+        x = self._plus(x, dropout(update, rate, keys[2]))
+        return self.mlp_norm(checkpoint_name(x, SAVED)), memory, sums
+
+    def _feed(self, x: jax.Array, counted: Counted | None) -> tuple[jax.Array, RouterSums | None]:
+        return self.experts(x, counted) if self.routes else (self.mlp(x), None)
 
     def _plus(self, x: jax.Array, update: jax.Array) -> jax.Array:
         multiplier = parametrization(self.config).residual_multiplier

@@ -6,18 +6,21 @@ or shapes, ``merge`` turns such a dict back into a callable module; in between, 
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scaling.config import schema as cfg
 from scaling.model.block import Block
 from scaling.model.context import AttentionContext
+from scaling.model.experts import Counted, RouterSums
 from scaling.model.layers import constant, dropout, lookup, normal, product, use
 from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
@@ -27,7 +30,8 @@ from scaling.parallel.sharding import Axes, constrain, stored_spec
 
 Params = dict[str, Any]
 PLAIN = AttentionContext()  # causal, one text a row
-STACK = "blocks"  # the subtree whose leaves carry a leading layer axis
+STACK, EXPERT_STACK = "blocks", "expert_blocks"  # the subtrees whose leaves carry a leading layer axis
+STACKS = (STACK, EXPERT_STACK)
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -66,7 +70,9 @@ class Decoder(nnx.Module):
         if config.embedding_norm:
             self.embedding_norm = make_norm(config, d)
         layer_keys = jax.random.split(rngs.params(), config.num_layers)
-        self.blocks = jax.vmap(lambda key: Block(network, nnx.Rngs(params=key)))(layer_keys)
+        for name, layers in layers_of(config).items():
+            make = functools.partial(_make_block, network, name)
+            setattr(self, name, jax.vmap(make)(layer_keys[np.asarray(layers)]))
         if config.norm == "pre":
             self.final_norm = make_norm(config, d)
         if not config.tied_embedding:
@@ -97,6 +103,18 @@ class Decoder(nnx.Module):
         Raises:
             ValueError: more tokens than positions, or a mesh with stages without ``pipeline_microbatches``.
         """
+        return self.hidden_and_sums(tokens, context, None, key=key, pipeline_microbatches=pipeline_microbatches)[0]
+
+    def hidden_and_sums(
+        self,
+        tokens: jax.Array,
+        context: AttentionContext,
+        counted: Counted | None,
+        *,
+        key: jax.Array | None = None,
+        pipeline_microbatches: int = 0,
+    ) -> tuple[jax.Array, RouterSums | None]:
+        """As a call; with ``counted``, experts have the capacity of training, and their sums over layers come, too."""
         config = self.config
         branched = context.branches is not None
         if stages() > 1 and (branched or not pipeline_microbatches):
@@ -114,11 +132,18 @@ class Decoder(nnx.Module):
             x = constrain(x, "rows", "sequence", None)
         keys = None if layers_key is None else jax.random.split(layers_key, config.num_layers)
         if pipeline_microbatches:
-            recompute = self.compute.remat != "none"
-            x = pipelined(self._layers, (self.blocks, keys), x, context, pipeline_microbatches, recompute)
+            recompute, sums = self.compute.remat != "none", None
+            x = pipelined(self._stage, (self._stacks(), keys), x, context, pipeline_microbatches, recompute)
         else:
-            x = self._layers((self.blocks, keys), x, context)
-        return self.finish(x)
+            x, sums = self._layers((self._stacks(), keys), x, context, counted)
+        return self.finish(x), sums
+
+    def _stacks(self) -> dict[str, Block]:
+        return {name: getattr(self, name) for name in layers_of(self.config)}
+
+    def _stage(self, layers: Layers, x: jax.Array, context: AttentionContext) -> jax.Array:
+        """Layers of one stage of a pipeline; they have no experts."""
+        return self._layers(layers, x, context, None)[0]
 
     def embed(self, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
         """Tokens [B, T] at positions [B or 1, T] (None: 0, 1, ...) to [B, T, D] in the compute dtype."""
@@ -150,25 +175,36 @@ class Decoder(nnx.Module):
         x = self.final_norm(x) if self.config.norm == "pre" else x
         return product(x, use(self.project_out, x.dtype)) if self.config.d_embedding != self.config.d_model else x
 
-    def _layers(self, layers: Layers, x: jax.Array, context: AttentionContext) -> jax.Array:
-        """Scans over groups of stacked layers, one period of the attention pattern a group: so windows are static."""
-        compute = self.compute
-        period = self.config.sights
-        groups = jax.tree.map(lambda a: a.reshape(-1, len(period), *a.shape[1:]), layers)
+    def _layers(
+        self, stacks: Layers, x: jax.Array, context: AttentionContext, counted: Counted | None
+    ) -> tuple[jax.Array, RouterSums | None]:
+        """Scans over groups of layers, one period a group: so each layer's sight and kind are static."""
+        compute, model = self.compute, self.config
+        layers, (blocks, keys) = period(model), stacks
+        inputs = {name: (stack, sum(layer.stack == name for layer in layers)) for name, stack in blocks.items()}
+        groups = {name: _grouped(stack, each) for name, (stack, each) in inputs.items()}, _grouped(keys, len(layers))
 
-        def layer(block: Block, x: jax.Array, context: AttentionContext, key: jax.Array | None) -> jax.Array:
-            return block(x, context, key)[0]
+        def layer(
+            block: Block, x: jax.Array, context: AttentionContext, key: jax.Array | None
+        ) -> tuple[jax.Array, RouterSums | None]:
+            x, _, sums = block(x, context, key, counted)
+            return x, sums
 
         if compute.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[compute.remat], prevent_cse=False)
 
-        def group(x: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
-            for i, sight in enumerate(period):
-                block, key = jax.tree.map(lambda a, i=i: a[i], inputs)
-                x = layer(block, x, context.within(sight), key)
-            return x, None
+        def group(carry: tuple[jax.Array, Any], inputs: Any) -> tuple[tuple[jax.Array, Any], None]:
+            x, total = carry
+            blocks, keys = inputs
+            for i, here in enumerate(layers):
+                block = jax.tree.map(lambda a, here=here: a[here.place], blocks[here.stack])
+                x, sums = layer(block, x, context.within(here.sight), None if keys is None else keys[i])
+                total = total if sums is None else jax.tree.map(jnp.add, total, sums)
+            return (x, total), None
 
-        return jax.lax.scan(group, x, groups, unroll=compute.scan_unroll)[0]
+        counts = counted is not None and model.experts.count
+        zeros = RouterSums.zeros(model.experts.count) if counts else None
+        return jax.lax.scan(group, (x, zeros), groups, unroll=compute.scan_unroll)[0]
 
     def output(self, dtype: Any) -> Output:
         """The output projection, laid out for use."""
@@ -183,6 +219,46 @@ class Decoder(nnx.Module):
         if output.bias is not None:
             logits = logits + output.bias
         return logits[..., : self.config.vocab_size]
+
+
+class Layer(NamedTuple):
+    """What is static of a layer.
+
+    Attributes:
+        sight: how far back its attention sees.
+        stack: which of ``STACKS`` holds it.
+        place: its number there, among the layers of the same period.
+    """
+
+    sight: cfg.Sight
+    stack: str
+    place: int
+
+
+def period(config: cfg.Model) -> list[Layer]:
+    """The layers after which the attention pattern and the experts repeat."""
+    sights, every = config.sights, config.experts.every if config.experts.count else 1
+    found: list[Layer] = []
+    for i in range(math.lcm(len(sights), every)):
+        stack = EXPERT_STACK if config.experts.count and i % every == every - 1 else STACK
+        found.append(Layer(sights[i % len(sights)], stack, sum(layer.stack == stack for layer in found)))
+    return found
+
+
+def layers_of(config: cfg.Model) -> dict[str, list[int]]:
+    """Which layers of the model lie in each stack, in order; stacks without layers are left out."""
+    names = [layer.stack for layer in period(config)]
+    every = [names[i % len(names)] for i in range(config.num_layers)]
+    return {name: [i for i, other in enumerate(every) if other == name] for name in STACKS if name in every}
+
+
+def _grouped(stack: Any, each: int) -> Any:
+    """Arrays [L, ...] as [L / each, each, ...]."""
+    return jax.tree.map(lambda a: a.reshape(-1, each, *a.shape[1:]), stack)
+
+
+def _make_block(network: cfg.Network, stack: str, key: jax.Array) -> Block:
+    return Block(network, nnx.Rngs(params=key), experts=stack == EXPERT_STACK)
 
 
 @functools.lru_cache(maxsize=16)
@@ -205,7 +281,7 @@ def metadata(config: cfg.Model, name: str) -> Params:
 
     def read(path: tuple[Any, ...], variable: Any) -> Any:
         value = variable.get_metadata(name)
-        return ("layers", *value) if name == "axes" and path[0] == STACK else value
+        return ("layers", *value) if name == "axes" and path[0] in STACKS else value
 
     flat = {path: read(path, variable) for path, variable in nnx.to_flat_state(_template(cfg.Network(config))[1])}
     return nnx.traversals.unflatten_mapping(flat)
@@ -234,15 +310,17 @@ def merge_layers(network: cfg.Network, params: Params) -> tuple[Decoder, list[Bl
     Of the decoder, only what lies outside the blocks can be called.
     """
     outside = {name: value for name, value in params.items() if name != STACK}
-    return _filled(_template(network), outside), [_filled(_block_template(network), layer) for layer in params[STACK]]
+    layers = zip(itertools.cycle(period(network.model)), params[STACK], strict=False)
+    blocks = [_filled(_block_template(network, layer.stack), values) for layer, values in layers]
+    return _filled(_template(network), outside), blocks
 
 
 @functools.lru_cache(maxsize=16)
-def _block_template(network: cfg.Network) -> tuple[nnx.GraphDef, nnx.State]:
-    """Of a layer as ``cache.split_layers`` leaves it."""
+def _block_template(network: cfg.Network, stack: str) -> tuple[nnx.GraphDef, nnx.State]:
+    """Of a layer of a stack as ``cache.split_layers`` leaves it."""
 
     def make() -> Block:
-        block = Block(network, nnx.Rngs(0))
+        block = _make_block(network, stack, jax.random.key(0))
         if network.model.kv_heads == network.model.num_heads:
             block.attention.fuse()
         return block
@@ -251,12 +329,12 @@ def _block_template(network: cfg.Network) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def _filled(template: tuple[nnx.GraphDef, nnx.State], params: Params) -> Any:
-    """The module of a template with these parameters; of the stack, if it is left out, only the shapes."""
+    """The module of a template with these parameters; of a stack, if it is left out, only the shapes."""
     graph, state = template
     flat = nnx.traversals.flatten_mapping(params)
     state = nnx.from_flat_state(
         [
-            (path, variable if path[0] == STACK and STACK not in params else variable.replace(flat[path]))
+            (path, variable if path[0] in STACKS and path[0] not in params else variable.replace(flat[path]))
             for path, variable in nnx.to_flat_state(state)
         ]
     )

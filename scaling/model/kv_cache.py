@@ -56,14 +56,17 @@ def _split(network: cfg.Network, params: decoder.Params) -> decoder.Params:
     config = network.model
     kinds, dtype = decoder.metadata(config, "kind"), jnp.dtype(network.compute.dtype)
     # Biases, gains and positions (kinds of their own) are added in float32 whatever the compute dtype.
-    narrow = jax.tree.map(lambda x, kind: x.astype(dtype) if kind in ("matrix", "embedding") else x, params, kinds)
-    narrow = _together(config, narrow)
-    return narrow | {decoder.STACK: _unstacked(config, narrow[decoder.STACK], lambda i, x: x[i])}
+    narrow = jax.tree.map_with_path(functools.partial(_narrow, dtype), params, kinds)
+    return _unstacked(config, _together(config, narrow), lambda i, x: x[i])
+
+
+def _narrow(dtype: Any, path: Any, x: jax.Array, kind: str) -> jax.Array:
+    routes = path[-1].key == "router"  # decides in float32
+    return x.astype(dtype) if kind in ("matrix", "embedding") and not routes else x
 
 
 def _split_axes(config: cfg.Model) -> Any:
-    axes = _together(config, decoder.axes_tree(config))
-    return axes | {decoder.STACK: _unstacked(config, axes[decoder.STACK], lambda _, names: names[1:])}
+    return _unstacked(config, _together(config, decoder.axes_tree(config)), lambda _, names: names[1:])
 
 
 def _together(config: cfg.Model, tree: Any) -> Any:
@@ -72,7 +75,13 @@ def _together(config: cfg.Model, tree: Any) -> Any:
 
 
 def _unstacked(config: cfg.Model, tree: Any, layer: Any) -> Any:
-    return tuple(jax.tree.map(functools.partial(layer, i), tree, is_leaf=is_axes) for i in range(config.num_layers))
+    """The tree with a tuple of layers in the place of its stacks; ``layer(i, leaf)`` takes the i-th of a stack."""
+    found = {}
+    for name, layers in decoder.layers_of(config).items():
+        for i, number in enumerate(layers):
+            found[number] = jax.tree.map(functools.partial(layer, i), tree[name], is_leaf=is_axes)
+    outside = {name: value for name, value in tree.items() if name not in decoder.STACKS}
+    return outside | {decoder.STACK: tuple(found[number] for number in range(config.num_layers))}
 
 
 def _shardings(axes: Any, mesh: Mesh) -> Any:
@@ -119,10 +128,10 @@ def _through(
     segments = (there >= cached.starts[:, None]).astype(jnp.int32)
     context = model.informed(AttentionContext(positions, segments, cached=cached))
     x, grown = model.embed(tokens, positions), []
-    sights = itertools.cycle(network.model.sights)
-    for block, sight, memory in zip(blocks, sights, cache, strict=False):
-        here = context.within(sight)
-        x, after = block(x, here if memory is None else here.after(memory))
+    layers = itertools.cycle(decoder.period(network.model))
+    for block, layer, memory in zip(blocks, layers, cache, strict=False):
+        here = context.within(layer.sight)
+        x, after, _ = block(x, here if memory is None else here.after(memory))
         assert after is not None
         grown.append(after)
     return model.finish(x), tuple(grown)

@@ -43,11 +43,21 @@ def zigzag(x: jax.Array, axis: int = 1) -> jax.Array:
         x: any array, its positions along ``axis``, a multiple of twice the devices of ``context``.
         axis: of the positions.
     """
+    order = _chunk_order()
+    assert x.shape[axis] % len(order) == 0
+    chunks = x.reshape(*x.shape[:axis], len(order), -1, *x.shape[axis + 1 :])
+    return jnp.take(chunks, order, axis=axis).reshape(x.shape)
+
+
+def text_places(length: int) -> np.ndarray:
+    """Of each position in the order of ``zigzag``, its place in the text: int [T]."""
+    order = _chunk_order()
+    return np.arange(length).reshape(len(order), -1)[order].reshape(-1)
+
+
+def _chunk_order() -> np.ndarray:
     count = context_devices()
-    assert x.shape[axis] % (2 * count) == 0
-    order = [chunk for device in range(count) for chunk in (device, 2 * count - 1 - device)]
-    chunks = x.reshape(*x.shape[:axis], 2 * count, -1, *x.shape[axis + 1 :])
-    return jnp.take(chunks, np.asarray(order), axis=axis).reshape(x.shape)
+    return np.asarray([chunk for device in range(count) for chunk in (device, 2 * count - 1 - device)])
 
 
 class Setup(NamedTuple):

@@ -16,7 +16,8 @@ def next_token(config: cfg.Config) -> Objective:
     """The objective of pre-training.
 
     What is minimised is the negative log-likelihood of the targets and z_loss * logsumexp(logits)^2 (PaLM, arXiv
-    2204.02311, section 5), each times its target's weight; "loss" is the former alone, in nats a token.
+    2204.02311, section 5), each times its target's weight, and the routers' losses of a model with experts; "loss" is
+    the first alone, in nats a token.
     """
     unembedding = Unembedding(
         vocab_size=config.model.vocab_size,
@@ -25,11 +26,12 @@ def next_token(config: cfg.Config) -> Objective:
     )
 
     def objective(model: Decoder, frozen: Any, batch: Batch, key: jax.Array | None) -> Sums:
-        hidden, batch = forward(model, batch, key, config.train.pipeline_microbatches)
+        hidden, batch, routers = forward(model, batch, key, config.train.pipeline_microbatches)
         output = model.output(hidden.dtype)
         minimised, log_probs = weighted_loss(
             hidden, output, batch.targets, batch.weights, unembedding, config.train.z_loss
         )
-        return Sums(minimised, batch.weights.sum(), {"loss": -(batch.weights * log_probs).sum()})
+        sums = Sums(minimised, batch.weights.sum(), {"loss": -(batch.weights * log_probs).sum()})
+        return sums.with_routers(config.model, routers)
 
     return objective

@@ -5,26 +5,44 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
+from scaling.config import schema as cfg
 from scaling.data.batch import Batch
 from scaling.model.context import AttentionContext
 from scaling.model.decoder import Decoder
+from scaling.model.experts import Counted, RouterSums
 from scaling.model.ring import zigzag
 from scaling.parallel.sharding import constrain, context_devices
 
 
 class Sums(NamedTuple):
-    """Sums over what a batch holds, float32 scalars, so that parts of a batch add up and a step divides once.
+    """Sums over what a batch holds, float32, so that parts of a batch add up and a step divides once.
 
     Attributes:
-        objective: what is minimised.
-        weight: what the sums are divided by, such as the number of targets.
-        metrics: name -> sum; "loss" is what is logged and watched.
+        objective: what is minimised, a scalar.
+        weight: what the sums are divided by, such as the number of targets; a scalar.
+        metrics: name -> sum, a scalar or a vector; "loss" is what is logged and watched.
     """
 
     objective: jax.Array
     weight: jax.Array
     metrics: dict[str, jax.Array]
+
+    def with_routers(self, model: cfg.Model, routers: RouterSums | None) -> "Sums":
+        """With the losses of all routers in what is minimised, and in the metrics as means over their layers.
+
+        Args:
+            model: resolved.
+            routers: from ``forward``; their weight is the sum of the weights of the targets. None = no experts.
+        """
+        if routers is None:
+            return self
+        experts, layers = model.experts, model.expert_layers
+        penalty = experts.balance_loss * routers.balance + experts.z_loss * routers.z
+        names = dict(zip(RouterSums._fields, ("balance_loss", "router_z_loss", "dropped", "expert_load"), strict=True))
+        means = {names[field]: total / layers for field, total in routers._asdict().items()}
+        return self._replace(objective=self.objective + penalty, metrics=self.metrics | means)
 
 
 # (model, frozen parameters of other models or None, batch of arrays [B, T], dropout key or None) to sums
@@ -33,18 +51,29 @@ Objective = Callable[[Decoder, Any, Batch, jax.Array | None], Sums]
 
 def forward(
     model: Decoder, batch: Batch, key: jax.Array | None, pipeline_microbatches: int = 0
-) -> tuple[jax.Array, Batch]:
-    """Final hidden states [B, T, D] of a batch, and the batch with its tokens in the same order.
+) -> tuple[jax.Array, Batch, RouterSums | None]:
+    """Final hidden states [B, T, D] of a batch, the batch with its tokens in the same order, and the routers' sums.
+
+    Experts have the capacity of training. Of a model without experts there are no sums; others go to
+    ``Sums.with_routers``.
 
     On a mesh with a ``context`` axis that is the order of ``ring.zigzag``, here and once: sums over tokens do not need
     the text's order.
     """
     batch = jax.tree.map(lambda x: constrain(x, "rows", None), batch)
-    context = AttentionContext(batch.positions, batch.segments)
+    context, counted = AttentionContext(batch.positions, batch.segments), None
+    if model.config.experts.count:
+        # What comes after the last target that counts is padding: nothing that counts sees it.
+        real = jax.lax.cummax((batch.weights > 0).astype(jnp.int32), axis=1, reverse=True) > 0
+        counted = Counted(real, batch.weights.sum(axis=1))
     if context_devices() > 1:
         if batch.positions is None:
             index = jax.lax.broadcasted_iota("int32", (1, batch.tokens.shape[1]), 1)
             context = dataclasses.replace(context, positions=index)
         batch, context = jax.tree.map(zigzag, (batch, context))
         context = dataclasses.replace(context, zigzag=True)
-    return model(batch.tokens, context, key=key, pipeline_microbatches=pipeline_microbatches), batch
+        if counted is not None:
+            counted = Counted(zigzag(counted.real), counted.weight, zigzag=True)
+    parts = pipeline_microbatches
+    hidden, routers = model.hidden_and_sums(batch.tokens, context, counted, key=key, pipeline_microbatches=parts)
+    return hidden, batch, routers

@@ -26,8 +26,8 @@ def make_mesh(config: cfg.Mesh, devices: list[jax.Device] | None = None) -> Mesh
     devices = jax.devices() if devices is None else devices
     data = axis_size(config, len(devices))
     stages = min(config.stage, config.slices)  # that lie on slices of their own
-    outer = (stages, config.slices // stages, 1, 1, 1)
-    inner = (config.stage // stages, data, config.fsdp, config.context, config.tensor)
+    outer = (stages, config.slices // stages, 1, 1, 1, 1)
+    inner = (config.stage // stages, data, config.fsdp, config.expert, config.context, config.tensor)
     if config.slices == 1:
         grid = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
     elif getattr(devices[0], "slice_index", None) is None or _one_slice(devices):

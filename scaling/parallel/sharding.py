@@ -2,7 +2,8 @@
 
 Parameters and activations name their dimensions with logical axes. A mesh has the axes ``stage``
 (of the pipeline, each with its layers) and ``data`` (replicas), both over slices, the data-centre
-network; ``fsdp`` (shards of the state, and of the batch), ``context`` (shards of the sequence, and
+network; ``fsdp`` (shards of the state, and of the batch), ``expert`` (the same, and inside of experts
+each with its experts), ``context`` (shards of the sequence, and
 of the state) and ``tensor`` (shards of heads, MLP and
 vocabulary, and of the sequence between them).
 
@@ -25,11 +26,12 @@ from jax.sharding import PartitionSpec as P
 Axes = tuple[str | None, ...]
 MeshAxes = str | tuple[str, ...] | None
 
-MESH_AXES = ("stage", "data", "fsdp", "context", "tensor")
-BATCH_AXES = ("data", "fsdp")  # of the rows that a stage works on
+MESH_AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
+GROUP_AXES = ("data", "fsdp")  # of the rows inside experts
+BATCH_AXES = (*GROUP_AXES, "expert")  # of the rows that a stage works on
 ROW_AXES = ("stage", *BATCH_AXES)  # of all rows, outside the pipeline
 CONTEXT_AXIS = "context"
-STATE_AXES = ("fsdp", CONTEXT_AXIS)  # where parameters lie that are gathered for use: ZeRO-3
+STATE_AXES = ("fsdp", "expert", CONTEXT_AXIS)  # where parameters lie that are gathered for use: ZeRO-3
 
 
 class Rule(NamedTuple):
@@ -43,12 +45,16 @@ TABLE: dict[str, Rule] = {
     # Gathered layer by layer when used. A replica's part of the optimizer lies inside its shard.
     "embed": Rule(STATE_AXES, None, (*STATE_AXES, "data")),
     "mlp": Rule("tensor", "tensor"),
+    "experts": Rule("expert", "expert"),
+    "expert_embed": Rule(("fsdp", CONTEXT_AXIS), None, ("fsdp", CONTEXT_AXIS, "data")),
     "heads": Rule("tensor", "tensor"),
     "vocab": Rule("tensor", "tensor"),
     "layers": Rule("stage", "stage"),  # of the stack; and the pipeline's buffers, one entry a stage
     # activations
     "rows": Rule(ROW_AXES, ROW_AXES),
     "batch": Rule(BATCH_AXES, BATCH_AXES),
+    "groups": Rule(GROUP_AXES, GROUP_AXES),  # rows inside experts
+    "slots": Rule(CONTEXT_AXIS, CONTEXT_AXIS),  # tokens of an expert
     "time": Rule(CONTEXT_AXIS, CONTEXT_AXIS),  # the sequence inside tensor-parallel regions, and of tokens
     "sequence": Rule((CONTEXT_AXIS, "tensor"), (CONTEXT_AXIS, "tensor")),  # the residual stream between them
 }
@@ -148,20 +154,21 @@ gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def features_apart(x: jax.Array) -> jax.Array:
-    """Lays activations [B, T, D] out with D over ``fsdp``, and of B only what is over the other axes: an all-to-all.
+    """Lays activations [B, T, D] out with D over ``fsdp`` and ``expert``, B over the other axes only: an all-to-all.
 
     So the gradient of a table, a sum over tokens, comes as the table is stored. Left to itself the compiler makes
     these activations whole on every device, or over slices.
     """
     mesh = current_mesh()
     batch, length, features = x.shape
-    if batch % _extent(mesh, ROW_AXES) or features % _extent(mesh, "fsdp"):
+    apart = ("fsdp", "expert")
+    if batch % _extent(mesh, ROW_AXES) or features % _extent(mesh, apart):
         return x
-    outer = tuple(axis for axis in ROW_AXES if axis != "fsdp")
+    outer = tuple(axis for axis in ROW_AXES if axis not in apart)
     groups, free = _extent(mesh, outer), P.UNCONSTRAINED
     x = x.reshape(groups, batch // groups, length, features)
-    x = jax.lax.with_sharding_constraint(x, P(outer, "fsdp", free, None))
-    x = jax.lax.with_sharding_constraint(x, P(outer, None, free, "fsdp"))
+    x = jax.lax.with_sharding_constraint(x, P(outer, apart, free, None))
+    x = jax.lax.with_sharding_constraint(x, P(outer, None, free, apart))
     return x.reshape(batch, length, features)
 
 

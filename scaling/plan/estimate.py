@@ -44,7 +44,7 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
         "optimizer": _state_bytes(config.optimizer) * _shard_parameters(model, _moments_mesh(mesh)),
         "temporary": _temporary(config, chip, params),
     }
-    state_shards = mesh.fsdp * mesh.context
+    state_shards = mesh.state_shards
     devices = mesh.devices
     peak = EFFICIENCY * chip.flops / chip.devices
     tokens = train.batch_tokens / devices
@@ -60,14 +60,16 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     ticks = _ticks(config)
     # Attention's products run at half the speed of others, wherever they are counted.
     slow = attention * (3 + (compute.remat != "none"))
-    moved = model.num_layers * (RESIDUAL_TRAFFIC * model.d_model + MLP_TRAFFIC * model.d_ff) * 2
+    moved = (model.num_layers * RESIDUAL_TRAFFIC * model.d_model + MLP_TRAFFIC * _hidden(model)) * 2
     elementwise = tokens * moved / (MEMORY_EFFICIENCY * chip.hbm_bandwidth / chip.devices)
     # FSDP: each microbatch gathers the weights for the forward and the backward pass and scatters their gradients.
     microbatches = BatchSchedule.from_config(train).max_microbatches
-    weights = 2 * params / 4 * state_shards
-    share = (state_shards - 1) / state_shards
+    weights = 2 * params / 4
     link = chip.link / chip.devices
-    gathers = (3 + twice) * weights * share * microbatches * ticks / link
+    # Experts are gathered over all axes of the state but their own.
+    routed = _expert_parameters(model) / (state_shards * mesh.tensor) * 2
+    gathered = (weights - routed) * (state_shards - 1) + routed * (state_shards // mesh.expert - 1)
+    gathers = (3 + twice) * gathered * microbatches * ticks / link
     reduction = 2 * params * (mesh.replicas - 1) / mesh.replicas / link
     apart = mesh.slices // mesh.stage  # replicas in slices of their own
     network = chip.between / chip.devices if mesh.slices > 1 and chip.between else link
@@ -76,6 +78,9 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     # Tensor parallelism: around attention and MLP the residual stream is gathered and scattered, in both passes.
     crossing = 8 * model.num_layers * model.d_model * 2 * (mesh.tensor - 1)
     activations = tokens * crossing / link
+    # Around experts, their slots cross the devices of ``expert`` twice in each pass.
+    apart_experts = (mesh.expert - 1) / mesh.expert
+    activations += tokens * 4 * model.expert_layers * _slots(model) * model.d_model * 2 * apart_experts / link
     # Between stages, a part in each of two buffers, in both passes.
     between = (mesh.stage > 1) * 4 * tokens * mesh.stage * ticks / _parts(config) * model.d_model * 2 / network
     # Context parallelism: keys and values go round in both passes, their gradients in the second; what attention's
@@ -103,6 +108,23 @@ def _moments_mesh(mesh: cfg.Mesh) -> cfg.Mesh:
     return dataclasses.replace(mesh, data=1, slices=1, fsdp=mesh.fsdp * mesh.replicas)
 
 
+def _slots(model: cfg.Model) -> float:
+    """Of experts, for each token of a sequence."""
+    return model.experts.per_token * max(1.0, model.experts.capacity)
+
+
+def _hidden(model: cfg.Model) -> float:
+    """Hidden features of a token's MLPs and experts, in all layers."""
+    routed = model.expert_layers
+    return (model.num_layers - routed) * model.d_ff + routed * _slots(model) * model.d_expert
+
+
+def _expert_parameters(model: cfg.Model) -> int:
+    """In the experts of all layers."""
+    each = model.d_model * model.d_expert * (3 if model.experts.gated else 2)
+    return model.expert_layers * model.experts.count * each
+
+
 def _parts(config: cfg.Config) -> int:
     """Number of parts of a microbatch that pass through the stages of a pipeline."""
     return config.train.pipeline_microbatches or 1
@@ -121,11 +143,15 @@ def _state_bytes(optimizer: cfg.Optimizer) -> int:
 def _shard_parameters(model: cfg.Model, mesh: cfg.Mesh) -> int:
     """Parameters on one device: layers are cut over stage, matrices over all axes except data, biases over tensor."""
     counted = sizes.parameters(model)
-    matrices = counted.matrices // mesh.stage + counted.token_embedding + counted.unembedding
+    in_layers = counted.matrices + counted.idle
+    matrices = in_layers // mesh.stage + counted.token_embedding + counted.unembedding
     heads = (model.num_heads + 2 * model.kv_heads) * model.d_head
-    cut = model.num_layers * (model.qkv_bias * heads + model.mlp_bias * (1 + model.gated) * model.d_ff) // mesh.stage
-    whole = (counted.blocks - counted.matrices) // mesh.stage - cut + counted.final_norm + counted.ends
-    shards = mesh.fsdp * mesh.context
+    plain = model.num_layers - model.expert_layers
+    cut = (
+        model.num_layers * model.qkv_bias * heads + plain * model.mlp_bias * (1 + model.gated) * model.d_ff
+    ) // mesh.stage
+    whole = (counted.blocks - in_layers) // mesh.stage - cut + counted.final_norm + counted.ends
+    shards = mesh.state_shards
     return matrices // (shards * mesh.tensor) + counted.positions // shards + cut // mesh.tensor + whole
 
 
@@ -138,9 +164,9 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
     size = 2 if compute.dtype == "bfloat16" else 4
     length = train.sequence_length // mesh.context
     # Of one part in a stage; outside of the layers, rows lie over the stages.
-    part = train.microbatch_sequences * length // (mesh.replicas * mesh.fsdp * _parts(config))
+    part = train.microbatch_sequences * length // (mesh.stage_shards * _parts(config))
     tokens = part * _parts(config) // mesh.stage
-    d, f, t = model.d_model, model.d_ff, mesh.tensor
+    d, f, t = model.d_model, _hidden(model) / model.num_layers, mesh.tensor
     lanes = 128 if chip.clock else 1  # TPUs pad the last dimension of arrays in memory
     d_head = -(-model.d_head // lanes) * lanes
     queries, keys, ups = model.num_heads * d_head, model.kv_heads * d_head, (1 + model.gated) * f
@@ -155,7 +181,9 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
         saved = part * (_ticks(config) * d / t + model.num_layers // mesh.stage * kept) * size
     else:
         saved = _ticks(config) * part * model.num_layers // mesh.stage * kept * size
-    layer = sizes.parameters(model).matrices / model.num_layers / t
+    experts = _expert_parameters(model) / (model.expert_layers * mesh.expert) if model.expert_layers else 0
+    attention = 2 * d * (model.num_heads + model.kv_heads) * model.d_head
+    layer = (attention + max((2 + model.gated) * d * model.d_ff, experts)) / t
     gathered = len(model.attention_pattern) * layer * size
     chunk = min(compute.loss_chunk or length, length)
     logits = tokens / length * chunk * model.padded_vocab / t * 4

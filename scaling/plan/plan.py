@@ -295,7 +295,7 @@ def _empty(
     model, train, mesh = config.model, config.train, config.mesh
     shards = mesh.shards
     stages = f"stage={mesh.stage} ({train.pipeline_microbatches} parts) " if mesh.stage > 1 else ""
-    context = f"context={mesh.context} " if mesh.context > 1 else ""
+    inner = "".join(f"{axis}={size} " for axis in ("expert", "context") if (size := getattr(mesh, axis)) > 1)
     sequences = train.microbatch_sequences if step == "train" else config.eval.batch_sequences
     whole = BatchSchedule.from_config(train).max_microbatches if step == "train" else 1
     work = (
@@ -310,7 +310,7 @@ def _empty(
     return Plan(
         where=where,
         chips=device_count // chip.devices,
-        layout=f"slices={mesh.slices} {stages}data={mesh.data} fsdp={mesh.fsdp} {context}tensor={mesh.tensor}, {work}",
+        layout=f"slices={mesh.slices} {stages}data={mesh.data} fsdp={mesh.fsdp} {inner}tensor={mesh.tensor}, {work}",
         step=step,
         memory={},
         hbm=chip.hbm / chip.devices,

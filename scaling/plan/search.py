@@ -35,8 +35,9 @@ class Candidate:
         ramp = f" --config.train.ramp_start_tokens={tokens}" if train.ramp_start_tokens % tokens else ""
         stages = f"--config.mesh.stage={mesh.stage} " if mesh.stage > 1 else ""
         context = f"--config.mesh.context={mesh.context} " if mesh.context > 1 else ""
+        expert = f"--config.mesh.expert={mesh.expert} " if mesh.expert > 1 else ""
         return (
-            f"{slices}{stages}--config.mesh.data={mesh.data} --config.mesh.fsdp={mesh.fsdp} {context}"
+            f"{slices}{stages}--config.mesh.data={mesh.data} --config.mesh.fsdp={mesh.fsdp} {expert}{context}"
             f"--config.mesh.tensor={mesh.tensor} --config.compute.remat={self.config.compute.remat} "
             f"--config.train.microbatch_sequences={train.microbatch_sequences}{ramp}"
         )
@@ -46,10 +47,10 @@ def candidates(config: cfg.Config, device_count: int) -> Iterator[cfg.Config]:
     """Every layout of a config that its shapes allow: mesh, remat, microbatch; stages only over slices.
 
     Args:
-        config: resolved for one layout; its slices and its context axis stay.
+        config: resolved for one layout; its slices and its expert and context axes stay.
         device_count: devices of all slices.
     """
-    inside = device_count // (config.mesh.slices * config.mesh.context)
+    inside = device_count // (config.mesh.slices * config.mesh.expert * config.mesh.context)
     sizes = [n for n in range(1, inside + 1) if inside % n == 0]
     stages = [n for n in range(1, config.mesh.slices + 1) if config.mesh.slices % n == 0]
     for fsdp, tensor, stage in itertools.product(sizes, sizes, stages):

@@ -142,8 +142,8 @@ class Loop:
         """Waits for a step's loss; checks it (on every process, so that all stop together); writes it if it is due."""
         done, metrics = step.done, step.metrics
         due = done % self.run.config.log.every_steps == 0 or done == self.run.schedule.num_steps or done == 1
-        names = ("loss", "grad_norm", "skipped", "bad_in_a_row")
-        loss, norm, skipped, in_a_row = (x.item() for x in jax.device_get([metrics[name] for name in names]))
+        numbers = {name: x.tolist() for name, x in jax.device_get(metrics).items()}
+        loss, norm, skipped, in_a_row = (numbers.pop(name) for name in ("loss", "grad_norm", "skipped", "bad_in_a_row"))
         line = self._line(done, loss, step.lr, norm)
         self.watch.saw(line, in_a_row)
         if in_a_row:  # readers take a line without numbers for the end of the run
@@ -151,7 +151,7 @@ class Loop:
         if not due:
             return
         speed, seconds_left = self.speed.measure(done)
-        line |= speed | {"skipped": skipped} | self.watch.logged(done) | self._feed.logged(step.batch)
+        line |= numbers | speed | {"skipped": skipped} | self.watch.logged(done) | self._feed.logged(step.batch)
         self.log.step(line)
         self.log.show(line, seconds_left)
 

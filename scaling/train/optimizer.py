@@ -33,7 +33,7 @@ def make_optimizer(optimizer: cfg.Optimizer, model: cfg.Model) -> optax.Gradient
     """
     scales = parametrization(model)
     kinds = decoder.metadata(model, "kind")
-    inside = jax.tree.map_with_path(lambda path, kind: path[0].key == decoder.STACK, kinds)
+    inside = jax.tree.map_with_path(lambda path, kind: path[0].key in decoder.STACKS, kinds)
 
     def tree(leaf: Any) -> Any:
         return jax.tree.map(leaf, kinds, inside)
@@ -110,14 +110,14 @@ def find(name: str) -> Callable[..., optax.GradientTransformation]:
 def _matrix_axes(model: cfg.Model) -> Any:
     """For Muon, which axes of each matrix are input and which output; None for all that is no matrix in a block.
 
-    The residual stream is on one side; on which, its place among the axes says. The axis of layers is neither.
+    The residual stream is on one side; on which, its place among the axes says. Layers and experts are neither.
     """
 
     def of(axes: tuple[str | None, ...], kind: str) -> Any:
         if kind != "matrix":
             return None
-        stream = axes.index("embed")
-        others = tuple(i for i, name in enumerate(axes) if i != stream and name != "layers")
+        stream = axes.index("expert_embed" if "expert_embed" in axes else "embed")
+        others = tuple(i for i, name in enumerate(axes) if i != stream and name not in ("layers", "experts"))
         sides = ((stream,), others) if stream < min(others) else (others, (stream,))
         return optax.contrib.MuonDimensionNumbers(*sides)
 

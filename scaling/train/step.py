@@ -112,6 +112,6 @@ def make_eval_step(config: cfg.Config, mesh: Mesh, objective: Objective) -> Call
         def one(batch: Batch) -> Sums:
             return objective(decoder.merge(config.network, params), frozen, batch, None)
 
-        return jax.tree.map(jnp.sum, jax.lax.map(one, batch))
+        return jax.tree.map(lambda parts: parts.sum(0), jax.lax.map(one, batch))
 
     return jax.jit(evaluate, out_shardings=replicated(mesh), compiler_options=compiler.options(list(mesh.devices.flat)))

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from scaling.data import loader
 from scaling.objectives.objective import Objective
@@ -44,9 +45,11 @@ class Validation:
         """Means of the objective's metrics, and "eval_tokens": targets counted."""
         size, sharding = self._run.config.eval.batch_sequences, batch_sharding(self._run.mesh)
         rows = local_rows(sharding, size)
-        totals, weight, data = collections.Counter[str](), 0.0, self._run.data
+        weight, data = 0.0, self._run.data
+        totals: dict[str, Any] = collections.defaultdict(float)
         for batch in loader.evaluation_batches(data.held_out, self._count, size, rows, data.separator):
             sums = jax.device_get(self._step(params, place(batch, rows, size, sharding)))
-            totals.update({name: float(value) for name, value in sums.metrics.items()})
+            for name, value in sums.metrics.items():
+                totals[name] += np.asarray(value, np.float64)
             weight += float(sums.weight)
-        return {name: total / weight for name, total in totals.items()} | {"eval_tokens": weight}
+        return {name: (total / weight).tolist() for name, total in totals.items()} | {"eval_tokens": weight}

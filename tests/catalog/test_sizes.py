@@ -8,7 +8,7 @@ import pytest
 
 from scaling.catalog import flops, size_report, sizes
 from scaling.config.resolve import resolve
-from scaling.config.schema import Model, default_config, freeze
+from scaling.config.schema import Experts, Model, default_config, freeze
 from scaling.model import decoder
 from tests import tiny
 
@@ -79,6 +79,39 @@ def test_counts_equal_the_real_tree(changes):
 def test_published_sizes_equal_the_real_tree(size):
     tree = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(decoder.abstract(size.model())))
     assert sizes.parameters(size.model()).tree == tree
+
+
+def _glam(layers, width, heads, vocabulary):
+    experts = Experts(count=64, every=2, gated=False)
+    return Model(
+        vocab_size=vocabulary, num_layers=layers, d_model=width, num_heads=heads, d_head=128, d_ff=4 * width,
+        gated=True, positions="rotary", norm_kind="rms", qkv_bias=False, out_bias=False, mlp_bias=False,
+        experts=experts,
+    )  # fmt: skip
+
+
+# Total and active parameters, as printed: GLaM, arXiv 2112.06905, table 4; Mixtral, arXiv 2401.04088, section 1.
+EXPERTS = {
+    "GLaM 1.7B/64E": (_glam(24, 2048, 16, 32_000), 27e9, 1.879e9),
+    "GLaM 8B/64E": (_glam(32, 4096, 32, 32_000), 143e9, 9.8e9),
+    "GLaM 64B/64E": (_glam(64, 8192, 128, 256_000), 1.162e12, 96.6e9),
+    "Mixtral 8x7B": (
+        dataclasses.replace(
+            _glam(32, 4096, 32, 32_000), d_ff=14_336, num_kv_heads=8, tied_embedding=False, experts=Experts(count=8)
+        ),
+        46.7e9,
+        12.9e9,
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "total", "active"), EXPERTS.values(), ids=EXPERTS)
+def test_experts_that_a_token_does_not_take_are_not_active(model, total, active):
+    counted = sizes.parameters(model)
+    assert (counted.total, counted.active) == pytest.approx((total, active), rel=0.01)
+    assert flops.forward_per_token(model, 1) == pytest.approx(
+        2 * (counted.active - counted.token_embedding * (not model.tied_embedding)), rel=0.001
+    )
 
 
 def test_conventions():

@@ -20,11 +20,8 @@ def change(**values):
     """A config with dotted knobs set, dots written as two underscores."""
     config = cfg.to_dict(cfg.Config())
     for name, value in values.items():
-        section, _, knob = name.partition("__")
-        if knob:
-            config[section][knob] = value
-        else:
-            config[section] = value
+        *sections, knob = name.split("__")
+        functools.reduce(lambda section, key: section[key], sections, config)[knob] = value
     return cfg.freeze(config)
 
 
@@ -132,6 +129,27 @@ REFUSED = {
     "vocabulary": (dict(model__vocab_size=100), ["config.model.vocab_size=100", "50257"]),
     "devices": (dict(mesh__data=3), ["data=3", "8 devices"]),
     "fsdp devices": (dict(mesh__fsdp=3), ["fsdp=3", "8 devices"]),
+    "experts a token": (
+        dict(model__experts__count=4, model__experts__per_token=5),
+        ["config.model.experts.per_token=5", "config.model.experts.count=4"],
+    ),
+    "layers with experts": (
+        dict(model__experts__count=4, model__experts__every=5),
+        ["config.model.experts.every=5", "config.model.num_layers=12", "4 or 6"],
+    ),
+    "expert axis": (
+        dict(model__experts__count=6, mesh__expert=4),
+        ["config.mesh.expert=4", "config.model.experts.count=6", "2 or 3"],
+    ),
+    "expert axis without experts": (dict(mesh__expert=2), ["config.mesh.expert=2", "config.model.experts.count=0"]),
+    "expert axis and no bound": (
+        dict(model__experts__count=4, model__experts__capacity=0.0, mesh__expert=2),
+        ["config.model.experts.capacity=0.0", "config.mesh.expert=2"],
+    ),
+    "experts in a pipeline": (
+        dict(model__experts__count=4, mesh__stage=2),
+        ["config.mesh.stage=2", "config.model.experts.count"],
+    ),
     "mesh 0": (dict(mesh__fsdp=0), ["config.mesh.fsdp=0", "at least 1"]),
     "mesh data 0": (dict(mesh__data=0), ["config.mesh.data=0", "-1"]),
     "tensor heads": (dict(mesh__tensor=8), ["config.mesh.tensor=8", "config.model.num_heads=12", "4 or 6"]),

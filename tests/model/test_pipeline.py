@@ -277,7 +277,7 @@ def test_a_run_without_stages_goes_on_with_them(tmp_path):
     np.testing.assert_allclose(losses, want, rtol=1e-5)
     np.testing.assert_allclose(evals[-1], want_evals[-1], rtol=1e-5)
     mesh = json.loads((tmp_path / "parts/config.json").read_text())["mesh"]
-    assert mesh == {"stage": 2, "data": 1, "fsdp": 2, "context": 1, "tensor": 2}
+    assert mesh == {"stage": 2, "data": 1, "fsdp": 2, "expert": 1, "context": 1, "tensor": 2}
 
 
 @pytest.mark.parametrize(
@@ -291,8 +291,8 @@ def test_a_run_without_stages_goes_on_with_them(tmp_path):
 )
 def test_stages_take_the_slices_first(mesh, data, first):
     grid = make_mesh(mesh)
-    assert grid.shape == {"stage": mesh.stage, "data": data, "fsdp": mesh.fsdp, "context": 1, "tensor": 1}
-    np.testing.assert_array_equal([[d.id for d in row] for row in grid.devices[0, :, :, 0, 0]], first)
+    assert grid.shape == {"stage": mesh.stage, "data": data, "fsdp": mesh.fsdp, "expert": 1, "context": 1, "tensor": 1}
+    np.testing.assert_array_equal([[d.id for d in row] for row in grid.devices[0, :, :, 0, 0, 0]], first)
 
 
 REFUSED = {

@@ -62,7 +62,7 @@ def test_state_is_really_sharded():
     assert held < 0.2 * total
     query = state["optimizer"][2].mu["blocks"]["attention"]["query"]
     assert query.sharding == state["params"]["blocks"]["attention"]["query"].sharding
-    assert query.sharding.spec == jax.sharding.PartitionSpec("stage", ("fsdp", "context"), "tensor", None)
+    assert query.sharding.spec == jax.sharding.PartitionSpec("stage", ("fsdp", "expert", "context"), "tensor", None)
 
 
 def test_parameters_are_gathered_narrow():

@@ -76,7 +76,7 @@ def test_gradients_are_asked_for_in_the_smaller_shards():
             program = jax.make_jaxpr(jax.grad(loss))(np.ones((64, 32), np.float32), np.ones((8, 64), np.float32))
         return [e.params["sharding"].spec for e in program.jaxpr.eqns if e.primitive.name == "sharding_constraint"]
 
-    assert asked(True) == [jax.sharding.PartitionSpec(("fsdp", "context", "data"), "tensor")]
+    assert asked(True) == [jax.sharding.PartitionSpec(("fsdp", "expert", "context", "data"), "tensor")]
     assert asked(False) == [sharding.stored_spec(axes)]
 
 

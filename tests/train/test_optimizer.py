@@ -102,7 +102,9 @@ def movement(name, width, depth=2, steps=4):
         @jax.jit
         def look(params):
             model = decoder.merge(config.network, params)
-            return model.logits(model(batch.tokens[0])), model._layers(model.blocks, None, fixed, decoder.PLAIN)
+            return model.logits(model(batch.tokens[0])), model._layers(
+                model._stacks(), None, fixed, decoder.PLAIN, None
+            )[0]
 
         before = look(state["params"])
         step = make_train_step(config, mesh, next_token(config))

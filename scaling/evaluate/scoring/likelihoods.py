@@ -7,6 +7,7 @@ A row holds a context and, after it, all its completions side by side. Each comp
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from scaling.data.tokenizer import Tokenizer
 from scaling.model import decoder
 from scaling.model.context import AttentionContext
 from scaling.parallel.mesh import one_device
-from scaling.parallel.sharding import on_every_device
+from scaling.parallel.sharding import BATCH_AXES, on_every_device
 
 _BATCH_TOKENS = 8192  # computed in one forward pass
 _SMALLEST = 16
@@ -156,7 +157,7 @@ class Scorer:
 
     def _row_count(self, rows: list["_Row"], length: int) -> int:
         """Rows with padding: a full batch, or a power of two; a multiple of the shards of the batch."""
-        shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        shards = math.prod(self._mesh.shape[axis] for axis in BATCH_AXES)
         full = max(1, self._batch_tokens // length)
         count = full if len(rows) == full else 2 ** (len(rows) - 1).bit_length()
         return -(-count // shards) * shards

@@ -1,0 +1,281 @@
+"""Mixtures of experts in the place of an MLP: a router sends each token to a few of many networks.
+
+The router computes logits and a softmax over all experts in float32. A token takes the ``per_token`` experts with the
+largest logits, of equal ones that with the lowest index (Mixtral, arXiv 2401.04088, section 2.1; GLaM, arXiv
+2112.06905). In training each expert has the same number of slots (GShard, arXiv 2006.16668, section 2.2). Each sequence
+has slots of its own, so neither the mesh nor accumulation changes which tokens are dropped. Tokens take slots in the
+order of the text, so no token depends on a later one. Evaluation and generation drop nothing.
+
+Legend beside the package's: E experts, N experts that a token takes, C slots of an expert in a sequence.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
+
+from scaling.config import schema as cfg
+from scaling.model.layers import SAVED, normal, use
+from scaling.model.mlp import ACTIVATIONS
+from scaling.model.parametrization import parametrization
+from scaling.model.ring import text_places
+from scaling.parallel.sharding import constrain, dividing_spec
+
+_LARGEST_BLOCK = 128  # tokens in one product of dropless experts
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """What training knows of the tokens of its rows.
+
+    Attributes:
+        real: of each token, whether it or a later one counts, bool [B, T]; the others are padding, and take no slots.
+        weight: of each row, the sum of the weights of its targets, float32 [B].
+        zigzag: the tokens lie in the order of ``ring.zigzag``.
+    """
+
+    real: jax.Array
+    weight: jax.Array
+    zigzag: bool = dataclasses.field(default=False, metadata={"static": True})
+
+
+class RouterSums(NamedTuple):
+    """Means over the tokens of each sequence, times the weight of the row, summed over rows: they add up, float32.
+
+    Attributes:
+        balance: E / N * sum over experts of (share of tokens that take it) * (mean probability); 1 at equal load
+            (Switch Transformer, arXiv 2101.03961, equation 4, for N experts a token).
+        z: squared log-partition of the router (ST-MoE, arXiv 2202.08906, equation 5).
+        dropped: share of the choices that got no slot.
+        load: share of the choices that fall on each expert, [E].
+    """
+
+    balance: jax.Array
+    z: jax.Array
+    dropped: jax.Array
+    load: jax.Array
+
+    @classmethod
+    def zeros(cls, count: int) -> "RouterSums":
+        """The sums over no rows."""
+        zero = jnp.zeros((), jnp.float32)
+        return cls(zero, zero, zero, jnp.zeros(count, jnp.float32))
+
+
+class Experts(nnx.Module):
+    """The sum of a few experts' outputs, each times its weight; an expert is an MLP without biases."""
+
+    def __init__(self, network: cfg.Network, rngs: nnx.Rngs):
+        config = network.model
+        self.config = experts = config.experts
+        self.activation = config.activation
+        scales = parametrization(config)
+        count, d, f = experts.count, config.d_model, config.d_expert
+        into, out = ("experts", "expert_embed", "mlp"), ("experts", "mlp", "expert_embed")
+        self.router = normal(rngs.params(), (d, count), scales.hidden_std, ("embed", None))
+        self.up = normal(rngs.params(), (count, d, f), scales.hidden_std, into)
+        self.down = normal(rngs.params(), (count, f, d), scales.residual_std, out)
+        if experts.gated:
+            self.gate = normal(rngs.params(), (count, d, f), scales.hidden_std, into)
+
+    def __call__(self, x: jax.Array, counted: Counted | None = None) -> tuple[jax.Array, RouterSums | None]:
+        """One layer's experts.
+
+        Args:
+            x: [B, T, D], in the compute dtype.
+            counted: in training; None = drop nothing and count nothing.
+
+        Returns:
+            [B, T, D], and the sums if ``counted``.
+        """
+        x = constrain(x, "batch", "time", None)
+        router = use(self.router, jnp.dtype(jnp.float32))
+        logits = jnp.einsum("btd,de->bte", x.astype(jnp.float32), router, precision=jax.lax.Precision.HIGHEST)
+        probabilities = jax.nn.softmax(logits)
+        chosen = _largest(logits, self.config.per_token)
+        weights = jnp.take_along_axis(probabilities, chosen, axis=-1)
+        if self.config.normalize:
+            weights = weights / weights.sum(-1, keepdims=True)
+        if counted is None or not self.config.capacity:
+            out, kept = self._dropless(x, chosen, weights), None
+        else:
+            out, kept = self._within_capacity(x, chosen, weights, counted)
+        out = constrain(out, "batch", "sequence", None)
+        return out, None if counted is None else self._sums(logits, probabilities, chosen, kept, counted)
+
+    def _sums(
+        self, logits: jax.Array, probabilities: jax.Array, chosen: jax.Array, kept: jax.Array | None, counted: Counted
+    ) -> RouterSums:
+        """``kept`` [B, T, N] says which choices got a slot; None = all."""
+        count, each = self.config.count, self.config.per_token
+        real = counted.real.astype(jnp.float32)
+        tokens = jnp.maximum(real.sum(1), 1)
+        taken = (_hot(chosen, count) * real[..., None]).sum(1) / tokens[:, None]
+        mean = (probabilities * real[..., None]).sum(1) / tokens[:, None]
+        balance = count / each * (taken * mean).sum(-1)
+        z = (jnp.square(jax.nn.logsumexp(logits, -1)) * real).sum(1) / tokens
+        lost = jnp.zeros_like(z) if kept is None else (real[..., None] * (1 - kept)).sum((1, 2)) / (each * tokens)
+        each_row = RouterSums(balance, z, lost, taken / each)
+        return jax.tree.map(lambda rows: jnp.tensordot(counted.weight, rows, 1), each_row)
+
+    def _within_capacity(
+        self, x: jax.Array, chosen: jax.Array, weights: jax.Array, counted: Counted
+    ) -> tuple[jax.Array, jax.Array]:
+        """[B, T, D], and which choices got a slot, float32 [B, T, N]."""
+        count, (batch, length, width) = self.config.count, x.shape
+        activation = ACTIVATIONS[self.activation]
+        slots = capacity(self.config, length)
+        x, chosen, weights = (constrain(a, "batch", None, None) for a in (x, chosen, weights))
+        hot = _hot(chosen, count).astype(jnp.int32) * constrain(counted.real, "batch", None)[..., None]
+        if counted.zigzag:
+            order = text_places(length)
+            upto = jnp.cumsum(hot[:, np.argsort(order)], axis=1)[:, order]
+        else:
+            upto = jnp.cumsum(hot, axis=1)
+        place = jnp.take_along_axis(upto - hot, chosen, axis=-1)
+        kept = counted.real[..., None] & (place < slots)
+        slot = jnp.where(kept, chosen * slots + place, count * slots)
+
+        def products(rows: jax.Array) -> jax.Array:
+            rows = rows.reshape(batch, count, slots, width)
+            # Rows of the batch against experts, over the devices of ``expert``: an all-to-all before and one after.
+            rows = constrain(constrain(rows, "batch", None, "slots", None), "groups", "experts", "slots", None)
+            up = self._hidden("becd,edf->becf", rows, self.up)
+            if self.config.gated:
+                hidden = activation(self._hidden("becd,edf->becf", rows, self.gate)) * up
+            else:
+                hidden = activation(up)
+            rows = jnp.einsum("becf,efd->becd", hidden, use(self.down, x.dtype))
+            rows = constrain(constrain(rows, "groups", "experts", "slots", None), "batch", None, "slots", None)
+            return rows.reshape(batch, count * slots, width)
+
+        return _exchanged(x, slot, count * slots, weights, products), kept.astype(jnp.float32)
+
+    def _hidden(self, product: str, rows: jax.Array, parameter: Any) -> jax.Array:
+        hidden = jnp.einsum(product, rows, use(parameter, rows.dtype))
+        return checkpoint_name(constrain(hidden, "groups", "experts", "slots", "mlp"), SAVED)
+
+    def _dropless(self, x: jax.Array, chosen: jax.Array, weights: jax.Array) -> jax.Array:
+        """[B, T, D]: each device takes the choices of its group's tokens that fall on its experts."""
+        names = ("up", "down", "gate")[: 2 + self.config.gated]
+        parameters = {name: use(getattr(self, name), x.dtype) for name in names}
+        local = functools.partial(_of_own_experts, activation=ACTIVATIONS[self.activation])
+        tokens = dividing_spec(x, "groups", "time", None)
+        specs = {"up": P("expert", None, "tensor"), "down": P("expert", "tensor"), "gate": P("expert", None, "tensor")}
+
+        def on_device(x: jax.Array, chosen: jax.Array, weights: jax.Array, parameters: Any) -> jax.Array:
+            first = jax.lax.axis_index("expert") * len(parameters["up"])
+            return jax.lax.psum(local(x, chosen, weights, parameters, first), ("expert", "tensor"))
+
+        each = {name: specs[name] for name in names}
+        run = jax.shard_map(on_device, in_specs=(tokens,) * 3 + (each,), out_specs=tokens, check_vma=False)
+        return run(x, chosen, weights, parameters)
+
+
+def capacity(experts: cfg.Experts, length: int) -> int:
+    """C, the slots of each expert for a sequence of ``length`` tokens, in training."""
+    return min(length, math.ceil(experts.capacity * experts.per_token * length / experts.count))
+
+
+def _largest(logits: jax.Array, count: int) -> jax.Array:
+    """Indices of the largest logits of [B, T, E], int32 [B, T, count], of equal ones the lowest first.
+
+    As ``jax.lax.top_k``, for which the compiler would gather the logits of all devices.
+    """
+    found = []
+    for _ in range(count):
+        found.append(jnp.argmax(logits, axis=-1))
+        logits = jnp.where(jnp.arange(logits.shape[-1]) == found[-1][..., None], -jnp.inf, logits)
+    return jnp.stack(found, axis=-1)
+
+
+def _hot(chosen: jax.Array, count: int) -> jax.Array:
+    """Choices [B, T, N] as 0 and 1 for each expert, float32 [B, T, E]."""
+    return jax.nn.one_hot(chosen, count).sum(-2)
+
+
+def _of_own_experts(
+    x: jax.Array, chosen: jax.Array, weights: jax.Array, parameters: Any, first: Any, *, activation: Any
+) -> jax.Array:
+    """[B, T, D]: of all choices those that fall on the experts from ``first`` on, in blocks of one expert each."""
+    count, tokens, choices = len(parameters["up"]), x.shape[0] * x.shape[1], chosen.size
+    block = 1 << max(0, min(choices // (2 * count), _LARGEST_BLOCK).bit_length() - 1)
+    blocks = (choices + min(count, choices) * (block - 1)) // block
+    expert = chosen.reshape(-1) - first
+    expert = jnp.where((expert >= 0) & (expert < count), expert, count)
+    hot = jax.nn.one_hot(expert, count, dtype=jnp.int32)
+    before = jnp.cumsum(hot, axis=0) - hot
+    ends = jnp.cumsum(-(-hot.sum(0) // block))  # of the experts' blocks
+    starts = jnp.concatenate([jnp.zeros(1, jnp.int32), ends])[:-1] * block
+    slot = jnp.where(expert < count, (hot * (starts + before)).sum(1), blocks * block)
+
+    def one(_: None, inputs: Any) -> tuple[None, jax.Array]:
+        rows, expert = inputs
+
+        def product() -> jax.Array:
+            mine = {name: jax.lax.dynamic_index_in_dim(a, expert, keepdims=False) for name, a in parameters.items()}
+            up = checkpoint_name(rows @ mine["up"], SAVED)
+            gated = "gate" in mine
+            hidden = activation(checkpoint_name(rows @ mine["gate"], SAVED)) * up if gated else activation(up)
+            return hidden @ mine["down"]
+
+        return None, jax.lax.cond(expert < count, product, lambda: jnp.zeros_like(rows))
+
+    def products(rows: jax.Array) -> jax.Array:
+        of_block = jnp.searchsorted(ends, jnp.arange(blocks), side="right")
+        return jax.lax.scan(one, None, (rows.reshape(blocks, block, -1), of_block))[1].reshape(rows.shape)
+
+    rows, slot, flat = (a.reshape(1, tokens, -1) for a in (x, slot, weights))
+    return _exchanged(rows, slot, blocks * block, flat, products).reshape(x.shape)
+
+
+def _exchanged(x: jax.Array, slot: jax.Array, count: int, weights: jax.Array, products: Any) -> jax.Array:
+    """Tokens to slots, through ``products``, and back.
+
+    Args:
+        x: [B, T, D].
+        slot: of each choice, int32 [B, T, N]; ``count`` = none.
+        count: of the slots.
+        weights: of each choice, float32 [B, T, N].
+        products: rows [B, count, D] to rows.
+
+    Returns:
+        [B, T, D]: of each token the weighted sum of what its slots hold.
+    """
+    batch, length, each = slot.shape
+    flat = slot.reshape(batch, length * each)
+    choice = jnp.full((batch, count), length * each, jnp.int32)  # of each slot
+    choice = jax.vmap(lambda c, s: c.at[s].set(jnp.arange(length * each, dtype=jnp.int32), mode="drop"))(choice, flat)
+    out = _rows(products(_rows(x, choice // each, slot)), flat, choice[..., None])
+    out = out.reshape(batch, length, each, -1).astype(jnp.float32)
+    return (out * weights[..., None]).sum(2).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _rows(x: jax.Array, index: jax.Array, back: jax.Array) -> jax.Array:
+    """Rows of x [B, n, D] by ``index`` [B, m], zeros for n; ``back`` [B, n, r] says where each row went, m = nowhere.
+
+    So the gradient is a gather, too: a scatter is slow, and adds in no certain order on GPUs.
+    """
+    return jax.vmap(lambda rows, i: rows.at[i].get(mode="fill", fill_value=0))(x, index)
+
+
+def _rows_forward(x: jax.Array, index: jax.Array, back: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _rows(x, index, back), back
+
+
+def _rows_backward(back: jax.Array, grad: jax.Array) -> tuple[jax.Array, None, None]:
+    batch, rows, each = back.shape
+    found = _rows(grad, back.reshape(batch, rows * each), back)
+    return found.reshape(batch, rows, each, -1).sum(2), None, None
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
