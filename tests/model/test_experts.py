@@ -18,7 +18,7 @@ from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("on_one_device")
 
-ROWS = jax.random.normal(jax.random.key(0), (3, 16, 32))
+ROWS = np.asarray(jax.random.normal(jax.random.key(0), (3, 16, 32)))
 
 
 def layer(**changes):
