@@ -124,6 +124,7 @@ def _check_mesh(config: cfg.Model, mesh: jax.sharding.Mesh) -> None:
         ("fsdp*expert*context", "d_model"),
         ("tensor", "num_heads"),
         ("tensor", "d_ff"),
+        ("tensor", "d_expert"),
         ("tensor", "padded_vocab"),
     ):
         size, features = shards[axis], getattr(config, knob)

@@ -215,6 +215,12 @@ def test_same_losses_and_gradients_accumulated(one_device):
     same(tiny.train(tiny.config(GLAM, microbatch_sequences=2), 5), one_device)
 
 
+@pytest.mark.slow
+def test_same_losses_and_gradients_without_capacity():
+    dropless = tiny.config(GLAM | {"experts": dataclasses.replace(GLAM["experts"], capacity=0.0), "remat": "full"})
+    same(tiny.train(dropless, 5, cfg.Mesh(fsdp=2, context=2, tensor=2), 8), tiny.train(dropless, 5))
+
+
 @each_mesh
 def test_equal_experts_are_taken_by_their_index_and_scoring_drops_nothing(name):
     network = tiny.network(**GLAM)
