@@ -18,7 +18,7 @@ _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # where it does not
 class JsonTokenizer(Tokenizer):
     """A ``tokenizer.json``. Special tokens are only ids: text that spells one is ordinary text.
 
-    Nothing is put before or after a text, whatever the file's own template says.
+    ``encode`` puts nothing before or after a text; ``start`` is what the file's own template puts before one.
 
     Args:
         name: its name.
@@ -48,6 +48,13 @@ class JsonTokenizer(Tokenizer):
         self.eot_token = _end_of_text(name, ids, settings)
         self.eot = ids[self.eot_token]
         self.fingerprint = fingerprint(b"tokenizer.json", content, str(self.eot).encode())
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """See ``Tokenizer``: often a token that begins texts, or nothing."""
+        bare, framed = (self._tokenizer.encode("a", add_special_tokens=framed).ids for framed in (False, True))
+        places = (i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+        return tuple(framed[: next(places, 0)])
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See ``Tokenizer``."""

@@ -52,12 +52,18 @@ class Tokenizer(abc.ABC):
         vocab_size: ids are in [0, vocab_size).
         eot: id of the end-of-text token, which no text encodes to.
         fingerprint: hash of everything that decides the ids; equal for equal tokenizers, whatever their name.
+        start: ids that stand before a text in training, and so before a prompt.
     """
 
     name: str
     vocab_size: int
     eot: int
     fingerprint: str
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """See the class: here the end of the text before."""
+        return (self.eot,)
 
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:

@@ -83,7 +83,7 @@ def save(
     values |= {"dtype": dtype, "torch_dtype": dtype} if dtype != "float32" else {}
     values |= beside.config
     target = Path(folder)
-    _check_new(target)
+    check_new(target)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -109,7 +109,7 @@ def export(
 ) -> None:
     """Writes the newest whole checkpoint of a run, and its tokenizer; errors as in ``load_run`` and ``save``."""
     values = read_config_json(run_dir)  # a run that is not there leaves no folder
-    _check_new(Path(output_dir))  # before a large checkpoint is read
+    check_new(Path(output_dir))  # before a large checkpoint is read
     if not Path(output_dir).exists():
         durable.check_writable(output_dir)
     network, params = load_run(run_dir)
@@ -117,7 +117,8 @@ def export(
     save(network.model, params, output_dir, dtype, shard_gb, beside)
 
 
-def _check_new(target: Path) -> None:
+def check_new(target: Path) -> None:
+    """Refuses a folder that holds something."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not an empty folder; nothing was overwritten")
 

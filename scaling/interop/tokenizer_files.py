@@ -1,7 +1,7 @@
 """What lies beside the weights of a Hugging Face folder: the tokenizer's files, and which ids are special.
 
 A run that was imported keeps the files of the folder it came from, unchanged, in ``huggingface/``, and gives them to
-the folders that it is exported to. A run that was trained here from its first step gets a ``tokenizer.json`` made for it.
+the folders that it is exported to. For a run that was trained here from its first step, a ``tokenizer.json`` is made.
 """
 
 import dataclasses
@@ -50,6 +50,27 @@ NOTHING = Beside()
 def of_folder(folder: Path) -> dict[str, bytes]:
     """The files of a Hugging Face folder that an imported run keeps."""
     return {name: (folder / name).read_bytes() for name in ("config.json", *FILES) if (folder / name).is_file()}
+
+
+def own_tokenizer(folder: str | os.PathLike[str]) -> str:
+    """What ``tokenizer.load`` reads a Hugging Face folder's own tokenizer by.
+
+    Raises:
+        ValueError: it has none that we read.
+    """
+    folder = Path(folder)
+    pairs = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+    in_pairs = any(all((folder / file).exists() for file in files) for files in pairs)
+    # Later models have files of these names, too, but split text by other patterns; their tokenizer.json says how.
+    if in_pairs and (read_config_json(folder).get("model_type") == "gpt2" or not (folder / "tokenizer.json").exists()):
+        return os.fspath(folder)
+    for name in ("tokenizer.json", "tokenizer.model", "spiece.model"):
+        if (folder / name).exists():
+            return os.fspath(folder / name)
+    raise ValueError(
+        f"{os.fspath(folder)} has no tokenizer (tokenizer.json, tokenizer.model, or vocab.json and merges.txt); name "
+        "one with --tokenizer, such as --tokenizer=gpt2"
+    )
 
 
 def of_run(run_dir: str | os.PathLike[str], values: Mapping[str, Any], model: cfg.Model) -> Beside:
