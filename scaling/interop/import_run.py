@@ -70,7 +70,7 @@ def _config(model: cfg.Model, workdir: str, tokenizer_name: str) -> cfg.Config:
     """The run's config: training goes on gently, as fine-tuning does."""
     sequence = min(model.context_length, _SEQUENCE)
     batch = 32 * sequence
-    train = cfg.Train(tokens=1000 * batch, sequence_length=sequence, batch_tokens=batch, microbatch_sequences=1)
+    train = cfg.Train(tokens=1000 * batch, sequence_length=sequence, batch_tokens=batch, microbatch_sequences=8)
     optimizer = cfg.Optimizer(peak_lr=2e-5, weight_decay=0.0, warmup_tokens=30 * batch)
     data = cfg.Data(tokenizer=tokenizer_name)
     return resolve(cfg.Config(workdir=workdir, model=model, data=data, train=train, optimizer=optimizer))

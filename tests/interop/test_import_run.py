@@ -54,9 +54,9 @@ def test_a_run_of_a_folder_is_a_run(folder, tmp_path, capsys):
     assert cli.main(["generate", str(run), "--prompt=ab", "--tokens=3", "--temperature=0"]) == 0
     text = tmp_path / "text.txt"
     text.write_text("some words to learn, again and again\n" * 200)
-    arguments = [f"--config={run}/config.json", f"--config.data.train={text}", "--config.train.tokens=128",
-                 "--config.train.batch_tokens=32", "--config.optimizer.warmup_tokens=0", "--config.seed=3",
-                 "--config.eval.tokens=64", f"--config.data.cache_dir={tmp_path}/cache",
+    arguments = [f"--config={run}/config.json", f"--config.data.train={text}", "--config.train.tokens=512",
+                 "--config.train.batch_tokens=128", "--config.optimizer.warmup_tokens=0", "--config.seed=3",
+                 "--config.eval.tokens=128", f"--config.data.cache_dir={tmp_path}/cache",
                  "--config.log.tensorboard=False", "--config.model.dropout_attention=0.1"]  # fmt: skip
     assert cli.main(["train", *arguments]) == 0
     assert Checkpoints(run).steps() == [0, 4]
