@@ -50,7 +50,8 @@ def import_folder(
     try:
         (partial / tokenizer_files.KEPT).mkdir(parents=True)
         for file, content in tokenizer_files.of_folder(Path(folder)).items():
-            (partial / tokenizer_files.KEPT / file).write_bytes(content)
+            if tokenizer_name is None or file in tokenizer_files.NO_TOKENIZER:
+                (partial / tokenizer_files.KEPT / file).write_bytes(content)
         run_tokenizer.keep(words, partial)
         checkpoints = Checkpoints(partial, cfg.Checkpoint(asynchronous=False))
         try:

@@ -26,6 +26,7 @@ FILES = (
     "chat_template.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe",
     "generation_config.json",
 )  # fmt: skip
+NO_TOKENIZER = ("config.json", "generation_config.json")  # kept with another tokenizer than the folder's, too
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 
 

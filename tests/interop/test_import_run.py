@@ -84,6 +84,13 @@ def test_import_export_import_is_bit_identical(folder, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
+def test_another_tokenizer_than_the_folders_own_is_the_one_exported(folder, tmp_path):
+    import_folder(folder, tmp_path / "run", "bytes")
+    huggingface.export(tmp_path / "run", tmp_path / "out")
+    assert {"tokenizer.json", "tokenizer_config.json"} <= of_folder(tmp_path / "out").keys()
+    assert "vocab.json" not in of_folder(tmp_path / "out")
+
+
 def test_what_cannot_be_imported_leaves_nothing(folder, tmp_path, capsys):
     def refused(words, *more):
         assert cli.main(["import", str(folder), str(tmp_path / "run"), *more]) != 0
