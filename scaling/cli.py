@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import keyword
 import os
 import sys
 import traceback
@@ -60,7 +61,8 @@ _VERBS = {
     "contamination": _Verb("find items of tasks in a training corpus", stdout=Stdout.COPY),
     "bias": _Verb("run GPT-3's probes of gender, race, religion and occupations", stdout=Stdout.COPY),
     "logits": _Verb("write float32 logits of a run directory or a Hugging Face folder", stdout=Stdout.LOG),
-    "export": _Verb("write a run's model as a Hugging Face folder", stdout=Stdout.LOG),
+    "import": _Verb("make a run directory of a Hugging Face folder", stdout=Stdout.LOG),
+    "export": _Verb("write a run's model and tokenizer as a Hugging Face folder", stdout=Stdout.LOG),
     "plot": _Verb("draw the loss curve of a run directory", stdout=Stdout.LOG),
     "fit": _Verb("fit a scaling law to run directories or a table"),
     "predict": _Verb("predict optimal size, loss and the cost of smaller models from a fit"),
@@ -172,7 +174,7 @@ def _parser(asked: str) -> Parser:
     for name, verb in _VERBS.items():
         options = add_verb(verbs, name, verb.help, takes_config=verb.takes_config, stdout=verb.stdout)
         if name == asked:
-            module = importlib.import_module(f"scaling.commands.{name}")
+            module = importlib.import_module(f"scaling.commands.{name}{'_' * keyword.iskeyword(name)}")
             options.set_defaults(run=getattr(module, "run", None))
             module.add_options(options)
     return parser

@@ -1,4 +1,4 @@
-"""The verb ``export``: writes the model of a run as a Hugging Face folder."""
+"""The verb ``export``: writes the model and tokenizer of a run as a Hugging Face folder."""
 
 import argparse
 
@@ -8,13 +8,28 @@ from scaling import exit_codes
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what ``export`` reads."""
     parser.add_argument("run_directory", metavar="RUN", help="run directory")
-    parser.add_argument("--output", required=True, metavar="DIR", help="new or empty folder to write to")
+    parser.add_argument("folder", metavar="HF_DIR", nargs="?", help="new or empty folder to write to")
+    parser.add_argument("--output", metavar="DIR", help="the same, as an option")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="type of the tensors"
+    )
+    parser.add_argument("--shard_gb", type=float, default=5.0, metavar="GB", help="largest size of a file of tensors")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the folder, and prints where it is."""
-    from scaling.interop.huggingface import export
+    """Writes the folder, and prints where it is.
 
-    export(options.run_directory, options.output)
-    print(options.output)
+    Raises:
+        ValueError: no folder, or two.
+    """
+    from scaling.interop.huggingface import export
+    from scaling.paths import must_be_utf8, must_lead_somewhere
+
+    if (options.folder is None) == (options.output is None):
+        raise ValueError("needs one folder to write: scaling export RUN HF_DIR")
+    folder = options.folder or options.output
+    must_lead_somewhere(folder)
+    must_be_utf8("the folder", folder)
+    export(options.run_directory, folder, options.dtype, options.shard_gb)
+    print(folder)
     return exit_codes.OK

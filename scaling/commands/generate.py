@@ -85,8 +85,7 @@ def run(options: argparse.Namespace) -> int:
     penalty = 0.6 if options.length_penalty is None else options.length_penalty
     sampling = Sampling(**knobs | {"stop": tuple(options.stop), "end_ids": None, "length_penalty": penalty})
     generator, words = _generator(options)
-    # In training every text follows an end-of-text token, so every prompt does, too.
-    prompts = [[words.eot, *words.encode(text).tolist()] for text in texts]
+    prompts = [[*words.start, *words.encode(text).tolist()] for text in texts]
     if len(prompts) == 1 and sampling.num_samples == sampling.beams == 1 and not options.json:
         _stream(generator, texts[0], prompts[0], sampling)
         return 0

@@ -7,7 +7,8 @@
 * ``books``: the sentencepiece model of the embedded corpus;
 * a path to a tiktoken ranks file (``*.tiktoken``) that splits text as GPT-2 does;
 * a path to a directory with GPT-2's ``vocab.bpe`` and ``encoder.json`` (or ``merges.txt`` and ``vocab.json``);
-* a path to a sentencepiece model (``*.model``).
+* a path to a sentencepiece model (``*.model``);
+* a path to a ``tokenizer.json`` of Hugging Face (``*.json``), with its ``tokenizer_config.json`` beside it.
 
 Text that spells ``<|endoftext|>`` is ordinary text: only ``Tokenizer.eot`` ends a document.
 """
@@ -51,12 +52,18 @@ class Tokenizer(abc.ABC):
         vocab_size: ids are in [0, vocab_size).
         eot: id of the end-of-text token, which the ids of a text never contain.
         fingerprint: hash of everything that decides the ids; equal for equal tokenizers, whatever their name.
+        start: ids that stand before a text in training, and so before a prompt.
     """
 
     name: str
     vocab_size: int
     eot: int
     fingerprint: str
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """See the class: here the end of the text before."""
+        return (self.eot,)
 
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -70,6 +77,10 @@ class Tokenizer(abc.ABC):
         """Suffix and content of a file from which ``load`` makes this tokenizer again, with this fingerprint."""
         raise NotImplementedError(f"{self.name} is known by its name")
 
+    def beside(self) -> dict[str, bytes]:
+        """Other files that must lie beside that file, by name."""
+        return {}
+
     def encode(self, text: str) -> np.ndarray:
         """Ids of one text, int32, without ``eot``."""
         return self.encode_batch([text])[0]
@@ -81,7 +92,7 @@ class ByteTokenizer(Tokenizer):
     def __init__(self) -> None:
         self.name = "bytes"
         self.vocab_size, self.eot = 257, 256
-        self.fingerprint = _fingerprint(b"bytes")
+        self.fingerprint = fingerprint(b"bytes")
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See ``Tokenizer``."""
@@ -108,8 +119,8 @@ class BPETokenizer(Tokenizer):
         self.eot = next(i for i in range(len(ranks) + 1) if i not in used)
         self.vocab_size = max(max(used), self.eot) + 1
         table = json.dumps([[rank, token.hex()] for token, rank in sorted(ranks.items(), key=lambda item: item[1])])
-        self.fingerprint = _fingerprint(b"bpe", GPT2_PATTERN.encode(), str(self.eot).encode(), table.encode())
-        self._ranks = ranks
+        self.fingerprint = fingerprint(b"bpe", GPT2_PATTERN.encode(), str(self.eot).encode(), table.encode())
+        self.ranks = ranks
         self._encoding = tiktoken.Encoding(
             name=name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.eot}
         )
@@ -132,7 +143,7 @@ class BPETokenizer(Tokenizer):
 
     def file(self) -> tuple[str, bytes]:
         """See ``Tokenizer``."""
-        lines = (b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in self._ranks.items())
+        lines = (b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in self.ranks.items())
         return ".tiktoken", b"".join(lines)
 
 
@@ -175,7 +186,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.eot = piece if self._processor.is_control(piece) else self._processor.eos_id()
         if self.eot < 0:
             raise ValueError(f"tokenizer {name}: the model has neither {END_OF_TEXT} nor an end-of-sentence piece")
-        self.fingerprint = _fingerprint(b"sentencepiece", model)
+        self.fingerprint = fingerprint(b"sentencepiece", model)
         # sentencepiece writes a space as U+2581, so a real U+2581 must go in by its bytes, if the model has them.
         bytes_of_mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._mark = bytes_of_mark if all(map(self._processor.is_byte, bytes_of_mark)) else None
@@ -233,10 +244,17 @@ def load(name: str) -> Tokenizer:
         return BPETokenizer(name, _tiktoken_ranks(name))
     if name.endswith(".model"):
         return SentencePieceTokenizer(name, sources.read_bytes(name))
-    raise ValueError(f"tokenizer {name}: a file must end in .tiktoken or .model, a directory hold GPT-2's two files")
+    if name.endswith(".json"):
+        from scaling.data import json_tokenizer
+
+        return json_tokenizer.load(name)
+    raise ValueError(
+        f"tokenizer {name}: a file must end in .tiktoken, .model or .json, a directory hold GPT-2's two files"
+    )
 
 
-def _fingerprint(*parts: bytes) -> str:
+def fingerprint(*parts: bytes) -> str:
+    """Hash of what decides a tokenizer's ids."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
@@ -277,7 +295,7 @@ def _checked(ranks: dict[bytes, int], path: str) -> dict[bytes, int]:
     return ranks
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """GPT-2's spelling of bytes by printable characters (encoder.py, bytes_to_unicode), inverted."""
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in set(printable)]
@@ -295,7 +313,7 @@ def _gpt2_directory(path: str) -> dict[bytes, int]:
             f"tokenizer {path}: neither vocab.bpe and encoder.json nor merges.txt and vocab.json there"
         )
     merges_file, vocabulary_file = f"{path.rstrip('/')}/{merges_name}", f"{path.rstrip('/')}/{vocabulary_name}"
-    byte_of = _byte_of_character()
+    byte_of = byte_of_character()
     values = json_text.parse(sources.read_bytes(vocabulary_file), vocabulary_file)
     try:
         vocabulary = {k: int(v) for k, v in values.items() if k != END_OF_TEXT}

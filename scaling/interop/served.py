@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ from scaling.config import schema as cfg
 from scaling.data import tokenizer
 from scaling.data.tokenizer import Tokenizer
 from scaling.interop.logits import load_model
+from scaling.interop.tokenizer_files import own_tokenizer
 from scaling.model import decoder
 from scaling.parallel import distributed
 from scaling.parallel.mesh import axis_size, make_mesh, one_device
@@ -62,7 +62,7 @@ def load_served(
     if "config" in values:
         words = run_tokenizer.load(model, values, tokenizer_name)
     else:
-        words = tokenizer.load(tokenizer_name or _own_tokenizer(model))
+        words = tokenizer.load(tokenizer_name or own_tokenizer(model))
     mesh = one_device() if sizes is None else _make_mesh(axes, sizes)
     step = tokens = None
     if "config" in values:
@@ -130,14 +130,3 @@ def _check_mesh(config: cfg.Model, mesh: jax.sharding.Mesh) -> None:
         size, features = shards[axis], getattr(config, knob)
         if features % size:
             raise ValueError(f"--mesh: {axis}={size} must divide the model's {knob} of {features}")
-
-
-def _own_tokenizer(model: str | os.PathLike[str]) -> str:
-    """The Hugging Face folder itself where it has GPT-2's two files."""
-    for files in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
-        if all((Path(model) / file).exists() for file in files):
-            return os.fspath(model)
-    raise ValueError(
-        f"{os.fspath(model)} has no tokenizer of GPT-2's kind (vocab.json and merges.txt); name one with "
-        "--tokenizer, such as --tokenizer=gpt2"
-    )

@@ -22,7 +22,7 @@ class TensorFolder:
     """The tensors of a folder by name, read one at a time; a context manager that holds their files open."""
 
     def __init__(self, folder: Path, prefix: str):
-        """``prefix`` is left out of names that have it."""
+        """``prefix`` is left out of names that have it, or only its last part: bare models lack the first."""
         self.folder = folder
         self.prefix = prefix
         self.names: dict[str, tuple[Any, str]] = {}  # to (open file, name in it)
@@ -69,7 +69,8 @@ class TensorFolder:
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
         self._files.append(file.__enter__())
         for name in file.keys():  # noqa: SIM118 - not a dict
-            short = name.removeprefix(self.prefix)
+            last = self.prefix.partition(".")[2]
+            short = name.removeprefix(self.prefix if name.startswith(self.prefix) else last)
             if short in self.names:
                 raise ValueError(f"{path}: tensor {name} is there twice, in another file or without {self.prefix!r}")
             self.names[short] = (file, name)

@@ -38,7 +38,8 @@ _CHECKSUMS = "checksums-{:05d}.json"
 _BLOCK = 1 << 22
 
 
-# A training state: trees "params" and "optimizer", the scalar "step", and "guard", a dict of scalars.
+# A training state: trees "params" and "optimizer", the scalar "step", and "guard", a dict of scalars. A run whose
+# weights were imported begins without an optimizer, and with "imported" in the meta.
 State = Mapping[str, Any]
 
 
@@ -76,7 +77,7 @@ class Checkpoints:
         try:
             # Test the folder first: if it cannot be written, Orbax waits five minutes for the files that it has begun.
             durable.try_to_write(self.directory, jax.process_index())
-            items = {"params": state["params"], "optimizer": state["optimizer"]}
+            items = {name: state[name] for name in ("params", "optimizer") if name in state}
             self._saver.save(
                 path, args=ocp.args.Composite(**{k: ocp.args.StandardSave(v) for k, v in items.items()}), force=False
             )

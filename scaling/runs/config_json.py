@@ -53,7 +53,24 @@ def write(
     """
     import jax
 
-    record = {
+    record = _record(config, words) | {
+        "devices": {"kind": mesh.devices.flat[0].device_kind, "count": mesh.size, "processes": jax.process_count()},
+        "mesh": dict(mesh.shape),
+        "mfu": dict(mfu),
+    }
+    durable.replace_text(run_dir / CONFIG, json.dumps(record, indent=2))
+
+
+def write_imported(run_dir: epath.Path, config: cfg.Config, words: "Tokenizer", source: str) -> None:
+    """Writes it for a run whose weights come from a Hugging Face folder, ``source``; arguments as of ``write``."""
+    record = _record(config, words) | {"imported": source}
+    durable.replace_text(run_dir / CONFIG, json.dumps(record, indent=2))
+
+
+def _record(config: cfg.Config, words: "Tokenizer") -> dict[str, Any]:
+    import jax
+
+    return {
         "config": cfg.to_dict(config),
         KEY: words.fingerprint,
         "versions": {
@@ -62,12 +79,8 @@ def write(
             "jax": jax.__version__,
             "python": platform.python_version(),
         },
-        "devices": {"kind": mesh.devices.flat[0].device_kind, "count": mesh.size, "processes": jax.process_count()},
-        "mesh": dict(mesh.shape),
-        "mfu": dict(mfu),
         "flops_per_token": flops.training_per_token(config.model, config.train.sequence_length),
     }
-    durable.replace_text(run_dir / CONFIG, json.dumps(record, indent=2))
 
 
 def _git_commit() -> str:

@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 
 # A change of these would silently make another model of the same run.
 _FIXED = ("config.model.", "config.seed")
+# But not before the first step on weights that were imported.
+_FREE_WHEN_IMPORTED = ("config.model.dropout_", "config.model.document_mask", "config.seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +48,15 @@ class Lineage:
         before = {name: value for name, value, _, _ in cfg.knobs(old)}
         now = {name: value for name, value, _, _ in cfg.knobs(config)}
         changed = [name for name in now if before[name] != now[name]]
+        imported = meta.get("imported", False)
         for name in changed:
-            if name.startswith(_FIXED):
+            if name.startswith(_FIXED) and not (imported and name.startswith(_FREE_WHEN_IMPORTED)):
                 raise ValueError(
                     f"{directory} holds checkpoints of another run: {name} is {before[name]!r} there and "
                     f"{now[name]!r} here; use another config.workdir, or the same value"
                 )
+        if imported:  # it has seen no data, and no schedule
+            return
         length, expected = config.train.sequence_length, self.first_sequence(meta["step"])
         if (meta["sequences"], old.train.sequence_length) != (expected, length):
             raise ValueError(

@@ -26,9 +26,10 @@ def keep(words: Tokenizer, run_dir: epath.PathLike) -> None:
     """
     if words.name not in tokenizer.NAMES:
         suffix, content = words.file()
-        path = epath.Path(run_dir) / f"tokenizer{suffix}"
-        if not path.exists() or path.read_bytes() != content:
-            path.write_bytes(content)
+        for name, bytes_ in {f"tokenizer{suffix}": content, **words.beside()}.items():
+            path = epath.Path(run_dir) / name
+            if not path.exists() or path.read_bytes() != bytes_:
+                path.write_bytes(bytes_)
 
 
 def load(run_dir: epath.PathLike, values: Mapping[str, Any], name: str | None = None) -> Tokenizer:
@@ -86,5 +87,6 @@ def _copy(name: str, run_dir: epath.PathLike) -> str | None:
     """The copy of the tokenizer of that name, if there is one; a directory with GPT-2's files is kept as ranks."""
     if name in tokenizer.NAMES:
         return None
-    path = epath.Path(run_dir) / f"tokenizer{'.model' if name.endswith('.model') else '.tiktoken'}"
+    suffix = next((suffix for suffix in (".model", ".json") if name.endswith(suffix)), ".tiktoken")
+    path = epath.Path(run_dir) / f"tokenizer{suffix}"
     return str(path) if path.exists() else None

@@ -163,7 +163,7 @@ def test_gpt2_agrees_with_the_slow_published_algorithm():
     vocabulary = json.loads((SHARED / "data/tokenizer/gpt2_encoder.json").read_text())
     lines = (SHARED / "data/tokenizer/gpt2_vocab.bpe").read_text().splitlines()[1:]
     merge_rank = {tuple(line.split()): i for i, line in enumerate(lines)}
-    character_of = {byte: c for c, byte in tokenizer._byte_of_character().items()}
+    character_of = {byte: c for c, byte in tokenizer.byte_of_character().items()}
 
     def slow(word):
         parts = [character_of[b] for b in word.encode()]
@@ -204,7 +204,7 @@ def test_a_byte_order_mark_before_ranks(tmp_path):
     [
         ("gtp2", None, FileNotFoundError, "none of gpt2, bytes, books"),
         ("a.model", b"not a model", ValueError, "not a sentencepiece model"),
-        ("a.txt", b"x", ValueError, ".tiktoken or .model"),
+        ("a.txt", b"x", ValueError, r"\.tiktoken, \.model or \.json"),
         ("a.tiktoken", b"IQ== 0\n??? 1\n", ValueError, "a.tiktoken:2: not a line"),
         ("a.tiktoken", b"IQ== 0\n", ValueError, "byte 0x00"),
     ],
@@ -220,7 +220,7 @@ def test_bad_tokenizers(tmp_path, name, content, error, message):
 def test_bad_gpt2_directories(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither vocab"):
         tokenizer.load(str(tmp_path))
-    characters = tokenizer._byte_of_character()
+    characters = tokenizer.byte_of_character()
     vocabulary = {c: i for i, c in enumerate(characters)} | {"ab": 256, "abc": 257, "<|endoftext|>": 258}
     (tmp_path / "encoder.json").write_text(json.dumps(vocabulary))
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\nab c\n")

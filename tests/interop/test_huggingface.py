@@ -216,9 +216,8 @@ def test_half_precision_is_widened(folder, dtype):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "llama"}, ["'llama'", "gpt2", "openai-gpt"]),
-        ({"activation_function": "silu"}, ["activation_function='silu'", "gelu_new"]),
-        ({"scale_attn_by_inverse_layer_idx": True}, ["scale_attn_by_inverse_layer_idx"]),
+        ({"model_type": "xlnet"}, ["'xlnet'", "gpt2", "openai-gpt"]),
+        ({"activation_function": "mish"}, ["activation_function='mish'", "gelu_new"]),
         ({"scale_attn_weights": False}, ["scale_attn_weights"]),
         ({"add_cross_attention": True}, ["add_cross_attention"]),
         ({"n_head": 5}, ["n_head=5", "n_embd=24"]),

@@ -19,7 +19,7 @@ def sentencepiece_model(folder, text):
 
 
 def gpt2_directory(folder):
-    characters = tokenizer._byte_of_character()
+    characters = tokenizer.byte_of_character()
     (folder / "bpe").mkdir()
     vocabulary = {c: i for i, c in enumerate(characters)} | {"ab": 256, "abc": 257, "<|endoftext|>": 258}
     (folder / "bpe/encoder.json").write_text(json.dumps(vocabulary))

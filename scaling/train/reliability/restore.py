@@ -58,7 +58,11 @@ def restore(watch: Watch, good: bool = False) -> tuple[train_state.TrainState, i
         watch.rollbacks.refuse_fewer(step, meta)
         with watch.goodput.during("restore"):
             target = train_state.abstract_state(run.config, run.mesh)
-            state = train_state.TrainState(**checkpoints.read_state(step, target))  # type: ignore[typeddict-item]
+            if meta.get("imported"):
+                state = train_state.create_state(run.config, run.mesh)
+                state["params"] = checkpoints.read_params(step, target["params"])
+            else:
+                state = train_state.TrainState(**checkpoints.read_state(step, target))  # type: ignore[typeddict-item]
             if guard.is_finite(state):
                 for bad in broken:
                     checkpoints.set_aside(bad)

@@ -1,0 +1,105 @@
+"""``tokenizer.json`` of Hugging Face, by the package ``tokenizers`` (the extra ``hf``)."""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scaling import json_text
+from scaling.data import sources
+from scaling.data.tokenizer import END_OF_TEXT, Tokenizer, fingerprint
+
+SETTINGS = "tokenizer_config.json"  # lies beside it, and names the token that ends a text
+_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # where it does not
+
+
+class JsonTokenizer(Tokenizer):
+    """A ``tokenizer.json``. Special tokens are only ids: text that spells one is ordinary text.
+
+    ``encode`` puts nothing before or after a text; ``start`` is what the file's own template puts before one.
+
+    Args:
+        name: its name.
+        content: of ``tokenizer.json``.
+        settings: of ``tokenizer_config.json``; empty = none.
+    """
+
+    def __init__(self, name: str, content: bytes, settings: bytes = b"") -> None:
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise ValueError(
+                f"tokenizer {name} needs the package tokenizers: pip install 'scaling[hf]', or name another with "
+                "--tokenizer"
+            ) from error
+        json_text.parse(content, name)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+        except Exception as error:  # the package raises nothing more special
+            raise ValueError(f"tokenizer {name}: not a tokenizer.json ({error})") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.name, self.content, self.settings = name, content, settings
+        self.vocab_size = max(ids.values()) + 1
+        self.eot_token = _end_of_text(name, ids, settings)
+        self.eot = ids[self.eot_token]
+        self.fingerprint = fingerprint(b"tokenizer.json", content, str(self.eot).encode())
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """See ``Tokenizer``: often a token that begins texts, or nothing."""
+        bare, framed = (self._tokenizer.encode("a", add_special_tokens=framed).ids for framed in (False, True))
+        places = (i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+        return tuple(framed[: next(places, 0)])
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """See ``Tokenizer``."""
+        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(each.ids, np.int32) for each in found]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """See ``Tokenizer``."""
+        array = np.asarray(ids, np.int64)
+        documents = np.split(array, np.flatnonzero(array == self.eot))
+        parts = [part[part != self.eot].tolist() for part in documents]
+        return END_OF_TEXT.join(self._tokenizer.decode(part, skip_special_tokens=False) for part in parts)
+
+    def file(self) -> tuple[str, bytes]:
+        """See ``Tokenizer``."""
+        return ".json", self.content
+
+    def beside(self) -> dict[str, bytes]:
+        """See ``Tokenizer``."""
+        return {SETTINGS: self.settings} if self.settings else {}
+
+
+def load(path: str) -> JsonTokenizer:
+    """A file that ends in .json, with the settings beside it.
+
+    Raises:
+        ValueError: it is not a tokenizer.json, no token ends a text, or the package is missing.
+    """
+    fs, local = sources.filesystem(path)
+    file = os.path.basename(path)  # noqa: PTH119 - may be remote
+    settings, there = path.removesuffix(file) + SETTINGS, fs.exists(local.removesuffix(file) + SETTINGS)
+    return JsonTokenizer(path, sources.read_bytes(path), sources.read_bytes(settings) if there else b"")
+
+
+def _end_of_text(name: str, ids: dict[str, int], settings: bytes) -> str:
+    values: Any = json_text.parse(settings, f"{name}: {SETTINGS}") if settings else {}
+    named = values.get("eos_token") if isinstance(values, dict) else None
+    named = named.get("content") if isinstance(named, dict) else named
+    if named is not None:
+        if named not in ids:
+            raise ValueError(
+                f"tokenizer {name}: {SETTINGS} says eos_token={json.dumps(named)}, which is no token of it"
+            )
+        return named
+    found = next((token for token in _ENDS if token in ids), None)
+    if found is None:
+        raise ValueError(f"tokenizer {name}: no token ends a text; name one as eos_token in {SETTINGS} beside it")
+    return found

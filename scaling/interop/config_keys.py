@@ -1,0 +1,251 @@
+"""Between config.json of a Hugging Face folder and ``cfg.Model``, both ways, by the tables of ``interop/families``.
+
+Reading refuses every key that might change numbers and that it does not know. Writing reads back what it would write,
+and refuses a model that does not come back the same.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from scaling.config import schema as cfg
+from scaling.config.resolve import resolve
+from scaling.interop import rope, windows
+from scaling.interop.families import FAMILIES
+from scaling.interop.family import FREE, REQUIRED, Family, Key, get, with_knobs
+
+# Keys that any config may have and that change no logits.
+_UNUSED = (
+    "architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id gradient_checkpointing id2label "
+    "finetuning_task is_decoder is_llama_config keys_to_ignore_at_inference label2id model_type num_labels "
+    "output_attentions output_hidden_states output_past pad_token_id prefix problem_type pruned_heads return_dict "
+    "sep_token_id task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript transformers.js_config "
+    "transformers_version use_bfloat16 use_cache bad_words_ids begin_suppress_tokens cross_attention_hidden_size "
+    "decoder_start_token_id diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size "
+    "exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length min_length "
+    "no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values "
+    "repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p typical_p "
+    "summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout"
+)
+# Keys that change numbers in some family, and the only value that we have.
+_ONLY = {
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "tie_encoder_decoder": False,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "quantization_config": None,
+    "rope_interleaved": False,
+}
+# Knobs by which families differ most: a family that lacks one of these is not the nearest to a model.
+_STRUCTURE = ("norm", "norm_kind", "positions", "parallel", "gated")
+
+
+def to_model(values: Mapping[str, Any], where: str, vocab_multiple: int) -> tuple[cfg.Model, Family]:
+    """The model that a config.json describes, resolved; keys that are left out have transformers' defaults.
+
+    Args:
+        values: of config.json.
+        where: the file, for messages.
+        vocab_multiple: rows of the embedding are padded to a multiple of this.
+
+    Raises:
+        ValueError: a family, key or value that we do not have.
+    """
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise ValueError(f"{where}: model_type {kind!r} is not supported; must be one of {', '.join(FAMILIES)}")
+    family = FAMILIES[kind]
+    try:
+        _check_keys(values, family)
+        knobs = dict(family.fixed) | {"vocab_multiple": vocab_multiple}
+        for key in family.keys:
+            knobs |= dict.fromkeys(key.ours.split(), _value(key, values))
+        model = _derived(with_knobs(cfg.Model(), knobs))
+        model = with_knobs(model, windows.read(family.windows, values, model.num_layers))
+        if family.rope:
+            found = rope.read(values, family.rope, model.d_head, model.context_length)
+            model = dataclasses.replace(model, rotary=found)
+        _check_sizes(model)
+    except ValueError as error:
+        raise ValueError(f"{where}: {_in_their_names(str(error), family)}") from None
+    return model, family
+
+
+def from_model(model: cfg.Model, preferred: str = "") -> tuple[dict[str, Any], Family]:
+    """The config.json that expresses a model, and its family.
+
+    Args:
+        model: resolved.
+        preferred: the model_type to take if it can express the model; "" = the first that can.
+
+    Raises:
+        ValueError: none can; names the knob by which the nearest falls short.
+    """
+    short: list[tuple[int, str]] = []
+    names = sorted(FAMILIES, key=lambda name: name != preferred)
+    for family in (FAMILIES[name] for name in names):
+        values = _values(model, family)
+        try:
+            differences = _differences(model, values, family)
+        except ValueError:  # sizes that the family cannot have
+            continue
+        if not differences:
+            return values, family
+        knob, value, right = differences[0]
+        words = (
+            f"config.model.{knob}={value!r} cannot be exported to Hugging Face's {family.model_type}; there it must be"
+        )
+        far = sum(10 if knob in _STRUCTURE else 1 for knob, *_ in differences)
+        short.append((far, f"{words} {right}"))
+    raise ValueError(min(short, key=lambda item: item[0])[1])
+
+
+def _check_keys(values: Mapping[str, Any], family: Family) -> None:
+    for name, right in {**_ONLY, **family.only}.items():
+        found = values.get(name, right)
+        if found != right and found is not None:
+            raise ValueError(f"{name}={found!r} is not supported; must be {json.dumps(right)}")
+    known = {key.theirs for key in family.keys} | family.only.keys() | _ONLY.keys() | set(_UNUSED.split())
+    known |= {*family.unused.split(), *windows.KEYS[family.windows], family.scaled_by_layer}
+    known |= set(rope.keys(family.rope)) if family.rope else set()
+    unknown = [name for name in values if name not in known and not name.startswith("_") and values[name] is not None]
+    if unknown:
+        raise ValueError(
+            f"{unknown[0]}={values[unknown[0]]!r} is not a key of {family.model_type} that is known here, and may "
+            "change the numbers; remove it if it does not"
+        )
+
+
+def _value(key: Key, values: Mapping[str, Any]) -> Any:
+    """The value of a key in our terms, checked by itself."""
+    found = values.get(key.theirs)
+    if found is None and key.default is not REQUIRED:
+        return key.default or 0 if key.names is None and not isinstance(key.default, bool) else key.default
+    if key.names is not None:
+        if not isinstance(found, str | bool) or found not in key.names:
+            raise ValueError(
+                f"{key.theirs}={found!r} is not supported; must be one of {', '.join(map(str, key.names))}"
+            )
+        return key.names[found]
+    like = get(cfg.Model(), key.ours.split()[0])
+    if isinstance(like, bool):
+        if not isinstance(found, bool):
+            raise ValueError(f"{key.theirs} must be true or false, got {found!r}")
+        return found
+    whole, dropout = isinstance(like, int), key.ours.startswith("dropout")
+    low, high = (1, math.inf) if whole else (0, 1 if dropout else math.inf)
+    if isinstance(found, bool) or not isinstance(found, int if whole else int | float) or not low <= found <= high:
+        raise ValueError(f"{key.theirs} must be a number in [{low}, {high}], got {found!r}")
+    return found if whole else float(found)
+
+
+def _derived(model: cfg.Model) -> cfg.Model:
+    """With every size that is 0 filled in, as ``resolve`` does."""
+    if not model.d_head and model.d_model % model.num_heads:
+        raise ValueError(f"config.model.num_heads={model.num_heads} must divide config.model.d_model={model.d_model}")
+    return dataclasses.replace(
+        model, d_head=model.d_head or model.d_model // model.num_heads, d_ff=model.d_ff or 4 * model.d_model
+    )
+
+
+def _check_sizes(model: cfg.Model) -> None:
+    """Refuses sizes and switches that exclude each other, as training does."""
+    step = cfg.Train(tokens=model.context_length, batch_tokens=model.context_length)
+    resolve(cfg.Config(model=model, train=step, optimizer=cfg.Optimizer(warmup_tokens=0)))
+
+
+def _in_their_names(sentence: str, family: Family) -> str:
+    for key in family.keys:
+        for knob in key.ours.split():
+            sentence = sentence.replace(f"config.model.{knob}=", f"{key.theirs}=")
+    return sentence
+
+
+def _values(model: cfg.Model, family: Family) -> dict[str, Any]:
+    """The config.json of a family that comes nearest to a model."""
+    derived = _derived(dataclasses.replace(model, d_head=0, d_ff=0)) if model.d_model % model.num_heads == 0 else model
+    values: dict[str, Any] = {"model_type": family.model_type, "architectures": [family.class_name]}
+    for key in family.keys:
+        knob = key.ours.split()[0]
+        value = get(model, knob)
+        if key.names is not None:
+            value = next((theirs for theirs, ours in key.names.items() if ours == value), next(iter(key.names)))
+        elif key.default is None and value == get(derived, knob):
+            value = None
+        elif knob == "num_kv_heads":
+            value = model.kv_heads
+        elif knob == "embedding_width":
+            value = model.d_embedding
+        elif knob == "rotary.dim":
+            value = value or model.d_head
+        values[key.theirs] = value
+    values |= windows.write(family.windows, model)
+    if family.rope:
+        values |= rope.write(model.rotary, family.rope, model.d_head)
+    # transformers would otherwise assume ids of its own, which may lie outside the vocabulary.
+    return (
+        values
+        | {name: value for name, value in family.only.items() if name == "layer_norm_epsilon"}
+        | {
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }
+    )
+
+
+def _differences(model: cfg.Model, values: dict[str, Any], family: Family) -> list[tuple[str, Any, str]]:
+    """Knobs that would not come back from a config.json: name, value here, what would be right."""
+    ours = _canonical(model)
+    if ours.d_model % ours.num_heads and not any(key.ours == "d_head" for key in family.keys):
+        return [("d_head", model.d_head, "d_model / num_heads")]
+    theirs = _canonical(to_model(values, family.model_type, model.vocab_multiple)[0])
+    names = {key.ours: key.names.values() for key in family.keys if key.names}
+    found = []
+    for name, value, _, _ in cfg.knobs(ours, ""):
+        knob = name.removeprefix(".")
+        if knob not in FREE and value != (right := get(theirs, knob)):
+            choices = names.get(knob)
+            found.append((knob, get(model, knob), " or ".join(dict.fromkeys(choices)) if choices else repr(right)))
+    return found
+
+
+def _canonical(model: cfg.Model) -> cfg.Model:
+    """The same for all models that compute the same: switches that do nothing here have their defaults."""
+    default = cfg.Model()
+    pattern = windows.shortest_period(model.attention_pattern)
+    if model.band_width >= model.context_length:
+        pattern = ("dense",)
+    changes: dict[str, Any] = {
+        "attention_pattern": pattern,
+        "band_width": model.band_width if "banded" in pattern else default.band_width,
+        "num_kv_heads": model.kv_heads,
+        "embedding_width": model.d_embedding,
+        "norm_bias": model.norm_bias if model.norm_kind == "layer" else default.norm_bias,
+        "position_offset": model.position_offset if model.positions == "learned" else 0,
+        "attention_scale": model.attention_scale or 1 / math.sqrt(model.d_head),
+        "sinusoid": model.sinusoid if model.positions == "sinusoidal" else default.sinusoid,
+        "rotary": _canonical_rotary(model) if model.positions == "rotary" else default.rotary,
+    }
+    return dataclasses.replace(model, **changes)
+
+
+def _canonical_rotary(model: cfg.Model) -> cfg.Rotary:
+    rotary, kind = model.rotary, model.rotary.scaling
+    turns = kind in ("llama3", "yarn")
+    factor = rotary.factor if kind != "none" else 1.0
+    derived = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    return cfg.Rotary(
+        theta=rotary.theta,
+        dim=rotary.dim or model.d_head,
+        interleaved=rotary.interleaved,
+        scaling=kind,
+        factor=factor,
+        original_length=rotary.original_length if turns else 0,
+        low=(rotary.low or 1.0) if turns else 0.0,
+        high=(rotary.high or (4.0 if kind == "llama3" else 32.0)) if turns else 0.0,
+        attention_factor=(rotary.attention_factor or derived) if kind == "yarn" else 0.0,
+        truncate=rotary.truncate if kind == "yarn" else True,
+    )

@@ -1,0 +1,101 @@
+"""What a table of ``interop/families`` says: how Hugging Face spells config and tensors of a kind of decoder."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from scaling.config import schema as cfg
+
+REQUIRED = object()
+
+# Their names of activations to ours; the first name of each of ours is the one written.
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+class Key(NamedTuple):
+    """A key of their config.json.
+
+    Attributes:
+        theirs: its name.
+        ours: the knob of ``cfg.Model`` that it sets; several, separated by blanks, are set to the same value.
+        default: transformers' own value, in our terms, where the key is left out or null. None stands for a value that
+            is derived from others, and is written as null where it is the derived one; 0 is written as a number.
+        names: their values to ours, of a key that is no number; the first name of each of ours is the one written.
+    """
+
+    theirs: str
+    ours: str
+    default: Any = REQUIRED
+    names: Mapping[Any, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A kind of decoder.
+
+    A layout is the order of a tensor's axes with blanks between its dimensions: "D 3HK" is a matrix whose columns go
+    over queries, keys and values, in these over heads, in these over features. The letters are those of
+    ``interop.weights.AXES``; 3 stands for a tensor that holds three of our parameters.
+
+    Attributes:
+        model_type, class_name: as in config.json.
+        prefix: of the names of tensors in a folder of a whole model; bare models lack it, or its first part.
+        layers: what the names of tensors in layer 0 begin with, before "0.".
+        keys: of config.json, with our knobs.
+        fixed: knobs that are not the defaults of ``cfg.Model`` in every model of the family.
+        outside: tensors outside of the layers: their name to our parameter and the layout.
+        inside: tensors of a layer, in the same way; several parameters, separated by blanks, are one tensor.
+        only: other keys that change numbers, with the one value that is supported.
+        unused: other keys that change no logits.
+        buffers: regular expression of tensors that are passed over.
+        windows: how config.json says which layers see a window; a kind of ``interop.windows``.
+        rope: the old names of rope_theta and partial_rotary_factor, and the latter's default; None = no such keys.
+        plus_one: a norm multiplies by 1 plus what is stored.
+        scaled_by_layer: key that asks for scores divided by the number of the layer, from 1.
+    """
+
+    model_type: str
+    class_name: str
+    prefix: str
+    layers: str
+    keys: tuple[Key, ...]
+    fixed: Mapping[str, Any]
+    outside: Mapping[str, tuple[str, str]]
+    inside: Mapping[str, tuple[str, str]]
+    only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unused: str = ""
+    buffers: str = ""
+    windows: str = "none"
+    rope: tuple[str, str, float] | None = None
+    plus_one: bool = False
+    scaled_by_layer: str = ""
+
+
+# Knobs that change no logits of a trained model, or whose size changes only rows that no token has.
+FREE = frozenset(
+    {"vocab_multiple", "document_mask", "dropout_embedding", "dropout_attention", "dropout_residual", "init_std"}
+    | {"scale_residual_init", "base_width", "base_depth"}
+)
+
+
+def get(model: cfg.Model, knob: str) -> Any:
+    """The value of a knob, such as ``rotary.dim``."""
+    value: Any = model
+    for name in knob.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def with_knobs(model: cfg.Model, values: Mapping[str, Any]) -> cfg.Model:
+    """The model with these knobs, such as ``rotary.dim``, set."""
+    rotary = {knob.removeprefix("rotary."): value for knob, value in values.items() if knob.startswith("rotary.")}
+    flat = {knob: value for knob, value in values.items() if not knob.startswith("rotary.")}
+    return dataclasses.replace(model, **flat, rotary=dataclasses.replace(flat.get("rotary", model.rotary), **rotary))

@@ -1,0 +1,77 @@
+"""A run directory of a Hugging Face folder: its weights are a checkpoint of step 0, without an optimizer."""
+
+import os
+import shutil
+from pathlib import Path
+
+import jax
+from etils import epath
+
+from scaling.config import schema as cfg
+from scaling.config.resolve import resolve
+from scaling.data import tokenizer
+from scaling.interop import huggingface, tokenizer_files
+from scaling.runs import config_json
+from scaling.runs import tokenizer as run_tokenizer
+from scaling.runs.checkpoint import Checkpoints
+
+_SEQUENCE = 1024  # longest sequence that the run's config trains on, unless it is told otherwise
+
+
+def import_folder(
+    folder: str | os.PathLike[str], run_dir: str | os.PathLike[str], tokenizer_name: str | None = None
+) -> None:
+    """Makes a run directory that evaluates, generates, trains and exports like any other; all of it or nothing.
+
+    Args:
+        folder: as ``huggingface.load`` reads.
+        run_dir: new or empty; local.
+        tokenizer_name: as ``tokenizer.load`` reads; None = the folder's own.
+
+    Raises:
+        FileExistsError: the run directory holds something.
+        FileNotFoundError, ValueError: as ``huggingface.load`` and ``tokenizer.load``, or a tokenizer that is larger
+            than the model's table.
+        OSError: the run directory cannot be written.
+    """
+    target = Path(run_dir).absolute()
+    huggingface.check_new(target)
+    config_json.read_config_json(folder)
+    words = tokenizer.load(tokenizer_name or tokenizer_files.own_tokenizer(folder))
+    model, params = huggingface.load(folder, cfg.Model().vocab_multiple)
+    if words.vocab_size > model.vocab_size:
+        raise ValueError(
+            f"tokenizer {words.name!r} has {words.vocab_size} tokens, but the table of {os.fspath(folder)} has only "
+            f"{model.vocab_size} rows; name the right one with --tokenizer"
+        )
+    name = words.name if words.name in tokenizer.NAMES else str(target / f"tokenizer{words.file()[0]}")
+    config = _config(model, str(target), name)
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        (partial / tokenizer_files.KEPT).mkdir(parents=True)
+        for file, content in tokenizer_files.of_folder(Path(folder)).items():
+            if tokenizer_name is None or file in tokenizer_files.NO_TOKENIZER:
+                (partial / tokenizer_files.KEPT / file).write_bytes(content)
+        run_tokenizer.keep(words, partial)
+        checkpoints = Checkpoints(partial, cfg.Checkpoint(asynchronous=False))
+        try:
+            state = {"params": jax.device_put(params, jax.local_devices()[0]), "guard": {}}
+            meta = {"config": cfg.to_dict(config), "data": "", "imported": True, "sequences": 0, "tokens": 0}
+            checkpoints.save(0, state, meta)
+        finally:
+            checkpoints.close()
+        config_json.write_imported(epath.Path(partial), config, words, os.fspath(folder))
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _config(model: cfg.Model, workdir: str, tokenizer_name: str) -> cfg.Config:
+    """The run's config: training goes on gently, as fine-tuning does."""
+    sequence = min(model.context_length, _SEQUENCE)
+    batch = 32 * sequence
+    train = cfg.Train(tokens=1000 * batch, sequence_length=sequence, batch_tokens=batch, microbatch_sequences=8)
+    optimizer = cfg.Optimizer(peak_lr=2e-5, weight_decay=0.0, warmup_tokens=30 * batch)
+    data = cfg.Data(tokenizer=tokenizer_name)
+    return resolve(cfg.Config(workdir=workdir, model=model, data=data, train=train, optimizer=optimizer))

@@ -1,0 +1,220 @@
+"""Every family against transformers: fixtures made by tests/fixtures/make_families.py, so that no PyTorch is needed."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from scaling.config import schema as cfg
+from scaling.interop import config_keys, huggingface, rope, windows
+from scaling.interop.families import FAMILIES
+from scaling.interop.logits import compute
+from scaling.model import decoder
+from tests import tiny
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "families"
+SHAPES = sorted(path.name for path in FIXTURES.iterdir())
+
+
+def assert_same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y), strict=True), one, other)
+
+
+def copied(name, tmp_path, **changes):
+    folder = Path(shutil.copytree(FIXTURES / name, tmp_path / name))
+    path = folder / "config.json"
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in values.items() if value != "remove"}))
+    return folder
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_logits_equal_transformers(name):
+    expected = np.load(FIXTURES / name / "expected.npz")
+    model, params = huggingface.load(FIXTURES / name, vocab_multiple=8)
+    found = compute(tiny.in_float32(model), params, expected["ids"])
+    most = 2e-5 * max(1, expected["logits"].std() / 2)
+    assert expected["ids"].shape[1] == model.context_length
+    assert np.abs(found - expected["logits"]).max() < most
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gpt_neo", {"window_size": 6}),
+        ("gpt2_scaled_by_layer", {"scale_attn_by_inverse_layer_idx": False}),
+        ("neox_parallel", {"layer_norm_eps": 0.031}),
+        ("llama3", {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}),
+        ("mistral", {"sliding_window": None}),
+        ("opt", {"activation_function": "gelu"}),
+    ],
+)
+def test_the_comparison_sees_small_mistakes(name, change, tmp_path):
+    expected = np.load(FIXTURES / name / "expected.npz")
+    model, params = huggingface.load(copied(name, tmp_path, **change))
+    assert np.abs(compute(tiny.in_float32(model), params, expected["ids"]) - expected["logits"]).max() > 5e-4
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_import_export_import_is_bit_identical(name, tmp_path):
+    model, params = huggingface.load(FIXTURES / name)
+    huggingface.save(model, params, tmp_path / "out", shard_gb=8e-6)
+    assert (tmp_path / "out" / "model.safetensors.index.json").exists()
+    again, same = huggingface.load(tmp_path / "out")
+    assert_same(same, params)
+    ids = np.arange(model.context_length)[None] % model.vocab_size
+    np.testing.assert_array_equal(
+        compute(tiny.in_float32(again), same, ids), compute(tiny.in_float32(model), params, ids)
+    )
+    theirs = json.loads((FIXTURES / name / "config.json").read_text())
+    ours = json.loads((tmp_path / "out" / "config.json").read_text())
+    if ours["model_type"] == theirs["model_type"] and "scaled" not in name:
+        of_theirs = safetensors.numpy.load_file(FIXTURES / name / "model.safetensors")
+        of_ours = {}
+        for path in (tmp_path / "out").glob("*.safetensors"):
+            of_ours |= safetensors.numpy.load_file(path)
+        assert of_ours.keys() == of_theirs.keys()
+        for key, tensor in of_theirs.items():
+            np.testing.assert_array_equal(of_ours[key], tensor.astype(np.float32))
+
+
+def test_each_family_is_among_the_shapes():
+    assert {json.loads((FIXTURES / name / "config.json").read_text())["model_type"] for name in SHAPES} == set(FAMILIES)
+
+
+def test_half_precision_tensors_and_what_they_cannot_hold(tmp_path):
+    model, params = huggingface.load(FIXTURES / "llama")
+    huggingface.save(model, params, tmp_path / "float16", "float16")
+    assert_same(huggingface.load(tmp_path / "float16")[1], params)
+    params["tokens"][3, 4] = 1e5
+    with pytest.raises(ValueError, match=r"float16 cannot hold 100000, .*embed_tokens.*bfloat16"):
+        huggingface.save(model, params, tmp_path / "out", "float16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["float16"]
+    huggingface.save(model, params, tmp_path / "out", "bfloat16")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("llama", {"attn_temperature": 2}, ["attn_temperature=2", "may change the numbers"]),
+        ("gemma", {"final_logit_softcapping": 30.0}, ["final_logit_softcapping=30.0", "must be null"]),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None}, ["'dynamic'", "yarn"]),
+        ("llama", {"rope_scaling": {"rope_type": "longrope"}, "rope_parameters": None}, ["'longrope'"]),
+        ("llama", {"rope_theta": 5.0}, ["rope_parameters and rope_theta contradict", "10000.0 and 5.0"]),
+        ("llama3", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, ["contradict", "rope_type"]),
+        ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, ["one JSON object of numbers"]),
+        ("linear", {"rope_parameters": {"rope_type": "linear"}}, ["lack factor"]),
+        ("linear", {"rope_parameters": {"rope_type": "linear", "factor": 2, "turbo": 1}}, ["unknown key turbo"]),
+        ("yarn", {"rope_parameters": {"rope_type": "yarn", "factor": "4"}}, ["factor", "'4'"]),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, ["apply_residual", "must be false"]),
+        ("ctrl", {"layer_norm_epsilon": 1e-5}, ["layer_norm_epsilon=1e-05", "must be 1e-06"]),
+        ("opt", {"_remove_final_layer_norm": True}, ["_remove_final_layer_norm"]),
+        ("gptj", {"rotary_dim": None}, ["rotary_dim", "None"]),
+        ("gptj", {"rotary_dim": 3}, ["rotary_dim=3", "even"]),
+        ("gpt_neo", {"attention_layers": ["global"]}, ["attention_layers", "4 layers"]),
+        ("gpt_neo", {"attention_types": 3, "attention_layers": "remove"}, ["attention_types=3"]),
+        ("mistral", {"sliding_window": 0}, ["sliding_window", "at least 1"]),
+        ("llama", {"num_key_value_heads": 3}, ["num_key_value_heads=3", "num_attention_heads=4"]),
+        ("llama", {"attention_bias": 1}, ["attention_bias", "true or false"]),
+        ("llama", {"quantization_config": {"bits": 4}}, ["quantization_config"]),
+        ("llama", {"attention_bias": True}, ["lacks", "layers.0.self_attn.q_proj.bias"]),
+        ("llama_biases", {"attention_bias": False}, ["unknown", "_proj.bias"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_we_cannot_honour_is_refused(name, change, words, tmp_path):
+    with pytest.raises(ValueError) as caught:
+        huggingface.load(copied(name, tmp_path, **change))
+    for word in (name, *words):
+        assert word in str(caught.value)
+
+
+def test_a_tied_flag_with_another_head(tmp_path):
+    folder = copied("llama", tmp_path, tie_word_embeddings=True)
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from embed_tokens\.weight"):
+        huggingface.load(folder)
+
+
+def test_bare_names_are_read(tmp_path):
+    for name, prefix in (("opt", "model."), ("llama_biases", "model."), ("bloom", "transformer.")):
+        folder = copied(name, tmp_path)
+        tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+        bare = {key.removeprefix(prefix): value for key, value in tensors.items()}
+        safetensors.numpy.save_file(bare, folder / "model.safetensors")
+        assert_same(huggingface.load(folder)[1], huggingface.load(FIXTURES / name)[1])
+
+
+def test_rope_keys_come_back_in_both_spellings():
+    for rotary in (
+        cfg.Rotary(theta=5e5),
+        cfg.Rotary(scaling="linear", factor=4.0),
+        cfg.Rotary(scaling="llama3", factor=8.0, original_length=16, low=1.0, high=4.0),
+        cfg.Rotary(scaling="yarn", factor=4.0, original_length=16, low=2.0, high=9.0, attention_factor=1.2,
+                   truncate=False),
+    ):  # fmt: skip
+        names = ("rope_theta", "partial_rotary_factor", 1.0)
+        written = rope.write(rotary, names, 8)
+        modern = {"rope_parameters": written["rope_parameters"]}
+        old = {key: value for key, value in written.items() if key != "rope_parameters"}
+        for values in (written, modern, old):
+            assert rope.read(values, names, 8, 64) == rotary
+    for width in range(2, 97, 2):  # int(96 * fraction) must not fall short by rounding
+        names = ("rotary_emb_base", "rotary_pct", 0.25)
+        assert rope.read(rope.write(cfg.Rotary(dim=width), names, 96), names, 96, 64).dim == width % 96
+
+
+def test_mscale_stands_for_an_attention_factor():
+    values = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "mscale": 2.0}
+    names = ("rope_theta", "partial_rotary_factor", 1.0)
+    found = rope.read({"rope_parameters": values | {"mscale_all_dim": 1.0}}, names, 8, 64)
+    np.testing.assert_allclose(found.attention_factor, (0.2 * np.log(4) + 1) / (0.1 * np.log(4) + 1))
+
+
+def test_every_way_to_say_windows_comes_back():
+    pattern = ("dense", "banded", "banded", "dense")
+    model = tiny.model(num_layers=4, attention_pattern=pattern, band_width=5)
+    for kind in ("attention_types", "layer_types"):
+        assert windows.read(kind, windows.write(kind, model), 4) == {"attention_pattern": pattern, "band_width": 5}
+    assert windows.shortest_period(["banded", "dense"] * 3) == ("banded", "dense")
+
+
+@pytest.mark.parametrize("name", [*tiny.SWITCHES, "plain"])
+def test_a_model_is_exported_whole_or_refused_by_name(name, tmp_path):
+    """Whatever has a family comes back with the same logits; whatever has none is refused, and nothing is written."""
+    model = tiny.model(**{"attention_pattern": ("dense",), "band_width": 256} | tiny.SWITCHES.get(name, {}))
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: random.standard_normal(x.shape, np.float32), decoder.abstract(model))
+    try:
+        huggingface.save(model, params, tmp_path / "out")
+    except ValueError as error:
+        assert "cannot be exported" in str(error)
+        assert not list(tmp_path.iterdir())
+        return
+    again, same = huggingface.load(tmp_path / "out")
+    ids = np.arange(16)[None]
+    np.testing.assert_array_equal(
+        compute(tiny.in_float32(again), same, ids), compute(tiny.in_float32(model), params, ids)
+    )
+
+
+def test_the_family_of_a_model():
+    def family(**changes):
+        base = {"attention_pattern": ("dense",), "band_width": 256} | changes
+        return config_keys.from_model(tiny.model(**base))[1].model_type
+
+    rope_only = dict(positions="rotary", norm_kind="rms", gated=True, activation="silu", mlp_bias=False)
+    assert family() == "gpt2"
+    assert family(**tiny.SWITCHES["llama"]) == "llama"
+    assert family(**rope_only, qkv_bias=True, out_bias=False) == "qwen2"
+    assert family(**tiny.SWITCHES["neox"]) == "gpt_neox"
+    no_window = tiny.model(**tiny.SWITCHES["llama"] | {"attention_pattern": ("banded",)})
+    assert config_keys.from_model(no_window)[1].model_type == "mistral"
+    assert config_keys.from_model(dataclasses.replace(no_window, band_width=32))[1].model_type == "llama"
+    assert config_keys.from_model(dataclasses.replace(no_window, band_width=32), "mistral")[1].model_type == "mistral"
