@@ -187,14 +187,15 @@ def check_knob(name: str) -> None:
 
 def nearest_knob(name: str, others: Iterable[str] = ()) -> str:
     """The knob (or one of ``others``) whose dotted name and last part look most like ``name``."""
-    word = name.rpartition(".")[2]
+    section, _, word = name.rpartition(".")
 
     def likeness(knob: str) -> float:
-        last = knob.rpartition(".")[2]
+        place, _, last = knob.rpartition(".")
         return (
             difflib.SequenceMatcher(None, name, knob).ratio()
             + difflib.SequenceMatcher(None, word, last).ratio()
             + (word in last.split("_"))  # 'lr' means 'peak_lr'
+            + 0.5 * (place == section)
         )
 
     return max([*KNOBS, *others], key=likeness)

@@ -9,7 +9,7 @@ import numpy as np
 
 from scaling import json_text
 from scaling.data import sources
-from scaling.data.tokenizer import END_OF_TEXT, Tokenizer, fingerprint
+from scaling.data.tokenizer_base import END_OF_TEXT, Tokenizer, fingerprint
 
 SETTINGS = "tokenizer_config.json"  # lies beside it, and names the token that ends a text
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # where it does not

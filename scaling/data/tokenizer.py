@@ -13,11 +13,9 @@
 Text that spells ``<|endoftext|>`` is ordinary text: only ``Tokenizer.eot`` ends a document.
 """
 
-import abc
 import base64
 import binascii
 import codecs
-import hashlib
 import json
 import logging
 import re
@@ -28,12 +26,12 @@ import sentencepiece
 import tiktoken
 
 from scaling import json_text
-from scaling.data import books, sources
+from scaling.data import books, json_tokenizer, sources
+from scaling.data.tokenizer_base import END_OF_TEXT, Tokenizer, fingerprint
 
 log = logging.getLogger(__name__)
 
 NAMES = ("gpt2", "bytes", "books")  # tokenizers that every machine has or can get
-END_OF_TEXT = "<|endoftext|>"
 SPACE = "\u2581"  # how sentencepiece writes a space
 
 # Radford et al. 2019 (github.com/openai/gpt-2, src/encoder.py), in the equivalent, faster form that tiktoken uses.
@@ -42,48 +40,6 @@ _WHITE_SPACE = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f
 _LONG_RUN = 10_000  # characters of white space in a row; the pattern of a million would overflow tiktoken's stack
 # Ranks files of later models, which split text by other patterns: number of ranks -> name.
 _OTHER_PATTERNS = {100_256: "cl100k_base", 199_998: "o200k_base"}
-
-
-class Tokenizer(abc.ABC):
-    """Converts text to token ids and back.
-
-    Attributes:
-        name: what ``load`` was given.
-        vocab_size: ids are in [0, vocab_size).
-        eot: id of the end-of-text token, which the ids of a text never contain.
-        fingerprint: hash of everything that decides the ids; equal for equal tokenizers, whatever their name.
-        start: ids that stand before a text in training, and so before a prompt.
-    """
-
-    name: str
-    vocab_size: int
-    eot: int
-    fingerprint: str
-
-    @property
-    def start(self) -> tuple[int, ...]:
-        """See the class: here the end of the text before."""
-        return (self.eot,)
-
-    @abc.abstractmethod
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, int32, without ``eot``."""
-
-    @abc.abstractmethod
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of the ids; ``eot`` becomes ``<|endoftext|>``, and an invalid UTF-8 sequence becomes U+FFFD."""
-
-    def file(self) -> tuple[str, bytes]:
-        """Suffix and content of a file from which ``load`` makes this tokenizer again, with this fingerprint."""
-        raise NotImplementedError(f"{self.name} is known by its name")
-
-    def beside(self) -> dict[str, bytes]:
-        """Other files that must lie beside that file, by name."""
-        return {}
-
-    def encode(self, text: str) -> np.ndarray:
-        """Ids of one text, int32, without ``eot``."""
-        return self.encode_batch([text])[0]
 
 
 class ByteTokenizer(Tokenizer):
@@ -245,20 +201,10 @@ def load(name: str) -> Tokenizer:
     if name.endswith(".model"):
         return SentencePieceTokenizer(name, sources.read_bytes(name))
     if name.endswith(".json"):
-        from scaling.data import json_tokenizer
-
         return json_tokenizer.load(name)
     raise ValueError(
         f"tokenizer {name}: a file must end in .tiktoken, .model or .json, a directory hold GPT-2's two files"
     )
-
-
-def fingerprint(*parts: bytes) -> str:
-    """Hash of what decides a tokenizer's ids."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()
 
 
 def _download_gpt2() -> BPETokenizer:

@@ -54,7 +54,7 @@ def write(kind: str, model: cfg.Model) -> dict[str, Any]:
     if kind == "sliding_window":
         return {"sliding_window": model.band_width if banded else None}
     if kind == "attention_types":
-        names = [_THEIRS[kind][name] for name in pattern]
+        names = [_nearest(kind, name) for name in pattern]
         return {
             "attention_types": [[names, 1]],
             "attention_layers": names,
@@ -62,12 +62,16 @@ def write(kind: str, model: cfg.Model) -> dict[str, Any]:
         }
     if kind == "layer_types":
         return {
-            "layer_types": [_THEIRS[kind][name] for name in pattern],
+            "layer_types": [_nearest(kind, name) for name in pattern],
             "use_sliding_window": banded,
             "sliding_window": model.band_width if banded else None,
             "max_window_layers": pattern.index("banded") if banded else model.num_layers,
         }
     return {}
+
+
+def _nearest(kind: str, name: str) -> str:
+    return _THEIRS[kind].get(name, _THEIRS[kind]["banded"])  # strided layers are refused when knobs are compared
 
 
 def shortest_period(pattern: Sequence[str]) -> tuple[str, ...]:

@@ -204,7 +204,7 @@ def test_a_byte_order_mark_before_ranks(tmp_path):
     [
         ("gtp2", None, FileNotFoundError, "none of gpt2, bytes, books"),
         ("a.model", b"not a model", ValueError, "not a sentencepiece model"),
-        ("a.txt", b"x", ValueError, r"\.tiktoken, \.model or \.json"),
+        ("a.txt", b"x", ValueError, ".tiktoken, .model or .json"),
         ("a.tiktoken", b"IQ== 0\n??? 1\n", ValueError, "a.tiktoken:2: not a line"),
         ("a.tiktoken", b"IQ== 0\n", ValueError, "byte 0x00"),
     ],

@@ -1,0 +1,59 @@
+"""What a tokenizer is, whatever its file."""
+
+import abc
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer(abc.ABC):
+    """Converts text to token ids and back.
+
+    Attributes:
+        name: what ``load`` was given.
+        vocab_size: ids are in [0, vocab_size).
+        eot: id of the end-of-text token, which the ids of a text never contain.
+        fingerprint: hash of everything that decides the ids; equal for equal tokenizers, whatever their name.
+        start: ids that stand before a text in training, and so before a prompt.
+    """
+
+    name: str
+    vocab_size: int
+    eot: int
+    fingerprint: str
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """See the class: here the end of the text before."""
+        return (self.eot,)
+
+    @abc.abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, int32, without ``eot``."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text of the ids; ``eot`` becomes ``<|endoftext|>``, and an invalid UTF-8 sequence becomes U+FFFD."""
+
+    def file(self) -> tuple[str, bytes]:
+        """Suffix and content of a file from which ``load`` makes this tokenizer again, with this fingerprint."""
+        raise NotImplementedError(f"{self.name} is known by its name")
+
+    def beside(self) -> dict[str, bytes]:
+        """Other files that must lie beside that file, by name."""
+        return {}
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of one text, int32, without ``eot``."""
+        return self.encode_batch([text])[0]
+
+
+def fingerprint(*parts: bytes) -> str:
+    """Hash of what decides a tokenizer's ids."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
