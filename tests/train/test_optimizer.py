@@ -103,7 +103,7 @@ def movement(name, width, depth=2, steps=4):
         def look(params):
             model = decoder.merge(config.network, params)
             return model.logits(model(batch.tokens[0])), model._layers(
-                model._stacks(), None, fixed, decoder.PLAIN, None
+                (model._stacks(), None), fixed, decoder.PLAIN, None
             )[0]
 
         before = look(state["params"])
