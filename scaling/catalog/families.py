@@ -6,7 +6,7 @@ Sources are given with each family. What a shape leaves out is GPT-3's. Nothing 
 from typing import Any
 
 from scaling.catalog.sizes import Size
-from scaling.config.schema import Rotary
+from scaling.config.schema import Experts, Rotary
 
 _NO_BIAS = dict(qkv_bias=False, out_bias=False, mlp_bias=False)
 _SWIGLU = dict(gated=True, activation="silu")
@@ -45,6 +45,8 @@ PALM = dict(
 )
 # LaMDA (arXiv 2201.08239, section 3): T5's relative positions, a gated GELU.
 LAMDA = dict(positions="relative", gated=True, norm_kind="rms", **_NO_BIAS)
+# GLaM (arXiv 2112.06905, section 4 and table 4): 64 experts in every second layer, of which a token takes two.
+GLAM = LAMDA | dict(experts=Experts(count=64, every=2, gated=False))
 # LLaMA (arXiv 2302.13971, section 2.2); Llama 2 (arXiv 2307.09288, section 2.2); Llama 3 (arXiv 2407.21783, table 3).
 LLAMA = dict(positions="rotary", norm_kind="rms", tied_embedding=False, norm_epsilon=1e-6, **_NO_BIAS, **_SWIGLU)
 LLAMA2 = LLAMA | dict(norm_epsilon=1e-5)
@@ -54,6 +56,8 @@ LLAMA31 = LLAMA3 | dict(
 )
 # Mistral 7B (arXiv 2310.06825, section 2): a sliding window in all layers.
 MISTRAL = LLAMA2 | dict(num_kv_heads=8, attention_pattern=("banded",), band_width=4096)
+# Mixtral 8x7B (arXiv 2401.04088, table 1).
+MIXTRAL = LLAMA2 | dict(num_kv_heads=8, rotary=Rotary(theta=1_000_000.0), experts=Experts(count=8))
 
 
 def _size(
@@ -109,6 +113,9 @@ ALL = (
     _size("PaLM", "62b", (64, 8192, 32, 32_768), 2048, 256_000, 62.5, 512 * 2048, 1e-2, PALM, d_head=256),
     _size("PaLM", "540b", (118, 18_432, 48, 73_728), 2048, 256_000, 540.35, 2048 * 2048, 1e-2, PALM, d_head=256),
     _size("LaMDA", "137b", (64, 8192, 128, 65_536), 2048, 32_000, 137.0, 256 * 1024, None, LAMDA, d_head=128),
+    _size("GLaM", "1700m64e", (24, 2048, 16, 8192), 1024, 32_000, 26.84, _M, None, GLAM, d_head=128),
+    _size("GLaM", "8b64e", (32, 4096, 32, 16_384), 1024, 32_000, 142.9, _M, None, GLAM, d_head=128),
+    _size("GLaM", "64b64e", (64, 8192, 128, 32_768), 1024, 256_000, 1161.8, _M, None, GLAM, d_head=128),
     _size("LLaMA", "7b", (32, 4096, 32, 11_008), 2048, 32_000, 6.74, 4 * _M, 3.0e-4, LLAMA),
     _size("LLaMA", "13b", (40, 5120, 40, 13_824), 2048, 32_000, 13.02, 4 * _M, 3.0e-4, LLAMA),
     _size("LLaMA", "33b", (60, 6656, 52, 17_920), 2048, 32_000, 32.5, 4 * _M, 1.5e-4, LLAMA),
@@ -120,6 +127,7 @@ ALL = (
     _size("Llama 3", "70b", (80, 8192, 64, 28_672), 8192, 128_256, 70.55, 16 * _M, 1.5e-4, LLAMA3),
     _size("Llama 3", "405b", (126, 16_384, 128, 53_248), 131_072, 128_256, 405.85, 16 * _M, 8.0e-5, LLAMA31),
     _size("Mistral", "7b", (32, 4096, 32, 14_336), 32_768, 32_000, 7.24, 4 * _M, None, MISTRAL),
+    _size("Mixtral", "8x7b", (32, 4096, 32, 14_336), 32_768, 32_000, 46.7, 4 * _M, None, MIXTRAL),
 )
 
 

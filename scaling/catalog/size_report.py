@@ -3,16 +3,18 @@
 import json
 from typing import Any
 
-from scaling.catalog import flops
-from scaling.catalog.sizes import ALL, GPT3_TOKENS, Size, parameters
+from scaling.catalog import families, flops, sizes
+from scaling.catalog.sizes import GPT3_TOKENS, Size, parameters
+
+ALL = (*sizes.ALL, *families.ALL)  # GPT's, and those that followed
 
 
 def row(size: Size) -> dict[str, Any]:
     """All counts for one size, and the paper's numbers (None if the paper does not give them)."""
     model = size.model()
     counted = parameters(model)
-    pf_days = flops.pf_days(counted.total)
-    train_flops = float(flops.six_n(counted.total) * GPT3_TOKENS)
+    pf_days = flops.pf_days(counted.active)
+    train_flops = float(flops.six_n(counted.active) * GPT3_TOKENS)
     return {
         "name": size.name,
         "family": size.family,
@@ -26,13 +28,14 @@ def row(size: Size) -> dict[str, Any]:
         "peak_lr": size.peak_lr,
         "parameters": {
             "all": counted.total,
+            "active": counted.active,
             "without_embeddings": counted.without_embeddings,
             "kaplan": counted.kaplan,
             "chinchilla": counted.chinchilla,
             "tree": counted.tree,
         },
         "flops_per_token": {
-            "6N": flops.six_n(counted.total),
+            "6N": flops.six_n(counted.active),
             "exact": flops.training_per_token(model),
             "exact_forward": flops.forward_per_token(model),
         },
@@ -62,7 +65,7 @@ def to_text() -> str:
     rows = [row(size) for size in ALL]
     shapes = _table(
         "Parameters in millions, by convention",
-        "model|layers|d_model|heads|d_head|all|paper|off %|no emb.|Kaplan|Chinch.|tree",
+        "model|layers|d_model|heads|d_head|all|paper|off %|active|no emb.|Kaplan|Chinch.|tree",
         [
             (
                 _title(r),
@@ -70,7 +73,10 @@ def to_text() -> str:
                 _millions(r["parameters"]["all"]),
                 f"{r['paper']['parameters'] / 1e6:,.0f}",
                 f"{r['deviation_percent']['parameters']:+.2f}",
-                *(_millions(r["parameters"][k]) for k in ("without_embeddings", "kaplan", "chinchilla", "tree")),
+                *(
+                    _millions(r["parameters"][k])
+                    for k in ("active", "without_embeddings", "kaplan", "chinchilla", "tree")
+                ),
             )
             for r in rows
         ],
@@ -101,8 +107,10 @@ def to_text() -> str:
     return f"{shapes}\n{compute}\n{_LEGEND}\n{remarks}"
 
 
+_COUNTS = ("active", "without_embeddings", "kaplan", "chinchilla", "tree")
 _LEGEND = """\
-all: every parameter, vocabulary not padded (the papers' count). no emb.: blocks and final norm.
+all: every parameter, vocabulary not padded (the papers' count). active: without the experts that a token does not
+take. no emb.: blocks and final norm.
 Kaplan: 2 d_model n_layer (2 d_attn + d_ff). Chinch.: Chinchilla's count, which adds the last layer.
 tree: the parameters of this code, vocabulary padded. exact: matrix products, with causal attention
 counted as half, all layers dense.

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from scaling.catalog import flops, size_report, sizes
+from scaling.catalog import families, flops, size_report, sizes
 from scaling.config.resolve import resolve
 from scaling.config.schema import Experts, Model, default_config, freeze
 from scaling.model import decoder
@@ -172,7 +172,7 @@ def test_apply_writes_the_shape():
 
 def test_report_holds_every_size_in_both_forms():
     rows = json.loads(size_report.to_json())
-    assert [r["name"] for r in rows] == [s.name for s in sizes.ALL]
+    assert [r["name"] for r in rows] == [s.name for s in (*sizes.ALL, *families.ALL)]
     for r in rows:
         if r["family"] == "GPT-3":
             assert abs(r["deviation_percent"]["parameters"]) < 1
