@@ -187,15 +187,14 @@ def check_knob(name: str) -> None:
 
 def nearest_knob(name: str, others: Iterable[str] = ()) -> str:
     """The knob (or one of ``others``) whose dotted name and last part look most like ``name``."""
-    section, _, word = name.rpartition(".")
+    word = name.rpartition(".")[2]
 
     def likeness(knob: str) -> float:
-        place, _, last = knob.rpartition(".")
+        last = knob.rpartition(".")[2]
         return (
             difflib.SequenceMatcher(None, name, knob).ratio()
             + difflib.SequenceMatcher(None, word, last).ratio()
-            + (word in last.split("_"))  # 'lr' means 'peak_lr'
-            + 0.5 * (place == section)
+            + 0.5 * (word in last.split("_"))  # 'lr' means 'peak_lr'
         )
 
     return max([*KNOBS, *others], key=likeness)
