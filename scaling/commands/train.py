@@ -1,4 +1,4 @@
-"""The verb ``train``: refuses impossible configs before JAX is imported; ``commands/training.py`` does the work."""
+"""The verb ``train``: refuses bad configs before JAX is imported; ``commands/training.py`` does the work."""
 
 import argparse
 import time

@@ -28,7 +28,7 @@ from scaling.runs.bad_records import remembered
 from scaling.runs.checkpoint import Checkpoints
 from scaling.runs.lock import only_one
 from scaling.runs.paths import absolute, writable
-from scaling.train import throughput
+from scaling.train import optimizer, throughput
 from scaling.train.loop import Hook, Loop
 from scaling.train.metrics import Log, optional
 from scaling.train.reliability import going_back
@@ -169,6 +169,7 @@ def _prepared(config: cfg.Config, name: str) -> Run:
     words = run_tokenizer.find(config.data.tokenizer, absolute(config.workdir or f"runs/{name}"))
     config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
     check_tasks(config)
+    optimizer.check(config.optimizer, config.model)
     # Tokenizing takes long, so a folder that could not be written to is refused before.
     must_take_checkpoints("the run directory", str(absolute(config.workdir)))
     data = Data.of(config, words)

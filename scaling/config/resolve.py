@@ -1,6 +1,7 @@
 """Turns the config as written into the config as run: fills in derived values and refuses impossible ones.
 
-Nothing here needs JAX, so every mistake is found before anything is loaded or compiled.
+Nothing here needs JAX, so what a config alone can tell is refused before anything is loaded or compiled. The number of
+devices, tokenizer, data, the optimizer's arguments and an older run are checked when they are known.
 """
 
 import dataclasses
@@ -78,7 +79,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 def resolve(
     config: Config, vocab_size: int | None = None, device_count: int | None = None, name: str | None = None
 ) -> Config:
-    """Replaces every 0 that stands for "derive" where the value can be derived, and refuses impossible values.
+    """Fills in values that others determine (d_head, d_ff, tokens of schedules, the mesh), and refuses impossible ones.
 
     To resolve a resolved config changes nothing.
 

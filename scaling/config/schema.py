@@ -8,7 +8,7 @@ The dataclasses below are the only declaration. From them are made
 * ``scaling.config.describe.to_markdown()``: the reference that ``scaling config --describe`` prints, and
   ``docs/config.md``.
 
-``scaling.config.resolve`` fills in derived values (each 0 that stands for "derive") and refuses impossible ones.
+``scaling.config.resolve`` fills in derived values and refuses impossible ones.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Rotary:
     dim: int = knob(0, "features", "so many features of each head turn, from its first; 0 = all")
     interleaved: bool = knob(False, "", "features 2i and 2i + 1 turn together (GPT-J), not i and i + dim/2 (LLaMA)")
     scaling: str = knob("none", "", "for texts longer than those trained on: none, linear, llama3 or yarn")
-    factor: float = knob(1.0, "", "the longest text by the longest trained on")
+    factor: float = knob(1.0, "", "longest text divided by the longest text trained on")
     original_length: int = knob(0, "tokens", "the longest text trained on; for llama3 and yarn")
     low: float = knob(0.0, "turns", "pairs with fewer turns over original_length are slowed down whole; 0 = 1")
     high: float = knob(0.0, "turns", "pairs with more turns stay as they are; 0 = 4 for llama3, 32 for yarn")
@@ -53,15 +53,15 @@ class Rotary:
 class Experts:
     count: int = knob(0, "experts", "MLPs of which each token takes a few, in the place of one; 0 = no experts")
     per_token: int = knob(2, "experts", "that each token takes: those with the largest logits of the router")
-    every: int = knob(1, "layers", "each n-th layer has experts, and those before it an MLP (GLaM: 2)")
+    every: int = knob(1, "layers", "layers n, 2n, ... have experts, all others an MLP (GLaM: 2)")
     d_ff: int = knob(0, "features", "hidden width of an expert; 0 = config.model.d_ff")
     gated: bool = knob(True, "", "experts have gates, as config.model.gated says of MLPs; they have no biases")
     normalize: bool = knob(True, "", "the weights of a token's experts sum to 1")
     capacity: float = knob(
         1.25,
         "",
-        "in training, slots of each expert for a sequence, as a multiple of what equal load needs; the last tokens of "
-        "those that exceed it are dropped there. 0 = none are dropped, as always in scoring and generation",
+        "slots of each expert in a sequence, as a multiple of what equal load needs, in training and validation loss; "
+        "later tokens that find none are dropped. 0 = drop none, as scoring and generation always do",
     )
     balance_loss: float = knob(0.01, "", "coefficient of each layer's load-balancing loss, which is 1 at equal load")
     z_loss: float = knob(0.0, "", "coefficient of each layer's squared log-partition of the router")
@@ -110,7 +110,7 @@ class Model:
     band_width: int = knob(
         256,
         "tokens",
-        "in a banded or strided layer a token sees this many positions, its own included; strided: and each so many",
+        "in a banded layer a token sees this many positions, its own included; a strided one also each so many-th",
     )
     document_mask: bool = knob(False, "", "attention stays inside documents; positions restart (GPT-3: False)")
     dropout_embedding: float = knob(0.0, "probability", "dropout after the embeddings")
@@ -251,7 +251,7 @@ class Mesh:
     )
     data: int = knob(-1, "devices", "replicas inside a slice; -1 = all devices that the other axes do not use")
     fsdp: int = knob(1, "devices", "shards of parameters, gradients and optimizer state, and of the batch")
-    expert: int = knob(1, "devices", "shards of the experts; elsewhere of the batch and of the state, like fsdp")
+    expert: int = knob(1, "devices", "shards of the experts; outside of experts it acts like fsdp")
     context: int = knob(1, "devices", "shards of the sequence (ring attention), and of the state like fsdp")
     tensor: int = knob(1, "devices", "shards of heads, MLP and vocabulary, and of the sequence between those")
     shard_optimizer: bool = knob(False, "", "shard gradients and optimizer state over the data axis too (ZeRO-2)")

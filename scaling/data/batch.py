@@ -10,8 +10,8 @@ Array = Any  # numpy.ndarray or jax.Array
 class Batch(NamedTuple):
     """Rows of tokens with their targets: a pytree whose arrays all have the same leading dimensions.
 
-    In training these are [microbatches, rows, T], and inside a step [B, T]. Segments and weights describe a row; the
-    value of a token never does.
+    In training these are [microbatches, rows, T], and inside a step [B, T]. After the loader, code goes by
+    segments and weights, and never looks for special tokens.
 
     Attributes:
         tokens: input of the model, int32.
@@ -34,8 +34,8 @@ def of_sequences(sequences: np.ndarray, counted: np.ndarray | None = None, separ
     Args:
         sequences: int32 [..., T+1]; each token but the first is the target of the one before it.
         counted: which sequences count, bool [...]; None = all.
-        separator: the token that opens the document after it, where attention is to stay inside documents; None =
-            documents see each other (GPT-3's packing).
+        separator: the end-of-text token, where attention is to stay inside documents; as an input it is the first
+            token of the next document, at position 0. None = documents see each other (GPT-3's packing).
     """
     tokens, targets = sequences[..., :-1], sequences[..., 1:]
     weights = np.ones(targets.shape, np.float32)

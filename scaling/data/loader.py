@@ -134,7 +134,8 @@ class Steps:
         span: step -> (index of its first sequence, number of sequences, a multiple of ``microbatch``).
         rows: rows of a microbatch that this process reads.
         microbatch: sequences in a microbatch, over all processes.
-        num_microbatches: microbatches in a step at most; those beyond the count of ``span`` are zeros, not read.
+        num_microbatches: microbatches in a step at most; those beyond the step's count are zeros with weight 0, and
+            their sequences are not read.
         separator: as of ``of_sequences``.
     """
 

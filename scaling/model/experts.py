@@ -4,7 +4,8 @@ The router computes logits and a softmax over all experts in float32. A token ta
 largest logits, of equal ones that with the lowest index (Mixtral, arXiv 2401.04088, section 2.1; GLaM, arXiv
 2112.06905). In training each expert has the same number of slots (GShard, arXiv 2006.16668, section 2.2). Each sequence
 has slots of its own, so neither the mesh nor accumulation changes which tokens are dropped. Tokens take slots in the
-order of the text, so no token depends on a later one. Evaluation and generation drop nothing.
+order of the text, so no token depends on a later one. Validation loss is computed as in training. Scoring, tasks and
+generation drop nothing.
 
 Legend beside the package's: E experts, N experts that a token takes, C slots of an expert in a sequence.
 """
@@ -37,7 +38,7 @@ class Counted:
     """What training knows of the tokens of its rows.
 
     Attributes:
-        real: of each token, whether it or a later one counts, bool [B, T]; the others are padding, and take no slots.
+        real: True up to and including the last target that counts, bool [B, T]; what follows is padding, without slots.
         weight: of each row, the sum of the weights of its targets, float32 [B].
         zigzag: the tokens lie in the order of ``ring.zigzag``.
     """
@@ -48,7 +49,7 @@ class Counted:
 
 
 class RouterSums(NamedTuple):
-    """Means over the tokens of each sequence, times the weight of the row, summed over rows: they add up, float32.
+    """For each row a mean over its real tokens, times the row's weight; then summed over rows, so they add up. Float32.
 
     Attributes:
         balance: E / N * sum over experts of (share of tokens that take it) * (mean probability); 1 at equal load
@@ -91,7 +92,7 @@ class Experts(nnx.Module):
 
         Args:
             x: [B, T, D], in the compute dtype.
-            counted: in training; None = drop nothing and count nothing.
+            counted: in training and for the validation loss; None = drop nothing and count nothing.
 
         Returns:
             [B, T, D], and the sums if ``counted``.
@@ -164,7 +165,7 @@ class Experts(nnx.Module):
         return checkpoint_name(constrain(hidden, "groups", "experts", "slots", "mlp"), SAVED)
 
     def _dropless(self, x: jax.Array, chosen: jax.Array, weights: jax.Array) -> jax.Array:
-        """[B, T, D]: each device takes the choices of its group's tokens that fall on its experts."""
+        """[B, T, D]: of the choices of its group's tokens, each device computes those of its experts."""
         names = ("up", "down", "gate")[: 2 + self.config.gated]
         parameters = {name: use(getattr(self, name), x.dtype) for name in names}
         local = functools.partial(_of_own_experts, activation=ACTIVATIONS[self.activation])
@@ -261,9 +262,10 @@ def _exchanged(x: jax.Array, slot: jax.Array, count: int, weights: jax.Array, pr
 
 @jax.custom_vjp
 def _rows(x: jax.Array, index: jax.Array, back: jax.Array) -> jax.Array:
-    """Rows of x [B, n, D] by ``index`` [B, m], zeros for n; ``back`` [B, n, r] says where each row went, m = nowhere.
+    """Rows of x [B, n, D] by ``index`` [B, m]; index n gives zeros.
 
-    So the gradient is a gather, too: a scatter is slow, and adds in no certain order on GPUs.
+    ``back`` [B, n, r] lists where each row of x went, padded with m. So the gradient is a gather,
+    too: a scatter is slow, and adds in no certain order on GPUs.
     """
     return jax.vmap(lambda rows, i: rows.at[i].get(mode="fill", fill_value=0))(x, index)
 

@@ -23,8 +23,8 @@ from scaling.parallel.sharding import CONTEXT_AXIS, ROW_AXES, current_mesh, grad
 _MASKED = -1e30
 VOCAB_AXIS = "tensor"
 
-# From a chunk's log-partition functions [B, t] and what is known of its tokens, to the gradients of what is minimised
-# with respect to log-probability and log-partition function, [B, t] each.
+# (log-partition functions of a chunk [B, t], what is known of its tokens) -> derivatives of what is minimised by the
+# log-probability and by the log-partition function, [B, t] each.
 Slopes = Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]]
 
 
@@ -89,7 +89,8 @@ def weighted_loss(
         z_loss: coefficient of the penalty.
 
     Returns:
-        A float32 scalar, differentiable in hidden and output, and float32 [B, T], of which no gradient is known.
+        A float32 scalar, differentiable in hidden and output, and float32 [B, T], for metrics: no gradient flows
+        through it.
     """
     return _weighted_loss(hidden, output, targets, weights, how, z_loss)
 

@@ -30,11 +30,12 @@ class Sums(NamedTuple):
     metrics: dict[str, jax.Array]
 
     def with_routers(self, model: cfg.Model, routers: RouterSums | None) -> "Sums":
-        """With the losses of all routers in what is minimised, and in the metrics as means over their layers.
+        """Adds the routers' losses, summed over layers, to the objective; the metrics get their means over layers.
 
         Args:
             model: resolved.
-            routers: from ``forward``; their weight is the sum of the weights of the targets. None = no experts.
+            routers: from ``forward``. Each is multiplied by the weights of its rows already, so it is divided by the
+                same number as the loss. None = no experts.
         """
         if routers is None:
             return self
@@ -54,11 +55,10 @@ def forward(
 ) -> tuple[jax.Array, Batch, RouterSums | None]:
     """Final hidden states [B, T, D] of a batch, the batch with its tokens in the same order, and the routers' sums.
 
-    Experts have the capacity of training. Of a model without experts there are no sums; others go to
-    ``Sums.with_routers``.
+    Experts have the capacity of training. The sums are None without experts; pass them to ``Sums.with_routers``.
 
-    On a mesh with a ``context`` axis that is the order of ``ring.zigzag``, here and once: sums over tokens do not need
-    the text's order.
+    On a mesh with a ``context`` axis, ``ring.zigzag`` reorders tokens here and nowhere else: sums over tokens do
+    not need the text's order.
     """
     batch = jax.tree.map(lambda x: constrain(x, "rows", None), batch)
     context, counted = AttentionContext(batch.positions, batch.segments), None

@@ -37,7 +37,7 @@ STATE_AXES = ("fsdp", "expert", CONTEXT_AXIS)  # where parameters lie that are g
 class Rule(NamedTuple):
     stored: MeshAxes  # where parameters, gradients and optimizer state lie
     used: MeshAxes  # where parameters (gathered for a product) and activations lie
-    scattered: MeshAxes = None  # where gradients and optimizer state lie if replicas share them; None = as stored
+    scattered: MeshAxes = None  # where gradients and moments lie with mesh.shard_optimizer (ZeRO-2); None = as stored
 
 
 TABLE: dict[str, Rule] = {
@@ -132,12 +132,11 @@ def dividing_spec(x: jax.Array, *axes: str | None) -> P:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gathered(w: jax.Array, axes: Axes) -> jax.Array:
-    """Lays a parameter out for use: whole over ``fsdp`` and ``context``, still sharded over ``tensor``.
+    """Lays a parameter out for use: whole over ``fsdp``, ``expert`` and ``context``, still over ``tensor``.
 
     The first constraint keeps ``w`` (already cast to the compute dtype) sharded as it is stored, so that
-    the cast happens before the gather: otherwise XLA gathers float32 and casts afterwards. The gradient is wanted as
-    parameters are stored, and never whole: by themselves the constraints would ask for it as ``w`` is used, by an
-    all-reduce where a reduce-scatter does.
+    the cast happens before the gather: otherwise XLA gathers float32 and casts afterwards. Without the
+    backward pass of its own, XLA would all-reduce the whole gradient; with it a reduce-scatter does.
     """
     return constrain(jax.lax.with_sharding_constraint(w, stored_spec(axes)), *axes)
 
@@ -196,5 +195,5 @@ def on_every_device(x: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Sharding of a step's token arrays, int32 [microbatches, sequences, tokens]."""
+    """Sharding of a step's arrays of tokens and their weights [microbatches, sequences, tokens]."""
     return NamedSharding(mesh, P(None, *used_spec(("rows", "time"))))

@@ -12,5 +12,5 @@
 | ``bad_records-<process>.jsonl``: sequences that could not be read | ``bad_records`` |
 | ``.lock`` | ``lock`` |
 
-Only ``checkpoint``, ``model`` and ``bad_records`` import JAX.
+Only ``checkpoint``, ``model``, ``bad_records`` and, when it writes, ``config_json`` import JAX.
 """

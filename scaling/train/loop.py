@@ -28,7 +28,7 @@ class Hook:
         name: with its article, for the message about a run that hangs in it.
         run: is given the number of steps done, and the state after them.
         every: interval in steps; 0 = only at the end.
-        when_stopped: also where a signal stops the run at a step of the interval, after that is saved.
+        when_stopped: if a signal stops the run at a step where the hook is due, it still runs, after the save.
     """
 
     name: str

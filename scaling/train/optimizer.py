@@ -14,7 +14,7 @@ from scaling.config import schema as cfg
 from scaling.model import decoder
 from scaling.model.parametrization import Parametrization, parametrization
 
-# Others' learning rates follow from no such analysis.
+# Only for these there is a rule of muP.
 _WITH_MUP = ("adamw", "lion")
 # Arguments that are ours to give: the learning rate is the step's, decay is added around all optimizers alike.
 _OURS = ("learning_rate", "weight_decay", "weight_decay_rate", "mask", "weight_decay_mask", "adam_weight_decay")
@@ -57,6 +57,11 @@ def make_optimizer(optimizer: cfg.Optimizer, model: cfg.Model) -> optax.Gradient
         _scale_by_tree(tree(lr_scale)),
         optax.scale(-1.0),
     )
+
+
+def check(optimizer: cfg.Optimizer, model: cfg.Model) -> None:
+    """Refuses an optimizer that does not exist, or does not take its arguments (ValueError)."""
+    _core(optimizer, model)
 
 
 def _core(optimizer: cfg.Optimizer, model: cfg.Model) -> optax.GradientTransformation:

@@ -1,6 +1,6 @@
 """Being told to stop: a signal lets the step finish, save, and leave with an exit code of its own.
 
-SIGTERM and SIGINT are orders, and the second one ends the process at once. The others are warnings, which schedulers
+SIGTERM and SIGINT are orders, and the second of them ends the process. The others are warnings, which schedulers
 and kernels send early and repeat: SIGHUP (the terminal is gone), SIGUSR1 and SIGUSR2 (Slurm's ``--signal``), SIGXCPU
 (once a second near the limit of CPU time). After the first one they have no effect.
 """
