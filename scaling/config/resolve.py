@@ -251,8 +251,11 @@ def _check_rotary(model: Model) -> None:
             rotary.original_length,
             f"must be the longest text trained on, with config.model.rotary.scaling={rotary.scaling!r}",
         )
-    if rotary.low and rotary.high and rotary.low >= rotary.high:
-        raise refused("model.rotary.low", rotary.low, f"must be less than config.model.rotary.high={rotary.high}")
+    low, high = rotary.low or 1.0, rotary.high or (32.0 if rotary.scaling == "yarn" else 4.0)
+    if rotary.scaling in ("llama3", "yarn") and low >= high:
+        raise refused("model.rotary.low", low, f"must be less than config.model.rotary.high={high}")
+    if rotary.theta <= 1:
+        raise refused("model.rotary.theta", rotary.theta, "must be more than 1")
 
 
 def _check_experts(model: Model) -> None:

@@ -25,7 +25,8 @@ def check_mesh(config: Config, device_count: int | None) -> None:
         must_divide("mesh.tensor", mesh.tensor, f"model.{name}", value)
     if model.kv_heads > 1:  # a single one lies on every device
         must_divide("mesh.tensor", mesh.tensor, "model.num_kv_heads", model.kv_heads)
-    must_divide("mesh.fsdp", mesh.fsdp, "model.embedding_width", model.d_embedding)
+    shards = parts if mesh.shard_optimizer else mesh.state_shards
+    must_be_multiple("model.embedding_width", model.embedding_width, shards, f"the {shards} shards of the state")
     if model.padded_vocab % mesh.tensor:
         raise refused(
             "model.vocab_multiple",

@@ -51,8 +51,15 @@ def read(values: Mapping[str, Any], names: tuple[str, str, float], d_head: int, 
     """
     given = _together(values, names)
     kind = given.pop("rope_type", "default")
-    if kind not in _NAMES:
+    if not isinstance(kind, str) or kind not in _NAMES:
         raise ValueError(f"rope_type={kind!r} is not supported; must be one of {', '.join(_NAMES)}")
+    for name, value in given.items():
+        if name != "truncate" and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30
+        ):
+            raise ValueError(f"{name} must be a number more than 0, got {value!r}")
+    if not isinstance(given.get("truncate", True), bool) or given.get(_ORIGINAL, 1) != int(given.get(_ORIGINAL, 1)):
+        raise ValueError(f"truncate must be true or false, and {_ORIGINAL} a whole number")
     theta, fraction = given.pop("rope_theta", 10_000.0), given.pop("partial_rotary_factor", names[2])
     if kind == "yarn":
         _settle_yarn(given, context)
@@ -62,14 +69,16 @@ def read(values: Mapping[str, Any], names: tuple[str, str, float], d_head: int, 
     if missing or (unknown := sorted(given.keys() - _NAMES[kind].keys())):
         what = f"lack {missing[0]}" if missing else f"have an unknown key {unknown[0]}"
         raise ValueError(f"the rope keys {what}, with rope_type={kind!r}")
-    for name, value in {"rope_theta": theta, "partial_rotary_factor": fraction, **given}.items():
-        if name != "truncate" and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
-            raise ValueError(f"{name} must be a number more than 0, got {value!r}")
-    if fraction > 1:
-        raise ValueError(f"{names[1]} must be at most 1, got {fraction}")
+    if fraction > 1 or (names[2] == 1 and fraction != 1):  # which transformers would not heed in such a family
+        raise ValueError(f"{names[1]} must be {'1' if names[2] == 1 else 'at most 1'}, got {fraction}")
     width = int(d_head * fraction)
+    if width < 2:
+        raise ValueError(f"{names[1]}={fraction} leaves no pair of the {d_head} features of a head to turn")
     found = {ours: given[theirs] for theirs, ours in _NAMES[kind].items() if theirs in given}
-    found = {name: value if name in ("original_length", "truncate") else float(value) for name, value in found.items()}
+    found = {
+        name: value if name == "truncate" else int(value) if name == "original_length" else float(value)
+        for name, value in found.items()
+    }
     dim = 0 if width == d_head else width
     return cfg.Rotary(theta=float(theta), dim=dim, scaling="none" if kind == "default" else kind, **found)
 

@@ -42,6 +42,8 @@ def read(kind: str, values: Mapping[str, Any], layers: int) -> dict[str, Any]:
     if kind == "layer_types":
         width = values.get("sliding_window", 4096) if values.get("use_sliding_window", False) else None
         first = values.get("max_window_layers", 28)
+        if isinstance(first, bool) or not isinstance(first, int):
+            raise ValueError(f"max_window_layers must be a whole number, got {first!r}")
         from_first = ["full_attention" if width is None or i < first else "sliding_attention" for i in range(layers)]
         return _pattern(values.get("layer_types") or from_first, width, layers, "layer_types", "sliding_window")
     return {}
@@ -82,7 +84,7 @@ def shortest_period(pattern: Sequence[str]) -> tuple[str, ...]:
 
 
 def _pattern(listed: Any, width: Any, layers: int, key: str, width_key: str) -> dict[str, Any]:
-    wrong = not isinstance(listed, list) or any(name not in _DENSE for name in listed)
+    wrong = not isinstance(listed, list) or any(not isinstance(name, str) or name not in _DENSE for name in listed)
     if wrong or len(listed) != layers:
         raise ValueError(f"{key}={listed!r} is not supported; must name global or full, or local or sliding, attention "
                          f"for each of the {layers} layers")  # fmt: skip

@@ -28,13 +28,14 @@ class SelfAttention(nnx.Module):
         self.config, self.compute = config, network.compute
         slopes = alibi_slopes(h) if config.positions == "alibi" else ()
         self.softmax = Softmax(scales.attention_scale, slopes=slopes, distance=config.relative_distance)
-        axes = ("embed", "heads", None)
+        ours = "heads" if n > 1 or h == 1 else None  # a single head of keys serves the queries of all devices
+        axes = [("embed", name, None) for name in ("heads", ours, ours)]
         # Drawn as one array, as they were stored once: the same seed gives the same model as ever.
         self.query, self.key, self.value = normal_parts(rngs.params(), (d, (h, n, n), k), scales.hidden_std, axes)
         if config.qkv_bias:
             self.query_bias = constant(0.0, (h, k), ("heads", None), "bias")
-            self.key_bias = constant(0.0, (n, k), ("heads", None), "bias")
-            self.value_bias = constant(0.0, (n, k), ("heads", None), "bias")
+            self.key_bias = constant(0.0, (n, k), (ours, None), "bias")
+            self.value_bias = constant(0.0, (n, k), (ours, None), "bias")
         if config.qk_norm:
             self.query_norm, self.key_norm = make_norm(config, k), make_norm(config, k)
         self.out = normal(rngs.params(), (h, k, d), scales.residual_std, ("heads", None, "embed"))

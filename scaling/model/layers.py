@@ -6,6 +6,7 @@ F MLP width, V padded vocabulary, L layers.
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,13 +30,14 @@ def normal(key: jax.Array, shape: tuple[int, ...], std: float, axes: Axes, kind:
 
 
 def normal_parts(
-    key: jax.Array, shape: tuple[int, tuple[int, ...], int], std: float, axes: Axes
+    key: jax.Array, shape: tuple[int, tuple[int, ...], int], std: float, axes: Sequence[Axes]
 ) -> tuple[Parameter, ...]:
-    """Several matrices [D, H, K] that differ in H only, drawn as one of all their heads; arguments as of ``normal``."""
+    """Several matrices [D, H, K] that differ in H and axes only, drawn as one array; arguments as of ``normal``."""
     width, heads, features = shape
     drawn = std * jax.random.normal(key, (width, sum(heads), features), jnp.float32)
     bounds = list(itertools.accumulate(heads))[:-1]
-    return tuple(Parameter(part, axes=axes, kind="matrix") for part in jnp.split(drawn, bounds, axis=1))
+    parts = jnp.split(drawn, bounds, axis=1)
+    return tuple(Parameter(part, axes=its_axes, kind="matrix") for part, its_axes in zip(parts, axes, strict=True))
 
 
 def constant(value: float, shape: tuple[int, ...], axes: Axes, kind: str) -> Parameter:

@@ -218,3 +218,22 @@ def test_the_family_of_a_model():
     assert config_keys.from_model(no_window)[1].model_type == "mistral"
     assert config_keys.from_model(dataclasses.replace(no_window, band_width=32))[1].model_type == "llama"
     assert config_keys.from_model(dataclasses.replace(no_window, band_width=32), "mistral")[1].model_type == "mistral"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("llama", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ("neox_parallel", {"rotary_pct": 0.01}, "no pair"),
+        ("llama", {"rope_parameters": {"rope_type": ["x"]}}, "rope_type"),
+        ("llama", {"rope_parameters": {"rope_theta": 10**400}}, "rope_theta"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "original_max_position_embeddings": 8.5}}, "whole number"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "original_max_position_embeddings": 0}}, "more than 0"),
+    ],
+)
+def test_rope_keys_that_cannot_be_are_refused(name, changes, words):
+    values = json.loads((FIXTURES / name / "config.json").read_text())
+    old = ("rope_parameters", "rope_scaling", "rope_theta", "rotary_emb_base", "rotary_pct", "partial_rotary_factor")
+    values = {key: value for key, value in values.items() if key not in old} | changes
+    with pytest.raises(ValueError, match=words):
+        config_keys.to_model(values, "config.json", 1)

@@ -45,6 +45,13 @@ def test_the_curve_is_a_curve(one_device):
 
 
 @pytest.mark.slow
+def test_a_single_head_of_keys_lies_on_all_devices_of_tensor():
+    config = tiny.config({**tiny.SWITCHES["qwen3"], "embedding_width": 16})
+    alone, _ = tiny.train(config, 3)
+    np.testing.assert_allclose(tiny.train(config, 3, cfg.Mesh(fsdp=2, tensor=2), 8)[0], alone, rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_dropout_is_the_same_on_every_mesh():
     config = tiny.config({"dropout_residual": 0.2, "dropout_attention": 0.2})
     alone, _ = tiny.train(config, 3)
