@@ -22,7 +22,7 @@ _SPIKE = 20.0
 
 def inject(kind: str, steps: set[int]) -> None:
     """Makes the train steps that end with these numbers go wrong, each once."""
-    from scaling.commands import train
+    from scaling.commands import training as train
 
     make, objective_of = train.make_train_step, train.next_token
     left = set(steps)
