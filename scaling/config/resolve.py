@@ -130,14 +130,22 @@ def _check_values(config: Config) -> None:
             raise refused("sample.prompts", prompt, "must hold texts, in quotes")
 
 
-def _derive(config: Config, vocab_size: int | None, device_count: int | None, name: str | None) -> Config:
-    model, train, optimizer, mesh, evaluation = config.model, config.train, config.optimizer, config.mesh, config.eval
+def with_sizes(model: Model) -> Model:
+    """The model with the sizes that its width determines: ``d_head``, ``d_ff``.
+
+    Raises:
+        ValueError: the heads do not divide the width.
+    """
     if not model.d_head and model.d_model % model.num_heads:
         near = nearest_divisors(model.d_model, model.num_heads)
-        raise refused(
-            "model.num_heads", model.num_heads, f"must divide config.model.d_model={model.d_model}, as {near} "
-            "would, or give config.model.d_head"
-        )  # fmt: skip
+        right = f"must divide config.model.d_model={model.d_model}, as {near} would, or give config.model.d_head"
+        raise refused("model.num_heads", model.num_heads, right)
+    d_head = model.d_head or model.d_model // model.num_heads
+    return dataclasses.replace(model, d_head=d_head, d_ff=model.d_ff or 4 * model.d_model)
+
+
+def _derive(config: Config, vocab_size: int | None, device_count: int | None, name: str | None) -> Config:
+    model, train, optimizer, mesh, evaluation = config.model, config.train, config.optimizer, config.mesh, config.eval
     if vocab_size is not None and model.vocab_size and model.vocab_size < vocab_size:
         raise refused(
             "model.vocab_size",
@@ -145,12 +153,7 @@ def _derive(config: Config, vocab_size: int | None, device_count: int | None, na
             f"is too small for the {vocab_size} tokens of tokenizer {config.data.tokenizer!r}; must be at least "
             "that, or 0 to take the tokenizer's",
         )
-    model = dataclasses.replace(
-        model,
-        vocab_size=model.vocab_size or vocab_size or 0,
-        d_head=model.d_head or model.d_model // model.num_heads,
-        d_ff=model.d_ff or 4 * model.d_model,
-    )
+    model = dataclasses.replace(with_sizes(model), vocab_size=model.vocab_size or vocab_size or 0)
     sequence = train.sequence_length or model.context_length
     # With a ramp every batch consists of whole microbatches, so a microbatch is at most the smallest batch.
     smallest = train.ramp_start_tokens if train.ramp_tokens else train.batch_tokens
@@ -251,7 +254,7 @@ def _check_rotary(model: Model) -> None:
             rotary.original_length,
             f"must be the longest text trained on, with config.model.rotary.scaling={rotary.scaling!r}",
         )
-    low, high = rotary.low or 1.0, rotary.high or (32.0 if rotary.scaling == "yarn" else 4.0)
+    low, high = rotary.bounds
     if rotary.scaling in ("llama3", "yarn") and low >= high:
         raise refused("model.rotary.low", low, f"must be less than config.model.rotary.high={high}")
     if rotary.theta <= 1:

@@ -1,6 +1,6 @@
 """Every knob of the framework, declared once: type, default, unit, meaning.
 
-The dataclasses below are the only declaration. From them are made
+The dataclasses below and in ``model`` are the only declaration. From them are made
 
 * ``default_config()``: a locked ``ml_collections.ConfigDict`` that experiment files edit
   (a mistyped key is an error that names the nearest valid one);
@@ -14,170 +14,18 @@ The dataclasses below are the only declaration. From them are made
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from scaling.config.knob import knob
+from scaling.config.model import Compute, Model, Network
+from scaling.config.model import Experts as Experts
+from scaling.config.model import Rotary as Rotary
+from scaling.config.model import Sight as Sight
 from scaling.config.refusal import shown
 
 T = TypeVar("T")
-
-
-def knob(default: Any, unit: str, help: str) -> Any:
-    """Declares one knob: its default, its unit ("" for a pure number or name) and what it does."""
-    return dataclasses.field(default=default, metadata={"unit": unit, "help": help})
-
-
-class Sight(NamedTuple):
-    """How far back a layer's tokens see: ``window`` positions (0 = all), and if ``strided`` every so many."""
-
-    window: int = 0
-    strided: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Rotary:
-    theta: float = knob(10_000.0, "", "base of the wavelengths")
-    dim: int = knob(0, "features", "so many features of each head turn, from its first; 0 = all")
-    interleaved: bool = knob(False, "", "features 2i and 2i + 1 turn together (GPT-J), not i and i + dim/2 (LLaMA)")
-    scaling: str = knob("none", "", "for texts longer than those trained on: none, linear, llama3 or yarn")
-    factor: float = knob(1.0, "", "longest text divided by the longest text trained on")
-    original_length: int = knob(0, "tokens", "the longest text trained on; for llama3 and yarn")
-    low: float = knob(0.0, "turns", "pairs with fewer turns over original_length are slowed down whole; 0 = 1")
-    high: float = knob(0.0, "turns", "pairs with more turns stay as they are; 0 = 4 for llama3, 32 for yarn")
-    attention_factor: float = knob(0.0, "", "yarn multiplies queries and keys by it; 0 = 0.1 ln(factor) + 1")
-    truncate: bool = knob(True, "", "yarn rounds the bounds between slow and fast pairs to whole pairs")
-
-
-@dataclasses.dataclass(frozen=True)
-class Experts:
-    count: int = knob(0, "experts", "MLPs of which each token takes a few, in the place of one; 0 = no experts")
-    per_token: int = knob(2, "experts", "that each token takes: those with the largest logits of the router")
-    every: int = knob(1, "layers", "layers n, 2n, ... have experts, all others an MLP (GLaM: 2)")
-    d_ff: int = knob(0, "features", "hidden width of an expert; 0 = config.model.d_ff")
-    gated: bool = knob(True, "", "experts have gates, as config.model.gated says of MLPs; they have no biases")
-    normalize: bool = knob(True, "", "the weights of a token's experts sum to 1")
-    capacity: float = knob(
-        1.25,
-        "",
-        "slots of each expert in a sequence, as a multiple of what equal load needs, in training and validation loss; "
-        "later tokens that find none are dropped. 0 = drop none, as scoring and generation always do",
-    )
-    balance_loss: float = knob(0.01, "", "coefficient of each layer's load-balancing loss, which is 1 at equal load")
-    z_loss: float = knob(0.0, "", "coefficient of each layer's squared log-partition of the router")
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    vocab_size: int = knob(0, "tokens", "vocabulary; 0 = the tokenizer's")
-    vocab_multiple: int = knob(128, "tokens", "rows of the embedding are padded to a multiple of this")
-    context_length: int = knob(2048, "tokens", "longest text: of learned positions, their number")
-    num_layers: int = knob(12, "layers", "Transformer blocks")
-    d_model: int = knob(768, "features", "width of the residual stream")
-    num_heads: int = knob(12, "heads", "attention heads in a block")
-    num_kv_heads: int = knob(0, "heads", "heads of keys and values, each for a group of query heads; 0 = num_heads")
-    d_head: int = knob(0, "features", "width of one head; 0 = d_model / num_heads")
-    d_ff: int = knob(0, "features", "hidden width of the MLP; 0 = 4 * d_model")
-    norm: str = knob("pre", "", "a norm before each sublayer ('pre', GPT-2/3) or after it ('post', GPT-1)")
-    norm_kind: str = knob("layer", "", "layer (LayerNorm) or rms (RMSNorm, which has no bias)")
-    norm_bias: bool = knob(True, "", "LayerNorm has a bias")
-    norm_epsilon: float = knob(1e-5, "", "added to the variance, or mean square, in a norm")
-    qk_norm: bool = knob(False, "", "queries and keys are normalised head by head")
-    embedding_norm: bool = knob(False, "", "a norm after the embeddings (BLOOM)")
-    parallel: str = knob(
-        "no", "", "attention and MLP side by side, with a norm for both ('one_norm', GPT-J) or each ('two_norms', NeoX)"
-    )
-    activation: str = knob("gelu_tanh", "", "nonlinearity of the MLP: gelu_tanh, gelu (exact), relu or silu")
-    gated: bool = knob(False, "", "the MLP has a gate: activation(gate(x)) * up(x) (SwiGLU with silu)")
-    qkv_bias: bool = knob(True, "", "the projections to queries, keys and values have biases")
-    out_bias: bool = knob(True, "", "the projection of attention back to the residual stream has a bias")
-    mlp_bias: bool = knob(True, "", "the projections of the MLP have biases")
-    attention_scale: float = knob(0.0, "", "multiplies q.k; 0 = that of the parametrization, 1/sqrt(d_head) or muP's")
-    positions: str = knob("learned", "", "learned, sinusoidal, rotary, alibi, relative (T5) or none")
-    position_offset: int = knob(0, "rows", "row of the first position in the table of learned ones (OPT: 2)")
-    sinusoid: str = knob("halves", "", "sines then cosines ('halves', CTRL), or in turns ('interleaved')")
-    relative_buckets: int = knob(32, "buckets", "distances that relative positions tell apart, near ones exactly")
-    relative_distance: int = knob(128, "tokens", "farther than this, relative positions are all alike")
-    scaled_embedding: bool = knob(False, "", "token embeddings are multiplied by sqrt(d_model)")
-    embedding_width: int = knob(
-        0, "features", "width of the token embeddings, projected to d_model and back (OPT-350m); 0 = d_model"
-    )
-    tied_embedding: bool = knob(True, "", "the output projection uses the matrix of the token embedding")
-    logit_bias: bool = knob(False, "", "each token's logit has a bias (GPT-J)")
-    attention_pattern: tuple[str, ...] = knob(
-        ("dense",), "", "attention of layers 0, 1, ...: 'dense', 'banded' or 'strided'; repeated over all layers"
-    )
-    band_width: int = knob(
-        256,
-        "tokens",
-        "in a banded layer a token sees this many positions, its own included; a strided one also each so many-th",
-    )
-    document_mask: bool = knob(False, "", "attention stays inside documents; positions restart (GPT-3: False)")
-    dropout_embedding: float = knob(0.0, "probability", "dropout after the embeddings")
-    dropout_attention: float = knob(0.0, "probability", "dropout on the attention weights")
-    dropout_residual: float = knob(0.0, "probability", "dropout on the output of each sublayer")
-    init_std: float = knob(0.02, "", "standard deviation of initial weights (at base_width under muP)")
-    scale_residual_init: bool = knob(True, "", "output projections of sublayers start divided by sqrt(2 * num_layers)")
-    parametrization: str = knob("standard", "", "standard, mup (over width) or completep (over width and depth)")
-    base_width: int = knob(256, "features", "d_model at which the muP hyperparameters were tuned")
-    base_depth: int = knob(2, "layers", "num_layers at which the CompleteP hyperparameters were tuned")
-    rotary: Rotary = Rotary()
-    experts: Experts = Experts()
-
-    @property
-    def sights(self) -> tuple[Sight, ...]:
-        """What the layers of one period of ``attention_pattern`` see."""
-        return tuple(
-            Sight(0 if kind == "dense" else self.band_width, kind == "strided") for kind in self.attention_pattern
-        )
-
-    @property
-    def kv_heads(self) -> int:
-        """Heads of keys and of values."""
-        return self.num_kv_heads or self.num_heads
-
-    @property
-    def d_expert(self) -> int:
-        """Hidden width of an expert."""
-        return self.experts.d_ff or self.d_ff
-
-    @property
-    def expert_layers(self) -> int:
-        """Layers that have experts in the place of an MLP."""
-        return self.num_layers // self.experts.every if self.experts.count else 0
-
-    @property
-    def d_embedding(self) -> int:
-        """Width of the token embeddings and of the output projection."""
-        return self.embedding_width or self.d_model
-
-    @property
-    def padded_vocab(self) -> int:
-        """Rows of the token embedding: ``vocab_size`` rounded up to ``vocab_multiple``."""
-        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
-
-
-@dataclasses.dataclass(frozen=True)
-class Compute:
-    dtype: str = knob("bfloat16", "", "matrix products: bfloat16 or float32; norms, softmax, loss: always float32")
-    quantization: str = knob("none", "", "8-bit products with the blocks' matrices: none, int8 or fp8 (needs qwix)")
-    remat: str = knob("none", "", "what the backward pass recomputes: none, dots, projections or full")
-    scan_unroll: int = knob(
-        1,
-        "",
-        "periods of the attention pattern in one iteration of the loop over layers; more is faster on CPUs, but "
-        "takes longer to compile",
-    )
-    attention_block: int = knob(512, "tokens", "block of queries and of keys in the TPU's attention kernel")
-    loss_chunk: int = knob(512, "tokens", "positions of each sequence whose logits are computed at once; 0 = all")
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A model and how it is computed: everything that a forward pass depends on."""
-
-    model: Model
-    compute: Compute = Compute()
 
 
 @dataclasses.dataclass(frozen=True)

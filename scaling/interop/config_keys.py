@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaling.config import schema as cfg
-from scaling.config.resolve import resolve
+from scaling.config.resolve import resolve, with_sizes
 from scaling.interop import rope, windows
 from scaling.interop.families import FAMILIES
 from scaling.interop.family import FREE, REQUIRED, Family, Key, get, with_knobs
@@ -63,7 +63,7 @@ def to_model(values: Mapping[str, Any], where: str, vocab_multiple: int) -> tupl
         knobs = dict(family.fixed) | {"vocab_multiple": vocab_multiple}
         for key in family.keys:
             knobs |= dict.fromkeys(key.ours.split(), _value(key, values))
-        model = _derived(with_knobs(cfg.Model(), knobs))
+        model = with_sizes(with_knobs(cfg.Model(), knobs))
         model = with_knobs(model, windows.read(family.windows, values, model.num_layers))
         if family.rope:
             found = rope.read(values, family.rope, model.d_head, model.context_length)
@@ -142,15 +142,6 @@ def _value(key: Key, values: Mapping[str, Any]) -> Any:
     return found if whole else float(found)
 
 
-def _derived(model: cfg.Model) -> cfg.Model:
-    """With every size that is 0 filled in, as ``resolve`` does."""
-    if not model.d_head and model.d_model % model.num_heads:
-        raise ValueError(f"config.model.num_heads={model.num_heads} must divide config.model.d_model={model.d_model}")
-    return dataclasses.replace(
-        model, d_head=model.d_head or model.d_model // model.num_heads, d_ff=model.d_ff or 4 * model.d_model
-    )
-
-
 def _check_sizes(model: cfg.Model) -> None:
     """Refuses sizes and switches that exclude each other, as training does."""
     step = cfg.Train(tokens=model.context_length, batch_tokens=model.context_length)
@@ -166,7 +157,9 @@ def _in_their_names(sentence: str, family: Family) -> str:
 
 def _values(model: cfg.Model, family: Family) -> dict[str, Any]:
     """The config.json of a family that comes nearest to a model."""
-    derived = _derived(dataclasses.replace(model, d_head=0, d_ff=0)) if model.d_model % model.num_heads == 0 else model
+    derived = (
+        with_sizes(dataclasses.replace(model, d_head=0, d_ff=0)) if model.d_model % model.num_heads == 0 else model
+    )
     values: dict[str, Any] = {"model_type": family.model_type, "architectures": [family.class_name]}
     for key in family.keys:
         knob = key.ours.split()[0]
@@ -235,17 +228,16 @@ def _canonical(model: cfg.Model) -> cfg.Model:
 def _canonical_rotary(model: cfg.Model) -> cfg.Rotary:
     rotary, kind = model.rotary, model.rotary.scaling
     turns = kind in ("llama3", "yarn")
-    factor = rotary.factor if kind != "none" else 1.0
-    derived = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    low, high = rotary.bounds if turns else (0.0, 0.0)
     return cfg.Rotary(
         theta=rotary.theta,
         dim=rotary.dim or model.d_head,
         interleaved=rotary.interleaved,
         scaling=kind,
-        factor=factor,
+        factor=rotary.factor if kind != "none" else 1.0,
         original_length=rotary.original_length if turns else 0,
-        low=(rotary.low or 1.0) if turns else 0.0,
-        high=(rotary.high or (4.0 if kind == "llama3" else 32.0)) if turns else 0.0,
-        attention_factor=(rotary.attention_factor or derived) if kind == "yarn" else 0.0,
+        low=low,
+        high=high,
+        attention_factor=rotary.amplitude if kind == "yarn" else 0.0,
         truncate=rotary.truncate if kind == "yarn" else True,
     )

@@ -90,7 +90,7 @@ def write(rotary: cfg.Rotary, names: tuple[str, str, float], d_head: int) -> dic
         fraction = math.nextafter(fraction, 2)
     kind = "default" if rotary.scaling == "none" else rotary.scaling
     # A knob of 0 stands for the default; llama3 has none in transformers.
-    defaults = {"low": 1.0, "high": 4.0 if kind == "llama3" else 32.0}
+    defaults = dict(zip(("low", "high"), rotary.bounds, strict=True))
     scaling = {
         theirs: value
         for theirs, ours in _NAMES[kind].items()

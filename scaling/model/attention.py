@@ -28,14 +28,15 @@ class SelfAttention(nnx.Module):
         self.config, self.compute = config, network.compute
         slopes = alibi_slopes(h) if config.positions == "alibi" else ()
         self.softmax = Softmax(scales.attention_scale, slopes=slopes, distance=config.relative_distance)
-        ours = "heads" if n > 1 or h == 1 else None  # a single head of keys serves the queries of all devices
-        axes = [("embed", name, None) for name in ("heads", ours, ours)]
+        # A single head of keys serves the queries of all devices.
+        shared = None if config.has_grouped_heads and n == 1 else "heads"
+        axes = [("embed", name, None) for name in ("heads", shared, shared)]
         # Drawn as one array, as they were stored once: the same seed gives the same model as ever.
         self.query, self.key, self.value = normal_parts(rngs.params(), (d, (h, n, n), k), scales.hidden_std, axes)
         if config.qkv_bias:
             self.query_bias = constant(0.0, (h, k), ("heads", None), "bias")
-            self.key_bias = constant(0.0, (n, k), (ours, None), "bias")
-            self.value_bias = constant(0.0, (n, k), (ours, None), "bias")
+            self.key_bias = constant(0.0, (n, k), (shared, None), "bias")
+            self.value_bias = constant(0.0, (n, k), (shared, None), "bias")
         if config.qk_norm:
             self.query_norm, self.key_norm = make_norm(config, k), make_norm(config, k)
         self.out = normal(rngs.params(), (h, k, d), scales.residual_std, ("heads", None, "embed"))
@@ -92,8 +93,7 @@ class SelfAttention(nnx.Module):
             weights = (self.query, self.key, self.value)
             if self.config.qkv_bias:
                 biases = [self.query_bias, self.key_bias, self.value_bias]
-            alike = self.config.kv_heads == self.config.num_heads
-            if alike and current_mesh().shape[kernels.HEAD_AXIS] > 1:
+            if not self.config.has_grouped_heads and current_mesh().shape[kernels.HEAD_AXIS] > 1:
                 # The gradient of x is a sum over the devices of the heads: once, and not thrice.
                 parts = self._together(x, _in_one(*weights), time)
             else:

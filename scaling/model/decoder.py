@@ -92,9 +92,9 @@ class Decoder(nnx.Module):
 
         Args:
             tokens: ids, int32 [B, T], at most ``context_length`` of a text.
-            context: who sees whom, and where each token stands; not cached (see ``cache``).
+            context: who sees whom, and where each token stands; not cached (see ``kv_cache``).
             key: dropout key; None = no dropout.
-            pipeline_microbatches: parts of the rows that pass through the stages of the mesh one behind the other;
+            pipeline_microbatches: parts of the rows that pass through the stages of the mesh one after the other;
                 0 = the mesh has no stages.
 
         Returns:
@@ -305,7 +305,7 @@ def merge(network: cfg.Network, params: Params) -> Decoder:
 
 
 def merge_layers(network: cfg.Network, params: Params) -> tuple[Decoder, list[Block]]:
-    """A decoder and its blocks, around a tree of ``cache.split_layers``.
+    """A decoder and its blocks, around a tree of ``kv_cache.split_layers``.
 
     Of the decoder, only what lies outside the blocks can be called.
     """
@@ -317,11 +317,11 @@ def merge_layers(network: cfg.Network, params: Params) -> tuple[Decoder, list[Bl
 
 @functools.lru_cache(maxsize=16)
 def _block_template(network: cfg.Network, stack: str) -> tuple[nnx.GraphDef, nnx.State]:
-    """Of a layer of a stack as ``cache.split_layers`` leaves it."""
+    """Of a layer of a stack as ``kv_cache.split_layers`` leaves it."""
 
     def make() -> Block:
         block = _make_block(network, stack, jax.random.key(0))
-        if network.model.kv_heads == network.model.num_heads:
+        if not network.model.has_grouped_heads:
             block.attention.fuse()
         return block
 

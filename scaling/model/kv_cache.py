@@ -1,7 +1,7 @@
 """Decoding with a key-value cache: the prompt once (``prefill``), then a few tokens at a time (``extend``).
 
 Rows of a batch are padded at the front, so that all of them write to the same slot of the cache, in place. A cache
-is a plain tree: for each layer keys and values, [B, H, S, K] each, batch and heads sharded as in training.
+is a plain tree: for each layer keys and values, [B, N, S, K] each, batch and heads sharded as in training.
 
 Layers are separate arrays here and not a stack as in training. A scan over a stack reads each layer through a
 dynamic slice, which is a copy of the weights a token; decoding is bound by reading the weights once
@@ -71,7 +71,7 @@ def _split_axes(config: cfg.Model) -> Any:
 
 def _together(config: cfg.Model, tree: Any) -> Any:
     """Queries, keys and values in one where they have the same shape."""
-    return fused(tree) if config.kv_heads == config.num_heads else tree
+    return tree if config.has_grouped_heads else fused(tree)
 
 
 def _unstacked(config: cfg.Model, tree: Any, layer: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Pipeline parallelism: the stack of layers cut into stages, through which parts of the rows pass one behind the other.
+"""Pipeline parallelism: the stack of layers cut into stages, through which parts of the rows pass one after the other.
 
 The schedule of GPipe (arXiv 1811.06965, section 2.2), written as one program for all devices (GSPMD, arXiv 2105.04663,
 section 3.3): a buffer holds what each stage works on, [S, ...] sharded over ``stage``; a tick maps the stage over it

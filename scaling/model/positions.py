@@ -51,18 +51,16 @@ def rotary_rates(rotary: cfg.Rotary, d_head: int) -> tuple[np.ndarray, float]:
     if rotary.scaling == "linear":
         return (rates / rotary.factor).astype(np.float32), 1.0
     turns = rates * rotary.original_length / (2 * math.pi)  # of a pair over the texts trained on
+    low, high = rotary.bounds
     if rotary.scaling == "llama3":
-        low, high = rotary.low or 1.0, rotary.high or 4.0
         kept = np.clip((turns - low) / (high - low), 0, 1)
         return (rates * (kept + (1 - kept) / rotary.factor)).astype(np.float32), 1.0
-    low, high = rotary.low or 1.0, rotary.high or 32.0
     first, last = (_pair_of(turns, rotary, width) for turns in (high, low))
     if rotary.truncate:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, width - 1)
     slow = np.clip((np.arange(width // 2) - first) / max(last - first, 1e-3), 0, 1)
-    amplitude = rotary.attention_factor or (0.1 * math.log(rotary.factor) + 1 if rotary.factor > 1 else 1.0)
-    return (rates * (1 - slow) + rates / rotary.factor * slow).astype(np.float32), amplitude
+    return (rates * (1 - slow) + rates / rotary.factor * slow).astype(np.float32), rotary.amplitude
 
 
 def _pair_of(turns: float, rotary: cfg.Rotary, width: int) -> float:

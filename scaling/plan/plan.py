@@ -31,6 +31,8 @@ OPERATIONS = 40  # the longest that are kept
 VOCABULARIES = {"gpt2": 50257}  # known without the tokenizer's files
 READ = "weights and cache"  # what decoding must read for each token
 PACKAGE = Path(__file__).resolve().parents[1]
+# What of a config changes no compiled program; of ``eval`` the batch does, and is asked for beside.
+_NOT_COMPILED = ("workdir", "seed", "data", "distributed", "eval", "log", "checkpoint", "sample")
 _REMATERIALIZED = "Involuntary full rematerialization"
 
 
@@ -335,8 +337,7 @@ def _empty(
 
 def _cache_path(config: cfg.Config, name: str, slices: int, step: str, request: Request | None) -> Path:
     """The key in the cache, of everything on which the program depends: config, topology, versions, our source."""
-    sections = ("model", "compute", "train", "optimizer", "mesh")
-    values = {key: value for key, value in cfg.to_dict(config).items() if key in sections}
+    values = {key: value for key, value in cfg.to_dict(config).items() if key not in _NOT_COMPILED}
     versions = []
     for package in ("jax", "jaxlib", "libtpu", "flax", "optax", "qwix"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

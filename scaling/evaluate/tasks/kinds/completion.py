@@ -5,30 +5,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from scaling.evaluate.scoring.records import Sample
-from scaling.evaluate.tasks.kind import Kind, Template, Watch
-from scaling.evaluate.tasks.request import Item, Option, Rendered, Request, completion_after
+from scaling.evaluate.tasks.kind import Watch
+from scaling.evaluate.tasks.kinds.one_answer import OneAnswer
+from scaling.evaluate.tasks.request import Request
 
 if TYPE_CHECKING:
     from scaling.evaluate.scoring.answers import Answers
 
 
 @dataclasses.dataclass(frozen=True)
-class Completion(Kind):
-    """Perplexity is per item, exp(-mean log P(target)), as published for LAMBADA (Paperno et al. 2016; GPT-2).
-
-    Attributes:
-        target: the answer.
-    """
+class Completion(OneAnswer):
+    """Perplexity is per item, exp(-mean log P(target)), as published for LAMBADA (Paperno et al. 2016; GPT-2)."""
 
     gives = ("right", "nats")
-
-    target: Template
-
-    def render(self, context: str, item: Item) -> Rendered:
-        """The target is the only option."""
-        (target,) = item.not_empty([item.text(self.target)], "scoring.target")
-        completion = completion_after(context, target)
-        return Rendered(context, (Option(context, completion),), target=completion)
 
     def answer(self, model: "Answers", items: Sequence[Request], watch: Watch) -> tuple[list[Sample], list[str]]:
         """The target where greedy decoding gives it, else nothing."""

@@ -5,30 +5,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from scaling.evaluate.scoring.records import Sample
-from scaling.evaluate.tasks.kind import Kind, Template, Watch
-from scaling.evaluate.tasks.request import Item, Option, Rendered, Request, completion_after
+from scaling.evaluate.tasks.kind import Watch
+from scaling.evaluate.tasks.kinds.one_answer import OneAnswer
+from scaling.evaluate.tasks.request import Request
 
 if TYPE_CHECKING:
     from scaling.evaluate.scoring.answers import Answers
 
 
 @dataclasses.dataclass(frozen=True)
-class Likelihood(Kind):
+class Likelihood(OneAnswer):
     """Bits per byte and perplexity per token of the answer alone: the task loss of arXiv 2412.04403.
 
-    Attributes:
-        target: the answer. The space before it counts as a byte.
+    The space before the answer counts as a byte.
     """
 
     gives = ("nats", "bytes")
-
-    target: Template
-
-    def render(self, context: str, item: Item) -> Rendered:
-        """The target is the only option."""
-        (target,) = item.not_empty([item.text(self.target)], "scoring.target")
-        completion = completion_after(context, target)
-        return Rendered(context, (Option(context, completion),), target=completion)
 
     def answer(self, model: "Answers", items: Sequence[Request], watch: Watch) -> tuple[list[Sample], list[str]]:
         """Log-likelihood in nats, tokens and bytes of each answer."""
