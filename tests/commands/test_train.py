@@ -36,6 +36,13 @@ def train(run_dir, *overrides):
     return cli.main(["train", SMOKE, f"--config.workdir={run_dir}", *PLAIN, *overrides])
 
 
+def test_a_wrong_optimizer_is_refused_before_text_is_tokenized(tmp_path, capsys):
+    folders = f"--config.data.cache_dir={tmp_path / 'cache'}"
+    assert train(tmp_path / "run", folders, "--config.optimizer.name=adamx") == exit_codes.USAGE
+    assert "adamx" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def start(run_dir, *overrides, **environment):
     command = [sys.executable, "-m", "scaling", "train", SMOKE, f"--config.workdir={run_dir}", *PLAIN, *overrides]
     return subprocess.Popen(
