@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from scaling.bench import maxtext_client as maxtext
-from scaling.catalog import chips, flops
-from scaling.catalog.recipes import gpt3
+from scaling.catalog import chips, flops, recipes
 from scaling.config import schema as cfg
 from scaling.config.files import apply_overrides, split_arguments
 from scaling.plan import hlo, plan, predict, topology
 
-LENGTH = 2048
 # MaxText's recipes call it DISABLE_COLLECTIVE_MATMUL; without it 1.3B on v5e:4x4 takes three times the cycles.
 _NO_RING = "compile_xla_flags=--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
 
@@ -31,12 +29,16 @@ class Case:
     Attributes:
         topology: of one slice.
         sequences: a chip.
+        length: tokens of a sequence.
+        published: family and name of the size in ``catalog.families``; None = the GPT-3 size that the case is named by.
         ours: tries, each ``knob=value`` of our config in a row; parameters lie over all chips if they say nothing else.
         theirs: tries, each ``knob=value`` of MaxText's in a row.
     """
 
     topology: str
     sequences: int
+    length: int = 2048
+    published: tuple[str, str] | None = None
     ours: tuple[str, ...] = ("compute.remat=projections", "compute.remat=full")
     theirs: tuple[str, ...] = (f"remat_policy=minimal {_NO_RING}", f"remat_policy=full {_NO_RING}")
 
@@ -47,6 +49,8 @@ CASES = {
     "6700m": Case("v5e:8x8", 4),
     "13b": Case("v5e:8x16", 4),
     "175b": Case("v5p:8x8x8", 2),
+    "llama2-7b": Case("v5e:4x8", 2, 4096, ("Llama 2", "7b")),
+    "mixtral-8x7b": Case("v5p:4x4x4", 2, 4096, ("Mixtral", "8x7b")),
 }
 
 
@@ -71,7 +75,7 @@ def bench(size: str, case: Case, python: str | None) -> Iterator[str]:
     """Compiles every try of ours and of MaxText's, and sets the best of each side by side.
 
     Args:
-        size: of the GPT-3 sizes.
+        size: of ``CASES``.
         case: topology, batch and tries.
         python: an interpreter that has MaxText; None = without it.
 
@@ -84,7 +88,8 @@ def bench(size: str, case: Case, python: str | None) -> Iterator[str]:
     library = maxtext.library()
     chip, _ = topology.parse(case.topology)
     model = _config(size, case, "").model
-    yield f"{size} on {case.topology}, {case.sequences} sequences of {LENGTH} a chip, libtpu {maxtext.version(library)}"
+    where = f"{size} on {case.topology}, {case.sequences} sequences of {case.length} a chip"
+    yield f"{where}, libtpu {maxtext.version(library)}"
     best = []
     tries = [("ours", knobs) for knobs in case.ours] + ([("MaxText", knobs) for knobs in case.theirs] if python else [])
     for who, knobs in tries:
@@ -115,7 +120,7 @@ def _line(step: Step, model: cfg.Model, case: Case, chip: chips.Chip) -> str:
     found = step.prediction
     if found is None:
         return f"{step.knobs}: does not fit"
-    work = case.sequences * LENGTH * flops.training_per_token(model, LENGTH) / found.seconds
+    work = case.sequences * case.length * flops.training_per_token(model, case.length) / found.seconds
     return (
         f"{step.knobs}: {found.cycles / 1e6:,.1f}M cycles, predicted {1e3 * found.seconds:,.0f} ms, "
         f"MFU {100 * work / (chip.flops / chip.devices):.1f} %, {step.bytes / 2**30:.1f} GiB a chip, "
@@ -135,11 +140,16 @@ def _table(steps: list[predict.Prediction]) -> Iterator[str]:
 def _config(size: str, case: Case, knobs: str) -> cfg.Config:
     """Dense attention, no ramp, one microbatch, parameters over all chips, unless the knobs say otherwise."""
     count = topology.count(case.topology, 1)
-    config = gpt3(size, fsdp=count)
-    config.model.attention_pattern = ("dense",)
+    if case.published is None:
+        config = recipes.gpt3(size)
+        config.model.attention_pattern = ("dense",)
+    else:
+        config = recipes.family(*case.published, 1e12)
+    config.mesh.fsdp = count
+    config.model.context_length = case.length
     config.train.ramp_tokens = 0
     config.train.microbatch_sequences = case.sequences * count
-    config.train.batch_tokens = case.sequences * count * LENGTH
+    config.train.batch_tokens = case.sequences * count * case.length
     _, overrides, _ = split_arguments([f"--config.{knob}" for knob in knobs.split()])
     return plan.resolved(apply_overrides(config, overrides), count)
 
@@ -160,27 +170,48 @@ def _ours(size: str, case: Case, knobs: str) -> Step:
 
 
 def knobs_of(model: cfg.Model, case: Case) -> dict[str, Any]:
-    """The same model, batch and optimizer in MaxText's words (its base.yml and models/gpt3-*.yml, 0.2.5)."""
-    return maxtext.topology_knobs(case.topology) | {
-        "decoder_block": "gpt3",
+    """The same model, batch and optimizer in MaxText's words (its base.yml and models/*.yml, 0.2.5)."""
+    knobs = maxtext.topology_knobs(case.topology) | {
         "base_num_decoder_layers": model.num_layers,
         "base_emb_dim": model.d_model,
         "base_num_query_heads": model.num_heads,
-        "base_num_kv_heads": model.num_heads,
+        "base_num_kv_heads": model.kv_heads,
         "head_dim": model.d_head,
         "base_mlp_dim": model.d_ff,
-        "mlp_activations": "['gelu']",
         "vocab_size": model.padded_vocab,
-        "max_target_length": LENGTH,
-        "trainable_position_size": LENGTH,
+        "max_target_length": case.length,
         "logits_via_embedding": model.tied_embedding,
-        "normalize_embedding_logits": False,
-        "fused_qkv": True,
+        "normalization_layer_epsilon": model.norm_epsilon,
         "enable_dropout": False,
         "opt_type": "adamw",
         "gradient_clipping_threshold": 1.0,
         "per_device_batch_size": case.sequences,
     }
+    if model.positions == "learned":
+        return knobs | {
+            "decoder_block": "gpt3",
+            "mlp_activations": "['gelu']",
+            "trainable_position_size": case.length,
+            "normalize_embedding_logits": False,
+            "fused_qkv": True,
+        }
+    knobs |= {
+        "decoder_block": "mixtral" if model.experts.count else "llama2",
+        "mlp_activations": "['silu','linear']",
+        "rope_max_timescale": int(model.rotary.theta),
+    }
+    if model.experts.count:
+        # Tokens beyond the capacity are dropped, as ours are. MaxText's kernels drop none, and carry no cycles.
+        knobs |= {
+            "num_experts": model.experts.count,
+            "num_experts_per_tok": model.experts.per_token,
+            "base_moe_mlp_dim": model.d_expert,
+            "load_balance_loss_weight": model.experts.balance_loss,
+            "sparse_matmul": False,
+            "megablox": False,
+            "capacity_factor": model.experts.capacity,
+        }
+    return knobs
 
 
 def _theirs(python: str, library: str, model: cfg.Model, case: Case, knobs: str) -> Step:

@@ -130,6 +130,8 @@ ALL = (
     _size("Mixtral", "8x7b", (32, 4096, 32, 14_336), 32_768, 32_000, 46.7, 4 * _M, None, MIXTRAL),
 )
 
+WITH_GPT2_TOKENS = ("OPT", "GPT-Neo", "GPT-J")
+
 
 def find(family: str, name: str) -> Size:
     """A published shape.

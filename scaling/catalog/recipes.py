@@ -102,7 +102,7 @@ def family(family: str, size: str, tokens: float, /, **optimizer: float | str) -
     """A published shape of another family, trained as GPT-3 is but for what is given.
 
     AdamW with betas 0.9 and 0.95, weight decay 0.1, a cosine to a tenth over the whole run and 2,000 steps of warm-up
-    are what most of them use. The knobs of the data, above all the tokenizer, are the user's.
+    are what most of them use. The knobs of the data are the user's. The tokenizer is named only where it is GPT-2's.
 
     Args:
         family: as ``scaling.catalog.families`` has it.
@@ -114,6 +114,7 @@ def family(family: str, size: str, tokens: float, /, **optimizer: float | str) -
         ValueError: no such family or shape.
     """
     config = families.find(family, size).apply(default_config())
+    config.data.tokenizer = "gpt2" if family in families.WITH_GPT2_TOKENS else ""
     config.train.tokens = int(tokens)
     config.optimizer.warmup_tokens = min(2000 * config.train.batch_tokens, config.train.tokens // 10)
     config.optimizer.update(optimizer)

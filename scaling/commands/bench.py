@@ -53,7 +53,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         )
 
     tpu = add("tpu", _tpu, "our train step compiled for a TPU slice that is not here, compared with MaxText's")
-    tpu.add_argument("--sizes", nargs="+", default=["1300m"], metavar="SIZE", help="GPT-3 sizes (default: 1300m)")
+    tpu.add_argument(
+        "--sizes",
+        nargs="+",
+        default=["1300m"],
+        metavar="SIZE",
+        help="a GPT-3 size, llama2-7b or mixtral-8x7b (default: 1300m)",
+    )
     tpu.add_argument("--topology", metavar="NAME", help="slice, such as v5e:4x4 (default: one that holds the size)")
     tpu.add_argument("--sequences", type=int, metavar="N", help="sequences per chip (default: by size)")
     tpu.add_argument(

@@ -183,6 +183,8 @@ def load(name: str) -> Tokenizer:
         ValueError: a file is not what its name says.
         OSError: ``gpt2`` could not be downloaded.
     """
+    if not name:
+        raise ValueError("config.data.tokenizer names no tokenizer; must be gpt2, bytes, books or a path")
     if name == "bytes":
         return ByteTokenizer()
     if name == "gpt2":
