@@ -1,6 +1,7 @@
 """Composes a training, from a config to a finished run directory; resumes the run if the directory has one."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import sys
@@ -16,7 +17,6 @@ from scaling.evaluate.scoring import records
 from scaling.evaluate.scoring.in_loop import InLoopTasks
 from scaling.evaluate.tasks.knobs import check_tasks
 from scaling.generate.sample import continue_texts
-from scaling.objectives.next_token import next_token
 from scaling.parallel import distributed
 from scaling.parallel.host_memory import keep_freed_memory
 from scaling.parallel.mesh import make_mesh
@@ -28,9 +28,11 @@ from scaling.runs.bad_records import remembered
 from scaling.runs.checkpoint import Checkpoints
 from scaling.runs.lock import only_one
 from scaling.runs.paths import absolute, writable
+from scaling.runs.start import Start
 from scaling.train import optimizer, throughput
 from scaling.train.loop import Hook, Loop
 from scaling.train.metrics import Log, optional
+from scaling.train.recipe import PRETRAINING, Recipe
 from scaling.train.reliability import going_back
 from scaling.train.reliability.bad_steps import Diverged
 from scaling.train.reliability.failures import explained
@@ -40,7 +42,7 @@ from scaling.train.reliability.restore import restore_or_create
 from scaling.train.reliability.rollbacks import Rollbacks
 from scaling.train.reliability.watch import Watch
 from scaling.train.reliability.watchdog import Watchdog
-from scaling.train.run import Data, Run
+from scaling.train.run import Run
 from scaling.train.signals import stop_request
 from scaling.train.speed import Speed
 from scaling.train.state import TrainState, parameter_count
@@ -48,13 +50,14 @@ from scaling.train.step import make_train_step
 from scaling.train.validation import Validation
 
 
-def train(config: cfg.Config, name: str = "default", started: float | None = None) -> int:
+def train(config: cfg.Config, name: str = "default", started: float | None = None, recipe: Recipe = PRETRAINING) -> int:
     """Trains the model of a config in its run directory, from the newest whole checkpoint if there is one.
 
     Args:
         config: not necessarily resolved.
         name: of the experiment; the run directory is ``runs/<name>`` unless ``config.workdir`` is set.
         started: Unix time from which goodput counts; None = now.
+        recipe: the kind of training.
 
     Returns:
         An exit code of ``scaling.exit_codes``.
@@ -64,7 +67,7 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
         OSError: the run directory cannot be written.
     """
     started = time.time() if started is None else started
-    run = _prepared(config, name)
+    run = _prepared(config, name, recipe)
     process = jax.process_index()
     with contextlib.ExitStack() as stack:
         if run.is_first:
@@ -82,9 +85,9 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
             with explained(goodput):
                 watch = Watch(run, goodput, watchdog, checkpoints, Rollbacks(run.directory, run.schedule))
                 stack.callback(watch.close)
-                result = _train(run, watch, log, tasks)
+                result = _train(run, watch, log, tasks, recipe)
         except (Diverged, Faulty) as error:
-            print(f"scaling train: error: {error}", file=sys.stderr)
+            print(f"scaling {recipe.verb}: error: {error}", file=sys.stderr)
             goodput.exit_code = exit_codes.FAULTY if isinstance(error, Faulty) else exit_codes.DIVERGED
             return goodput.exit_code
         if result.code:
@@ -92,7 +95,7 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
             return result.code
     if run.is_first:
         tokens = run.schedule.tokens(run.schedule.num_steps)
-        print(f"validation loss {result.loss:.4f} nats/token after {tokens:,} tokens", *result.texts, sep="\n\n")
+        print(f"validation loss {result.loss:.4f} {recipe.unit} after {tokens:,} tokens", *result.texts, sep="\n\n")
         with optional("no loss curve"):
             print(f"\nloss curve: {plot(run.directory)}")
     return exit_codes.OK
@@ -106,11 +109,11 @@ class _Result(NamedTuple):
     texts: list[str]
 
 
-def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None) -> _Result:
+def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None, recipe: Recipe) -> _Result:
     """Restores or creates the state, makes the hooks of the loop, and trains."""
     state, first_step = restore_or_create(watch)
     peak = throughput.peak(list(run.mesh.devices.flat))
-    config, objective, texts = run.config, next_token(run.config), list[str]()
+    config, objective, texts = run.config, recipe.objective(run.config), list[str]()
     validation = Validation(run, objective, log)
     hooks = [Hook("a validation", validation, config.eval.every_steps, when_stopped=True)]
     if tasks:
@@ -122,6 +125,8 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None) -> _Resu
     loop = Loop(run, train_step, hooks, log, watch, Speed(run, peak.flops))
     if run.is_first:
         run_tokenizer.keep(run.words, run.directory)
+        if run.start:
+            run.start.note(run.directory)
         config_json.write(run.directory, config, run.words, run.mesh, throughput.mfu(peak))
     loop.begin(first_step)
     if first_step < run.schedule.num_steps:
@@ -161,20 +166,36 @@ def _close(checkpoints: Checkpoints, watchdog: Watchdog) -> None:
         checkpoints.close()
 
 
-def _prepared(config: cfg.Config, name: str) -> Run:
+def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
     """Prepares everything that is needed before the run directory is locked: devices, tokenizer, config, data."""
     keep_freed_memory()
     distributed.initialize(config.distributed, config.mesh.cpu_devices)
     _configure(config)
-    words = run_tokenizer.find(config.data.tokenizer, absolute(config.workdir or f"runs/{name}"))
-    config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
+    workdir = absolute(config.workdir or f"runs/{name}")
+    start = Start.of(config, workdir) if config.start else None
+    if start:
+        named = dataclasses.replace(config.data, tokenizer=start.tokenizer(config, recipe.chats))
+        config = dataclasses.replace(config, data=named)
+    words = run_tokenizer.find(config.data.tokenizer, workdir)
+    model = start.model_for(config, words) if start else config.model
+    config = dataclasses.replace(config, model=dataclasses.replace(model, outputs=recipe.outputs))
+    given, sizes = config, dict(vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
+    config = resolve(config, **sizes)
     check_tasks(config)
     optimizer.check(config.optimizer, config.model)
     # Tokenizing takes long, so a folder that could not be written to is refused before.
     must_take_checkpoints("the run directory", str(absolute(config.workdir)))
-    data = Data.of(config, words)
+    data = recipe.data(config, words)
+    if recipe.counts_epochs and config.align.epochs:
+        config = resolve(_of_epochs(given, config.train, data.training.tokens), **sizes)
     directory = writable(config.workdir, jax.process_index())
-    return Run(config, directory, words, data, make_mesh(config.mesh))
+    return Run(config, directory, words, data, make_mesh(config.mesh), start)
+
+
+def _of_epochs(config: cfg.Config, train: cfg.Train, tokens: int) -> cfg.Config:
+    """The config with the length of ``config.align.epochs`` passes over so many tokens, in whole batches."""
+    steps = max(1, round(config.align.epochs * tokens / train.batch_tokens))
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, tokens=steps * train.batch_tokens))
 
 
 def _configure(config: cfg.Config) -> None:

@@ -106,6 +106,8 @@ def _at_home(config: Config) -> Config:
     return dataclasses.replace(
         config,
         workdir=expanded(config.workdir),
+        start=expanded(config.start),
+        chat=dataclasses.replace(config.chat, template=expanded(config.chat.template)),
         data=dataclasses.replace(
             data,
             train=expanded(data.train),

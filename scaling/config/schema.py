@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from scaling.config.align import Align, Chat
 from scaling.config.knob import knob
 from scaling.config.model import Compute, Model, Network
 from scaling.config.model import Experts as Experts
@@ -218,6 +219,7 @@ class Config:
         "", "path", "run directory; empty = runs/<name of the config file>, or the folder of a run's config.json"
     )
     seed: int = knob(0, "", "seed of initial weights, data order and dropout")
+    start: str = knob("", "path", "run directory with whose newest weights training begins; empty = random weights")
     model: Model = Model()
     compute: Compute = Compute()
     data: Data = Data()
@@ -230,6 +232,8 @@ class Config:
     checkpoint: Checkpoint = Checkpoint()
     guard: Guard = Guard()
     sample: Sample = Sample()
+    chat: Chat = Chat()
+    align: Align = Align()
 
     @property
     def network(self) -> Network:
@@ -274,6 +278,15 @@ def freeze(config: ConfigDict | Mapping[str, Any]) -> Config:
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else _at_present_places(config)
     return _build(Config, values, "config")
+
+
+def model_of(values: Mapping[str, Any]) -> Model:
+    """The section ``model`` from nested plain dicts.
+
+    Raises:
+        ValueError: a key that is no knob, or a value of the wrong type.
+    """
+    return _build(Model, values, "config.model")
 
 
 def _at_present_places(values: Mapping[str, Any]) -> dict[str, Any]:

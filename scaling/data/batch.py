@@ -1,5 +1,6 @@
 """The batch, which travels whole from the loader to the objective: NumPy arrays on the host, JAX arrays on devices."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +46,32 @@ def of_sequences(sequences: np.ndarray, counted: np.ndarray | None = None, separ
         return Batch(tokens, targets, weights)
     segments = np.cumsum(tokens == separator, axis=-1, dtype=np.int32)
     return Batch(tokens, targets, weights, restarted(segments), segments)
+
+
+def filled(shape: tuple[int, int], items: Mapping[tuple[int, int], Any], separator: int | None = None) -> Any:
+    """A batch of what its places hold; places without anything are zeros that do not count.
+
+    Args:
+        shape: of the places [microbatches, rows].
+        items: by place: sequences int32 [T+1] for next-token prediction, or rows, which are named tuples of arrays or
+            None, such as a ``Batch`` of arrays [T].
+        separator: as of ``of_sequences``; for sequences.
+    """
+    first = next(iter(items.values()))
+
+    def stacked(arrays: Mapping[tuple[int, int], np.ndarray], like: np.ndarray) -> np.ndarray:
+        whole = np.zeros((*shape, *like.shape), like.dtype)
+        for place, array in arrays.items():
+            whole[place] = array
+        return whole
+
+    if isinstance(first, np.ndarray):
+        counted = stacked({place: np.ones((), bool) for place in items}, np.ones((), bool))
+        return of_sequences(stacked(items, first), counted, separator)
+    fields = first._fields
+    columns = {name: {place: getattr(item, name) for place, item in items.items()} for name in fields}
+    likes = {name: getattr(first, name) for name in fields}
+    return type(first)(*(None if likes[name] is None else stacked(columns[name], likes[name]) for name in fields))
 
 
 def restarted(segments: np.ndarray) -> np.ndarray:

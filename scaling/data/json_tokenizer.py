@@ -12,6 +12,7 @@ from scaling.data import sources
 from scaling.data.tokenizer_base import END_OF_TEXT, Tokenizer, fingerprint
 
 SETTINGS = "tokenizer_config.json"  # lies beside it, and names the token that ends a text
+TEMPLATE = "chat_template.jinja"  # lies beside it where the settings do not hold it
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # where it does not
 
 
@@ -24,9 +25,10 @@ class JsonTokenizer(Tokenizer):
         name: its name.
         content: of ``tokenizer.json``.
         settings: of ``tokenizer_config.json``; empty = none.
+        template: of ``chat_template.jinja``; empty = none.
     """
 
-    def __init__(self, name: str, content: bytes, settings: bytes = b"") -> None:
+    def __init__(self, name: str, content: bytes, settings: bytes = b"", template: bytes = b"") -> None:
         try:
             import tokenizers
         except ImportError as error:
@@ -43,7 +45,7 @@ class JsonTokenizer(Tokenizer):
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.name, self.content, self.settings = name, content, settings
+        self.name, self.content, self.settings, self.template = name, content, settings, template
         self.vocab_size = max(ids.values()) + 1
         self.eot_token = _end_of_text(name, ids, settings)
         self.eot = ids[self.eot_token]
@@ -55,6 +57,34 @@ class JsonTokenizer(Tokenizer):
         bare, framed = (self._tokenizer.encode("a", add_special_tokens=framed).ids for framed in (False, True))
         places = (i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
         return tuple(framed[: next(places, 0)])
+
+    @property
+    def controls(self) -> dict[str, int]:
+        """See ``Tokenizer``: the special ones among the added tokens."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: i for i, token in added.items() if token.special} | {self.eot_token: self.eot}
+
+    @property
+    def chat_template(self) -> str:
+        """See ``Tokenizer``; of several, that of the name ``default``."""
+        if self.template:
+            return self.template.decode()
+        found = self._settings().get("chat_template") or ""
+        if isinstance(found, list):
+            named = {each.get("name"): each.get("template", "") for each in found if isinstance(each, dict)}
+            found = named.get("default", "")
+        return found if isinstance(found, str) else ""
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """See ``Tokenizer``."""
+        named = {key: value for key, value in self._settings().items() if key.endswith("_token")}
+        spelled = {key: v.get("content") if isinstance(v, dict) else v for key, v in named.items()}
+        return {key: value for key, value in spelled.items() if isinstance(value, str)}
+
+    def _settings(self) -> dict[str, Any]:
+        values = json_text.parse(self.settings, f"{self.name}: {SETTINGS}") if self.settings else {}
+        return values if isinstance(values, dict) else {}
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See ``Tokenizer``."""
@@ -74,7 +104,7 @@ class JsonTokenizer(Tokenizer):
 
     def beside(self) -> dict[str, bytes]:
         """See ``Tokenizer``."""
-        return {SETTINGS: self.settings} if self.settings else {}
+        return {name: content for name, content in ((SETTINGS, self.settings), (TEMPLATE, self.template)) if content}
 
 
 def load(path: str) -> JsonTokenizer:
@@ -85,8 +115,12 @@ def load(path: str) -> JsonTokenizer:
     """
     fs, local = sources.filesystem(path)
     file = os.path.basename(path)  # noqa: PTH119 - may be remote
-    settings, there = path.removesuffix(file) + SETTINGS, fs.exists(local.removesuffix(file) + SETTINGS)
-    return JsonTokenizer(path, sources.read_bytes(path), sources.read_bytes(settings) if there else b"")
+
+    def beside(name: str) -> bytes:
+        there = fs.exists(local.removesuffix(file) + name)
+        return sources.read_bytes(path.removesuffix(file) + name) if there else b""
+
+    return JsonTokenizer(path, sources.read_bytes(path), beside(SETTINGS), beside(TEMPLATE))
 
 
 def _end_of_text(name: str, ids: dict[str, int], settings: bytes) -> str:

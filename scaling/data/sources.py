@@ -116,6 +116,25 @@ def documents(
         raise ValueError(f"{files[0]}{more}: no documents with text in it")
 
 
+def records(files: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the objects of ``.jsonl`` and ``.jsonl.gz`` files, each after its place, ``FILE:LINE``.
+
+    Raises:
+        ValueError: another kind of file, one that is not UTF-8, not JSON or damaged, or a line that is no object.
+    """
+    for file in files:
+        if not file.removesuffix(".gz").endswith(".jsonl"):
+            raise ValueError(f"{file} must be a .jsonl or .jsonl.gz file, with a record on each line")
+        fs, path = filesystem(file)
+        with fs.open(path, "rb") as raw:
+            stream = gzip.GzipFile(fileobj=raw) if file.endswith(".gz") else raw
+            try:
+                for where, line in _lines(file, stream):
+                    yield where, _object(line, where, "an object")
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise ValueError(f"{file}: damaged or truncated gzip file ({error})") from None
+
+
 def _read(file: str, raw: IO[bytes], text_key: str) -> Iterator[str]:
     if file.endswith(".parquet"):
         yield from _parquet(file, raw, text_key)
@@ -139,25 +158,41 @@ def _decode(data: bytes, file: str, offset: int) -> str:
 
 
 def _json_lines(file: str, stream: IO[bytes], text_key: str) -> Iterator[str]:
+    for where, line in _lines(file, stream):
+        yield _field(line, text_key, where)
+
+
+def _lines(file: str, stream: IO[bytes]) -> Iterator[tuple[str, str]]:
+    """The lines that are not blank, each after its place."""
     offset = 0
     for number, line in enumerate(stream, start=1):
         text = _decode(line, file, offset)
         offset += len(line)
         if text.strip():
-            yield _field(text, text_key, f"{file}:{number}")
+            yield f"{file}:{number}", text
+
+
+def _object(line: str, where: str, wanted: str) -> dict[str, Any]:
+    record = json_text.parse(line, where)
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: {wanted} was expected, not {line.strip()[:40]!r}")
+    return record
 
 
 def _field(line: str, text_key: str, where: str) -> str:
-    record = json_text.parse(line, where)
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: a JSON object with the key {text_key!r} was expected, not {line.strip()[:40]!r}")
+    record = _object(line, where, f"a JSON object with the key {text_key!r}")
     if text_key not in record:
         keys = ", ".join(map(repr, record)) or "none"
         raise ValueError(f"{where}: no key {text_key!r}; there are {keys} (choose with text_key)")
-    return _text(record[text_key], text_key, where)
+    return text_of(record[text_key], text_key, where)
 
 
-def _text(value: Any, text_key: str, where: str) -> str:
+def text_of(value: Any, text_key: str, where: str) -> str:
+    """A text of a record, without halves of surrogate pairs.
+
+    Raises:
+        ValueError: it is not a text.
+    """
     if not isinstance(value, str):
         raise ValueError(f"{where}: {text_key!r} must be text, not {json.dumps(value, default=repr)[:40]}")
     try:
@@ -184,7 +219,7 @@ def _parquet(file: str, raw: IO[bytes], text_key: str) -> Iterator[str]:
         for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_key]):
             for value in batch.column(0):
                 row += 1
-                yield _text(_python(value, f"{file}: row {row}"), text_key, f"{file}: row {row}")
+                yield text_of(_python(value, f"{file}: row {row}"), text_key, f"{file}: row {row}")
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{file}: damaged parquet file ({str(error).splitlines()[0]})") from None
 

@@ -8,7 +8,8 @@
 * a path to a tiktoken ranks file (``*.tiktoken``) that splits text as GPT-2 does;
 * a path to a directory with GPT-2's ``vocab.bpe`` and ``encoder.json`` (or ``merges.txt`` and ``vocab.json``);
 * a path to a sentencepiece model (``*.model``);
-* a path to a ``tokenizer.json`` of Hugging Face (``*.json``), with its ``tokenizer_config.json`` beside it.
+* a path to a ``tokenizer.json`` of Hugging Face (``*.json``), with its ``tokenizer_config.json`` beside it;
+* any of these with ``+chat`` after it: the same, with control tokens for dialogues (``chat_tokenizer``).
 
 Text that spells ``<|endoftext|>`` is ordinary text: only ``Tokenizer.eot`` ends a document.
 """
@@ -27,6 +28,7 @@ import tiktoken
 
 from scaling import json_text
 from scaling.data import books, json_tokenizer, sources
+from scaling.data.chat_tokenizer import SUFFIX, ChatTokenizer
 from scaling.data.tokenizer_base import END_OF_TEXT, Tokenizer, fingerprint
 
 log = logging.getLogger(__name__)
@@ -185,6 +187,8 @@ def load(name: str) -> Tokenizer:
     """
     if not name:
         raise ValueError("config.data.tokenizer names no tokenizer; must be gpt2, bytes, books or a path")
+    if name.endswith(SUFFIX):
+        return ChatTokenizer(load(name.removesuffix(SUFFIX)))
     if name == "bytes":
         return ByteTokenizer()
     if name == "gpt2":

@@ -18,6 +18,9 @@ class Tokenizer(abc.ABC):
         eot: id of the end-of-text token, which the ids of a text never contain.
         fingerprint: hash of everything that decides the ids; equal for equal tokenizers, whatever their name.
         start: ids that stand before a text in training, and so before a prompt.
+        controls: ids of tokens that no text has, by their spelling in a chat template.
+        chat_template: how a dialogue becomes text and control tokens, in jinja2; empty = it has none.
+        named_tokens: what a chat template may refer to, such as ``bos_token``: their spelling.
     """
 
     name: str
@@ -29,6 +32,21 @@ class Tokenizer(abc.ABC):
     def start(self) -> tuple[int, ...]:
         """See the class: here the end of the text before."""
         return (self.eot,)
+
+    @property
+    def controls(self) -> dict[str, int]:
+        """See the class."""
+        return {END_OF_TEXT: self.eot}
+
+    @property
+    def chat_template(self) -> str:
+        """See the class."""
+        return ""
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """See the class."""
+        return {}
 
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:

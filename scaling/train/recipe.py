@@ -1,0 +1,36 @@
+"""What one kind of training is made of: pre-training here; the others in ``scaling/align``."""
+
+import dataclasses
+from collections.abc import Callable
+
+from scaling.config import schema as cfg
+from scaling.data.tokenizer import Tokenizer
+from scaling.objectives.next_token import next_token
+from scaling.objectives.objective import Objective
+from scaling.train.run import Data
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A kind of training.
+
+    Attributes:
+        verb: as the user types it, for messages.
+        data: what it reads, of a resolved config and its tokenizer.
+        objective: what it minimises.
+        outputs: of its model (``config.model.outputs``); 0 = it predicts tokens.
+        chats: its data are dialogues, so its tokenizer needs a chat template.
+        counts_epochs: its length is ``config.align.epochs``, not ``config.train.tokens``.
+        unit: of its loss.
+    """
+
+    verb: str
+    data: Callable[[cfg.Config, Tokenizer], Data]
+    objective: Callable[[cfg.Config], Objective]
+    outputs: int = 0
+    chats: bool = False
+    counts_epochs: bool = False
+    unit: str = "nats/token"
+
+
+PRETRAINING = Recipe("train", Data.of, next_token)
