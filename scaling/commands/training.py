@@ -179,15 +179,15 @@ def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
     words = run_tokenizer.find(config.data.tokenizer, workdir)
     model = start.model_for(config, words) if start else config.model
     config = dataclasses.replace(config, model=dataclasses.replace(model, outputs=recipe.outputs))
-    given, sizes = config, dict(vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
-    config = resolve(config, **sizes)
+    given, count = config, jax.device_count()
+    config = resolve(config, words.vocab_size, count, name)
     check_tasks(config)
     optimizer.check(config.optimizer, config.model)
     # Tokenizing takes long, so a folder that could not be written to is refused before.
     must_take_checkpoints("the run directory", str(absolute(config.workdir)))
     data = recipe.data(config, words)
     if recipe.counts_epochs and config.align.epochs:
-        config = resolve(_of_epochs(given, config.train, data.training.tokens), **sizes)
+        config = resolve(_of_epochs(given, config.train, data.training.tokens), words.vocab_size, count, name)
     directory = writable(config.workdir, jax.process_index())
     return Run(config, directory, words, data, make_mesh(config.mesh), start)
 

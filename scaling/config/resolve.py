@@ -51,7 +51,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "0 or more",
         lambda v: v >= 0,
-        "align.epochs model.outputs model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
+        "align.epochs model.outputs "
+        "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
         "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "
         "model.position_offset model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
         "model.rotary.high model.rotary.attention_factor train.sequence_length "

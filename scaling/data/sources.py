@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 import fsspec
@@ -162,7 +162,7 @@ def _json_lines(file: str, stream: IO[bytes], text_key: str) -> Iterator[str]:
         yield _field(line, text_key, where)
 
 
-def _lines(file: str, stream: IO[bytes]) -> Iterator[tuple[str, str]]:
+def _lines(file: str, stream: Iterable[bytes]) -> Iterator[tuple[str, str]]:
     """The lines that are not blank, each after its place."""
     offset = 0
     for number, line in enumerate(stream, start=1):

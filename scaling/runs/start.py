@@ -160,7 +160,7 @@ def _grown(old: cfg.Model, new: cfg.Model, params: decoder.Params, key: jax.Arra
     return made
 
 
-def _with_rows(table: jax.Array, known: int, new: cfg.Model) -> jax.Array:
+def _with_rows(table: Any, known: int, new: cfg.Model) -> jax.Array:
     """A table [V, ...] whose rows from ``known`` on are the mean of those before, where the new model has tokens."""
     mean = table[:known].mean(0)
     rows = jnp.arange(new.padded_vocab)

@@ -27,7 +27,8 @@ def place(batch: Batch, rows: np.ndarray, total: int, sharding: jax.sharding.Nam
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
             wanted = np.arange(total)[index[1]]
-            return local[:, np.searchsorted(rows, wanted), *index[2:]]
+            mine: np.ndarray = local[:, np.searchsorted(rows, wanted)]
+            return mine[(slice(None), slice(None), *index[2:])]
 
         where = jax.sharding.NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[: local.ndim]))
         return jax.make_array_from_callback((local.shape[0], total, *local.shape[2:]), where, shard)
