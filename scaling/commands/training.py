@@ -180,22 +180,27 @@ def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
     model = start.model_for(config, words) if start else config.model
     config = dataclasses.replace(config, model=dataclasses.replace(model, outputs=recipe.outputs))
     given, count = config, jax.device_count()
+    by_epochs = recipe.counts_epochs and config.align.epochs
+    if by_epochs:  # the data, which decide the length, are not read yet
+        config = _of_steps(config, 1)
     config = resolve(config, words.vocab_size, count, name)
     check_tasks(config)
     optimizer.check(config.optimizer, config.model)
     # Tokenizing takes long, so a folder that could not be written to is refused before.
     must_take_checkpoints("the run directory", str(absolute(config.workdir)))
     data = recipe.data(config, words)
-    if recipe.counts_epochs and config.align.epochs:
-        config = resolve(_of_epochs(given, config.train, data.training.tokens), words.vocab_size, count, name)
+    if by_epochs:
+        steps = round(config.align.epochs * data.training.tokens / config.train.batch_tokens)
+        config = resolve(_of_steps(given, max(1, steps)), words.vocab_size, count, name)
     directory = writable(config.workdir, jax.process_index())
     return Run(config, directory, words, data, make_mesh(config.mesh), start)
 
 
-def _of_epochs(config: cfg.Config, train: cfg.Train, tokens: int) -> cfg.Config:
-    """The config with the length of ``config.align.epochs`` passes over so many tokens, in whole batches."""
-    steps = max(1, round(config.align.epochs * tokens / train.batch_tokens))
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, tokens=steps * train.batch_tokens))
+def _of_steps(config: cfg.Config, steps: int) -> cfg.Config:
+    """The config with a length of so many whole batches."""
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, tokens=steps * config.train.batch_tokens)
+    )
 
 
 def _configure(config: cfg.Config) -> None:
