@@ -22,24 +22,27 @@ class Rows:
         sequences: rows in one pass.
         tokens: places in one pass.
         fingerprint: hash of everything that decides the stream.
+        group: rows of an item of the stream.
     """
 
     stream: grain.MapDataset
     sequences: int
     tokens: int
     fingerprint: str
+    group: int = 1
 
     @classmethod
-    def of(cls, rows: Sequence[Any], config: cfg.Config) -> "Rows":
-        """The rows in the order of a run's seed."""
+    def of(cls, items: Sequence[Any], config: cfg.Config, group: int = 1) -> "Rows":
+        """Rows in the order of a run's seed; with ``group`` > 1, each item is a list of so many that stay together."""
         order = int.from_bytes(hashlib.blake2b(f"{config.seed} rows".encode(), digest_size=4).digest())
-        stream = grain.MapDataset.source(rows).shuffle(seed=order).repeat()
+        stream = grain.MapDataset.source(items).shuffle(seed=order).repeat()
+        rows = items if group == 1 else [row for item in items for row in item]
         length = config.train.sequence_length
-        return cls(stream, len(rows), len(rows) * length, fingerprint(rows, length, config.seed))
+        return cls(stream, len(rows), len(rows) * length, fingerprint(rows, length, config.seed), group)
 
     def __getitem__(self, i: int) -> Any:
         """Row i, for any i >= 0."""
-        return self.stream[i]
+        return self.stream[i] if self.group == 1 else self.stream[i // self.group][i % self.group]
 
 
 def held_out(items: Sequence[T], fraction: float, where: str) -> tuple[list[T], list[T]]:

@@ -19,6 +19,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         add_verb(kinds, name, help, run, takes_config=True, stdout=Stdout.LOG)
 
     add("sft", _sft, "fine-tune the model of config.start on dialogues")
+    add("reward", _reward, "train a reward model on comparisons of completions")
+
+
+def _reward(options: argparse.Namespace) -> int:
+    from scaling.align.reward import RECIPE
+
+    return _train(options, RECIPE)
 
 
 def _sft(options: argparse.Namespace) -> int:

@@ -121,6 +121,8 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None, recipe: 
         hooks.append(Hook("the tasks", evaluate, config.eval.tasks_every_steps))
     if config.sample.prompts:
         hooks.append(Hook("the samples", functools.partial(_sample, run, texts)))
+    if recipe.finish:
+        hooks.append(Hook("the end of its recipe", functools.partial(_finish, run, recipe)))
     train_step = make_train_step(config, run.mesh, objective)
     loop = Loop(run, train_step, hooks, log, watch, Speed(run, peak.flops))
     if run.is_first:
@@ -159,6 +161,11 @@ def _sample(run: Run, texts: list[str], step: int, state: TrainState) -> None:
     # If another process is lost, this one must not continue, because the remaining processes would wait for it.
     with optional("no samples", unless=distributed.is_lost_peer):
         texts[:] = continue_texts(run.config, state["params"], run.words)
+
+
+def _finish(run: Run, recipe: Recipe, step: int, state: TrainState) -> None:
+    assert recipe.finish
+    recipe.finish(run, state)
 
 
 def _close(checkpoints: Checkpoints, watchdog: Watchdog) -> None:

@@ -107,6 +107,7 @@ def _at_home(config: Config) -> Config:
         config,
         workdir=expanded(config.workdir),
         start=expanded(config.start),
+        align=dataclasses.replace(config.align, demonstrations=expanded(config.align.demonstrations)),
         chat=dataclasses.replace(config.chat, template=expanded(config.chat.template)),
         data=dataclasses.replace(
             data,

@@ -72,6 +72,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "model.dropout_embedding model.dropout_attention model.dropout_residual data.validation_fraction "
         "optimizer.beta1 optimizer.beta2",
     ),
+    ("in [2, 9]", lambda v: 2 <= v <= 9, "align.completions"),
     ("in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.final_fraction"),
     ("at least 1, or -1 for all devices that the other axes do not use", lambda v: v >= 1 or v == -1, "mesh.data"),
     ("0 or more, or -1 for 'not given'", lambda v: v >= -1, "distributed.process_id"),

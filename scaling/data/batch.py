@@ -29,6 +29,45 @@ class Batch(NamedTuple):
     segments: Array | None = None
 
 
+class Scored(NamedTuple):
+    """Rows of which one state each is read: what reward models and classifiers are trained on. Fields as of ``Batch``.
+
+    Attributes:
+        weights: of the targets in an auxiliary language-model loss; 0 where there is none.
+        reads: 1 at the token whose final state is read, else 0, float32 [B, T]; a row without a 1 is padding.
+        labels: at that token what is known of the row, such as its rank or class, else 0, float32 [B, T].
+    """
+
+    tokens: Array
+    targets: Array
+    weights: Array
+    positions: Array | None
+    segments: Array | None
+    reads: Array
+    labels: Array
+
+
+def scored(ids: np.ndarray, room: int, label: float, weighs: bool = False) -> Scored:
+    """The row of a text that is read at its last token.
+
+    Args:
+        ids: int32 [n], at most ``room``; none = a row of padding.
+        room: T.
+        label: of the row.
+        weighs: the text's tokens are targets of an auxiliary loss.
+
+    Returns:
+        Arrays [T].
+    """
+    tokens, targets = np.zeros(room, np.int32), np.zeros(room, np.int32)
+    weights, reads, labels = (np.zeros(room, np.float32) for _ in range(3))
+    if len(ids):
+        tokens[: len(ids)], targets[: len(ids) - 1] = ids, ids[1:]
+        weights[: len(ids) - 1] = weighs
+        reads[len(ids) - 1], labels[len(ids) - 1] = 1, label
+    return Scored(tokens, targets, weights, None, None, reads, labels)
+
+
 def of_sequences(sequences: np.ndarray, counted: np.ndarray | None = None, separator: int | None = None) -> Batch:
     """The batch of next-token prediction.
 

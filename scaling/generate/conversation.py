@@ -1,4 +1,4 @@
-"""A conversation with a model: messages in, replies out as they grow; what does not fit the context is forgotten aloud."""
+"""A conversation with a model: replies that grow, and a memory that loses its oldest turns when the context is full."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence

@@ -62,6 +62,10 @@ class Generator:
 
     def __init__(self, network: cfg.Network, params: decoder.Params, words: Tokenizer | None, mesh: Mesh | None = None):
         self.network, self.config = network, network.model
+        if self.config.outputs:
+            raise ValueError(
+                f"the model has config.model.outputs={self.config.outputs}, so it rates texts and writes none"
+            )
         if words is not None and words.vocab_size > self.config.vocab_size:
             raise ValueError(
                 f"tokenizer {words.name!r} has {words.vocab_size} tokens, but the model only {self.config.vocab_size}; "

@@ -7,7 +7,8 @@ from scaling.config import schema as cfg
 from scaling.data.tokenizer import Tokenizer
 from scaling.objectives.next_token import next_token
 from scaling.objectives.objective import Objective
-from scaling.train.run import Data
+from scaling.train.run import Data, Run
+from scaling.train.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Recipe:
         chats: its data are dialogues, so its tokenizer needs a chat template.
         counts_epochs: its length is ``config.align.epochs``, not ``config.train.tokens``.
         unit: of its loss.
+        finish: what follows the last step, on every process; None = nothing.
     """
 
     verb: str
@@ -31,6 +33,7 @@ class Recipe:
     chats: bool = False
     counts_epochs: bool = False
     unit: str = "nats/token"
+    finish: Callable[[Run, TrainState], None] | None = None
 
 
 PRETRAINING = Recipe("train", Data.of, next_token)

@@ -82,7 +82,7 @@ def read(pattern: str, skipped: Skipped, system: str = "") -> Iterator[Dialogue]
         try:
             messages = with_system(messages_of(record, where), system)
             check_answered(messages)
-        except _Faulty as fault:
+        except FaultyRecord as fault:
             skipped.skip(where, str(fault))
             continue
         found = True
@@ -91,7 +91,7 @@ def read(pattern: str, skipped: Skipped, system: str = "") -> Iterator[Dialogue]
         raise ValueError(f"{pattern}: no dialogue in it can be used")
 
 
-class _Faulty(Exception):
+class FaultyRecord(Exception):
     """A record that may be skipped; the message says why."""
 
 
@@ -100,7 +100,7 @@ def messages_of(record: dict[str, Any], where: str) -> list[dict[str, str]]:
     if "messages" in record or "conversations" in record:
         listed = record.get("messages", record.get("conversations"))
         if not isinstance(listed, list) or not listed:
-            raise _Faulty("the list of messages is empty or no list")
+            raise FaultyRecord("the list of messages is empty or no list")
         return [_message(each, where) for each in listed]
     asked, answered = _pair(record, where)
     return [{"role": "user", "content": asked}, {"role": ASSISTANT, "content": answered}]
@@ -109,14 +109,22 @@ def messages_of(record: dict[str, Any], where: str) -> list[dict[str, str]]:
 def _pair(record: dict[str, Any], where: str) -> tuple[str, str]:
     for prompt, response in (("prompt", "response"), ("prompt", "completion"), ("instruction", "output")):
         if prompt in record and response in record:
-            asked, answered = (_text(record, key, where) for key in (prompt, response))
-            more = _text(record, "input", where) if prompt == "instruction" and record.get("input") else ""
-            return f"{asked}\n\n{more}" if more else asked, answered
+            return asked(record, where) or "", _text(record, response, where)
     keys = ", ".join(record) or "none"
     raise ValueError(
         f"{where}: a record must have messages, conversations, prompt and response, or instruction and output; "
         f"its keys are {keys}"
     )
+
+
+def asked(record: dict[str, Any], where: str) -> str | None:
+    """The text of "prompt", or of "instruction" and "input"; None if the record has neither."""
+    if "prompt" in record:
+        return _text(record, "prompt", where)
+    if "instruction" not in record:
+        return None
+    more = _text(record, "input", where) if record.get("input") else ""
+    return _text(record, "instruction", where) + (f"\n\n{more}" if more else "")
 
 
 def _text(record: dict[str, Any], key: str, where: str) -> str:
@@ -125,13 +133,13 @@ def _text(record: dict[str, Any], key: str, where: str) -> str:
 
 def _message(value: Any, where: str) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise _Faulty("a message is no object")
+        raise FaultyRecord("a message is no object")
     role, content = value.get("role", value.get("from")), value.get("content", value.get("value"))
     role = _NAMES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
-        raise _Faulty(f"the role {role!r} is none of {', '.join(ROLES)}")
+        raise FaultyRecord(f"the role {role!r} is none of {', '.join(ROLES)}")
     if not isinstance(content, str):
-        raise _Faulty("a message has no text")
+        raise FaultyRecord("a message has no text")
     return {"role": role, "content": sources.text_of(content, "content", where)}
 
 
@@ -146,16 +154,16 @@ def check_answered(messages: list[dict[str, str]]) -> None:
     """Refuses dialogues that teach nothing: each turn of the assistant answers something, and the last is one."""
     roles = [message["role"] for message in messages]
     if roles.count("system") > (roles[0] == "system"):
-        raise _Faulty("a system message must be the first, and the only one")
+        raise FaultyRecord("a system message must be the first, and the only one")
     if ASSISTANT not in roles:
-        raise _Faulty("no turn is the assistant's")
+        raise FaultyRecord("no turn is the assistant's")
     if roles[-1] != ASSISTANT:
-        raise _Faulty("the last turn is not the assistant's")
+        raise FaultyRecord("the last turn is not the assistant's")
     for before, role in zip(["system", *roles], roles, strict=False):
         if role == ASSISTANT and before in ("system", ASSISTANT):
             fault = "follow one another" if before == ASSISTANT else "answer nothing"
-            raise _Faulty(f"turns of the assistant {fault}")
+            raise FaultyRecord(f"turns of the assistant {fault}")
     if any(m["role"] == ASSISTANT and not m["content"].strip() for m in messages):
-        raise _Faulty("a response is empty")
+        raise FaultyRecord("a response is empty")
     if any(m["role"] == "user" and not m["content"].strip() for m in messages):
-        raise _Faulty("a prompt is empty")
+        raise FaultyRecord("a prompt is empty")
