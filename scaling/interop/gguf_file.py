@@ -67,7 +67,7 @@ class GgufFile:
         path: of the file.
         metadata: values by name; float32 numbers are the shortest decimal ones.
         architecture: its table.
-        tensors: the package's record by name.
+        tensors: the package's records by name.
 
     Raises:
         ValueError: not a GGUF file, cut short, one part of several, no model, or an architecture we do not have.
@@ -75,9 +75,7 @@ class GgufFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        reader = _reader(self.path)
-        self.metadata = {name: _value(field) for name, field in reader.fields.items() if not name.startswith("GGUF.")}
-        self.tensors: dict[str, Any] = {tensor.name: tensor for tensor in reader.tensors}
+        self.metadata, self.tensors = _read(self.path)
         name = self.metadata.get("general.architecture")
         if name not in ARCHITECTURES:
             raise ValueError(
@@ -260,7 +258,8 @@ class _Reader:
         return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
-def _reader(path: Path) -> Any:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metadata and tensors by name; the errors of ``GgufFile`` that concern the format."""
     with path.open("rb") as file:
         if file.read(4) != _MAGIC:
             raise ValueError(f"{path} is no GGUF file; `scaling import` reads a Hugging Face folder or a .gguf file")
@@ -268,13 +267,22 @@ def _reader(path: Path) -> Any:
         import gguf
     except ImportError as error:
         raise ValueError(f"{path}: reading it needs the package gguf: pip install 'scaling[hf]'") from error
+
+    class Reader(gguf.GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
+            """Refuses what lies behind the end, for which the package gives an empty array."""
+            if offset + np.dtype(dtype).itemsize * int(count) > self.data.size:
+                raise ValueError("it ends before what it says it holds")
+            return super()._get(offset, dtype, count, override_order)
+
     try:
-        reader = gguf.GGUFReader(path)
+        reader = Reader(path)
+        metadata = {name: _value(field) for name, field in reader.fields.items() if not name.startswith("GGUF.")}
     except (ValueError, IndexError, KeyError, OverflowError, TypeError, MemoryError) as error:
         raise ValueError(f"{path} is not a whole GGUF file, or of a version that is not known: {error}") from None
     if reader.byte_order == "S":
         raise ValueError(f"{path} is big-endian; convert it with gguf_convert_endian.py of llama.cpp")
-    return reader
+    return metadata, {tensor.name: tensor for tensor in reader.tensors}
 
 
 def _value(field: Any) -> Any:

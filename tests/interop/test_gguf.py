@@ -197,9 +197,21 @@ def test_a_file_that_was_cut_short_is_refused(keep, tmp_path, capsys):
     path.write_bytes((OURS / "sentencepiece.gguf").read_bytes()[:keep])
     assert cli.main(["import", str(path), str(tmp_path / "run")]) != 0
     message = capsys.readouterr().err
-    assert "is no GGUF file" in message or "is not a whole GGUF file" in message
+    assert ("is no GGUF file" if 0 <= keep < 4 else "is not a whole GGUF file") in message
+    assert 0 <= keep < 4 or message.endswith("it ends before what it says it holds\n")
     assert message.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_length_or_text_is_refused_at_once(tmp_path):
+    whole, path = (OURS / "sentencepiece.gguf").read_bytes(), tmp_path / "a.gguf"
+    at = whole.index(b"tokenizer.ggml.scores") + len(b"tokenizer.ggml.scores") + 8  # type and type of the elements
+    path.write_bytes(whole[:at] + struct.pack("<Q", 1 << 60) + whole[at + 8 :])
+    with pytest.raises(ValueError, match="it ends before what it says it holds"):
+        huggingface.load(path)
+    path.write_bytes(whole.replace(b"sentencepiece", b"sentence\xff\xffece", 1))
+    with pytest.raises(ValueError, match=r"a.gguf is not a whole GGUF file.*utf-8"):
+        huggingface.load(path)
 
 
 def test_another_architecture_version_or_byte_order_is_refused(tmp_path):
