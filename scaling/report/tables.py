@@ -13,11 +13,13 @@ from scaling.report.optimum import Optimum, interval
 from scaling.report.style import human
 
 if TYPE_CHECKING:
+    from scaling.report.expert_figures import ExpertLog
     from scaling.report.fits import Fits
     from scaling.report.task_scores import TaskScore
 
 _NEVER_SHOWN = ("config.workdir",)  # differs always, and is the name of the run
 _CONVENTIONS = {
+    "active": "parameters that serve a token: all but idle experts",
     "total": "all parameters (GPT-3's tables)",
     "without_embeddings": "blocks and final norm",
     "kaplan": "matrices of the blocks (Kaplan et al.)",
