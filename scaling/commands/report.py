@@ -134,7 +134,7 @@ def write_comparison(
         FileNotFoundError: no such path.
         OSError: ``output`` cannot be written.
     """
-    from scaling.report.comparison import compare_ladders, sections, summary
+    from scaling.report.comparison import compare_ladders, left_out, sections, summary
     from scaling.report.records import write_points
 
     folder = _folder(paths, output, resamples)
@@ -144,8 +144,8 @@ def write_comparison(
     write_points(together, folder / "points.csv")
     made = f"{len(together.entries)} runs, {loss} loss, N {count}, {resamples} resamples"
     figures = _write(folder, f"Comparison: {', '.join(ladders.names)}", made, sections(ladders))
-    left_out = [f"left out: {entry.name}: {entry.reason}" for entry in together.entries if entry.reason]
-    return Report(folder / "report.html", folder / "points.csv", figures, (*summary(ladders), *left_out))
+    lines = (*summary(ladders), *(f"left out: {reason}" for reason in left_out(ladders)))
+    return Report(folder / "report.html", folder / "points.csv", figures, lines)
 
 
 def _folder(paths: Sequence[epath.PathLike], output: epath.PathLike | None, resamples: int) -> epath.Path:

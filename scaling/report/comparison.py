@@ -3,9 +3,12 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from etils import epath
 
+from scaling.config import schema as cfg
 from scaling.laws.frontier import Frontier
+from scaling.laws.isocurves import isoflop_budgets
 from scaling.laws.isoflop import isoflop
 from scaling.laws.points import Points
 from scaling.laws.ratio import Comparison, Shared, compare
@@ -24,12 +27,14 @@ class Ladders:
     Attributes:
         names: of the ladders, from their folders.
         frontiers: the best run of each budget of every ladder.
+        alone: of every ladder, runs that are the only size of their budget where others have several.
         isoflop: exponents of N* and D* of each; a string is the reason why there are none.
     """
 
     names: tuple[str, ...]
     each: tuple[Ladder, ...]
     frontiers: tuple[Points, ...]
+    alone: tuple[tuple[str, ...], ...]
     found: Comparison
     isoflop: tuple[Frontier | str, ...]
 
@@ -67,9 +72,27 @@ def compare_ladders(paths: Sequence[epath.PathLike], *, count: str, loss: str, r
     each = tuple(collect([path], count=count, loss=loss) for path in paths)
     # Refuses runs whose losses cannot be compared, as within one ladder.
     run_points([entry.run for ladder in each for entry in ladder.entries], count=count, loss=loss)
-    frontiers = tuple(frontier_of(ladder.points) for ladder in each)
-    found = compare(frontiers, names)
-    return Ladders(names, each, frontiers, found, tuple(_isoflop(ladder.points, resamples) for ladder in each))
+    alone = [_alone(ladder.points) for ladder in each]
+    frontiers = tuple(frontier_of(ladder.points.take(~mask)) for ladder, mask in zip(each, alone, strict=True))
+    return Ladders(
+        names=names,
+        each=each,
+        frontiers=frontiers,
+        alone=tuple(ladder.points.take(mask).names for ladder, mask in zip(each, alone, strict=True)),
+        found=compare(frontiers, names),
+        isoflop=tuple(_isoflop(ladder.points, resamples) for ladder in each),
+    )
+
+
+def _alone(points: Points) -> np.ndarray:
+    """Runs that are the only size of their budget though other budgets have several [n].
+
+    Nothing says that such a size is near the best, so the run would pull L(C) up. A ladder with one size at every
+    budget has no such runs.
+    """
+    budgets = isoflop_budgets(points["flops"])
+    sizes = np.array([len(np.unique(points["params"][budget])) for budget in budgets])
+    return np.any([budget & (size == 1 < sizes.max()) for budget, size in zip(budgets, sizes, strict=True)], axis=0)
 
 
 def ladder_names(paths: Sequence[epath.PathLike]) -> tuple[str, ...]:
@@ -187,11 +210,12 @@ def _differences(ladders: Ladders) -> str:
     """Knobs of which the runs of each ladder have one value, and not all ladders the same."""
     shown = []
     for ladder in ladders.each:
-        every = [flatten(dict(entry.run.config)) for entry in ladder.entries if entry.run.begun]
-        shown.append({key: {tables.shown(values.get(key)) for values in every} for key in every[0]})
+        # Frozen, so that a knob which an older run does not record has its default.
+        every = [flatten(cfg.to_dict(cfg.freeze(entry.run.config))) for entry in ladder.entries if entry.run.begun]
+        shown.append({key: {tables.shown(values[key]) for values in every} for key in every[0]})
     rows = []
-    for key in dict.fromkeys(key for values in shown for key in values):
-        values = [ladder.get(key, {tables.shown(None)}) for ladder in shown]
+    for key in shown[0]:
+        values = [ladder[key] for ladder in shown]
         if key != "workdir" and all(len(value) == 1 for value in values) and len(set(map(frozenset, values))) > 1:
             rows.append([escape(key), *(escape(*value) for value in values)])
     if not rows:
@@ -199,13 +223,21 @@ def _differences(ladders: Ladders) -> str:
     return tables.table(["knob", *map(escape, ladders.names)], rows)
 
 
+def left_out(ladders: Ladders) -> list[str]:
+    """Runs that are not used, and why."""
+    reasons = [f"{entry.name}: {entry.reason}" for entry in ladders.as_one().entries if entry.reason]
+    for name, alone in zip(ladders.names, ladders.alone, strict=True):
+        reasons += [f"{name}/{run}: not in L(C), because its budget has no other size" for run in alone]
+    return reasons
+
+
 def _doubts(ladders: Ladders) -> list[str]:
     doubts = []
     for i, name in ladders.others():
         if _shared(ladders, i).contradicted:
             doubts.append(f"{name}: its law has another shape than that of {ladders.names[0]}; see the ratio by loss")
+    doubts += left_out(ladders)
     for name, ladder, sizes in zip(ladders.names, ladders.each, ladders.isoflop, strict=True):
-        doubts += [f"{name}/{entry.name}: {entry.reason}" for entry in ladder.entries if entry.reason]
         reasons = [sizes] if isinstance(sizes, str) else [*sizes.left_out, *sizes.warnings]
         doubts += [f"{name}, isoFLOP: {reason}" for reason in reasons if reason not in ladder.points.left_out]
     return doubts

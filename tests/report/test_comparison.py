@@ -80,6 +80,18 @@ def test_laws_of_different_shape_get_no_single_number(tmp_path):
     assert "no one ratio describes them" in text and text.count("times [") == 2
 
 
+def test_a_size_that_is_alone_in_its_budget_is_not_on_the_frontier(folders, tmp_path):
+    more = ladder(tmp_path / "more", 1.6)
+    run(more, "alone", 128, 1e15 / training_per_token(model(128)))
+    with_it, without = (compare_ladders([folders[0], path], **OPTIONS) for path in (more, folders[1]))
+    assert with_it.alone == ((), ("alone",)) and len(with_it.each[1].points) == 31
+    np.testing.assert_allclose(with_it.found.shared[1].ratio, without.found.shared[1].ratio, rtol=1e-9)
+    for path in (tmp_path / "x", tmp_path / "y"):  # ladders of one size a budget
+        for width in WIDTHS:
+            run(path, f"w{width}", width, 20 * parameters(model(width)).total)
+    assert compare_ladders([tmp_path / "x", tmp_path / "y"], **OPTIONS).alone == ((), ())
+
+
 def test_names_are_where_the_paths_differ(tmp_path):
     assert ladder_names(["x/a/runs", "x/b/runs"]) == ("a", "b")
     assert ladder_names(["x/a", "x/b", "y/a"]) == ("x/a", "x/b", "y/a")
