@@ -135,6 +135,7 @@ CASES = {
         "export absent --output=out",
         "report absent",
         "report folder",
+        "report folder --compare --output=out",
         "status absent",
         "stop absent",
     ],

@@ -1,7 +1,7 @@
 r"""CTRL: 1.6B parameters; the first token says which kind of text follows (arXiv 1909.05858).
 
     scaling train --config=experiments/families/ctrl.py:1600m --config.data.train='gs://bucket/corpus/*.jsonl.gz' \
-        --config.data.tokenizer=FILE
+        --config.data.tokenizer=FILE --config.data.control_field=domain
 
 Machine: 16 accelerators with 32 GB, with --config.mesh.fsdp=16.
 Time and loss: not measured here. The paper trains for two weeks on 256 TPU v3

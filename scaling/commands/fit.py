@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--params",
         metavar="COL",
-        help="table: column of parameters; runs: how to count them, such as total or without_embeddings",
+        help="table: column of parameters; runs: how to count them, such as active (default) or without_embeddings",
     )
     add("--tokens", metavar="COL", help="column of training tokens")
     add(
@@ -156,7 +156,7 @@ def _points(options: argparse.Namespace) -> "Points":
             raise ValueError(f"--{name}={column} names a column of a table, but run directories were given")
     return read_runs(
         options.points,
-        count=options.params or "total",
+        count=options.params or "active",
         loss=options.loss or "validation",
         curves=options.form == "envelope",
     )

@@ -23,6 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="RUN", help="run directory, or Hugging Face folder with config.json, model.safetensors")
     add("--prompt", action="append", default=[], metavar="TEXT", help="text to continue; may be repeated")
     add("--prompts", metavar="FILE", help="file with a text on each line, or .jsonl with a field 'prompt'")
+    add("--control", metavar="CODE", help="control code before each prompt, as in training by control_field")
     add("--tokenizer", metavar="NAME", help="gpt2, bytes, books or a path (default: the run's, or the folder's files)")
     add("--tokens", type=int, default=100, metavar="N", help="maximum number of new tokens (default: 100)")
     add(
@@ -80,19 +81,28 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--batch_size={options.batch_size} must be 1 or more")
     if options.beams == 1 and (options.length_penalty is not None or options.early_stopping):
         raise ValueError("--length_penalty and --early_stopping belong to a beam search; give --beams=N")
+    code = options.control
+    if code is not None and (not code or any("\ud800" <= character <= "\udfff" for character in code)):
+        raise ValueError("--control must be valid Unicode text of at least one character")
     texts = _texts(options)
     knobs = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Sampling)}
     penalty = 0.6 if options.length_penalty is None else options.length_penalty
     sampling = Sampling(**knobs | {"stop": tuple(options.stop), "end_ids": None, "length_penalty": penalty})
     generator, words = _generator(options)
-    prompts = [[*words.start, *words.encode(text).tolist()] for text in texts]
+    # Sequences of a training with control codes begin with a code, where others follow an end of text.
+    first = words.start if code is None else words.encode(code).tolist()
+    if code is not None and not first:
+        raise ValueError(f"--control={code!r} has no token in the tokenizer {words.name!r}")
+    prompts = [[*first, *words.encode(text).tolist()] for text in texts]
     if len(prompts) == 1 and sampling.num_samples == sampling.beams == 1 and not options.json:
         _stream(generator, texts[0], prompts[0], sampling)
         return 0
     found = generator.generate(prompts, sampling, options.batch_size)
     for number, (text, completions) in enumerate(zip(texts, found, strict=True)):
         for sample, completion in enumerate(completions):
-            print(_record(number, sample, text, completion) if options.json else f"{text}{completion.text}\n")
+            record = {"prompt": text, "number": number, "sample": sample}
+            record |= {} if code is None else {"control": code}
+            print(_json(record, completion) if options.json else f"{text}{completion.text}\n")
     return 0
 
 
@@ -109,8 +119,10 @@ def _texts(options: argparse.Namespace) -> list[str]:
                 texts.append((_field(line, where), where))
     if options.prompts is not None and len(texts) == len(options.prompt):
         raise ValueError(f"{options.prompts} holds no prompts")
+    if not texts and options.control:
+        return [""]
     if not texts:
-        raise ValueError("needs --prompt=TEXT or --prompts=FILE with at least one prompt")
+        raise ValueError("needs --prompt=TEXT or --prompts=FILE with at least one prompt, or --control=CODE")
     for text, where in texts:
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(f"{where}: the prompt is not valid Unicode text")
@@ -156,8 +168,8 @@ def _stream(generator: "Generator", text: str, prompt: list[int], sampling: "Sam
     sys.stdout.write("\n")
 
 
-def _record(prompt: int, sample: int, text: str, completion: "Completion") -> str:
-    record = {"prompt": text, "number": prompt, "sample": sample} | dataclasses.asdict(completion)
+def _json(record: dict[str, object], completion: "Completion") -> str:
+    record = record | dataclasses.asdict(completion)
     if completion.score is None:
         del record["score"]
     return json.dumps(record)

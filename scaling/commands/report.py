@@ -5,10 +5,14 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from etils import epath
 
 from scaling import __version__
+
+if TYPE_CHECKING:
+    from scaling.report.sections import Section
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +31,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("runs", nargs="+", metavar="RUNS", help="run directories, or folders of them")
     add("--output", metavar="DIR", help="folder for the page (default: the folder 'report' in RUNS)")
     add(
+        "--compare",
+        action="store_true",
+        help="each of RUNS is a ladder of its own, the first is the baseline: their laws, and the ratio of compute at "
+        "equal loss",
+    )
+    add(
         "--params",
-        default="total",
+        default="active",
         metavar="COUNT",
-        help="how to count N, such as total (default) or without_embeddings",
+        help="how to count N, such as active (default), total or without_embeddings",
     )
     add("--loss", default="validation", metavar="LOSS", help="which loss: validation (default) or training")
     add(
@@ -45,13 +55,8 @@ def run(options: argparse.Namespace) -> int:
         ValueError: runs or options that allow no report.
         OSError: the output cannot be written.
     """
-    report = write_report(
-        options.runs,
-        options.output,
-        count=options.params,
-        loss=options.loss,
-        resamples=options.resamples,
-    )
+    write = write_comparison if options.compare else write_report
+    report = write(options.runs, options.output, count=options.params, loss=options.loss, resamples=options.resamples)
     print("\n".join(report.summary))
     print(f"report: {report.page}")
     return 0
@@ -61,7 +66,7 @@ def write_report(
     paths: Sequence[epath.PathLike],
     output: epath.PathLike | None = None,
     *,
-    count: str = "total",
+    count: str = "active",
     loss: str = "validation",
     resamples: int = 1000,
 ) -> Report:
@@ -79,45 +84,89 @@ def write_report(
         FileNotFoundError: no such path.
         OSError: ``output`` cannot be written.
     """
-    if resamples < 1:
-        raise ValueError(f"--resamples={resamples} must be positive")
-    if output is None and len(paths) != 1:
-        raise ValueError("several RUNS need --output=DIR, the folder for the page")
+    folder = _folder(paths, output, resamples)
     from scaling.report.collect import collect
     from scaling.report.records import write_points
 
     ladder = collect(paths, count=count, loss=loss)
-    folder = epath.Path(output) if output is not None else epath.Path(paths[0]) / "report"
-    figures = folder / "figures"
-    figures.mkdir(parents=True, exist_ok=True)  # before the fits, so that a folder that cannot be written fails at once
+    # Before the fits, so that a folder that cannot be written fails at once.
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
     write_points(ladder, folder / "points.csv")
 
     from scaling.platforms import only_cpu
 
     only_cpu()
     from scaling.report.fits import fit_all
-    from scaling.report.page import page
     from scaling.report.sections import held_out_text, law_text, sections
 
     with _status() as progress:
         fits = fit_all(ladder, resamples=resamples, progress=progress)
         progress("figures", 1, 1)
-        parts = sections(ladder, fits)
-        drawings = [drawing for part in parts for drawing in part.drawings]
-        for drawing in drawings:
-            drawing.save(figures)
         name = ", ".join(epath.Path(path).resolve().name for path in paths)
-        made = f"{len(ladder.entries)} runs, {loss} loss, N {count}, {resamples} resamples. scaling {__version__}."
-        (folder / "report.html").write_text(page(f"Scaling report: {name}", made, parts))
+        made = f"{len(ladder.entries)} runs, {loss} loss, N {count}, {resamples} resamples"
+        figures = _write(folder, f"Scaling report: {name}", made, sections(ladder, fits))
     law = f"no L(C): {fits.law}" if isinstance(fits.law, str) else law_text(fits.law)
     lines = [law, held_out_text(ladder, fits)]
     lines += [f"left out: {entry.name}: {entry.reason}" for entry in ladder.entries if entry.reason]
-    return Report(
-        page=folder / "report.html",
-        points=folder / "points.csv",
-        figures=tuple(figures / f"{drawing.name}.{kind}" for drawing in drawings for kind in ("png", "svg")),
-        summary=tuple(line for line in lines if line),
-    )
+    return Report(folder / "report.html", folder / "points.csv", figures, tuple(line for line in lines if line))
+
+
+def write_comparison(
+    paths: Sequence[epath.PathLike],
+    output: epath.PathLike | None = None,
+    *,
+    count: str = "active",
+    loss: str = "validation",
+    resamples: int = 1000,
+) -> Report:
+    """Writes the same files about several ladders: the law of each, and the ratio of compute at equal loss.
+
+    Args:
+        paths: folders of runs, each a ladder, the baseline first.
+        output: folder of the page; needed.
+        count: convention of N (``scaling.laws.runs.COUNTS``).
+        loss: validation or training.
+        resamples: of the isoFLOP minima.
+
+    Raises:
+        ValueError: one ladder, ladders that cannot be compared, that have too few runs or no common range of loss, or
+            no place for the page.
+        FileNotFoundError: no such path.
+        OSError: ``output`` cannot be written.
+    """
+    from scaling.report.comparison import compare_ladders, left_out, sections, summary
+    from scaling.report.records import write_points
+
+    folder = _folder(paths, output, resamples)
+    ladders = compare_ladders(paths, count=count, loss=loss, resamples=resamples)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    together = ladders.as_one()
+    write_points(together, folder / "points.csv")
+    made = f"{len(together.entries)} runs, {loss} loss, N {count}, {resamples} resamples"
+    figures = _write(folder, f"Comparison: {', '.join(ladders.names)}", made, sections(ladders))
+    lines = (*summary(ladders), *(f"left out: {reason}" for reason in left_out(ladders)))
+    return Report(folder / "report.html", folder / "points.csv", figures, lines)
+
+
+def _folder(paths: Sequence[epath.PathLike], output: epath.PathLike | None, resamples: int) -> epath.Path:
+    """Where the page goes."""
+    if resamples < 1:
+        raise ValueError(f"--resamples={resamples} must be positive")
+    if output is None and len(paths) != 1:
+        raise ValueError("several RUNS need --output=DIR, the folder for the page")
+    return epath.Path(output) if output is not None else epath.Path(paths[0]) / "report"
+
+
+def _write(folder: epath.Path, title: str, made: str, parts: "Sequence[Section]") -> tuple[epath.Path, ...]:
+    """Writes the page and its figures; returns the paths of the figures."""
+    from scaling.report.page import page
+
+    drawings = [drawing for part in parts for drawing in part.drawings]
+    figures = folder / "figures"
+    for drawing in drawings:
+        drawing.save(figures)
+    (folder / "report.html").write_text(page(title, f"{made}. scaling {__version__}.", parts))
+    return tuple(figures / f"{drawing.name}.{kind}" for drawing in drawings for kind in ("png", "svg"))
 
 
 @contextlib.contextmanager

@@ -197,6 +197,8 @@ def _check_data(config: Config) -> None:
         )
     if not data.mixture and not data.train:
         raise refused("data.train", data.train, "is empty; name files, 'books', or set config.data.mixture")
+    if data.control_field and data.control_field == data.text_key:
+        raise refused("data.control_field", data.control_field, "is the field of the text, config.data.text_key")
     for entry in data.mixture:
         pair = entry if isinstance(entry, tuple) and len(entry) == 2 else (None, None)
         path, weight = pair

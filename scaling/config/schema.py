@@ -39,6 +39,9 @@ class Data:
     )
     tokenizer: str = knob("gpt2", "", "gpt2, bytes, books (embedded sentencepiece) or a tokenizer file")
     text_key: str = knob("text", "", "field that holds the text in .jsonl and .parquet records")
+    control_field: str = knob(
+        "", "", "field of .jsonl and .parquet records with a control code, as in CTRL: texts begin with it; '' = none"
+    )
     bad_records: str = knob(
         "error", "", "at a record that cannot be read: 'error' stops, 'skip' uses another sequence and counts it"
     )

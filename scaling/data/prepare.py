@@ -23,6 +23,7 @@ import numpy as np
 from scaling import cache, durable
 from scaling.config.schema import Data
 from scaling.data import books, progress, shards, sources
+from scaling.data.sources import Document
 from scaling.data.tokenizer import Tokenizer, load
 from scaling.paths import expanded
 
@@ -30,10 +31,17 @@ log = logging.getLogger(__name__)
 
 _BATCH_CHARACTERS = 1 << 20  # text handed to a worker at a time
 _NO_CACHE = "this is a token directory and no cache: restore it, or make it anew with `scaling tokenize`"
+_Batch = list[tuple[str, Document]]
 _HASHED_BYTES = 64 << 20  # sources up to this size are known by their content, larger ones by size and time
 
 
-def prepare(pattern: str, tokenizer: str | Tokenizer, output: str | os.PathLike[str], text_key: str = "text") -> Path:
+def prepare(
+    pattern: str,
+    tokenizer: str | Tokenizer,
+    output: str | os.PathLike[str],
+    text_key: str = "text",
+    control_field: str = "",
+) -> Path:
     """Tokenizes all documents of some text files into one token directory, in their order.
 
     Args:
@@ -41,6 +49,7 @@ def prepare(pattern: str, tokenizer: str | Tokenizer, output: str | os.PathLike[
         tokenizer: a tokenizer, or a name that ``tokenizer.load`` knows.
         output: the token directory; must not exist, unless another process just made it from the same files.
         text_key: field of the text in ``.jsonl`` and ``.parquet``.
+        control_field: field of the control code there; "" = none.
 
     Raises:
         FileExistsError: ``output`` exists, or another process has just made it of other text or with another tokenizer.
@@ -52,7 +61,8 @@ def prepare(pattern: str, tokenizer: str | Tokenizer, output: str | os.PathLike[
         raise FileExistsError(f"{output} exists and is not overwritten; remove it or choose another name")
     tokenizer = load(tokenizer) if isinstance(tokenizer, str) else tokenizer
     files, output = sources.find(pattern), Path(output)
-    with _written(files, tokenizer, output, text_key, lambda texts: ((".", text) for text in texts), (".",)) as made:
+    fields = text_key, control_field
+    with _written(files, tokenizer, output, fields, lambda found: ((".", each) for each in found), (".",)) as made:
         try:
             made.rename(output)
         except OSError:
@@ -70,7 +80,7 @@ def cached(data: Data, tokenizer: Tokenizer, split: str, source: str | None = No
     """Token directory of a source, tokenized now if the cache does not have it yet.
 
     Args:
-        data: ``text_key``, ``validation``, ``validation_fraction`` and ``cache_dir`` are used.
+        data: ``text_key``, ``control_field``, ``validation``, ``validation_fraction`` and ``cache_dir`` are used.
         tokenizer: the directory must have been made with it.
         split: "train" or "validation".
         source: a training source, ``data.train`` if None.
@@ -102,16 +112,18 @@ def cached(data: Data, tokenizer: Tokenizer, split: str, source: str | None = No
     else:
         files = sources.find(source)
     text_key = "text" if source == "books" else data.text_key
+    fields = text_key, data.control_field
     rule = f"hold out {data.validation_fraction!r}" if held_out else "all"
-    path = _cache(data) / _key(files, tokenizer.fingerprint, text_key, rule, str(shards.FORMAT_VERSION))
+    facts = [tokenizer.fingerprint, text_key, rule, str(shards.FORMAT_VERSION)]
+    path = _cache(data) / _key(files, *facts, *([data.control_field] if data.control_field else []))
     names = ("train", "validation") if held_out else (".",)
     if not _is_whole(path, names):
         fraction = data.validation_fraction
 
-        def assign(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
-            return hold_out(texts, fraction, source) if held_out else ((".", text) for text in texts)
+        def assign(found: Iterable[Document]) -> Iterator[tuple[str, Document]]:
+            return hold_out(found, fraction, source) if held_out else ((".", each) for each in found)
 
-        with _written(files, tokenizer, path, text_key, assign, names) as made:
+        with _written(files, tokenizer, path, fields, assign, names) as made:
             _into_cache(made, path, names)
     return path / split if held_out else path, whole
 
@@ -124,8 +136,8 @@ def cure(path: Path, data: Data) -> str:
     return ""
 
 
-def hold_out(texts: Iterable[str], fraction: float, source: str) -> Iterator[tuple[str, str]]:
-    """Assigns documents to ("train" or "validation", text) by a hash of their text, so that equal ones stay together.
+def hold_out(documents: Iterable[Document], fraction: float, source: str) -> Iterator[tuple[str, Document]]:
+    """Assigns each document to "train" or "validation" by a hash of its text, so that equal ones stay together.
 
     Documents with a hash below ``fraction`` are held out, and in any case the one with the lowest hash. Of a single
     document the last part is held out.
@@ -133,21 +145,21 @@ def hold_out(texts: Iterable[str], fraction: float, source: str) -> Iterator[tup
     Raises:
         ValueError: no document is left for training.
     """
-    lowest, low = 1.0, list[str]()  # the documents of the lowest hash so far, not assigned yet
+    lowest, low = 1.0, list[Document]()  # the documents of the lowest hash so far, not assigned yet
     total = train = 0
-    for text in texts:
+    for document in documents:
         total += 1
-        key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) / 2**64
+        key = int.from_bytes(hashlib.blake2b(document.text.encode(), digest_size=8).digest()) / 2**64
         if key == lowest:
-            low.append(text)
+            low.append(document)
             continue
         if key < lowest:
-            (key, ready), (lowest, low) = (lowest, low), (key, [text])
+            (key, ready), (lowest, low) = (lowest, low), (key, [document])
         else:
-            ready = [text]
+            ready = [document]
         side = "validation" if key < fraction else "train"
         train += len(ready) * (side == "train")
-        yield from ((side, text) for text in ready)
+        yield from ((side, each) for each in ready)
     if total == 1:
         yield from _cut(low[0], fraction)
         return
@@ -156,19 +168,20 @@ def hold_out(texts: Iterable[str], fraction: float, source: str) -> Iterator[tup
             f"{source}: all {total} documents fell to validation; lower config.data.validation_fraction "
             f"({fraction}) or name held-out files in config.data.validation"
         )
-    yield from (("validation", text) for text in low)
+    yield from (("validation", each) for each in low)
 
 
-def _cut(text: str, fraction: float) -> Iterator[tuple[str, str]]:
+def _cut(document: Document, fraction: float) -> Iterator[tuple[str, Document]]:
     """Train and validation part of a single document, cut at the end of a line or a word where there is one."""
+    text = document.text
     cut = min(max(1, round(len(text) * (1 - fraction))), len(text) - 1)
     for mark in ("\n\n", "\n", " "):
         near = text.find(mark, cut, cut + (len(text) - cut) // 2)
         if near >= 0:
             cut = near + len(mark)
             break
-    yield "train", text[:cut]
-    yield "validation", text[cut:]
+    yield "train", document._replace(text=text[:cut])
+    yield "validation", document._replace(text=text[cut:])
 
 
 @contextlib.contextmanager
@@ -176,11 +189,15 @@ def _written(
     files: list[str],
     tokenizer: Tokenizer,
     final: Path,
-    text_key: str,
-    assign: Callable[[Iterable[str]], Iterable[tuple[str, str]]],
+    fields: tuple[str, str],
+    assign: Callable[[Iterable[Document]], Iterable[tuple[str, Document]]],
     names: tuple[str, ...],
 ) -> Iterator[Path]:
-    """Makes a temporary folder beside ``final`` with the token directories of all names; deleted unless renamed."""
+    """Makes a temporary folder beside ``final`` with the token directories of all names; deleted unless renamed.
+
+    ``fields`` are those of the text and of the control code.
+    """
+    text_key, control_field = fields
     with _permission(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
@@ -188,10 +205,11 @@ def _written(
         writers = {}
         for name in names:
             (temporary / name).mkdir(exist_ok=True)
-            writers[name] = shards.ShardWriter(temporary / name, tokenizer)
+            writers[name] = shards.ShardWriter(temporary / name, tokenizer, control_field)
         with progress.Tokens(sources.size(files), f"tokenizing with {tokenizer.name}") as bar:
-            for name, ids in _encode(assign(sources.documents(files, text_key, bar.bytes)), tokenizer):
-                writers[name].append(ids)
+            found = sources.documents(files, text_key, bar.bytes, control_field)
+            for name, ids, control in _encode(assign(found), tokenizer):
+                writers[name].append(ids, control)
                 bar.tokens(ids.size + 1)
         for writer in writers.values():
             writer.close()
@@ -244,30 +262,38 @@ def _is_same(path: Path, other: Path) -> bool:
         return False
 
 
-def _encode(texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:
-    """Tokenizes (name, text) in threads (the tokenizers release the GIL), in order, a bounded number in flight."""
+def _encode(documents: Iterable[tuple[str, Document]], tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray, str]]:
+    """Tokenizes (name, document) in threads (the tokenizers release the GIL), in order, a bounded number in flight.
+
+    Yields:
+        The name, the ids of the text, and the control code.
+    """
     workers = min(8, os.cpu_count() or 1)
-    waiting: collections.deque[tuple[list[str], Future[list[np.ndarray]]]] = collections.deque()
+    waiting: collections.deque[tuple[_Batch, Future[list[np.ndarray]]]] = collections.deque()
+
+    def done(batch: _Batch, future: Future[list[np.ndarray]]) -> Iterator[tuple[str, np.ndarray, str]]:
+        for (name, document), ids in zip(batch, future.result(), strict=True):
+            yield name, ids, document.control
+
     with ThreadPoolExecutor(workers, "tokenize") as pool:
         try:
-            for batch in _batches(texts):
-                names = [name for name, _ in batch]
-                waiting.append((names, pool.submit(tokenizer.encode_batch, [text for _, text in batch])))
+            for batch in _batches(documents):
+                texts = [document.text for _, document in batch]
+                waiting.append((batch, pool.submit(tokenizer.encode_batch, texts)))
                 if len(waiting) > 2 * workers:
-                    names, future = waiting.popleft()
-                    yield from zip(names, future.result(), strict=True)
-            for names, future in waiting:
-                yield from zip(names, future.result(), strict=True)
+                    yield from done(*waiting.popleft())
+            for batch, future in waiting:
+                yield from done(batch, future)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _batches(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    batch: list[tuple[str, str]] = []
+def _batches(documents: Iterable[tuple[str, Document]]) -> Iterator[_Batch]:
+    batch: _Batch = []
     characters = 0
-    for name, text in texts:
-        batch.append((name, text))
-        characters += len(text)
+    for name, document in documents:
+        batch.append((name, document))
+        characters += len(document.text)
         if characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -351,5 +377,10 @@ def _checked(path: Path, tokenizer: Tokenizer, data: Data, source: str) -> Path:
         raise ValueError(
             f"{source} was made with the tokenizer {index.tokenizer!r}, which differs from config.data.tokenizer "
             f"{tokenizer.name!r}; name that tokenizer or tokenize the text anew"
+        )
+    if index.control_field != data.control_field:
+        raise ValueError(
+            f"{source} was made with the control field {index.control_field!r}, and config.data.control_field is "
+            f"{data.control_field!r}; they must be the same"
         )
     return path

@@ -23,6 +23,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from scaling import durable, json_text
+from scaling.data import control
 from scaling.data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -57,11 +58,14 @@ class Index:
     tokens: int
     documents: int
     shards: tuple[Shard, ...]
+    control_field: str = ""  # of the records; "" = no control codes
+    controls: tuple[tuple[int, ...], ...] = ()  # tokens of each code
 
     @property
     def fingerprint(self) -> str:
         """Hash of the tokens and the tokenizer."""
         parts = [self.tokenizer_fingerprint, str(self.tokens), *(shard.sha256 for shard in self.shards)]
+        parts += [repr(self.controls)] if self.control_field else []
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -79,7 +83,9 @@ def read_index(directory: str | os.PathLike[str], whole: bool = True) -> Index:
     path = Path(directory) / INDEX
     try:
         values: dict[str, Any] = json_text.parse(path.read_bytes(), path.name)
-        index = Index(**(values | {"shards": tuple(Shard(**shard) for shard in values["shards"])}))
+        found = tuple(Shard(**shard) for shard in values["shards"])
+        codes = tuple(tuple(map(int, code)) for code in values.get("controls", ()))
+        index = Index(**(values | {"shards": found, "controls": codes}))
     except FileNotFoundError:
         raise FileNotFoundError(f"{directory} is not a directory of token shards: it has no {INDEX}") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -122,13 +128,17 @@ class ShardWriter:
     Args:
         directory: where to write.
         tokenizer: the tokenizer of the documents.
+        control_field: field that the control codes come from; "" = there are none.
 
     Raises:
         OSError: cannot write (no space, no permission); from every method.
     """
 
-    def __init__(self, directory: Path, tokenizer: Tokenizer) -> None:
+    def __init__(self, directory: Path, tokenizer: Tokenizer, control_field: str = "") -> None:
         self._directory = directory
+        self._control_field = control_field
+        self._codes: dict[str, tuple[int, np.ndarray]] = {}  # number and tokens
+        self._numbers: list[np.ndarray] = []  # of the code of each pending token
         self._tokenizer = tokenizer
         self._dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
         self._pending: list[np.ndarray] = []
@@ -138,15 +148,34 @@ class ShardWriter:
         self.tokens = 0
         self.documents = 0
 
-    def append(self, ids: np.ndarray) -> None:
-        """Adds one document, int [n]; its end-of-text token is added here."""
+    def append(self, ids: np.ndarray, code: str = "") -> None:
+        """Adds one document, int [n]; its end-of-text token, and the tokens of its control code, are added here.
+
+        Raises:
+            ValueError: a code that has no token, or too many codes.
+        """
         document = np.append(ids, self._tokenizer.eot).astype(self._dtype)
+        if self._control_field:
+            number, tokens = self._code(code)
+            document = np.concatenate([tokens, document])
+            self._numbers.append(np.full(document.size, number, np.uint16))
         self._pending.append(document)
         self._pending_tokens += document.size
         self.tokens += document.size
         self.documents += 1
         if self._pending_tokens >= 64 * RECORD_TOKENS:
             self._flush(last=False)
+
+    def _code(self, code: str) -> tuple[int, np.ndarray]:
+        if code not in self._codes:
+            tokens = self._tokenizer.encode(code).astype(self._dtype)
+            if not tokens.size or len(self._codes) == control.MOST:
+                raise ValueError(
+                    f"the field {self._control_field!r} holds no control codes: "
+                    + (f"more than {control.MOST:,} different texts" if tokens.size else f"{code!r} has no token")
+                )
+            self._codes[code] = len(self._codes), tokens
+        return self._codes[code]
 
     def close(self) -> Index:
         """Finishes the shards, gives them their final names and writes the index."""
@@ -171,9 +200,14 @@ class ShardWriter:
             tokens=self.tokens,
             documents=self.documents,
             shards=tuple(shards),
+            control_field=self._control_field,
+            controls=tuple(tuple(tokens.tolist()) for _, tokens in self._codes.values()),
         )
         path = self._directory / INDEX
-        path.write_text(json.dumps(dataclasses.asdict(index), indent=1) + "\n")
+        values = dataclasses.asdict(index)
+        if not self._control_field:
+            del values["control_field"], values["controls"]
+        path.write_text(json.dumps(values, indent=1) + "\n")
         durable.sync([path])
         durable.sync_folders([self._directory])
         return index
@@ -183,10 +217,16 @@ class ShardWriter:
 
     def _flush(self, last: bool) -> None:
         stream = np.concatenate([*self._pending, np.empty(0, self._dtype)])
+        numbers = np.concatenate([*self._numbers, np.empty(0, np.uint16)])
         whole = stream.size if last else stream.size - stream.size % RECORD_TOKENS
         for start in range(0, whole, RECORD_TOKENS):
-            self._write(stream[start : min(start + RECORD_TOKENS, whole)].tobytes())
+            here = slice(start, min(start + RECORD_TOKENS, whole))
+            record = stream[here].tobytes()
+            if self._control_field:
+                record += control.trailer(stream[here], numbers[here], self._tokenizer.eot).tobytes()
+            self._write(record)
         self._pending, self._pending_tokens = [stream[whole:]], stream.size - whole
+        self._numbers = [numbers[whole:]]
 
     def _write(self, record: bytes) -> None:
         try:
@@ -222,7 +262,8 @@ class TokenDataset(Sequence[np.ndarray]):
     """Random access to the sequences of a token directory; safe for threads, picklable, files opened when needed.
 
     ``dataset[i]`` is int32 [T+1]: tokens i*T to i*T+T, both included, so that inputs are ``[:-1]`` and targets
-    ``[1:]``, and every token of the stream but the first is a target once.
+    ``[1:]``, and every token of the stream but the first is a target once. In a stream with control codes, a sequence
+    that begins inside a document has its code in place of its first tokens.
 
     Args:
         directory: token directory.
@@ -247,6 +288,11 @@ class TokenDataset(Sequence[np.ndarray]):
         self._cure = f"; {cure}" if cure else ""
         self.info = read_index(directory, whole)
         self.sequence_length = sequence_length
+        longest = max(map(len, self.info.controls), default=0)
+        if longest >= sequence_length:
+            raise ValueError(
+                f"{directory}: a control code of {longest} tokens leaves no text in a sequence of {sequence_length}"
+            )
         self.start, self.stop = (round(self.info.tokens * fraction) for fraction in part)
         self._directory = Path(directory)
         self._ends = np.cumsum([shard.records for shard in self.info.shards]).tolist()
@@ -279,16 +325,24 @@ class TokenDataset(Sequence[np.ndarray]):
         if not 0 <= i < len(self):
             raise IndexError(f"sequence {i} of {len(self)}")
         first = self.start + int(i) * self.sequence_length
-        return self.read(first, first + self.sequence_length + 1)
+        sequence = self.read(first, first + self.sequence_length + 1)
+        if not self.info.control_field:
+            return sequence
+        size, eot = self.info.record_tokens, self.info.eot
+        record, tokens = self._record(first // size)
+        number = control.number_at(record, tokens, first % size, eot)
+        return control.conditioned(sequence, self.info.controls[number], eot)
 
     def read(self, first: int, last: int) -> np.ndarray:
         """Tokens ``first`` to ``last`` (not included) of the whole stream, int32 [last - first]."""
         size = self.info.record_tokens
         records = range(first // size, (last - 1) // size + 1)
-        stream = np.concatenate([self._record(record) for record in records])
+        found = map(self._record, records)
+        stream = np.concatenate([record[:tokens] for record, tokens in found])
         return stream[first - records.start * size : last - records.start * size]
 
-    def _record(self, number: int) -> np.ndarray:
+    def _record(self, number: int) -> tuple[np.ndarray, int]:
+        """A record, int32, and how many tokens it has; behind these is what ``control.trailer`` says."""
         shard = bisect.bisect_right(self._ends, number)
         inside = number - (self._ends[shard - 1] if shard else 0)
         where = f"{self._directory / self.info.shards[shard].file}, record {inside}"
@@ -300,15 +354,23 @@ class TokenDataset(Sequence[np.ndarray]):
             raise ValueError(f"{where}: damaged shard ({str(error).split(';')[0]}){self._cure}") from None
         expected = min(self.info.record_tokens, self.info.tokens - number * self.info.record_tokens)
         dtype = np.dtype(self.info.dtype).newbyteorder("<")
-        if len(data) != expected * dtype.itemsize:
+        if self.info.control_field and len(data) >= expected * dtype.itemsize:
+            ids = np.frombuffer(data[: expected * dtype.itemsize], dtype)
+            behind = control.entries(ids, self.info.eot)
+        else:
+            behind = 0
+        if len(data) != (expected + behind) * dtype.itemsize:
             raise ValueError(
                 f"{where}: {len(data)} bytes instead of {expected} tokens of {dtype.itemsize} bytes{self._cure}"
             )
-        ids = np.frombuffer(data, dtype).astype(np.int64)
+        record = np.frombuffer(data, dtype).astype(np.int64)
+        ids, numbers = record[:expected], record[expected:]
         if ids.max() >= self.info.vocab_size:
             where = f"{where}, token {ids.argmax()}"
             raise ValueError(f"{where}: id {ids.max()} is outside the vocabulary of {self.info.vocab_size}{self._cure}")
-        return ids.astype(np.int32)
+        if numbers.size and numbers.max() >= len(self.info.controls):
+            raise ValueError(f"{where}: control code {numbers.max()} of {len(self.info.controls)}{self._cure}")
+        return record.astype(np.int32), expected
 
     def _reader(self, shard: int) -> Any:
         with self._lock:

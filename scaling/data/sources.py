@@ -13,7 +13,7 @@ import re
 import shlex
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import fsspec
 
@@ -21,6 +21,13 @@ from scaling import json_text
 
 FORMATS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 _PARQUET_ROWS = 1024  # rows decoded at a time
+
+
+class Document(NamedTuple):
+    """A text, and its control code; "" = none."""
+
+    text: str
+    control: str = ""
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -86,29 +93,39 @@ def size(files: list[str]) -> int:
     return sum(fs.size(path) for fs, path in map(filesystem, files))
 
 
+def texts(files: list[str], text_key: str = "text", progress: Callable[[int], None] = lambda _: None) -> Iterator[str]:
+    """Yields the text of every document; arguments and errors as of ``documents``."""
+    return (document.text for document in documents(files, text_key, progress))
+
+
 def documents(
-    files: list[str], text_key: str = "text", progress: Callable[[int], None] = lambda _: None
-) -> Iterator[str]:
-    """Yields the text of every document, in the order of the files.
+    files: list[str],
+    text_key: str = "text",
+    progress: Callable[[int], None] = lambda _: None,
+    control_field: str = "",
+) -> Iterator[Document]:
+    """Yields every document that has text, in the order of the files.
 
     Args:
         files: what ``find`` returned.
         text_key: field of the text in ``.jsonl`` and ``.parquet``.
         progress: called with the number of stored bytes consumed since its last call.
+        control_field: field of the control code there; "" = none.
 
     Raises:
-        ValueError: a file is not UTF-8, not JSON, lacks the text field or is damaged (the message gives file and line,
-            row or byte), or all files together contain no text.
+        ValueError: a file is not UTF-8, not JSON, lacks a field or is damaged (the message gives file and line, row or
+            byte), or all files together contain no text.
     """
+    keys = (text_key, control_field) if control_field else (text_key,)
     empty = True
     for file in files:
         done = 0
         fs, path = filesystem(file)
         with fs.open(path, "rb") as raw:
-            for text in _read(file, raw, text_key):
-                if text:
+            for document in _read(file, raw, keys):
+                if document.text:
                     empty = False
-                    yield text
+                    yield document
                 progress(raw.tell() - done)
                 done = raw.tell()
     if empty:
@@ -135,16 +152,19 @@ def records(files: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise ValueError(f"{file}: damaged or truncated gzip file ({error})") from None
 
 
-def _read(file: str, raw: IO[bytes], text_key: str) -> Iterator[str]:
+def _read(file: str, raw: IO[bytes], keys: tuple[str, ...]) -> Iterator[Document]:
+    """``keys`` are the field of the text, and that of the control code where one is wanted."""
     if file.endswith(".parquet"):
-        yield from _parquet(file, raw, text_key)
+        yield from _parquet(file, raw, keys)
         return
+    if file.removesuffix(".gz").endswith(".txt") and len(keys) > 1:
+        raise ValueError(f"{file} has no field {keys[1]!r}; control codes are read from .jsonl and .parquet")
     stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if file.endswith(".gz") else raw  # type: ignore[assignment]
     try:
         if file.removesuffix(".gz").endswith(".txt"):
-            yield _decode(stream.read(), file, 0)
+            yield Document(_decode(stream.read(), file, 0))
         else:
-            yield from _json_lines(file, stream, text_key)
+            yield from _json_lines(file, stream, keys)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{file}: damaged or truncated gzip file ({error})") from None
 
@@ -157,9 +177,9 @@ def _decode(data: bytes, file: str, offset: int) -> str:
         raise ValueError(f"{file} is not UTF-8: byte 0x{data[error.start]:02x} at offset {where}") from None
 
 
-def _json_lines(file: str, stream: IO[bytes], text_key: str) -> Iterator[str]:
+def _json_lines(file: str, stream: IO[bytes], keys: tuple[str, ...]) -> Iterator[Document]:
     for where, line in _lines(file, stream):
-        yield _field(line, text_key, where)
+        yield _fields(line, keys, where)
 
 
 def _lines(file: str, stream: Iterable[bytes]) -> Iterator[tuple[str, str]]:
@@ -179,22 +199,30 @@ def _object(line: str, where: str, wanted: str) -> dict[str, Any]:
     return record
 
 
-def _field(line: str, text_key: str, where: str) -> str:
-    record = _object(line, where, f"a JSON object with the key {text_key!r}")
-    if text_key not in record:
-        keys = ", ".join(map(repr, record)) or "none"
-        raise ValueError(f"{where}: no key {text_key!r}; there are {keys} (choose with text_key)")
-    return text_of(record[text_key], text_key, where)
+def _fields(line: str, keys: tuple[str, ...], where: str) -> Document:
+    record = _object(line, where, f"a JSON object with the key {keys[0]!r}")
+    for key, knob in zip(keys, ("text_key", "control_field"), strict=False):
+        if key not in record:
+            there = ", ".join(map(repr, record)) or "none"
+            raise ValueError(f"{where}: no key {key!r}; there are {there} (choose with {knob})")
+    return _document([record[key] for key in keys], keys, where)
 
 
-def text_of(value: Any, text_key: str, where: str) -> str:
+def _document(values: list[Any], keys: tuple[str, ...], where: str) -> Document:
+    document = Document(*(text_of(value, key, where) for value, key in zip(values, keys, strict=True)))
+    if len(keys) > 1 and not document.control:
+        raise ValueError(f"{where}: {keys[1]!r} is empty; a control code has at least one character")
+    return document
+
+
+def text_of(value: Any, key: str, where: str) -> str:
     """A text of a record, without halves of surrogate pairs.
 
     Raises:
         ValueError: it is not a text.
     """
     if not isinstance(value, str):
-        raise ValueError(f"{where}: {text_key!r} must be text, not {json.dumps(value, default=repr)[:40]}")
+        raise ValueError(f"{where}: {key!r} must be text, not {json.dumps(value, default=repr)[:40]}")
     try:
         value.encode()
     except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which UTF-8 cannot hold
@@ -202,7 +230,7 @@ def text_of(value: Any, text_key: str, where: str) -> str:
     return value
 
 
-def _parquet(file: str, raw: IO[bytes], text_key: str) -> Iterator[str]:
+def _parquet(file: str, raw: IO[bytes], keys: tuple[str, ...]) -> Iterator[Document]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -211,15 +239,17 @@ def _parquet(file: str, raw: IO[bytes], text_key: str) -> Iterator[str]:
     try:
         table = pyarrow.parquet.ParquetFile(raw)
         names = table.schema_arrow.names
-        if names.count(text_key) > 1:
-            raise ValueError(f"{file}: {names.count(text_key)} columns have the name {text_key!r}; rename all but one")
-        if text_key not in names:
-            raise ValueError(f"{file}: no column {text_key!r}; there are {', '.join(map(repr, names))}")
+        for key in keys:
+            if names.count(key) > 1:
+                raise ValueError(f"{file}: {names.count(key)} columns have the name {key!r}; rename all but one")
+            if key not in names:
+                raise ValueError(f"{file}: no column {key!r}; there are {', '.join(map(repr, names))}")
         row = 0
-        for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_key]):
-            for value in batch.column(0):
+        for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=list(keys)):
+            for cells in zip(*(batch.column(key) for key in keys), strict=True):
                 row += 1
-                yield text_of(_python(value, f"{file}: row {row}"), text_key, f"{file}: row {row}")
+                where = f"{file}: row {row}"
+                yield _document([_python(cell, where) for cell in cells], keys, where)
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{file}: damaged parquet file ({str(error).splitlines()[0]})") from None
 

@@ -42,7 +42,7 @@ def train_tokenizer(pattern: str, vocab_size: int, output: str | os.PathLike[str
         raise FileExistsError(f"{output} exists and is not overwritten; remove it or choose another name")
     if not 0 < vocab_size < 2**31:
         raise ValueError(f"a vocabulary of {vocab_size} pieces cannot be; it must lie between 1 and 2^31")
-    texts = _sample(sources.documents(sources.find(pattern), text_key), MAX_CHARACTERS)
+    texts = _sample(sources.texts(sources.find(pattern), text_key), MAX_CHARACTERS)
     try:
         model = _train(texts, vocab_size)
     except (RuntimeError, OSError) as error:

@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from scaling import durable
 from scaling.config import schema as cfg
-from scaling.interop import config_keys, tokenizer_files, weights
+from scaling.interop import config_keys, gguf_file, tokenizer_files, weights
 from scaling.interop.tensor_folder import INDEX, WEIGHTS, TensorFolder
 from scaling.model import decoder
 from scaling.runs.config_json import read_config_json
@@ -32,10 +32,10 @@ SHARD_GB = 5.0  # as transformers writes them
 
 
 def load(folder: str | os.PathLike[str], vocab_multiple: int = 1) -> tuple[cfg.Model, decoder.Params]:
-    """Reads a folder of one of the families.
+    """Reads a folder of one of the families, or a GGUF file.
 
     Args:
-        folder: holds config.json, and model.safetensors or model.safetensors.index.json with its shards.
+        folder: holds config.json, and model.safetensors or model.safetensors.index.json with its shards; or the file.
         vocab_multiple: rows of the embedding are padded with zeros to a multiple of this.
 
     Returns:
@@ -47,6 +47,8 @@ def load(folder: str | os.PathLike[str], vocab_multiple: int = 1) -> tuple[cfg.M
         ValueError: a model we do not have, or tensors that are missing, unknown or of the wrong shape.
     """
     folder = Path(folder)
+    if folder.is_file():
+        return gguf_file.load(folder, vocab_multiple)
     values = read_config_json(folder)
     model, family = config_keys.to_model(values, str(folder / CONFIG), vocab_multiple)
     scaled = bool(family.scaled_by_layer and values.get(family.scaled_by_layer))

@@ -1,5 +1,6 @@
-"""A run directory of a Hugging Face folder: its weights are a checkpoint of step 0, without an optimizer."""
+"""A run directory of a Hugging Face folder or a GGUF file: the weights are a checkpoint of step 0, no optimizer."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ from etils import epath
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
 from scaling.data import tokenizer
-from scaling.interop import huggingface, tokenizer_files
+from scaling.interop import gguf_file, huggingface, tokenizer_files
 from scaling.runs import config_json
 from scaling.runs import tokenizer as run_tokenizer
 from scaling.runs.checkpoint import Checkpoints
@@ -36,8 +37,9 @@ def import_folder(
     """
     target = Path(run_dir).absolute()
     huggingface.check_new(target)
-    config_json.read_config_json(folder)
-    words = tokenizer.load(tokenizer_name or tokenizer_files.own_tokenizer(folder))
+    with _small_files(Path(folder), tokenizer_name is None) as small:
+        words = tokenizer.load(tokenizer_name or tokenizer_files.own_tokenizer(small))
+        files = tokenizer_files.of_folder(small)
     model, params = huggingface.load(folder, cfg.Model().vocab_multiple)
     if words.vocab_size > model.vocab_size:
         raise ValueError(
@@ -49,7 +51,7 @@ def import_folder(
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         (partial / tokenizer_files.KEPT).mkdir(parents=True)
-        for file, content in tokenizer_files.of_folder(Path(folder)).items():
+        for file, content in files.items():
             if tokenizer_name is None or file in tokenizer_files.NO_TOKENIZER:
                 (partial / tokenizer_files.KEPT / file).write_bytes(content)
         run_tokenizer.keep(words, partial)
@@ -65,6 +67,14 @@ def import_folder(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _small_files(folder: Path, with_tokenizer: bool) -> contextlib.AbstractContextManager[Path]:
+    """The folder of what lies beside the weights."""
+    if folder.is_file():
+        return gguf_file.small_files(folder, with_tokenizer)
+    config_json.read_config_json(folder)
+    return contextlib.nullcontext(folder)
 
 
 def _config(model: cfg.Model, workdir: str, tokenizer_name: str) -> cfg.Config:

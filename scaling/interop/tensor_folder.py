@@ -25,6 +25,7 @@ class TensorFolder:
         """``prefix`` is left out of names that have it, or only its last part: bare models lack the first."""
         self.folder = folder
         self.prefix = prefix
+        self.described = "config.json"  # by what the model is described
         self.names: dict[str, tuple[Any, str]] = {}  # to (open file, name in it)
         self._files: list[Any] = []
 
@@ -90,16 +91,15 @@ class TensorFolder:
             if names:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                 raise ValueError(
-                    f"{self.folder} {what} tensors for the model in its config.json: {', '.join(names[:3])}{more}"
+                    f"{self.folder} {what} tensors for the model in its {self.described}: {', '.join(names[:3])}{more}"
                 )
         for name, shape in expected.items():
             file, full = self.names[name]
             view = file.get_slice(full)
             found = tuple(view.get_shape())
             if found != shape:
-                raise ValueError(
-                    f"{self.folder}: tensor {full} has shape {list(found)}; by its config.json it must be {list(shape)}"
-                )
+                right = f"by its {self.described} it must be {list(shape)}"
+                raise ValueError(f"{self.folder}: tensor {full} has shape {list(found)}; {right}")
             if view.get_dtype() not in _DTYPES:
                 raise ValueError(
                     f"{self.folder}: tensor {full} is {view.get_dtype()}; must be one of {', '.join(_DTYPES)}"

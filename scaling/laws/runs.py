@@ -12,7 +12,7 @@ from scaling.laws.points import Points
 from scaling.runs.json_lines import is_number, is_sound
 from scaling.runs.run_directory import RunDirectory, find_runs, load
 
-COUNTS = ("total", "without_embeddings", "kaplan", "chinchilla")
+COUNTS = ("active", "total", "without_embeddings", "kaplan", "chinchilla")
 
 
 def unusable(run: RunDirectory, loss: str, curves: bool = False) -> str:
@@ -67,20 +67,20 @@ def reasons_left_out(runs: Sequence[RunDirectory], loss: str, curves: bool = Fal
 
 
 def read_runs(
-    paths: Sequence[epath.PathLike], *, count: str = "total", loss: str = "validation", curves: bool = False
+    paths: Sequence[epath.PathLike], *, count: str = "active", loss: str = "validation", curves: bool = False
 ) -> Points:
     """One point a finished run, or every evaluation of every run: ``run_points`` of the runs in ``paths``."""
     return run_points((load(path) for path in find_runs(paths)), count=count, loss=loss, curves=curves)
 
 
 def run_points(
-    runs: Iterable[RunDirectory], *, count: str = "total", loss: str = "validation", curves: bool = False
+    runs: Iterable[RunDirectory], *, count: str = "active", loss: str = "validation", curves: bool = False
 ) -> Points:
     """One point a finished run, or every evaluation of every run.
 
     Args:
         runs: run directories.
-        count: convention by which parameters are counted: total, without_embeddings, kaplan or chinchilla
+        count: convention by which parameters are counted, of ``COUNTS``
             (``scaling.catalog.sizes.Parameters``).
         loss: validation (``evals.jsonl``) or training (``metrics.jsonl``).
         curves: every record is a point, not only the last; unfinished runs count too.

@@ -95,7 +95,7 @@ class Ladder:
         return Points(names, names, columns)
 
 
-def collect(paths: Sequence[epath.PathLike], *, count: str = "total", loss: str = "validation") -> Ladder:
+def collect(paths: Sequence[epath.PathLike], *, count: str = "active", loss: str = "validation") -> Ladder:
     """Reads the runs in ``paths``.
 
     Args:
@@ -191,16 +191,27 @@ def _curve(entry: Entry, loss: str) -> Curve:
     records = {float(r["tokens"]): float(r["loss"]) for r in entry.run.records(loss) if is_sound(r)}
     tokens = np.array(sorted(records))
     values = np.array([records[t] for t in tokens])
-    if loss == "training" and len(tokens):
-        total = np.concatenate([[0.0], np.cumsum(values)])
-        first = np.searchsorted(tokens, tokens / _SMOOTHING)
-        last = np.searchsorted(tokens, tokens * _SMOOTHING, side="right")
-        values = (total[last] - total[first]) / (last - first)
-    if len(tokens) > _DRAWN:
-        wanted = np.geomspace(tokens[0], tokens[-1], _DRAWN)
-        index = np.unique(np.clip(np.searchsorted(tokens, wanted * (1 - 1e-9)), 0, len(tokens) - 1))
-        tokens, values = tokens[index], values[index]
+    if loss == "training":
+        values = smoothed(tokens, values)
+    index = drawn_points(tokens)
+    tokens, values = tokens[index], values[index]
     return Curve(entry.name, entry.params, entry.run.flops_per_token * tokens, tokens, values, entry.state)
+
+
+def smoothed(tokens: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The mean of what was logged [n, ...] from a few percent fewer ``tokens`` [n], growing, to a few percent more."""
+    total = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, axis=0)]) if len(values) else values
+    first = np.searchsorted(tokens, tokens / _SMOOTHING)
+    last = np.searchsorted(tokens, tokens * _SMOOTHING, side="right")
+    return (total[last] - total[first]) / (last - first).reshape(-1, *[1] * (values.ndim - 1))
+
+
+def drawn_points(tokens: np.ndarray) -> np.ndarray:
+    """Which points of a curve are drawn: all of a short one, else some at equal distances in log ``tokens`` [n]."""
+    if len(tokens) <= _DRAWN:
+        return np.arange(len(tokens))
+    wanted = np.geomspace(tokens[0], tokens[-1], _DRAWN)
+    return np.unique(np.clip(np.searchsorted(tokens, wanted * (1 - 1e-9)), 0, len(tokens) - 1))
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:

@@ -80,7 +80,8 @@ def fit_all(ladder: Ladder, *, resamples: int = 1000, progress: Progress = lambd
         resamples: bootstrap resamples of each fit.
         progress: is told what comes next.
     """
-    total = 4 + 2 * len(COUNTS)
+    counts = counts_of(ladder)
+    total = 4 + 2 * len(counts)
     done = 0
 
     def attempt(title: str, fit: Callable[[], T]) -> T | str:
@@ -99,14 +100,23 @@ def fit_all(ladder: Ladder, *, resamples: int = 1000, progress: Progress = lambd
     by_envelope = attempt("envelope", lambda: envelope(ladder.curve_points(), resamples=resamples))
     held_out = attempt("L(N, D) without the largest budget", lambda: hold_out(ladder.points))
     by_count = {}
-    for count in (ladder.count, *(c for c in COUNTS if c != ladder.count)):
+    for count in counts:
         points = ladder.points_by(count)
         joint = attempt(f"L(N, D), N {count}", functools.partial(fit_law, points, "chinchilla", resamples=resamples))
         curves = attempt(f"isoFLOP curves, N {count}", functools.partial(isoflop, points, resamples=resamples))
         best = joint if isinstance(joint, str) else _optimum(joint, points)
         by_count[count] = ByCount(joint, best, curves)
     progress("done", total, total)
-    return Fits(frontier, compute, pure, by_envelope, held_out, {count: by_count[count] for count in COUNTS})
+    return Fits(frontier, compute, pure, by_envelope, held_out, by_count)
+
+
+def counts_of(ladder: Ladder) -> tuple[str, ...]:
+    """Conventions of N in the order of ``COUNTS``, without those that give every run the N of the ladder's own."""
+
+    def sizes(count: str) -> list[int]:
+        return [entry.run.num_params(count) for entry in ladder.entries]
+
+    return tuple(c for c in COUNTS if c == ladder.count or sizes(c) != sizes(ladder.count))
 
 
 def hold_out(points: Points) -> HeldOut:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scaling.laws.isoflop import made_of
-from scaling.report import compute_figures, law_figures, tables, task_figures
+from scaling.report import compute_figures, expert_figures, law_figures, tables, task_figures
 from scaling.report.collect import STATES, Ladder
+from scaling.report.expert_figures import expert_logs
 from scaling.report.optimum import Optimum, interval
 from scaling.report.style import Drawing, human
 from scaling.report.tables import escape, scientific, with_interval
@@ -68,7 +69,7 @@ def sections(ladder: Ladder, fits: "Fits") -> list[Section]:
         drawing = compute_figures.residuals(ladder, joint, fits.held_out)
         outliers = tables.notes([f"outlier, kept in the fit: {name}" for name in joint.outliers])
         parts.append(Section("residuals", "Residuals of the joint law", outliers, (drawing,)))
-    parts += _tasks(ladder)
+    parts += _tasks(ladder) + _experts(ladder)
     about = "<p>C is what the runs counted, whichever way N is counted. The page uses the convention in bold.</p>"
     parts += [
         Section("counts", "How N is counted", about + tables.conventions(ladder, fits)),
@@ -94,6 +95,14 @@ def _tasks(ladder: Ladder) -> list[Section]:
     if training := task_figures.over_training(scores):
         parts.append(Section("training", "Tasks over training", "", tuple(training)))
     return parts
+
+
+def _experts(ladder: Ladder) -> list[Section]:
+    """Load of the experts and losses of their routers; nothing where no run has experts."""
+    logs = expert_logs(ladder)
+    if not logs:
+        return []
+    return [Section("experts", "Experts", tables.experts(logs), (expert_figures.routers(logs),))]
 
 
 def law_text(fit: "Fit") -> str:

@@ -13,11 +13,13 @@ from scaling.report.optimum import Optimum, interval
 from scaling.report.style import human
 
 if TYPE_CHECKING:
+    from scaling.report.expert_figures import ExpertLog
     from scaling.report.fits import Fits
     from scaling.report.task_scores import TaskScore
 
 _NEVER_SHOWN = ("config.workdir",)  # differs always, and is the name of the run
 _CONVENTIONS = {
+    "active": "parameters that serve a token: all but idle experts",
     "total": "all parameters (GPT-3's tables)",
     "without_embeddings": "blocks and final norm",
     "kaplan": "matrices of the blocks (Kaplan et al.)",
@@ -101,6 +103,19 @@ def tasks(scores: "Sequence[TaskScore]") -> str:
     return table(header, body, numeric=range(2, 2 + len(shots)))
 
 
+def experts(logs: "Sequence[ExpertLog]") -> str:
+    """A row a run: its experts, and what its routers did at the end."""
+    header = ["run", "experts", "of a token", "capacity", *("largest load", "smallest load", "dropped")]
+    rows = []
+    for log in logs:
+        knobs, last = log.knobs, log.series[-1]
+        capacity = f"{knobs.capacity:g}" if knobs.capacity else "none is dropped"
+        shares = [f"{last[0]:.2f}", f"{last[1]:.2f}", f"{100 * last[2]:.2f} %"]
+        cells = [escape(log.run), str(knobs.count), str(knobs.per_token), capacity, *shares]
+        rows.append([*cells, *(f"{value:.4g}" for value in last[3:])])
+    return table([*header, "balance loss", "router z-loss"], rows, range(1, 9))
+
+
 def notes(sentences: Sequence[str], kind: str = "note") -> str:
     """A list of sentences; nothing if there are none."""
     if not sentences:
@@ -144,12 +159,12 @@ def configs(ladder: Ladder) -> str:
     begun = [entry for entry in ladder.entries if entry.run.begun]  # the others have a plan and nothing to compare
     each = [flatten({k: v for k, v in entry.run.values.items() if k in known}) for entry in begun]
     keys = [key for key in dict.fromkeys(key for values in each for key in values) if key not in _NEVER_SHOWN]
-    varied = [key for key in keys if len({_shown(values.get(key)) for values in each}) > 1]
-    common = [[escape(key), escape(_shown(each[0].get(key)))] for key in keys if key not in varied]
+    varied = [key for key in keys if len({shown(values.get(key)) for values in each}) > 1]
+    common = [[escape(key), escape(shown(each[0].get(key)))] for key in keys if key not in varied]
     if varied:
         header = ["run", *(escape(key.removeprefix("config.")).replace(".", ".<wbr>") for key in varied)]
         rows = [
-            [escape(entry.name), *(escape(_shown(values.get(key))) for key in varied)]
+            [escape(entry.name), *(escape(shown(values.get(key))) for key in varied)]
             for entry, values in zip(begun, each, strict=True)
         ]
         different = table(header, rows, range(1, len(header)))
@@ -159,7 +174,8 @@ def configs(ladder: Ladder) -> str:
     return different + folded + "</details>"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of a config as text."""
     if value is None:
         return "–"
     if isinstance(value, float):

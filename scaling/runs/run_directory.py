@@ -100,7 +100,7 @@ class RunDirectory:
     @property
     def flops_per_token(self) -> float:
         """Training FLOPs a token as the run counted them, forward and backward."""
-        return self.values.get("flops_per_token", 6 * self.num_params("total"))
+        return self.values.get("flops_per_token", 6 * self.num_params("active"))
 
 
 def load(path: epath.PathLike) -> RunDirectory:

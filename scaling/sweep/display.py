@@ -22,7 +22,7 @@ _COLOURS = {RUNNING: "cyan", FINISHED: "green", FAILED: "red", STOPPED: "yellow"
 
 
 def plan_to_text(runs: Sequence[Run], estimates: Clock, slots: int, source: str, finished: frozenset[str]) -> str:
-    """Every run with parameters, tokens, FLOPs and estimated hours.
+    """Every run with parameters (those of a token in a column of their own if there are experts), tokens, FLOPs, hours.
 
     Args:
         runs: of the sweep.
@@ -32,17 +32,19 @@ def plan_to_text(runs: Sequence[Run], estimates: Clock, slots: int, source: str,
         finished: names of runs that are done.
     """
     width = max(3, *(len(run.name) for run in runs))
+    experts = any(run.scale.params.idle for run in runs)
     lines = [
-        f"{'run':<{width}} layers d_model     params  no-embed     tokens  tok/param     FLOPs"
+        f"{'run':<{width}} layers d_model     params{'     active' * experts}  no-embed     tokens  tok/param     FLOPs"
         "  peak lr   batch   steps   hours"
     ]
     for run in runs:
         model, train, scale = run.config.model, run.config.train, run.scale
         hours = "   done" if run.name in finished else f"{estimates.seconds(run) / 3600:>7.3g}"
+        active = f" {scale.params.active:>10.4g}" * experts
         lines.append(
-            f"{run.name:<{width}} {model.num_layers:>6} {model.d_model:>7} {scale.params.total:>10.4g} "
+            f"{run.name:<{width}} {model.num_layers:>6} {model.d_model:>7} {scale.params.total:>10.4g}{active} "
             f"{scale.params.without_embeddings:>9.3g} {train.tokens:>10.4g} "
-            f"{train.tokens / scale.params.total:>10.3g} {scale.flops:>9.3g} {run.config.optimizer.peak_lr:>8.3g} "
+            f"{train.tokens / scale.params.active:>10.3g} {scale.flops:>9.3g} {run.config.optimizer.peak_lr:>8.3g} "
             f"{train.batch_tokens:>7} {run.steps:>7} {hours}"
         )
     left = [estimates.seconds(run) for run in runs if run.name not in finished]

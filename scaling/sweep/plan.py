@@ -70,12 +70,16 @@ def tokens(*lengths: float) -> Budget:
 
 
 def tokens_per_parameter(*ratios: float) -> Budget:
-    """A ladder: D = ratio * N, N the total parameters; about 20 was optimal in arXiv 2203.15556, GPT-3 had 1.7."""
-    return lambda scale: [ratio * scale.params.total for ratio in ratios]
+    """A ladder: D = ratio * N; about 20 was optimal in arXiv 2203.15556, GPT-3 had 1.7.
+
+    N is the active parameters: all without experts, and with experts those that a token uses. FLOPs follow these, so a
+    model with experts has about the budget of the dense model that costs as much for each token.
+    """
+    return lambda scale: [ratio * scale.params.active for ratio in ratios]
 
 
 def isoflop(*budgets: float, between: tuple[float, float] = (0, math.inf)) -> Budget:
-    """Each model for each budget of training FLOPs, if its tokens per (total) parameter lie ``between`` two ratios.
+    """Each model for each budget of training FLOPs, if its tokens per active parameter lie ``between`` two ratios.
 
     Arguments choose the sizes around each budget's optimum (approach 2 of arXiv 2203.15556): a curve needs sizes on
     both sides of it.
@@ -83,7 +87,7 @@ def isoflop(*budgets: float, between: tuple[float, float] = (0, math.inf)) -> Bu
 
     def lengths(scale: Scale) -> list[float]:
         found = [budget / scale.flops_per_token for budget in budgets]
-        return [d for d in found if between[0] <= d / scale.params.total <= between[1]]
+        return [d for d in found if between[0] <= d / scale.params.active <= between[1]]
 
     return lengths
 

@@ -10,11 +10,12 @@ from scaling.sweep.plan import Rule, Scale
 
 
 def gpt3_peak_lr(scale: Scale) -> float:
-    """Peak learning rate of arXiv 2005.14165, table 2.1, interpolated in log N (N: all parameters).
+    """Peak learning rate of arXiv 2005.14165, table 2.1, interpolated in log N.
 
-    Outside the table it continues as a power of N, with the exponent of the whole table (about -0.32).
+    N is the active parameters, which are all parameters where there are no experts. Outside the table
+    the rate continues as a power of N, with the exponent of the whole table (about -0.32).
     """
-    return _interpolate([(s.printed_parameters, s.peak_lr) for s in GPT3.values() if s.peak_lr], scale.params.total)
+    return _interpolate([(s.printed_parameters, s.peak_lr) for s in GPT3.values() if s.peak_lr], scale.params.active)
 
 
 def gpt3_batch_tokens(scale: Scale) -> float:
@@ -22,7 +23,7 @@ def gpt3_batch_tokens(scale: Scale) -> float:
 
     Below 125M parameters it is too large for short runs, because the useful batch also grows during training.
     """
-    return _interpolate([(s.printed_parameters, s.batch_tokens) for s in GPT3.values()], scale.params.total)
+    return _interpolate([(s.printed_parameters, s.batch_tokens) for s in GPT3.values()], scale.params.active)
 
 
 def power(
@@ -33,14 +34,18 @@ def power(
 ) -> Rule:
     """coefficient * X^exponent, kept ``between`` two limits.
 
-    X = params: all parameters but embeddings; tokens: the run's; flops: the run's. Examples: for C, arXiv 2401.02954,
-    section 3.1, found a learning rate of 0.3118 C^-0.1250 and a batch of 0.2920 C^0.3271 tokens.
+    X = params: active parameters but embeddings; tokens: the run's; flops: the run's. Examples: for C, arXiv
+    2401.02954, section 3.1, found a learning rate of 0.3118 C^-0.1250 and a batch of 0.2920 C^0.3271 tokens.
     """
     if of not in ("params", "tokens", "flops"):
         raise ValueError(f"power(..., of={shown(of)}) must be of 'params', 'tokens' or 'flops'")
 
     def rule(scale: Scale) -> float:
-        sizes = {"params": scale.params.without_embeddings, "tokens": scale.tokens, "flops": scale.flops}
+        sizes = {
+            "params": scale.params.without_embeddings - scale.params.idle,
+            "tokens": scale.tokens,
+            "flops": scale.flops,
+        }
         return min(max(coefficient * sizes[of] ** exponent, between[0]), between[1])
 
     return rule

@@ -11,6 +11,7 @@ import pytest
 from scaling.config.schema import Data
 from scaling.data import loader, prepare, shards, tokenizer
 from scaling.data.batch import of_sequences
+from scaling.data.sources import Document
 
 BYTES = tokenizer.ByteTokenizer()
 T = 32
@@ -349,11 +350,12 @@ def test_one_document_is_cut_and_few_documents_give_up_one(tmp_path):
 
 def test_hold_out_keeps_copies_together_and_needs_something_to_train_on():
     texts = [f"text {i % 10}" for i in range(50)]
-    sides = {side: {t for s, t in prepare.hold_out(texts, 0.001, "x") if s == side} for side in ("train", "validation")}
+    found = list(prepare.hold_out(map(Document, texts), 0.001, "x"))
+    sides = {side: {document.text for s, document in found if s == side} for side in ("train", "validation")}
     assert len(sides["validation"]) == 1
     assert len(sides["train"]) == 9
     with pytest.raises(ValueError, match=r"3 documents.* validation"):
-        list(prepare.hold_out(["same"] * 3, 0.1, "x"))
+        list(prepare.hold_out([Document("same")] * 3, 0.1, "x"))
 
 
 def test_validation_files_of_their_own(tmp_path):

@@ -17,7 +17,7 @@ def write_jsonl(path, records):
 
 
 def read(pattern, **kwargs):
-    return list(sources.documents(sources.find(str(pattern)), **kwargs))
+    return list(sources.texts(sources.find(str(pattern)), **kwargs))
 
 
 TEXT = "Zwölf Boxkämpfer jagen Viktor.\n\n\t漢字 😀\r\n  end "

@@ -16,9 +16,10 @@ from scaling.runs.json_lines import last_record
 from scaling.runs.run_directory import find_runs
 
 
-def run(folder, name, losses, layers=2, **changes):
+def run(folder, name, losses, layers=2, experts=0, **changes):
     """A run directory as training leaves it: ``losses`` at equal distances over 1,000 tokens."""
-    model = cfg.Model(vocab_size=64, context_length=8, num_layers=layers, d_model=16, num_heads=2, d_head=8, d_ff=64)
+    shape = {"vocab_size": 64, "context_length": 8, "d_model": 16, "num_heads": 2, "d_head": 8, "d_ff": 64}
+    model = cfg.Model(num_layers=layers, experts=cfg.Experts(count=experts), **shape)
     config = cfg.to_dict(cfg.Config(model=model, train=cfg.Train(tokens=1000, batch_tokens=100)))
     config["data"] |= changes
     path = folder / name
@@ -39,6 +40,21 @@ def test_runs(tmp_path):
     assert points["params"][0] == parameters(small).total
     assert read_runs([tmp_path / "a"], count="kaplan")["params"].tolist() == [parameters(small).kaplan]
     assert read_runs([tmp_path], curves=True)["loss"].tolist() == [5.0, 4.0, 5.0, 3.0]
+
+
+def test_active_parameters_are_those_that_a_token_uses(tmp_path):
+    dense = run(tmp_path, "dense", [4.0])
+    mixture = run(tmp_path, "mixture", [3.0], experts=8)
+    total, active = (read_runs([tmp_path], count=count)["params"] for count in ("total", "active"))
+    assert total[0] == active[0] == parameters(dense).total
+    assert total[1] == parameters(mixture).total
+    expert = 3 * 16 * 64
+    assert active[1] == total[1] - 2 * 6 * expert  # 2 layers in which a token takes 2 of 8 experts
+    assert read_runs([tmp_path])["params"].tolist() == active.tolist()
+    config = tmp_path / "mixture/config.json"
+    config.write_text(json.dumps({"config": json.loads(config.read_text())["config"]}))
+    old = read_runs([tmp_path / "mixture"])  # a run that did not record its FLOPs
+    assert old["flops"].tolist() == [6 * active[1] * 1000]
 
 
 def test_unusable_runs_are_left_out_aloud(tmp_path):

@@ -12,7 +12,9 @@ from scaling.config.files import load
 from scaling.config.schema import freeze, to_json
 from scaling.sweep import plan as sweeps
 from scaling.sweep import rules
+from scaling.sweep.display import plan_to_text
 from scaling.sweep.plan import Shape, Sweep, plan
+from scaling.sweep.progress import Clock
 
 
 def base(**train):
@@ -54,6 +56,41 @@ def test_a_ladder_trains_each_size_on_a_multiple_of_its_parameters():
         assert run.config.train.tokens == pytest.approx(20 * run.scale.params.total, abs=128)
         assert run.config.train.tokens % 256 == 0
         assert run.scale.params == sizes.parameters(run.config.model)
+
+
+def test_budgets_and_rules_follow_the_active_parameters():
+    """Sizes, lengths and learning rates of a model with experts are those of what each token costs."""
+    config = base(batch_tokens=256)
+    sweep = Sweep(config, [SMALL], [sweeps.tokens_per_parameter(20)], peak_lr=rules.power(1, -1))
+    config.model.update(gated=True, mlp_bias=False)
+    (dense,) = plan(sweep)
+    config.model.experts.update(count=8, per_token=1)
+    (mixture,) = plan(sweep)
+    router = 2 * 32 * 8
+    assert mixture.scale.params.active == dense.scale.params.active + router
+    assert mixture.scale.params.total > 3 * mixture.scale.params.active
+    assert mixture.config.train.tokens == pytest.approx(20 * mixture.scale.params.active, abs=128)
+    parameters = mixture.scale.params
+    assert mixture.config.optimizer.peak_lr == 1 / (parameters.without_embeddings - parameters.idle)
+    between = sweeps.isoflop(mixture.scale.flops, between=(19, 21))
+    assert len(plan(dataclasses.replace(sweep, budgets=[between]))) == 1
+    assert rules.gpt3_peak_lr(mixture.scale) == pytest.approx(rules.gpt3_peak_lr(dense.scale), rel=0.01)
+
+
+def test_the_table_names_active_parameters_where_there_are_experts():
+    def table(config):
+        runs = plan(Sweep(config, [SMALL], [sweeps.tokens_per_parameter(20)]))
+        return runs[0], plan_to_text(runs, Clock(1e9, 1.0), 1, "", frozenset()).splitlines()
+
+    config = base(batch_tokens=256)
+    _, (header, *_) = table(config)
+    assert "active" not in header
+    config.model.experts.update(count=8, per_token=1)
+    run, (header, row, *_) = table(config)
+    cells = dict(zip(header.replace("peak lr", "peak_lr").split(), row.split(), strict=True))
+    assert float(cells["params"]) == pytest.approx(run.scale.params.total, rel=1e-3)
+    assert float(cells["active"]) == pytest.approx(run.scale.params.active, rel=1e-3)
+    assert float(cells["tok/param"]) == pytest.approx(20, rel=0.02)
 
 
 def test_a_grid_takes_every_combination_and_equal_lengths_once():

@@ -161,7 +161,7 @@ class Corpus:
         from scaling.data import sources
 
         for files, key in self.sources:
-            yield from sources.documents(list(files), key, progress)
+            yield from sources.texts(list(files), key, progress)
 
 
 def item_texts(tasks: Sequence[Task], data: str | Path | None = None) -> dict[str, tuple[dict[str, str], bool]]:
