@@ -4,13 +4,12 @@ import os
 import shutil
 from pathlib import Path
 
-import jax
 from etils import epath
 
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
 from scaling.data import tokenizer
-from scaling.interop import huggingface, tokenizer_files
+from scaling.interop import huggingface, tokenizer_files, weights
 from scaling.runs import config_json
 from scaling.runs import tokenizer as run_tokenizer
 from scaling.runs.checkpoint import Checkpoints
@@ -38,7 +37,18 @@ def import_folder(
     huggingface.check_new(target)
     config_json.read_config_json(folder)
     words = tokenizer.load(tokenizer_name or tokenizer_files.own_tokenizer(folder))
-    model, params = huggingface.load(folder, cfg.Model().vocab_multiple)
+    with huggingface.opened(folder, cfg.Model().vocab_multiple) as found:
+        _write(found, words, folder, target, tokenizer_name)
+
+
+def _write(
+    found: weights.FolderWeights,
+    words: tokenizer.Tokenizer,
+    folder: str | os.PathLike[str],
+    target: Path,
+    tokenizer_name: str | None,
+) -> None:
+    model = found.model
     if words.vocab_size > model.vocab_size:
         raise ValueError(
             f"tokenizer {words.name!r} has {words.vocab_size} tokens, but the table of {os.fspath(folder)} has only "
@@ -53,11 +63,10 @@ def import_folder(
             if tokenizer_name is None or file in tokenizer_files.NO_TOKENIZER:
                 (partial / tokenizer_files.KEPT / file).write_bytes(content)
         run_tokenizer.keep(words, partial)
-        checkpoints = Checkpoints(partial, cfg.Checkpoint(asynchronous=False))
+        checkpoints = Checkpoints(partial)
         try:
-            state = {"params": jax.device_put(params, jax.local_devices()[0]), "guard": {}}
             meta = {"config": cfg.to_dict(config), "data": "", "imported": True, "sequences": 0, "tokens": 0}
-            checkpoints.save(0, state, meta)
+            checkpoints.save_filled(0, weights.stored(model), meta, found.fill)
         finally:
             checkpoints.close()
         config_json.write_imported(epath.Path(partial), config, words, os.fspath(folder))
