@@ -18,7 +18,8 @@ _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # where it does not
 class JsonTokenizer(Tokenizer):
     """A ``tokenizer.json``. Special tokens are only ids: text that spells one is ordinary text.
 
-    ``encode`` puts nothing before or after a text; ``start`` is what the file's own template puts before one.
+    ``encode`` puts nothing before or after a text; ``start`` is what the file's own template puts before one, often a
+    token that begins texts, or nothing.
 
     Args:
         name: its name.
@@ -48,13 +49,20 @@ class JsonTokenizer(Tokenizer):
         self.eot_token = _end_of_text(name, ids, settings)
         self.eot = ids[self.eot_token]
         self.fingerprint = fingerprint(b"tokenizer.json", content, str(self.eot).encode())
+        bare, framed = (self._tokenizer.encode("a", add_special_tokens=framed).ids for framed in (False, True))
+        places = (i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+        self.template = tuple(framed[: next(places, 0)])
+        self._bos = ids.get(named(name, settings, "bos_token") or "", self.eot)
 
     @property
     def start(self) -> tuple[int, ...]:
-        """See ``Tokenizer``: often a token that begins texts, or nothing."""
-        bare, framed = (self._tokenizer.encode("a", add_special_tokens=framed).ids for framed in (False, True))
-        places = (i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
-        return tuple(framed[: next(places, 0)])
+        """See ``Tokenizer``."""
+        return self.template
+
+    @property
+    def bos(self) -> int:
+        """See ``Tokenizer``."""
+        return self._bos
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See ``Tokenizer``."""
@@ -83,22 +91,39 @@ def load(path: str) -> JsonTokenizer:
     Raises:
         ValueError: it is not a tokenizer.json, no token ends a text, or the package is missing.
     """
+    return JsonTokenizer(path, sources.read_bytes(path), settings_beside(path))
+
+
+def settings_beside(path: str) -> bytes:
+    """Content of the ``tokenizer_config.json`` that lies beside a file; empty = there is none."""
     fs, local = sources.filesystem(path)
     file = os.path.basename(path)  # noqa: PTH119 - may be remote
-    settings, there = path.removesuffix(file) + SETTINGS, fs.exists(local.removesuffix(file) + SETTINGS)
-    return JsonTokenizer(path, sources.read_bytes(path), sources.read_bytes(settings) if there else b"")
+    there = fs.exists(local.removesuffix(file) + SETTINGS)
+    return sources.read_bytes(path.removesuffix(file) + SETTINGS) if there else b""
+
+
+def parsed(name: str, settings: bytes) -> dict[str, Any]:
+    """Settings of the tokenizer of that name by key.
+
+    Raises:
+        ValueError: they are not JSON.
+    """
+    values: Any = json_text.parse(settings, f"{name}: {SETTINGS}") if settings else {}
+    return values if isinstance(values, dict) else {}
+
+
+def named(name: str, settings: bytes, key: str) -> str | None:
+    """The special token that settings name by ``key``, such as ``bos_token``; None = they name none."""
+    token = parsed(name, settings).get(key)
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _end_of_text(name: str, ids: dict[str, int], settings: bytes) -> str:
-    values: Any = json_text.parse(settings, f"{name}: {SETTINGS}") if settings else {}
-    named = values.get("eos_token") if isinstance(values, dict) else None
-    named = named.get("content") if isinstance(named, dict) else named
-    if named is not None:
-        if named not in ids:
-            raise ValueError(
-                f"tokenizer {name}: {SETTINGS} says eos_token={json.dumps(named)}, which is no token of it"
-            )
-        return named
+    end = named(name, settings, "eos_token")
+    if end is not None:
+        if end not in ids:
+            raise ValueError(f"tokenizer {name}: {SETTINGS} says eos_token={json.dumps(end)}, which is no token of it")
+        return end
     found = next((token for token in _ENDS if token in ids), None)
     if found is None:
         raise ValueError(f"tokenizer {name}: no token ends a text; name one as eos_token in {SETTINGS} beside it")

@@ -16,9 +16,11 @@ import safetensors.numpy
 from scaling import cli
 from scaling.config import schema as cfg
 from scaling.data import tokenizer
+from scaling.evaluate.harness.requests import Answers
 from scaling.interop import config_keys, huggingface, tokenizer_json
 from scaling.interop.import_run import import_folder
 from scaling.interop.logits import compute, load_model
+from scaling.interop.served import load_served
 from scaling.model import decoder
 from scaling.runs import stores
 from scaling.runs.checkpoint import Checkpoints
@@ -247,13 +249,19 @@ def test_special_tokens_are_never_text(tmp_path):
         tokenizer.load(str(path))
 
 
-@pytest.mark.slow
-def test_a_real_model_has_the_logits_of_transformers(tmp_path):
-    """SmolLM2-135M-Instruct: shared/peers/real_models.py makes its folder, with logits of transformers beside it."""
+def real_model():
+    """The folder of SmolLM2-135M-Instruct; the test is skipped where there is none."""
     folder = Path(os.environ.get(REAL, "")) / "smollm2"
     if not os.environ.get(REAL) or not folder.is_dir():
         pytest.skip(f"{REAL} names no folder with smollm2, as shared/peers/real_models.py makes it")
     pytest.importorskip("tokenizers", reason="the package tokenizers (the extra hf) is not installed")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_real_model_has_the_logits_of_transformers(tmp_path):
+    """SmolLM2-135M-Instruct: shared/peers/real_models.py makes its folder, with logits of transformers beside it."""
+    folder = real_model()
     expected = np.load(folder / "reference.npz")
     import_folder(folder, tmp_path / "run")
     network, params = load_model(tmp_path / "run")
@@ -264,3 +272,18 @@ def test_a_real_model_has_the_logits_of_transformers(tmp_path):
     assert words.encode("The capital of France is").tolist() == expected["input_ids"][0].tolist()
     huggingface.export(tmp_path / "run", tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, huggingface.load(tmp_path / "out")[1], huggingface.load(folder)[1])
+
+
+@pytest.mark.slow
+def test_a_real_model_has_the_likelihoods_of_lm_evaluation_harness():
+    """``tests/fixtures/make_real_model.py`` noted what its Hugging Face backend answers to a few items."""
+    folder = real_model()
+    served = load_served(folder)
+    expected = json.loads((FIXTURES / "real" / "expected.json").read_text())["tasks"]
+    assert len(expected) == 4
+    for name, task in expected.items():
+        pairs = [tuple(pair) for item in task["items"] for pair in item["pairs"]]
+        found = Answers(served).loglikelihoods(pairs)
+        wanted = [value for item in task["items"] for value in item["log_likelihoods"]]
+        assert [logprob for logprob, _ in found] == pytest.approx(wanted, abs=1e-3), name
+        assert [greedy for _, greedy in found] == [value for item in task["items"] for value in item["greedy"]]
