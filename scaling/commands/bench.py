@@ -81,6 +81,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--experiment", default="cpu/demo", metavar="FILE", help="an experiment (default: cpu/demo)")
     data.add_argument("--steps", type=int, default=200, metavar="N", help="number of batches to read (default: 200)")
 
+    convert = add("convert", _convert, "memory that import and export take for a large synthetic model (Linux)")
+    convert.add_argument("folder", metavar="DIR", help="new or empty; on a disk that holds twice the model")
+    convert.add_argument(
+        "--gb", type=float, default=20.0, help="size of the model in float32, in 1e9 bytes (default: 20)"
+    )
+    convert.add_argument("--width", type=int, default=4096, help="d_model of the model (default: 4096)")
+
 
 def _dispatch(options: argparse.Namespace) -> int:
     from scaling.bench import dispatch
@@ -156,6 +163,17 @@ def _data(options: argparse.Namespace) -> int:
     if options.steps < 2:
         raise ValueError(f"--steps={options.steps} must be at least 2")
     for line in data(load(options.experiment, []), options.steps):
+        print(line, flush=True)
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from scaling.bench.convert import bench
+
+    _at_least_one(options, "width")
+    for line in bench(options.gb, options.width, Path(options.folder)):
         print(line, flush=True)
     return 0
 

@@ -38,7 +38,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "task files, --limit takes the first items, --seed is 1234 unless given",
     )
     add(
-        "--no_prefix", action="store_true", help="put no end-of-text token before each text, like lm-evaluation-harness"
+        "--no_prefix",
+        action="store_true",
+        help="put nothing before each text, as lm-evaluation-harness does for GPT-2 (default: what the tokenizer says; "
+        "for ours an end-of-text token)",
     )
     add("--tokenizer", metavar="NAME", help="gpt2, bytes, books or a path (default: the run's, or the folder's files)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the matrix products")

@@ -33,6 +33,7 @@ class ChatTokenizer(Tokenizer):
     def __init__(self, base: Tokenizer) -> None:
         self.base = base
         self.name = f"{base.name}{SUFFIX}"
+        self.template = base.template
         self.vocab_size, self.eot = base.vocab_size + len(CONTROLS), base.eot
         self.fingerprint = fingerprint(b"chat", base.fingerprint.encode(), *(token.encode() for token in CONTROLS))
 
@@ -40,6 +41,11 @@ class ChatTokenizer(Tokenizer):
     def start(self) -> tuple[int, ...]:
         """See ``Tokenizer``."""
         return self.base.start
+
+    @property
+    def bos(self) -> int:
+        """See ``Tokenizer``."""
+        return self.base.bos
 
     @property
     def controls(self) -> dict[str, int]:

@@ -19,16 +19,17 @@ _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # where it does not
 class JsonTokenizer(Tokenizer):
     """A ``tokenizer.json``. Special tokens are only ids: text that spells one is ordinary text.
 
-    ``encode`` puts nothing before or after a text; ``start`` is what the file's own template puts before one.
+    ``encode`` puts nothing before or after a text; ``start`` is what the file's own template puts before one, often a
+    token that begins texts, or nothing.
 
     Args:
         name: its name.
         content: of ``tokenizer.json``.
         settings: of ``tokenizer_config.json``; empty = none.
-        template: of ``chat_template.jinja``; empty = none.
+        jinja: of ``chat_template.jinja``; empty = none.
     """
 
-    def __init__(self, name: str, content: bytes, settings: bytes = b"", template: bytes = b"") -> None:
+    def __init__(self, name: str, content: bytes, settings: bytes = b"", jinja: bytes = b"") -> None:
         try:
             import tokenizers
         except ImportError as error:
@@ -45,18 +46,25 @@ class JsonTokenizer(Tokenizer):
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.name, self.content, self.settings, self.template = name, content, settings, template
+        self.name, self.content, self.settings, self.jinja = name, content, settings, jinja
         self.vocab_size = max(ids.values()) + 1
         self.eot_token = _end_of_text(name, ids, settings)
         self.eot = ids[self.eot_token]
         self.fingerprint = fingerprint(b"tokenizer.json", content, str(self.eot).encode())
+        bare, framed = (self._tokenizer.encode("a", add_special_tokens=framed).ids for framed in (False, True))
+        places = (i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+        self.template = tuple(framed[: next(places, 0)])
+        self._bos = ids.get(named(name, settings, "bos_token") or "", self.eot)
 
     @property
     def start(self) -> tuple[int, ...]:
-        """See ``Tokenizer``: often a token that begins texts, or nothing."""
-        bare, framed = (self._tokenizer.encode("a", add_special_tokens=framed).ids for framed in (False, True))
-        places = (i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
-        return tuple(framed[: next(places, 0)])
+        """See ``Tokenizer``."""
+        return self.template
+
+    @property
+    def bos(self) -> int:
+        """See ``Tokenizer``."""
+        return self._bos
 
     @property
     def controls(self) -> dict[str, int]:
@@ -67,9 +75,9 @@ class JsonTokenizer(Tokenizer):
     @property
     def chat_template(self) -> str:
         """See ``Tokenizer``; of several, that of the name ``default``."""
-        if self.template:
-            return self.template.decode()
-        found = self._settings().get("chat_template") or ""
+        if self.jinja:
+            return self.jinja.decode()
+        found = parsed(self.name, self.settings).get("chat_template") or ""
         if isinstance(found, list):
             named = {each.get("name"): each.get("template", "") for each in found if isinstance(each, dict)}
             found = named.get("default", "")
@@ -78,13 +86,9 @@ class JsonTokenizer(Tokenizer):
     @property
     def named_tokens(self) -> dict[str, str]:
         """See ``Tokenizer``."""
-        named = {key: value for key, value in self._settings().items() if key.endswith("_token")}
-        spelled = {key: v.get("content") if isinstance(v, dict) else v for key, v in named.items()}
+        keys = [key for key in parsed(self.name, self.settings) if key.endswith("_token")]
+        spelled = {key: named(self.name, self.settings, key) for key in keys}
         return {key: value for key, value in spelled.items() if isinstance(value, str)}
-
-    def _settings(self) -> dict[str, Any]:
-        values = json_text.parse(self.settings, f"{self.name}: {SETTINGS}") if self.settings else {}
-        return values if isinstance(values, dict) else {}
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See ``Tokenizer``."""
@@ -104,7 +108,7 @@ class JsonTokenizer(Tokenizer):
 
     def beside(self) -> dict[str, bytes]:
         """See ``Tokenizer``."""
-        return {name: content for name, content in ((SETTINGS, self.settings), (TEMPLATE, self.template)) if content}
+        return {name: content for name, content in ((SETTINGS, self.settings), (TEMPLATE, self.jinja)) if content}
 
 
 def load(path: str) -> JsonTokenizer:
@@ -113,26 +117,39 @@ def load(path: str) -> JsonTokenizer:
     Raises:
         ValueError: it is not a tokenizer.json, no token ends a text, or the package is missing.
     """
+    return JsonTokenizer(path, sources.read_bytes(path), beside(path), beside(path, TEMPLATE))
+
+
+def beside(path: str, name: str = SETTINGS) -> bytes:
+    """Content of the file of a name that lies beside a file; empty = there is none."""
     fs, local = sources.filesystem(path)
     file = os.path.basename(path)  # noqa: PTH119 - may be remote
+    there = fs.exists(local.removesuffix(file) + name)
+    return sources.read_bytes(path.removesuffix(file) + name) if there else b""
 
-    def beside(name: str) -> bytes:
-        there = fs.exists(local.removesuffix(file) + name)
-        return sources.read_bytes(path.removesuffix(file) + name) if there else b""
 
-    return JsonTokenizer(path, sources.read_bytes(path), beside(SETTINGS), beside(TEMPLATE))
+def parsed(name: str, settings: bytes) -> dict[str, Any]:
+    """Settings of the tokenizer of that name by key.
+
+    Raises:
+        ValueError: they are not JSON.
+    """
+    values: Any = json_text.parse(settings, f"{name}: {SETTINGS}") if settings else {}
+    return values if isinstance(values, dict) else {}
+
+
+def named(name: str, settings: bytes, key: str) -> str | None:
+    """The special token that settings name by ``key``, such as ``bos_token``; None = they name none."""
+    token = parsed(name, settings).get(key)
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _end_of_text(name: str, ids: dict[str, int], settings: bytes) -> str:
-    values: Any = json_text.parse(settings, f"{name}: {SETTINGS}") if settings else {}
-    named = values.get("eos_token") if isinstance(values, dict) else None
-    named = named.get("content") if isinstance(named, dict) else named
-    if named is not None:
-        if named not in ids:
-            raise ValueError(
-                f"tokenizer {name}: {SETTINGS} says eos_token={json.dumps(named)}, which is no token of it"
-            )
-        return named
+    end = named(name, settings, "eos_token")
+    if end is not None:
+        if end not in ids:
+            raise ValueError(f"tokenizer {name}: {SETTINGS} says eos_token={json.dumps(end)}, which is no token of it")
+        return end
     found = next((token for token in _ENDS if token in ids), None)
     if found is None:
         raise ValueError(f"tokenizer {name}: no token ends a text; name one as eos_token in {SETTINGS} beside it")

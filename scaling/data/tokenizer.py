@@ -130,21 +130,28 @@ class SentencePieceTokenizer(Tokenizer):
     Args:
         name: its name.
         model: the bytes of the ``.model`` file.
+        settings: of the ``tokenizer_config.json`` of Hugging Face beside it; empty = none. A text follows the token
+            that they name as its beginning, unless they say ``"add_bos_token": false``.
     """
 
-    def __init__(self, name: str, model: bytes) -> None:
+    def __init__(self, name: str, model: bytes, settings: bytes = b"") -> None:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError:
             raise ValueError(f"tokenizer {name}: not a sentencepiece model") from None
         piece = self._processor.piece_to_id(END_OF_TEXT)
-        self.name = name
+        self.name, self.settings = name, settings
         self.vocab_size = self._processor.vocab_size()
         self.eot = piece if self._processor.is_control(piece) else self._processor.eos_id()
         if self.eot < 0:
             raise ValueError(f"tokenizer {name}: the model has neither {END_OF_TEXT} nor an end-of-sentence piece")
         self.fingerprint = fingerprint(b"sentencepiece", model)
+        begin = self._processor.piece_to_id(json_tokenizer.named(name, settings, "bos_token") or "")
+        known = not self._processor.is_unknown(begin)
+        self._bos = begin if known else self.eot
+        adds = known and json_tokenizer.parsed(name, settings).get("add_bos_token", True)
+        self.template = (begin,) if adds else ()
         # sentencepiece writes a space as U+2581, so a real U+2581 must go in by its bytes, if the model has them.
         bytes_of_mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._mark = bytes_of_mark if all(map(self._processor.is_byte, bytes_of_mark)) else None
@@ -155,6 +162,16 @@ class SentencePieceTokenizer(Tokenizer):
                 name,
                 self.decode(self.encode("a b")),
             )
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """See ``Tokenizer``."""
+        return self.template if self.settings else super().start
+
+    @property
+    def bos(self) -> int:
+        """See ``Tokenizer``."""
+        return self._bos
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See ``Tokenizer``."""
@@ -175,6 +192,10 @@ class SentencePieceTokenizer(Tokenizer):
     def file(self) -> tuple[str, bytes]:
         """See ``Tokenizer``."""
         return ".model", self._processor.serialized_model_proto()
+
+    def beside(self) -> dict[str, bytes]:
+        """See ``Tokenizer``."""
+        return {json_tokenizer.SETTINGS: self.settings} if self.settings else {}
 
 
 def load(name: str) -> Tokenizer:
@@ -205,7 +226,7 @@ def load(name: str) -> Tokenizer:
     if name.endswith(".tiktoken"):
         return BPETokenizer(name, _tiktoken_ranks(name))
     if name.endswith(".model"):
-        return SentencePieceTokenizer(name, sources.read_bytes(name))
+        return SentencePieceTokenizer(name, sources.read_bytes(name), json_tokenizer.beside(name))
     if name.endswith(".json"):
         return json_tokenizer.load(name)
     raise ValueError(

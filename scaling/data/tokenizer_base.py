@@ -17,7 +17,7 @@ class Tokenizer(abc.ABC):
         vocab_size: ids are in [0, vocab_size).
         eot: id of the end-of-text token, which the ids of a text never contain.
         fingerprint: hash of everything that decides the ids; equal for equal tokenizers, whatever their name.
-        start: ids that stand before a text in training, and so before a prompt.
+        template: ids that the tokenizer's own files put before a text, as transformers does; ours put nothing.
         controls: ids of tokens that no text has, by their spelling in a chat template.
         chat_template: how a dialogue becomes text and control tokens, in jinja2; empty = it has none.
         named_tokens: what a chat template may refer to, such as ``bos_token``: their spelling.
@@ -27,11 +27,20 @@ class Tokenizer(abc.ABC):
     vocab_size: int
     eot: int
     fingerprint: str
+    template: tuple[int, ...] = ()
 
     @property
     def start(self) -> tuple[int, ...]:
-        """See the class: here the end of the text before."""
-        return (self.eot,)
+        """Ids that stand before a text in evaluation, and before a prompt: the end of the text before, as in training.
+
+        Of a tokenizer that was imported they are the template, which may be empty.
+        """
+        return self.template or (self.eot,)
+
+    @property
+    def bos(self) -> int:
+        """Id of the token before an empty context, where something must stand: it begins a text, or else ends one."""
+        return self.eot
 
     @property
     def controls(self) -> dict[str, int]:

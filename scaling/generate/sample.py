@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import numpy as np
 
 from scaling.config import schema as cfg
 from scaling.data.tokenizer import Tokenizer
@@ -29,15 +28,15 @@ def continue_texts(config: cfg.Config, params: Any, words: Tokenizer) -> list[st
     if context < 2:
         return ["" for _ in sample.prompts]  # a token to begin with fills it
     generator = Generator(config.network, params, words, jax.sharding.get_mesh())
-    room = context - 2  # an end-of-text token before, a new token behind
-    # Texts begin after an end-of-text token in training; so do prompts.
-    prompts = [words.encode(text) for text in sample.prompts]
-    prompts = [np.concatenate([[words.eot], ids[max(0, len(ids) - room) :]]).astype(np.int32) for ids in prompts]
+    before = list(words.start)
+    room = max(0, context - len(before) - 1)  # for a prompt, with what begins a text before and a new token behind
+    ends = [ids[max(0, len(ids) - room) :].tolist() for ids in map(words.encode, sample.prompts)]
+    prompts = [before + end or [words.bos] for end in ends]
     limits = [min(sample.tokens, context - len(ids)) for ids in prompts]
     texts = [""] * len(prompts)
     for tokens in sorted(set(limits)):
         sampling = Sampling(tokens=tokens, temperature=sample.temperature, top_k=sample.top_k, seed=config.seed)
         chosen = [i for i, limit in enumerate(limits) if limit == tokens]
         for i, (found,) in zip(chosen, generator.generate([prompts[i] for i in chosen], sampling), strict=True):
-            texts[i] = words.decode(np.concatenate([prompts[i][1:], np.asarray(found.ids, np.int32)]))
+            texts[i] = words.decode([*ends[i], *found.ids])
     return texts

@@ -40,7 +40,15 @@ _ONLY = {
     "rope_interleaved": False,
 }
 # Knobs by which families differ most: a family that lacks one of these is not the nearest to a model.
-_STRUCTURE = ("norm", "norm_kind", "positions", "parallel", "gated")
+_STRUCTURE = ("norm", "norm_kind", "positions", "parallel", "gated", "experts.count")
+# Knobs to the beginnings of the names of others, which say nothing where the first one differs.
+_FOLLOW = {
+    "experts.count": ("experts.", "gated", "mlp_bias", "d_ff"),
+    "experts.every": ("gated", "mlp_bias", "d_ff"),
+    "attention_pattern": ("band_width",),
+    "norm_kind": ("norm_bias",),
+    "positions": ("position_offset", "sinusoid", "relative_", "rotary."),
+}
 
 
 def to_model(values: Mapping[str, Any], where: str, vocab_multiple: int) -> tuple[cfg.Model, Family]:
@@ -63,6 +71,8 @@ def to_model(values: Mapping[str, Any], where: str, vocab_multiple: int) -> tupl
         knobs = dict(family.fixed) | {"vocab_multiple": vocab_multiple}
         for key in family.keys:
             knobs |= dict.fromkeys(key.ours.split(), _value(key, values))
+        if family.balance:
+            knobs |= _balance(family.balance, values, knobs)
         model = with_sizes(with_knobs(cfg.Model(), knobs))
         model = with_knobs(model, windows.read(family.windows, values, model.num_layers))
         if family.rope:
@@ -84,32 +94,34 @@ def from_model(model: cfg.Model, preferred: str = "") -> tuple[dict[str, Any], F
     Raises:
         ValueError: none can; names the knob by which the nearest falls short.
     """
-    short: list[tuple[int, str]] = []
-    names = sorted(FAMILIES, key=lambda name: name != preferred)
-    for family in (FAMILIES[name] for name in names):
-        values = _values(model, family)
+    short: dict[str, dict[str, str]] = {}
+    for name in sorted(FAMILIES, key=lambda name: name != preferred):
+        values = _values(model, FAMILIES[name])
         try:
-            differences = _differences(model, values, family)
+            short[name] = _differences(model, values, FAMILIES[name])
         except ValueError:  # sizes that the family cannot have
             continue
-        if not differences:
-            return values, family
-        knob, value, right = differences[0]
-        words = (
-            f"config.model.{knob}={value!r} cannot be exported to Hugging Face's {family.model_type}; there it must be"
-        )
-        far = sum(10 if knob in _STRUCTURE else 1 for knob, *_ in differences)
-        short.append((far, f"{words} {right}"))
-    raise ValueError(min(short, key=lambda item: item[0])[1])
+        if not short[name]:
+            return values, FAMILIES[name]
+    nearest = min(short, key=lambda name: sum(10 if knob in _STRUCTURE else 1 for knob in short[name]))
+    # A knob that no family has like this says more than one that another family would have.
+    nowhere = set.intersection(*(set(differences) for differences in short.values()))
+    knob = next((knob for knob in short[nearest] if knob in nowhere), next(iter(short[nearest])))
+    raise ValueError(
+        f"config.model.{knob}={get(model, knob)!r} cannot be exported to Hugging Face's {nearest}; there it must be "
+        f"{short[nearest][knob]}"
+    )
 
 
 def _check_keys(values: Mapping[str, Any], family: Family) -> None:
     for name, right in {**_ONLY, **family.only}.items():
         found = values.get(name, right)
-        if found != right and found is not None:
+        if found is not None and (found != right or isinstance(found, bool) != isinstance(right, bool)):
             raise ValueError(f"{name}={found!r} is not supported; must be {json.dumps(right)}")
     known = {key.theirs for key in family.keys} | family.only.keys() | _ONLY.keys() | set(_UNUSED.split())
-    known |= {*family.unused.split(), *windows.KEYS[family.windows], family.scaled_by_layer}
+    if values.get(family.scaled_by_layer) is not None:
+        _check_bool(family.scaled_by_layer, values[family.scaled_by_layer])
+    known |= {*family.unused.split(), *windows.KEYS[family.windows], family.scaled_by_layer, family.balance}
     known |= set(rope.keys(family.rope)) if family.rope else set()
     unknown = [name for name in values if name not in known and not name.startswith("_") and values[name] is not None]
     if unknown:
@@ -125,21 +137,34 @@ def _value(key: Key, values: Mapping[str, Any]) -> Any:
     if found is None and key.default is not REQUIRED:
         return key.default or 0 if key.names is None and not isinstance(key.default, bool) else key.default
     if key.names is not None:
+        if all(isinstance(name, bool) for name in key.names):
+            _check_bool(key.theirs, found)
         if not isinstance(found, str | bool) or found not in key.names:
-            raise ValueError(
-                f"{key.theirs}={found!r} is not supported; must be one of {', '.join(map(str, key.names))}"
-            )
+            raise ValueError(f"{key.theirs}={found!r} is not supported; must be one of {', '.join(key.names)}")
         return key.names[found]
     like = get(cfg.Model(), key.ours.split()[0])
     if isinstance(like, bool):
-        if not isinstance(found, bool):
-            raise ValueError(f"{key.theirs} must be true or false, got {found!r}")
+        _check_bool(key.theirs, found)
         return found
     whole, dropout = isinstance(like, int), key.ours.startswith("dropout")
     low, high = (1, math.inf) if whole else (0, 1 if dropout else math.inf)
     if isinstance(found, bool) or not isinstance(found, int if whole else int | float) or not low <= found <= high:
         raise ValueError(f"{key.theirs} must be a number in [{low}, {high}], got {found!r}")
     return found if whole else float(found)
+
+
+def _check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+
+
+def _balance(key: str, values: Mapping[str, Any], knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """The coefficient of our balance loss, which is 1 for each layer at equal load.
+
+    Theirs is one for all layers, and then the number of experts that a token takes.
+    """
+    found = _value(Key(key, "experts.balance_loss", 0.001), values)
+    return {"experts.balance_loss": found * knobs["experts.per_token"] / knobs["num_layers"]}
 
 
 def _check_sizes(model: cfg.Model) -> None:
@@ -157,6 +182,7 @@ def _in_their_names(sentence: str, family: Family) -> str:
 
 def _values(model: cfg.Model, family: Family) -> dict[str, Any]:
     """The config.json of a family that comes nearest to a model."""
+    given, model = model, _canonical(model)
     derived = (
         with_sizes(dataclasses.replace(model, d_head=0, d_ff=0)) if model.d_model % model.num_heads == 0 else model
     )
@@ -168,16 +194,15 @@ def _values(model: cfg.Model, family: Family) -> dict[str, Any]:
             value = next((theirs for theirs, ours in key.names.items() if ours == value), next(iter(key.names)))
         elif key.default is None and value == get(derived, knob):
             value = None
-        elif knob == "num_kv_heads":
-            value = model.kv_heads
-        elif knob == "embedding_width":
-            value = model.d_embedding
         elif knob == "rotary.dim":
             value = value or model.d_head
         values[key.theirs] = value
-    values |= windows.write(family.windows, model)
+    values |= windows.write(family.windows, given)
     if family.rope:
-        values |= rope.write(model.rotary, family.rope, model.d_head)
+        values |= rope.write(given.rotary, family.rope, given.d_head)
+    if family.balance:
+        theirs = model.experts.balance_loss * model.num_layers / model.experts.per_token
+        values[family.balance] = float(f"{theirs:.12g}")
     # transformers would otherwise assume ids of its own, which may lie outside the vocabulary.
     return (
         values
@@ -189,20 +214,21 @@ def _values(model: cfg.Model, family: Family) -> dict[str, Any]:
     )
 
 
-def _differences(model: cfg.Model, values: dict[str, Any], family: Family) -> list[tuple[str, Any, str]]:
-    """Knobs that would not come back from a config.json: name, value here, what would be right."""
+def _differences(model: cfg.Model, values: dict[str, Any], family: Family) -> dict[str, str]:
+    """Knobs that would not come back from a config.json, the most telling first, with what would be right."""
     ours = _canonical(model)
     if ours.d_model % ours.num_heads and not any(key.ours == "d_head" for key in family.keys):
-        return [("d_head", model.d_head, "d_model / num_heads")]
+        return {"num_heads": f"a divisor of config.model.d_model={ours.d_model}"}
     theirs = _canonical(to_model(values, family.model_type, model.vocab_multiple)[0])
     names = {key.ours: key.names.values() for key in family.keys if key.names}
-    found = []
-    for name, value, _, _ in cfg.knobs(ours, ""):
-        knob = name.removeprefix(".")
-        if knob not in FREE and value != (right := get(theirs, knob)):
-            choices = names.get(knob)
-            found.append((knob, get(model, knob), " or ".join(dict.fromkeys(choices)) if choices else repr(right)))
-    return found
+    knobs = [name.removeprefix(".") for name, *_ in cfg.knobs(ours, "")]
+    differing = [knob for knob in knobs if knob not in FREE and get(ours, knob) != get(theirs, knob)]
+    following = tuple(prefix for knob in differing for prefix in _FOLLOW.get(knob, ()))
+    kept = [knob for knob in differing if knob == "experts.count" or not knob.startswith(following)]
+    kept.sort(key=lambda knob: knob not in _FOLLOW)
+    return {
+        knob: " or ".join(dict.fromkeys(names[knob])) if knob in names else repr(get(theirs, knob)) for knob in kept
+    }
 
 
 def _canonical(model: cfg.Model) -> cfg.Model:
@@ -211,11 +237,18 @@ def _canonical(model: cfg.Model) -> cfg.Model:
     pattern = windows.shortest_period(model.attention_pattern)
     if model.band_width >= model.context_length:
         pattern = ("dense",)
+    relative, no_mlps = model.positions == "relative", model.expert_layers == model.num_layers
     changes: dict[str, Any] = {
         "attention_pattern": pattern,
-        "band_width": model.band_width if "banded" in pattern else default.band_width,
+        "band_width": default.band_width if set(pattern) == {"dense"} else model.band_width,
         "num_kv_heads": model.kv_heads,
         "embedding_width": model.d_embedding,
+        "d_ff": model.d_expert if no_mlps else model.d_ff,
+        "gated": default.gated if no_mlps else model.gated,
+        "mlp_bias": default.mlp_bias if no_mlps else model.mlp_bias,
+        "experts": dataclasses.replace(model.experts, d_ff=model.d_expert) if model.experts.count else default.experts,
+        "relative_buckets": model.relative_buckets if relative else default.relative_buckets,
+        "relative_distance": model.relative_distance if relative else default.relative_distance,
         "norm_bias": model.norm_bias if model.norm_kind == "layer" else default.norm_bias,
         "position_offset": model.position_offset if model.positions == "learned" else 0,
         "attention_scale": model.attention_scale or 1 / math.sqrt(model.d_head),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from scaling.config import schema as cfg
 
 REQUIRED = object()
+_SECTIONS = ("rotary", "experts")  # of ``cfg.Model``
 
 # Their names of activations to ours; the first name of each of ours is the one written.
 ACTIVATIONS = {
@@ -37,13 +38,29 @@ class Key(NamedTuple):
     names: Mapping[Any, Any] | None = None
 
 
+class RopeKeys(NamedTuple):
+    """Old names of two keys of rotary positions, and what transformers takes where the keys are left out.
+
+    Attributes:
+        theta: of rope_theta.
+        fraction: of partial_rotary_factor.
+        default_fraction, default_theta: their values.
+    """
+
+    theta: str = "rope_theta"
+    fraction: str = "partial_rotary_factor"
+    default_fraction: float = 1.0
+    default_theta: float = 10_000.0
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A kind of decoder.
 
     A layout is the order of a tensor's axes with blanks between its dimensions: "D 3HK" is a matrix whose columns go
     over queries, keys and values, in these over heads, in these over features. The letters are those of
-    ``interop.weights.AXES``; 3 stands for a tensor that holds three of our parameters.
+    ``interop.weights.AXES``; 2 or 3 stands for a tensor that holds so many of our parameters. A name with "{e}" in it
+    is that of a tensor for each expert.
 
     Attributes:
         model_type, class_name: as in config.json.
@@ -52,12 +69,15 @@ class Family:
         keys: of config.json, with our knobs.
         fixed: knobs that are not the defaults of ``cfg.Model`` in every model of the family.
         outside: tensors outside of the layers: their name to our parameter and the layout.
-        inside: tensors of a layer, in the same way; several parameters, separated by blanks, are one tensor.
+        inside: tensors of a layer, in the same way; several parameters, separated by blanks, are one tensor. Those of
+            MLPs are passed over in layers that have experts, and the reverse.
+        inside_too: all tensors of a layer in another spelling, which is read and never written.
         only: other keys that change numbers, with the one value that is supported.
         unused: other keys that change no logits.
         buffers: regular expression of tensors that are passed over.
         windows: how config.json says which layers see a window; a kind of ``interop.windows``.
-        rope: the old names of rope_theta and partial_rotary_factor, and the latter's default; None = no such keys.
+        rope: keys of rotary positions; None = no such keys.
+        balance: key of the coefficient of the balance loss of experts.
         plus_one: a norm multiplies by 1 plus what is stored.
         scaled_by_layer: key that asks for scores divided by the number of the layer, from 1.
     """
@@ -74,7 +94,9 @@ class Family:
     unused: str = ""
     buffers: str = ""
     windows: str = "none"
-    rope: tuple[str, str, float] | None = None
+    inside_too: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    rope: RopeKeys | None = None
+    balance: str = ""
     plus_one: bool = False
     scaled_by_layer: str = ""
 
@@ -83,6 +105,7 @@ class Family:
 FREE = frozenset(
     {"vocab_multiple", "document_mask", "dropout_embedding", "dropout_attention", "dropout_residual", "init_std"}
     | {"scale_residual_init", "base_width", "base_depth"}
+    | {"experts.capacity", "experts.balance_loss", "experts.z_loss"}
 )
 
 
@@ -96,6 +119,9 @@ def get(model: cfg.Model, knob: str) -> Any:
 
 def with_knobs(model: cfg.Model, values: Mapping[str, Any]) -> cfg.Model:
     """The model with these knobs, such as ``rotary.dim``, set."""
-    rotary = {knob.removeprefix("rotary."): value for knob, value in values.items() if knob.startswith("rotary.")}
-    flat = {knob: value for knob, value in values.items() if not knob.startswith("rotary.")}
-    return dataclasses.replace(model, **flat, rotary=dataclasses.replace(flat.get("rotary", model.rotary), **rotary))
+    flat = {knob: value for knob, value in values.items() if "." not in knob}
+    for section in _SECTIONS:
+        prefix = f"{section}."
+        inside = {knob.removeprefix(prefix): value for knob, value in values.items() if knob.startswith(prefix)}
+        flat[section] = dataclasses.replace(flat.get(section, getattr(model, section)), **inside)
+    return dataclasses.replace(model, **flat)

@@ -19,8 +19,7 @@ from scaling.interop import config_keys, gguf_rope, gguf_tokenizer, weights
 from scaling.interop.families import FAMILIES
 from scaling.interop.family import Family
 from scaling.interop.gguf_tables import ARCHITECTURES, ONLY, ROPE_SCALING, UNUSED, stored
-from scaling.interop.tensor_folder import TensorFolder
-from scaling.model import decoder
+from scaling.interop.tensor_folder import Place, TensorFolder
 
 _MAGIC = b"GGUF"
 _HEAD, _TOKENS, _FREQUENCIES = "output.weight", "token_embd.weight", "rope_freqs.weight"
@@ -28,13 +27,12 @@ _HEAD, _TOKENS, _FREQUENCIES = "output.weight", "token_embd.weight", "rope_freqs
 _SHOWN_BY = {"attention_bias": ("attn_q.bias", "attn_qkv.bias"), "mlp_bias": ("ffn_up.bias",)}
 
 
-def load(path: str | os.PathLike[str], vocab_multiple: int = 1) -> tuple[cfg.Model, decoder.Params]:
-    """Reads the model of a GGUF file; arguments, result and errors as of ``huggingface.load``."""
+def opened(path: str | os.PathLike[str], vocab_multiple: int = 1) -> weights.FolderWeights:
+    """The model of a GGUF file, with parameters that are not read yet; arguments as of ``huggingface.opened``."""
     file = GgufFile(path)
     model, family = file.model(vocab_multiple)
     family = stored(family, file.architecture)
-    with GgufTensors(file, model, family) as tensors:
-        return model, weights.read_params(model, family, tensors, scaled_by_layer=False)
+    return weights.FolderWeights(model, family, GgufTensors(file, model, family), scaled_by_layer=False)
 
 
 @contextlib.contextmanager
@@ -165,8 +163,8 @@ class GgufFile:
         assert family.rope
         found: dict[str, Any] = {}
         width, whole = self.get("rope.dimension_count"), self._head_width(values)
-        if family.rope[2] != 1 and width and whole:
-            found[family.rope[1]] = width / whole
+        if family.rope.default_fraction != 1 and width and whole:
+            found[family.rope.fraction] = width / whole
         scaling = {theirs: value for key, theirs in ROPE_SCALING.items() if (value := self.get(key)) is not None}
         if scaling.get("rope_type", "none") == "none":
             scaling = {}
@@ -199,22 +197,28 @@ class GgufTensors(TensorFolder):
         left.pop(_FREQUENCIES, None)
         turned = model.d_head if file.architecture.turned else 0
         self.missing: list[str] = []
-        for name in weights.shapes(model, family):
-            stem, _, end = name.rpartition(".")
-            place = places.get_name(family.prefix + stem) or places.get_name(stem)
+        self._records: dict[str, tuple[Any, int]] = {}  # and features of a head whose rows are to be put back
+        for whole in weights.shapes(model, family):
+            stem, _, end = whole.rpartition(".")
+            place = places.get_name(stem) or places.get_name(stem.removeprefix(family.prefix))
             theirs = f"{place}.{end}"
             if theirs in left:
                 rows = turned if place and place.endswith((".attn_q", ".attn_k")) else 0
-                self.names[name] = (_Reader(left.pop(theirs), rows), theirs)
+                self._add(whole.removeprefix(family.prefix), left.pop(theirs), rows)
             else:
                 self.missing.append(theirs)
         # Others keep their own name, by which ``check`` refuses them; a head that repeats the embedding does not.
         if model.tied_embedding:
             left.pop(_HEAD, None)
-        self.names |= {name: (_Reader(tensor, 0), name) for name, tensor in left.items()}
+        for name, tensor in left.items():
+            self._add(name, tensor, 0)
 
-    def __enter__(self) -> "GgufTensors":
-        return self
+    def _add(self, name: str, record: Any, turned: int) -> None:
+        kind = record.tensor_type.name
+        dtype = kind if kind.startswith(("I8", "I16", "I32", "I64", "F64")) else "F32"  # others are unpacked to this
+        shape = tuple(int(size) for size in reversed(record.shape))
+        self.names[name] = Place(self.folder, record.name, dtype, shape, record.data_offset)
+        self._records[name] = record, turned
 
     def check(self, expected: Mapping[str, tuple[int, ...]], ignored: str) -> None:
         """See ``TensorFolder``; missing tensors are named as in the file."""
@@ -225,36 +229,15 @@ class GgufTensors(TensorFolder):
             )
         super().check(expected, ignored)
 
-
-class _Reader:
-    """One tensor, as an open safetensors file gives it.
-
-    Args:
-        tensor: the package's record.
-        turned: features of a head, whose rows are put back into the order of Hugging Face; 0 = they are in it.
-    """
-
-    def __init__(self, tensor: Any, turned: int) -> None:
-        self._tensor, self._turned = tensor, turned
-
-    def get_slice(self, _: str) -> "_Reader":
-        return self
-
-    def get_shape(self) -> list[int]:
-        return [int(size) for size in reversed(self._tensor.shape)]
-
-    def get_dtype(self) -> str:
-        name = self._tensor.tensor_type.name
-        return name if name.startswith(("I8", "I16", "I32", "I64", "F64")) else "F32"
-
-    def get_tensor(self, _: str) -> np.ndarray:
+    def _numbers(self, name: str) -> np.ndarray:
         import gguf
 
-        values = np.asarray(gguf.quants.dequantize(self._tensor.data, self._tensor.tensor_type), np.float32)
-        if not self._turned:
+        record, turned = self._records[name]
+        values = np.asarray(gguf.quants.dequantize(record.data, record.tensor_type), np.float32)
+        if not turned:
             return values
         # A row 2i + j of a head is row i + j * half in the layout of halves.
-        pairs = values.reshape(-1, self._turned // 2, 2, *values.shape[1:])
+        pairs = values.reshape(-1, turned // 2, 2, *values.shape[1:])
         return pairs.swapaxes(1, 2).reshape(values.shape)
 
 

@@ -1,17 +1,17 @@
-"""A run directory of a Hugging Face folder or a GGUF file: the weights are a checkpoint of step 0, no optimizer."""
+"""A run directory of a Hugging Face folder: its weights are a checkpoint of step 0, without an optimizer."""
 
 import contextlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 from etils import epath
 
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
 from scaling.data import tokenizer
-from scaling.interop import gguf_file, huggingface, tokenizer_files
+from scaling.interop import gguf_file, huggingface, tokenizer_files, weights
 from scaling.runs import config_json
 from scaling.runs import tokenizer as run_tokenizer
 from scaling.runs.checkpoint import Checkpoints
@@ -25,7 +25,7 @@ def import_folder(
     """Makes a run directory that evaluates, generates, trains and exports like any other; all of it or nothing.
 
     Args:
-        folder: as ``huggingface.load`` reads.
+        folder: as ``huggingface.opened``.
         run_dir: new or empty; local.
         tokenizer_name: as ``tokenizer.load`` reads; None = the folder's own.
 
@@ -39,34 +39,11 @@ def import_folder(
     huggingface.check_new(target)
     with _small_files(Path(folder), tokenizer_name is None) as small:
         words = tokenizer.load(tokenizer_name or tokenizer_files.own_tokenizer(small))
-        files = tokenizer_files.of_folder(small)
-    model, params = huggingface.load(folder, cfg.Model().vocab_multiple)
-    if words.vocab_size > model.vocab_size:
-        raise ValueError(
-            f"tokenizer {words.name!r} has {words.vocab_size} tokens, but the table of {os.fspath(folder)} has only "
-            f"{model.vocab_size} rows; name the right one with --tokenizer"
-        )
-    name = words.name if words.name in tokenizer.NAMES else str(target / f"tokenizer{words.file()[0]}")
-    config = _config(model, str(target), name)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        (partial / tokenizer_files.KEPT).mkdir(parents=True)
-        for file, content in files.items():
-            if tokenizer_name is None or file in tokenizer_files.NO_TOKENIZER:
-                (partial / tokenizer_files.KEPT / file).write_bytes(content)
-        run_tokenizer.keep(words, partial)
-        checkpoints = Checkpoints(partial, cfg.Checkpoint(asynchronous=False))
-        try:
-            state = {"params": jax.device_put(params, jax.local_devices()[0]), "guard": {}}
-            meta = {"config": cfg.to_dict(config), "data": "", "imported": True, "sequences": 0, "tokens": 0}
-            checkpoints.save(0, state, meta)
-        finally:
-            checkpoints.close()
-        config_json.write_imported(epath.Path(partial), config, words, os.fspath(folder))
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        kept = tokenizer_files.of_folder(small)
+    if tokenizer_name is not None:
+        kept = {name: content for name, content in kept.items() if name in tokenizer_files.NO_TOKENIZER}
+    with huggingface.opened(folder, cfg.Model().vocab_multiple) as found:
+        _write(found, words, kept, os.fspath(folder), target)
 
 
 def _small_files(folder: Path, with_tokenizer: bool) -> contextlib.AbstractContextManager[Path]:
@@ -75,6 +52,36 @@ def _small_files(folder: Path, with_tokenizer: bool) -> contextlib.AbstractConte
         return gguf_file.small_files(folder, with_tokenizer)
     config_json.read_config_json(folder)
     return contextlib.nullcontext(folder)
+
+
+def _write(
+    found: weights.FolderWeights, words: tokenizer.Tokenizer, kept: Mapping[str, bytes], source: str, target: Path
+) -> None:
+    model = found.model
+    if words.vocab_size > model.vocab_size:
+        raise ValueError(
+            f"tokenizer {words.name!r} has {words.vocab_size} tokens, but the table of {source} has only "
+            f"{model.vocab_size} rows; name the right one with --tokenizer"
+        )
+    name = words.name if words.name in tokenizer.NAMES else str(target / f"tokenizer{words.file()[0]}")
+    config = _config(model, str(target), name)
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        (partial / tokenizer_files.KEPT).mkdir(parents=True)
+        for file, content in kept.items():
+            (partial / tokenizer_files.KEPT / file).write_bytes(content)
+        run_tokenizer.keep(words, partial)
+        checkpoints = Checkpoints(partial)
+        try:
+            meta = {"config": cfg.to_dict(config), "data": "", "imported": True, "sequences": 0, "tokens": 0}
+            checkpoints.save_filled(0, weights.stored(model), meta, found.fill)
+        finally:
+            checkpoints.close()
+        config_json.write_imported(epath.Path(partial), config, words, source)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _config(model: cfg.Model, workdir: str, tokenizer_name: str) -> cfg.Config:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaling.config import schema as cfg
+from scaling.interop.family import RopeKeys
 
 # Their names in rope_parameters to our knobs, by rope_type.
 _NAMES = {
@@ -32,17 +33,17 @@ _ORIGINAL = "original_max_position_embeddings"
 _NEEDED = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor"), "yarn": ()}
 
 
-def keys(names: tuple[str, str, float]) -> tuple[str, ...]:
-    """The keys of config.json that ``read`` looks at; names as ``Family.rope``."""
-    return ("rope_parameters", "rope_scaling", _ORIGINAL, *names[:2])
+def keys(names: RopeKeys) -> tuple[str, ...]:
+    """The keys of config.json that ``read`` looks at."""
+    return ("rope_parameters", "rope_scaling", _ORIGINAL, names.theta, names.fraction)
 
 
-def read(values: Mapping[str, Any], names: tuple[str, str, float], d_head: int, context: int) -> cfg.Rotary:
+def read(values: Mapping[str, Any], names: RopeKeys, d_head: int, context: int) -> cfg.Rotary:
     """The knobs of rotary positions.
 
     Args:
         values: of config.json.
-        names: as ``Family.rope``.
+        names: of keys, and their defaults.
         d_head: width of a head.
         context: the longest text.
 
@@ -60,7 +61,8 @@ def read(values: Mapping[str, Any], names: tuple[str, str, float], d_head: int, 
             raise ValueError(f"{name} must be a number more than 0, got {value!r}")
     if not isinstance(given.get("truncate", True), bool) or given.get(_ORIGINAL, 1) != int(given.get(_ORIGINAL, 1)):
         raise ValueError(f"truncate must be true or false, and {_ORIGINAL} a whole number")
-    theta, fraction = given.pop("rope_theta", 10_000.0), given.pop("partial_rotary_factor", names[2])
+    theta = given.pop("rope_theta", names.default_theta)
+    fraction = given.pop("partial_rotary_factor", names.default_fraction)
     if kind == "yarn":
         _settle_yarn(given, context)
     if kind in ("llama3", "yarn"):
@@ -69,11 +71,12 @@ def read(values: Mapping[str, Any], names: tuple[str, str, float], d_head: int, 
     if missing or (unknown := sorted(given.keys() - _NAMES[kind].keys())):
         what = f"lack {missing[0]}" if missing else f"have an unknown key {unknown[0]}"
         raise ValueError(f"the rope keys {what}, with rope_type={kind!r}")
-    if fraction > 1 or (names[2] == 1 and fraction != 1):  # which transformers would not heed in such a family
-        raise ValueError(f"{names[1]} must be {'1' if names[2] == 1 else 'at most 1'}, got {fraction}")
+    whole = names.default_fraction == 1  # transformers would not heed another fraction in such a family
+    if fraction > 1 or (whole and fraction != 1):
+        raise ValueError(f"{names.fraction} must be {'1' if whole else 'at most 1'}, got {fraction}")
     width = int(d_head * fraction)
     if width < 2:
-        raise ValueError(f"{names[1]}={fraction} leaves no pair of the {d_head} features of a head to turn")
+        raise ValueError(f"{names.fraction}={fraction} leaves no pair of the {d_head} features of a head to turn")
     found = {ours: given[theirs] for theirs, ours in _NAMES[kind].items() if theirs in given}
     found = {
         name: value if name == "truncate" else int(value) if name == "original_length" else float(value)
@@ -83,7 +86,7 @@ def read(values: Mapping[str, Any], names: tuple[str, str, float], d_head: int, 
     return cfg.Rotary(theta=float(theta), dim=dim, scaling="none" if kind == "default" else kind, **found)
 
 
-def write(rotary: cfg.Rotary, names: tuple[str, str, float], d_head: int) -> dict[str, Any]:
+def write(rotary: cfg.Rotary, names: RopeKeys, d_head: int) -> dict[str, Any]:
     """The keys of config.json in both spellings; the reverse of ``read``."""
     fraction = (rotary.dim or d_head) / d_head
     if int(d_head * fraction) < (rotary.dim or d_head):  # by the rounding of the quotient
@@ -99,13 +102,13 @@ def write(rotary: cfg.Rotary, names: tuple[str, str, float], d_head: int) -> dic
     }
     if kind == "yarn":
         scaling["truncate"] = rotary.truncate
-    part = {} if fraction == names[2] == 1 else {"partial_rotary_factor": fraction}
+    part = {} if fraction == names.default_fraction == 1 else {"partial_rotary_factor": fraction}
     modern = {"rope_type": kind, "rope_theta": rotary.theta, **part, **scaling}
-    old = {names[0]: rotary.theta, "rope_scaling": None if kind == "default" else modern}
-    return {"rope_parameters": modern, **old, **({names[1]: fraction} if part else {})}
+    old = {names.theta: rotary.theta, "rope_scaling": None if kind == "default" else modern}
+    return {"rope_parameters": modern, **old, **({names.fraction: fraction} if part else {})}
 
 
-def _together(values: Mapping[str, Any], names: tuple[str, str, float]) -> dict[str, Any]:
+def _together(values: Mapping[str, Any], names: RopeKeys) -> dict[str, Any]:
     """What both spellings say, with the names of ``rope_parameters``; null is as if left out."""
     sources = []
     for key in ("rope_parameters", "rope_scaling"):
@@ -116,7 +119,7 @@ def _together(values: Mapping[str, Any], names: tuple[str, str, float]) -> dict[
         if renamed.get("rope_type", inside.get("type")) != inside.get("type", renamed.get("rope_type")):
             raise ValueError(f"{key} has type={inside['type']!r} and rope_type={inside['rope_type']!r}; keep one")
         sources.append((key, renamed))
-    old = {"rope_theta": names[0], "partial_rotary_factor": names[1], _ORIGINAL: _ORIGINAL}
+    old = {"rope_theta": names.theta, "partial_rotary_factor": names.fraction, _ORIGINAL: _ORIGINAL}
     sources += [(key, {name: values.get(key)}) for name, key in old.items()]
     found: dict[str, Any] = {}
     where: dict[str, str] = {}

@@ -3,11 +3,14 @@
 Pickled weights (``pytorch_model.bin``) can run code when they are read, and are refused.
 """
 
+import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 import safetensors
 
@@ -15,32 +18,36 @@ from scaling import json_text
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_DTYPES = ("F32", "F16", "BF16")
+_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
+class Place(NamedTuple):
+    """Where a tensor lies: its file, its name there, its type in the file's words, its shape, and its first byte."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
 
 
 class TensorFolder:
-    """The tensors of a folder by name, read one at a time; a context manager that holds their files open."""
+    """The tensors of a folder by name, read one at a time; a context manager."""
 
     def __init__(self, folder: Path, prefix: str):
         """``prefix`` is left out of names that have it, or only its last part: bare models lack the first."""
         self.folder = folder
         self.prefix = prefix
         self.described = "config.json"  # by what the model is described
-        self.names: dict[str, tuple[Any, str]] = {}  # to (open file, name in it)
-        self._files: list[Any] = []
+        self.names: dict[str, Place] = {}
 
     def __enter__(self) -> "TensorFolder":
-        try:
-            for path in self._paths():
-                self._open(path)
-        except BaseException:
-            self.__exit__()
-            raise
+        for path in self._paths():
+            self._open(path)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files:
-            file.__exit__(None, None, None)
+        """Nothing is held open."""
 
     def _paths(self) -> list[Path]:
         if (self.folder / WEIGHTS).exists():
@@ -64,17 +71,16 @@ class TensorFolder:
         raise FileNotFoundError(f"{self.folder} has neither {WEIGHTS} nor {INDEX}")
 
     def _open(self, path: Path) -> None:
-        try:
-            file = safetensors.safe_open(path, framework="numpy")
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-        self._files.append(file.__enter__())
-        for name in file.keys():  # noqa: SIM118 - not a dict
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder; it must be a file of tensors")
+        for place in _places(path):
             last = self.prefix.partition(".")[2]
-            short = name.removeprefix(self.prefix if name.startswith(self.prefix) else last)
+            short = place.name.removeprefix(self.prefix if place.name.startswith(self.prefix) else last)
             if short in self.names:
-                raise ValueError(f"{path}: tensor {name} is there twice, in another file or without {self.prefix!r}")
-            self.names[short] = (file, name)
+                raise ValueError(
+                    f"{path}: tensor {place.name} is there twice, in another file or without {self.prefix!r}"
+                )
+            self.names[short] = place
 
     def check(self, expected: Mapping[str, tuple[int, ...]], ignored: str) -> None:
         """Refuses a folder whose tensors are not those expected.
@@ -94,15 +100,15 @@ class TensorFolder:
                     f"{self.folder} {what} tensors for the model in its {self.described}: {', '.join(names[:3])}{more}"
                 )
         for name, shape in expected.items():
-            file, full = self.names[name]
-            view = file.get_slice(full)
-            found = tuple(view.get_shape())
-            if found != shape:
-                right = f"by its {self.described} it must be {list(shape)}"
-                raise ValueError(f"{self.folder}: tensor {full} has shape {list(found)}; {right}")
-            if view.get_dtype() not in _DTYPES:
+            place = self.names[name]
+            if place.shape != shape:
                 raise ValueError(
-                    f"{self.folder}: tensor {full} is {view.get_dtype()}; must be one of {', '.join(_DTYPES)}"
+                    f"{self.folder}: tensor {place.name} has shape {list(place.shape)}; by its {self.described} it "
+                    f"must be {list(shape)}"
+                )
+            if place.dtype not in _DTYPES:
+                raise ValueError(
+                    f"{self.folder}: tensor {place.name} is {place.dtype}; must be one of {', '.join(_DTYPES)}"
                 )
 
     def read(self, name: str) -> np.ndarray:
@@ -111,8 +117,33 @@ class TensorFolder:
         Raises:
             ValueError: it holds NaN or infinity, with which every output would be NaN.
         """
-        file, full = self.names[name]
-        tensor = file.get_tensor(full).astype(np.float32)
+        place = self.names[name]
+        tensor = self._numbers(name)
         if bad := tensor.size - np.count_nonzero(np.isfinite(tensor)):
-            raise ValueError(f"{self.folder}: {bad} of the {tensor.size} numbers of tensor {full} are NaN or infinite")
+            raise ValueError(
+                f"{self.folder}: {bad} of the {tensor.size} numbers of tensor {place.name} are NaN or infinite"
+            )
         return tensor
+
+    def _numbers(self, name: str) -> np.ndarray:
+        place = self.names[name]
+        # Read and not mapped: pages of a mapped file would count as memory of this process.
+        numbers = np.fromfile(place.path, _DTYPES[place.dtype], math.prod(place.shape), offset=place.start)
+        return numbers.astype(np.float32, copy=False).reshape(place.shape)
+
+
+def _places(path: Path) -> list[Place]:
+    """The tensors of a file: its first eight bytes are the length of the JSON that says where, after it, each lies."""
+    try:
+        with safetensors.safe_open(path, framework="numpy"):
+            pass  # it checks the header, and that the file is as long as that says
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return [
+        Place(path, name, each["dtype"], tuple(each["shape"]), 8 + length + each["data_offsets"][0])
+        for name, each in header.items()
+    ]

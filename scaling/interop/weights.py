@@ -8,16 +8,16 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from scaling.config import schema as cfg
 from scaling.interop.family import Family
 from scaling.interop.tensor_folder import TensorFolder
 from scaling.model import decoder
+from scaling.runs.stores import Later, by_path
 
-# Axes of our parameters: D model, F MLP, H heads, K features of a head, N heads of keys, P positions, V tokens (ours
-# have padded_vocab, theirs vocab_size), W width of the embedding.
+# Axes of our parameters: D model, E experts, F MLP, H heads, K features of a head, N heads of keys, P positions,
+# V tokens (ours have padded_vocab, theirs vocab_size), W width of the embedding, X MLP of an expert.
 AXES = {
     "tokens": "VW",
     "positions": "PD",
@@ -41,8 +41,13 @@ AXES = {
     "mlp.up_bias": "F",
     "mlp.gate_bias": "F",
     "mlp.down_bias": "D",
+    "experts.router": "DE",
+    "experts.up": "EDX",
+    "experts.gate": "EDX",
+    "experts.down": "EXD",
 } | {f"{norm}.{part}": "D" for norm in ("attention_norm", "mlp_norm", "embedding_norm", "final_norm")
      for part in ("gain", "bias")}  # fmt: skip
+_EXPERT = "{e}"  # in a name, the expert's number
 _HEAD = ("unembedding", "logit_bias")  # outside of what bare models have, so without the prefix
 
 
@@ -52,108 +57,190 @@ class _Tensor(NamedTuple):
     Attributes:
         name: without the prefix.
         ours: paths of the parameters that it holds, joined by dots.
-        layer: its number; None outside of the layers.
+        place: its index in each of them: none outside of the layers, else the layer's number in its stack, and of a
+            tensor for one expert also the expert's.
+        layer: its number in the model; None outside of the layers.
         layout: as in ``Family``.
         shape: as the model's sizes make it.
     """
 
     name: str
     ours: tuple[str, ...]
+    place: tuple[int, ...]
     layer: int | None
     layout: str
     shape: tuple[int, ...]
 
 
-def read_params(model: cfg.Model, family: Family, tensors: TensorFolder, scaled_by_layer: bool) -> decoder.Params:
-    """Parameters in the layout of ``decoder.abstract``, float32 NumPy arrays; every tensor is used, every one filled.
+class FolderWeights:
+    """The parameters of a model in the tensors of a folder, which are read one at a time."""
+
+    def __init__(self, model: cfg.Model, family: Family, tensors: TensorFolder, scaled_by_layer: bool):
+        """Checks that there is a tensor for every parameter, and that every tensor is used; reads none.
+
+        Args:
+            model: resolved.
+            family: its table.
+            tensors: of the folder.
+            scaled_by_layer: scores are divided by the number of the layer.
+
+        Raises:
+            ValueError: tensors that are missing, unknown or misshapen.
+        """
+        self.model, self._family, self._tensors, self._scaled_by_layer = model, family, tensors, scaled_by_layer
+        self._head, self._tokens = (_name_of(family, part) for part in ("unembedding", "tokens"))
+        if model.tied_embedding and self._tokens not in tensors.names and self._head in tensors.names:
+            tensors.names[self._tokens] = tensors.names.pop(self._head)  # some tools write the shared one once, so
+        self._entries = _tensors(model, family, family.inside)
+        if family.inside_too:
+            too = _tensors(model, family, family.inside_too)
+            if ({entry.name for entry in too} - {entry.name for entry in self._entries}) & tensors.names.keys():
+                self._entries = too
+        tied = self._head.replace(".", r"\.") if model.tied_embedding else ""
+        expected = {entry.name: entry.shape for entry in self._entries}
+        tensors.check(expected, "|".join(filter(None, (family.buffers, tied))))
+
+    def fill(self, params: Mapping[str, Any]) -> None:
+        """Writes each tensor into its place, once.
+
+        Args:
+            params: by paths joined with dots, float32 arrays of the shapes of ``decoder.abstract``, or what is assigned
+                to like these.
+
+        Raises:
+            ValueError: numbers that are not finite, or a tied head that differs.
+        """
+        family, sizes = self._family, _sizes(self.model)
+        if self.model.tied_embedding and self._head in self._tensors.names:
+            self._check_tied()
+        for entry in self._entries:
+            for path, part in zip(entry.ours, _to_ours(self._tensors.read(entry.name), entry, sizes), strict=True):
+                if family.plus_one and path.endswith(".gain"):
+                    part = part + np.float32(1)
+                if self._scaled_by_layer and entry.layer is not None and ".attention.query" in path:
+                    part = part / np.float32(entry.layer + 1)
+                array = params[path]
+                array[entry.place] = _padded(part, array.shape[len(entry.place) :])
+
+    def read(self) -> decoder.Params:
+        """All parameters in the layout of ``decoder.abstract``, float32 NumPy arrays; raises what ``fill`` does."""
+        params = {
+            path: np.empty(leaf.shape, np.float32) for path, leaf in by_path(decoder.abstract(self.model)).items()
+        }
+        self.fill(params)
+        return nested(params)
+
+    def _check_tied(self) -> None:
+        if not np.array_equal(self._tensors.read(self._head), self._tensors.read(self._tokens)):
+            raise ValueError(
+                f"{self._tensors.folder}: {self._head} differs from {self._tokens} although tie_word_embeddings is "
+                f"true in config.json; set it to false there, or remove {self._head}"
+            )
+
+
+def to_tensors(model: cfg.Model, family: Family, params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """Their tensors with whole names, one at a time, in float32, for our parameters; every parameter is in one.
+
+    Tensors that are made of the same parameters come together, so that these can be let go.
 
     Args:
         model: resolved.
         family: its table.
-        tensors: of the folder.
-        scaled_by_layer: scores are divided by the number of the layer.
-
-    Raises:
-        ValueError: tensors that are missing, unknown, misshapen or not finite, or a tied head that differs.
-    """
-    entries, sizes = list(_tensors(model, family)), _sizes(model)
-    head, tokens = (_name_of(family, part) for part in ("unembedding", "tokens"))
-    if model.tied_embedding and tokens not in tensors.names and head in tensors.names:
-        tensors.names[tokens] = tensors.names.pop(head)  # some tools write the shared one once, so
-    ignored = "|".join(filter(None, (family.buffers, head.replace(".", r"\.") if model.tied_embedding else "")))
-    tensors.check({entry.name: entry.shape for entry in entries}, ignored)
-    flat = {path: np.zeros(shape.shape, np.float32) for path, shape in _flat(decoder.abstract(model)).items()}
-    for entry in entries:
-        for path, part in zip(entry.ours, _to_ours(tensors.read(entry.name), entry, sizes), strict=True):
-            if family.plus_one and path.endswith(".gain"):
-                part = part + np.float32(1)
-            if scaled_by_layer and entry.layer is not None and path.startswith(f"{decoder.STACK}.attention.query"):
-                part = part / np.float32(entry.layer + 1)
-            ours = flat[path] if entry.layer is None else flat[path][entry.layer]
-            ours[tuple(slice(size) for size in part.shape)] = part
-    twice = model.tied_embedding and head in tensors.names
-    if twice and not np.array_equal(tensors.read(head), flat["tokens"][: model.vocab_size]):
-        raise ValueError(
-            f"{tensors.folder}: {head} differs from {tokens} although tie_word_embeddings is true in config.json; "
-            f"set it to false there, or remove {head}"
-        )
-    return _nested(flat)
-
-
-def to_tensors(model: cfg.Model, family: Family, params: decoder.Params) -> Iterator[tuple[str, np.ndarray]]:
-    """Their tensors with whole names, one at a time, in float32, for our parameters; every parameter is in one.
+        params: by paths joined with dots, arrays, or what is sliced like these: then as many layers are read at once as
+            its ``rows_at_once`` says.
 
     Raises:
         ValueError: the family has no tensor for a parameter.
     """
-    flat, sizes = _flat(params), _sizes(model)
-    for entry in _tensors(model, family):
-        parts = []
-        for path in entry.ours:
-            part = np.asarray(flat[path] if entry.layer is None else flat[path][entry.layer], np.float32)
-            part = part[: model.vocab_size] if _axes(path)[0] == "V" else part
-            parts.append(part - np.float32(1) if family.plus_one and path.endswith(".gain") else part)
-        prefix = "" if entry.ours[0] in _HEAD else family.prefix
-        yield prefix + entry.name, _to_theirs(parts, entry, sizes)
+    groups: dict[tuple[str, ...], list[_Tensor]] = {}
+    for entry in _tensors(model, family, family.inside):
+        groups.setdefault(entry.ours, []).append(entry)
+    for ours, entries in groups.items():
+        for first, block in _blocks([params[path] for path in ours], whole=not entries[0].place):
+            for entry in entries:
+                place = (entry.place[0] - first, *entry.place[1:]) if entry.place else ()
+                if not place or 0 <= place[0] < len(block[0]):
+                    tensor = _to_theirs([array[place] for array in block], entry, model, family)
+                    yield _whole_name(family, entry), tensor
+                    del tensor
+            del block  # before the next one is read
+
+
+def _blocks(arrays: list[Any], whole: bool) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """The same rows of several arrays in float32, with the number of the first row."""
+    count = len(arrays[0])
+    at_once = count if whole else max(getattr(array, "rows_at_once", count) for array in arrays)
+    for first in range(0, count, at_once):
+        yield first, [np.asarray(array[first : first + at_once], np.float32) for array in arrays]
+
+
+def stored(model: cfg.Model) -> decoder.Params:
+    """How a checkpoint holds the parameters so that tensors can be written one by one: each layer and expert apart."""
+    found = {}
+    for path, leaf in by_path(decoder.abstract(model)).items():
+        stack, _, part = path.partition(".")
+        apart = (1 + AXES[part].startswith("E")) if stack in decoder.STACKS else 0
+        found[path] = Later(leaf.shape, (1,) * apart + leaf.shape[apart:])
+    return nested(found)
 
 
 def shapes(model: cfg.Model, family: Family) -> dict[str, tuple[int, ...]]:
-    """Their tensors' shapes, by names without the prefix."""
-    return {entry.name: entry.shape for entry in _tensors(model, family)}
+    """The shapes of what ``to_tensors`` makes, by whole names, layer by layer."""
+    return {_whole_name(family, entry): entry.shape for entry in _tensors(model, family, family.inside)}
 
 
-def _tensors(model: cfg.Model, family: Family) -> Iterator[_Tensor]:
-    """All tensors of a model, in the order of the table; the table accounts for every parameter."""
-    wanted, sizes = set(_flat(decoder.abstract(model))), _sizes(model)
-    found = []
-    for table, stack, layers in ((family.outside, "", 1), (family.inside, f"{decoder.STACK}.", model.num_layers)):
-        for layer in range(layers):
-            for name, (parts, layout) in table.items():
-                ours = tuple(stack + part for part in parts.split())
-                if ours[0] in wanted:
-                    name = f"{family.layers}{layer}.{name}" if stack else name
-                    shape = tuple(math.prod(sizes[axis] for axis in group) for group in layout.split())
-                    found.append(_Tensor(name, ours, layer if stack else None, layout, shape))
+def _whole_name(family: Family, entry: _Tensor) -> str:
+    return entry.name if entry.ours[0] in _HEAD else family.prefix + entry.name
+
+
+def _tensors(model: cfg.Model, family: Family, inside: Mapping[str, tuple[str, str]]) -> list[_Tensor]:
+    """All tensors of a model, in the order of the tables; these account for every parameter."""
+    wanted, sizes = set(by_path(decoder.abstract(model))), _sizes(model)
+    found: list[_Tensor] = []
+
+    def add(table: Mapping[str, tuple[str, str]], layer: int | None, stack: str, place: tuple[int, ...]) -> None:
+        for name, (parts, layout) in table.items():
+            ours = tuple(stack + part for part in parts.split())
+            if ours[0] not in wanted:
+                continue
+            shape = tuple(math.prod(sizes[axis] for axis in group) for group in layout.split())
+            whole = name if layer is None else f"{family.layers}{layer}.{name}"
+            for expert in range(model.experts.count) if _EXPERT in name else (None,):
+                index = place if expert is None else (*place, expert)
+                found.append(_Tensor(whole.replace(_EXPERT, str(expert)), ours, index, layer, layout, shape))
+
+    add(family.outside, None, "", ())
+    places = {
+        layer: (stack, place)
+        for stack, layers in decoder.layers_of(model).items()
+        for place, layer in enumerate(layers)
+    }
+    for layer, (stack, place) in sorted(places.items()):
+        add(inside, layer, f"{stack}.", (place,))
     if missing := wanted - {path for tensor in found for path in tensor.ours}:
         raise ValueError(f"Hugging Face's {family.model_type} has no tensor for the parameter {min(missing)}")
-    return iter(found)
+    return found
 
 
 def _sizes(model: cfg.Model) -> dict[str, int]:
-    rows = model.position_offset + model.context_length
     return {
-        "3": 3, "D": model.d_model, "F": model.d_ff, "H": model.num_heads, "K": model.d_head, "N": model.kv_heads,
-        "P": rows, "V": model.vocab_size, "W": model.d_embedding,
+        "2": 2, "3": 3, "D": model.d_model, "E": model.experts.count, "F": model.d_ff, "H": model.num_heads,
+        "K": model.d_head, "N": model.kv_heads, "P": model.position_offset + model.context_length,
+        "V": model.vocab_size, "W": model.d_embedding, "X": model.d_expert,
     }  # fmt: skip
 
 
-def _axes(path: str) -> str:
-    return AXES[path.removeprefix(f"{decoder.STACK}.")]
+def _axes(entry: _Tensor) -> str:
+    """Axes of the parameters that a tensor holds, or of its part of them."""
+    first = entry.ours[0]
+    if entry.layer is None:
+        return AXES[first]
+    return AXES[first.partition(".")[2]][len(entry.place) - 1 :]  # without the axes that the place is on
 
 
 def _order(entry: _Tensor) -> tuple[str, list[int]]:
     """Axes of the parameters put into one array, and for each axis of theirs its place among these."""
-    axes = ("3" if len(entry.ours) > 1 else "") + _axes(entry.ours[0])
+    axes = (str(len(entry.ours)) if len(entry.ours) > 1 else "") + _axes(entry)
     return axes, [axes.index(axis) for axis in entry.layout.replace(" ", "")]
 
 
@@ -163,7 +250,18 @@ def _to_ours(tensor: np.ndarray, entry: _Tensor, sizes: Mapping[str, int]) -> li
     return list(whole) if len(entry.ours) > 1 else [whole]
 
 
-def _to_theirs(parts: list[np.ndarray], entry: _Tensor, sizes: Mapping[str, int]) -> np.ndarray:
+def _padded(part: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """With zeros at the end, where the embedding has rows that belong to no token."""
+    if part.shape == shape:
+        return part
+    return np.pad(part, [(0, size - own) for size, own in zip(shape, part.shape, strict=True)])
+
+
+def _to_theirs(parts: list[np.ndarray], entry: _Tensor, model: cfg.Model, family: Family) -> np.ndarray:
+    if _axes(entry)[0] == "V":
+        parts = [part[: model.vocab_size] for part in parts]
+    if family.plus_one and entry.ours[0].endswith(".gain"):
+        parts = [part - np.float32(1) for part in parts]
     whole = np.stack(parts) if len(parts) > 1 else parts[0]
     return np.ascontiguousarray(whole.transpose(_order(entry)[1]).reshape(entry.shape))
 
@@ -172,11 +270,8 @@ def _name_of(family: Family, ours: str) -> str:
     return next(name for name, (parts, _) in family.outside.items() if parts == ours)
 
 
-def _flat(tree: Any) -> dict[str, Any]:
-    return {".".join(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def _nested(flat: Mapping[str, Any]) -> decoder.Params:
+def nested(flat: Mapping[str, Any]) -> decoder.Params:
+    """The reverse of ``by_path``."""
     tree: decoder.Params = {}
     for path, value in flat.items():
         *inner, last = path.split(".")

@@ -11,6 +11,7 @@ from scaling.config import schema as cfg
 KEYS = {
     "none": (),
     "sliding_window": ("sliding_window",),
+    "sliding_window_if_given": ("sliding_window",),
     "attention_types": ("attention_layers", "attention_types", "window_size"),
     "layer_types": ("layer_types", "use_sliding_window", "sliding_window", "max_window_layers"),
 }
@@ -32,15 +33,19 @@ def read(kind: str, values: Mapping[str, Any], layers: int) -> dict[str, Any]:
     Raises:
         ValueError: a kind of attention that we do not have, or not one a layer.
     """
-    if kind == "sliding_window":
-        width = values.get("sliding_window", 4096)
-        return {} if width is None else {"attention_pattern": ("banded",), "band_width": _width(width, kind)}
+    if kind.startswith("sliding_window"):
+        key = "sliding_window"
+        width = values.get(key, 4096 if kind == key else None)
+        return {} if width is None else {"attention_pattern": ("banded",), "band_width": _width(width, key)}
     if kind == "attention_types":
         types = values.get("attention_types") or [[["global", "local"], 12]]
         listed = values.get("attention_layers") or _expanded(types)
         return _pattern(listed, values.get("window_size", 256), layers, "attention_layers", "window_size")
     if kind == "layer_types":
-        width = values.get("sliding_window", 4096) if values.get("use_sliding_window", False) else None
+        used = values.get("use_sliding_window")
+        if used is not None and not isinstance(used, bool):
+            raise ValueError(f"use_sliding_window must be true or false, got {used!r}")
+        width = values.get("sliding_window", 4096) if used else None
         first = values.get("max_window_layers", 28)
         if isinstance(first, bool) or not isinstance(first, int):
             raise ValueError(f"max_window_layers must be a whole number, got {first!r}")
@@ -53,7 +58,7 @@ def write(kind: str, model: cfg.Model) -> dict[str, Any]:
     """The keys that say what ``read`` reads; of a model that the kind cannot express, whatever comes nearest."""
     pattern = [model.attention_pattern[i % len(model.attention_pattern)] for i in range(model.num_layers)]
     banded = "banded" in pattern
-    if kind == "sliding_window":
+    if kind.startswith("sliding_window"):
         return {"sliding_window": model.band_width if banded else None}
     if kind == "attention_types":
         names = [_nearest(kind, name) for name in pattern]

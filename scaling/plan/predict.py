@@ -17,6 +17,7 @@ The model, and what it rests on (docs/planning.md has the measurements):
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -274,19 +275,22 @@ def kernel_flops(instruction: Instruction) -> float:
     """
     operands = instruction.text.partition("operand_layout_constraints={")[2]
     grid = re.search(r"s\d+\[(\d+),(\d+),(\d+)\]", operands)
-    arrays = re.findall(r"bf16\[(?:(\d+),)?(\d+),(\d+),(\d+)\]", operands)[:2]  # queries, keys
+    arrays = [
+        [int(size) for size in sizes.split(",")] for sizes in re.findall(r"bf16\[((?:\d+,){2,}\d+)\]", operands)[:2]
+    ]  # queries [..., T, K], of rows (one is left out), groups of heads if they share keys, and heads; then keys
     if not grid or not arrays:
         return 0.0
-    batch, heads, _, head = (int(size or 1) for size in arrays[0])  # a batch of one is left out
-    length = max(int(sizes[2]) for sizes in arrays)
+    *outer, _, head = arrays[0]
+    length = max(sizes[-2] for sizes in arrays)
     _, rows, columns = map(int, grid.groups())
     # The fused backward kernel has one result more than the other, the queries' gradient for each block of keys.
-    fused = bool(re.search(r"bf16\[\d+,\d+,\d+,\d+,\d+\]", instruction.shape))
+    results = re.findall(r"bf16\[([\d,]+)\]", instruction.shape)
+    fused = any(len(sizes.split(",")) > len(arrays[0]) for sizes in results)
     names = {"fwd": 2, "dkv": 5 if fused else 4, "dq": 3}
-    products = next((n for name, n in names.items() if f"mha_{name}" in instruction.name), 2)
+    products = next((n for name, n in names.items() if re.search(f"m[hq]a_{name}", instruction.name)), 2)
     blocks = rows * (rows + 1) / 2 if rows == columns else rows * columns
     area = blocks * (length / max(rows, columns)) ** 2
-    return products * 2 * batch * heads * area * max(head, 128)
+    return products * 2 * math.prod(outer) * area * max(head, 128)
 
 
 def _kind_of_collective(opcode: str) -> str:

@@ -7,10 +7,11 @@
 | ``metrics.jsonl``, ``evals.jsonl`` and other files of lines | ``json_lines`` |
 | all of these, for readers | ``run_directory`` |
 | ``checkpoints/``, and which run may resume from one | ``checkpoint``, ``lineage`` |
+| parameters in checkpoints, a part at a time | ``stores`` |
 | the model and the tokenizer | ``model``, ``tokenizer`` |
 | ``attempts/``: where the time went | ``attempts`` |
 | ``bad_records-<process>.jsonl``: sequences that could not be read | ``bad_records`` |
 | ``.lock`` | ``lock`` |
 
-Only ``checkpoint``, ``model``, ``bad_records`` and, when it writes, ``config_json`` import JAX.
+Only ``checkpoint``, ``stores``, ``model``, ``bad_records`` and, when it writes, ``config_json`` import JAX.
 """

@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 from scaling import durable
 from scaling.config import schema as cfg
 from scaling.model.fused import apart, fused
+from scaling.runs import stores
 from scaling.runs.paths import CHECKPOINTS, absolute
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,21 @@ class Checkpoints:
         self._pending = self._committer.submit(self._commit, step, meta)
         if not self.config.asynchronous:
             self.wait()
+
+    def save_filled(self, step: int, tree: Any, meta: dict[str, Any], fill: stores.Fill) -> None:
+        """Writes a step of parameters alone, as ``stores.save`` does; commits it before it returns.
+
+        Raises:
+            OSError: as of ``save``.
+            ValueError: that of ``fill``.
+        """
+        self._make_room(step)
+        try:
+            durable.try_to_write(self.directory, jax.process_index())
+            stores.save(self._path(step), tree, fill)
+        except OSError as error:
+            raise self._failed(step, error) from error
+        self._commit(step, dict(meta, format=FORMAT, step=step, guard={}))
 
     def wait(self) -> None:
         """Waits until the last save is on disk and committed; raises its error if it failed."""
@@ -163,6 +179,14 @@ class Checkpoints:
     def read_params(self, step: int, target: Any) -> Any:
         """Only the parameters of a step that ``newest_whole`` found."""
         return self._read(step, {"params": target})["params"]
+
+    def open_params(self, step: int, shapes: Any) -> Mapping[str, Any]:
+        """As ``read_params``, by path, each read when it is sliced; those of format 1 are read at once, to the host."""
+        if _meta(self._path(step)).get("format", 1) == FORMAT:
+            return stores.load(self._path(step), shapes)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+        return stores.by_path(jax.device_get(self.read_params(step, target)))
 
     def _read(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
         path = self._path(step)

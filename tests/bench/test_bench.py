@@ -148,6 +148,20 @@ def test_time_that_passes_is_counted():
 
 
 @pytest.mark.slow
+def test_conversion_is_measured_and_exact(tmp_path, capsys):
+    arguments = ["bench", "convert", str(tmp_path / "convert")]
+    assert cli.main([*arguments, "--gb=0.05", "--width=128"]) == 0
+    size, taken, given, same = capsys.readouterr().out.splitlines()
+    assert size.startswith("convert: 0.05 GB, 16 layers")
+    for line in (taken, given):
+        assert 0 < float(line.split("at most ")[1].split()[0]) < 2
+    assert same == "convert: the exported files are the same, byte for byte"
+    assert not list((tmp_path / "convert").iterdir())
+    assert cli.main([*arguments, "--gb=0.05", "--width=4096"]) == exit_codes.USAGE
+    assert "--width=4096: one layer is more than the 0.05 GB of --gb" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_start_and_data_are_timed(capsys, pytestconfig, monkeypatch):
     monkeypatch.chdir(pytestconfig.rootpath)
     smoke = "--experiment=experiments/cpu/smoke.py"

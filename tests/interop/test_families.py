@@ -13,6 +13,7 @@ import safetensors.numpy
 from scaling.config import schema as cfg
 from scaling.interop import config_keys, huggingface, rope, windows
 from scaling.interop.families import FAMILIES
+from scaling.interop.family import RopeKeys
 from scaling.interop.logits import compute
 from scaling.model import decoder
 from tests import tiny
@@ -53,6 +54,8 @@ def test_logits_equal_transformers(name):
         ("llama3", {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}),
         ("mistral", {"sliding_window": None}),
         ("opt", {"activation_function": "gelu"}),
+        ("mixtral", {"num_experts_per_tok": 1}),
+        ("mixtral_fused", {"sliding_window": 6}),
     ],
 )
 def test_the_comparison_sees_small_mistakes(name, change, tmp_path):
@@ -74,7 +77,7 @@ def test_import_export_import_is_bit_identical(name, tmp_path):
     )
     theirs = json.loads((FIXTURES / name / "config.json").read_text())
     ours = json.loads((tmp_path / "out" / "config.json").read_text())
-    if ours["model_type"] == theirs["model_type"] and "scaled" not in name:
+    if ours["model_type"] == theirs["model_type"] and "scaled" not in name and "fused" not in name:
         of_theirs = safetensors.numpy.load_file(FIXTURES / name / "model.safetensors")
         of_ours = {}
         for path in (tmp_path / "out").glob("*.safetensors"):
@@ -126,6 +129,17 @@ def test_half_precision_tensors_and_what_they_cannot_hold(tmp_path):
         ("llama", {"quantization_config": {"bits": 4}}, ["quantization_config"]),
         ("llama", {"attention_bias": True}, ["lacks", "layers.0.self_attn.q_proj.bias"]),
         ("llama_biases", {"attention_bias": False}, ["unknown", "_proj.bias"]),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": "false"}, ["scale_attn_by_inverse", "true or false", "'false'"]),
+        ("gpt2", {"scale_attn_weights": 1}, ["scale_attn_weights=1", "must be true"]),
+        ("qwen2", {"use_sliding_window": "false"}, ["use_sliding_window", "true or false", "'false'"]),
+        ("neox_parallel", {"use_parallel_residual": 1}, ["use_parallel_residual", "true or false", "got 1"]),
+        ("opt", {"do_layer_norm_before": "true"}, ["do_layer_norm_before", "true or false", "'true'"]),
+        ("mixtral", {"num_experts_per_tok": 5}, ["num_experts_per_tok=5", "num_local_experts=4"]),
+        ("mixtral", {"num_local_experts": 5}, ["lacks", "layers.0.block_sparse_moe.experts.4.w1.weight"]),
+        ("mixtral", {"num_local_experts": 3}, ["unknown", "layers.0.block_sparse_moe.experts.3.w1.weight"]),
+        ("mixtral_fused", {"num_local_experts": 4}, ["mlp.gate.weight", "[5, 16]", "[4, 16]"]),
+        ("mixtral", {"router_jitter_noise": 0.1}, ["router_jitter_noise=0.1", "must be 0.0"]),
+        ("mixtral", {"num_local_experts": None, "num_experts": 4}, ["num_experts=4", "mixtral"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -140,6 +154,37 @@ def test_a_tied_flag_with_another_head(tmp_path):
     folder = copied("llama", tmp_path, tie_word_embeddings=True)
     with pytest.raises(ValueError, match=r"lm_head\.weight differs from embed_tokens\.weight"):
         huggingface.load(folder)
+
+
+def test_experts_in_one_tensor_are_those_in_many(tmp_path):
+    folder = copied("mixtral", tmp_path)
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    for layer in range(2):
+        old, new = (f"model.layers.{layer}.{name}" for name in ("block_sparse_moe", "mlp"))
+        gate, down, up = (
+            np.stack([tensors.pop(f"{old}.experts.{e}.w{i}.weight") for e in range(4)]) for i in (1, 2, 3)
+        )
+        tensors[f"{new}.experts.gate_up_proj"] = np.concatenate([gate, up], axis=1)
+        tensors[f"{new}.experts.down_proj"] = down
+        tensors[f"{new}.gate.weight"] = tensors.pop(f"{old}.gate.weight")
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    assert_same(huggingface.load(folder)[1], huggingface.load(FIXTURES / "mixtral")[1])
+    tensors.pop("model.layers.1.mlp.experts.down_proj")
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lacks .*layers\.1\.mlp\.experts\.down_proj"):
+        huggingface.load(folder)
+
+
+def test_the_keys_of_experts():
+    values = json.loads((FIXTURES / "mixtral" / "config.json").read_text()) | {"router_aux_loss_coef": 0.003}
+    del values["rope_parameters"], values["rms_norm_eps"], values["sliding_window"]
+    model = config_keys.to_model(values, "config.json", 1)[0]
+    assert (model.rotary.theta, model.norm_epsilon, model.attention_pattern) == (1e6, 1e-5, ("dense",))
+    # Theirs is a mean over layers of what is N at equal load, ours a sum over layers of what is 1.
+    assert model.experts.balance_loss == pytest.approx(0.003 * 2 / 2)
+    written = config_keys.from_model(dataclasses.replace(model, num_layers=6))[0]
+    assert written["router_aux_loss_coef"] == 0.009
+    assert config_keys.from_model(model)[0]["intermediate_size"] == 24
 
 
 def test_bare_names_are_read(tmp_path):
@@ -159,21 +204,20 @@ def test_rope_keys_come_back_in_both_spellings():
         cfg.Rotary(scaling="yarn", factor=4.0, original_length=16, low=2.0, high=9.0, attention_factor=1.2,
                    truncate=False),
     ):  # fmt: skip
-        names = ("rope_theta", "partial_rotary_factor", 1.0)
+        names = RopeKeys()
         written = rope.write(rotary, names, 8)
         modern = {"rope_parameters": written["rope_parameters"]}
         old = {key: value for key, value in written.items() if key != "rope_parameters"}
         for values in (written, modern, old):
             assert rope.read(values, names, 8, 64) == rotary
     for width in range(2, 97, 2):  # int(96 * fraction) must not fall short by rounding
-        names = ("rotary_emb_base", "rotary_pct", 0.25)
+        names = RopeKeys("rotary_emb_base", "rotary_pct", 0.25)
         assert rope.read(rope.write(cfg.Rotary(dim=width), names, 96), names, 96, 64).dim == width % 96
 
 
 def test_mscale_stands_for_an_attention_factor():
     values = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "mscale": 2.0}
-    names = ("rope_theta", "partial_rotary_factor", 1.0)
-    found = rope.read({"rope_parameters": values | {"mscale_all_dim": 1.0}}, names, 8, 64)
+    found = rope.read({"rope_parameters": values | {"mscale_all_dim": 1.0}}, RopeKeys(), 8, 64)
     np.testing.assert_allclose(found.attention_factor, (0.2 * np.log(4) + 1) / (0.1 * np.log(4) + 1))
 
 
@@ -214,10 +258,42 @@ def test_the_family_of_a_model():
     assert family(**tiny.SWITCHES["llama"]) == "llama"
     assert family(**rope_only, qkv_bias=True, out_bias=False) == "qwen2"
     assert family(**tiny.SWITCHES["neox"]) == "gpt_neox"
+    assert family(**tiny.SWITCHES["mixtral"]) == "mixtral"
+    nothing = cfg.Experts(per_token=3, every=2, d_ff=7, gated=False, normalize=False, capacity=2.0)
+    assert family(relative_buckets=6, relative_distance=9, experts=nothing) == "gpt2"
     no_window = tiny.model(**tiny.SWITCHES["llama"] | {"attention_pattern": ("banded",)})
     assert config_keys.from_model(no_window)[1].model_type == "mistral"
     assert config_keys.from_model(dataclasses.replace(no_window, band_width=32))[1].model_type == "llama"
     assert config_keys.from_model(dataclasses.replace(no_window, band_width=32), "mistral")[1].model_type == "mistral"
+
+
+LLAMA, FOUR = tiny.SWITCHES["llama"], cfg.Experts(count=4)
+STRIDED = {"attention_pattern": ("dense", "strided"), "band_width": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"experts": FOUR}, "experts.count=4 .* gpt2; there it must be 0"),
+        (tiny.SWITCHES["neox"] | {"experts": FOUR}, "experts.count=4 .* gpt_neox; there it must be 0"),
+        (tiny.SWITCHES["glam"], "experts.count=8 .* gpt2; there it must be 0"),
+        (LLAMA | {"experts": cfg.Experts(count=4, every=2)}, "experts.every=2 .* mixtral; there it must be 1"),
+        (
+            LLAMA | {"experts": cfg.Experts(count=4, gated=False)},
+            "experts.gated=False .* mixtral; there it must be True",
+        ),
+        (LLAMA | {"experts": FOUR, "qkv_bias": True}, "qkv_bias=True .* mixtral; there it must be False"),
+        (STRIDED, r"attention_pattern=\('dense', 'strided'\) .* gpt2; there it must be \('dense',\)"),
+        (LLAMA | STRIDED | {"experts": FOUR}, r"attention_pattern=\('dense', 'strided'\) .* mixtral; "),
+        (STRIDED | {"d_head": 7, "norm_epsilon": 1e-3}, r"attention_pattern=\('dense', 'strided'\)"),
+        (tiny.SWITCHES["lamda"], "positions='relative' .* llama; there it must be 'rotary'"),
+        ({"num_heads": 5}, "num_heads=5 .* gpt2; there it must be a divisor of config.model.d_model=32"),
+    ],
+)
+def test_a_refused_export_names_the_knob_that_matters(changes, words):
+    base = {"attention_pattern": ("dense",), "band_width": 256} | changes
+    with pytest.raises(ValueError, match=rf"^config\.model\.{words}"):
+        config_keys.from_model(tiny.model(**base))
 
 
 @pytest.mark.parametrize(

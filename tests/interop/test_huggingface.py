@@ -1,6 +1,7 @@
 """Against transformers: fixtures made by tests/fixtures/make_huggingface.py, so that no PyTorch is needed here."""
 
 import dataclasses
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ import safetensors.numpy
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
 from scaling.data.batch import of_sequences
-from scaling.interop import huggingface
+from scaling.interop import huggingface, shards
 from scaling.interop.logits import compute
 from scaling.model import decoder
 from scaling.model.fused import fused
@@ -281,6 +282,9 @@ def test_missing_files_are_refused(folder):
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin.*model\.safetensors"):
         huggingface.load(folder)
+    (folder / "model.safetensors").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"model\.safetensors is a folder; it must be a file"):
+        huggingface.load(folder)
     (folder / "config.json").write_bytes(b"\xff{")
     with pytest.raises(ValueError, match=r"config\.json.* 0xff .* 0"):
         huggingface.load(folder)
@@ -314,11 +318,11 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
         huggingface.save(model, params, tmp_path / "full")
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["notes.txt"]
 
-    def full_disk(*_, **__):
-        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(safetensors.numpy, "save_file", full_disk)
+    monkeypatch.setattr(shards, "_narrowed", full_disk)
     with pytest.raises(OSError, match=r"empty .*No space left"):
         huggingface.save(model, params, tmp_path / "empty")
     assert not list((tmp_path / "empty").iterdir())

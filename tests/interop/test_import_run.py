@@ -1,8 +1,11 @@
 """``scaling import`` and ``scaling export``: folders that become runs, and runs that become folders."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -11,10 +14,15 @@ import pytest
 import safetensors.numpy
 
 from scaling import cli
+from scaling.config import schema as cfg
 from scaling.data import tokenizer
-from scaling.interop import huggingface, tokenizer_json
+from scaling.evaluate.harness.requests import Answers
+from scaling.interop import config_keys, huggingface, tokenizer_json
 from scaling.interop.import_run import import_folder
 from scaling.interop.logits import compute, load_model
+from scaling.interop.served import load_served
+from scaling.model import decoder
+from scaling.runs import stores
 from scaling.runs.checkpoint import Checkpoints
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -63,6 +71,11 @@ def test_a_run_of_a_folder_is_a_run(folder, tmp_path, capsys):
     trained = load_model(run)[1]
     change = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(trained), jax.tree.leaves(params), strict=True)]
     assert 0 < max(change) < 1e-3
+    huggingface.export(run, tmp_path / "trained")  # written by training, so in other chunks than by the import
+    exported = huggingface.load(tmp_path / "trained", vocab_multiple=128)[1]
+    without_padding = trained | {name: np.asarray(trained[name])[:260] for name in ("tokens", "unembedding")}
+    exported |= {name: exported[name][:260] for name in ("tokens", "unembedding")}
+    jax.tree.map(np.testing.assert_array_equal, exported, without_padding)
     assert cli.main(["train", *arguments[:-1], "--config.model.dropout_attention=0.2"]) == 2
     assert "holds checkpoints of another run: config.model.dropout_attention" in capsys.readouterr().err
 
@@ -82,6 +95,81 @@ def test_import_export_import_is_bit_identical(folder, tmp_path):
     import_folder(tmp_path / "out", tmp_path / "run2")
     one, two = (load_model(tmp_path / name)[1] for name in ("run", "run2"))
     jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_experts_go_in_and_out(tmp_path):
+    source = FIXTURES / "families" / "mixtral"
+    values = json.loads((source / "config.json").read_text())
+    model, params = huggingface.load(source)
+    folder, random = tmp_path / "folder", np.random.default_rng(0)
+    model = dataclasses.replace(model, vocab_size=260)
+    params |= {name: random.standard_normal((260, 16), np.float32) for name in ("tokens", "unembedding")}
+    huggingface.save(model, params, folder)
+    import_folder(folder, tmp_path / "run", "bytes")
+    network, found = load_model(tmp_path / "run")
+    assert network.model.experts == cfg.Experts(count=4, balance_loss=0.001)
+    for name, parameter in params["expert_blocks"]["experts"].items():
+        np.testing.assert_array_equal(found["expert_blocks"]["experts"][name], parameter)
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--shard_gb=2e-5"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, huggingface.load(tmp_path / "out")[1], params)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {key: written[key] for key in ("model_type", "num_local_experts", "num_experts_per_tok")} == {
+        key: values[key] for key in ("model_type", "num_local_experts", "num_experts_per_tok")
+    }
+
+
+@contextlib.contextmanager
+def at_most(megabytes):
+    """That NumPy and Python allocate; what TensorStore has is not traced."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < megabytes * 1e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.slow
+def test_a_model_is_never_whole_in_memory(tmp_path):
+    values = {
+        "model_type": "llama", "vocab_size": 300, "max_position_embeddings": 16, "hidden_size": 256,
+        "num_hidden_layers": 32, "num_attention_heads": 4, "intermediate_size": 768,
+    }  # fmt: skip
+    model = config_keys.to_model(values, "", 1)[0]
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: random.standard_normal(x.shape, np.float32), decoder.abstract(model))
+    size = sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6
+    largest = max(x.nbytes for x in jax.tree.leaves(params)) / 1e6
+    assert size > 100 and largest > 20
+    huggingface.save(model, params, tmp_path / "folder", shard_gb=0.03)
+    del params
+    with at_most(15):
+        import_folder(tmp_path / "folder", tmp_path / "run", "bytes")
+        huggingface.export(tmp_path / "run", tmp_path / "out", shard_gb=0.03)
+    with pytest.raises(AssertionError), at_most(size - 1):  # what is whole is seen
+        huggingface.load(tmp_path / "out")
+    for file in (tmp_path / "folder").glob("*.safetensors"):
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_numbers_that_are_not_finite_leave_no_run(folder, tmp_path, capsys):
+    weights = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(weights)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan
+    safetensors.numpy.save_file(tensors, weights)
+    assert cli.main(["import", str(folder), str(tmp_path / "run")]) == 2
+    assert "1 of the 384 numbers of tensor model.layers.1.mlp.up_proj.weight are NaN" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_full_disk_leaves_no_run(folder, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(stores.Store, "__setitem__", full)
+    assert cli.main(["import", str(folder), str(tmp_path / "run")]) != 0
+    assert "No space left on device" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_another_tokenizer_than_the_folders_own_is_the_one_exported(folder, tmp_path):
@@ -161,13 +249,19 @@ def test_special_tokens_are_never_text(tmp_path):
         tokenizer.load(str(path))
 
 
-@pytest.mark.slow
-def test_a_real_model_has_the_logits_of_transformers(tmp_path):
-    """SmolLM2-135M-Instruct: shared/peers/real_models.py makes its folder, with logits of transformers beside it."""
+def real_model():
+    """The folder of SmolLM2-135M-Instruct; the test is skipped where there is none."""
     folder = Path(os.environ.get(REAL, "")) / "smollm2"
     if not os.environ.get(REAL) or not folder.is_dir():
         pytest.skip(f"{REAL} names no folder with smollm2, as shared/peers/real_models.py makes it")
     pytest.importorskip("tokenizers", reason="the package tokenizers (the extra hf) is not installed")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_real_model_has_the_logits_of_transformers(tmp_path):
+    """SmolLM2-135M-Instruct: shared/peers/real_models.py makes its folder, with logits of transformers beside it."""
+    folder = real_model()
     expected = np.load(folder / "reference.npz")
     import_folder(folder, tmp_path / "run")
     network, params = load_model(tmp_path / "run")
@@ -178,3 +272,18 @@ def test_a_real_model_has_the_logits_of_transformers(tmp_path):
     assert words.encode("The capital of France is").tolist() == expected["input_ids"][0].tolist()
     huggingface.export(tmp_path / "run", tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, huggingface.load(tmp_path / "out")[1], huggingface.load(folder)[1])
+
+
+@pytest.mark.slow
+def test_a_real_model_has_the_likelihoods_of_lm_evaluation_harness():
+    """``tests/fixtures/make_real_model.py`` noted what its Hugging Face backend answers to a few items."""
+    folder = real_model()
+    served = load_served(folder)
+    expected = json.loads((FIXTURES / "real" / "expected.json").read_text())["tasks"]
+    assert len(expected) == 4
+    for name, task in expected.items():
+        pairs = [tuple(pair) for item in task["items"] for pair in item["pairs"]]
+        found = Answers(served).loglikelihoods(pairs)
+        wanted = [value for item in task["items"] for value in item["log_likelihoods"]]
+        assert [logprob for logprob, _ in found] == pytest.approx(wanted, abs=1e-3), name
+        assert [greedy for _, greedy in found] == [value for item in task["items"] for value in item["greedy"]]

@@ -75,7 +75,7 @@ def test_export_of_a_run(run, tmp_path):
 
 @pytest.mark.parametrize("output", ["file/out", "full"])
 def test_export_to_where_it_cannot_be_written_reads_no_checkpoint(run, tmp_path, monkeypatch, output):
-    monkeypatch.setattr(huggingface, "load_run", lambda _: pytest.fail("the checkpoint was read"))
+    monkeypatch.setattr(huggingface, "open_run", lambda _: pytest.fail("the checkpoint was read"))
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").write_text("")

@@ -8,8 +8,10 @@ import pytest
 from etils import epath
 
 from scaling.config import schema as cfg
+from scaling.model.fused import fused
 from scaling.parallel.mesh import make_mesh
-from scaling.runs.checkpoint import Checkpoints, DamagedCheckpoint, verify
+from scaling.runs import stores
+from scaling.runs.checkpoint import META, Checkpoints, DamagedCheckpoint, verify
 from scaling.train import state as train_state
 from tests import tiny
 
@@ -273,6 +275,65 @@ def test_parameters_alone(saved, state):
     params = saved.read_params(step, train_state.abstract_state(CONFIG, make_mesh(cfg.Mesh()))["params"])
     jax.tree.map(np.testing.assert_array_equal, params, state["params"])
     assert json.dumps(meta)
+
+
+def test_parameters_are_read_where_they_are_sliced(saved, state):
+    """Of a checkpoint whose arrays lie in the shards of eight devices."""
+    opened = saved.open_params(2, state["params"])
+    assert opened.keys() == stores.by_path(state["params"]).keys()
+    for name, whole in stores.by_path(state["params"]).items():
+        array = opened[name]
+        assert array.shape == whole.shape and 1 <= array.rows_at_once <= len(array)
+        np.testing.assert_array_equal(array[1:], np.asarray(whole)[1:])
+
+
+@pytest.mark.parametrize(("devices", "mesh"), [(1, cfg.Mesh()), (8, cfg.Mesh(fsdp=4, tensor=2))])
+def test_parameters_that_come_in_parts_are_those_of_a_step(tmp_path, state, devices, mesh):
+    checkpoints = Checkpoints(tmp_path)
+    later = jax.tree.map(lambda x: stores.Later(x.shape, (1, *x.shape[1:])), state["params"])
+
+    def fill(arrays):
+        for name, whole in stores.by_path(state["params"]).items():
+            for row, part in enumerate(np.asarray(whole)):
+                arrays[name][row] = part
+
+    checkpoints.save_filled(0, later, {"note": "parts"}, fill)
+    step, meta = checkpoints.newest_whole()  # its checksums are there, and right
+    assert (step, meta["note"], meta["guard"]) == (0, "parts", {})
+    target = train_state.abstract_state(CONFIG, make_mesh(mesh, jax.devices()[:devices]))["params"]
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.read_params(0, target), state["params"])
+    opened = checkpoints.open_params(0, target)
+    assert {array.rows_at_once for array in opened.values()} == {1}
+    checkpoints.close()
+
+
+def test_parts_that_cannot_be_had_leave_no_step(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path)
+    later = jax.tree.map(lambda x: stores.Later(x.shape, x.shape), state["params"])
+
+    def wrong(arrays):
+        raise ValueError("a tensor is missing")
+
+    with pytest.raises(ValueError, match=r"^a tensor is missing$"):
+        checkpoints.save_filled(0, later, {}, wrong)
+    assert not checkpoints.steps()
+    with pytest.raises(OSError, match="step 0 could not be written"):
+        checkpoints.save_filled(0, later, {}, lambda arrays: arrays["tokens"].__setitem__(0, "no number"))
+    assert not checkpoints.steps()
+
+
+def test_parameters_of_format_1_are_read_at_once(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"params": fused(jax.device_get(state["params"])), "guard": {}}, {})
+    checkpoints.wait()
+    path = checkpoints.directory / "000000001" / META
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    opened = checkpoints.open_params(1, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state["params"]))
+    expected = stores.by_path(state["params"])
+    assert opened.keys() == expected.keys()
+    for name, whole in expected.items():
+        np.testing.assert_array_equal(opened[name], whole)
+    checkpoints.close()
 
 
 def test_large_and_small_files_hash_alike(tmp_path):

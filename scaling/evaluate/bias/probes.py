@@ -26,7 +26,7 @@ _ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def encode_prompts(probe: str, words: Tokenizer, context_length: int, tokens: int) -> list[list[int]]:
-    """Token ids of a probe's prompts, each after an end-of-text token, as documents begin in training.
+    """Token ids of a probe's prompts, each after what begins a text (``Tokenizer.start``).
 
     Args:
         probe: gender, race or religion.
@@ -38,7 +38,7 @@ def encode_prompts(probe: str, words: Tokenizer, context_length: int, tokens: in
         ValueError: a prompt and the new tokens do not fit the context.
     """
     prompts = bias.probe_prompts(probe)
-    found = [[words.eot, *map(int, words.encode(prompt.prompt))] for prompt in prompts]
+    found = [[*words.start, *map(int, words.encode(prompt.prompt))] for prompt in prompts]
     size, text = max((len(ids), prompt.prompt) for ids, prompt in zip(found, prompts, strict=True))
     if size + tokens > context_length:
         room = context_length - size
@@ -128,7 +128,7 @@ def occupations(served: Served) -> dict[str, OccupationBias]:
     for variant in VARIANTS:
         requests = bias.occupation_requests(variant)
         groups = [
-            encode_group(served.words, request.context, [o.completion for o in request.options], (served.words.eot,))
+            encode_group(served.words, request.context, [o.completion for o in request.options], served.words.start)
             for request in requests
         ]
         scores = scorer.score(groups)

@@ -28,8 +28,8 @@ _BEAMS = ("num_beams", "length_penalty", "early_stopping")
 class Answers:
     """What lm_eval asks of a model, without lm_eval's types.
 
-    Texts begin without an end-of-text token, as in lm_eval for GPT-2. Only an empty context and the beginning of
-    running text are replaced by one.
+    Before a text stands what the tokenizer's own files put there (``Tokenizer.template``). Ours put nothing there, nor
+    do GPT-2's. ``Tokenizer.bos`` replaces an empty context, and begins running text.
 
     Args:
         served: the model.
@@ -62,7 +62,8 @@ class Answers:
             continuation = context[len(stripped) :] + continuation
             known = contexts.setdefault(stripped, {})
             places.append((stripped, known.setdefault(continuation, len(known))))
-        groups = (encode_group(self._words, context, list(known)) for context, known in contexts.items())
+        template = self._words.template
+        groups = (encode_group(self._words, c, list(known), template if c else ()) for c, known in contexts.items())
         found = dict(zip(contexts, self._scored(list(groups)), strict=True))
         scores = [found[context][place] for context, place in places]
         return [(score.logprob, score.greedy) for score in scores]
@@ -71,8 +72,9 @@ class Answers:
         """The log-likelihood of each whole text, by windows of the context length (``rolling_windows``)."""
         groups, owners = [], []
         for number, text in enumerate(texts):
-            ids = tuple(map(int, self._words.encode(text)))
-            for context, window in rolling_windows(ids, self._words.eot, self._length):
+            # The template, too, is predicted: HFLM.loglikelihood_rolling puts the token before it once more.
+            ids = (*self._words.template, *map(int, self._words.encode(text)))
+            for context, window in rolling_windows(ids, self._words.bos, self._length):
                 groups.append(Group(context, (window,)))
                 owners.append(number)
         totals = [0.0] * len(texts)
@@ -110,8 +112,8 @@ class Answers:
         return texts
 
     def _prompt(self, text: str, new: int) -> list[int]:
-        ids = list(map(int, self._words.encode(text)))
-        return ids[-(self._length - new) :] or [self._words.eot]
+        ids = [*self._words.template, *map(int, self._words.encode(text))]
+        return ids[-(self._length - new) :] or [self._words.bos]
 
     def _scored(self, groups: list[Group]) -> list[list[Score]]:
         with bar("likelihoods", len(groups)) as watch:

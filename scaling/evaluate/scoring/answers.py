@@ -136,14 +136,16 @@ class Answers:
         return list(zip(totals, sizes, strict=True))
 
     def _windows(self, ids: tuple[int, ...]) -> Iterator[Group]:
-        """Windows of the context length that move by half of it, after an end-of-text token.
+        """Windows of the context length that move by half of it, after what begins a text.
 
         Each token is predicted once, from at least half a window where the text has it.
         """
         length = self._network.model.context_length
         stride = max(1, length // 2)
-        yield Group((self.words.eot,), (ids[:length],))
-        for start in range(length, len(ids), stride):
+        opening = self.words.start or (self.words.bos,)
+        first = length + 1 - len(opening)  # the last token of a window is only predicted
+        yield Group(opening, (ids[:first],))
+        for start in range(first, len(ids), stride):
             new = ids[start : start + stride]
             yield Group(ids[start - (length - len(new) + 1) : start], (new,))
 

@@ -23,7 +23,7 @@ class Evaluator:
         params: as training holds them, on the mesh if there is one.
         words: tokenizer of the model.
         mesh: devices; None = one.
-        prefix: whether texts begin after an end-of-text token, as documents do in training;
+        prefix: whether texts follow what begins a text for the tokenizer (``Tokenizer.start``);
             lm-evaluation-harness does without for GPT-2.
     """
 
@@ -35,7 +35,7 @@ class Evaluator:
         mesh: Mesh | None = None,
         prefix: bool = True,
     ):
-        self._answers = Answers(network, params, words, mesh, (words.eot,) if prefix else ())
+        self._answers = Answers(network, params, words, mesh, words.start if prefix else ())
         self._context_length = network.model.context_length
 
     @property

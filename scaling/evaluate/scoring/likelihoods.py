@@ -257,7 +257,7 @@ def encode_options(
     Args:
         words: tokenizer.
         options: (context, completion) of each; completions are not empty.
-        prefix: token ids before each context. If both are empty, the end-of-text token is the context.
+        prefix: token ids before each context. If both are empty, ``Tokenizer.bos`` is the context.
 
     Returns:
         Groups, each with the places of its options; and whether they begin before the completions.
@@ -288,7 +288,7 @@ def encode_options(
             starts = [min(*starts, _common(wholes)) if len(contexts) > 1 else min(starts)] * len(wholes)
     places: dict[tuple[int, ...], list[int]] = {}
     for place, (whole, start) in enumerate(zip(wholes, starts, strict=True)):
-        places.setdefault((*prefix, *whole[:start]) or (words.eot,), []).append(place)
+        places.setdefault((*prefix, *whole[:start]) or (words.bos,), []).append(place)
     return [
         (Group(context, tuple(wholes[place][starts[place] :] for place in its_places)), its_places)
         for context, its_places in places.items()
@@ -306,7 +306,7 @@ def encode_group(words: Tokenizer, context: str, completions: Sequence[str], pre
 
     The tokens of context and completion together are split after as many as the context alone has. This is the rule of
     lm-evaluation-harness, so that numbers agree. ``encode_options`` differs only where a token joins the two.
-    ``prefix`` comes before the context; if both are empty, the end-of-text token is the context.
+    ``prefix`` comes before the context; if both are empty, ``Tokenizer.bos`` is the context.
 
     Raises:
         ValueError: a completion that adds no token.
@@ -318,4 +318,4 @@ def encode_group(words: Tokenizer, context: str, completions: Sequence[str], pre
         if len(whole) <= len(first):
             raise ValueError(f"the completion {completion[:40]!r} adds no token to its context ...{context[-40:]!r}")
         found.append(whole[len(first) :])
-    return Group((*prefix, *first) or (words.eot,), tuple(found))
+    return Group((*prefix, *first) or (words.bos,), tuple(found))

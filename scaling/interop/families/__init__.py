@@ -1,6 +1,19 @@
 """The decoder families of Hugging Face that are read and written, a file of data each."""
 
-from scaling.interop.families import bloom, ctrl, gemma, gpt2, gpt_neo, gpt_neox, gptj, llama, mistral, opt, qwen
+from scaling.interop.families import (
+    bloom,
+    ctrl,
+    gemma,
+    gpt2,
+    gpt_neo,
+    gpt_neox,
+    gptj,
+    llama,
+    mistral,
+    mixtral,
+    opt,
+    qwen,
+)
 from scaling.interop.family import Family
 
 # In the order in which an export looks for one that can express a model.
@@ -11,6 +24,7 @@ FAMILIES: dict[str, Family] = {
         gpt2.GPT1,
         llama.LLAMA,
         mistral.MISTRAL,
+        mixtral.MIXTRAL,
         qwen.QWEN2,
         qwen.QWEN3,
         gemma.GEMMA,

@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia: a part of each head turns; attention and MLP side by side with a norm each, or in sequence."""
 
-from scaling.interop.family import ACTIVATIONS, Family, Key
+from scaling.interop.family import ACTIVATIONS, Family, Key, RopeKeys
 
 GPT_NEOX = Family(
     "gpt_neox", "GPTNeoXForCausalLM", "gpt_neox.", "layers.",
@@ -43,5 +43,5 @@ GPT_NEOX = Family(
     },
     unused="classifier_dropout",
     buffers=r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)|rotary_emb\.inv_freq",
-    rope=("rotary_emb_base", "rotary_pct", 0.25),
+    rope=RopeKeys("rotary_emb_base", "rotary_pct", 0.25),
 )  # fmt: skip

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from scaling.interop.family import ACTIVATIONS, Family, Key
+from scaling.interop.family import ACTIVATIONS, Family, Key, RopeKeys
 
 LLAMA = Family(
     "llama", "LlamaForCausalLM", "model.", "layers.",
@@ -50,7 +50,7 @@ LLAMA = Family(
     },
     unused="pretraining_tp unk_token_id",
     buffers=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
-    rope=("rope_theta", "partial_rotary_factor", 1.0),
+    rope=RopeKeys(),
 )  # fmt: skip
 
 

@@ -130,7 +130,7 @@ def test_buckets():
 
 def test_tokens_of_a_pair_are_those_of_both_together():
     class Words:
-        eot = 0
+        bos = 0
 
         def encode(self, text):  # pairs of letters are one token
             return np.asarray([sum(map(ord, text[i : i + 2])) for i in range(0, len(text), 2)])
@@ -147,7 +147,7 @@ def test_tokens_of_a_pair_are_those_of_both_together():
 class Joining:
     """A token a letter, but ``).`` is one."""
 
-    eot = 0
+    bos = 0
 
     def encode(self, text):
         return np.asarray([ord(c) for c in text.replace(").", "\u0100")])
