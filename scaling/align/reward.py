@@ -59,7 +59,7 @@ def data(config: cfg.Config, words: Tokenizer) -> Data:
 
 def _rows(comparison: comparisons.Comparison, chat: Chat, room: int, group: int, skipped: Skipped) -> list[Scored]:
     """The rows of a prompt; none if fewer than two of its completions fit, or these are ties."""
-    texts = [(_ending(chat, answer), rank) for answer, rank in zip(comparison.answers, comparison.ranks, strict=True)]
+    texts = [(ending(chat, answer), rank) for answer, rank in zip(comparison.answers, comparison.ranks, strict=True)]
     fitting = [(ids, rank) for ids, rank in texts if len(ids) <= room]
     if len({rank for _, rank in fitting}) < 2:
         skipped.note(comparison.where, f"left out: fewer than two completions of different ranks fit {room} tokens")
@@ -70,7 +70,7 @@ def _rows(comparison: comparisons.Comparison, chat: Chat, room: int, group: int,
     return rows + [scored(np.zeros(0, np.int32), room, 0)] * (group - len(rows))
 
 
-def _ending(chat: Chat, messages: tuple[dict[str, str], ...]) -> np.ndarray:
+def ending(chat: Chat, messages: tuple[dict[str, str], ...]) -> np.ndarray:
     """The ids of a dialogue up to the end of its last turn, at which it is read."""
     ids, said = chat.example(messages)
     return ids[: np.flatnonzero(said)[-1] + 1]
@@ -81,7 +81,7 @@ def finish(run: Run, state: TrainState) -> None:
     config, chat = run.config, Chat(run.words, read_template(run.config.chat.template))
     if path := config.align.demonstrations:
         skipped = Skipped(refuses=config.data.bad_records == "error")
-        found = [_ending(chat, d.messages) for d in dialogues.read(path, skipped, config.chat.system)]
+        found = [ending(chat, d.messages) for d in dialogues.read(path, skipped, config.chat.system)]
         texts = [ids for ids in found if len(ids) <= config.model.context_length]
     else:
         path, texts = "the best completions held out", _best(run.data.held_out, config.align.completions)

@@ -21,47 +21,15 @@ from scaling.runs.start import Start
 from scaling.train.step import make_eval_step
 from tests import tiny
 
-KNOBS = [
-    "--config.compute.dtype=float32",
-    "--config.compute.loss_chunk=0",
-    "--config.log.tensorboard=false",
-    "--config.log.every_steps=1",
-    "--config.eval.tokens=256",
-    "--config.train.batch_tokens=512",
-    "--config.optimizer.warmup_tokens=0",
-]
-FILE = "get_config = __import__('scaling.config', fromlist=['x']).default_config\n"
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny run of byte text, ``base``, and dialogues whose answers are the question again."""
-    folder = tmp_path_factory.mktemp("align")
-    (folder / "any.py").write_text(FILE)
-    sizes = ["num_layers=2", "d_model=32", "num_heads=2", "context_length=32", "vocab_multiple=8"]
-    base = [f"--config.model.{size}" for size in sizes] + [
-        "--config.data.tokenizer=bytes",
-        "--config.train.tokens=10240",
-    ]
-    assert run(folder, "train", "base", *base) == 0
-    records = [{"prompt": f"{i:02}", "response": f"{i:02}" * (1 + i % 3)} for i in range(160)]
-    (folder / "d.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return folder
-
-
-def run(folder, verb, name, *arguments):
-    words = [*verb.split(), f"--config={folder}/any.py", f"--config.workdir={folder}/{name}", *KNOBS, *arguments]
-    return cli.main(words)
+@pytest.fixture(scope="module", autouse=True)
+def dialogues(folder):
+    """Dialogues whose answers are the question again."""
+    folder.write("d.jsonl", [{"prompt": f"{i:02}", "response": f"{i:02}" * (1 + i % 3)} for i in range(160)])
 
 
 def sft(folder, name, *arguments):
-    more = [f"--config.start={folder}/base", f"--config.data.train={folder}/d.jsonl", "--config.data.tokenizer="]
-    return run(folder, "align sft", name, *more, "--config.align.epochs=3", *arguments)
-
-
-def losses(folder, name):
-    lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines]
+    return folder.align("sft", name, f"--config.data.train={folder}/d.jsonl", "--config.align.epochs=3", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +40,7 @@ def tuned(folder):
 
 
 def test_it_learns_and_is_a_run_like_any_other(folder, tuned, capsys):
-    found = losses(folder, "sft")
+    found = folder.losses("sft")
     assert found[-1] < 0.7 * found[0]
     config = json.loads((tuned / "config.json").read_text())["config"]
     assert config["data"]["tokenizer"] == "bytes+chat" and config["model"]["vocab_size"] == 261
@@ -131,15 +99,15 @@ def test_a_run_that_is_cut_short_goes_on_to_the_same_curve(folder, tuned):
     for step in steps[1:]:
         shutil.rmtree(step)
     assert sft(folder, "cut", *arguments, *saves) == 0
-    assert losses(folder, "cut") == losses(folder, "sft")
+    assert folder.losses("cut") == folder.losses("sft")
 
 
 def test_microbatches_and_devices_change_nothing(folder, tuned):
     same = ["--config.optimizer.peak_lr=0.01"]
-    assert sft(folder, "one", *same) == 0
-    for name, knob in (("parts", "train.microbatch_sequences=8"), ("devices", "mesh.fsdp=4")):
+    assert sft(folder, "sft-one", *same) == 0
+    for name, knob in (("sft-parts", "train.microbatch_sequences=8"), ("sft-devices", "mesh.fsdp=4")):
         assert sft(folder, name, *same, f"--config.{knob}") == 0
-        np.testing.assert_allclose(losses(folder, name), losses(folder, "one"), rtol=2e-5)
+        np.testing.assert_allclose(folder.losses(name), folder.losses("sft-one"), rtol=2e-5)
 
 
 def test_all_tokens_count_if_asked(folder):
