@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,8 +61,8 @@ def run(options: argparse.Namespace) -> int:
     from scaling.serve.models import load
 
     key = os.environ.get(KEY_VARIABLE) if options.api_key is None else options.api_key
-    if key is not None and (not key.strip() or key != key.strip()):
-        raise ValueError("the API key must not be empty, and have no blanks at its ends")
+    if key is not None and not re.fullmatch("[!-~]+", key):
+        raise ValueError("the API key must have ASCII characters only, no blanks, and at least one")
     _check_ranking_options(options)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with _listening(options.host, options.port) as listener, contextlib.ExitStack() as held:

@@ -25,7 +25,7 @@ class Guard:
 
     Args:
         app: the application.
-        key: that requests must have, except those for the pages, which hold nothing secret; None = no key.
+        key: that requests must have, except that for the page, which holds nothing secret; None = no key. ASCII.
         local: whether only this machine is served. Then requests must name it as their host: a page of another site
             whose name suddenly means this machine (DNS rebinding) names that site.
     """
@@ -47,7 +47,7 @@ class Guard:
         if self._key is None or scope["path"] == "/":
             return None
         given = headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if hmac.compare_digest(given.encode(), self._key.encode()):
+        if hmac.compare_digest(given.encode("latin-1"), self._key.encode()):
             return None
         what = "wrong API key" if given else "an API key is needed, as in 'Authorization: Bearer KEY'"
         return Refusal(what, status=401, code="invalid_api_key")
