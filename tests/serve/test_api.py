@@ -1,5 +1,6 @@
 """The interface by OpenAI's own client, and by requests that are wrong."""
 
+import itertools
 import json
 import socket
 import threading
@@ -144,7 +145,7 @@ def test_two_at_once_both_go_on(client, script):
         thread.start()
     for thread in threads:
         thread.join()
-    changes = sum(one != other for one, other in zip(order, order[1:], strict=False))
+    changes = sum(one != other for one, other in itertools.pairwise(order))
     assert set(order) == {"a", "b"} and changes > 6
 
 

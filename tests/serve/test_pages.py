@@ -130,8 +130,10 @@ def test_emoji_stay_whole(page, script):
     """Each token is a byte. No state of the page that can be seen has a part of a character."""
     text = "🦜🏽 👩‍👩‍👧 é 漢字 🇫🇷"
     script.says, script.pause = lambda prompt, sample: text, 0.02
-    page.run("(window.seen = [], new MutationObserver(() => window.seen.push(document.querySelector('#log').innerText))"
-             ".observe(document.querySelector('#log'), {subtree: true, childList: true, characterData: true}), 1)")  # fmt: skip
+    page.run(
+        "(window.seen = [], new MutationObserver(() => window.seen.push(document.querySelector('#log').innerText))"
+        ".observe(document.querySelector('#log'), {subtree: true, childList: true, characterData: true}), 1)"
+    )
     say(page, "parrot")
     seen = page.run("window.seen")
     assert replies(page) == [text] and len(set(seen)) > 5
