@@ -16,7 +16,7 @@ from tests.programs import environment
 KNOBS = [
     "--config.model.num_layers=1", "--config.model.d_model=16", "--config.model.num_heads=1",
     "--config.model.context_length=64", "--config.model.vocab_multiple=8", "--config.data.tokenizer=bytes+chat",
-    "--config.train.tokens=512", "--config.train.batch_tokens=256", "--config.compute.dtype=float32",
+    "--config.train.tokens=1024", "--config.train.batch_tokens=512", "--config.compute.dtype=float32",
     "--config.optimizer.warmup_tokens=0", "--config.eval.tokens=256", "--config.log.tensorboard=false",
 ]  # fmt: skip
 
@@ -99,7 +99,7 @@ def test_mistakes_are_one_sentence(folder, arguments, sentence, capsys, monkeypa
     monkeypatch.chdir(folder)
     before = sorted(folder.iterdir())
     words = [argument.format(folder) for argument in arguments]
-    assert cli.main(["serve", f"{folder}/run", "--port=0", *words]) == exit_codes.USAGE
+    assert cli.main(["serve", "--port=0", f"{folder}/run", *words]) == exit_codes.USAGE
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert sentence in said and said.startswith("scaling serve: error: ")
     assert sorted(folder.iterdir()) == before
