@@ -1,12 +1,12 @@
 r"""Supervised fine-tuning as InstructGPT did it (arXiv 2203.02155, section 3.5 and appendix C.1).
 
-    scaling align sft --config=instructgpt/sft --config.start=RUN --config.data.train='dialogues.jsonl.gz'
+    scaling align sft --config=experiments/instructgpt/sft.py --config.start=RUN --config.data.train='d.jsonl.gz'
 
 16 epochs, residual dropout of 0.2, a cosine to a tenth without warm-up. The paper's batch is 32 dialogues; here
 dialogues are packed, and a batch is 32 rows of 256 tokens. The learning rate is for models of a few million parameters;
 the paper has 9.65e-6 for 1.3B and 6B.
 
-Machine: that of the model. 6M parameters and 1,100 short dialogues take 2 CPU cores a quarter of an hour.
+Machine: that of the model; time and loss are not measured here yet.
 """
 
 from ml_collections import ConfigDict

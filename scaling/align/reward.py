@@ -19,6 +19,7 @@ from scaling.data.batch import Scored, scored
 from scaling.data.chat import comparisons, dialogues
 from scaling.data.chat.dialogues import Skipped
 from scaling.data.chat.template import Chat, read_template
+from scaling.data.chat_tokenizer import SUFFIX
 from scaling.data.tokenizer import Tokenizer
 from scaling.objectives.ranking import ranking
 from scaling.train.recipe import Recipe
@@ -102,4 +103,6 @@ def _best(rows: Sequence[Scored], group: int) -> list[np.ndarray]:
     return found
 
 
-RECIPE = Recipe("align reward", data, ranking, 1, chats=True, counts_epochs=True, unit="nats a prompt", finish=finish)
+RECIPE = Recipe(
+    "align reward", data, ranking, 1, suffix=SUFFIX, counts_epochs=True, unit="nats a prompt", finish=finish
+)

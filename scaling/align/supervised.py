@@ -10,6 +10,7 @@ from scaling.align.rows import Rows, held_out
 from scaling.config import schema as cfg
 from scaling.data.chat import dialogues, rows
 from scaling.data.chat.template import Chat, read_template
+from scaling.data.chat_tokenizer import SUFFIX
 from scaling.data.tokenizer import Tokenizer
 from scaling.objectives.next_token import next_token
 from scaling.train.recipe import Recipe
@@ -50,4 +51,4 @@ def data(config: cfg.Config, words: Tokenizer) -> Data:
     return Data(Rows.of(packed, config), rows.packed(validation, room), None)
 
 
-RECIPE = Recipe("align sft", data, next_token, chats=True, counts_epochs=True)
+RECIPE = Recipe("align sft", data, next_token, suffix=SUFFIX, counts_epochs=True)

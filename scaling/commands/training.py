@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-from scaling import cache, exit_codes
+from scaling import cache, durable, exit_codes
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
 from scaling.evaluate.scoring import records
@@ -114,7 +114,7 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None, recipe: 
     state, first_step = restore_or_create(watch)
     peak = throughput.peak(list(run.mesh.devices.flat))
     config, objective, texts = run.config, recipe.objective(run.config), list[str]()
-    validation = Validation(run, objective, log)
+    validation = Validation(run, objective, log, recipe.derived)
     hooks = [Hook("a validation", validation, config.eval.every_steps, when_stopped=True)]
     if tasks:
         evaluate = functools.partial(_evaluate, run, log, tasks)
@@ -129,6 +129,8 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None, recipe: 
         run_tokenizer.keep(run.words, run.directory)
         if run.start:
             run.start.note(run.directory)
+        for name, text in recipe.files.items():
+            durable.replace_text(run.directory / name, text)
         config_json.write(run.directory, config, run.words, run.mesh, throughput.mfu(peak))
     loop.begin(first_step)
     if first_step < run.schedule.num_steps:
@@ -181,7 +183,7 @@ def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
     workdir = absolute(config.workdir or f"runs/{name}")
     start = Start.of(config, workdir) if config.start else None
     if start:
-        named = dataclasses.replace(config.data, tokenizer=start.tokenizer(config, recipe.chats))
+        named = dataclasses.replace(config.data, tokenizer=start.tokenizer(config, recipe.suffix))
         config = dataclasses.replace(config, data=named)
     words = run_tokenizer.find(config.data.tokenizer, workdir)
     model = start.model_for(config, words) if start else config.model
@@ -204,10 +206,11 @@ def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
 
 
 def _of_steps(config: cfg.Config, steps: int) -> cfg.Config:
-    """The config with a length of so many whole batches."""
-    return dataclasses.replace(
-        config, train=dataclasses.replace(config.train, tokens=steps * config.train.batch_tokens)
-    )
+    """The config with a length of so many whole batches, of which ``config.align.warmup`` are the warm-up."""
+    train = dataclasses.replace(config.train, tokens=steps * config.train.batch_tokens)
+    warmup = round(config.align.warmup * train.tokens) or config.optimizer.warmup_tokens
+    optimizer = dataclasses.replace(config.optimizer, warmup_tokens=warmup)
+    return dataclasses.replace(config, train=train, optimizer=optimizer)
 
 
 def _configure(config: cfg.Config) -> None:

@@ -84,6 +84,9 @@ class Optimizer:
     weight_decay: float = knob(0.1, "", "decoupled weight decay, multiplied by the learning rate")
     decay_biases_and_norms: bool = knob(False, "", "apply weight decay to biases and gains of norms too")
     clip_norm: float = knob(1.0, "", "the global norm of the gradient is clipped to this; 0 = no clipping")
+    trained: str = knob(
+        "all", "", "parameters that change: 'all', or 'head' for the head of config.model.outputs alone"
+    )
     state_dtype: str = knob("float32", "", "moments between steps: float32 or bfloat16 (stochastic rounding)")
     schedule: str = knob("cosine", "", "cosine, wsd (warmup-stable-decay), linear, inverse_sqrt or constant")
     warmup_tokens: int = knob(375_000_000, "tokens", "length of the linear warm-up from 0")

@@ -47,14 +47,14 @@ class Scored(NamedTuple):
     labels: Array
 
 
-def scored(ids: np.ndarray, room: int, label: float, weighs: bool = False) -> Scored:
+def scored(ids: np.ndarray, room: int, label: float, weight: float = 0.0) -> Scored:
     """The row of a text that is read at its last token.
 
     Args:
         ids: int32 [n], at most ``room``; none = a row of padding.
         room: T.
         label: of the row.
-        weighs: the text's tokens are targets of an auxiliary loss.
+        weight: of each token of the text but the first, as a target of an auxiliary loss.
 
     Returns:
         Arrays [T].
@@ -63,7 +63,7 @@ def scored(ids: np.ndarray, room: int, label: float, weighs: bool = False) -> Sc
     weights, reads, labels = (np.zeros(room, np.float32) for _ in range(3))
     if len(ids):
         tokens[: len(ids)], targets[: len(ids) - 1] = ids, ids[1:]
-        weights[: len(ids) - 1] = weighs
+        weights[: len(ids) - 1] = weight
         reads[len(ids) - 1], labels[len(ids) - 1] = 1, label
     return Scored(tokens, targets, weights, None, None, reads, labels)
 

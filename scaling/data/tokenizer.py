@@ -9,7 +9,8 @@
 * a path to a directory with GPT-2's ``vocab.bpe`` and ``encoder.json`` (or ``merges.txt`` and ``vocab.json``);
 * a path to a sentencepiece model (``*.model``);
 * a path to a ``tokenizer.json`` of Hugging Face (``*.json``), with its ``tokenizer_config.json`` beside it;
-* any of these with ``+chat`` after it: the same, with control tokens for dialogues (``chat_tokenizer``).
+* any of these with ``+chat`` after it: the same, with control tokens for dialogues (``control_tokenizer``);
+* any with ``+task`` after it: the same, with the tokens that surround texts to be classified.
 
 Text that spells ``<|endoftext|>`` is ordinary text: only ``Tokenizer.eot`` ends a document.
 """
@@ -28,7 +29,7 @@ import tiktoken
 
 from scaling import json_text
 from scaling.data import books, json_tokenizer, sources
-from scaling.data.chat_tokenizer import SUFFIX, ChatTokenizer
+from scaling.data.control_tokenizer import ControlTokenizer, suffix_of
 from scaling.data.tokenizer_base import END_OF_TEXT, Tokenizer, fingerprint
 
 log = logging.getLogger(__name__)
@@ -208,8 +209,8 @@ def load(name: str) -> Tokenizer:
     """
     if not name:
         raise ValueError("config.data.tokenizer names no tokenizer; must be gpt2, bytes, books or a path")
-    if name.endswith(SUFFIX):
-        return ChatTokenizer(load(name.removesuffix(SUFFIX)))
+    if suffix := suffix_of(name):
+        return ControlTokenizer(load(name.removesuffix(suffix)), suffix)
     if name == "bytes":
         return ByteTokenizer()
     if name == "gpt2":

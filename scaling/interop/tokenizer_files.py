@@ -124,7 +124,7 @@ def _made(words: Tokenizer, model: cfg.Model) -> dict[str, bytes]:
             "eos_token": special,
             "clean_up_tokenization_spaces": False,
         }
-        if words.chat_template:
+        if END_OF_TURN in words.controls:
             settings |= {"eos_token": END_OF_TURN, "chat_template": words.chat_template}
         made["tokenizer_config.json"] = (json.dumps(settings, indent=2) + "\n").encode()
     return made

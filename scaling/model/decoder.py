@@ -32,6 +32,7 @@ Params = dict[str, Any]
 PLAIN = AttentionContext()  # causal, one text a row
 STACK, EXPERT_STACK = "blocks", "expert_blocks"  # the subtrees whose leaves carry a leading layer axis
 STACKS = (STACK, EXPERT_STACK)
+HEAD = ("head", "head_bias")  # the parameters that config.model.outputs adds
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

@@ -51,6 +51,11 @@ Objective = Callable[[Decoder, Any, Any, jax.Array | None], Sums]
 AnyBatch = TypeVar("AnyBatch", Batch, Scored)
 
 
+def states(hidden: jax.Array, batch: Scored) -> jax.Array:
+    """The final state of each row at the place that is read, float32 [B, D]; zeros of rows of padding."""
+    return jnp.einsum("btd,bt->bd", hidden.astype(jnp.float32), batch.reads)
+
+
 def read(model: Decoder, hidden: jax.Array, batch: Scored) -> jax.Array:
     """The model's numbers at the place of each row that is read, float32 [B, outputs].
 
@@ -59,7 +64,7 @@ def read(model: Decoder, hidden: jax.Array, batch: Scored) -> jax.Array:
         hidden: [B, T, D], in the order of the batch's tokens.
         batch: of ``forward``.
     """
-    return model.outputs(jnp.einsum("btd,bt->bd", hidden.astype(jnp.float32), batch.reads))
+    return model.outputs(states(hidden, batch))
 
 
 def forward(

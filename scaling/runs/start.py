@@ -8,17 +8,19 @@ import dataclasses
 import functools
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
 from scaling import durable, json_text
 from scaling.config import schema as cfg
 from scaling.config.refusal import refused
-from scaling.data.chat_tokenizer import SUFFIX, ChatTokenizer
+from scaling.data.control_tokenizer import SUFFIXES, ControlTokenizer
 from scaling.data.tokenizer import Tokenizer
 from scaling.model import decoder
 from scaling.runs import tokenizer as run_tokenizer
@@ -27,6 +29,8 @@ from scaling.runs.config_json import read_config_json
 from scaling.runs.paths import absolute
 
 FILE = "start.json"
+ALL_LAYERS, NOTHING = -1, -2  # of config.align.layers
+_AFTER_BLOCKS = {"final_norm", "project_out"}  # parameters that read the last block
 HUGGING_FACE = "huggingface"  # folder of a run that was imported, which its children keep
 # Knobs that may differ from the parent's: what does not change what its weights mean.
 _FREE = ("dropout_embedding", "dropout_attention", "dropout_residual", "document_mask", "outputs", "init_std")
@@ -89,23 +93,24 @@ class Start:
         """What a run's records say of it."""
         return {"run": self.run, "step": self.step, "digest": self.digest}
 
-    def tokenizer(self, config: cfg.Config, chats: bool) -> str:
+    def tokenizer(self, config: cfg.Config, suffix: str) -> str:
         """The name of the tokenizer of a run that begins here.
 
         Args:
             config: its ``data.tokenizer`` is empty for the start's own.
-            chats: it must render dialogues; so the start's own gets control tokens if it has no chat template.
+            suffix: of ``control_tokenizer.SUFFIXES``, which the start's own gets if it has no such control tokens, or
+                "". A tokenizer with a chat template of its own needs none for dialogues.
 
         Raises:
             ValueError: another tokenizer than the start's, with or without control tokens.
         """
         own = run_tokenizer.load(self.run, read_config_json(self.run))
         if not config.data.tokenizer:
-            return own.name + SUFFIX * (chats and not (own.chat_template or config.chat.template))
+            return own.name + suffix * _lacks(own, config, suffix)
         from scaling.data import tokenizer
 
         words = tokenizer.load(config.data.tokenizer)
-        if own.fingerprint not in (words.fingerprint, _text_of(words).fingerprint):
+        if own.fingerprint not in _before(words):
             raise refused(
                 "data.tokenizer", config.data.tokenizer, f"must be that of config.start, {own.name!r}, or '' for it"
             )
@@ -121,11 +126,21 @@ class Start:
             value, default, own = (getattr(model, field.name) for model in (config.model, cfg.Model(), self.model))
             if field.name not in (*_FREE, "vocab_size") and value not in (default, own):
                 raise refused(f"model.{field.name}", value, f"must be left out, or be that of config.start, {own!r}")
+        if config.align.layers > self.model.num_layers:
+            right = f"must be at most the {self.model.num_layers} layers of config.start"
+            raise refused("align.layers", config.align.layers, right)
         free = {name: getattr(config.model, name) for name in _FREE}
         return dataclasses.replace(self.model, vocab_size=max(self.model.vocab_size, words.vocab_size), **free)
 
-    def params(self, model: cfg.Model, mesh: jax.sharding.Mesh, seed: int) -> decoder.Params:
+    def params(self, model: cfg.Model, mesh: jax.sharding.Mesh, seed: int, layers: int = ALL_LAYERS) -> decoder.Params:
         """The weights, for a model of ``model_for``: rows of new tokens are the mean row, a new head is random.
+
+        Args:
+            model: of ``model_for``.
+            mesh: devices.
+            seed: of what is random.
+            layers: first blocks that come from the start, with the embeddings; the rest is random. With ``ALL_LAYERS``
+                all come, and with ``NOTHING`` not even the embeddings.
 
         Raises:
             ValueError: the checkpoint is gone or has changed.
@@ -140,24 +155,51 @@ class Start:
         finally:
             checkpoints.close()
         with jax.set_mesh(mesh):
-            made = jax.jit(functools.partial(_grown, self.model, model), out_shardings=decoder.shardings(model, mesh))
+            made = jax.jit(
+                functools.partial(_grown, self.model, model, layers), out_shardings=decoder.shardings(model, mesh)
+            )
             return made(found, jax.random.key(seed))
 
 
-def _text_of(words: Tokenizer) -> Tokenizer:
-    return words.base if isinstance(words, ChatTokenizer) else words
+def _lacks(words: Tokenizer, config: cfg.Config, suffix: str) -> bool:
+    """Whether a tokenizer needs the control tokens of a suffix."""
+    if not suffix:
+        return False
+    if SUFFIXES[suffix].chat_template:
+        return not (words.chat_template or config.chat.template)
+    return SUFFIXES[suffix].tokens[0] not in words.controls
 
 
-def _grown(old: cfg.Model, new: cfg.Model, params: decoder.Params, key: jax.Array) -> decoder.Params:
-    """Parameters of a model with more tokens or other outputs."""
+def _before(words: Tokenizer) -> Iterator[str]:
+    """Fingerprints of a tokenizer, and of those that it adds control tokens to."""
+    yield words.fingerprint
+    while isinstance(words, ControlTokenizer):
+        words = words.base
+        yield words.fingerprint
+
+
+def _grown(old: cfg.Model, new: cfg.Model, layers: int, params: decoder.Params, key: jax.Array) -> decoder.Params:
+    """Parameters of a model with more tokens or other outputs; ``layers`` as of ``Start.params``."""
     fresh = decoder.initialize(new, jax.random.fold_in(key, 2))
     tables = {"tokens", "unembedding", "logit_bias"}
     made = {name: params.get(name, value) for name, value in fresh.items()}
     if new.outputs != old.outputs:
-        made |= {name: fresh[name] for name in ("head", "head_bias") if name in fresh}
+        made |= {name: fresh[name] for name in decoder.HEAD if name in fresh}
     for name in tables & made.keys():
         made[name] = _with_rows(made[name], old.vocab_size, new)
+    if layers == NOTHING:
+        return fresh
+    if layers not in (ALL_LAYERS, new.num_layers):
+        made |= {name: fresh[name] for name in _AFTER_BLOCKS & made.keys()}
+        for name, numbers in decoder.layers_of(new).items():
+            taken = np.asarray(numbers) < layers
+            made[name] = jax.tree.map(functools.partial(_first, taken), made[name], fresh[name])
     return made
+
+
+def _first(taken: np.ndarray, known: jax.Array, fresh: jax.Array) -> jax.Array:
+    """Of arrays [L, ...], the known layers where they are taken over, and fresh ones elsewhere."""
+    return jnp.where(taken.reshape(-1, *[1] * (known.ndim - 1)), known, fresh)
 
 
 def _with_rows(table: Any, known: int, new: cfg.Model) -> jax.Array:

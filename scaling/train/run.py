@@ -70,7 +70,9 @@ class Run:
         """The state before the first step."""
         state = train_state.create_state(self.config, self.mesh)
         if self.start is not None:
-            state["params"] = self.start.params(self.config.model, self.mesh, self.config.seed)
+            state["params"] = self.start.params(
+                self.config.model, self.mesh, self.config.seed, self.config.align.layers
+            )
         return state
 
     @functools.cached_property

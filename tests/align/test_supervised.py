@@ -58,7 +58,7 @@ def test_the_length_is_that_of_the_epochs(folder, tuned):
 def test_new_tokens_begin_as_the_mean_of_the_known(folder):
     config = cfg.Config(start=str(folder / "base"), workdir=str(folder / "none"), data=cfg.Data(tokenizer=""))
     start = Start.of(config, folder / "none")
-    words = tokenizer.load(start.tokenizer(config, chats=True))
+    words = tokenizer.load(start.tokenizer(config, suffix="+chat"))
     model = start.model_for(config, words)
     before, after = load_checkpoint(folder / "base", one_device()).params, start.params(model, one_device(), 0)
     np.testing.assert_array_equal(after["tokens"][:257], before["tokens"][:257])
