@@ -17,7 +17,7 @@ from scaling.paths import each_expanded, expanded, must_be_utf8, must_lead_somew
 
 DEBUG_VARIABLE = "SCALING_TRACEBACK"  # if set to 1, a mistake shows Python's traceback and not one sentence
 PACKAGE = Path(__file__).resolve().parent
-_TEXTS = ("prompt", "stop")  # options that are texts, in which a leading ~ is not expanded
+_TEXTS = ("prompt", "stop", "system", "api_key")  # options that are texts, in which a leading ~ is not expanded
 
 _EPILOG = f"""\
 `scaling VERB --help` explains a verb. Verbs that take --config=FILE also take --config.section.knob=VALUE for any
@@ -45,6 +45,7 @@ class _Verb(NamedTuple):
 # without ``run`` adds verbs of its own.
 _VERBS = {
     "train": _Verb("train the model of --config=FILE, or resume it", True, Stdout.LOG),
+    "align": _Verb("fine-tune a trained model on dialogues"),
     "sweep": _Verb("train all runs of the sweep in --config=FILE, or resume them", True, Stdout.LOG),
     "launch": _Verb(
         "start a run or a sweep on this machine or in a cloud, and restart it when needed", True, Stdout.LOG
@@ -57,6 +58,8 @@ _VERBS = {
     "tokenizer": _Verb("make tokenizers"),
     "tokenize": _Verb("tokenize text files into ArrayRecord shards", stdout=Stdout.LOG),
     "generate": _Verb("continue prompts with a model"),
+    "chat": _Verb("talk with a model in the terminal"),
+    "serve": _Verb("serve a model by HTTP with a page to talk with it, or one to rank its answers", stdout=Stdout.LOG),
     "evaluate": _Verb("compute zero-, one- and few-shot scores of models", stdout=Stdout.COPY),
     "contamination": _Verb("find items of tasks in a training corpus", stdout=Stdout.COPY),
     "bias": _Verb("run GPT-3's probes of gender, race, religion and occupations", stdout=Stdout.COPY),

@@ -252,19 +252,20 @@ def parameters(model: Model) -> Parameters:
     norms = _norm(model, d) * (1 if model.parallel == "one_norm" else 2) + model.qk_norm * 2 * _norm(
         model, model.d_head
     )
-    ends = (2 * width * d if width != d else 0) + model.embedding_norm * _norm(model, d)
-    rows = width * (1 if model.tied_embedding else 2) + model.logit_bias  # of each token, in all tables
+    ends = (2 * width * d if width != d else 0) + model.embedding_norm * _norm(model, d) + model.outputs * (width + 1)
+    unties, has_bias = not (model.tied_embedding or model.outputs), model.logit_bias and not model.outputs
+    rows = width * (1 + unties) + has_bias  # of each token, in all tables
     return Parameters(
         token_embedding=model.padded_vocab * width,
         positions=_positions(model),
         blocks=matrices + idle + biases + model.num_layers * norms,
         final_norm=_norm(model, d) if model.norm == "pre" else 0,
-        unembedding=0 if model.tied_embedding else model.padded_vocab * width,
-        ends=ends + model.logit_bias * model.padded_vocab,
+        unembedding=unties * model.padded_vocab * width,
+        ends=ends + has_bias * model.padded_vocab,
         padding=(model.padded_vocab - model.vocab_size) * rows,
         matrices=matrices,
         idle=idle,
-        projection=model.vocab_size * width,
+        projection=(model.outputs or model.vocab_size) * width,
     )
 
 

@@ -1,6 +1,7 @@
 """Composes a training, from a config to a finished run directory; resumes the run if the directory has one."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import sys
@@ -9,14 +10,13 @@ from typing import NamedTuple
 
 import jax
 
-from scaling import cache, exit_codes
+from scaling import cache, durable, exit_codes
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
 from scaling.evaluate.scoring import records
 from scaling.evaluate.scoring.in_loop import InLoopTasks
 from scaling.evaluate.tasks.knobs import check_tasks
 from scaling.generate.sample import continue_texts
-from scaling.objectives.next_token import next_token
 from scaling.parallel import distributed
 from scaling.parallel.host_memory import keep_freed_memory
 from scaling.parallel.mesh import make_mesh
@@ -28,9 +28,11 @@ from scaling.runs.bad_records import remembered
 from scaling.runs.checkpoint import Checkpoints
 from scaling.runs.lock import only_one
 from scaling.runs.paths import absolute, writable
+from scaling.runs.start import Start
 from scaling.train import optimizer, throughput
 from scaling.train.loop import Hook, Loop
 from scaling.train.metrics import Log, optional
+from scaling.train.recipe import PRETRAINING, Recipe
 from scaling.train.reliability import going_back
 from scaling.train.reliability.bad_steps import Diverged
 from scaling.train.reliability.failures import explained
@@ -40,7 +42,7 @@ from scaling.train.reliability.restore import restore_or_create
 from scaling.train.reliability.rollbacks import Rollbacks
 from scaling.train.reliability.watch import Watch
 from scaling.train.reliability.watchdog import Watchdog
-from scaling.train.run import Data, Run
+from scaling.train.run import Run
 from scaling.train.signals import stop_request
 from scaling.train.speed import Speed
 from scaling.train.state import TrainState, parameter_count
@@ -48,13 +50,14 @@ from scaling.train.step import make_train_step
 from scaling.train.validation import Validation
 
 
-def train(config: cfg.Config, name: str = "default", started: float | None = None) -> int:
+def train(config: cfg.Config, name: str = "default", started: float | None = None, recipe: Recipe = PRETRAINING) -> int:
     """Trains the model of a config in its run directory, from the newest whole checkpoint if there is one.
 
     Args:
         config: not necessarily resolved.
         name: of the experiment; the run directory is ``runs/<name>`` unless ``config.workdir`` is set.
         started: Unix time from which goodput counts; None = now.
+        recipe: the kind of training.
 
     Returns:
         An exit code of ``scaling.exit_codes``.
@@ -64,7 +67,7 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
         OSError: the run directory cannot be written.
     """
     started = time.time() if started is None else started
-    run = _prepared(config, name)
+    run = _prepared(config, name, recipe)
     process = jax.process_index()
     with contextlib.ExitStack() as stack:
         if run.is_first:
@@ -82,9 +85,9 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
             with explained(goodput):
                 watch = Watch(run, goodput, watchdog, checkpoints, Rollbacks(run.directory, run.schedule))
                 stack.callback(watch.close)
-                result = _train(run, watch, log, tasks)
+                result = _train(run, watch, log, tasks, recipe)
         except (Diverged, Faulty) as error:
-            print(f"scaling train: error: {error}", file=sys.stderr)
+            print(f"scaling {recipe.verb}: error: {error}", file=sys.stderr)
             goodput.exit_code = exit_codes.FAULTY if isinstance(error, Faulty) else exit_codes.DIVERGED
             return goodput.exit_code
         if result.code:
@@ -92,7 +95,7 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
             return result.code
     if run.is_first:
         tokens = run.schedule.tokens(run.schedule.num_steps)
-        print(f"validation loss {result.loss:.4f} nats/token after {tokens:,} tokens", *result.texts, sep="\n\n")
+        print(f"validation loss {result.loss:.4f} {recipe.unit} after {tokens:,} tokens", *result.texts, sep="\n\n")
         with optional("no loss curve"):
             print(f"\nloss curve: {plot(run.directory)}")
     return exit_codes.OK
@@ -106,22 +109,28 @@ class _Result(NamedTuple):
     texts: list[str]
 
 
-def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None) -> _Result:
+def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None, recipe: Recipe) -> _Result:
     """Restores or creates the state, makes the hooks of the loop, and trains."""
     state, first_step = restore_or_create(watch)
     peak = throughput.peak(list(run.mesh.devices.flat))
-    config, objective, texts = run.config, next_token(run.config), list[str]()
-    validation = Validation(run, objective, log)
+    config, objective, texts = run.config, recipe.objective(run.config), list[str]()
+    validation = Validation(run, objective, log, recipe.derived)
     hooks = [Hook("a validation", validation, config.eval.every_steps, when_stopped=True)]
     if tasks:
         evaluate = functools.partial(_evaluate, run, log, tasks)
         hooks.append(Hook("the tasks", evaluate, config.eval.tasks_every_steps))
     if config.sample.prompts:
         hooks.append(Hook("the samples", functools.partial(_sample, run, texts)))
+    if recipe.finish:
+        hooks.append(Hook("the end of its recipe", functools.partial(_finish, run, recipe)))
     train_step = make_train_step(config, run.mesh, objective)
     loop = Loop(run, train_step, hooks, log, watch, Speed(run, peak.flops))
     if run.is_first:
         run_tokenizer.keep(run.words, run.directory)
+        if run.start:
+            run.start.note(run.directory)
+        for name, text in recipe.files.items():
+            durable.replace_text(run.directory / name, text)
         config_json.write(run.directory, config, run.words, run.mesh, throughput.mfu(peak))
     loop.begin(first_step)
     if first_step < run.schedule.num_steps:
@@ -156,25 +165,52 @@ def _sample(run: Run, texts: list[str], step: int, state: TrainState) -> None:
         texts[:] = continue_texts(run.config, state["params"], run.words)
 
 
+def _finish(run: Run, recipe: Recipe, step: int, state: TrainState) -> None:
+    assert recipe.finish
+    recipe.finish(run, state)
+
+
 def _close(checkpoints: Checkpoints, watchdog: Watchdog) -> None:
     with watchdog.phase("finishing a save"):
         checkpoints.close()
 
 
-def _prepared(config: cfg.Config, name: str) -> Run:
+def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
     """Prepares everything that is needed before the run directory is locked: devices, tokenizer, config, data."""
     keep_freed_memory()
     distributed.initialize(config.distributed, config.mesh.cpu_devices)
     _configure(config)
-    words = run_tokenizer.find(config.data.tokenizer, absolute(config.workdir or f"runs/{name}"))
-    config = resolve(config, vocab_size=words.vocab_size, device_count=jax.device_count(), name=name)
+    workdir = absolute(config.workdir or f"runs/{name}")
+    start = Start.of(config, workdir) if config.start else None
+    if start:
+        named = dataclasses.replace(config.data, tokenizer=start.tokenizer(config, recipe.suffix))
+        config = dataclasses.replace(config, data=named)
+    words = run_tokenizer.find(config.data.tokenizer, workdir)
+    model = start.model_for(config, words) if start else config.model
+    config = dataclasses.replace(config, model=dataclasses.replace(model, outputs=recipe.outputs))
+    given, count = config, jax.device_count()
+    by_epochs = recipe.counts_epochs and config.align.epochs
+    if by_epochs:  # the data, which decide the length, are not read yet
+        config = _of_steps(config, 1)
+    config = resolve(config, words.vocab_size, count, name)
     check_tasks(config)
     optimizer.check(config.optimizer, config.model)
     # Tokenizing takes long, so a folder that could not be written to is refused before.
     must_take_checkpoints("the run directory", str(absolute(config.workdir)))
-    data = Data.of(config, words)
+    data = recipe.data(config, words)
+    if by_epochs:
+        steps = round(config.align.epochs * data.training.tokens / config.train.batch_tokens)
+        config = resolve(_of_steps(given, max(1, steps)), words.vocab_size, count, name)
     directory = writable(config.workdir, jax.process_index())
-    return Run(config, directory, words, data, make_mesh(config.mesh))
+    return Run(config, directory, words, data, make_mesh(config.mesh), start)
+
+
+def _of_steps(config: cfg.Config, steps: int) -> cfg.Config:
+    """The config with a length of so many whole batches, of which ``config.align.warmup`` are the warm-up."""
+    train = dataclasses.replace(config.train, tokens=steps * config.train.batch_tokens)
+    warmup = round(config.align.warmup * train.tokens) or config.optimizer.warmup_tokens
+    optimizer = dataclasses.replace(config.optimizer, warmup_tokens=warmup)
+    return dataclasses.replace(config, train=train, optimizer=optimizer)
 
 
 def _configure(config: cfg.Config) -> None:

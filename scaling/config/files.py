@@ -106,6 +106,9 @@ def _at_home(config: Config) -> Config:
     return dataclasses.replace(
         config,
         workdir=expanded(config.workdir),
+        start=expanded(config.start),
+        align=dataclasses.replace(config.align, demonstrations=expanded(config.align.demonstrations)),
+        chat=dataclasses.replace(config.chat, template=expanded(config.chat.template)),
         data=dataclasses.replace(
             data,
             train=expanded(data.train),

@@ -95,6 +95,9 @@ class Model:
     )
     tied_embedding: bool = knob(True, "", "the output projection uses the matrix of the token embedding")
     logit_bias: bool = knob(False, "", "each token's logit has a bias (GPT-J)")
+    outputs: int = knob(
+        0, "numbers", "that the model computes for a text: 1 = a reward, n = classes; 0 = logits of the next token"
+    )
     attention_pattern: tuple[str, ...] = knob(
         ("dense",), "", "attention of layers 0, 1, ...: 'dense', 'banded' or 'strided'; repeated over all layers"
     )

@@ -25,6 +25,8 @@ CHOICES = {
     "compute.quantization": ("none", "int8", "fp8"),
     "compute.remat": ("none", "dots", "projections", "full"),
     "data.bad_records": ("error", "skip"),
+    "align.loss_on": ("assistant", "all"),
+    "optimizer.trained": ("all", "head"),
     "optimizer.schedule": ("cosine", "wsd", "linear", "inverse_sqrt", "constant"),
     "optimizer.state_dtype": ("float32", "bfloat16"),
 }
@@ -50,6 +52,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "0 or more",
         lambda v: v >= 0,
+        "align.epochs align.lm_weight model.outputs "
         "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
         "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "
         "model.position_offset model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
@@ -67,9 +70,11 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "in [0, 1)",
         lambda v: 0 <= v < 1,
-        "model.dropout_embedding model.dropout_attention model.dropout_residual data.validation_fraction "
-        "optimizer.beta1 optimizer.beta2",
+        "align.dropout align.warmup model.dropout_embedding model.dropout_attention model.dropout_residual "
+        "data.validation_fraction optimizer.beta1 optimizer.beta2",
     ),
+    ("at least 0, -1 for all, or -2 for nothing", lambda v: v >= -2, "align.layers"),
+    ("in [2, 9]", lambda v: 2 <= v <= 9, "align.completions"),
     ("in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.final_fraction"),
     ("at least 1, or -1 for all devices that the other axes do not use", lambda v: v >= 1 or v == -1, "mesh.data"),
     ("0 or more, or -1 for 'not given'", lambda v: v >= -1, "distributed.process_id"),

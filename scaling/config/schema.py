@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from scaling.config.align import Align, Chat
 from scaling.config.knob import knob
 from scaling.config.model import Compute, Model, Network
 from scaling.config.model import Experts as Experts
@@ -83,6 +84,9 @@ class Optimizer:
     weight_decay: float = knob(0.1, "", "decoupled weight decay, multiplied by the learning rate")
     decay_biases_and_norms: bool = knob(False, "", "apply weight decay to biases and gains of norms too")
     clip_norm: float = knob(1.0, "", "the global norm of the gradient is clipped to this; 0 = no clipping")
+    trained: str = knob(
+        "all", "", "parameters that change: 'all', or 'head' for the head of config.model.outputs alone"
+    )
     state_dtype: str = knob("float32", "", "moments between steps: float32 or bfloat16 (stochastic rounding)")
     schedule: str = knob("cosine", "", "cosine, wsd (warmup-stable-decay), linear, inverse_sqrt or constant")
     warmup_tokens: int = knob(375_000_000, "tokens", "length of the linear warm-up from 0")
@@ -221,6 +225,7 @@ class Config:
         "", "path", "run directory; empty = runs/<name of the config file>, or the folder of a run's config.json"
     )
     seed: int = knob(0, "", "seed of initial weights, data order and dropout")
+    start: str = knob("", "path", "run directory with whose newest weights training begins; empty = random weights")
     model: Model = Model()
     compute: Compute = Compute()
     data: Data = Data()
@@ -233,6 +238,8 @@ class Config:
     checkpoint: Checkpoint = Checkpoint()
     guard: Guard = Guard()
     sample: Sample = Sample()
+    chat: Chat = Chat()
+    align: Align = Align()
 
     @property
     def network(self) -> Network:
@@ -277,6 +284,15 @@ def freeze(config: ConfigDict | Mapping[str, Any]) -> Config:
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else _at_present_places(config)
     return _build(Config, values, "config")
+
+
+def model_of(values: Mapping[str, Any]) -> Model:
+    """The section ``model`` from nested plain dicts.
+
+    Raises:
+        ValueError: a key that is no knob, or a value of the wrong type.
+    """
+    return _build(Model, values, "config.model")
 
 
 def _at_present_places(values: Mapping[str, Any]) -> dict[str, Any]:

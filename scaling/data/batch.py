@@ -1,5 +1,6 @@
 """The batch, which travels whole from the loader to the objective: NumPy arrays on the host, JAX arrays on devices."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,45 @@ class Batch(NamedTuple):
     segments: Array | None = None
 
 
+class Scored(NamedTuple):
+    """Rows of which one state each is read: what reward models and classifiers are trained on. Fields as of ``Batch``.
+
+    Attributes:
+        weights: of the targets in an auxiliary language-model loss; 0 where there is none.
+        reads: 1 at the token whose final state is read, else 0, float32 [B, T]; a row without a 1 is padding.
+        labels: at that token what is known of the row, such as its rank or class, else 0, float32 [B, T].
+    """
+
+    tokens: Array
+    targets: Array
+    weights: Array
+    positions: Array | None
+    segments: Array | None
+    reads: Array
+    labels: Array
+
+
+def scored(ids: np.ndarray, room: int, label: float, weight: float = 0.0) -> Scored:
+    """The row of a text that is read at its last token.
+
+    Args:
+        ids: int32 [n], at most ``room``; none = a row of padding.
+        room: T.
+        label: of the row.
+        weight: of each token of the text but the first, as a target of an auxiliary loss.
+
+    Returns:
+        Arrays [T].
+    """
+    tokens, targets = np.zeros(room, np.int32), np.zeros(room, np.int32)
+    weights, reads, labels = (np.zeros(room, np.float32) for _ in range(3))
+    if len(ids):
+        tokens[: len(ids)], targets[: len(ids) - 1] = ids, ids[1:]
+        weights[: len(ids) - 1] = weight
+        reads[len(ids) - 1], labels[len(ids) - 1] = 1, label
+    return Scored(tokens, targets, weights, None, None, reads, labels)
+
+
 def of_sequences(sequences: np.ndarray, counted: np.ndarray | None = None, separator: int | None = None) -> Batch:
     """The batch of next-token prediction.
 
@@ -45,6 +85,32 @@ def of_sequences(sequences: np.ndarray, counted: np.ndarray | None = None, separ
         return Batch(tokens, targets, weights)
     segments = np.cumsum(tokens == separator, axis=-1, dtype=np.int32)
     return Batch(tokens, targets, weights, restarted(segments), segments)
+
+
+def filled(shape: tuple[int, int], items: Mapping[tuple[int, int], Any], separator: int | None = None) -> Any:
+    """A batch of what its places hold; places without anything are zeros that do not count.
+
+    Args:
+        shape: of the places [microbatches, rows].
+        items: by place: sequences int32 [T+1] for next-token prediction, or rows, which are named tuples of arrays or
+            None, such as a ``Batch`` of arrays [T].
+        separator: as of ``of_sequences``; for sequences.
+    """
+    first = next(iter(items.values()))
+
+    def stacked(arrays: Mapping[tuple[int, int], np.ndarray], like: np.ndarray) -> np.ndarray:
+        whole = np.zeros((*shape, *like.shape), like.dtype)
+        for place, array in arrays.items():
+            whole[place] = array
+        return whole
+
+    if isinstance(first, np.ndarray):
+        counted = stacked({place: np.ones((), bool) for place in items}, np.ones((), bool))
+        return of_sequences(stacked(items, first), counted, separator)
+    fields = first._fields
+    columns = {name: {place: getattr(item, name) for place, item in items.items()} for name in fields}
+    likes = {name: getattr(first, name) for name in fields}
+    return type(first)(*(None if likes[name] is None else stacked(columns[name], likes[name]) for name in fields))
 
 
 def restarted(segments: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from scaling.data import sources
 from scaling.data.tokenizer_base import END_OF_TEXT, Tokenizer, fingerprint
 
 SETTINGS = "tokenizer_config.json"  # lies beside it, and names the token that ends a text
+TEMPLATE = "chat_template.jinja"  # lies beside it where the settings do not hold it
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # where it does not
 
 
@@ -25,9 +26,10 @@ class JsonTokenizer(Tokenizer):
         name: its name.
         content: of ``tokenizer.json``.
         settings: of ``tokenizer_config.json``; empty = none.
+        jinja: of ``chat_template.jinja``; empty = none.
     """
 
-    def __init__(self, name: str, content: bytes, settings: bytes = b"") -> None:
+    def __init__(self, name: str, content: bytes, settings: bytes = b"", jinja: bytes = b"") -> None:
         try:
             import tokenizers
         except ImportError as error:
@@ -44,7 +46,7 @@ class JsonTokenizer(Tokenizer):
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.name, self.content, self.settings = name, content, settings
+        self.name, self.content, self.settings, self.jinja = name, content, settings, jinja
         self.vocab_size = max(ids.values()) + 1
         self.eot_token = _end_of_text(name, ids, settings)
         self.eot = ids[self.eot_token]
@@ -64,6 +66,30 @@ class JsonTokenizer(Tokenizer):
         """See ``Tokenizer``."""
         return self._bos
 
+    @property
+    def controls(self) -> dict[str, int]:
+        """See ``Tokenizer``: the special ones among the added tokens."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: i for i, token in added.items() if token.special} | {self.eot_token: self.eot}
+
+    @property
+    def chat_template(self) -> str:
+        """See ``Tokenizer``; of several, that of the name ``default``."""
+        if self.jinja:
+            return self.jinja.decode()
+        found = parsed(self.name, self.settings).get("chat_template") or ""
+        if isinstance(found, list):
+            named = {each.get("name"): each.get("template", "") for each in found if isinstance(each, dict)}
+            found = named.get("default", "")
+        return found if isinstance(found, str) else ""
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """See ``Tokenizer``."""
+        keys = [key for key in parsed(self.name, self.settings) if key.endswith("_token")]
+        spelled = {key: named(self.name, self.settings, key) for key in keys}
+        return {key: value for key, value in spelled.items() if isinstance(value, str)}
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See ``Tokenizer``."""
         found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -82,7 +108,7 @@ class JsonTokenizer(Tokenizer):
 
     def beside(self) -> dict[str, bytes]:
         """See ``Tokenizer``."""
-        return {SETTINGS: self.settings} if self.settings else {}
+        return {name: content for name, content in ((SETTINGS, self.settings), (TEMPLATE, self.jinja)) if content}
 
 
 def load(path: str) -> JsonTokenizer:
@@ -91,15 +117,15 @@ def load(path: str) -> JsonTokenizer:
     Raises:
         ValueError: it is not a tokenizer.json, no token ends a text, or the package is missing.
     """
-    return JsonTokenizer(path, sources.read_bytes(path), settings_beside(path))
+    return JsonTokenizer(path, sources.read_bytes(path), beside(path), beside(path, TEMPLATE))
 
 
-def settings_beside(path: str) -> bytes:
-    """Content of the ``tokenizer_config.json`` that lies beside a file; empty = there is none."""
+def beside(path: str, name: str = SETTINGS) -> bytes:
+    """Content of the file of a name that lies beside a file; empty = there is none."""
     fs, local = sources.filesystem(path)
     file = os.path.basename(path)  # noqa: PTH119 - may be remote
-    there = fs.exists(local.removesuffix(file) + SETTINGS)
-    return sources.read_bytes(path.removesuffix(file) + SETTINGS) if there else b""
+    there = fs.exists(local.removesuffix(file) + name)
+    return sources.read_bytes(path.removesuffix(file) + name) if there else b""
 
 
 def parsed(name: str, settings: bytes) -> dict[str, Any]:

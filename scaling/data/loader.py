@@ -11,7 +11,7 @@ import numpy as np
 from scaling.config.schema import Data
 from scaling.data import prepare
 from scaling.data.bad_records import BadRecords, Replacing
-from scaling.data.batch import Batch, of_sequences
+from scaling.data.batch import Batch, filled
 from scaling.data.shards import TokenDataset
 from scaling.data.tokenizer import Tokenizer
 
@@ -130,7 +130,7 @@ class Steps:
     number of processes, of which each reads only its own rows.
 
     Attributes:
-        dataset: sequences int32 [T+1] by index, such as a ``TrainingSet``.
+        dataset: sequences int32 [T+1] by index, such as a ``TrainingSet``, or rows, as of ``batch.filled``.
         span: step -> (index of its first sequence, number of sequences, a multiple of ``microbatch``).
         rows: rows of a microbatch that this process reads.
         microbatch: sequences in a microbatch, over all processes.
@@ -147,16 +147,16 @@ class Steps:
     separator: int | None = None
 
     def batch(self, step: int) -> Batch:
-        """Arrays [num_microbatches, len(rows), T]."""
+        """Arrays [num_microbatches, len(rows), ...]."""
         first, count = self.span(int(step))
         assert count % self.microbatch == 0 and count <= self.microbatch * self.num_microbatches, count
-        length = self.dataset[first].size
-        tokens = np.zeros((self.num_microbatches, len(self.rows), length), np.int32)
-        for number in range(count // self.microbatch):
-            for slot, row in enumerate(self.rows):
-                tokens[number, slot] = self.dataset[first + number * self.microbatch + int(row)]
-        counted = np.arange(self.num_microbatches) < count // self.microbatch
-        return of_sequences(tokens, np.broadcast_to(counted[:, None], tokens.shape[:2]), self.separator)
+        items = {
+            (number, slot): self.dataset[first + number * self.microbatch + int(row)]
+            for number in range(count // self.microbatch)
+            for slot, row in enumerate(self.rows)
+        }
+        made: Batch = filled((self.num_microbatches, len(self.rows)), items, self.separator)
+        return made
 
 
 def batches(steps: Steps, start_step: int, stop_step: int, workers: int, prefetch: int) -> grain.DatasetIterator:
@@ -180,7 +180,7 @@ def batches(steps: Steps, start_step: int, stop_step: int, workers: int, prefetc
 
 
 def evaluation_batches(
-    dataset: Sequence[np.ndarray],
+    dataset: Sequence[Any],
     num_sequences: int,
     batch_sequences: int,
     rows: np.ndarray,
@@ -189,20 +189,24 @@ def evaluation_batches(
     """Iterates over the first ``num_sequences`` sequences in order.
 
     Args:
-        dataset: sequences int32 [T+1] by index.
+        dataset: as of ``Steps``.
         num_sequences: number of sequences, limited to the length of the dataset.
         batch_sequences: sequences in a batch, over all processes.
         rows: rows of a batch that this process reads.
         separator: as of ``of_sequences``.
 
     Yields:
-        Batches of arrays [1, len(rows), T]; rows past the end are zeros that do not count.
+        Batches of arrays [1, len(rows), ...]; rows past the end are zeros that do not count.
     """
     num_sequences = min(num_sequences, len(dataset))
-    length = dataset[0].size
     for first in range(0, num_sequences, batch_sequences):
-        sequences = np.zeros((1, len(rows), length), np.int32)
-        there = first + np.asarray(rows) < num_sequences
-        for slot in np.flatnonzero(there):
-            sequences[0, slot] = dataset[first + int(rows[slot])]
-        yield of_sequences(sequences, there[None], separator)
+        items = {
+            (0, slot): dataset[first + int(row)] for slot, row in enumerate(rows) if first + int(row) < num_sequences
+        }
+        yield filled((1, len(rows)), items, separator) if items else _nothing(dataset[first], len(rows), separator)
+
+
+def _nothing(like: Any, rows: int, separator: int | None) -> Batch:
+    """Rows of zeros that do not count."""
+    made: Batch = filled((1, rows), {(0, 0): like}, separator)
+    return type(made)(*(None if array is None else np.zeros_like(array) for array in made))

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 import fsspec
@@ -133,6 +133,25 @@ def documents(
         raise ValueError(f"{files[0]}{more}: no documents with text in it")
 
 
+def records(files: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the objects of ``.jsonl`` and ``.jsonl.gz`` files, each after its place, ``FILE:LINE``.
+
+    Raises:
+        ValueError: another kind of file, one that is not UTF-8, not JSON or damaged, or a line that is no object.
+    """
+    for file in files:
+        if not file.removesuffix(".gz").endswith(".jsonl"):
+            raise ValueError(f"{file} must be a .jsonl or .jsonl.gz file, with a record on each line")
+        fs, path = filesystem(file)
+        with fs.open(path, "rb") as raw:
+            stream = gzip.GzipFile(fileobj=raw) if file.endswith(".gz") else raw
+            try:
+                for where, line in _lines(file, stream):
+                    yield where, _object(line, where, "an object")
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise ValueError(f"{file}: damaged or truncated gzip file ({error})") from None
+
+
 def _read(file: str, raw: IO[bytes], keys: tuple[str, ...]) -> Iterator[Document]:
     """``keys`` are the field of the text, and that of the control code where one is wanted."""
     if file.endswith(".parquet"):
@@ -159,18 +178,29 @@ def _decode(data: bytes, file: str, offset: int) -> str:
 
 
 def _json_lines(file: str, stream: IO[bytes], keys: tuple[str, ...]) -> Iterator[Document]:
+    for where, line in _lines(file, stream):
+        yield _fields(line, keys, where)
+
+
+def _lines(file: str, stream: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+    """The lines that are not blank, each after its place."""
     offset = 0
     for number, line in enumerate(stream, start=1):
         text = _decode(line, file, offset)
         offset += len(line)
         if text.strip():
-            yield _fields(text, keys, f"{file}:{number}")
+            yield f"{file}:{number}", text
+
+
+def _object(line: str, where: str, wanted: str) -> dict[str, Any]:
+    record = json_text.parse(line, where)
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: {wanted} was expected, not {line.strip()[:40]!r}")
+    return record
 
 
 def _fields(line: str, keys: tuple[str, ...], where: str) -> Document:
-    record = json_text.parse(line, where)
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: a JSON object with the key {keys[0]!r} was expected, not {line.strip()[:40]!r}")
+    record = _object(line, where, f"a JSON object with the key {keys[0]!r}")
     for key, knob in zip(keys, ("text_key", "control_field"), strict=False):
         if key not in record:
             there = ", ".join(map(repr, record)) or "none"
@@ -179,13 +209,18 @@ def _fields(line: str, keys: tuple[str, ...], where: str) -> Document:
 
 
 def _document(values: list[Any], keys: tuple[str, ...], where: str) -> Document:
-    document = Document(*(_text(value, key, where) for value, key in zip(values, keys, strict=True)))
+    document = Document(*(text_of(value, key, where) for value, key in zip(values, keys, strict=True)))
     if len(keys) > 1 and not document.control:
         raise ValueError(f"{where}: {keys[1]!r} is empty; a control code has at least one character")
     return document
 
 
-def _text(value: Any, key: str, where: str) -> str:
+def text_of(value: Any, key: str, where: str) -> str:
+    """A text of a record, without halves of surrogate pairs.
+
+    Raises:
+        ValueError: it is not a text.
+    """
     if not isinstance(value, str):
         raise ValueError(f"{where}: {key!r} must be text, not {json.dumps(value, default=repr)[:40]}")
     try:

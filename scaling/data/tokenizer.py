@@ -8,7 +8,9 @@
 * a path to a tiktoken ranks file (``*.tiktoken``) that splits text as GPT-2 does;
 * a path to a directory with GPT-2's ``vocab.bpe`` and ``encoder.json`` (or ``merges.txt`` and ``vocab.json``);
 * a path to a sentencepiece model (``*.model``);
-* a path to a ``tokenizer.json`` of Hugging Face (``*.json``), with its ``tokenizer_config.json`` beside it.
+* a path to a ``tokenizer.json`` of Hugging Face (``*.json``), with its ``tokenizer_config.json`` beside it;
+* any of these with ``+chat`` after it: the same, with control tokens for dialogues (``control_tokenizer``);
+* any with ``+task`` after it: the same, with the tokens that surround texts to be classified.
 
 Text that spells ``<|endoftext|>`` is ordinary text: only ``Tokenizer.eot`` ends a document.
 """
@@ -27,6 +29,7 @@ import tiktoken
 
 from scaling import json_text
 from scaling.data import books, json_tokenizer, sources
+from scaling.data.control_tokenizer import ControlTokenizer, suffix_of
 from scaling.data.tokenizer_base import END_OF_TEXT, Tokenizer, fingerprint
 
 log = logging.getLogger(__name__)
@@ -206,6 +209,8 @@ def load(name: str) -> Tokenizer:
     """
     if not name:
         raise ValueError("config.data.tokenizer names no tokenizer; must be gpt2, bytes, books or a path")
+    if suffix := suffix_of(name):
+        return ControlTokenizer(load(name.removesuffix(suffix)), suffix)
     if name == "bytes":
         return ByteTokenizer()
     if name == "gpt2":
@@ -222,7 +227,7 @@ def load(name: str) -> Tokenizer:
     if name.endswith(".tiktoken"):
         return BPETokenizer(name, _tiktoken_ranks(name))
     if name.endswith(".model"):
-        return SentencePieceTokenizer(name, sources.read_bytes(name), json_tokenizer.settings_beside(name))
+        return SentencePieceTokenizer(name, sources.read_bytes(name), json_tokenizer.beside(name))
     if name.endswith(".json"):
         return json_tokenizer.load(name)
     raise ValueError(

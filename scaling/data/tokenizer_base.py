@@ -18,6 +18,9 @@ class Tokenizer(abc.ABC):
         eot: id of the end-of-text token, which the ids of a text never contain.
         fingerprint: hash of everything that decides the ids; equal for equal tokenizers, whatever their name.
         template: ids that the tokenizer's own files put before a text, as transformers does; ours put nothing.
+        controls: ids of tokens that no text has, by their spelling in a chat template.
+        chat_template: how a dialogue becomes text and control tokens, in jinja2; empty = it has none.
+        named_tokens: what a chat template may refer to, such as ``bos_token``: their spelling.
     """
 
     name: str
@@ -38,6 +41,21 @@ class Tokenizer(abc.ABC):
     def bos(self) -> int:
         """Id of the token before an empty context, where something must stand: it begins a text, or else ends one."""
         return self.eot
+
+    @property
+    def controls(self) -> dict[str, int]:
+        """See the class."""
+        return {END_OF_TEXT: self.eot}
+
+    @property
+    def chat_template(self) -> str:
+        """See the class."""
+        return ""
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """See the class."""
+        return {}
 
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:

@@ -62,6 +62,10 @@ class Generator:
 
     def __init__(self, network: cfg.Network, params: decoder.Params, words: Tokenizer | None, mesh: Mesh | None = None):
         self.network, self.config = network, network.model
+        if self.config.outputs:
+            raise ValueError(
+                f"the model has config.model.outputs={self.config.outputs}, so it rates texts and writes none"
+            )
         if words is not None and words.vocab_size > self.config.vocab_size:
             raise ValueError(
                 f"tokenizer {words.name!r} has {words.vocab_size} tokens, but the model only {self.config.vocab_size}; "
@@ -113,15 +117,26 @@ class Generator:
         Raises:
             ValueError: as in ``generate``, and for beam search, which knows its text only at the end.
         """
+        for (completion,) in self.streams(prompt, dataclasses.replace(sampling, num_samples=1), every):
+            yield completion
+
+    def streams(
+        self, prompt: Sequence[int] | np.ndarray, sampling: Sampling, every: int = 4
+    ) -> Iterator[list[Completion]]:
+        """All samples of one prompt as they grow together; what is finished is repeated until the last one is.
+
+        Raises:
+            ValueError: as ``stream``.
+        """
         if sampling.beams > 1:
             raise ValueError(f"beam search (beams={sampling.beams}) cannot be streamed")
-        row = _Row(0, 0, self._checked(0, prompt, sampling))
-        for (completion,) in self._sample([row], sampling, every):
-            yield (
-                completion
-                if completion.finish
-                else dataclasses.replace(completion, text=_settled(completion.text, sampling.stop))
-            )
+        ids = self._checked(0, prompt, sampling)
+        rows = [_Row(0, sample, ids) for sample in range(sampling.num_samples)]
+        for completions in self._sample(rows, sampling, every):
+            yield [
+                found if found.finish else dataclasses.replace(found, text=_settled(found.text, sampling.stop))
+                for found in completions
+            ]
 
     def _checked(self, number: int, ids: Sequence[int] | np.ndarray, sampling: Sampling) -> np.ndarray:
         array = np.asarray(ids)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.config import schema as cfg
+from scaling.data.chat_tokenizer import END_OF_TURN
 from scaling.data.tokenizer import Tokenizer
 from scaling.interop import tokenizer_json
 from scaling.runs import tokenizer as run_tokenizer
@@ -98,7 +99,8 @@ def of_run(run_dir: str | os.PathLike[str], values: Mapping[str, Any], model: cf
     except OSError as error:
         log.warning("the folder gets no tokenizer: %s", error)
         return NOTHING
-    return Beside(_made(words, model), {"bos_token_id": words.eot, "eos_token_id": words.eot})
+    end = words.controls.get(END_OF_TURN, words.eot)
+    return Beside(_made(words, model), {"bos_token_id": words.eot, "eos_token_id": end})
 
 
 def _of(run_dir: str | os.PathLike[str], values: Mapping[str, Any], model: cfg.Model) -> Tokenizer:
@@ -122,5 +124,7 @@ def _made(words: Tokenizer, model: cfg.Model) -> dict[str, bytes]:
             "eos_token": special,
             "clean_up_tokenization_spaces": False,
         }
+        if END_OF_TURN in words.controls:
+            settings |= {"eos_token": END_OF_TURN, "chat_template": words.chat_template}
         made["tokenizer_config.json"] = (json.dumps(settings, indent=2) + "\n").encode()
     return made

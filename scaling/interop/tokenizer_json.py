@@ -7,7 +7,9 @@ import itertools
 import json
 from typing import Any
 
-from scaling.data.json_tokenizer import JsonTokenizer
+from scaling.data.chat_tokenizer import END_OF_TURN
+from scaling.data.control_tokenizer import ControlTokenizer
+from scaling.data.json_tokenizer import SETTINGS, TEMPLATE, JsonTokenizer, parsed
 from scaling.data.tokenizer import (
     END_OF_TEXT,
     SPACE,
@@ -24,6 +26,8 @@ def files(words: Tokenizer) -> dict[str, bytes]:
     """The files by name: ``tokenizer.json``, and those that belong beside it."""
     if isinstance(words, JsonTokenizer):
         return {"tokenizer.json": words.content, **words.beside()}
+    if isinstance(words, ControlTokenizer):
+        return _with_controls(words)
     if isinstance(words, SentencePieceTokenizer):
         model = _proto(words)
         if not _is_plain(model):  # transformers converts it itself
@@ -46,8 +50,32 @@ def files(words: Tokenizer) -> dict[str, bytes]:
     return {"tokenizer.json": json.dumps(record, ensure_ascii=False).encode()}
 
 
+def _with_controls(words: ControlTokenizer) -> dict[str, bytes]:
+    """The files of the text's tokenizer with the control tokens added, each a special token.
+
+    Raises:
+        ValueError: these files have no place for them.
+    """
+    made = files(words.base)
+    if "tokenizer.json" not in made:
+        raise ValueError(
+            f"tokenizer {words.name!r} cannot be written: transformers converts {words.base.name!r} itself"
+        )
+    record = json.loads(made["tokenizer.json"])
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    controls = sorted((i, token) for token, i in words.controls.items() if i >= words.base.vocab_size)
+    record["added_tokens"] += [{"id": i, "content": token, **flags} for i, token in controls]
+    made["tokenizer.json"] = json.dumps(record, ensure_ascii=False).encode()
+    if (settings := made.get(SETTINGS)) and END_OF_TURN in words.controls:
+        values = parsed(words.name, settings) | {"eos_token": END_OF_TURN, "chat_template": words.chat_template}
+        made[SETTINGS] = json.dumps(values, indent=2).encode()
+    return {name: content for name, content in made.items() if name != TEMPLATE}
+
+
 def spelling(words: Tokenizer) -> str:
     """How the end of text is spelled in these files."""
+    if isinstance(words, ControlTokenizer):
+        return spelling(words.base)
     if isinstance(words, JsonTokenizer):
         return words.eot_token
     return _proto(words).pieces[words.eot].piece if isinstance(words, SentencePieceTokenizer) else END_OF_TEXT

@@ -32,6 +32,7 @@ Params = dict[str, Any]
 PLAIN = AttentionContext()  # causal, one text a row
 STACK, EXPERT_STACK = "blocks", "expert_blocks"  # the subtrees whose leaves carry a leading layer axis
 STACKS = (STACK, EXPERT_STACK)
+HEAD = ("head", "head_bias")  # the parameters that config.model.outputs adds
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -75,10 +76,13 @@ class Decoder(nnx.Module):
             setattr(self, name, jax.vmap(make)(layer_keys[np.asarray(layers)]))
         if config.norm == "pre":
             self.final_norm = make_norm(config, d)
-        if not config.tied_embedding:
+        if not config.tied_embedding and not config.outputs:
             self.unembedding = normal(rngs.params(), (vocab, width), std, ("vocab", "embed"), "embedding")
-        if config.logit_bias:
+        if config.logit_bias and not config.outputs:
             self.logit_bias = constant(0.0, (vocab,), ("vocab",), "bias")
+        if config.outputs:
+            self.head = normal(rngs.params(), (width, config.outputs), std, ("embed", None))
+            self.head_bias = constant(0.0, (config.outputs,), (None,), "bias")
 
     def __call__(
         self,
@@ -210,6 +214,12 @@ class Decoder(nnx.Module):
         """The output projection, laid out for use."""
         table = use(self.tokens if self.config.tied_embedding else self.unembedding, jnp.dtype(dtype))
         return Output(table, use(self.logit_bias, jnp.dtype(jnp.float32)) if self.config.logit_bias else None)
+
+    def outputs(self, hidden: jax.Array) -> jax.Array:
+        """Final hidden states [..., D] to the model's numbers, float32 [..., outputs]."""
+        head = use(self.head, jnp.dtype(jnp.float32))
+        made = jnp.einsum("...d,do->...o", hidden.astype(jnp.float32), head, precision=jax.lax.Precision.HIGHEST)
+        return made + use(self.head_bias, jnp.dtype(jnp.float32))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [B, T, D] to float32 logits [B, T, vocab_size] (whole: for tests and generation)."""

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from scaling.config import schema as cfg
-from scaling.data.batch import Batch
+from scaling.data.batch import Batch, Scored
 from scaling.model.context import AttentionContext
 from scaling.model.decoder import Decoder
 from scaling.model.experts import Counted, RouterSums
@@ -47,12 +47,29 @@ class Sums(NamedTuple):
 
 
 # (model, frozen parameters of other models or None, batch of arrays [B, T], dropout key or None) to sums
-Objective = Callable[[Decoder, Any, Batch, jax.Array | None], Sums]
+Objective = Callable[[Decoder, Any, Any, jax.Array | None], Sums]
+AnyBatch = TypeVar("AnyBatch", Batch, Scored)
+
+
+def states(hidden: jax.Array, batch: Scored) -> jax.Array:
+    """The final state of each row at the place that is read, float32 [B, D]; zeros of rows of padding."""
+    return jnp.einsum("btd,bt->bd", hidden.astype(jnp.float32), batch.reads)
+
+
+def read(model: Decoder, hidden: jax.Array, batch: Scored) -> jax.Array:
+    """The model's numbers at the place of each row that is read, float32 [B, outputs].
+
+    Args:
+        model: with ``config.outputs``.
+        hidden: [B, T, D], in the order of the batch's tokens.
+        batch: of ``forward``.
+    """
+    return model.outputs(states(hidden, batch))
 
 
 def forward(
-    model: Decoder, batch: Batch, key: jax.Array | None, pipeline_microbatches: int = 0
-) -> tuple[jax.Array, Batch, RouterSums | None]:
+    model: Decoder, batch: AnyBatch, key: jax.Array | None, pipeline_microbatches: int = 0
+) -> tuple[jax.Array, AnyBatch, RouterSums | None]:
     """Final hidden states [B, T, D] of a batch, the batch with its tokens in the same order, and the routers' sums.
 
     Experts have the capacity of training. The sums are None without experts; pass them to ``Sums.with_routers``.
@@ -63,9 +80,10 @@ def forward(
     batch = jax.tree.map(lambda x: constrain(x, "rows", None), batch)
     context, counted = AttentionContext(batch.positions, batch.segments), None
     if model.config.experts.count:
-        # What comes after the last target that counts is padding: nothing that counts sees it.
-        real = jax.lax.cummax((batch.weights > 0).astype(jnp.int32), axis=1, reverse=True) > 0
-        counted = Counted(real, batch.weights.sum(axis=1))
+        # What comes after the last token that counts is padding: nothing that counts sees it.
+        counts = batch.reads if isinstance(batch, Scored) else batch.weights
+        real = jax.lax.cummax((counts > 0).astype(jnp.int32), axis=1, reverse=True) > 0
+        counted = Counted(real, counts.sum(axis=1))
     if context_devices() > 1:
         if batch.positions is None:
             index = jax.lax.broadcasted_iota("int32", (1, batch.tokens.shape[1]), 1)

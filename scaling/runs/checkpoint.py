@@ -146,6 +146,16 @@ class Checkpoints:
             )
         return None
 
+    def digest(self, step: int) -> str:
+        """Hash of a step that ``newest_whole`` found: of the checksums of all its files."""
+        path = self._path(step)
+        parts = [path / _CHECKSUMS.format(process) for process in range(_meta(path)["processes"])]
+        return hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
+
+    def is_there(self, step: int) -> bool:
+        """Whether a step is whole, as far as its marks say."""
+        return self._path(step).is_dir() and not self._unfinished(step)
+
     def tidy(self, whole: int | None) -> None:
         """Deletes the rest of killed saves and deletions, and steps that are not kept any more, to make room.
 

@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from scaling.data import tokenizer
+from scaling.data.control_tokenizer import plain
 from scaling.data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ def keep(words: Tokenizer, run_dir: epath.PathLike) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    if words.name not in tokenizer.NAMES:
+    if plain(words.name) not in tokenizer.NAMES:
         suffix, content = words.file()
         for name, bytes_ in {f"tokenizer{suffix}": content, **words.beside()}.items():
             path = epath.Path(run_dir) / name
@@ -85,8 +86,9 @@ def find(name: str, run_dir: epath.PathLike) -> Tokenizer:
 
 def _copy(name: str, run_dir: epath.PathLike) -> str | None:
     """The copy of the tokenizer of that name, if there is one; a directory with GPT-2's files is kept as ranks."""
-    if name in tokenizer.NAMES:
+    text = plain(name)
+    if text in tokenizer.NAMES:
         return None
-    suffix = next((suffix for suffix in (".model", ".json") if name.endswith(suffix)), ".tiktoken")
+    suffix = next((suffix for suffix in (".model", ".json") if text.endswith(suffix)), ".tiktoken")
     path = epath.Path(run_dir) / f"tokenizer{suffix}"
-    return str(path) if path.exists() else None
+    return f"{path}{name.removeprefix(text)}" if path.exists() else None

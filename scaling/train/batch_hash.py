@@ -16,16 +16,21 @@ def of_step(dataset: Any, first: int, count: int, total: int) -> str:
     """The same hash of one batch, read again here, in one process.
 
     Args:
-        dataset: sequences int32 [T+1] by index.
+        dataset: sequences or rows by index.
         first: its first sequence.
         count: its sequences.
         total: sequences of the largest batch, to which it is filled up with zeros.
     """
     digests = np.zeros((total, 2), np.uint32)
     for i in range(total):
-        tokens = dataset[first + i] if i < count else np.zeros_like(dataset[first])
-        digests[i] = _digest(tokens[:-1], tokens[1:])
+        digests[i] = _digest(*_ends(dataset[first + i], i < count))
     return _combined(digests)
+
+
+def _ends(item: Any, counts: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets of a sequence or row (see ``batch.filled``); zeros if it does not count."""
+    inputs, targets = (item[:-1], item[1:]) if isinstance(item, np.ndarray) else (item.tokens, item.targets)
+    return (inputs, targets) if counts else (np.zeros_like(inputs), np.zeros_like(targets))
 
 
 def _digest(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:

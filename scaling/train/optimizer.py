@@ -49,7 +49,7 @@ def make_optimizer(optimizer: cfg.Optimizer, model: cfg.Model) -> optax.Gradient
         return 1 / _epsilon_scale(scales, kind, inside)
 
     decay = tree(lambda kind, inside: (scales.hidden_decay if kind == "matrix" else 1.0) if decays(kind) else 0.0)
-    return optax.chain(
+    whole = optax.chain(
         optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
         _scale_by_tree(tree(gradient_scale)) if optimizer.name == "adamw" else optax.identity(),
         _core(optimizer, model),
@@ -57,10 +57,16 @@ def make_optimizer(optimizer: cfg.Optimizer, model: cfg.Model) -> optax.Gradient
         _scale_by_tree(tree(lr_scale)),
         optax.scale(-1.0),
     )
+    if optimizer.trained == "all":
+        return whole
+    head = jax.tree.map_with_path(lambda path, _: path[0].key in decoder.HEAD, kinds)
+    return optax.chain(whole, _only(head))
 
 
 def check(optimizer: cfg.Optimizer, model: cfg.Model) -> None:
     """Refuses an optimizer that does not exist, or does not take its arguments (ValueError)."""
+    if optimizer.trained == "head" and not model.outputs:
+        raise ValueError("config.optimizer.trained='head' needs a model with a head; a model of tokens has 'all'")
     _core(optimizer, model)
 
 
@@ -174,6 +180,13 @@ def _scale_by_tree(factors: Any) -> optax.GradientTransformation:
     if all(f == 1.0 for f in jax.tree.leaves(factors)):
         return optax.identity()
     return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
+
+
+def _only(trained: Any) -> optax.GradientTransformation:
+    """Zero updates, weight decay included, where a tree of truth values is False."""
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(lambda u, changes: u if changes else jnp.zeros_like(u), updates, trained)
+    )
 
 
 def _add_decay(rates: Any) -> optax.GradientTransformation:

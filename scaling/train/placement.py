@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from scaling.data.batch import Batch
 
@@ -17,15 +18,20 @@ def local_rows(sharding: jax.sharding.NamedSharding, rows: int) -> np.ndarray:
 
 
 def place(batch: Batch, rows: np.ndarray, total: int, sharding: jax.sharding.NamedSharding) -> Batch:
-    """Makes global arrays [microbatches, total, tokens] of which this process holds ``rows``."""
+    """Makes global arrays [microbatches, total, ...] of which this process holds ``rows``.
+
+    Arrays of tokens [microbatches, total, T] are laid out by ``sharding``; others have its first dimensions.
+    """
 
     def array(local: np.ndarray) -> jax.Array:
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
             wanted = np.arange(total)[index[1]]
-            return local[:, np.searchsorted(rows, wanted), index[2]]
+            mine: np.ndarray = local[:, np.searchsorted(rows, wanted)]
+            return mine[(slice(None), slice(None), *index[2:])]
 
-        return jax.make_array_from_callback((local.shape[0], total, local.shape[2]), sharding, shard)
+        where = jax.sharding.NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[: local.ndim]))
+        return jax.make_array_from_callback((local.shape[0], total, *local.shape[2:]), where, shard)
 
     return jax.tree.map(array, batch)
 

@@ -3,15 +3,17 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from scaling.config import schema as cfg
 from scaling.data import loader
 from scaling.data.bad_records import BadRecords
 from scaling.data.tokenizer import Tokenizer
+from scaling.runs.start import Start
+from scaling.train import state as train_state
 from scaling.train.schedule import BatchSchedule
 
 
@@ -20,14 +22,14 @@ class Data:
     """What a run reads.
 
     Attributes:
-        training: its sequences, in the order of training.
-        held_out: sequences int32 [T+1] for the validation.
+        training: its sequences or rows (see ``batch.filled``), in the order of training.
+        held_out: those of the validation.
         bad_records: what stands in for sequences that cannot be read; None = they are errors.
         separator: of documents that are not to see each other, as of ``of_sequences``; None = they see each other.
     """
 
-    training: loader.TrainingSet
-    held_out: Sequence[np.ndarray]
+    training: Any  # loader.TrainingSet, or align.rows.Rows
+    held_out: Sequence[Any]
     bad_records: BadRecords | None
     separator: int | None = None
 
@@ -54,6 +56,7 @@ class Run:
         words: tokenizer.
         data: what it reads.
         mesh: all devices of all its processes.
+        start: the run that it begins with; None = random weights.
     """
 
     config: cfg.Config
@@ -61,6 +64,16 @@ class Run:
     words: Tokenizer
     data: Data
     mesh: jax.sharding.Mesh
+    start: Start | None = None
+
+    def fresh_state(self) -> train_state.TrainState:
+        """The state before the first step."""
+        state = train_state.create_state(self.config, self.mesh)
+        if self.start is not None:
+            state["params"] = self.start.params(
+                self.config.model, self.mesh, self.config.seed, self.config.align.layers
+            )
+        return state
 
     @functools.cached_property
     def schedule(self) -> BatchSchedule:

@@ -42,7 +42,8 @@ def make_train_step(
     """
     schedule = BatchSchedule.from_config(config.train)
     optimizer = make_optimizer(config.optimizer, config.model)
-    uses_dropout = any((config.model.dropout_embedding, config.model.dropout_attention, config.model.dropout_residual))
+    rates = (config.model.dropout_embedding, config.model.dropout_attention, config.model.dropout_residual)
+    uses_dropout = any((*rates, config.align.dropout))
 
     def sums_of(params: Any, frozen: Any, batch: Batch, key: Any) -> Sums:
         return objective(decoder.merge(config.network, params), frozen, batch, key)

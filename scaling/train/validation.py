@@ -3,6 +3,7 @@
 import collections
 import math
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from scaling.train.run import Run
 from scaling.train.state import TrainState
 from scaling.train.step import make_eval_step
 
+Derived = Callable[[Mapping[str, Any]], dict[str, float]]
+
 
 class Validation:
     """Computes the loss and writes it to ``evals.jsonl``; the ``run`` of a hook.
@@ -25,10 +28,10 @@ class Validation:
         loss: nats a token, of the last time; NaN before.
     """
 
-    def __init__(self, run: Run, objective: Objective, log: Log):
-        """Args: the run; what it minimises, with a metric "loss"; where the numbers go."""
+    def __init__(self, run: Run, objective: Objective, log: Log, derived: Derived | None = None):
+        """Args: the run; what it minimises, with a metric "loss"; where the numbers go; more numbers, of the means."""
         config = run.config
-        self._run, self._log = run, log
+        self._run, self._log, self._derived = run, log, derived
         self._count = min(len(run.data.held_out), max(1, config.eval.tokens // config.train.sequence_length))
         self._step = make_eval_step(config, run.mesh, objective)
         self.loss = math.nan
@@ -52,4 +55,5 @@ class Validation:
             for name, value in sums.metrics.items():
                 totals[name] += np.asarray(value, np.float64)
             weight += float(sums.weight)
-        return {name: (total / weight).tolist() for name, total in totals.items()} | {"eval_tokens": weight}
+        means = {name: (total / weight).tolist() for name, total in totals.items()}
+        return means | (self._derived(means) if self._derived else {}) | {"eval_tokens": weight}

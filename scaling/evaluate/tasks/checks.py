@@ -56,7 +56,7 @@ def with_own_keys(task: Task) -> Task:
     tables = {name for source in task.sources for name in source.fields}
     sources = []
     for source in task.sources:
-        names = [*(name for _, name in _used(task)), *source.keep]
+        names = [*(name for _, name in _used(task)), *_kept(source)]
         keys = (FORMATS[source.format].keys if source.format in FORMATS else ()) or source.columns
         keys = (*keys, *source.test.aligned) if keys else ()
         if source.fields:
@@ -119,11 +119,16 @@ def _source(task: Task, source: Source) -> None:
         raise ValueError(f"{task.path}: source.columns is missing; {source.format} need the names of their lines")
     for name, field in source.fields.items():
         _field(task, f"source.fields.{name}", field)
-    for name, pattern in source.keep.items():
+    for name, pattern in _kept(source).items():
         if name not in source.fields:
             near = f"did you mean {nearest(name, source.fields)!r}?" if source.fields else "it has none"
             raise ValueError(f"{task.path}: source.keep.{name} is not one of its fields; {near}")
         _pattern(task, f"source.keep.{name}", pattern)
+
+
+def _kept(source: Source) -> dict[str, str]:
+    """Field -> regular expression that its records must match, also where these are of a split alone."""
+    return {**source.keep, **source.test.keep, **(source.train.keep if source.train else {})}
 
 
 def _field(task: Task, where: str, field: Field) -> None:

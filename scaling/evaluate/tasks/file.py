@@ -32,6 +32,22 @@ def load(path: str | Path) -> tuple[Task, ...]:
         ValueError: not TOML, or a key that is unknown, missing or of the wrong type.
     """
     path = Path(path)
+    table = parse(path)
+    variants = _variants(table.pop("variants", {}), str(path))
+    if table.get("sampled") is True and len(variants) < 2:
+        raise ValueError(f"{path}: sampled = true needs at least two [variants.NAME]; they are the sample")
+    if not variants:
+        return (_task(path.stem, path, table),)
+    return tuple(_task(name, path, _substitute(table, constants)) for name, constants in variants.items())
+
+
+def parse(path: Path) -> dict[str, Any]:
+    """The TOML of a task file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no text, or not TOML.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -39,15 +55,9 @@ def load(path: str | Path) -> tuple[Task, ...]:
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a task file: {error}") from None
     try:
-        table = tomllib.loads(text)
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError also for an integer with too many digits
         raise ValueError(f"{path} is not TOML: {error}") from None
-    variants = _variants(table.pop("variants", {}), str(path))
-    if table.get("sampled") is True and len(variants) < 2:
-        raise ValueError(f"{path}: sampled = true needs at least two [variants.NAME]; they are the sample")
-    if not variants:
-        return (_task(path.stem, path, table),)
-    return tuple(_task(name, path, _substitute(table, constants)) for name, constants in variants.items())
 
 
 def _variants(table: Any, path: str) -> dict[str, dict[str, str]]:
@@ -100,7 +110,7 @@ def _task(name: str, path: Path, table: Mapping[str, Any]) -> Task:
             raise ValueError(f"{file}: {key} is missing")
     if ("source" in table) == ("generator" in table):
         raise ValueError(f"{file}: items come from either [[source]] tables or one [generator]")
-    prompt = _table(Prompt, table["prompt"], file, "prompt")
+    prompt = read_table(Prompt, table["prompt"], file, "prompt")
     sources = table.get("source", [])
     if not isinstance(sources, list):
         raise ValueError(f"{file}: source must be written [[source]], since there can be several")
@@ -111,10 +121,10 @@ def _task(name: str, path: Path, table: Mapping[str, Any]) -> Task:
         group=path.stem,
         path=file,
         prompt=prompt,
-        zero_shot=_table(Prompt, table.get("zero_shot", {}), file, "zero_shot", prompt),
+        zero_shot=read_table(Prompt, table.get("zero_shot", {}), file, "zero_shot", prompt),
         scoring=_scoring(table["scoring"], file),
-        sources=tuple(_source(source, file) for source in sources),
-        generator=_table(Generator, table["generator"], file, "generator") if "generator" in table else None,
+        sources=tuple(read_source(source, file) for source in sources),
+        generator=read_table(Generator, table["generator"], file, "generator") if "generator" in table else None,
         **scalars,
     )
     task = with_own_keys(task)
@@ -142,10 +152,11 @@ def _scoring(table: Any, file: str) -> Kind:
     for key in sorted(table.keys() - {"kind", *keys[kind]}):
         more = f"; it takes {', '.join(keys[kind])}" if keys[kind] else ""
         raise ValueError(f"{file}: scoring.{key} has no meaning with kind = {kind!r}{more}")
-    return _table(KINDS[kind], {key: value for key, value in table.items() if key != "kind"}, file, "scoring")
+    return read_table(KINDS[kind], {key: value for key, value in table.items() if key != "kind"}, file, "scoring")
 
 
-def _source(table: Any, file: str) -> Source:
+def read_source(table: Any, file: str) -> Source:
+    """A table ``[[source]]`` of a file; mistakes as of ``load``."""
     if not isinstance(table, dict):
         raise ValueError(f"{file}: source must be a table, written [[source]]")
     table = dict(table)
@@ -156,7 +167,7 @@ def _source(table: Any, file: str) -> Source:
         raise ValueError(f"{file}: source.test is missing")
     splits = {key: _split(table.pop(key), file, f"source.{key}") for key in ("test", "train") if key in table}
     return dataclasses.replace(
-        _table(Source, table, file, "source"),
+        read_table(Source, table, file, "source"),
         fields={name: _field(spec, file, f"source.fields.{name}") for name, spec in fields.items()},
         test=splits["test"],
         train=splits.get("train"),
@@ -164,7 +175,7 @@ def _source(table: Any, file: str) -> Source:
 
 
 def _split(value: Any, file: str, where: str) -> Split:
-    split = _table(Split, {"file": value} if isinstance(value, str) else value, file, where)
+    split = read_table(Split, {"file": value} if isinstance(value, str) else value, file, where)
     if not split.file:
         raise ValueError(f"{file}: {where}.file is missing")
     return split
@@ -179,10 +190,10 @@ def _field(spec: Any, file: str, where: str) -> Field:
         spec = {("path" if key == "from" else key): value for key, value in spec.items()}
         if ("path" in spec) == ("constant" in spec):
             raise ValueError(f"{file}: {where} needs either 'from', a path, or 'constant', a value")
-    return _table(Field, spec, file, where)
+    return read_table(Field, spec, file, where)
 
 
-def _table(cls: type[T], table: Any, file: str, where: str, base: T | None = None) -> T:
+def read_table(cls: type[T], table: Any, file: str, where: str, base: T | None = None) -> T:
     """Makes a dataclass of a TOML table. Unknown keys and wrong types are refused; missing keys come from ``base``."""
     if not isinstance(table, dict):
         raise ValueError(f"{file}: {where} must be a table, got {table!r}")

@@ -45,6 +45,7 @@ def read_items(task: Task, data: str | Path | None = None, demonstrations: bool 
 def _read(task: Task, source: Source, files: readers.Files, name: str) -> tuple[Item, ...]:
     split = source.test if name == "test" else source.train
     assert split is not None
+    source = dataclasses.replace(source, keep={**source.keep, **split.keep})
     found = []
     for place, (where, record) in enumerate(readers.read(source, split, files, name)):
         if (fields := fields_of(record, source, where)) is not None:

@@ -18,10 +18,10 @@ import xml.etree.ElementTree as ElementTree
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Protocol
 
 from scaling import json_text
-from scaling.evaluate.tasks.task import Source, Split, Task
+from scaling.evaluate.tasks.task import Source, Split
 
 Record = tuple[str, Mapping[str, Any]]  # where it stands, and what it holds
 Files = Mapping[str, tuple[Path, ...]]
@@ -30,7 +30,17 @@ _COMPRESSED = (".gz", ".bz2")
 _LONGEST_FIELD = 2**30  # characters of a cell; the default of Python's csv is 131,072
 
 
-def find_source(task: Task, data: str | Path | None) -> tuple[Source, Files]:
+class Sourced(Protocol):
+    """What has a name and sources, such as a task."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sources(self) -> tuple[Source, ...]: ...
+
+
+def find_source(task: Sourced, data: str | Path | None) -> tuple[Source, Files]:
     """The first of the task's sources whose test file is there.
 
     Returns:
@@ -82,10 +92,15 @@ def _below(root: Path) -> Iterator[str]:
 
 def _find(pattern: str, names: list[str], root: Path) -> Iterator[Path]:
     for name in names:
-        whole = f"/{root.name}/{name}"
-        plain = (whole, *(whole.removesuffix(end) for end in _COMPRESSED if whole.endswith(end)))
-        if any(fnmatch.fnmatchcase(path, f"*/{pattern}") for path in plain):
+        if is_named(Path(f"/{root.name}/{name}"), pattern):
             yield root / name
+
+
+def is_named(path: Path, pattern: str) -> bool:
+    """Whether the end of an absolute path is that of a split's ``file``, compressed or not."""
+    whole = path.as_posix()
+    plain = (whole, *(whole.removesuffix(end) for end in _COMPRESSED if whole.endswith(end)))
+    return any(fnmatch.fnmatchcase(name, f"*/{pattern}") for name in plain)
 
 
 def read(source: Source, split: Split, files: Files, name: str) -> Iterator[Record]:

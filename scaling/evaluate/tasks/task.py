@@ -33,6 +33,7 @@ class Field:
 class Split:
     file: str = ""  # the end of a path, with * and ?; also found as .gz and .bz2
     aligned: Mapping[str, str] = dataclasses.field(default_factory=dict)  # record key -> file with a line for each
+    keep: Mapping[str, str] = dataclasses.field(default_factory=dict)  # beside that of the source, for this split alone
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ def restore_or_create(watch: Watch) -> tuple[train_state.TrainState, int]:
     run, saved = watch.run, restore(watch)
     watch.checkpoints.tidy(saved[1] if saved else None)
     if saved is None:
-        return train_state.create_state(run.config, run.mesh), 0
+        return run.fresh_state(), 0
     if saved[1] == run.schedule.num_steps:
         log.info("%s is already finished; another run needs another config.workdir", run.config.workdir)
     else:

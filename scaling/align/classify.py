@@ -1,0 +1,120 @@
+"""What a fine-tuned run says of texts: probabilities of classes, or a number."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from scaling.align import task as tasks
+from scaling.align.finetune import FILE, layout
+from scaling.align.task import Example, Task
+from scaling.data.batch import Scored, filled, scored
+from scaling.evaluate.tasks import readers
+from scaling.evaluate.tasks.fields import fields_of
+from scaling.evaluate.tasks.request import Item
+from scaling.generate.generator import bucket
+from scaling.interop.served import Served, load_served
+from scaling.model import decoder
+from scaling.objectives.classification import answers
+from scaling.objectives.objective import forward
+from scaling.parallel.sharding import batch_sharding
+
+
+class Classifier:
+    """A fine-tuned model with its task.
+
+    Args:
+        served: the model, of as many outputs as the task needs.
+        task: see there.
+    """
+
+    def __init__(self, served: Served, task: Task) -> None:
+        self.served, self.task, self._layout = served, task, layout(served.words)
+        form, network = task.form, served.network
+
+        def compute(params: decoder.Params, batch: Scored) -> jax.Array:
+            model = decoder.merge(network, params)
+            hidden, batch, _ = forward(model, jax.tree.map(lambda x: x[0], batch), None)
+            found = answers(model, hidden, batch, form, 0.0, None)
+            return jax.nn.softmax(found) if form.classes else found
+
+        self._compute = jax.jit(compute, out_shardings=jax.NamedSharding(served.mesh, jax.P()))
+
+    def __call__(self, examples: Sequence[Example], batch_size: int = 16) -> np.ndarray:
+        """Probabilities float32 [n, classes], or numbers [n, 1]; like lengths are computed together.
+
+        Args:
+            examples: of ``Task.example``.
+            batch_size: examples at a time; with their rows a multiple of the shards of a batch.
+
+        Raises:
+            ValueError: an example that is longer than the model's context.
+        """
+        most, rows = self.served.network.model.context_length, self.task.form.rows
+        ids = [self._layout(example) for example in examples]
+        lengths = [max(map(len, each)) for each in ids]
+        for example, length in zip(examples, lengths, strict=True):
+            if length > most:
+                raise ValueError(f"{example.where}: its {length} tokens do not fit the model's {most}")
+        found = np.zeros((len(ids), max(1, self.task.form.classes)), np.float32)
+        order = sorted(range(len(ids)), key=lengths.__getitem__)
+        for first in range(0, len(order), batch_size):
+            chosen = order[first : first + batch_size]
+            room = bucket(max(lengths[i] for i in chosen), largest=most)
+            places = {
+                (0, place * rows + row): scored(text, room, 0)
+                for place, i in enumerate(chosen)
+                for row, text in enumerate(ids[i])
+            }
+            batch = filled((1, batch_size * rows), places)
+            with jax.set_mesh(self.served.mesh):
+                placed = jax.device_put(batch, batch_sharding(self.served.mesh))
+                found[chosen] = np.asarray(self._compute(self.served.params, placed))[: len(chosen)]
+        return found
+
+
+def load(run_dir: epath.PathLike, axes: str = "", dtype: str = "float32") -> Classifier:
+    """The model of a run of ``align finetune``.
+
+    Raises:
+        FileNotFoundError: no run there.
+        ValueError: it is no such run.
+    """
+    path = Path(run_dir) / FILE
+    if not path.exists():
+        raise ValueError(f"{run_dir} is no run of `scaling align finetune`, which keeps its task as {FILE}")
+    return Classifier(load_served(run_dir, None, axes, dtype), tasks.load(path))
+
+
+def examples(task: Task, path: Path) -> list[Example]:
+    """What a file holds to be classified: by the names of the task's fields, without labels; in .txt, a text a line.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a malformed file, a record that lacks a field, or an empty text; with its line.
+    """
+    source = tasks.own_source(task.without_label(), path)
+    return [
+        task.example(Item("", where, fields), labelled=False)
+        for where, record in readers.read(source, source.test, {"test": (path,)}, "test")
+        if (fields := fields_of(record, source, where)) is not None
+    ]
+
+
+def lines(task: Task, found: np.ndarray, asked: Sequence[Example]) -> Iterator[str]:
+    """A JSON object for each example: its label with the probabilities, its choice with those, or its number."""
+    for row, example in zip(found.tolist(), asked, strict=True):
+        answer: dict[str, Any]
+        if task.form.chooses:
+            there = row[: len(example.rows)]
+            answer = {"choice": there.index(max(there)), "probabilities": there}
+        elif task.form.classes:
+            by_name = dict(zip(task.names, row, strict=True))
+            answer = {"label": max(by_name, key=by_name.__getitem__), "probabilities": by_name}
+        else:
+            answer = {"number": row[0]}
+        yield json.dumps(answer, ensure_ascii=False)

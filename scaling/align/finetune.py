@@ -1,0 +1,130 @@
+"""Supervised fine-tuning for a task (GPT-1: Radford et al. 2018, sections 3.2 and 3.3).
+
+Each row of an example is ``[start] text [delimiter] text ... [extract]``, and the final state of the last token goes to
+a new head. Two texts without an order make two rows, one for each order, whose states are added; multiple choice makes
+a row for each choice. The language model's loss on the same rows may be added.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from scaling.align import task as tasks
+from scaling.align.rows import Rows, held_out
+from scaling.align.task import Example, Task
+from scaling.config import schema as cfg
+from scaling.config.refusal import must_be_multiple, refused
+from scaling.data.batch import Scored, scored
+from scaling.data.chat.dialogues import Skipped
+from scaling.data.control_tokenizer import DELIMITER, EXTRACT, START, TASK
+from scaling.data.tokenizer import Tokenizer
+from scaling.objectives.classification import Form, classification, derived
+from scaling.train.recipe import Recipe
+from scaling.train.run import Data
+
+log = logging.getLogger(__name__)
+
+FILE = "task.toml"  # of a run directory: the task that it was trained on
+
+
+def recipe(config: cfg.Config) -> Recipe:
+    """The training of a config, whose task decides the outputs of its model.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``task.find``.
+    """
+    task = tasks.find(config.align.task)
+    return Recipe(
+        "align finetune",
+        data=lambda config, words: data(config, words, task),
+        objective=lambda config: classification(config, task.form),
+        outputs=task.form.outputs,
+        suffix=TASK,
+        counts_epochs=True,
+        unit="nats an example" if task.form.classes else "squared units an example",
+        derived=derived,
+        files={FILE: task.text},
+    )
+
+
+def data(config: cfg.Config, words: Tokenizer, task: Task) -> Data:
+    """Rows of ``config.data.train``; held out are those of ``config.data.validation``, of the test file of the same
+    folder, or a fraction.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``task.read``; nothing fits the rows; or sizes that part an example's rows.
+    """
+    form, room = task.form, config.train.sequence_length
+    _check(config, form)
+    skipped = Skipped(refuses=config.data.bad_records == "error")
+
+    def examples(place: str, split: str) -> list[list[Scored]]:
+        rows = layout(words)
+        found = [
+            made for each in tasks.read(task, place, split, skipped) if (made := _rows(each, rows, room, form, skipped))
+        ]
+        if not found:
+            raise ValueError(f"{place}: no example fits config.train.sequence_length={room}")
+        return found
+
+    training = examples(config.data.train, "train")
+    if config.data.validation:
+        validation = examples(config.data.validation, "test")
+    elif tasks.has_split(task, config.data.train, "test"):
+        validation = examples(config.data.train, "test")
+    else:
+        training, validation = held_out(training, config.data.validation_fraction, config.data.train)
+    skipped.summary()
+    log.info("%s: %d examples to train on, and %d held out", task.name, len(training), len(validation))
+    validation = validation[: config.eval.tokens // (room * form.rows)]  # whole examples
+    items: Sequence[list[Scored] | Scored] = training if form.rows > 1 else [row for rows in training for row in rows]
+    return Data(Rows.of(items, config, form.rows), [row for rows in validation for row in rows], None)
+
+
+def _check(config: cfg.Config, form: Form) -> None:
+    """Refuses what cannot work for this form."""
+    unit = f"the {form.rows} rows of an example, which belong together"
+    must_be_multiple("train.microbatch_sequences", config.train.microbatch_sequences, form.rows, unit)
+    must_be_multiple("eval.batch_sequences", config.eval.batch_sequences, form.rows, unit)
+    if config.eval.tokens < config.train.sequence_length * form.rows:
+        raise refused("eval.tokens", config.eval.tokens, f"must hold one example, {form.rows} rows")
+    if config.align.lm_weight and not config.model.tied_embedding:
+        raise refused(
+            "align.lm_weight",
+            config.align.lm_weight,
+            "must be 0 for a model with an output table of its own, which the head takes the place of",
+        )
+
+
+Layout = Callable[[Example], list[np.ndarray]]
+
+
+def layout(words: Tokenizer) -> Layout:
+    """Makes ids of an example's rows: start, the texts with delimiters between, extract.
+
+    Raises:
+        ValueError: the tokenizer has no such tokens.
+    """
+    if START not in words.controls:
+        raise ValueError(f"the tokenizer {words.name!r} has no tokens around texts; {words.name}{TASK} has them")
+    start, delimiter, extract = (np.asarray([words.controls[t]], np.int32) for t in (START, DELIMITER, EXTRACT))
+
+    def rows(example: Example) -> list[np.ndarray]:
+        found = []
+        for texts in example.rows:
+            parts = [part for ids in words.encode_batch(texts) for part in (delimiter, ids)]
+            found.append(np.concatenate([start, *parts[1:], extract]))
+        return found
+
+    return rows
+
+
+def _rows(example: Example, layout: Layout, room: int, form: Form, skipped: Skipped) -> list[Scored]:
+    """The rows of an example, with rows of padding for choices that it lacks; none if it does not fit."""
+    ids = layout(example)
+    if (longest := max(map(len, ids))) > room:
+        skipped.skip(example.where, f"its {longest} tokens do not fit config.train.sequence_length={room}")
+        return []
+    rows = [scored(row, room, example.label, 1 / (len(ids) * (len(row) - 1))) for row in ids]
+    return rows + [scored(np.zeros(0, np.int32), room, 0)] * (form.rows - len(rows))

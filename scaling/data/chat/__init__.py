@@ -1,0 +1,1 @@
+"""Dialogues: control tokens, templates, records, and the rows that a model is trained on."""

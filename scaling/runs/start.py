@@ -1,0 +1,213 @@
+"""The run that another run begins with (``config.start``): its model, tokenizer and weights, and what is kept of it.
+
+A run that begins so has a ``start.json``: from which run, at which step, with which bytes. It goes on from its own
+checkpoints, and never looks for newer ones of its parent.
+"""
+
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from scaling import durable, json_text
+from scaling.config import schema as cfg
+from scaling.config.refusal import refused
+from scaling.data.control_tokenizer import SUFFIXES, ControlTokenizer
+from scaling.data.tokenizer import Tokenizer
+from scaling.model import decoder
+from scaling.runs import tokenizer as run_tokenizer
+from scaling.runs.checkpoint import Checkpoints
+from scaling.runs.config_json import read_config_json
+from scaling.runs.paths import absolute
+
+FILE = "start.json"
+ALL_LAYERS, NOTHING = -1, -2  # of config.align.layers
+_AFTER_BLOCKS = {"final_norm", "project_out"}  # parameters that read the last block
+HUGGING_FACE = "huggingface"  # folder of a run that was imported, which its children keep
+# Knobs that may differ from the parent's: what does not change what its weights mean.
+_FREE = ("dropout_embedding", "dropout_attention", "dropout_residual", "document_mask", "outputs", "init_std")
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A checkpoint of another run.
+
+    Attributes:
+        run: its directory.
+        step: of the checkpoint.
+        digest: of its files.
+        model: resolved.
+    """
+
+    run: str
+    step: int
+    digest: str
+    model: cfg.Model
+
+    @classmethod
+    def of(cls, config: cfg.Config, workdir: epath.PathLike) -> "Start":
+        """What ``config.start`` names, at the step that ``workdir`` began with, or the newest for a new run.
+
+        Raises:
+            FileNotFoundError: no run there.
+            ValueError: no checkpoint, or the run in ``workdir`` began with another.
+        """
+        run = str(absolute(config.start))
+        noted = absolute(workdir) / FILE
+        if noted.exists():
+            values = json_text.parse(noted.read_bytes(), str(noted))
+            if values["run"] != run:
+                raise refused("start", config.start, f"must be {values['run']!r}, with which {workdir} began")
+            return cls(run, values["step"], values["digest"], cfg.model_of(values["model"]))
+        if "config" not in read_config_json(run):
+            raise refused("start", config.start, "must be a run directory; `scaling import` makes one of such a folder")
+        checkpoints = Checkpoints(run)
+        try:
+            saved = checkpoints.newest_whole()
+            if saved is None:
+                raise refused("start", config.start, "must hold a checkpoint")
+            step, meta = saved
+            return cls(run, step, checkpoints.digest(step), cfg.freeze(meta["config"]).model)
+        finally:
+            checkpoints.close()
+
+    def note(self, workdir: epath.Path) -> None:
+        """Writes ``start.json``, and copies the files that an imported run keeps for its export."""
+        if (workdir / FILE).exists():
+            return
+        kept = Path(self.run) / HUGGING_FACE
+        if kept.is_dir():
+            shutil.copytree(kept, Path(workdir) / HUGGING_FACE, dirs_exist_ok=True)
+        values = {**self.identity(), "model": dataclasses.asdict(self.model)}
+        durable.replace_text(workdir / FILE, json.dumps(values, indent=2))
+
+    def identity(self) -> dict[str, Any]:
+        """What a run's records say of it."""
+        return {"run": self.run, "step": self.step, "digest": self.digest}
+
+    def tokenizer(self, config: cfg.Config, suffix: str) -> str:
+        """The name of the tokenizer of a run that begins here.
+
+        Args:
+            config: its ``data.tokenizer`` is empty for the start's own.
+            suffix: of ``control_tokenizer.SUFFIXES``, which the start's own gets if it has no such control tokens, or
+                "". A tokenizer with a chat template of its own needs none for dialogues.
+
+        Raises:
+            ValueError: another tokenizer than the start's, with or without control tokens.
+        """
+        own = run_tokenizer.load(self.run, read_config_json(self.run))
+        if not config.data.tokenizer:
+            return own.name + suffix * _lacks(own, config, suffix)
+        from scaling.data import tokenizer
+
+        words = tokenizer.load(config.data.tokenizer)
+        if own.fingerprint not in _before(words):
+            raise refused(
+                "data.tokenizer", config.data.tokenizer, f"must be that of config.start, {own.name!r}, or '' for it"
+            )
+        return config.data.tokenizer
+
+    def model_for(self, config: cfg.Config, words: Tokenizer) -> cfg.Model:
+        """The model of a run that begins here: the start's, with the dropout and the outputs of the config.
+
+        Raises:
+            ValueError: a knob of ``config.model`` that is neither its default nor the start's.
+        """
+        for field in dataclasses.fields(cfg.Model):
+            value, default, own = (getattr(model, field.name) for model in (config.model, cfg.Model(), self.model))
+            if field.name not in (*_FREE, "vocab_size") and value not in (default, own):
+                raise refused(f"model.{field.name}", value, f"must be left out, or be that of config.start, {own!r}")
+        if config.align.layers > self.model.num_layers:
+            right = f"must be at most the {self.model.num_layers} layers of config.start"
+            raise refused("align.layers", config.align.layers, right)
+        free = {name: getattr(config.model, name) for name in _FREE}
+        return dataclasses.replace(self.model, vocab_size=max(self.model.vocab_size, words.vocab_size), **free)
+
+    def params(self, model: cfg.Model, mesh: jax.sharding.Mesh, seed: int, layers: int = ALL_LAYERS) -> decoder.Params:
+        """The weights, for a model of ``model_for``: rows of new tokens are the mean row, a new head is random.
+
+        Args:
+            model: of ``model_for``.
+            mesh: devices.
+            seed: of what is random.
+            layers: first blocks that come from the start, with the embeddings; the rest is random. With ``ALL_LAYERS``
+                all come, and with ``NOTHING`` not even the embeddings.
+
+        Raises:
+            ValueError: the checkpoint is gone or has changed.
+        """
+        checkpoints = Checkpoints(self.run)
+        try:
+            if not checkpoints.is_there(self.step) or checkpoints.digest(self.step) != self.digest:
+                raise refused("start", self.run, f"has no checkpoint of step {self.step} any more, or another one")
+            shapes, where = decoder.abstract(self.model), decoder.shardings(self.model, mesh)
+            target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
+            found = checkpoints.read_params(self.step, target)
+        finally:
+            checkpoints.close()
+        with jax.set_mesh(mesh):
+            made = jax.jit(
+                functools.partial(_grown, self.model, model, layers), out_shardings=decoder.shardings(model, mesh)
+            )
+            return made(found, jax.random.key(seed))
+
+
+def _lacks(words: Tokenizer, config: cfg.Config, suffix: str) -> bool:
+    """Whether a tokenizer needs the control tokens of a suffix."""
+    if not suffix:
+        return False
+    if SUFFIXES[suffix].chat_template:
+        return not (words.chat_template or config.chat.template)
+    return SUFFIXES[suffix].tokens[0] not in words.controls
+
+
+def _before(words: Tokenizer) -> Iterator[str]:
+    """Fingerprints of a tokenizer, and of those that it adds control tokens to."""
+    yield words.fingerprint
+    while isinstance(words, ControlTokenizer):
+        words = words.base
+        yield words.fingerprint
+
+
+def _grown(old: cfg.Model, new: cfg.Model, layers: int, params: decoder.Params, key: jax.Array) -> decoder.Params:
+    """Parameters of a model with more tokens or other outputs; ``layers`` as of ``Start.params``."""
+    fresh = decoder.initialize(new, jax.random.fold_in(key, 2))
+    tables = {"tokens", "unembedding", "logit_bias"}
+    made = {name: params.get(name, value) for name, value in fresh.items()}
+    if new.outputs != old.outputs:
+        made |= {name: fresh[name] for name in decoder.HEAD if name in fresh}
+    for name in tables & made.keys():
+        made[name] = _with_rows(made[name], old.vocab_size, new)
+    if layers == NOTHING:
+        return fresh
+    if layers not in (ALL_LAYERS, new.num_layers):
+        made |= {name: fresh[name] for name in _AFTER_BLOCKS & made.keys()}
+        for name, numbers in decoder.layers_of(new).items():
+            taken = np.asarray(numbers) < layers
+            made[name] = jax.tree.map(functools.partial(_first, taken), made[name], fresh[name])
+    return made
+
+
+def _first(taken: np.ndarray, known: jax.Array, fresh: jax.Array) -> jax.Array:
+    """Of arrays [L, ...], the known layers where they are taken over, and fresh ones elsewhere."""
+    return jnp.where(taken.reshape(-1, *[1] * (known.ndim - 1)), known, fresh)
+
+
+def _with_rows(table: Any, known: int, new: cfg.Model) -> jax.Array:
+    """A table [V, ...] whose rows from ``known`` on are the mean of those before, where the new model has tokens."""
+    mean = table[:known].mean(0)
+    rows = jnp.arange(new.padded_vocab)
+    padded = (
+        jnp.zeros((new.padded_vocab, *table.shape[1:]), table.dtype).at[: len(table)].set(table[: new.padded_vocab])
+    )
+    is_new = (rows >= known) & (rows < new.vocab_size)
+    return jnp.where(is_new.reshape(-1, *[1] * (table.ndim - 1)), mean, padded)

@@ -1,0 +1,63 @@
+"""The models that a server has."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from scaling.data.chat.template import Chat
+from scaling.generate.generator import Generator
+from scaling.interop.served import load_served
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model by its name.
+
+    Attributes:
+        name: as clients give it.
+        generator: it.
+        chat: its template; None if it has none.
+        without_chat: why.
+    """
+
+    name: str
+    generator: Generator
+    chat: Chat | None
+    without_chat: str = ""
+
+    @property
+    def context(self) -> int:
+        """Tokens that it reads and writes together."""
+        return self.generator.config.context_length
+
+
+def load(paths: Sequence[str], template: str, dtype: str, mesh: str) -> dict[str, Model]:
+    """Models by name: the last part of the path, or the whole path where two have the same.
+
+    Args:
+        paths: run directories or Hugging Face folders.
+        template: of all of them; empty = their own.
+        dtype: of the matrix products.
+        mesh: as of ``load_served``.
+
+    Raises:
+        FileNotFoundError: no model there.
+        ValueError: a model that cannot be used, or the same one twice.
+    """
+    models: dict[str, Model] = {}
+    short = [Path(path).resolve().name for path in paths]
+    for path, name in zip(paths, short, strict=True):
+        served = load_served(path, None, mesh, dtype)
+        generator = Generator(served.network, served.params, served.words, served.mesh)
+        chat, reason = None, ""
+        try:
+            chat = Chat(served.words, template)
+        except ValueError as error:
+            if template:
+                raise
+            reason = str(error)
+        name = path if short.count(name) > 1 else name
+        if name in models:
+            raise ValueError(f"{path} is given twice")
+        models[name] = Model(name, generator, chat, reason)
+    return models
