@@ -88,6 +88,8 @@ def run(options: argparse.Namespace) -> int:
     knobs = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Sampling)}
     penalty = 0.6 if options.length_penalty is None else options.length_penalty
     sampling = Sampling(**knobs | {"stop": tuple(options.stop), "end_ids": None, "length_penalty": penalty})
+    if code is not None:
+        _check_codes(options.model)
     generator, words = _generator(options)
     # Sequences of a training with control codes begin with a code, where others follow an end of text.
     first = words.start if code is None else words.encode(code).tolist()
@@ -104,6 +106,17 @@ def run(options: argparse.Namespace) -> int:
             record |= {} if code is None else {"control": code}
             print(_json(record, completion) if options.json else f"{text}{completion.text}\n")
     return 0
+
+
+def _check_codes(model: str) -> None:
+    """Refuses a control code for a run that was trained here and without codes; of others nothing is known."""
+    from scaling.runs.config_json import read_config_json
+
+    values = read_config_json(model)
+    if "config" not in values or "imported" in values:
+        return
+    if not values["config"]["data"].get("control_field"):
+        raise ValueError(f"--control: {model} was trained without control codes (config.data.control_field is empty)")
 
 
 def _texts(options: argparse.Namespace) -> list[str]:

@@ -1,6 +1,7 @@
 """A page about several ladders: the law of each, and the ratio of compute at equal loss. Needs no JAX."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -72,6 +73,7 @@ def compare_ladders(paths: Sequence[epath.PathLike], *, count: str, loss: str, r
     each = tuple(collect([path], count=count, loss=loss) for path in paths)
     # Refuses runs whose losses cannot be compared, as within one ladder.
     run_points([entry.run for ladder in each for entry in ladder.entries], count=count, loss=loss)
+    _check_apart(names, each)
     alone = [_alone(ladder.points) for ladder in each]
     frontiers = tuple(frontier_of(ladder.points.take(~mask)) for ladder, mask in zip(each, alone, strict=True))
     return Ladders(
@@ -101,7 +103,7 @@ def ladder_names(paths: Sequence[epath.PathLike]) -> tuple[str, ...]:
     Raises:
         ValueError: a path is given twice.
     """
-    parts = [epath.Path(path).resolve().parts for path in paths]
+    parts = [_real(path).parts for path in paths]
     for i, path in enumerate(parts):
         if path in parts[:i]:
             raise ValueError(f"{paths[i]} is given twice; --compare needs different folders of runs")
@@ -111,6 +113,20 @@ def ladder_names(paths: Sequence[epath.PathLike]) -> tuple[str, ...]:
     while len({path[-length:] for path in parts}) < len(parts):
         length += 1
     return tuple("/".join(path[-length:]) for path in parts)
+
+
+def _real(path: epath.PathLike) -> epath.Path:
+    """The absolute path without links; of a remote one the path itself."""
+    return epath.Path(path) if "://" in str(path) else epath.Path(os.path.realpath(path))
+
+
+def _check_apart(names: Sequence[str], each: Sequence[Ladder]) -> None:
+    owner: dict[str, str] = {}
+    for name, ladder in zip(names, each, strict=True):
+        for entry in ladder.entries:
+            run = str(_real(entry.run.path))
+            if owner.setdefault(run, name) != name:
+                raise ValueError(f"the run {entry.run.path} is in {owner[run]} and in {name}; ladders must share none")
 
 
 def _isoflop(points: Points, resamples: int) -> Frontier | str:
