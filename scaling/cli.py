@@ -17,14 +17,8 @@ from scaling.paths import each_expanded, expanded, must_be_utf8, must_lead_somew
 
 DEBUG_VARIABLE = "SCALING_TRACEBACK"  # if set to 1, a mistake shows Python's traceback and not one sentence
 PACKAGE = Path(__file__).resolve().parent
-_TEXTS = (
-    "prompt",
-    "stop",
-    "system",
-    "control",
-    "control_field",
-    "text_key",
-)  # options that are texts, in which a leading ~ is not expanded
+# Options that are texts, in which a leading ~ is not expanded.
+_TEXTS = ("prompt", "stop", "system", "control", "control_field", "text_key")
 
 _EPILOG = f"""\
 `scaling VERB --help` explains a verb. Verbs that take --config=FILE also take --config.section.knob=VALUE for any

@@ -4,8 +4,8 @@ r"""A base model of about 6M parameters on books, an encyclopedia and web pages,
 
 FOLDER holds .jsonl.gz files with a field "text": books/*.jsonl.gz, wikipedia/*.jsonl.gz, c4/*.jsonl.gz.
 
-Machine: 2 CPU cores, hours for 16M tokens (44 MB of text are 12M tokens of the embedded tokenizer). Time and loss are not
-measured here yet.
+Machine: 2 CPU cores, hours for 16M tokens (44 MB of text are 12M tokens of the embedded tokenizer). Time and loss are
+not measured here yet.
 """
 
 from ml_collections import ConfigDict

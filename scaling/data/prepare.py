@@ -59,10 +59,10 @@ def prepare(
     _require_local(str(output))
     if Path(output).exists():
         raise FileExistsError(f"{output} exists and is not overwritten; remove it or choose another name")
-    tokenizer = load(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    files, output = sources.find(pattern), Path(output)
     if control_field and control_field == text_key:
         raise ValueError(f"--control_field={control_field} is the field of the text, --text_key")
+    tokenizer = load(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    files, output = sources.find(pattern), Path(output)
     fields = text_key, control_field
     with _written(files, tokenizer, output, fields, lambda found: ((".", each) for each in found), (".",)) as made:
         try:

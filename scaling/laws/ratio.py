@@ -132,8 +132,8 @@ def compare(frontiers: Sequence[Points], names: Sequence[str]) -> Comparison:
         if len(frontier) < POINTS:
             runs = f"{len(frontier)} run{'s' * (len(frontier) != 1)}"
             raise ValueError(
-                f"the frontier of {name} has {runs}; a law needs at least {POINTS} budgets, each with a lower loss than "
-                "all smaller ones"
+                f"the frontier of {name} has {runs}; a law needs at least {POINTS} budgets, each with a lower loss "
+                "than all smaller ones"
             )
     logs = [(np.log(frontier["flops"]), np.log(frontier["loss"])) for frontier in frontiers]
     centre = float(np.mean(np.concatenate([x for x, _ in logs])))

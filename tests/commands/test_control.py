@@ -64,6 +64,20 @@ def test_without_prompt_and_code_there_is_nothing_to_write(tmp_path, capsys):
     assert "or --control=CODE" in capsys.readouterr().err
 
 
+def test_a_run_that_was_trained_without_codes_takes_none(tmp_path, capsys):
+    record = {"config": {"data": {"control_field": ""}}}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert cli.main(["generate", str(tmp_path), "--control=Wiki"]) == 2
+    assert "trained without control codes" in capsys.readouterr().err
+
+
+def test_tokenize_refuses_the_field_of_the_text(tmp_path, capsys):
+    arguments = ["--tokenizer=bytes", f"--output={tmp_path}/out", "--control_field=text"]
+    assert cli.main(["tokenize", str(tmp_path / "a.jsonl"), *arguments]) == 2
+    assert "--control_field=text is the field of the text" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_field_of_the_text_is_no_control_field(tmp_path, capsys):
     arguments = [f"--config={ROOT / 'experiments/cpu/smoke.py'}", f"--config.workdir={tmp_path}/run"]
     assert cli.main(["train", *arguments, "--config.data.control_field=text"]) == 2

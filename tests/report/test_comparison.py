@@ -1,6 +1,7 @@
 """The page about several ladders: laws, ratios, what differs, and what cannot be compared."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -105,10 +106,17 @@ def test_what_cannot_be_compared_is_one_sentence_and_writes_nothing(folders, tmp
     other = ladder(tmp_path / "other", 1.5, train="elsewhere")
     far = ladder(tmp_path / "far", shift=5.0)
     first = str(folders[0])
+    (tmp_path / "link").symlink_to(first)
+    ladder(tmp_path / "shares")
+    one = next(path for path in sorted(folders[0].iterdir()) if path.is_dir())
+    shutil.rmtree(tmp_path / "shares" / one.name, ignore_errors=True)
+    (tmp_path / "shares" / one.name).symlink_to(one)
     for paths, said in (
         ([first], "--compare needs at least two folders"),
         ([first, first], "is given twice"),
-        ([first, str(few)], "has 3 runs, the best of each budget; a law needs at least 4 budgets"),
+        ([first, str(tmp_path / "link")], "is given twice"),
+        ([first, str(tmp_path / "shares")], "ladders must share none"),
+        ([first, str(few)], "has 3 runs; a law needs at least 4 budgets"),
         ([first, str(other)], "config.data.train='elsewhere'"),
         ([first, str(far)], "no common range of loss"),
         ([first, str(tmp_path / "absent")], "absent does not exist"),
