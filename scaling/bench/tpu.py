@@ -50,7 +50,13 @@ CASES = {
     "13b": Case("v5e:8x16", 4),
     "175b": Case("v5p:8x8x8", 2),
     "llama2-7b": Case("v5e:4x8", 2, 4096, ("Llama 2", "7b")),
-    "mixtral-8x7b": Case("v5p:4x4x4", 2, 4096, ("Mixtral", "8x7b")),
+    "mixtral-8x7b": Case(
+        "v5p:4x4x4",
+        2,
+        4096,
+        ("Mixtral", "8x7b"),
+        ours=tuple(f"compute.remat={remat} mesh.expert=8 mesh.fsdp=8" for remat in ("projections", "full")),
+    ),
 }
 
 
