@@ -54,7 +54,10 @@ class JsonTokenizer(Tokenizer):
         bare, framed = (self._tokenizer.encode("a", add_special_tokens=framed).ids for framed in (False, True))
         places = (i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
         self.template = tuple(framed[: next(places, 0)])
-        self._bos = ids.get(named(name, settings, "bos_token") or "", self.eot)
+        begin = named(name, settings, "bos_token")
+        if begin is not None and begin not in ids:
+            raise not_there(name, "bos_token", begin)
+        self._bos = self.eot if begin is None else ids[begin]
 
     @property
     def start(self) -> tuple[int, ...]:
@@ -139,16 +142,28 @@ def parsed(name: str, settings: bytes) -> dict[str, Any]:
 
 
 def named(name: str, settings: bytes, key: str) -> str | None:
-    """The special token that settings name by ``key``, such as ``bos_token``; None = they name none."""
-    token = parsed(name, settings).get(key)
-    return token.get("content") if isinstance(token, dict) else token
+    """The special token that settings name by ``key``, such as ``bos_token``; None = they name none.
+
+    Raises:
+        ValueError: it is neither a text nor an object with a text as its content.
+    """
+    value = parsed(name, settings).get(key)
+    token = value.get("content") if isinstance(value, dict) else value
+    if token is not None and not isinstance(token, str):
+        raise ValueError(f"tokenizer {name}: {SETTINGS}: {key} must be a token's text, got {json.dumps(value)}")
+    return token
+
+
+def not_there(name: str, key: str, token: str) -> ValueError:
+    """The error of settings that name by ``key`` a token that the vocabulary does not have."""
+    return ValueError(f"tokenizer {name}: {SETTINGS} says {key}={json.dumps(token)}, which is no token of it")
 
 
 def _end_of_text(name: str, ids: dict[str, int], settings: bytes) -> str:
     end = named(name, settings, "eos_token")
     if end is not None:
         if end not in ids:
-            raise ValueError(f"tokenizer {name}: {SETTINGS} says eos_token={json.dumps(end)}, which is no token of it")
+            raise not_there(name, "eos_token", end)
         return end
     found = next((token for token in _ENDS if token in ids), None)
     if found is None:

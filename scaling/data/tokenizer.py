@@ -148,11 +148,17 @@ class SentencePieceTokenizer(Tokenizer):
         if self.eot < 0:
             raise ValueError(f"tokenizer {name}: the model has neither {END_OF_TEXT} nor an end-of-sentence piece")
         self.fingerprint = fingerprint(b"sentencepiece", model)
-        begin = self._processor.piece_to_id(json_tokenizer.named(name, settings, "bos_token") or "")
-        known = not self._processor.is_unknown(begin)
-        self._bos = begin if known else self.eot
-        adds = known and json_tokenizer.parsed(name, settings).get("add_bos_token", True)
-        self.template = (begin,) if adds else ()
+        token = json_tokenizer.named(name, settings, "bos_token")
+        begin = self.eot if token is None else self._processor.piece_to_id(token)
+        if token is not None and self._processor.is_unknown(begin):
+            raise json_tokenizer.not_there(name, "bos_token", token)
+        self._bos = begin
+        adds = json_tokenizer.parsed(name, settings).get("add_bos_token")
+        if not isinstance(adds, bool | None):
+            raise ValueError(
+                f"tokenizer {name}: {json_tokenizer.SETTINGS}: add_bos_token must be true or false, got {adds!r}"
+            )
+        self.template = (begin,) if token is not None and adds is not False else ()
         # sentencepiece writes a space as U+2581, so a real U+2581 must go in by its bytes, if the model has them.
         bytes_of_mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._mark = bytes_of_mark if all(map(self._processor.is_byte, bytes_of_mark)) else None

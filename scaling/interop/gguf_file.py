@@ -18,7 +18,7 @@ from scaling.config import schema as cfg
 from scaling.interop import config_keys, gguf_rope, gguf_tokenizer, weights
 from scaling.interop.families import FAMILIES
 from scaling.interop.family import Family
-from scaling.interop.gguf_tables import ARCHITECTURES, ONLY, ROPE_SCALING, UNUSED, stored
+from scaling.interop.gguf_tables import ARCHITECTURES, KINDS, ONLY, ROPE_SCALING, UNUSED, check_kind, stored
 from scaling.interop.tensor_folder import Place, TensorFolder
 
 _MAGIC = b"GGUF"
@@ -75,18 +75,30 @@ class GgufFile:
         self.path = Path(path)
         self.metadata, self.tensors = _read(self.path)
         name = self.metadata.get("general.architecture")
-        if name not in ARCHITECTURES:
+        if not isinstance(name, str) or name not in ARCHITECTURES:
             raise ValueError(
                 f"{path}: general.architecture={name!r} is not supported; must be one of {', '.join(ARCHITECTURES)}"
             )
-        self.name = str(name)
+        self.name = name
         self.architecture = ARCHITECTURES[self.name]
+        self._check_kinds()
         if (kind := self.metadata.get("general.type", "model")) != "model":
             raise ValueError(f"{path} holds no whole model: general.type is {kind!r}")
         if (parts := self.metadata.get("split.count", 1)) > 1:
             raise ValueError(f"{path} is one of {parts} parts of a model; join them with llama-gguf-split --merge")
         if _TOKENS not in self.tensors:
             raise ValueError(f"{path} lacks the tensor {_TOKENS}")
+        if len(shape := [int(size) for size in reversed(self.tensors[_TOKENS].shape)]) != 2:
+            raise ValueError(f"{path}: tensor {_TOKENS} has the shape {shape}; must be [tokens, features]")
+
+    def _check_kinds(self) -> None:
+        for name, kind in KINDS.items():
+            if name in self.metadata:
+                check_kind(name, self.metadata[name], kind, str(self.path))
+        for key in {*self.architecture.keys, "rope.dimension_count"}:
+            if (value := self.get(key)) is not None:
+                kind = bool if key.startswith("use_") else float
+                check_kind(f"{self.name}.{key}", value, kind, str(self.path))
 
     def get(self, key: str) -> Any:
         """The metadata of the architecture; a list of the same value for every layer is that value."""
@@ -174,6 +186,13 @@ class GgufFile:
                     f"{self.path} has both rope.scaling.type and {_FREQUENCIES}, which contradict each other"
                 )
             factors = self.tensors[_FREQUENCIES].data
+            partial = width if family.rope.default_fraction != 1 else None
+            count = (partial or self.get("attention.key_length") or whole or 2 * factors.size) // 2
+            if factors.shape != (count,) or not (np.isfinite(factors) & (factors > 0)).all():
+                raise ValueError(
+                    f"{self.path}: tensor {_FREQUENCIES} of shape {list(factors.shape)} must hold {count} factors, "
+                    "each finite and more than 0"
+                )
             scaling = gguf_rope.of_factors(factors, values.get("rope_theta", 10_000.0), str(self.path))
         return found | ({"rope_scaling": scaling} if scaling else {})
 

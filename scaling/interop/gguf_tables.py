@@ -98,6 +98,38 @@ ROPE_SCALING = {
     "rope.scaling.yarn_beta_slow": "beta_slow",
 }
 
+# What other metadata must be. A list stands for a list of such values; an architecture's keys that are not here are
+# numbers.
+KINDS: dict[str, Any] = {
+    "split.count": int,
+    "tokenizer.ggml.model": str,
+    "tokenizer.ggml.pre": str,
+    "tokenizer.ggml.tokens": [str],
+    "tokenizer.ggml.token_type": [int],
+    "tokenizer.ggml.scores": [float],
+    "tokenizer.ggml.merges": [str],
+    "tokenizer.ggml.precompiled_charsmap": [int],
+    "tokenizer.ggml.add_space_prefix": bool,
+    "tokenizer.ggml.remove_extra_whitespaces": bool,
+    **{f"tokenizer.ggml.add_{kind}_token": bool for kind in ("bos", "eos", "sep")},
+    **{f"tokenizer.ggml.{kind}_token_id": int for kind in ("bos", "eos", "unknown", "padding")},
+}
+_WORDS = {int: "whole number", float: "number", str: "text", bool: "truth value"}
+
+
+def check_kind(name: str, value: Any, kind: Any, where: str) -> None:
+    """Refuses metadata that is not of its kind, which is a type or a list of one type; ``where`` is the file."""
+    one = kind[0] if isinstance(kind, list) else kind
+    values = value if isinstance(kind, list) and isinstance(value, list) else [value]
+    allowed = (int, float) if one is float else (one,)
+    right = isinstance(value, list) or not isinstance(kind, list)
+    if not right or not all(
+        isinstance(each, allowed) and (one is bool or not isinstance(each, bool)) for each in values
+    ):
+        words = f"a list, each a {_WORDS[one]}" if isinstance(kind, list) else f"a {_WORDS[one]}"
+        shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:60]}..."
+        raise ValueError(f"{where}: {name} must be {words}, got {shown}")
+
 
 def stored(family: Family, architecture: Architecture) -> Family:
     """The family's table with the layouts of a GGUF file, in which the gains of norms are whole."""

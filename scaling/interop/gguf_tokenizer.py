@@ -68,6 +68,14 @@ def files(metadata: Mapping[str, Any], where: str, rows: int) -> dict[str, bytes
         raise ValueError(
             f"{where}: {_PREFIX}tokens must be {rows} different tokens at most, with a token_type for each{advice}"
         )
+    if wrong := [kind for kind in types if not 1 <= kind <= 6]:
+        raise ValueError(
+            f"{where}: {_PREFIX}token_type has {wrong[0]}; each must be a whole number from 1 to 6{advice}"
+        )
+    if wrong := [byte for byte in values.get("precompiled_charsmap", ()) if not 0 <= byte <= 255]:
+        raise ValueError(
+            f"{where}: {_PREFIX}precompiled_charsmap has {wrong[0]}; each must be a byte, 0 to 255{advice}"
+        )
     named = {kind: _named(values, kind, tokens, where) for kind in ("bos", "eos", "unknown", "padding")}
     if kind == "llama":
         main = {"tokenizer.model": _sentencepiece(values, where + advice)}

@@ -217,6 +217,34 @@ def test_bad_tokenizers(tmp_path, name, content, error, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("suffix", ["model", "json"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bos_token": 5}, "tokenizer_config.json: bos_token must be a token's text, got 5"),
+        ({"bos_token": ["a"]}, "tokenizer_config.json: bos_token must be a token's text"),
+        ({"bos_token": "<none>"}, 'tokenizer_config.json says bos_token="<none>", which is no token'),
+    ],
+)
+def test_bad_settings_beside_a_tokenizer(tmp_path, suffix, settings, message):
+    from scaling.interop import tokenizer_json
+
+    path = tmp_path / f"tokenizer.{suffix}"
+    if suffix == "json":
+        pytest.importorskip("tokenizers", reason="the package tokenizers (the extra hf) is not installed")
+        path.write_bytes(tokenizer_json.files(tokenizer.load("bytes"))["tokenizer.json"])
+    else:
+        shutil.copy(books.TOKENIZER, path)
+    config = tmp_path / "tokenizer_config.json"
+    wrong = [(settings, message)]
+    wrong += [({"eos_token": ["a"]}, "eos_token must be a token's text")] if suffix == "json" else []
+    wrong += [({"add_bos_token": "nope"}, "add_bos_token must be true or false")] if suffix == "model" else []
+    for values, words in wrong:
+        config.write_text(json.dumps(values))
+        with pytest.raises(ValueError, match=re.escape(words)):
+            tokenizer.load(str(path))
+
+
 def test_bad_gpt2_directories(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither vocab"):
         tokenizer.load(str(tmp_path))

@@ -110,8 +110,10 @@ def rewritten(name, target, metadata=None, tensors=None):
     metadata = dict(metadata or {})
     for key, field in file.fields.items():
         if not key.startswith("GGUF.") and key != "general.architecture":
-            value = metadata.pop(key, field.contents())
-            if value is not None:
+            value, right = metadata.pop(key, None if key in metadata else field.contents()), field.contents()
+            if value is not None and type(value) is not type(right):
+                metadata[key] = value
+            elif value is not None:
                 kind = gguf.GGUFValueType.ARRAY if isinstance(value, list) else field.types[0]
                 writer.add_key_value(key, value, kind, sub_type=field.types[-1] if isinstance(value, list) else None)
     for key, value in metadata.items():
@@ -142,9 +144,28 @@ ONES = np.ones(16, np.float32)
             "llama3",
             {"llama.attention.head_count_kv": [2, 4]},
             {},
-            "must be a number in [1, inf], got [2, 4]",
+            "llama.attention.head_count_kv must be a number, got [2, 4]",
         ),
         ("llama3", {"split.count": 2}, {}, "is one of 2 parts of a model"),
+        ("llama3", {"split.count": "two"}, {}, "split.count must be a whole number, got 'two'"),
+        ("llama3", {"llama.attention.head_count": [4, 2]}, {}, "head_count must be a number, got [4, 2]"),
+        ("llama3", {"llama.embedding_length": [4, 2]}, {}, "llama.embedding_length must be a number, got [4, 2]"),
+        ("llama3", {}, {"token_embd.weight": ONES}, "tensor token_embd.weight has the shape [16]; must be [tokens,"),
+        ("llama3", {}, {"rope_freqs.weight": ONES}, "tensor rope_freqs.weight of shape [16] must hold 2 factors"),
+        ("llama3", {}, {"rope_freqs.weight": ONES[:1]}, "tensor rope_freqs.weight of shape [1] must hold 2 factors"),
+        ("llama3", {}, {"rope_freqs.weight": ONES[:4].reshape(2, 2)}, "rope_freqs.weight of shape [2, 2] must hold 2"),
+        ("llama3", {}, {"rope_freqs.weight": 0 * ONES[:2]}, "each finite and more than 0"),
+        ("llama3", {}, {"rope_freqs.weight": np.nan * ONES[:2]}, "each finite and more than 0"),
+        ("byte_level", {"tokenizer.ggml.pre": ["gpt-2"]}, {}, "tokenizer.ggml.pre must be a text, got ['gpt-2']"),
+        ("sentencepiece", {"tokenizer.ggml.precompiled_charsmap": "x"}, {}, "precompiled_charsmap must be a list"),
+        ("sentencepiece", {"tokenizer.ggml.precompiled_charsmap": [300]}, {}, "precompiled_charsmap has 300; each"),
+        ("sentencepiece", {"tokenizer.ggml.token_type": [99] * 352}, {}, "tokenizer.ggml.token_type has 99; each must"),
+        ("byte_level", {"tokenizer.ggml.add_bos_token": "no"}, {}, "add_bos_token must be a truth value, got 'no'"),
+        *[
+            ("byte_level", {f"tokenizer.ggml.{kind}_token_id": value}, {}, f"{kind}_token_id must be a whole number")
+            for kind in ("bos", "eos", "unknown", "padding")
+            for value in ([1], "x", 1.5)
+        ],
         ("llama3", {"general.type": "adapter"}, {}, "holds no whole model: general.type is 'adapter'"),
         ("llama3", {}, {"blk.0.attn_q_norm.weight": ONES[:4]}, "has unknown tensors"),
         ("llama3", {}, {"blk.0.ffn_up.weight": None}, "lacks tensors that its metadata asks for: blk.0.ffn_up.weight"),
