@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -158,7 +160,9 @@ def test_numbers_that_are_not_finite_leave_no_run(folder, tmp_path, capsys):
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan
     safetensors.numpy.save_file(tensors, weights)
     assert cli.main(["import", str(folder), str(tmp_path / "run")]) == 2
-    assert "1 of the 384 numbers of tensor model.layers.1.mlp.up_proj.weight are NaN" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "1 of the 384 numbers of tensor model.layers.1.mlp.up_proj.weight are NaN" in error
+    assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
@@ -170,6 +174,18 @@ def test_a_full_disk_leaves_no_run(folder, tmp_path, capsys, monkeypatch):
     assert cli.main(["import", str(folder), str(tmp_path / "run")]) != 0
     assert "No space left on device" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_an_interrupt_leaves_no_run_and_no_thread(folder, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(stores.Store, "__setitem__", interrupted)
+    before = threading.active_count()
+    assert cli.main(["import", str(folder), str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "scaling import: interrupted\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert threading.active_count() <= before
 
 
 def test_another_tokenizer_than_the_folders_own_is_the_one_exported(folder, tmp_path):
