@@ -79,10 +79,10 @@ def save(path: epath.Path, tree: Any, fill: Fill) -> None:
         ValueError, OSError: those of ``fill``.
         OSError: the step could not be written.
     """
-    opened: Future[Mapping[str, Store]] = Future()
+    opened: Future[Any] = Future()  # the arrays by path
     filled: Future[None] = Future()
     with _silent(), ThreadPoolExecutor(1, "save") as pool:
-        saving = pool.submit(_save, path, tree, opened, filled)
+        saving: Future[Any] = pool.submit(_save, path, tree, opened, filled)
         try:
             # Not in a thread of Orbax, so that ctrl-C ends it; then the pool waits until Orbax has stopped, too.
             if opened in wait((opened, saving), return_when=FIRST_COMPLETED).done:
