@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from scaling.config import schema as cfg
-from scaling.interop import config_keys, huggingface, shards, weights
+from scaling.interop import config_keys, huggingface, new_folder, shards, weights
 from scaling.interop.import_run import import_folder
 from scaling.model import decoder
 from scaling.runs.stores import by_path
@@ -38,7 +38,7 @@ def bench(gigabytes: float, width: int, folder: Path) -> Iterator[str]:
         FileExistsError: the folder holds something.
         OSError: a conversion failed, or there is no ``/proc``.
     """
-    huggingface.check_new(folder)
+    new_folder.check_new(folder)
     if not Path("/proc/self/status").exists():
         raise OSError("memory is read from /proc/self/status, which this system does not have")
     folder.mkdir(parents=True, exist_ok=True)

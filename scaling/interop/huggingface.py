@@ -7,7 +7,6 @@ Which kinds there are, and how they spell their config and tensors, is data in `
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import jax
 
 from scaling import durable
 from scaling.config import schema as cfg
-from scaling.interop import config_keys, gguf_file, shards, tokenizer_files, weights
+from scaling.interop import config_keys, gguf_file, new_folder, shards, tokenizer_files, weights
 from scaling.interop.tensor_folder import TensorFolder
 from scaling.model import decoder
 from scaling.runs.config_json import read_config_json
@@ -95,7 +94,7 @@ def export(
     Arguments and errors are those of ``save``, and the errors those of ``open_run``, too.
     """
     values = read_config_json(run_dir)  # a run that is not there leaves no folder
-    check_new(Path(output_dir))  # before a large checkpoint is verified
+    new_folder.check_new(Path(output_dir))  # before a large checkpoint is verified
     if not Path(output_dir).exists():
         durable.check_writable(output_dir)
     network, params = open_run(run_dir)
@@ -112,32 +111,26 @@ def _save(
     beside: tokenizer_files.Beside,
 ) -> None:
     """As ``save``; the parameters by path, sliced as they are needed, and the files of a tokenizer beside them."""
-    if dtype not in shards.DTYPES or not shard_gb > 0:
-        raise ValueError(
-            f"dtype={dtype!r} must be one of {', '.join(shards.DTYPES)}, and shard_gb={shard_gb} more than 0"
-        )
+    if dtype not in shards.DTYPES:
+        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(shards.DTYPES)}")
+    if not shard_gb > 0:
+        raise ValueError(f"shard_gb={shard_gb} must be more than 0")
     values, family = config_keys.from_model(model, beside.model_type)
     values |= {"dtype": dtype, "torch_dtype": dtype} if dtype != "float32" else {}
     values |= beside.config
-    check_new(target)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
+    target = target.absolute()
+    with new_folder.filling(target) as partial, _naming(target):
         (partial / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
         for name, content in beside.files.items():
             (partial / name).write_bytes(content)
         tensors = weights.to_tensors(model, family, params)
         shards.write(partial, weights.shapes(model, family), tensors, dtype, shard_gb * 1e9)
-        partial.rename(target)
+
+
+@contextlib.contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Errors of the system name the folder that the user gave, and not a file in the unfinished one."""
+    try:
+        yield
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise type(error)(f"{target} could not be written: {error.strerror or error}") from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def check_new(target: Path) -> None:
-    """Refuses a folder that holds something."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not an empty folder; nothing was overwritten")

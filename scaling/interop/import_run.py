@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from etils import epath
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
 from scaling.data import tokenizer
-from scaling.interop import gguf_file, huggingface, tokenizer_files, weights
+from scaling.interop import gguf_file, huggingface, new_folder, tokenizer_files, weights
 from scaling.runs import config_json
 from scaling.runs import tokenizer as run_tokenizer
 from scaling.runs.checkpoint import Checkpoints
@@ -36,7 +35,7 @@ def import_folder(
         OSError: the run directory cannot be written.
     """
     target = Path(run_dir).absolute()
-    huggingface.check_new(target)
+    new_folder.check_new(target)
     with _small_files(Path(folder), tokenizer_name is None) as small:
         words = tokenizer.load(tokenizer_name or tokenizer_files.own_tokenizer(small))
         kept = tokenizer_files.of_folder(small)
@@ -65,9 +64,8 @@ def _write(
         )
     name = words.name if words.name in tokenizer.NAMES else str(target / f"tokenizer{words.file()[0]}")
     config = _config(model, str(target), name)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        (partial / tokenizer_files.KEPT).mkdir(parents=True)
+    with new_folder.filling(target) as partial:
+        (partial / tokenizer_files.KEPT).mkdir()
         for file, content in kept.items():
             (partial / tokenizer_files.KEPT / file).write_bytes(content)
         run_tokenizer.keep(words, partial)
@@ -78,10 +76,6 @@ def _write(
         finally:
             checkpoints.close()
         config_json.write_imported(epath.Path(partial), config, words, source)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _config(model: cfg.Model, workdir: str, tokenizer_name: str) -> cfg.Config:

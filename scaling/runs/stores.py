@@ -4,8 +4,11 @@ Orbax writes and reads the files as always; only what it does with an array, it 
 """
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
@@ -73,23 +76,46 @@ def save(path: epath.Path, tree: Any, fill: Fill) -> None:
         fill: called once with the arrays by path, to write every part of each of them.
 
     Raises:
-        ValueError: that of ``fill``.
+        ValueError, OSError: those of ``fill``.
         OSError: the step could not be written.
     """
-    wrong: list[ValueError] = []
-
-    def guarded(arrays: Mapping[str, Store]) -> None:
+    opened: Future[Any] = Future()  # the arrays by path
+    filled: Future[None] = Future()
+    with _silent(), ThreadPoolExecutor(1, "save") as pool:
+        saving: Future[Any] = pool.submit(_save, path, tree, opened, filled)
         try:
-            fill(arrays)
-        except ValueError as error:
-            wrong.append(error)
+            # Not in a thread of Orbax, so that ctrl-C ends it; then the pool waits until Orbax has stopped, too.
+            if opened in wait((opened, saving), return_when=FIRST_COMPLETED).done:
+                fill(opened.result())
+        except BaseException:
+            filled.set_exception(RuntimeError("the arrays were not filled"))
             raise
+        filled.set_result(None)
+        try:
+            saving.result()
+        except Exception as error:  # of Orbax or TensorStore, which have their own kinds, even for a full disk
+            raise OSError(str(error)) from error
 
+
+def _save(path: epath.Path, tree: Any, opened: Future[Mapping[str, Store]], filled: Future[None]) -> None:
+    def fill(arrays: Mapping[str, Store]) -> None:
+        opened.set_result(arrays)
+        filled.result()
+
+    with _checkpointer(fill) as saver:
+        saver.save(path, args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(tree)}))
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without Orbax's messages: it prints each error with its traceback several times, and raises it as well."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
-        with _checkpointer(guarded) as saver:
-            saver.save(path, args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(tree)}))
-    except Exception as error:  # of Orbax or TensorStore, which have their own kinds, even for a full disk
-        raise wrong[0] if wrong else OSError(str(error)) from error
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def load(path: epath.Path, tree: Any) -> dict[str, Store]:

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from scaling import cli
 from scaling.config import schema as cfg
 from scaling.data import tokenizer
 from scaling.evaluate.harness.requests import Answers
-from scaling.interop import config_keys, huggingface, tokenizer_json
+from scaling.interop import config_keys, huggingface, new_folder, tokenizer_json
 from scaling.interop.import_run import import_folder
 from scaling.interop.logits import compute, load_model
 from scaling.interop.served import load_served
@@ -158,7 +160,9 @@ def test_numbers_that_are_not_finite_leave_no_run(folder, tmp_path, capsys):
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan
     safetensors.numpy.save_file(tensors, weights)
     assert cli.main(["import", str(folder), str(tmp_path / "run")]) == 2
-    assert "1 of the 384 numbers of tensor model.layers.1.mlp.up_proj.weight are NaN" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "1 of the 384 numbers of tensor model.layers.1.mlp.up_proj.weight are NaN" in error
+    assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
@@ -170,6 +174,58 @@ def test_a_full_disk_leaves_no_run(folder, tmp_path, capsys, monkeypatch):
     assert cli.main(["import", str(folder), str(tmp_path / "run")]) != 0
     assert "No space left on device" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_an_interrupt_leaves_no_run_and_no_thread(folder, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(stores.Store, "__setitem__", interrupted)
+    before = threading.active_count()
+    assert cli.main(["import", str(folder), str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "scaling import: interrupted\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert threading.active_count() <= before
+
+
+def test_an_empty_folder_is_filled_and_leftovers_go(folder, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "empty")
+    left = tmp_path / "run" / ".run.partial-12345678"
+    left.mkdir()
+    import_folder(folder, tmp_path / "run")
+    assert (tmp_path / "run").is_symlink() and not left.exists()
+    monkeypatch.chdir(tmp_path / "empty")
+    load_model(".")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    huggingface.export(tmp_path / "run", ".")
+    assert {"config.json", "model.safetensors"} <= {path.name for path in Path.cwd().iterdir()}
+    assert not list(Path.cwd().glob(".*"))
+
+
+def test_of_two_that_fill_one_folder_the_second_is_refused(tmp_path):
+    with pytest.raises(FileExistsError, match="exists now"), new_folder.filling(tmp_path / "run") as first:
+        (first / "a").write_text("")
+        with new_folder.filling(tmp_path / "run") as second:
+            (second / "b").write_text("")
+        assert first.exists()
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["run", "run/b"]
+
+
+def test_sigterm_leaves_nothing(tmp_path):
+    with pytest.raises(SystemExit, match="143"), new_folder.filling(tmp_path / "run"):
+        signal.raise_signal(signal.SIGTERM)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_above_and_a_size_are_named(folder, tmp_path, capsys):
+    import_folder(folder, tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "file" / "out")]) == 2
+    assert f"it is a file and not a folder: {tmp_path}/file" in capsys.readouterr().err
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--shard_gb=-1"]) == 2
+    assert "error: shard_gb=-1.0 must be more than 0" in capsys.readouterr().err
 
 
 def test_another_tokenizer_than_the_folders_own_is_the_one_exported(folder, tmp_path):
