@@ -73,13 +73,13 @@ def test_export_of_a_run(run, tmp_path):
     np.testing.assert_allclose(logits(tmp_path / "out", IDS), compute(network, params, IDS), atol=1e-6)
 
 
-@pytest.mark.parametrize("output", ["file/out", "full"])
-def test_export_to_where_it_cannot_be_written_reads_no_checkpoint(run, tmp_path, monkeypatch, output):
+@pytest.mark.parametrize(("output", "named"), [("file/out", "/file'"), ("full", "/full")])
+def test_export_to_where_it_cannot_be_written_reads_no_checkpoint(run, tmp_path, monkeypatch, output, named):
     monkeypatch.setattr(huggingface, "open_run", lambda _: pytest.fail("the checkpoint was read"))
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").write_text("")
-    with pytest.raises(OSError, match=output):
+    with pytest.raises(OSError, match=named):
         huggingface.export(run[0], tmp_path / output)
 
 
