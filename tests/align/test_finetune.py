@@ -130,6 +130,7 @@ def test_losses_and_gradients_are_those_of_whole_logits(name):
         np.testing.assert_allclose(derived(means)["pearson"], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["choices", "number"])
 def test_padding_parts_and_devices_change_nothing(name):
     form = FORMS[name]
@@ -262,6 +263,7 @@ def test_it_learns_and_classifies(folder, tuned, capsys):
     assert cli.main(["align", "classify", f"{folder}/base", f"{folder}/texts.txt"]) == exit_codes.USAGE
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_short_goes_on_to_the_same_curve(folder, tuned):
     saves = ["--config.checkpoint.every_steps=3", "--config.checkpoint.keep_last=100"]
     assert tune(folder, "cut", *WHOLE, *saves) == 0
@@ -272,6 +274,7 @@ def test_a_run_that_is_cut_short_goes_on_to_the_same_curve(folder, tuned):
     assert curves[0] == curves[1] and len(curves[0]) == 24
 
 
+@pytest.mark.slow
 def test_the_head_alone_changes_in_microbatches_on_devices(folder):
     arguments = ["--config.optimizer.trained=head", "--config.optimizer.peak_lr=0.1", "--config.align.lm_weight=0.5"]
     assert tune(folder, "head", *arguments, "--config.optimizer.weight_decay=0.5") == 0

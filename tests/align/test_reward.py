@@ -66,6 +66,7 @@ def test_rewards_of_texts_have_the_mean_of_the_demonstrations_as_zero(folder, tr
     np.testing.assert_allclose(found, unbiased + record["bias"], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_bias_is_that_of_given_demonstrations(folder):
     demonstrations = folder.write("good.jsonl", [{"prompt": "q", "response": "aaaaaa"}])
     assert ranked(folder, "shown", f"--config.align.demonstrations={demonstrations}", "--config.align.epochs=1") == 0
@@ -74,6 +75,7 @@ def test_the_bias_is_that_of_given_demonstrations(folder):
     assert scorer([reward.ending(Chat(words), messages)])[0] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_microbatches_and_devices_change_nothing(folder, trained):
     for name, knob in (("parts", "train.microbatch_sequences=8"), ("devices", "mesh.fsdp=4")):
         assert ranked(folder, name, f"--config.{knob}", "--config.align.epochs=2") == 0

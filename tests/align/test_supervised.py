@@ -91,6 +91,7 @@ def test_packed_dialogues_do_not_see_each_other(folder, tuned):
     np.testing.assert_allclose(both[0], each[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_short_goes_on_to_the_same_curve(folder, tuned):
     arguments = ["--config.optimizer.peak_lr=0.01", "--config.model.dropout_residual=0.1"]
     saves = ["--config.checkpoint.every_steps=3", "--config.checkpoint.keep_last=100"]
@@ -102,6 +103,7 @@ def test_a_run_that_is_cut_short_goes_on_to_the_same_curve(folder, tuned):
     assert folder.losses("cut") == folder.losses("sft")
 
 
+@pytest.mark.slow
 def test_microbatches_and_devices_change_nothing(folder, tuned):
     same = ["--config.optimizer.peak_lr=0.01"]
     assert sft(folder, "sft-one", *same) == 0
