@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scaling.align.rows import Rows, held_out
+from scaling.align.rows import Rows, split
 from scaling.align.score import Scorer, write_bias
 from scaling.config import schema as cfg
 from scaling.config.refusal import must_be_multiple
@@ -49,11 +49,7 @@ def data(config: cfg.Config, words: Tokenizer) -> Data:
             raise ValueError(f"{pattern}: no comparison fits config.train.sequence_length={room}")
         return found
 
-    training = prompts(config.data.train)
-    if config.data.validation:
-        validation = prompts(config.data.validation)
-    else:
-        training, validation = held_out(training, config.data.validation_fraction, config.data.train)
+    training, validation = split(config.data, prompts)
     skipped.summary()
     return Data(Rows.of(training, config, group), list(itertools.chain.from_iterable(validation)), None)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import grain
@@ -43,6 +43,14 @@ class Rows:
     def __getitem__(self, i: int) -> Any:
         """Row i, for any i >= 0."""
         return self.stream[i] if self.group == 1 else self.stream[i // self.group][i % self.group]
+
+
+def split(data: cfg.Data, read: Callable[[str], list[T]]) -> tuple[list[T], list[T]]:
+    """What ``read`` makes of the training data, and of the validation data or a part that is held out."""
+    training = read(data.train)
+    if data.validation:
+        return training, read(data.validation)
+    return held_out(training, data.validation_fraction, data.train)
 
 
 def held_out(items: Sequence[T], fraction: float, where: str) -> tuple[list[T], list[T]]:

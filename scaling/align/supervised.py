@@ -6,7 +6,7 @@ in which they do not see each other. All targets of a batch weigh alike, whateve
 
 import logging
 
-from scaling.align.rows import Rows, held_out
+from scaling.align.rows import Rows, split
 from scaling.config import schema as cfg
 from scaling.data.chat import dialogues, rows
 from scaling.data.chat.template import Chat, read_template
@@ -36,11 +36,7 @@ def data(config: cfg.Config, words: Tokenizer) -> Data:
             raise ValueError(f"{pattern}: no dialogue fits config.train.sequence_length={room}")
         return found
 
-    training = texts(config.data.train)
-    if config.data.validation:
-        validation = texts(config.data.validation)
-    else:
-        training, validation = held_out(training, config.data.validation_fraction, config.data.train)
+    training, validation = split(config.data, texts)
     skipped.summary()
     packed = rows.packed(training, room)
     slots = sum(text.slots for text in training)

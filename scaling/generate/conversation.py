@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scaling.data.chat.template import ASSISTANT, Chat, Message
+from scaling.data.chat.template import ASSISTANT, Chat, Message, shortened
 from scaling.generate.generator import Completion, Generator
 from scaling.generate.sampling import Sampling
 
@@ -28,7 +28,7 @@ class Prompt(NamedTuple):
 def prompt_of(chat: Chat, messages: Sequence[Message], context: int, tokens: int) -> Prompt:
     """The ids of a dialogue, without as many of its oldest turns as must be left out for a reply of ``tokens``.
 
-    A turn is a message of the user with all that follows up to the next one. The system's message always stays.
+    Turns are those of ``shortened``.
 
     Args:
         chat: renders dialogues.
@@ -39,18 +39,14 @@ def prompt_of(chat: Chat, messages: Sequence[Message], context: int, tokens: int
     Raises:
         ValueError: the template refuses the dialogue, or the last turn alone leaves no room for a token.
     """
-    system = [message for message in messages[:1] if message["role"] == "system"]
-    rest = messages[len(system) :]
-    begins = [i for i, message in enumerate(rest) if message["role"] == "user"] or [0]
-    begins[0] = 0
-    for first in begins:
-        ids = chat.prompt([*system, *rest[first:]])
+    for kept, forgotten in shortened(messages):
+        ids = chat.prompt(kept)
         if len(ids) + tokens <= context:
-            return Prompt(ids, first, tokens)
+            return Prompt(ids, forgotten, tokens)
     room = context - len(ids)
     if room < 1:
         raise ValueError(f"the message has {len(ids)} tokens with its frame, and the model reads at most {context - 1}")
-    return Prompt(ids, begins[-1], room)
+    return Prompt(ids, forgotten, room)
 
 
 class Conversation:

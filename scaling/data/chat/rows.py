@@ -8,7 +8,7 @@ import numpy as np
 
 from scaling.data.batch import Batch, restarted
 from scaling.data.chat.dialogues import Dialogue, Skipped
-from scaling.data.chat.template import Chat
+from scaling.data.chat.template import Chat, shortened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +53,11 @@ def fitting(messages: Sequence[dict[str, str]], chat: Chat, room: int) -> tuple[
 
     A turn is a user's message with all that follows up to the next one. None = the last turn alone does not fit.
     """
-    system = [message for message in messages[:1] if message["role"] == "system"]
-    rest = list(messages[len(system) :])
-    begins = [i for i, message in enumerate(rest) if message["role"] == "user"] or [0]
-    for lost, first in enumerate(begins):
-        text = Text(*chat.example([*system, *(rest[first:] if lost else rest)]))
+    for lost, (kept, _) in enumerate(shortened(messages)):
+        text = Text(*chat.example(kept))
         if text.slots <= room:
             return text, lost
-    return None, len(begins)
+    return None, lost + 1
 
 
 def packed(found: Sequence[Text], room: int) -> list[Batch]:

@@ -8,7 +8,7 @@ so what is trained on is what is generated after.
 import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,18 @@ class Chat:
 
     def _encoded(self, text: str, mark: str) -> np.ndarray:
         return self.words.encode(text.replace(mark, "")) if text else np.zeros(0, np.int32)
+
+
+def shortened(messages: Sequence[Message]) -> Iterator[tuple[list[Message], int]]:
+    """A dialogue whole, then without its oldest turn, and so on to its last; with the number of messages left out.
+
+    A turn is a message of the user with all that follows up to the next one. The system's message always stays.
+    """
+    system = list(messages[: messages[0]["role"] == "system"])
+    rest = messages[len(system) :]
+    begins = [i for i, message in enumerate(rest) if message["role"] == "user"]
+    for first in (0, *begins[1:]):
+        yield [*system, *rest[first:]], first
 
 
 def _compiled(source: str, name: str) -> Any:
