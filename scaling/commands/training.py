@@ -114,7 +114,11 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None, recipe: 
     state, first_step = restore_or_create(watch)
     peak = throughput.peak(list(run.mesh.devices.flat))
     config, objective, texts = run.config, recipe.objective(run.config), list[str]()
-    validation = Validation(run, objective, log, recipe.derived)
+    frozen = recipe.frozen(run) if recipe.frozen else None
+    if recipe.validation:
+        validation = recipe.validation(run, frozen, log)
+    else:
+        validation = Validation(run, objective, log, recipe.derived, frozen)
     hooks = [Hook("a validation", validation, config.eval.every_steps, when_stopped=True)]
     if tasks:
         evaluate = functools.partial(_evaluate, run, log, tasks)
@@ -123,7 +127,9 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None, recipe: 
         hooks.append(Hook("the samples", functools.partial(_sample, run, texts)))
     if recipe.finish:
         hooks.append(Hook("the end of its recipe", functools.partial(_finish, run, recipe)))
-    train_step = make_train_step(config, run.mesh, objective)
+    train_step = recipe.step(run, frozen) if recipe.step else make_train_step(config, run.mesh, objective)
+    if frozen is not None and not recipe.step:
+        train_step = functools.partial(train_step, frozen=frozen)
     loop = Loop(run, train_step, hooks, log, watch, Speed(run, peak.flops))
     if run.is_first:
         run_tokenizer.keep(run.words, run.directory)
@@ -202,7 +208,8 @@ def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
         steps = round(config.align.epochs * data.training.tokens / config.train.batch_tokens)
         config = resolve(_of_steps(given, max(1, steps)), words.vocab_size, count, name)
     directory = writable(config.workdir, jax.process_index())
-    return Run(config, directory, words, data, make_mesh(config.mesh), start)
+    run = Run(config, directory, words, data, make_mesh(config.mesh), start)
+    return dataclasses.replace(run, beside=recipe.beside(run)) if recipe.beside else run
 
 
 def _of_steps(config: cfg.Config, steps: int) -> cfg.Config:

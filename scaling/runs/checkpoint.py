@@ -1,10 +1,10 @@
 """Verified checkpoints: Orbax writes them, and checksums beside them commit them.
 
-Layout of ``<run>/checkpoints/<step>/``: ``params`` and ``optimizer`` (Orbax items), ``meta.json`` (step, data
-position, config, versions) and ``checksums-<process>.json`` (SHA-256 of the files of this process,
-written last, when those files are on disk). A step without all its checksums was never finished, or its deletion, which
-removes the first checksums first, was cut short. A step whose files do not match is damaged. Restoring names both, and
-uses the newest step that is whole.
+Layout of ``<run>/checkpoints/<step>/``: ``params``, ``optimizer`` and in some runs ``beside`` (Orbax items),
+``meta.json`` (step, data position, config, versions) and ``checksums-<process>.json`` (SHA-256 of the files of this
+process, written last, when those files are on disk). A step without all its checksums was never finished, or its
+deletion, which removes the first checksums first, was cut short. A step whose files do not match is damaged. Restoring
+names both, and uses the newest step that is whole.
 """
 
 import concurrent.futures
@@ -37,10 +37,12 @@ FORMAT = 2  # in format 1, or without one, queries, keys and values were one arr
 META = "meta.json"
 _CHECKSUMS = "checksums-{:05d}.json"
 _BLOCK = 1 << 22
+_TREES = ("params", "optimizer", "beside")  # of a state
 
 
-# A training state: trees "params" and "optimizer", the scalar "step", and "guard", a dict of scalars. A run whose
-# weights were imported begins without an optimizer, and with "imported" in the meta.
+# A training state: trees "params" and "optimizer", the scalar "step", and "guard", a dict of scalars; some kinds of
+# training have a tree "beside", too. A run whose weights were imported begins without an optimizer, and with "imported"
+# in the meta.
 State = Mapping[str, Any]
 
 
@@ -78,7 +80,7 @@ class Checkpoints:
         try:
             # Test the folder first: if it cannot be written, Orbax waits five minutes for the files that it has begun.
             durable.try_to_write(self.directory, jax.process_index())
-            items = {name: state[name] for name in ("params", "optimizer") if name in state}
+            items = {name: state[name] for name in _TREES if name in state}
             self._saver.save(
                 path, args=ocp.args.Composite(**{k: ocp.args.StandardSave(v) for k, v in items.items()}), force=False
             )
@@ -171,7 +173,7 @@ class Checkpoints:
 
     def read_state(self, step: int, target: State) -> dict[str, Any]:
         """The state of a step that ``newest_whole`` found, laid out like ``target`` (shapes with shardings)."""
-        state = self._read(step, {"params": target["params"], "optimizer": target["optimizer"]})
+        state = self._read(step, {name: target[name] for name in _TREES if name in target})
         counter = jax.device_put(np.asarray(step, np.int32), target["step"].sharding)
         meta = json.loads((self._path(step) / META).read_text())
         return {**state, "step": counter, "guard": from_json(meta.get("guard"), target["guard"])}

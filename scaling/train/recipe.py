@@ -8,8 +8,11 @@ from scaling.config import schema as cfg
 from scaling.data.tokenizer import Tokenizer
 from scaling.objectives.next_token import next_token
 from scaling.objectives.objective import Objective
+from scaling.train.metrics import Log
+from scaling.train.reliability.recompute import TrainStep
 from scaling.train.run import Data, Run
-from scaling.train.state import TrainState
+from scaling.train.state import Beside, TrainState
+from scaling.train.validation import Validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,10 @@ class Recipe:
         finish: what follows the last step, on every process; None = nothing.
         derived: what a validation reports beside the means of its metrics, made of these; None = nothing.
         files: text files that it adds to the run directory, by name.
+        frozen: parameters of other models, which the objective and the step take and do not change; None = none.
+        beside: the part of the state that is its own; None = there is none.
+        step: another step than ``make_train_step``'s, of the run and what is frozen; None = that.
+        validation: another validation than the means of its metrics, of the same; None = that.
     """
 
     verb: str
@@ -39,6 +46,10 @@ class Recipe:
     finish: Callable[[Run, TrainState], None] | None = None
     derived: Callable[[Mapping[str, Any]], dict[str, float]] | None = None
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    frozen: Callable[[Run], Any] | None = None
+    beside: Callable[[Run], Beside] | None = None
+    step: Callable[[Run, Any], TrainStep] | None = None
+    validation: Callable[[Run, Any, Log], Validation] | None = None
 
 
 PRETRAINING = Recipe("train", Data.of, next_token)

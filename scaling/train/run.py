@@ -57,6 +57,7 @@ class Run:
         data: what it reads.
         mesh: all devices of all its processes.
         start: the run that it begins with; None = random weights.
+        beside: the part of its state that only its recipe knows; None = there is none.
     """
 
     config: cfg.Config
@@ -65,6 +66,14 @@ class Run:
     data: Data
     mesh: jax.sharding.Mesh
     start: Start | None = None
+    beside: train_state.Beside | None = None
+
+    def abstract_state(self) -> train_state.TrainState:
+        """Shapes, types and shardings of the state; nothing is allocated."""
+        state = train_state.abstract_state(self.config, self.mesh)
+        if self.beside is not None:
+            state["beside"] = self.beside.shapes
+        return state
 
     def fresh_state(self) -> train_state.TrainState:
         """The state before the first step."""
@@ -73,6 +82,8 @@ class Run:
             state["params"] = self.start.params(
                 self.config.model, self.mesh, self.config.seed, self.config.align.layers
             )
+        if self.beside is not None:
+            state["beside"] = self.beside.make(state["params"])
         return state
 
     @functools.cached_property

@@ -1,7 +1,7 @@
 """Training state: a plain dict of parameters, optimizer state and step, born sharded."""
 
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,20 @@ class TrainState(TypedDict):
     optimizer: Any  # optax state; its moments are trees like params
     step: jax.Array  # int32, steps done
     guard: guard.GuardState
+    beside: NotRequired[Any]  # what some recipes keep besides, such as a value function; see ``Beside``
+
+
+class Beside(NamedTuple):
+    """How a recipe makes the part of a state that is its own.
+
+    Attributes:
+        shapes: its tree of ``jax.ShapeDtypeStruct`` with shardings.
+        make: its tree of arrays before the first step, of the parameters that training begins with, which it may not
+            keep: the first step takes them over.
+    """
+
+    shapes: Any
+    make: Callable[[decoder.Params], Any]
 
 
 _SMALL = 1024  # numbers that every device may hold

@@ -28,10 +28,10 @@ class Validation:
         loss: nats a token, of the last time; NaN before.
     """
 
-    def __init__(self, run: Run, objective: Objective, log: Log, derived: Derived | None = None):
-        """Args: the run; what it minimises, with a metric "loss"; where the numbers go; more numbers, of the means."""
+    def __init__(self, run: Run, objective: Objective, log: Log, derived: Derived | None = None, frozen: Any = None):
+        """Args: the run; its objective, with a metric "loss"; where numbers go; more of them, made of means; frozen."""
         config = run.config
-        self._run, self._log, self._derived = run, log, derived
+        self._run, self._log, self._derived, self._frozen = run, log, derived, frozen
         self._count = min(len(run.data.held_out), max(1, config.eval.tokens // config.train.sequence_length))
         self._step = make_eval_step(config, run.mesh, objective)
         self.loss = math.nan
@@ -39,19 +39,19 @@ class Validation:
     def __call__(self, step: int, state: TrainState) -> None:
         """After so many steps."""
         start = time.monotonic()
-        result = self._evaluate(state["params"])
+        result = self._evaluate(state)
         self._log.evaluation({"step": step, "tokens": self._run.schedule.tokens(step), **result})
         self.loss = result["loss"]
         self._log.note(f"step {step}  validation loss {self.loss:.4f}  ({time.monotonic() - start:.1f} s)")
 
-    def _evaluate(self, params: Any) -> dict[str, float]:
+    def _evaluate(self, state: TrainState) -> dict[str, float]:
         """Means of the objective's metrics, and "eval_tokens": targets counted."""
         size, sharding = self._run.config.eval.batch_sequences, batch_sharding(self._run.mesh)
         rows = local_rows(sharding, size)
         weight, data = 0.0, self._run.data
         totals: dict[str, Any] = collections.defaultdict(float)
         for batch in loader.evaluation_batches(data.held_out, self._count, size, rows, data.separator):
-            sums = jax.device_get(self._step(params, place(batch, rows, size, sharding)))
+            sums = jax.device_get(self._step(state["params"], place(batch, rows, size, sharding), self._frozen))
             for name, value in sums.metrics.items():
                 totals[name] += np.asarray(value, np.float64)
             weight += float(sums.weight)

@@ -65,4 +65,4 @@ def _all_finite(tree: Any) -> jax.Array:
 
 def is_finite(state: Any) -> bool:
     """Whether all weights and moments of a training state are finite numbers; the same answer in every process."""
-    return bool(_all_finite({"params": state["params"], "optimizer": state["optimizer"]}))
+    return bool(_all_finite([state[name] for name in ("params", "optimizer", "beside") if name in state]))

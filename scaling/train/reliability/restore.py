@@ -57,7 +57,7 @@ def restore(watch: Watch, good: bool = False) -> tuple[train_state.TrainState, i
         lineage.refuse_other(checkpoints.directory, meta)
         watch.rollbacks.refuse_fewer(step, meta)
         with watch.goodput.during("restore"):
-            target = train_state.abstract_state(run.config, run.mesh)
+            target = run.abstract_state()
             if meta.get("imported"):
                 state = train_state.create_state(run.config, run.mesh)
                 state["params"] = checkpoints.read_params(step, target["params"])
