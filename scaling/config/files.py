@@ -143,17 +143,29 @@ def call(spec: str, function: str, other: str) -> Any:
     """
     path, colon, argument = spec.partition(":")
     path = located(path)
-    try:
-        module = _import(path)
-    except SyntaxError as error:
-        raise ValueError(f"{error.filename}:{error.lineno}: {error.msg}") from error
-    except Exception as error:
-        raise mistake(path, error) from error
+    module = opened(path)
     if not callable(getattr(module, function, None)):
         hint = f", but {other}(): use the verb {_VERB_OF[other]}" if hasattr(module, other) else ""
         raise ValueError(f"{path} has no function {function}(){hint}")
     try:
         return getattr(module, function)(*([argument] if colon else []))
+    except Exception as error:
+        raise mistake(path, error) from error
+
+
+def opened(path: str) -> ModuleType:
+    """The module that a user's Python file makes.
+
+    Args:
+        path: of a file that exists.
+
+    Raises:
+        ValueError: the file raises (with file and line), or is no Python file.
+    """
+    try:
+        return _import(path)
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}:{error.lineno}: {error.msg}") from error
     except Exception as error:
         raise mistake(path, error) from error
 

@@ -33,10 +33,11 @@ class Skipped:
 
     Args:
         refuses: raise the first instead.
+        choice: what the user sets so that nothing is refused, for the message.
     """
 
-    def __init__(self, refuses: bool) -> None:
-        self.refuses = refuses
+    def __init__(self, refuses: bool, choice: str = "config.data.bad_records=skip") -> None:
+        self.refuses, self._choice = refuses, choice
         self.counts: collections.Counter[str] = collections.Counter()
 
     def skip(self, where: str, reason: str) -> None:
@@ -46,7 +47,7 @@ class Skipped:
             ValueError: nothing may be left out.
         """
         if self.refuses:
-            raise ValueError(f"{where}: {reason}; mend it, or set config.data.bad_records=skip")
+            raise ValueError(f"{where}: {reason}; mend it, or set {self._choice}")
         self.note(where, reason)
 
     def note(self, where: str, reason: str) -> None:
@@ -153,12 +154,24 @@ def with_system(messages: list[dict[str, str]], system: str) -> list[dict[str, s
 def check_answered(messages: list[dict[str, str]]) -> None:
     """Refuses dialogues that teach nothing: each turn of the assistant answers something, and the last is one."""
     roles = [message["role"] for message in messages]
-    if roles.count("system") > (roles[0] == "system"):
-        raise FaultyRecord("a system message must be the first, and the only one")
     if ASSISTANT not in roles:
         raise FaultyRecord("no turn is the assistant's")
     if roles[-1] != ASSISTANT:
         raise FaultyRecord("the last turn is not the assistant's")
+    _check_turns(messages)
+
+
+def check_asked(messages: list[dict[str, str]]) -> None:
+    """Refuses dialogues that cannot be answered: the last message must be the user's, and those before it in order."""
+    if messages[-1]["role"] != "user":
+        raise FaultyRecord("the last message is not the user's")
+    _check_turns(messages)
+
+
+def _check_turns(messages: list[dict[str, str]]) -> None:
+    roles = [message["role"] for message in messages]
+    if roles.count("system") > (roles[0] == "system"):
+        raise FaultyRecord("a system message must be the first, and the only one")
     for before, role in zip(["system", *roles], roles, strict=False):
         if role == ASSISTANT and before in ("system", ASSISTANT):
             fault = "follow one another" if before == ASSISTANT else "answer nothing"
