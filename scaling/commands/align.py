@@ -23,6 +23,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
     add("sft", _sft, "fine-tune the model of config.start on dialogues")
     add("reward", _reward, "train a reward model on comparisons of completions")
+    add("ppo", _ppo, "train the model of config.start by rewards of its answers, with a value function (PPO, PPO-ptx)")
+    add("grpo", _grpo, "train the model of config.start by rewards of its answers, each compared with its group")
     finetune = add("finetune", _finetune, "fine-tune the model of config.start to classify texts")
     finetune.add_argument("--task", help="sets config.align.task: sst2, rte, stsb, ..., or the path of a task file")
     classify = add_verb(kinds, "classify", "classify the texts of a file by a run of `align finetune`", _classify)
@@ -36,6 +38,18 @@ def _reward(options: argparse.Namespace) -> int:
     from scaling.align.reward import RECIPE
 
     return _train(options, RECIPE)
+
+
+def _ppo(options: argparse.Namespace) -> int:
+    from scaling.align.rl.recipes import ppo
+
+    return _train(options, ppo)
+
+
+def _grpo(options: argparse.Namespace) -> int:
+    from scaling.align.rl.recipes import grpo
+
+    return _train(options, grpo)
 
 
 def _finetune(options: argparse.Namespace) -> int:

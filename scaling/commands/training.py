@@ -130,7 +130,7 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None, recipe: 
     train_step = recipe.step(run, frozen) if recipe.step else make_train_step(config, run.mesh, objective)
     if frozen is not None and not recipe.step:
         train_step = functools.partial(train_step, frozen=frozen)
-    loop = Loop(run, train_step, hooks, log, watch, Speed(run, peak.flops))
+    loop = Loop(run, train_step, hooks, log, watch, Speed(run, peak.flops), waits=recipe.step is not None)
     if run.is_first:
         run_tokenizer.keep(run.words, run.directory)
         if run.start:

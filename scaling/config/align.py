@@ -1,4 +1,4 @@
-"""The knobs of what comes after pre-training: the sections ``chat`` and ``align`` of ``schema.Config``."""
+"""The knobs of what comes after pre-training: the sections ``chat``, ``align`` and ``rl`` of ``schema.Config``."""
 
 import dataclasses
 
@@ -30,3 +30,36 @@ class Align:
         0.0, "fraction", "of a training of config.align.epochs; 0 = config.optimizer.warmup_tokens decides"
     )
     loss_on: str = knob("assistant", "", "supervised: tokens that count, 'assistant' (with ends of turn) or 'all'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reinforcement:
+    reward: str = knob(
+        "",
+        "",
+        "what scores answers: a run of align reward, FILE.py:FUNCTION, or exact_match or constraints, which ship",
+    )
+    response_tokens: int = knob(64, "tokens", "of an answer at most; prompts have the rest of train.sequence_length")
+    samples: int = knob(1, "answers", "of a prompt in an iteration; grpo needs at least 2")
+    temperature: float = knob(1.0, "", "of the softmax when answers are drawn, and in all log-probabilities")
+    minibatches: int = knob(1, "", "updates that the answers of an iteration are cut into")
+    passes: int = knob(1, "", "over the answers of an iteration, each in another order")
+    clip: float = knob(0.2, "", "how far the ratio of probabilities may leave 1 before its gradient is cut off")
+    value_clip: float = knob(0.2, "", "ppo: the same for the value function, around what it said before")
+    value_lr: float = knob(0.0, "", "ppo: peak learning rate of the value function; 0 = that of the policy")
+    gamma: float = knob(1.0, "", "ppo: discount of rewards by token")
+    gae_lambda: float = knob(0.95, "", "ppo: decay of the generalized advantage estimate")
+    whiten: str = knob("sample", "", "ppo: variance by which advantages are whitened: sample, population, or none")
+    kl: float = knob(0.02, "", "coefficient of the divergence from the model of config.start")
+    kl_target: float = knob(0.0, "nats/answer", "divergence to which the coefficient adapts; 0 = it is fixed")
+    kl_horizon: float = knob(10_000.0, "answers", "over which the adaptive coefficient follows")
+    kl_in: str = knob("reward", "", "where the divergence is: in the 'reward', or in the 'loss'")
+    kl_estimator: str = knob("k3", "", "of the divergence in the loss: k1, k2 or k3; in the reward it is k1")
+    by_spread: bool = knob(True, "", "grpo: divide advantages by the spread of the group's scores")
+    mean: str = knob("token", "", "how tokens are averaged in the policy's loss: token, sequence, constant or prompt")
+    missing_end: str = knob("keep", "", "score of an answer without an end: keep it, replace it, or add a number to it")
+    missing_end_value: float = knob(-1.0, "", "the number of rl.missing_end")
+    ema: float = knob(0.992, "", "decay by iteration of the mean of the policy's weights that is kept beside; 0 = none")
+    pretraining: str = knob("", "path", "text whose loss is added to the policy's (PPO-ptx); empty = none")
+    pretraining_weight: float = knob(27.8, "", "of its mean loss of a token, beside the mean of the policy's loss")
+    pretraining_rows: int = knob(1, "rows", "of such text for each answer, of train.sequence_length tokens")

@@ -26,6 +26,11 @@ CHOICES = {
     "compute.remat": ("none", "dots", "projections", "full"),
     "data.bad_records": ("error", "skip"),
     "align.loss_on": ("assistant", "all"),
+    "rl.whiten": ("sample", "population", "none"),
+    "rl.kl_in": ("reward", "loss"),
+    "rl.kl_estimator": ("k1", "k2", "k3"),
+    "rl.mean": ("token", "sequence", "constant", "prompt"),
+    "rl.missing_end": ("keep", "replace", "add"),
     "optimizer.trained": ("all", "head"),
     "optimizer.schedule": ("cosine", "wsd", "linear", "inverse_sqrt", "constant"),
     "optimizer.state_dtype": ("float32", "bfloat16"),
@@ -47,12 +52,13 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "model.experts.per_token model.experts.every compute.scan_unroll compute.attention_block data.workers "
         "data.prefetch train.tokens train.batch_tokens train.ramp_start_tokens mesh.stage mesh.fsdp mesh.expert "
         "mesh.context mesh.tensor mesh.slices distributed.heartbeat_seconds distributed.join_seconds eval.tokens "
-        "log.every_steps checkpoint.keep_last sample.tokens",
+        "log.every_steps checkpoint.keep_last sample.tokens rl.response_tokens rl.samples rl.minibatches rl.passes "
+        "rl.kl_horizon rl.pretraining_rows",
     ),
     (
         "0 or more",
         lambda v: v >= 0,
-        "align.epochs align.lm_weight model.outputs "
+        "align.epochs align.lm_weight model.outputs rl.value_lr rl.kl rl.kl_target rl.pretraining_weight "
         "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
         "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "
         "model.position_offset model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
@@ -66,16 +72,20 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("more than 1, or 0 for off", lambda v: v == 0 or v > 1, "guard.spike_factor"),
     ("in [0, 2^32)", lambda v: 0 <= v < 2**32, "seed"),
     ("in [0, 1024]", lambda v: 0 <= v <= 1024, "mesh.cpu_devices"),
-    ("more than 0", lambda v: v > 0, "model.norm_epsilon model.rotary.theta optimizer.epsilon"),
+    (
+        "more than 0",
+        lambda v: v > 0,
+        "model.norm_epsilon model.rotary.theta optimizer.epsilon rl.temperature rl.clip rl.value_clip",
+    ),
     (
         "in [0, 1)",
         lambda v: 0 <= v < 1,
         "align.dropout align.warmup model.dropout_embedding model.dropout_attention model.dropout_residual "
-        "data.validation_fraction optimizer.beta1 optimizer.beta2",
+        "data.validation_fraction optimizer.beta1 optimizer.beta2 rl.ema",
     ),
     ("at least 0, -1 for all, or -2 for nothing", lambda v: v >= -2, "align.layers"),
     ("in [2, 9]", lambda v: 2 <= v <= 9, "align.completions"),
-    ("in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.final_fraction"),
+    ("in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.final_fraction rl.gamma rl.gae_lambda"),
     ("at least 1, or -1 for all devices that the other axes do not use", lambda v: v >= 1 or v == -1, "mesh.data"),
     ("0 or more, or -1 for 'not given'", lambda v: v >= -1, "distributed.process_id"),
 )

@@ -10,7 +10,7 @@ dynamic slice, which is a copy of the weights a token; decoding is bound by read
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -38,11 +38,15 @@ def split_layers(network: cfg.Network, params: decoder.Params, mesh: Mesh) -> de
     Returns:
         The tree, with a tuple of ``num_layers`` trees as ``blocks``.
     """
-    config = network.model
-    split = functools.partial(_split, network)
     # From one device or the host; where they lie as in training, nothing moves.
-    params = jax.device_put(params, decoder.shardings(config, mesh))
-    return jax.jit(split, out_shardings=_shardings(_split_axes(config), mesh))(params)
+    params = jax.device_put(params, decoder.shardings(network.model, mesh))
+    return splitter(network, mesh)(params)
+
+
+def splitter(network: cfg.Network, mesh: Mesh) -> Callable[[decoder.Params], decoder.Params]:
+    """``split_layers`` of parameters that lie as in training, as one compiled function for weights that change."""
+    layouts = _shardings(_split_axes(network.model), mesh)
+    return jax.jit(functools.partial(_split, network), out_shardings=layouts)
 
 
 def abstract_layers(network: cfg.Network, mesh: Mesh) -> decoder.Params:

@@ -35,14 +35,16 @@ class Unembedding(NamedTuple):
         vocab_size: rows of the table beyond it are padding and get no probability.
         logit_multiplier: of the parametrization.
         chunk: positions unembedded at a time; 0 = all.
+        entropy: also that of each distribution, as a number without a gradient.
     """
 
     vocab_size: int
     logit_multiplier: float = 1.0
     chunk: int = 0
+    entropy: bool = False
 
 
-def log_probs(hidden: jax.Array, output: Output, targets: jax.Array, how: Unembedding) -> tuple[jax.Array, jax.Array]:
+def log_probs(hidden: jax.Array, output: Output, targets: jax.Array, how: Unembedding) -> tuple[jax.Array, ...]:
     """Log-probability of each target, and the log-partition function there; differentiable in hidden and output.
 
     Args:
@@ -52,7 +54,7 @@ def log_probs(hidden: jax.Array, output: Output, targets: jax.Array, how: Unembe
         how: what is static.
 
     Returns:
-        float32 [B, T] each.
+        float32 [B, T] each; with ``how.entropy`` the entropy too, in nats.
     """
     return _log_probs(hidden, output, targets, how)
 
@@ -68,7 +70,8 @@ def _log_probs_forward(hidden, output, targets, how):
 
 def _log_probs_backward(how, saved, slopes):
     hidden, output, targets = saved
-    _, grads = _sharded(hidden, output, targets, slopes, how, lambda log_z, known: known)
+    how = how._replace(entropy=False)
+    _, grads = _sharded(hidden, output, targets, slopes[:2], how, lambda log_z, known: known)
     return *grads, None
 
 
@@ -148,7 +151,7 @@ def _sharded(hidden, output, targets, known, how, slopes):
     run = jax.shard_map(
         functools.partial(_local, how=how, slopes=slopes, token_axes=token_axes, scatters=scatters),
         in_specs=((hidden_spec, tokens, tokens), (P(VOCAB_AXIS, None), bias)),
-        out_specs=((tokens, tokens), grads),
+        out_specs=((tokens,) * (2 + how.entropy), grads),
         check_vma=False,
     )
     scores, grads = run((hidden, targets, known), tuple(output))
@@ -173,6 +176,9 @@ def _local(batch, output, *, how, slopes, token_axes, scatters):
         log_z = jnp.log(total) + peak
         hit = ids == t[..., None]
         log_prob = jax.lax.psum(jnp.where(hit, logits, 0.0).sum(-1), VOCAB_AXIS) - log_z
+        if how.entropy:
+            entropy = log_z - jax.lax.psum((exp * logits).sum(-1), VOCAB_AXIS) / total
+            return total_grads, ((log_prob, log_z, entropy), None)
         if slopes is None:
             return total_grads, ((log_prob, log_z), None)
         of_log_prob, of_log_z = slopes(log_z, k)

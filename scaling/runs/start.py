@@ -28,7 +28,7 @@ from scaling.runs.checkpoint import Checkpoints
 from scaling.runs.config_json import read_config_json
 from scaling.runs.paths import absolute
 
-FILE = "start.json"
+FILES = {"start": "start.json", "rl.reward": "reward_start.json"}  # of a run, by the knob that names the other run
 ALL_LAYERS, NOTHING = -1, -2  # of config.align.layers
 _AFTER_BLOCKS = {"final_norm", "project_out"}  # parameters that read the last block
 HUGGING_FACE = "huggingface"  # folder of a run that was imported, which its children keep
@@ -45,49 +45,57 @@ class Start:
         step: of the checkpoint.
         digest: of its files.
         model: resolved.
+        knob: that names it.
     """
 
     run: str
     step: int
     digest: str
     model: cfg.Model
+    knob: str = "start"
 
     @classmethod
-    def of(cls, config: cfg.Config, workdir: epath.PathLike) -> "Start":
-        """What ``config.start`` names, at the step that ``workdir`` began with, or the newest for a new run.
+    def of(cls, config: cfg.Config, workdir: epath.PathLike, knob: str = "start") -> "Start":
+        """What a knob names, at the step that ``workdir`` began with, or the newest for a new run.
+
+        Args:
+            config: with the path in its knob.
+            workdir: run directory of the run that begins.
+            knob: of FILES.
 
         Raises:
             FileNotFoundError: no run there.
             ValueError: no checkpoint, or the run in ``workdir`` began with another.
         """
-        run = str(absolute(config.start))
-        noted = absolute(workdir) / FILE
+        value = {"start": config.start, "rl.reward": config.rl.reward}[knob]
+        run = str(absolute(value))
+        noted = absolute(workdir) / FILES[knob]
         if noted.exists():
             values = json_text.parse(noted.read_bytes(), str(noted))
             if values["run"] != run:
-                raise refused("start", config.start, f"must be {values['run']!r}, with which {workdir} began")
-            return cls(run, values["step"], values["digest"], cfg.model_of(values["model"]))
+                raise refused(knob, value, f"must be {values['run']!r}, with which {workdir} began")
+            return cls(run, values["step"], values["digest"], cfg.model_of(values["model"]), knob)
         if "config" not in read_config_json(run):
-            raise refused("start", config.start, "must be a run directory; `scaling import` makes one of such a folder")
+            raise refused(knob, value, "must be a run directory; `scaling import` makes one of such a folder")
         checkpoints = Checkpoints(run)
         try:
             saved = checkpoints.newest_whole()
             if saved is None:
-                raise refused("start", config.start, "must hold a checkpoint")
+                raise refused(knob, value, "must hold a checkpoint")
             step, meta = saved
-            return cls(run, step, checkpoints.digest(step), cfg.freeze(meta["config"]).model)
+            return cls(run, step, checkpoints.digest(step), cfg.freeze(meta["config"]).model, knob)
         finally:
             checkpoints.close()
 
     def note(self, workdir: epath.Path) -> None:
-        """Writes ``start.json``, and copies the files that an imported run keeps for its export."""
-        if (workdir / FILE).exists():
+        """Writes its file, and copies the files that an imported run keeps for its export."""
+        if (workdir / FILES[self.knob]).exists():
             return
         kept = Path(self.run) / HUGGING_FACE
-        if kept.is_dir():
+        if self.knob == "start" and kept.is_dir():
             shutil.copytree(kept, Path(workdir) / HUGGING_FACE, dirs_exist_ok=True)
         values = {**self.identity(), "model": dataclasses.asdict(self.model)}
-        durable.replace_text(workdir / FILE, json.dumps(values, indent=2))
+        durable.replace_text(workdir / FILES[self.knob], json.dumps(values, indent=2))
 
     def identity(self) -> dict[str, Any]:
         """What a run's records say of it."""
@@ -148,7 +156,7 @@ class Start:
         checkpoints = Checkpoints(self.run)
         try:
             if not checkpoints.is_there(self.step) or checkpoints.digest(self.step) != self.digest:
-                raise refused("start", self.run, f"has no checkpoint of step {self.step} any more, or another one")
+                raise refused(self.knob, self.run, f"has no checkpoint of step {self.step} any more, or another one")
             shapes, where = decoder.abstract(self.model), decoder.shardings(self.model, mesh)
             target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
             found = checkpoints.read_params(self.step, target)

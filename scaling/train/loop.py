@@ -64,6 +64,7 @@ class Loop:
     log: Log
     watch: Watch
     speed: Speed
+    waits: bool = False  # for the devices in each step, as some steps of recipes do
 
     def begin(self, first_step: int) -> None:
         """Makes ready to go on after so many steps; lines of later ones are dropped."""
@@ -106,7 +107,7 @@ class Loop:
             # Agreeing waits for the devices, so several processes do it only when they wait anyway.
             asks = done % config.log.every_steps == 0 or saves or done == last
             stopped = stop.agreed() if asks or jax.process_count() == 1 else exit_codes.OK
-            if due or saves or stopped or done == last:
+            if due or saves or stopped or done == last or self.waits:
                 self._look(pending)  # before a save: a diverged state must not become a checkpoint
                 pending = None
             if not stopped:

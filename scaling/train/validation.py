@@ -39,12 +39,12 @@ class Validation:
     def __call__(self, step: int, state: TrainState) -> None:
         """After so many steps."""
         start = time.monotonic()
-        result = self._evaluate(state)
+        result = self.evaluate(state)
         self._log.evaluation({"step": step, "tokens": self._run.schedule.tokens(step), **result})
         self.loss = result["loss"]
         self._log.note(f"step {step}  validation loss {self.loss:.4f}  ({time.monotonic() - start:.1f} s)")
 
-    def _evaluate(self, state: TrainState) -> dict[str, float]:
+    def evaluate(self, state: TrainState) -> dict[str, float]:
         """Means of the objective's metrics, and "eval_tokens": targets counted."""
         size, sharding = self._run.config.eval.batch_sequences, batch_sharding(self._run.mesh)
         rows = local_rows(sharding, size)

@@ -1,0 +1,203 @@
+"""The recipes of learning from rewards: PPO with a value function (InstructGPT), and GRPO without."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaling.align.rl import judges
+from scaling.align.rl.iteration import Drawn, Frozen, Iteration, Sampler, described, inner, of_value
+from scaling.align.rl.prompts import Row, data
+from scaling.config import schema as cfg
+from scaling.config.refusal import refused
+from scaling.data import loader
+from scaling.data.batch import filled
+from scaling.data.chat.template import Chat, read_template
+from scaling.data.chat_tokenizer import SUFFIX
+from scaling.data.tokenizer import Tokenizer
+from scaling.model import decoder
+from scaling.objectives.next_token import next_token
+from scaling.objectives.policy import policy
+from scaling.parallel.sharding import batch_sharding, replicated
+from scaling.runs.json_lines import JsonLines
+from scaling.runs.start import Start
+from scaling.train import state as train_state
+from scaling.train.metrics import Log
+from scaling.train.placement import local_rows, place
+from scaling.train.recipe import Recipe
+from scaling.train.run import Data, Run
+from scaling.train.state import Beside, TrainState
+from scaling.train.validation import Validation
+
+ANSWERS = "answers.jsonl"  # of a run directory: answers to held-out prompts
+_SHOWN = 4  # at each validation
+
+
+class _Learning:
+    """The parts of a recipe, which share what they find out of the reward.
+
+    Args:
+        critic: there is a value function.
+    """
+
+    def __init__(self, critic: bool) -> None:
+        self._critic = critic
+        self._found: Start | None = None
+
+    def data(self, config: cfg.Config, words: Tokenizer) -> Data:
+        if not self._critic and config.rl.samples < 2:
+            raise refused("rl.samples", config.rl.samples, "must be at least 2: an answer is compared with its group")
+        return data(config, words)
+
+    def beside(self, run: Run) -> Beside:
+        """The mean of the policy's weights, the coefficient of the divergence, and the value function's state."""
+        config, mesh = run.config, run.mesh
+        reward = self._reward(run)
+        start = run.start if reward is None else reward
+        assert start is not None and run.start is not None
+        params = train_state.abstract_state(config, mesh)["params"]
+        shapes: dict[str, Any] = {"kl": jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))}
+        shapes |= {"ema": params} if config.rl.ema else {}
+        values = of_value(inner(config), self._value_model(run)) if self._critic else None
+        if values is not None:
+            shapes["value"] = train_state.abstract_state(values, mesh)
+        copied = jax.jit(functools.partial(jax.tree.map, jnp.copy), out_shardings=_where(params))
+
+        def make(policy: decoder.Params) -> Any:
+            made: dict[str, Any] = {"kl": jax.device_put(np.float32(config.rl.kl), replicated(mesh))}
+            made |= {"ema": copied(policy)} if config.rl.ema else {}
+            if values is not None:
+                state = train_state.create_state(values, mesh)
+                state["params"] = start.params(values.model, mesh, config.seed)
+                made["value"] = state
+            return made
+
+        return Beside(shapes, make)
+
+    def frozen(self, run: Run) -> Frozen:
+        """The reference, which is the model that the run begins with, and the reward model."""
+        assert run.start is not None
+        reference = run.start.params(run.config.model, run.mesh, run.config.seed)
+        reward = self._reward(run)
+        if reward is None:
+            return Frozen(reference, None)
+        if run.is_first:
+            reward.note(run.directory)
+        return Frozen(reference, reward.params(reward.model, run.mesh, run.config.seed))
+
+    def step(self, run: Run, frozen: Frozen) -> Iteration:
+        return Iteration(run, frozen, self._judge(run), self._value_model(run) if self._critic else None)
+
+    def validation(self, run: Run, frozen: Frozen, log: Log) -> Validation:
+        return _Validation(run, frozen, log, Sampler(run, self._judge(run)))
+
+    def _reward(self, run: Run) -> Start | None:
+        """The reward model; None if a function scores."""
+        spec = run.config.rl.reward
+        if judges.is_run(spec) and self._found is None:
+            self._found = Start.of(run.config, run.directory, "rl.reward")
+            judges.check_run(spec, self._found, run.config, run.words)
+        return self._found
+
+    def _value_model(self, run: Run) -> cfg.Model:
+        reward = self._reward(run)
+        return dataclasses.replace(run.config.model if reward is None else reward.model, outputs=1)
+
+    def _judge(self, run: Run) -> judges.Judge:
+        reward, config = self._reward(run), run.config
+        if reward is not None:
+            return judges.by_model(config.rl.reward, reward.model, config, run.mesh)
+        ends = (Chat(run.words, read_template(config.chat.template)).end, run.words.eot)
+        return judges.by_function(config.rl.reward, run.data.training.prompts, run.words, ends, run.mesh)
+
+
+class _Validation(Validation):
+    """Answers to held-out prompts, and the loss on held-out pre-training text."""
+
+    def __init__(self, run: Run, frozen: Frozen, log: Log, sampler: Sampler) -> None:
+        super().__init__(run, policy(inner(run.config), run.words.vocab_size), log)
+        self._frozen, self._sampler, config = frozen, sampler, run.config
+        self._described = sampler.compiled(described)
+        self._text = None
+        if config.rl.pretraining:
+            plain = dataclasses.replace(config, train=dataclasses.replace(config.train, z_loss=0.0))
+            source = dataclasses.replace(config.data, train=config.rl.pretraining, mixture=(), validation="")
+            held_out = loader.validation_set(source, run.words, config.train.sequence_length)
+            separator = run.words.eot if config.model.document_mask else None
+            data = Data(None, held_out, None, separator)
+            run = dataclasses.replace(run, data=data, config=plain)
+            self._text = Validation(run, next_token(plain), log)
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        run = self._run
+        rows, micro = run.schedule.full, run.schedule.microbatch
+        held_out, found = run.data.held_out, list[Mapping[str, Any]]()
+        batches = max(1, min(len(held_out), self._count) // rows)
+        sharding = batch_sharding(run.mesh)
+        here = local_rows(sharding, micro)
+        key = jax.random.fold_in(jax.random.key(run.config.seed), 4)
+        for number in range(batches):
+            places = {
+                (part, slot): held_out[(number * rows + part * micro + int(row)) % len(held_out)]
+                for part in range(rows // micro)
+                for slot, row in enumerate(here)
+            }
+            batch: Row = place(filled((rows // micro, len(here)), places), here, micro, sharding)  # type: ignore[assignment]
+            drawn, _ = self._sampler(state["params"], self._frozen, batch, jax.random.fold_in(key, number))
+            found.append(jax.device_get(self._described(drawn)))
+            if not number and run.is_first:
+                self._show(state, drawn)
+        means = {name: float(np.mean([each[name] for each in found])) for name in found[0]}
+        penalty = float(state["beside"]["kl"]) * means["objective/kl"]
+        means["objective/rlhf_reward"] = means["objective/scores"] - penalty
+        text = {"pretraining_loss": self._text.evaluate(state)["loss"]} if self._text else {}
+        return {"loss": -means["objective/rlhf_reward"]} | means | text | {"eval_tokens": float(batches * rows)}
+
+    def _show(self, state: TrainState, drawn: Drawn) -> None:
+        """Appends some answers to ``answers.jsonl``; those of a later step, which a kill has left, are dropped."""
+        run, step = self._run, int(state["step"])
+        prompts, numbers = run.data.training.prompts, np.asarray(drawn.numbers)
+        rows, scores = np.asarray(drawn.chosen), np.asarray(drawn.scores)
+        lines = JsonLines(run.directory / ANSWERS, lambda record: record["step"] >= step)
+        for number, row, score in zip(numbers[:_SHOWN], rows, scores, strict=False):
+            said = {"messages": prompts[number].messages, "answer": run.words.decode(row[row >= 0])}
+            lines.write({"step": step} | said | {"score": float(score)})
+        lines.close()
+
+
+def _recipe(verb: str, critic: bool) -> Recipe:
+    parts = _Learning(critic)
+    return Recipe(
+        verb,
+        data=parts.data,
+        objective=lambda config: policy(inner(config), config.model.vocab_size),
+        suffix=SUFFIX,
+        counts_epochs=True,
+        unit="of negative reward an answer",
+        frozen=parts.frozen,
+        beside=parts.beside,
+        step=parts.step,
+        validation=parts.validation,
+    )
+
+
+def ppo(config: cfg.Config) -> Recipe:
+    """PPO from people's preferences (InstructGPT, arXiv 2203.02155, section 3.5 and appendix C.4), with or without ptx.
+
+    Each token costs the coefficient times its log-ratio to the reference, and the answer's score comes with its last
+    token. The value function begins as the reward model, or as the policy with a new head if a function scores.
+    """
+    return _recipe("align ppo", critic=True)
+
+
+def grpo(config: cfg.Config) -> Recipe:
+    """Group relative policy optimization (arXiv 2402.03300): an answer's advantage is that over its group's mean."""
+    return _recipe("align grpo", critic=False)
+
+
+def _where(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, tree)
