@@ -42,6 +42,19 @@ def load(spec: str, axes: str = "", dtype: str = "float32", batch_size: int = 8)
         FileNotFoundError: no such file or run.
         ValueError: no such function, a file that raises, or a run that is no reward model.
     """
+    if (function := of_texts(spec)) is not None:
+        return function
+    scorer, words = load_scorer(spec, axes, dtype)
+    chat = cfg.freeze(read_config_json(spec)["config"]).chat
+    return ByModel(scorer, words, read_template(chat.template), chat.system, batch_size)
+
+
+def of_texts(spec: str) -> Reward | None:
+    """The function that a text names; None if it names a run.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load``.
+    """
     if spec in SHIPPED:
         return _each(SHIPPED[spec])
     path, _, function = spec.rpartition(":")
@@ -50,15 +63,13 @@ def load(spec: str, axes: str = "", dtype: str = "float32", batch_size: int = 8)
     if spec.endswith(".py"):
         raise ValueError(f"the reward {spec} names no function; write {spec}:FUNCTION")
     try:
-        values = read_config_json(spec)
+        read_config_json(spec)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"there is no reward {spec}: it must be the run directory of a reward model, FILE.py:FUNCTION, or one that "
             f"ships, {' or '.join(SHIPPED)} ({error})"
         ) from None
-    scorer, words = load_scorer(spec, axes, dtype)
-    chat = cfg.freeze(values["config"]).chat
-    return ByModel(scorer, words, read_template(chat.template), chat.system, batch_size)
+    return None
 
 
 class ByModel:

@@ -38,9 +38,7 @@ def minibatch(parts=1, text=True):
         mask[row, first:last] = 1
     old, reference, gained, returns, values = random.normal(0, 0.3, (5, ROWS, LENGTH)).astype(np.float32)
     weights, counts = means.sequence(mask), means.token(mask)
-    answers = Answers(
-        ids[:, :-1], ids[:, 1:], mask, counts, weights, old - 4, reference - 4, gained, returns, values
-    )
+    answers = Answers(ids[:, :-1], ids[:, 1:], mask, counts, weights, old - 4, reference - 4, gained, returns, values)
     read = None
     if text:
         read = of_sequences(random.integers(1, tiny.VOCAB, (2 * ROWS, LENGTH + 1)).astype(np.int32))
@@ -56,9 +54,7 @@ def by_whole_logits(made, params, batch):
     logits = model.logits(model(answers.tokens))[..., :DRAWN] / rl.temperature
     found = jnp.take_along_axis(jax.nn.log_softmax(logits), answers.targets[..., None], -1)[..., 0]
     ratio = jnp.exp(found - answers.log_probs)
-    loss = -jnp.minimum(
-        answers.advantages * ratio, answers.advantages * jnp.clip(ratio, 1 - rl.clip, 1 + rl.clip)
-    )
+    loss = -jnp.minimum(answers.advantages * ratio, answers.advantages * jnp.clip(ratio, 1 - rl.clip, 1 + rl.clip))
     far = found - answers.reference
     loss += batch.kl[0] * (jnp.exp(-far) - 1 + far)
     lengths = answers.mask.sum(1, keepdims=True)

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from scaling import json_text
-from scaling.align import rewards
+from scaling.align.rewards import Reward
 from scaling.align.rl.texts import Texts
 from scaling.align.score import FILE
 from scaling.config import schema as cfg
@@ -26,11 +26,6 @@ from scaling.runs.start import Start
 
 # (parameters of a reward model or None, texts, drawn tokens [B, N], numbers of prompts [B]) -> scores float32 [B]
 Judge = Callable[[decoder.Params | None, Texts, jax.Array, jax.Array], jax.Array]
-
-
-def is_run(spec: str) -> bool:
-    """Whether a reward is a run directory."""
-    return spec not in rewards.SHIPPED and not spec.rpartition(":")[0].endswith(".py") and not spec.endswith(".py")
 
 
 def check_run(spec: str, start: Start, config: cfg.Config, words: Tokenizer) -> None:
@@ -74,10 +69,9 @@ def by_model(spec: str, model: cfg.Model, config: cfg.Config, mesh: jax.sharding
 
 
 def by_function(
-    spec: str, prompts: Sequence[Prompt], words: Tokenizer, ends: tuple[int, ...], mesh: jax.sharding.Mesh
+    reward: Reward, prompts: Sequence[Prompt], words: Tokenizer, ends: tuple[int, ...], mesh: jax.sharding.Mesh
 ) -> Judge:
     """A function of prompts and texts; every process calls it with all answers."""
-    reward = rewards.load(spec)
 
     def score(params: Any, texts: Texts, chosen: jax.Array, numbers: jax.Array) -> jax.Array:
         ids = np.asarray(chosen)

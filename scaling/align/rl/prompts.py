@@ -76,9 +76,8 @@ def data(config: cfg.Config, words: Tokenizer) -> Data:
     turn alone is too long, it is left out, aloud.
 
     Raises:
-        FileNotFoundError, ValueError: as ``prompts.read``, or nothing fits, or knobs that exclude each other.
+        FileNotFoundError, ValueError: as ``prompts.read``, or nothing fits.
     """
-    check(config)
     rl, room = config.rl, config.train.sequence_length
     skipped = Skipped(refuses=config.data.bad_records == "error")
     chat = Chat(words, read_template(config.chat.template))

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scaling.align import rewards
+from scaling.align.rewards import Reward
 from scaling.align.rl import judges
 from scaling.align.rl.iteration import Drawn, Frozen, Iteration, Sampler, described, inner, of_value
-from scaling.align.rl.prompts import Row, data
+from scaling.align.rl.prompts import Row, check, data
 from scaling.config import schema as cfg
 from scaling.config.refusal import refused
 from scaling.data import loader
@@ -47,8 +49,11 @@ class _Learning:
     def __init__(self, critic: bool) -> None:
         self._critic = critic
         self._found: Start | None = None
+        self._function: Reward | None = None
 
     def data(self, config: cfg.Config, words: Tokenizer) -> Data:
+        check(config)
+        self._function = rewards.of_texts(config.rl.reward)
         if not self._critic and config.rl.samples < 2:
             raise refused("rl.samples", config.rl.samples, "must be at least 2: an answer is compared with its group")
         return data(config, words)
@@ -97,10 +102,9 @@ class _Learning:
 
     def _reward(self, run: Run) -> Start | None:
         """The reward model; None if a function scores."""
-        spec = run.config.rl.reward
-        if judges.is_run(spec) and self._found is None:
+        if self._function is None and self._found is None:
             self._found = Start.of(run.config, run.directory, "rl.reward")
-            judges.check_run(spec, self._found, run.config, run.words)
+            judges.check_run(run.config.rl.reward, self._found, run.config, run.words)
         return self._found
 
     def _value_model(self, run: Run) -> cfg.Model:
@@ -112,7 +116,8 @@ class _Learning:
         if reward is not None:
             return judges.by_model(config.rl.reward, reward.model, config, run.mesh)
         ends = (Chat(run.words, read_template(config.chat.template)).end, run.words.eot)
-        return judges.by_function(config.rl.reward, run.data.training.prompts, run.words, ends, run.mesh)
+        assert self._function is not None
+        return judges.by_function(self._function, run.data.training.prompts, run.words, ends, run.mesh)
 
 
 class _Validation(Validation):

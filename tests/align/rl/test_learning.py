@@ -1,0 +1,197 @@
+"""``scaling align ppo`` and ``grpo`` by their command line."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from scaling import cli, exit_codes
+from scaling.align.rl.prompts import data
+from scaling.config import schema as cfg
+from scaling.data import tokenizer
+from scaling.runs.model import load_run
+
+REWARD = "def count(records, answers):\n    return [answer.count('e') / 4 for answer in answers]\n"
+BAD = "def count(records, answers):\n    return [float('nan') for answer in answers]\n"
+# 16 answers of at most 8 tokens to 16 prompts, or to 4 of them
+KNOBS = ["--config.rl.response_tokens=8", "--config.train.batch_tokens=512", "--config.align.epochs=8"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prompts(folder):
+    random = np.random.default_rng(0)
+    folder.write("p.jsonl", [{"prompt": "".join(random.choice([*"abcd"], 5)), "answer": "a"} for _ in range(20)])
+    (folder / "r.py").write_text(REWARD)
+    (folder / "bad.py").write_text(BAD)
+
+
+def learns(folder, kind, name, *arguments):
+    reward, data = f"--config.rl.reward={folder}/r.py:count", f"--config.data.train={folder}/p.jsonl"
+    more = ["--config.rl.samples=4"] if kind == "grpo" else ["--config.rl.minibatches=2"]
+    return folder.align(kind, name, reward, data, "--config.optimizer.peak_lr=0.003", *KNOBS, *more, *arguments)
+
+
+@pytest.fixture(scope="module")
+def ppo(folder):
+    """The run ``ppo``."""
+    assert learns(folder, "ppo", "ppo", f"--config.rl.pretraining={folder}/text.txt") == 0
+    return folder / "ppo"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def text(folder):
+    """Pre-training text."""
+    (folder / "text.txt").write_text("the cat sat on the mat. " * 200)
+
+
+def comparable(lines):
+    """What of the lines must be the same in two runs."""
+    timed = re.compile("time/|seconds|per_second|mfu|goodput")
+    return [{name: value for name, value in line.items() if not timed.search(name)} for line in lines]
+
+
+NAMES = """
+    objective/kl objective/entropy objective/non_score_reward objective/rlhf_reward objective/scores
+    policy/approxkl_avg policy/clipfrac_avg policy/entropy_avg loss/policy_avg loss/value_avg loss/pretraining_avg
+    val/clipfrac_avg val/ratio val/ratio_var val/num_eos_tokens time/rollout time/scoring time/update
+    rollout_tokens_per_second
+"""
+
+
+def test_the_usual_metrics_and_what_holds_before_the_first_update(folder, ppo):
+    (first, *_, last) = folder.lines("ppo")
+    assert set(NAMES.split()) <= first.keys()
+    assert first["objective/kl"] == 0 and first["objective/non_score_reward"] == 0 and last["objective/kl"] != 0
+    assert sum(first[f"time/{part}"] for part in ("rollout", "scoring", "update")) == pytest.approx(1, abs=1e-5)
+    (*_, validated) = folder.lines("ppo", "evals.jsonl")
+    assert validated["pretraining_loss"] > 0 and validated["loss"] == -validated["objective/rlhf_reward"]
+    assert {line["step"] for line in folder.lines("ppo", "answers.jsonl")} == {last["step"]}
+
+
+def test_grpo_learns_what_the_function_rewards(folder):
+    """With one update an iteration, each is that of the policy that gave the answers, so all ratios are 1."""
+    assert learns(folder, "grpo", "grpo", "--config.optimizer.peak_lr=0.01", "--config.rl.kl_in=loss") == 0
+    lines = folder.lines("grpo")
+    scores = [line["objective/scores"] for line in lines]
+    assert np.mean(scores[-5:]) > 2 * np.mean(scores[:5])
+    for line in lines:
+        assert line["val/ratio"] == pytest.approx(1, abs=1e-5) and line["policy/clipfrac_avg"] == 0
+
+
+def test_the_run_is_the_policy_and_what_lies_beside_it_is_kept(folder, ppo, capsys):
+    network, params = load_run(ppo)
+    assert network.model.outputs == 0 and "head" not in params
+    assert cli.main(["generate", str(ppo), "--prompt=ab", "--tokens=4"]) == 0
+    capsys.readouterr()
+    kept = json.loads((ppo / "start.json").read_text())
+    assert kept["run"] == str(folder / "base")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_a_run_that_is_cut_short_goes_on_to_the_same_numbers(folder, kind):
+    more = [f"--config.rl.pretraining={folder}/text.txt", "--config.rl.kl_target=1", "--config.align.epochs=4"]
+    every = [*more, "--config.checkpoint.every_steps=1", "--config.checkpoint.keep_last=99"]
+    assert learns(folder, kind, f"whole_{kind}", *every) == 0
+    assert learns(folder, kind, f"cut_{kind}", *every) == 0
+    last = folder.lines(f"whole_{kind}")[-1]["step"]
+    saved = folder / f"cut_{kind}" / "checkpoints"
+    for step in range(3, last + 1):  # as after a kill in the third step
+        (saved / f"{step:09d}" / "checksums-00000.json").unlink()
+    assert learns(folder, kind, f"cut_{kind}", *every) == 0
+    assert comparable(folder.lines(f"cut_{kind}")) == comparable(folder.lines(f"whole_{kind}"))
+    whole, cut = (saved_state(folder / f"{name}_{kind}", last) for name in ("whole", "cut"))
+    assert set(whole["beside"]) == {"kl", "ema"} | ({"value"} if kind == "ppo" else set())
+    jax.tree.map(np.testing.assert_array_equal, whole, cut)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), whole["beside"]["ema"], whole["params"])
+    assert max(jax.tree.leaves(moved)) > 0
+
+
+def saved_state(run, step):
+    """The trees of a checkpoint."""
+    items = ocp.args.Composite(**{name: ocp.args.StandardRestore() for name in ("params", "optimizer", "beside")})
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as saver:
+        return dict(saver.restore(run / "checkpoints" / f"{step:09d}", args=items).items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_microbatches_and_devices_change_nothing(folder, kind):
+    names = {"plain": ("mesh.data=8",), "parts": ("train.microbatch_sequences=8",), "devices": ("mesh.fsdp=4",)}
+    for name, knobs in names.items():
+        more = [f"--config.{knob}" for knob in (*knobs, "align.epochs=4", "train.batch_tokens=1024")]
+        assert learns(folder, kind, f"{kind}_{name}", *more) == 0
+    plain = folder.lines(f"{kind}_plain")
+    for name in ("parts", "devices"):
+        for ours, theirs in zip(plain, folder.lines(f"{kind}_{name}"), strict=True):
+            for metric in ("loss", "grad_norm", "objective/kl", "objective/scores", "objective/entropy"):
+                assert ours[metric] == pytest.approx(theirs[metric], rel=1e-3, abs=1e-5), (name, metric)
+
+
+@pytest.mark.slow
+def test_a_reward_model_scores_and_is_what_the_value_function_begins_with(folder):
+    records = [{"prompt": "q", "chosen": "ee" * (1 + i % 2), "rejected": "zz"} for i in range(20)]
+    path = folder.write("pairs.jsonl", records)
+    reward = ["--config.align.epochs=4", "--config.optimizer.peak_lr=0.003", f"--config.data.train={path}"]
+    assert folder.align("reward", "judge", *reward) == 0
+    assert learns(folder, "ppo", "judged", f"--config.rl.reward={folder}/judge", "--config.align.epochs=2") == 0
+    kept = json.loads((folder / "judged" / "reward_start.json").read_text())
+    assert kept["run"] == str(folder / "judge") and len(kept["digest"]) == 64
+    (first, *_) = folder.lines("judged")
+    assert np.isfinite(first["objective/scores"]) and first["objective/kl"] == 0
+
+
+def test_a_prompt_without_room_for_an_answer_is_left_out_aloud(folder, caplog):
+    path = folder.write("long.jsonl", [{"prompt": "a"}, {"prompt": "a" * 30}, {"prompt": "b"}])
+    config = cfg.Config(
+        data=cfg.Data(train=path, validation_fraction=0.5),
+        train=cfg.Train(sequence_length=32, batch_tokens=32, microbatch_sequences=1),
+        rl=cfg.Reinforcement(reward="exact_match", response_tokens=8),
+    )
+    found = data(config, tokenizer.load("bytes+chat"))
+    assert [prompt.where.rpartition(":")[2] for prompt in found.training.prompts] == ["1", "3"]
+
+
+def test_the_same_prompts_follow_one_another_for_a_group(folder):
+    config = cfg.Config(
+        data=cfg.Data(train=str(folder / "p.jsonl"), validation_fraction=0.5),
+        train=cfg.Train(sequence_length=32, batch_tokens=32 * 8, microbatch_sequences=8),
+        rl=cfg.Reinforcement(reward="exact_match", response_tokens=8, samples=4),
+    )
+    stream = data(config, tokenizer.load("bytes+chat")).training
+    numbers = [int(stream[i].number) for i in range(12)]
+    assert all(len(set(numbers[i : i + 4])) == 1 for i in (0, 4, 8)) and len(set(numbers)) == 3
+    assert stream.tokens == 10 * 4 * 32
+
+
+@pytest.mark.parametrize(
+    ("wrong", "knob"),
+    [
+        ("config.rl.reward", "rl.reward="),
+        ("there is no reward", "rl.reward=nowhere"),
+        ("config.rl.response_tokens", "rl.response_tokens=32"),
+        ("config.rl.minibatches", "rl.minibatches=3"),
+        ("config.rl.samples", "rl.samples=3"),
+        ("config.model.dropout_residual", "model.dropout_residual=0.1"),
+        ("config.guard.recompute_every_steps", "guard.recompute_every_steps=2"),
+        ("config.rl.temperature", "rl.temperature=0"),
+        ("config.rl.kl_estimator", "rl.kl_estimator=k4"),
+        ("config.mesh.context", "mesh.context=2"),
+    ],
+)
+def test_mistakes_are_refused_and_nothing_is_written(folder, wrong, knob, capsys):
+    assert learns(folder, "ppo", "wrong", f"--config.{knob}") == exit_codes.USAGE
+    assert wrong in capsys.readouterr().err and not (folder / "wrong").exists()
+
+
+def test_grpo_needs_a_group(folder, capsys):
+    assert learns(folder, "grpo", "wrong", "--config.rl.samples=1") == exit_codes.USAGE
+    assert "config.rl.samples=1 must be at least 2" in capsys.readouterr().err
+
+
+def test_a_reward_that_is_not_finite_ends_the_run_and_names_the_prompt(folder, capsys):
+    assert learns(folder, "ppo", "nan", f"--config.rl.reward={folder}/bad.py:count") == exit_codes.USAGE
+    assert re.search(r"p\.jsonl:\d+: the reward .* must be finite", capsys.readouterr().err)
