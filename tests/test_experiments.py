@@ -9,7 +9,7 @@ from scaling.config.resolve import resolve
 from scaling.sweep.plan import plan
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(p for p in ROOT.glob("experiments/*/*.py") if p.parent.name not in ("sweeps", "in_context"))
+FILES = sorted(p for p in ROOT.glob("experiments/*/*.py") if p.parent.name not in ("sweeps", "in_context", "rewards"))
 SWEEPS = sorted(ROOT.glob("experiments/sweeps/*.py"))
 
 

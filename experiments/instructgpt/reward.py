@@ -3,10 +3,10 @@ r"""The reward model as InstructGPT trained it (arXiv 2203.02155, section 3.5 an
     scaling align reward --config=experiments/instructgpt/reward.py --config.start=RUN --config.data.train='c.jsonl.gz'
 
 One epoch, a cosine to a tenth, no warm-up; pairs, or rankings with ``--config.align.completions=9``. The paper's batch
-is 64 prompts and its learning rate 9e-6 for 6B; here a batch is 16 pairs of at most 256 tokens, and the learning rate is
-for models of a few million parameters.
+is 64 prompts and its learning rate 9e-6 for 6B; here a batch is 16 pairs of at most 256 tokens, and the learning rate
+is for models of a few million parameters.
 
-Machine: that of the model; docs/results/instructgpt has the time and the accuracy of a model of 5.8M parameters.
+Machine: that of the model. Time, loss and accuracy of a model of 5.8M parameters: docs/results/instructgpt.
 """
 
 from ml_collections import ConfigDict
