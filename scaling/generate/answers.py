@@ -24,7 +24,7 @@ class Answers:
 
     def __init__(self, generator: Generator, chat: Chat, sampling: Sampling, batch_size: int = 8) -> None:
         assert generator.words is not None
-        self.generator, self._chat, self._batch_size = generator, chat, batch_size
+        self.generator, self._chat, self.batch_size = generator, chat, batch_size
         self.sampling = dataclasses.replace(sampling, end_ids=(chat.end, generator.words.eot))
         self._noted = Skipped(refuses=False)
 
@@ -70,6 +70,6 @@ class Answers:
             chosen = [i for i, each in enumerate(framed) if each.room == room]
             sampling = dataclasses.replace(self.sampling, tokens=room)
             ids, seeds = [framed[i].ids for i in chosen], [drawn[i] for i in chosen]
-            for i, answers in zip(chosen, self.generator.generate(ids, sampling, self._batch_size, seeds), strict=True):
+            for i, answers in zip(chosen, self.generator.generate(ids, sampling, self.batch_size, seeds), strict=True):
                 found[i] = answers
         return found
