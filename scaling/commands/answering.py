@@ -1,6 +1,8 @@
 """``align sample`` and ``align judge``: verbs that let models answer prompts, and train nothing."""
 
 import argparse
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +10,7 @@ from scaling.commands.verb import add_verb
 from scaling.output import Stdout
 
 if TYPE_CHECKING:
+    from scaling.align.judge import Side
     from scaling.data.chat.dialogues import Skipped
     from scaling.generate.answers import Answers
     from scaling.interop.served import Served
@@ -26,6 +29,14 @@ def add_verbs(kinds: Any) -> None:
         "--worst", action="store_true", help="write pairs of the best and the worst answer, as `align reward` reads"
     )
     _add_answering(sample)
+    judge = add_verb(kinds, "judge", "compute how often one model answers better than another", _judge)
+    for name, what in (("a", "A"), ("b", "B")):
+        judge.add_argument(name, metavar=what, help="run directory, Hugging Face folder, or .jsonl of its answers")
+    judge.add_argument("--reward", metavar="SPEC", help=f"the higher reward wins: {_SPEC}")
+    judge.add_argument("--command", metavar="CMD", help="program that reads two answers and prints 1, 2 or tie")
+    judge.add_argument("--out", metavar="FILE", help="write each comparison as a line to it, .jsonl")
+    judge.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    _add_answering(judge)
 
 
 def _add_answering(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +62,7 @@ def _sample(options: argparse.Namespace) -> int:
         ValueError: options, prompts, a reward or a model that cannot be used, or nothing to learn from.
         OSError: the output cannot be written.
     """
-    from scaling.align import rewards, sample
+    from scaling.align import answered, rewards, sample
     from scaling.evaluate.scoring.progress import bar
 
     if options.samples < (fewest := 2 if options.worst else 1):
@@ -61,8 +72,9 @@ def _sample(options: argparse.Namespace) -> int:
     skipped = _skipped(options)
     reward = rewards.load(options.reward, options.mesh, options.dtype, options.batch_size)
     answers, served = _answers(options, options.model, options.samples)
-    asked = sample.read_prompts(options.prompts, answers, skipped, options.system)
-    output = sample.Output(Path(options.out), _settings(options, served))
+    asked = answered.read_prompts(options.prompts, [answers.framed], skipped, options.system)
+    about = {"model": str(Path(options.model).resolve()), "step": served.step}
+    output = answered.Output(Path(options.out), about | _settings(options, ["samples", "worst"]))
     with bar(f"answers to {len(asked)} prompts", len(asked)) as watch:
         found = sample.sample(answers, reward, asked, output, options.worst, watch)
     if not found.written:
@@ -77,14 +89,55 @@ def _sample(options: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(options: argparse.Namespace, served: "Served") -> dict[str, Any]:
-    """What decides the answers."""
-    names = ("samples", "worst", "tokens", "temperature", "top_p", "seed", "system", "template", "dtype", "reward")
-    return {
-        "model": str(Path(options.model).resolve()),
-        "step": served.step,
-        **{name: getattr(options, name) for name in names},
-    }
+_ANSWERING = ("tokens", "temperature", "top_p", "seed", "system", "template", "dtype", "reward")
+
+
+def _settings(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Options that decide the lines of a file."""
+    return {name: getattr(options, name) for name in (*names, *_ANSWERING)}
+
+
+def _judge(options: argparse.Namespace) -> int:
+    """Lets both models answer, judges their answers, and prints the win rate.
+
+    Raises:
+        FileNotFoundError: no model, reward, program or file.
+        ValueError: options, prompts, answers, a judge or a model that cannot be used.
+        OSError: the output cannot be written.
+    """
+    from scaling.align import answered, judge, rewards, win_rate
+    from scaling.evaluate.scoring.progress import bar
+
+    if (options.reward is None) == (options.command is None):
+        raise ValueError("needs --reward=SPEC or --command=CMD, and not both")
+    skipped = _skipped(options)
+    if options.command is not None:
+        decides = judge.by_command(options.command)
+    else:
+        decides = judge.by_reward(rewards.load(options.reward, options.mesh, options.dtype, options.batch_size))
+    (a, about_a), (b, about_b) = _side(options, options.a), _side(options, options.b)
+    asked = answered.read_prompts(options.prompts, [a.check, b.check], skipped, options.system)
+    output = None
+    if options.out is not None:
+        settings = {"a": about_a, "b": about_b, **_settings(options, ["command"])}
+        output = answered.Output(Path(options.out), settings)
+    with bar(f"comparisons of {len(asked)} prompts", len(asked)) as watch:
+        found = judge.compare((a, b), decides, asked, output, options.batch_size, watch)
+    by = {"reward": options.reward} if options.command is None else {"command": options.command}
+    summary = {"a": options.a, "b": options.b, **by, **win_rate.summary(found)}
+    print(json.dumps(summary) if options.json else win_rate.table(summary))
+    return 0
+
+
+def _side(options: argparse.Namespace, path: str) -> "tuple[Side, list[Any]]":
+    """Answers of a model or of a file, and what they are."""
+    from scaling.align import judge
+
+    if path.removesuffix(".gz").endswith(".jsonl"):
+        written = judge.Written(path)
+        return written, [path, written.digest]
+    answers, served = _answers(options, path, 1)
+    return judge.Model(answers), [str(Path(path).resolve()), served.step]
 
 
 def _skipped(options: argparse.Namespace) -> "Skipped":

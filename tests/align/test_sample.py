@@ -140,7 +140,7 @@ def test_a_finished_file_stays_as_it_is(folder, best, capsys):
         ("was made with worst=False", ["--worst"]),
         ("was made with reward=", ["--reward=exact_match"]),
         ("answers a prompt that is not among these", ["--prompts=DIR/others.jsonl"]),
-        ("did not make it", ["--out=DIR/others.jsonl"]),
+        ("no verb that reads prompts made it", ["--out=DIR/others.jsonl"]),
         ("name ends in .jsonl", ["--out=DIR/x.json"]),
         ("--samples=1 must be 2", ["--samples=1", "--worst"]),
         ("--samples=0 must be 1", ["--samples=0"]),
