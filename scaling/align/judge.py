@@ -111,12 +111,12 @@ def _key(messages: Sequence[dict[str, str]]) -> str:
 
 
 def by_reward(reward: Reward) -> Judge:
-    """The answer of the higher reward wins; equal rewards are a tie."""
+    """The answer of the higher reward wins; equal rewards, and equal answers despite rounding, are a tie."""
 
     def judge(prompts: Sequence[Prompt], of_a: Sequence[str], of_b: Sequence[str]) -> list[dict[str, Any]]:
         found = reward([*prompts, *prompts], [*of_a, *of_b]).tolist()
-        pairs = zip(found[: len(prompts)], found[len(prompts) :], strict=True)
-        return [{"won": 0.5 if a == b else float(a > b), "rewards": [a, b]} for a, b in pairs]
+        pairs = zip(found[: len(prompts)], found[len(prompts) :], of_a, of_b, strict=True)
+        return [{"won": 0.5 if a == b or x == y else float(a > b), "rewards": [a, b]} for a, b, x, y in pairs]
 
     return judge
 

@@ -95,11 +95,14 @@ def _records(
         [completion.text for completion in completions if completion.text.strip() and completion.finish != "length"]
         for completions in found
     ]
-    prompts = [each.prompt for each, mine in zip(chunk, texts, strict=True) for _ in mine]
-    values = iter(reward(prompts, [text for mine in texts for text in mine]).tolist()) if prompts else iter([])
+    # Equal answers are rated once: rewards of a text in two batches differ by rounding, which would make a pair of it.
+    different = [list(dict.fromkeys(mine)) for mine in texts]
+    prompts = [each.prompt for each, mine in zip(chunk, different, strict=True) for _ in mine]
+    values = iter(reward(prompts, [text for mine in different for text in mine]).tolist()) if prompts else iter([])
     records = []
-    for (number, prompt), mine in zip(chunk, texts, strict=True):
-        rewards = [next(values) for _ in mine]
+    for (number, prompt), mine, once in zip(chunk, texts, different, strict=True):
+        rated = {text: next(values) for text in once}
+        rewards = [rated[text] for text in mine]
         messages = list(prompt.messages)
         if len(mine) < 1 + worst:
             few = "fewer than two answers have" if worst else "no answer has"

@@ -17,10 +17,13 @@ from scaling.generate.answers import Answers
 
 PROMPTS = [{"prompt": f"{letter}{i}", "wanted": letter} for i in range(6) for letter in "ab"]
 REWARD = """
+import numpy as np
 def wanted(records, answers):
     return [answer.count(record["wanted"]) - len(answer) / 10 for record, answer in zip(records, answers)]
 def same(records, answers):
     return [float(record["prompt"] == "b3") * len(answer) for record, answer in zip(records, answers)]
+def noise(records, answers):
+    return np.random.default_rng().normal(size=len(answers))
 def nan_at_last(records, answers):
     return [float("nan") if record["prompt"] == "b5" else 1 for record in records]
 """
@@ -99,6 +102,13 @@ def test_answers_that_were_cut_are_no_candidates(folder, best, capsys):
     assert records and all(len(record["messages"][-1]["content"]) == 1 for record in records)
     assert sum(len(record["rewards"]) for record in records) < 4 * len(PROMPTS)
     assert re.search(r"; [1-9]\d% of the answers were cut at --tokens=2", capsys.readouterr().out)
+
+
+def test_equal_answers_have_one_reward_and_make_no_pair(folder):
+    assert sample(folder, "noise.jsonl", "--worst", "--samples=16", reward="noise") == 0
+    records = folder.lines(".", "noise.jsonl")
+    assert records and all(record["chosen"] != record["rejected"] for record in records)
+    assert any(len(set(record["rewards"])) < len(record["rewards"]) for record in records)
 
 
 @pytest.mark.slow
