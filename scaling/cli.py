@@ -46,7 +46,7 @@ class _Verb(NamedTuple):
 # without ``run`` adds verbs of its own.
 _VERBS = {
     "train": _Verb("train the model of --config=FILE, or resume it", True, Stdout.LOG),
-    "align": _Verb("fine-tune a trained model on dialogues"),
+    "align": _Verb("train what comes after pre-training, sample answers, compare models"),
     "sweep": _Verb("train all runs of the sweep in --config=FILE, or resume them", True, Stdout.LOG),
     "launch": _Verb(
         "start a run or a sweep on this machine or in a cloud, and restart it when needed", True, Stdout.LOG

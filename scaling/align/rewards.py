@@ -19,6 +19,7 @@ from scaling.data.chat.dialogues import Skipped, with_system
 from scaling.data.chat.prompts import Prompt
 from scaling.data.chat.template import ASSISTANT, Chat, read_template, shortened
 from scaling.data.tokenizer import Tokenizer
+from scaling.generate.generator import batch_shape
 from scaling.runs.config_json import read_config_json
 
 Reward = Callable[[Sequence[Prompt], Sequence[str]], np.ndarray]
@@ -82,13 +83,14 @@ class ByModel:
         words: its tokenizer.
         template: its chat template; empty = the tokenizer's own.
         system: system message of dialogues that have none, as in its training; empty = none.
-        batch_size: texts at a time.
+        batch_size: texts at a time, rounded up to what the model's devices share equally.
     """
 
     def __init__(
         self, scorer: Scorer, words: Tokenizer, template: str = "", system: str = "", batch_size: int = 8
     ) -> None:
-        self._scorer, self._chat, self._system, self._batch_size = scorer, Chat(words, template), system, batch_size
+        self._scorer, self._chat, self._system = scorer, Chat(words, template), system
+        self._batch_size, _ = batch_shape(batch_size, 1, 1, scorer.mesh)
         self._noted = Skipped(refuses=False)
 
     def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
@@ -114,7 +116,8 @@ class ByModel:
                     self._noted.note(prompt.where, "the reward model reads it without its oldest turns, to fit")
                 return ids
         raise ValueError(
-            f"{prompt.where}: prompt and answer have {len(ids)} tokens, and the reward model reads at most {most}"
+            f"{prompt.where}: prompt and answer have {len(ids)} tokens, and the reward model reads at most {most}; "
+            "answers must be shorter, or the prompt left out"
         )
 
 

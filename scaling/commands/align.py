@@ -1,4 +1,4 @@
-"""The verb ``align``: what comes after pre-training. Each verb of it trains as ``train`` does, with another recipe."""
+"""The verb ``align``: what comes after pre-training. Most of its verbs train as ``train`` does, with another recipe."""
 
 import argparse
 import dataclasses
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from scaling.commands import answering
 from scaling.commands.verb import Run, add_verb, add_verbs
 from scaling.output import Stdout
 
@@ -32,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     classify.add_argument("file", metavar="FILE", help=".txt with a text a line, or .jsonl, .csv or .tsv with fields")
     classify.add_argument("--batch", type=int, default=16, help="examples at a time (default 16)")
     classify.add_argument("--mesh", default="", help="devices, as in fsdp=2,tensor=4; default one")
+    answering.add_verbs(kinds)
 
 
 def _reward(options: argparse.Namespace) -> int:

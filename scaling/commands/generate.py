@@ -4,12 +4,15 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scaling import json_text
 
 if TYPE_CHECKING:
+    from scaling.align.rewards import Reward
+    from scaling.data.chat.prompts import Prompt
     from scaling.data.tokenizer import Tokenizer
     from scaling.generate.generator import Completion, Generator
     from scaling.generate.sampling import Sampling
@@ -23,6 +26,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="RUN", help="run directory, or Hugging Face folder with config.json, model.safetensors")
     add("--prompt", action="append", default=[], metavar="TEXT", help="text to continue; may be repeated")
     add("--prompts", metavar="FILE", help="file with a text on each line, or .jsonl with a field 'prompt'")
+    add("--chat", action="store_true", help="answer the prompts as messages of a user, by the model's chat template")
+    add("--system", default="", metavar="TEXT", help="with --chat: system message")
+    add("--template", default="", metavar="FILE", help="with --chat: template (jinja2), if not the model's own")
     add("--control", metavar="CODE", help="control code before each prompt, as in training by control_field")
     add("--tokenizer", metavar="NAME", help="gpt2, bytes, books or a path (default: the run's, or the folder's files)")
     add("--tokens", type=int, default=100, metavar="N", help="maximum number of new tokens (default: 100)")
@@ -53,6 +59,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
     add("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
     add("--num_samples", type=int, default=1, metavar="N", help="continuations of each prompt (default: 1)")
+    add("--best_of", type=int, metavar="N", help="draw N continuations of each prompt, and print the best by --reward")
+    add(
+        "--reward",
+        metavar="SPEC",
+        help="of --best_of: run directory of a reward model, FILE.py:FUNCTION, or exact_match or constraints",
+    )
     add("--beams", type=int, default=1, metavar="N", help="width of a beam search instead of sampling (default: 1)")
     add("--length_penalty", type=float, metavar="X", help="beam search: length penalty (default: 0.6, as in GPT-3)")
     add(
@@ -72,11 +84,47 @@ def run(options: argparse.Namespace) -> int:
     """Continues the prompts and prints the texts.
 
     Raises:
-        FileNotFoundError: no model, tokenizer or file of prompts.
-        ValueError: options, prompts or a model that cannot be used.
+        FileNotFoundError: no model, tokenizer, reward or file of prompts.
+        ValueError: options, prompts, a reward or a model that cannot be used.
     """
     from scaling.generate.sampling import Sampling
 
+    _check(options)
+    code, prompts = options.control, _prompts(options)
+    knobs = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Sampling)}
+    penalty = 0.6 if options.length_penalty is None else options.length_penalty
+    sampling = Sampling(**knobs | {"stop": tuple(options.stop), "end_ids": None, "length_penalty": penalty})
+    reward = None
+    if options.best_of is not None:
+        from scaling.align import rewards
+
+        sampling = dataclasses.replace(sampling, num_samples=options.best_of)
+        reward = rewards.load(options.reward, options.mesh, options.dtype, options.batch_size)
+    if code is not None:
+        _check_codes(options.model)
+    generator, words = _generator(options)
+    ids, sampling, answer = _read(options, prompts, generator, words, sampling)
+    alone = len(prompts) == sampling.num_samples == sampling.beams == 1
+    if alone and reward is None and not options.json:
+        _stream(generator, _shown(options, prompts[0]), ids[0], sampling)
+        return 0
+    found = answer()
+    scores = None if reward is None else _rewards(reward, prompts, found)
+    for number, (prompt, completions) in enumerate(zip(prompts, found, strict=True)):
+        best = None if scores is None else max(range(len(completions)), key=scores[number].__getitem__)
+        for sample, completion in enumerate(completions):
+            if options.json:
+                said = {"messages": list(prompt.messages)} if options.chat else {"prompt": _text(prompt)}
+                record = {**said, "number": number, "sample": sample} | ({} if code is None else {"control": code})
+                record |= {} if scores is None else {"reward": scores[number][sample], "best": sample == best}
+                print(_json(record, completion))
+            elif best in (None, sample):
+                print(f"{_shown(options, prompt)}{completion.text}\n")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuses options that exclude each other."""
     if options.batch_size < 1:
         raise ValueError(f"--batch_size={options.batch_size} must be 1 or more")
     if options.beams == 1 and (options.length_penalty is not None or options.early_stopping):
@@ -84,28 +132,60 @@ def run(options: argparse.Namespace) -> int:
     code = options.control
     if code is not None and (not code or any("\ud800" <= character <= "\udfff" for character in code)):
         raise ValueError("--control must be valid Unicode text of at least one character")
-    texts = _texts(options)
-    knobs = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Sampling)}
-    penalty = 0.6 if options.length_penalty is None else options.length_penalty
-    sampling = Sampling(**knobs | {"stop": tuple(options.stop), "end_ids": None, "length_penalty": penalty})
-    if code is not None:
-        _check_codes(options.model)
-    generator, words = _generator(options)
+    if not options.chat and (options.system or options.template):
+        raise ValueError("--system and --template belong to a dialogue; give --chat")
+    if options.chat and code is not None:
+        raise ValueError("--chat and --control exclude each other: a dialogue begins as its template says")
+    if (options.best_of is None) != (options.reward is None):
+        raise ValueError("--best_of=N and --reward=SPEC belong together: the best of N texts by the reward")
+    if options.best_of is None:
+        return
+    if options.best_of < 1:
+        raise ValueError(f"--best_of={options.best_of} must be 1 or more")
+    if options.num_samples != 1 or options.beams != 1:
+        raise ValueError("--best_of draws its texts itself; leave out --num_samples and --beams")
+    if options.temperature == 0 and options.best_of > 1:
+        raise ValueError(f"--best_of={options.best_of} needs --temperature above 0: greedy texts are all the same")
+
+
+def _read(
+    options: argparse.Namespace,
+    prompts: "list[Prompt]",
+    generator: "Generator",
+    words: "Tokenizer",
+    sampling: "Sampling",
+) -> "tuple[list[Any], Sampling, Callable[[], list[list[Completion]]]]":
+    """What the model reads of each prompt, the sampling of the first one, and what continues all."""
+    if options.chat:
+        from scaling.data.chat.template import Chat, read_template
+        from scaling.generate.answers import Answers
+
+        answers = Answers(generator, Chat(words, read_template(options.template)), sampling, options.batch_size)
+        framed = answers.read(prompts)
+        first = dataclasses.replace(answers.sampling, tokens=framed[0].room)
+        return [each.ids for each in framed], first, lambda: answers(prompts)
+    code = options.control
     # Sequences of a training with control codes begin with a code, where others follow an end of text.
-    first = words.start if code is None else words.encode(code).tolist()
-    if code is not None and not first:
+    before = words.start if code is None else words.encode(code).tolist()
+    if code is not None and not before:
         raise ValueError(f"--control={code!r} has no token in the tokenizer {words.name!r}")
-    prompts = [[*first, *words.encode(text).tolist()] for text in texts]
-    if len(prompts) == 1 and sampling.num_samples == sampling.beams == 1 and not options.json:
-        _stream(generator, texts[0], prompts[0], sampling)
-        return 0
-    found = generator.generate(prompts, sampling, options.batch_size)
-    for number, (text, completions) in enumerate(zip(texts, found, strict=True)):
-        for sample, completion in enumerate(completions):
-            record = {"prompt": text, "number": number, "sample": sample}
-            record |= {} if code is None else {"control": code}
-            print(_json(record, completion) if options.json else f"{text}{completion.text}\n")
-    return 0
+    ids = [[*before, *words.encode(_text(prompt)).tolist()] for prompt in prompts]
+    return ids, sampling, lambda: generator.generate(ids, sampling, options.batch_size)
+
+
+def _rewards(reward: "Reward", prompts: "list[Prompt]", found: "list[list[Completion]]") -> list[list[float]]:
+    asked = [prompt for prompt, completions in zip(prompts, found, strict=True) for _ in completions]
+    scores = iter(reward(asked, [completion.text for completions in found for completion in completions]).tolist())
+    return [[next(scores) for _ in completions] for completions in found]
+
+
+def _text(prompt: "Prompt") -> str:
+    return prompt.messages[-1]["content"]
+
+
+def _shown(options: argparse.Namespace, prompt: "Prompt") -> str:
+    """What is printed before a continuation; an answer stands alone."""
+    return "" if options.chat else _text(prompt)
 
 
 def _check_codes(model: str) -> None:
@@ -119,29 +199,40 @@ def _check_codes(model: str) -> None:
         raise ValueError(f"--control: {model} was trained without control codes (config.data.control_field is empty)")
 
 
-def _texts(options: argparse.Namespace) -> list[str]:
-    """The prompts of ``--prompt`` and ``--prompts``, after checks."""
-    texts = [(text, "--prompt") for text in options.prompt]
-    if options.prompts is not None:
+def _prompts(options: argparse.Namespace) -> "list[Prompt]":
+    """The prompts of ``--prompt`` and ``--prompts``, after checks; a text is the message of a user."""
+    from scaling.data.chat import prompts as chat_prompts
+    from scaling.data.chat.dialogues import Skipped, with_system
+
+    def prompt(text: str, where: str, record: dict[str, Any] | None = None) -> "Prompt":
+        messages = with_system([{"role": "user", "content": text}], options.system)
+        return chat_prompts.Prompt(tuple(messages), record or {"prompt": text}, where)
+
+    found = [prompt(text, "--prompt") for text in options.prompt]
+    if options.prompts is not None and options.chat and options.prompts.removesuffix(".gz").endswith(".jsonl"):
+        found += chat_prompts.read(options.prompts, Skipped(True, ""), options.system)
+    elif options.prompts is not None:
         path = Path(options.prompts)
         for number, line in enumerate(_lines(path), start=1):
             where = f"{path}:{number}"
             if path.suffix != ".jsonl":
-                texts.append((line, where))
+                found.append(prompt(line, where))
             elif line.strip():
-                texts.append((_field(line, where), where))
-    if options.prompts is not None and len(texts) == len(options.prompt):
+                record = _record(line, where)
+                found.append(prompt(record["prompt"], where, record))
+    if options.prompts is not None and len(found) == len(options.prompt):
         raise ValueError(f"{options.prompts} holds no prompts")
-    if not texts and options.control:
-        return [""]
-    if not texts:
+    if not found and options.control:
+        return [prompt("", "--control")]
+    if not found:
         raise ValueError("needs --prompt=TEXT or --prompts=FILE with at least one prompt, or --control=CODE")
-    for text, where in texts:
+    for each in found:
+        text = _text(each)
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValueError(f"{where}: the prompt is not valid Unicode text")
+            raise ValueError(f"{each.where}: the prompt is not valid Unicode text")
         if not text:
-            raise ValueError(f"{where}: the prompt is empty; give at least one character")
-    return [text for text, _ in texts]
+            raise ValueError(f"{each.where}: the prompt is empty; give at least one character")
+    return found
 
 
 def _lines(path: Path) -> list[str]:
@@ -152,12 +243,11 @@ def _lines(path: Path) -> list[str]:
         raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def _field(line: str, where: str) -> str:
+def _record(line: str, where: str) -> dict[str, Any]:
     record = json_text.parse(line, where)
-    text = record.get("prompt") if isinstance(record, dict) else None
-    if not isinstance(text, str):
+    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
         raise ValueError(f"{where}: must be an object with a text in its field 'prompt'")
-    return text
+    return record
 
 
 def _generator(options: argparse.Namespace) -> "tuple[Generator, Tokenizer]":

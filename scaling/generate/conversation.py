@@ -25,6 +25,10 @@ class Prompt(NamedTuple):
     room: int
 
 
+class NoRoom(ValueError):
+    """The last turn alone leaves no room for an answer."""
+
+
 def prompt_of(chat: Chat, messages: Sequence[Message], context: int, tokens: int) -> Prompt:
     """The ids of a dialogue, without as many of its oldest turns as must be left out for a reply of ``tokens``.
 
@@ -37,7 +41,8 @@ def prompt_of(chat: Chat, messages: Sequence[Message], context: int, tokens: int
         tokens: of the reply; fewer if the last turn alone leaves less room.
 
     Raises:
-        ValueError: the template refuses the dialogue, or the last turn alone leaves no room for a token.
+        NoRoom: the last turn alone leaves no room for a token.
+        ValueError: the template refuses the dialogue.
     """
     for kept, forgotten in shortened(messages):
         ids = chat.prompt(kept)
@@ -45,7 +50,7 @@ def prompt_of(chat: Chat, messages: Sequence[Message], context: int, tokens: int
             return Prompt(ids, forgotten, tokens)
     room = context - len(ids)
     if room < 1:
-        raise ValueError(f"the message has {len(ids)} tokens with its frame, and the model reads at most {context - 1}")
+        raise NoRoom(f"the message has {len(ids)} tokens with its frame, and the model reads at most {context - 1}")
     return Prompt(ids, forgotten, room)
 
 

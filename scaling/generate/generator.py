@@ -32,9 +32,10 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    prompt: int  # its number
+    prompt: int  # its place among the prompts
     sample: int
     ids: np.ndarray
+    number: int  # of the prompt, by which it is drawn
 
 
 def bucket(size: int, smallest: int = SMALLEST_BUCKET, largest: int | None = None) -> int:
@@ -76,7 +77,11 @@ class Generator:
             self._params = kv_cache.split_layers(self.network, params, self.mesh)
 
     def generate(
-        self, prompts: Sequence[Sequence[int] | np.ndarray], sampling: Sampling, batch_size: int = 8
+        self,
+        prompts: Sequence[Sequence[int] | np.ndarray],
+        sampling: Sampling,
+        batch_size: int = 8,
+        numbers: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """Continues each prompt; which batch it is in changes nothing but the time.
 
@@ -84,6 +89,7 @@ class Generator:
             prompts: token ids.
             sampling: how.
             batch_size: texts that are continued at a time, a power of two; beams count.
+            numbers: of the prompts, on which their draws depend; None = 0, 1, 2, ...
 
         Returns:
             For each prompt ``num_samples`` completions; those of a beam search best first, and fewer where there are
@@ -94,7 +100,12 @@ class Generator:
         """
         arrays = [self._checked(number, ids, sampling) for number, ids in enumerate(prompts)]
         samples = 1 if sampling.beams > 1 else sampling.num_samples
-        rows = [_Row(n, s, ids) for n, ids in enumerate(arrays) for s in range(samples)]
+        drawn = range(len(arrays)) if numbers is None else numbers
+        rows = [
+            _Row(place, sample, ids, number)
+            for place, (ids, number) in enumerate(zip(arrays, drawn, strict=True))
+            for sample in range(samples)
+        ]
         rows.sort(key=lambda row: len(row.ids))  # like lengths together: little padding
         size = max(1, batch_size // sampling.beams)
         found: dict[tuple[int, int], Completion] = {}
@@ -131,7 +142,7 @@ class Generator:
         if sampling.beams > 1:
             raise ValueError(f"beam search (beams={sampling.beams}) cannot be streamed")
         ids = self._checked(0, prompt, sampling)
-        rows = [_Row(0, sample, ids) for sample in range(sampling.num_samples)]
+        rows = [_Row(0, sample, ids, 0) for sample in range(sampling.num_samples)]
         for completions in self._sample(rows, sampling, every):
             yield [
                 found if found.finish else dataclasses.replace(found, text=_settled(found.text, sampling.stop))
@@ -170,7 +181,7 @@ class Generator:
         with jax.set_mesh(self.mesh):
             keys = row_keys(
                 sampling.seed,
-                self._put(np.asarray([row.prompt for row in rows] + padding, np.int32)),
+                self._put(np.asarray([row.number for row in rows] + padding, np.int32)),
                 self._put(np.asarray([row.sample for row in rows] + padding, np.int32)),
             )
             program = decode.Program(self.network, static, bucket(sampling.tokens))

@@ -68,3 +68,13 @@ def folder(tmp_path_factory):
     sizes = [f"--config.model.{size}" for size in SIZES]
     assert folder.run("train", "base", *sizes, "--config.data.tokenizer=bytes", "--config.train.tokens=10240") == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def talker(folder):
+    """The run ``talker``: of ``folder``'s base, it answers with one to three letters and ends its turn."""
+    records = [{"prompt": "q", "response": letters} for letters in ("a", "b", "aa", "ab", "ba", "bb", "aab", "bba")]
+    path = folder.write("talk.jsonl", records * 8)
+    more = [f"--config.data.train={path}", "--config.align.epochs=100", "--config.optimizer.peak_lr=0.01"]
+    assert folder.align("sft", "talker", *more) == 0
+    return folder / "talker"

@@ -38,6 +38,14 @@ def test_a_reward_model_reads_dialogues_by_its_own_template_and_system_message(m
     np.testing.assert_allclose(found, scorer(expected), rtol=1e-5, atol=1e-5)
 
 
+def test_devices_and_batches_change_nothing(model):
+    texts = ["a", "zzz", "", "aa", "b"]
+    expected = rewards.load(str(model))(prompts(*[{}] * 5), texts)
+    for axes, batch_size in (("", 2), ("fsdp=8", 2), ("fsdp=2,tensor=2,data=2", 3)):
+        found = rewards.load(str(model), axes, batch_size=batch_size)(prompts(*[{}] * 5), texts)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_long_dialogue_loses_its_oldest_turns_and_a_long_turn_is_refused(model, caplog):
     score_of = rewards.load(str(model))
     last = {"role": "user", "content": "q"}

@@ -58,7 +58,8 @@ def test_files_of_prompts_with_byte_order_marks_and_blank_lines(folder, tmp_path
     (tmp_path / name).write_text(content, newline="")
     parser = argparse.ArgumentParser()
     command.add_options(parser)
-    assert command._texts(parser.parse_args([folder, f"--prompts={tmp_path / name}"])) == ["ab", "c"]
+    found = command._prompts(parser.parse_args([folder, f"--prompts={tmp_path / name}"]))
+    assert [prompt.messages[-1]["content"] for prompt in found] == ["ab", "c"]
 
 
 @pytest.mark.slow

@@ -83,6 +83,13 @@ def test_a_batch_equals_its_single_prompts(generator, options):
         assert ids([generator.generate([prompt], sampling)[0] for prompt in PROMPTS]) == ids(together)
 
 
+def test_draws_of_a_prompt_depend_on_its_number_and_not_on_its_place(generator):
+    sampling = dataclasses.replace(FREE, num_samples=2)
+    whole = ids(generator.generate(PROMPTS, sampling))
+    assert ids(generator.generate([PROMPTS[3], PROMPTS[1]], sampling, numbers=[3, 1])) == [whole[3], whole[1]]
+    assert ids(generator.generate([PROMPTS[3]], sampling)) != [whole[3]]
+
+
 def test_greedy_is_the_argmax_of_the_whole_forward_pass():
     for changes in ({}, {"norm": "post", "tied_embedding": False, "attention_pattern": ("banded",), "band_width": 3}):
         generator = tiny_generator(**changes)

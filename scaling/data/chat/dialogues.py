@@ -33,7 +33,7 @@ class Skipped:
 
     Args:
         refuses: raise the first instead.
-        choice: what the user sets so that nothing is refused, for the message.
+        choice: what the user sets so that nothing is refused, for the message; empty = there is no such choice.
     """
 
     def __init__(self, refuses: bool, choice: str = "config.data.bad_records=skip") -> None:
@@ -47,7 +47,8 @@ class Skipped:
             ValueError: nothing may be left out.
         """
         if self.refuses:
-            raise ValueError(f"{where}: {reason}; mend it, or set {self._choice}")
+            hint = f", or set {self._choice}" if self._choice else ""
+            raise ValueError(f"{where}: {reason}; mend it{hint}")
         self.note(where, reason)
 
     def note(self, where: str, reason: str) -> None:

@@ -41,7 +41,7 @@ def read(pattern: str, skipped: Skipped, system: str = "") -> Iterator[Prompt]:
     found = False
     for where, record in sources.records(sources.find(pattern)):
         try:
-            messages = with_system(_messages(record, where), system)
+            messages = with_system(messages_asked(record, where), system)
             check_asked(messages)
         except FaultyRecord as fault:
             skipped.skip(where, str(fault))
@@ -52,7 +52,13 @@ def read(pattern: str, skipped: Skipped, system: str = "") -> Iterator[Prompt]:
         raise ValueError(f"{pattern}: no prompt in it can be used")
 
 
-def _messages(record: dict[str, Any], where: str) -> list[dict[str, str]]:
+def messages_asked(record: dict[str, Any], where: str) -> list[dict[str, str]]:
+    """The messages of a record in any of the shapes that ``read`` knows, unchecked.
+
+    Raises:
+        FaultyRecord: they are no messages.
+        ValueError: it is no record of a prompt.
+    """
     if "messages" in record or "conversations" in record:
         return messages_of(record, where)
     text = asked(record, where)
