@@ -23,6 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
     add("sft", _sft, "fine-tune the model of config.start on dialogues")
     add("reward", _reward, "train a reward model on comparisons of completions")
+    add("dpo", _dpo, "optimise the model of config.start directly on comparisons of completions")
     finetune = add("finetune", _finetune, "fine-tune the model of config.start to classify texts")
     finetune.add_argument("--task", help="sets config.align.task: sst2, rte, stsb, ..., or the path of a task file")
     classify = add_verb(kinds, "classify", "classify the texts of a file by a run of `align finetune`", _classify)
@@ -34,6 +35,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _reward(options: argparse.Namespace) -> int:
     from scaling.align.reward import RECIPE
+
+    return _train(options, RECIPE)
+
+
+def _dpo(options: argparse.Namespace) -> int:
+    from scaling.align.dpo import RECIPE
 
     return _train(options, RECIPE)
 

@@ -26,6 +26,8 @@ CHOICES = {
     "compute.remat": ("none", "dots", "projections", "full"),
     "data.bad_records": ("error", "skip"),
     "align.loss_on": ("assistant", "all"),
+    "dpo.loss": ("sigmoid", "ipo"),
+    "dpo.pairs": ("all", "best_worst"),
     "optimizer.trained": ("all", "head"),
     "optimizer.schedule": ("cosine", "wsd", "linear", "inverse_sqrt", "constant"),
     "optimizer.state_dtype": ("float32", "bfloat16"),
@@ -52,7 +54,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "0 or more",
         lambda v: v >= 0,
-        "align.epochs align.lm_weight model.outputs "
+        "align.epochs align.lm_weight dpo.nll model.outputs "
         "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
         "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "
         "model.position_offset model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
@@ -66,7 +68,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("more than 1, or 0 for off", lambda v: v == 0 or v > 1, "guard.spike_factor"),
     ("in [0, 2^32)", lambda v: 0 <= v < 2**32, "seed"),
     ("in [0, 1024]", lambda v: 0 <= v <= 1024, "mesh.cpu_devices"),
-    ("more than 0", lambda v: v > 0, "model.norm_epsilon model.rotary.theta optimizer.epsilon"),
+    ("more than 0", lambda v: v > 0, "dpo.beta model.norm_epsilon model.rotary.theta optimizer.epsilon"),
     (
         "in [0, 1)",
         lambda v: 0 <= v < 1,
@@ -74,6 +76,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "data.validation_fraction optimizer.beta1 optimizer.beta2",
     ),
     ("at least 0, -1 for all, or -2 for nothing", lambda v: v >= -2, "align.layers"),
+    ("in [0, 0.5)", lambda v: 0 <= v < 0.5, "dpo.label_smoothing"),
     ("in [2, 9]", lambda v: 2 <= v <= 9, "align.completions"),
     ("in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.final_fraction"),
     ("at least 1, or -1 for all devices that the other axes do not use", lambda v: v >= 1 or v == -1, "mesh.data"),
