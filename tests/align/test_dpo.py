@@ -87,6 +87,7 @@ def test_microbatches_and_devices_change_nothing(folder):
         "parts": "train.microbatch_sequences=8",  # on 8 devices, so that the rows of a pair are on two
         "devices": "mesh.fsdp=4",
         "vocabulary": "mesh.tensor=2",
+        "stages": "mesh.stage=2",
     }
     for name, knob in knobs.items():
         assert preferred(folder, name, f"--config.{knob}", "--config.align.epochs=2") == 0
