@@ -26,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("reward", _reward, "train a reward model on comparisons of completions")
     add("ppo", _ppo, "train the model of config.start by rewards of its answers, with a value function (PPO, PPO-ptx)")
     add("grpo", _grpo, "train the model of config.start by rewards of its answers, each compared with its group")
+    add("dpo", _dpo, "optimise the model of config.start directly on comparisons of completions")
     finetune = add("finetune", _finetune, "fine-tune the model of config.start to classify texts")
     finetune.add_argument("--task", help="sets config.align.task: sst2, rte, stsb, ..., or the path of a task file")
     classify = add_verb(kinds, "classify", "classify the texts of a file by a run of `align finetune`", _classify)
@@ -52,6 +53,12 @@ def _grpo(options: argparse.Namespace) -> int:
     from scaling.align.rl.recipes import grpo
 
     return _train(options, grpo)
+
+
+def _dpo(options: argparse.Namespace) -> int:
+    from scaling.align.dpo import RECIPE
+
+    return _train(options, RECIPE)
 
 
 def _finetune(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The knobs of what comes after pre-training: the sections ``chat``, ``align`` and ``rl`` of ``schema.Config``."""
+"""The knobs of what comes after pre-training: sections ``chat``, ``align``, ``rl`` and ``dpo`` of ``schema.Config``."""
 
 import dataclasses
 
@@ -14,7 +14,9 @@ class Chat:
 @dataclasses.dataclass(frozen=True)
 class Align:
     epochs: float = knob(1.0, "passes", "training passes over the data so many times; 0 = config.train.tokens")
-    completions: int = knob(2, "completions", "reward model: of a prompt at most; so many rows belong together")
+    completions: int = knob(
+        2, "completions", "reward model, dpo: of a prompt at most; the reward model keeps so many rows together"
+    )
     demonstrations: str = knob(
         "", "path", "reward model: dialogues whose mean reward becomes 0; empty = the best completions held out"
     )
@@ -63,3 +65,16 @@ class Reinforcement:
     pretraining: str = knob("", "path", "text whose loss is added to the policy's (PPO-ptx); empty = none")
     pretraining_weight: float = knob(27.8, "", "of its mean loss of a token, beside the mean of the policy's loss")
     pretraining_rows: int = knob(1, "rows", "of such text for each answer, of train.sequence_length tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dpo:
+    beta: float = knob(0.1, "", "what the log of policy / reference is multiplied by, which makes it a reward")
+    loss: str = knob("sigmoid", "", "'sigmoid' (DPO) or 'ipo', of the sums of an answer's log-probabilities")
+    nll: float = knob(0.0, "", "coefficient of the negative log-likelihood a token of the chosen answer")
+    label_smoothing: float = knob(
+        0.0, "probability", "of a wrong label: so much of the loss is that of the exchanged pair"
+    )
+    pairs: str = knob(
+        "all", "", "of a ranking of more than two: 'all', or 'best_worst' for the best and the worst completion alone"
+    )

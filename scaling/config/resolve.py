@@ -31,6 +31,8 @@ CHOICES = {
     "rl.kl_estimator": ("k1", "k2", "k3"),
     "rl.mean": ("token", "sequence", "constant", "prompt"),
     "rl.missing_end": ("keep", "replace", "add"),
+    "dpo.loss": ("sigmoid", "ipo"),
+    "dpo.pairs": ("all", "best_worst"),
     "optimizer.trained": ("all", "head"),
     "optimizer.schedule": ("cosine", "wsd", "linear", "inverse_sqrt", "constant"),
     "optimizer.state_dtype": ("float32", "bfloat16"),
@@ -58,7 +60,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "0 or more",
         lambda v: v >= 0,
-        "align.epochs align.lm_weight model.outputs rl.value_lr rl.kl rl.kl_target rl.pretraining_weight "
+        "align.epochs align.lm_weight dpo.nll rl.value_lr rl.kl rl.kl_target rl.pretraining_weight model.outputs "
         "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
         "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "
         "model.position_offset model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
@@ -75,7 +77,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "more than 0",
         lambda v: v > 0,
-        "model.norm_epsilon model.rotary.theta optimizer.epsilon rl.temperature rl.clip rl.value_clip",
+        "dpo.beta model.norm_epsilon model.rotary.theta optimizer.epsilon rl.temperature rl.clip rl.value_clip",
     ),
     (
         "in [0, 1)",
@@ -84,6 +86,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "data.validation_fraction optimizer.beta1 optimizer.beta2 rl.ema",
     ),
     ("at least 0, -1 for all, or -2 for nothing", lambda v: v >= -2, "align.layers"),
+    ("in [0, 0.5)", lambda v: 0 <= v < 0.5, "dpo.label_smoothing"),
     ("in [2, 9]", lambda v: 2 <= v <= 9, "align.completions"),
     ("in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.final_fraction rl.gamma rl.gae_lambda"),
     ("at least 1, or -1 for all devices that the other axes do not use", lambda v: v >= 1 or v == -1, "mesh.data"),

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from scaling.config.align import Align, Chat, Reinforcement
+from scaling.config.align import Align, Chat, Dpo, Reinforcement
 from scaling.config.knob import knob
 from scaling.config.model import Compute, Model, Network
 from scaling.config.model import Experts as Experts
@@ -241,6 +241,7 @@ class Config:
     chat: Chat = Chat()
     align: Align = Align()
     rl: Reinforcement = Reinforcement()
+    dpo: Dpo = Dpo()
 
     @property
     def network(self) -> Network:
