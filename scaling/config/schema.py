@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from scaling.config.align import Align, Chat
+from scaling.config.align import Lora as Lora
 from scaling.config.knob import knob
 from scaling.config.model import Compute, Model, Network
 from scaling.config.model import Experts as Experts
@@ -240,6 +241,7 @@ class Config:
     sample: Sample = Sample()
     chat: Chat = Chat()
     align: Align = Align()
+    lora: Lora = Lora()
 
     @property
     def network(self) -> Network:

@@ -51,7 +51,8 @@ class Validation:
         weight, data = 0.0, self._run.data
         totals: dict[str, Any] = collections.defaultdict(float)
         for batch in loader.evaluation_batches(data.held_out, self._count, size, rows, data.separator):
-            sums = jax.device_get(self._step(state["params"], place(batch, rows, size, sharding), self._frozen))
+            placed = place(batch, rows, size, sharding)
+            sums = jax.device_get(self._step(state["params"], placed, self._frozen, self._run.base))
             for name, value in sums.metrics.items():
                 totals[name] += np.asarray(value, np.float64)
             weight += float(sums.weight)
