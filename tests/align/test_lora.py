@@ -32,7 +32,8 @@ def sft(folder, name, *arguments):
 @pytest.fixture(scope="module")
 def tuned(folder):
     """The run ``lora``."""
-    assert sft(folder, "lora", *LORA, *SAVES) == 0
+    shown = ["--config.sample.prompts=('0',)", "--config.sample.tokens=2", "--config.sample.temperature=0"]
+    assert sft(folder, "lora", *LORA, *SAVES, *shown) == 0
     return folder / "lora"
 
 

@@ -15,6 +15,7 @@ from scaling.model import decoder, lora
 from scaling.objectives.next_token import next_token
 from scaling.parallel.mesh import make_mesh, one_device
 from scaling.parallel.sharding import batch_sharding
+from scaling.plan.compiled import compile_step
 from scaling.train import state as train_state
 from scaling.train.schedule import BatchSchedule
 from scaling.train.step import make_eval_step, make_train_step
@@ -170,6 +171,15 @@ def test_the_state_holds_no_more_than_adapters_and_rows():
     sides = [sum(matrix.sides) for matrix in lora.adapted(model, made.lora)]
     assert train_state.parameter_count(state["params"]) == 2 * RANK * sum(sides) + ROWS * model.d_model
     assert train_state.parameter_count(state["optimizer"]) < 2.1 * train_state.parameter_count(state["params"])
+
+
+def test_a_plan_counts_the_base():
+    """The compiled step takes the base, which is no part of the state."""
+    made = dataclasses.replace(config(), eval=cfg.Eval(batch_sequences=8))
+    memory = compile_step(made, jax.devices()[:1]).memory
+    assert memory.params > 4 * train_state.parameter_count(decoder.abstract(made.model))
+    assert memory.optimizer < memory.params / 2
+    assert compile_step(made, jax.devices()[:1], "eval").memory.params == memory.params
 
 
 WRONG = {
