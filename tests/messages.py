@@ -89,6 +89,10 @@ CASES = {
         "config --config.train.microbatch_sequences=3",
         "config --config.data.validation_fraction=1",
         "config --config.eval.every_steps=-1",
+        "config --config.lora.rank=4",
+        "config --config.lora.rank=4 --config.start=runs/x --config.align.layers=3",
+        "config --config.lora.matrices=q_proj",
+        "config --config.lora.alpha=0",
     ],
     "Meshes": [
         "config --devices=0",

@@ -82,7 +82,7 @@ def finish(run: Run, state: TrainState) -> None:
         texts = [ids for ids in found if len(ids) <= config.model.context_length]
     else:
         path, texts = "the best completions held out", _best(run.data.held_out, config.align.completions)
-    score = Scorer(config.network, state["params"], run.mesh)
+    score = Scorer(config.network, run.whole(state["params"]), run.mesh)
     rewards = score(texts, config.train.microbatch_sequences)
     if run.is_first:
         bias = write_bias(run.directory, rewards, path)

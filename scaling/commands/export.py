@@ -13,6 +13,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="type of the tensors"
     )
+    parser.add_argument(
+        "--adapters", action="store_true", help="only the adapters of a run with config.lora.rank, as a folder of PEFT"
+    )
     parser.add_argument("--shard_gb", type=float, default=5.0, metavar="GB", help="largest size of a file of tensors")
 
 
@@ -22,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: no folder, or two.
     """
-    from scaling.interop.huggingface import export
+    from scaling.interop import huggingface, peft
     from scaling.paths import must_be_utf8, must_lead_somewhere
 
     if (options.folder is None) == (options.output is None):
@@ -30,6 +33,9 @@ def run(options: argparse.Namespace) -> int:
     folder = options.folder or options.output
     must_lead_somewhere(folder)
     must_be_utf8("the folder", folder)
-    export(options.run_directory, folder, options.dtype, options.shard_gb)
+    if options.adapters:
+        peft.export(options.run_directory, folder, options.dtype)
+    else:
+        huggingface.export(options.run_directory, folder, options.dtype, options.shard_gb)
     print(folder)
     return exit_codes.OK

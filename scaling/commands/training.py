@@ -17,6 +17,7 @@ from scaling.evaluate.scoring import records
 from scaling.evaluate.scoring.in_loop import InLoopTasks
 from scaling.evaluate.tasks.knobs import check_tasks
 from scaling.generate.sample import continue_texts
+from scaling.model import lora
 from scaling.parallel import distributed
 from scaling.parallel.host_memory import keep_freed_memory
 from scaling.parallel.mesh import make_mesh
@@ -128,8 +129,9 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None, recipe: 
     if recipe.finish:
         hooks.append(Hook("the end of its recipe", functools.partial(_finish, run, recipe)))
     train_step = recipe.step(run, frozen) if recipe.step else make_train_step(config, run.mesh, objective)
-    if frozen is not None and not recipe.step:
-        train_step = functools.partial(train_step, frozen=frozen)
+    fixed = {name: tree for name, tree in (("frozen", frozen), ("base", run.base)) if tree is not None}
+    if fixed and not recipe.step:
+        train_step = functools.partial(train_step, **fixed)
     loop = Loop(run, train_step, hooks, log, watch, Speed(run, peak.flops), waits=recipe.step is not None)
     if run.is_first:
         run_tokenizer.keep(run.words, run.directory)
@@ -142,8 +144,10 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None, recipe: 
     if first_step < run.schedule.num_steps:
         watch.goodput.begin(first_step)  # a run that is already finished gets no new attempt
     devices = f"{run.mesh.size} device{'s' * (run.mesh.size > 1)}"
-    count = parameter_count(state["params"])
-    log.note(f"{run.directory}: {count:,} parameters, {run.schedule.num_steps} steps, {devices}")
+    count = f"{parameter_count(state['params']):,} parameters"
+    if run.base is not None:
+        count += f" beside the {parameter_count(run.base):,} of {config.start}"
+    log.note(f"{run.directory}: {count}, {run.schedule.num_steps} steps, {devices}")
     for note in tasks.notes if tasks else ():
         log.note(note)
     with stop_request() as stop:
@@ -157,7 +161,7 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None, recipe: 
 def _evaluate(run: Run, log: Log, tasks: InLoopTasks, step: int, state: TrainState) -> None:
     """Evaluates ``config.eval.tasks`` at a step, and writes the results to ``evals.jsonl``."""
     start = time.monotonic()
-    results = tasks.run(state["params"])
+    results = tasks.run(run.whole(state["params"]))
     seconds = time.monotonic() - start
     for result in results:
         log.task({"step": step, "tokens": run.schedule.tokens(step)} | records.record(result))
@@ -168,7 +172,7 @@ def _sample(run: Run, texts: list[str], step: int, state: TrainState) -> None:
     """Continues ``config.sample.prompts``; the texts are printed at the end."""
     # If another process is lost, this one must not continue, because the remaining processes would wait for it.
     with optional("no samples", unless=distributed.is_lost_peer):
-        texts[:] = continue_texts(run.config, state["params"], run.words)
+        texts[:] = continue_texts(run.config, run.whole(state["params"]), run.words)
 
 
 def _finish(run: Run, recipe: Recipe, step: int, state: TrainState) -> None:
@@ -194,6 +198,8 @@ def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
     words = run_tokenizer.find(config.data.tokenizer, workdir)
     model = start.model_for(config, words) if start else config.model
     config = dataclasses.replace(config, model=dataclasses.replace(model, outputs=recipe.outputs))
+    if start:
+        config = dataclasses.replace(config, lora=start.adapters_for(config, words))
     given, count = config, jax.device_count()
     by_epochs = recipe.counts_epochs and config.align.epochs
     if by_epochs:  # the data, which decide the length, are not read yet
@@ -201,6 +207,7 @@ def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
     config = resolve(config, words.vocab_size, count, name)
     check_tasks(config)
     optimizer.check(config.optimizer, config.model)
+    lora.check(config)
     # Tokenizing takes long, so a folder that could not be written to is refused before.
     must_take_checkpoints("the run directory", str(absolute(config.workdir)))
     data = recipe.data(config, words)

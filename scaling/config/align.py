@@ -1,4 +1,4 @@
-"""The knobs of what comes after pre-training: sections ``chat``, ``align``, ``rl`` and ``dpo`` of ``schema.Config``."""
+"""The knobs of what comes after pre-training, as sections of ``schema.Config``."""
 
 import dataclasses
 
@@ -9,6 +9,26 @@ from scaling.config.knob import knob
 class Chat:
     template: str = knob("", "path", "chat template (jinja2) in the place of the tokenizer's own")
     system: str = knob("", "", "system message of dialogues that have none")
+
+
+MATRICES = ("query", "key", "value", "out", "up", "gate", "down")  # of blocks: attention's four, the MLP's three
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    rank: int = knob(
+        0, "", "low-rank adapters of this rank are trained (LoRA), and config.start's weights stay; 0 = no adapters"
+    )
+    alpha: float = knob(16.0, "", "an adapter's product is multiplied by alpha / rank")
+    matrices: tuple[str, ...] = knob(
+        MATRICES, "", "matrices of the blocks that get adapters; those that the model lacks are passed over"
+    )
+    first_new_token: int = knob(
+        -1,
+        "id",
+        "rows of the token tables from this id on are trained whole, beside the adapters; -1 = those of control tokens "
+        "that config.start's tokenizer lacks; the size of the vocabulary = none",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ devices, tokenizer, data, the optimizer's arguments and an older run are checked
 import dataclasses
 from collections.abc import Callable
 
+from scaling.config.align import MATRICES
 from scaling.config.refusal import must_be_multiple, must_divide, nearest_divisors, nearest_multiples, refused
 from scaling.config.resolve_mesh import check_mesh, check_pipeline, check_stages, data_axis, pipeline_microbatches
 from scaling.config.schema import Config, Model, knobs
@@ -60,7 +61,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "0 or more",
         lambda v: v >= 0,
-        "align.epochs align.lm_weight dpo.nll rl.value_lr rl.kl rl.kl_target rl.pretraining_weight model.outputs "
+        "align.epochs align.lm_weight dpo.nll lora.rank rl.value_lr rl.kl rl.kl_target rl.pretraining_weight "
+        "model.outputs "
         "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
         "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "
         "model.position_offset model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
@@ -77,7 +79,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "more than 0",
         lambda v: v > 0,
-        "dpo.beta model.norm_epsilon model.rotary.theta optimizer.epsilon rl.temperature rl.clip rl.value_clip",
+        "dpo.beta lora.alpha model.norm_epsilon model.rotary.theta optimizer.epsilon rl.temperature rl.clip "
+        "rl.value_clip",
     ),
     (
         "in [0, 1)",
@@ -87,6 +90,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ),
     ("at least 0, -1 for all, or -2 for nothing", lambda v: v >= -2, "align.layers"),
     ("in [0, 0.5)", lambda v: 0 <= v < 0.5, "dpo.label_smoothing"),
+    ("0 or more, or -1 for the control tokens that are new", lambda v: v >= -1, "lora.first_new_token"),
     ("in [2, 9]", lambda v: 2 <= v <= 9, "align.completions"),
     ("in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.final_fraction rl.gamma rl.gae_lambda"),
     ("at least 1, or -1 for all devices that the other axes do not use", lambda v: v >= 1 or v == -1, "mesh.data"),
@@ -118,6 +122,7 @@ def resolve(
     _check_data(config)
     _check_model(config)
     _check_train(config)
+    _check_lora(config)
     check_mesh(config, device_count)
     check_pipeline(config)
     return config
@@ -143,6 +148,9 @@ def _check_values(config: Config) -> None:
     pattern = values["model.attention_pattern"]
     if not pattern or any(kind not in ATTENTION for kind in pattern):
         raise refused("model.attention_pattern", pattern, f"must be a list of {' or '.join(ATTENTION)}, at least one")
+    matrices = values["lora.matrices"]
+    if not matrices or any(name not in MATRICES for name in matrices):
+        raise refused("lora.matrices", matrices, f"must be a list of names among {', '.join(MATRICES)}, at least one")
     for prompt in values["sample.prompts"]:
         if not isinstance(prompt, str):
             raise refused("sample.prompts", prompt, "must hold texts, in quotes")
@@ -290,6 +298,22 @@ def _check_experts(model: Model) -> None:
             f"must be at most config.model.experts.count={experts.count}",
         )
     must_divide("model.experts.every", experts.every, "model.num_layers", model.num_layers)
+
+
+def _check_lora(config: Config) -> None:
+    """What adapters need beside the sizes of the model (``model.lora.check``)."""
+    rank = config.lora.rank
+    if not rank:
+        return
+    if not config.start:
+        raise refused("lora.rank", rank, "needs config.start=RUN, whose weights stay as they are")
+    for name, value, right in (
+        ("align.layers", config.align.layers, -1),
+        ("optimizer.trained", config.optimizer.trained, "all"),
+        ("model.parametrization", config.model.parametrization, "standard"),
+    ):
+        if value != right:
+            raise refused(name, value, f"must be {right!r} with config.lora.rank={rank}")
 
 
 def _check_train(config: Config) -> None:

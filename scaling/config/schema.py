@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from scaling.config.align import Align, Chat, Dpo, Reinforcement
+from scaling.config.align import Lora as Lora
 from scaling.config.knob import knob
 from scaling.config.model import Compute, Model, Network
 from scaling.config.model import Experts as Experts
@@ -242,6 +243,7 @@ class Config:
     align: Align = Align()
     rl: Reinforcement = Reinforcement()
     dpo: Dpo = Dpo()
+    lora: Lora = Lora()
 
     @property
     def network(self) -> Network:

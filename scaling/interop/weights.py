@@ -51,7 +51,7 @@ _EXPERT = "{e}"  # in a name, the expert's number
 _HEAD = ("unembedding", "logit_bias")  # outside of what bare models have, so without the prefix
 
 
-class _Tensor(NamedTuple):
+class Tensor(NamedTuple):
     """A tensor of theirs.
 
     Attributes:
@@ -152,7 +152,7 @@ def to_tensors(model: cfg.Model, family: Family, params: Mapping[str, Any]) -> I
     Raises:
         ValueError: the family has no tensor for a parameter.
     """
-    groups: dict[tuple[str, ...], list[_Tensor]] = {}
+    groups: dict[tuple[str, ...], list[Tensor]] = {}
     for entry in _tensors(model, family, family.inside):
         groups.setdefault(entry.ours, []).append(entry)
     for ours, entries in groups.items():
@@ -189,14 +189,19 @@ def shapes(model: cfg.Model, family: Family) -> dict[str, tuple[int, ...]]:
     return {_whole_name(family, entry): entry.shape for entry in _tensors(model, family, family.inside)}
 
 
-def _whole_name(family: Family, entry: _Tensor) -> str:
+def layer_tensors(model: cfg.Model, family: Family) -> list[Tensor]:
+    """The tensors of the layers, as the table says of them."""
+    return [entry for entry in _tensors(model, family, family.inside) if entry.layer is not None]
+
+
+def _whole_name(family: Family, entry: Tensor) -> str:
     return entry.name if entry.ours[0] in _HEAD else family.prefix + entry.name
 
 
-def _tensors(model: cfg.Model, family: Family, inside: Mapping[str, tuple[str, str]]) -> list[_Tensor]:
+def _tensors(model: cfg.Model, family: Family, inside: Mapping[str, tuple[str, str]]) -> list[Tensor]:
     """All tensors of a model, in the order of the tables; these account for every parameter."""
     wanted, sizes = set(by_path(decoder.abstract(model))), _sizes(model)
-    found: list[_Tensor] = []
+    found: list[Tensor] = []
 
     def add(table: Mapping[str, tuple[str, str]], layer: int | None, stack: str, place: tuple[int, ...]) -> None:
         for name, (parts, layout) in table.items():
@@ -207,7 +212,7 @@ def _tensors(model: cfg.Model, family: Family, inside: Mapping[str, tuple[str, s
             whole = name if layer is None else f"{family.layers}{layer}.{name}"
             for expert in range(model.experts.count) if _EXPERT in name else (None,):
                 index = place if expert is None else (*place, expert)
-                found.append(_Tensor(whole.replace(_EXPERT, str(expert)), ours, index, layer, layout, shape))
+                found.append(Tensor(whole.replace(_EXPERT, str(expert)), ours, index, layer, layout, shape))
 
     add(family.outside, None, "", ())
     places = {
@@ -230,7 +235,7 @@ def _sizes(model: cfg.Model) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _axes(entry: _Tensor) -> str:
+def _axes(entry: Tensor) -> str:
     """Axes of the parameters that a tensor holds, or of its part of them."""
     first = entry.ours[0]
     if entry.layer is None:
@@ -238,13 +243,13 @@ def _axes(entry: _Tensor) -> str:
     return AXES[first.partition(".")[2]][len(entry.place) - 1 :]  # without the axes that the place is on
 
 
-def _order(entry: _Tensor) -> tuple[str, list[int]]:
+def _order(entry: Tensor) -> tuple[str, list[int]]:
     """Axes of the parameters put into one array, and for each axis of theirs its place among these."""
     axes = (str(len(entry.ours)) if len(entry.ours) > 1 else "") + _axes(entry)
     return axes, [axes.index(axis) for axis in entry.layout.replace(" ", "")]
 
 
-def _to_ours(tensor: np.ndarray, entry: _Tensor, sizes: Mapping[str, int]) -> list[np.ndarray]:
+def _to_ours(tensor: np.ndarray, entry: Tensor, sizes: Mapping[str, int]) -> list[np.ndarray]:
     axes, order = _order(entry)
     whole = tensor.reshape([sizes[axes[place]] for place in order]).transpose(np.argsort(order))
     return list(whole) if len(entry.ours) > 1 else [whole]
@@ -257,7 +262,7 @@ def _padded(part: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.pad(part, [(0, size - own) for size, own in zip(shape, part.shape, strict=True)])
 
 
-def _to_theirs(parts: list[np.ndarray], entry: _Tensor, model: cfg.Model, family: Family) -> np.ndarray:
+def _to_theirs(parts: list[np.ndarray], entry: Tensor, model: cfg.Model, family: Family) -> np.ndarray:
     if _axes(entry)[0] == "V":
         parts = [part[: model.vocab_size] for part in parts]
     if family.plus_one and entry.ours[0].endswith(".gain"):

@@ -50,6 +50,7 @@ TABLE: dict[str, Rule] = {
     "heads": Rule("tensor", "tensor"),
     "vocab": Rule("tensor", "tensor"),
     "layers": Rule("stage", "stage"),  # of the stack; and the pipeline's buffers, one entry a stage
+    "rank": Rule(None, None),  # of adapters
     # activations
     "rows": Rule(ROW_AXES, ROW_AXES),
     "batch": Rule(BATCH_AXES, BATCH_AXES),

@@ -79,7 +79,7 @@ def compile_step(config: cfg.Config, devices: list[Any], step: str = "train") ->
     schedule = BatchSchedule.from_config(config.train)
     length = config.train.sequence_length
     with jax.set_mesh(mesh):
-        state = train_state.abstract_state(config, mesh)
+        state, base = train_state.abstract_state(config, mesh), train_state.abstract_base(config, mesh)
         if step == "train":
             shape = (schedule.max_microbatches, schedule.microbatch, length)
             scalars = [_scalar(mesh, kind) for kind in ("float32", "int32")]
@@ -91,9 +91,9 @@ def compile_step(config: cfg.Config, devices: list[Any], step: str = "train") ->
                 make_eval_step(config, mesh, next_token(config)),
                 [state["params"], _batch(config, mesh, shape)],
             )
-        compiled, text, seconds = compile_lowered(jitted.lower(*arguments))
+        compiled, text, seconds = compile_lowered(jitted.lower(*arguments, base=base))
     found = compiled.memory_analysis()
-    params = shard_bytes(state["params"])
+    params = shard_bytes([state["params"], base])
     optimizer = shard_bytes([state["optimizer"], state["step"]]) if step == "train" else 0
     batch = max(0, found.argument_size_in_bytes - params - optimizer)
     memory = Memory(

@@ -154,9 +154,11 @@ class Checkpoints:
         parts = [path / _CHECKSUMS.format(process) for process in range(_meta(path)["processes"])]
         return hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
 
-    def is_there(self, step: int) -> bool:
-        """Whether a step is whole, as far as its marks say."""
-        return self._path(step).is_dir() and not self._unfinished(step)
+    def holds(self, step: int, digest: str) -> dict[str, Any] | None:
+        """Meta of a step if it has this digest and is whole, every byte verified; else None, with the reason logged."""
+        if not self._path(step).is_dir() or self._unfinished(step) or self.digest(step) != digest:
+            return None
+        return self._checked_meta(step)
 
     def tidy(self, whole: int | None) -> None:
         """Deletes the rest of killed saves and deletions, and steps that are not kept any more, to make room.

@@ -12,7 +12,7 @@ from scaling.config import schema as cfg
 log = logging.getLogger(__name__)
 
 # A change of these would silently make another model of the same run.
-_FIXED = ("config.model.", "config.seed")
+_FIXED = ("config.model.", "config.lora.", "config.seed")
 # But not before the first step on weights that were imported.
 _FREE_WHEN_IMPORTED = ("config.model.dropout_", "config.model.document_mask", "config.seed")
 

@@ -14,6 +14,8 @@ from scaling.parallel.mesh import one_device
 from scaling.runs.checkpoint import Checkpoints
 from scaling.runs.config_json import read_config_json
 from scaling.runs.paths import CONFIG
+from scaling.runs.start import read_whole, target
+from scaling.runs.stores import by_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +44,11 @@ def load_checkpoint(run_dir: epath.PathLike, mesh: jax.sharding.Mesh) -> Checkpo
 
     Raises:
         FileNotFoundError: no config.json.
-        ValueError: not a run directory, or one without a whole checkpoint.
+        ValueError: not a run directory, or one without a whole checkpoint; or it has adapters, and the checkpoint that
+            they belong to is gone or has changed.
     """
-    with _newest(run_dir) as (checkpoints, step, meta, network):
-        shapes = decoder.abstract(network.model)
-        where = decoder.shardings(network.model, mesh)
-        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
-        return Checkpoint(network, checkpoints.read_params(step, target), step, meta["tokens"])
+    with _newest(run_dir) as (checkpoints, step, meta, config):
+        return Checkpoint(config.network, read_whole(checkpoints, step, meta, run_dir, mesh), step, meta["tokens"])
 
 
 def load_run(run_dir: epath.PathLike) -> tuple[cfg.Network, decoder.Params]:
@@ -60,15 +60,30 @@ def load_run(run_dir: epath.PathLike) -> tuple[cfg.Network, decoder.Params]:
 def open_run(run_dir: epath.PathLike) -> tuple[cfg.Network, Mapping[str, Any]]:
     """Network and parameters of the newest whole checkpoint, these by path, and each read when it is sliced.
 
-    Raises what ``load_checkpoint`` raises.
+    Those of a run with adapters are merged, and all in memory. Raises what ``load_checkpoint`` raises.
     """
-    with _newest(run_dir) as (checkpoints, step, _, network):
-        return network, checkpoints.open_params(step, decoder.abstract(network.model))
+    with _newest(run_dir) as (checkpoints, step, meta, config):
+        if config.lora.rank:
+            whole = read_whole(checkpoints, step, meta, run_dir, one_device())
+            return config.network, by_path(jax.device_get(whole))
+        return config.network, checkpoints.open_params(step, decoder.abstract(config.model))
+
+
+def load_adapters(run_dir: epath.PathLike) -> tuple[cfg.Config, Mapping[str, Any]]:
+    """The config of the newest whole checkpoint, and its adapters by path, float32 NumPy arrays.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_checkpoint``, or a run without adapters.
+    """
+    with _newest(run_dir) as (checkpoints, step, _, config):
+        if not config.lora.rank:
+            raise ValueError(f"{run_dir} has no adapters; a run has them that is trained with config.lora.rank")
+        return config, by_path(jax.device_get(checkpoints.read_params(step, target(config, one_device()))))
 
 
 @contextlib.contextmanager
-def _newest(run_dir: epath.PathLike) -> Iterator[tuple[Checkpoints, int, dict[str, Any], cfg.Network]]:
-    """The checkpoints of a run, and of the newest whole one the step, meta and network."""
+def _newest(run_dir: epath.PathLike) -> Iterator[tuple[Checkpoints, int, dict[str, Any], cfg.Config]]:
+    """The checkpoints of a run, and of the newest whole one the step, meta and config."""
     if "config" not in read_config_json(run_dir):
         raise ValueError(f"{epath.Path(run_dir) / CONFIG} was not written by `scaling train`: no key 'config'")
     checkpoints = Checkpoints(run_dir)
@@ -77,7 +92,7 @@ def _newest(run_dir: epath.PathLike) -> Iterator[tuple[Checkpoints, int, dict[st
         if saved is None:
             raise ValueError(f"{run_dir} holds no checkpoint yet")
         step, meta = saved
-        # The checkpoint's own network: config.json may be of a later attempt.
-        yield checkpoints, step, meta, cfg.freeze(meta["config"]).network
+        # The checkpoint's own config: config.json may be of a later attempt.
+        yield checkpoints, step, meta, cfg.freeze(meta["config"])
     finally:
         checkpoints.close()

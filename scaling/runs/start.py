@@ -22,7 +22,7 @@ from scaling.config import schema as cfg
 from scaling.config.refusal import refused
 from scaling.data.control_tokenizer import SUFFIXES, ControlTokenizer
 from scaling.data.tokenizer import Tokenizer
-from scaling.model import decoder
+from scaling.model import decoder, lora
 from scaling.runs import tokenizer as run_tokenizer
 from scaling.runs.checkpoint import Checkpoints
 from scaling.runs.config_json import read_config_json
@@ -69,12 +69,11 @@ class Start:
         """
         value = {"start": config.start, "rl.reward": config.rl.reward}[knob]
         run = str(absolute(value))
-        noted = absolute(workdir) / FILES[knob]
-        if noted.exists():
-            values = json_text.parse(noted.read_bytes(), str(noted))
-            if values["run"] != run:
-                raise refused(knob, value, f"must be {values['run']!r}, with which {workdir} began")
-            return cls(run, values["step"], values["digest"], cfg.model_of(values["model"]), knob)
+        if (absolute(workdir) / FILES[knob]).exists():
+            noted = cls.noted(workdir, knob)
+            if noted.run != run:
+                raise refused(knob, value, f"must be {noted.run!r}, with which {workdir} began")
+            return noted
         if "config" not in read_config_json(run):
             raise refused(knob, value, "must be a run directory; `scaling import` makes one of such a folder")
         checkpoints = Checkpoints(run)
@@ -86,6 +85,19 @@ class Start:
             return cls(run, step, checkpoints.digest(step), cfg.freeze(meta["config"]).model, knob)
         finally:
             checkpoints.close()
+
+    @classmethod
+    def noted(cls, workdir: epath.PathLike, knob: str = "start") -> "Start":
+        """What the run in ``workdir`` began with.
+
+        Raises:
+            FileNotFoundError: it has no such file.
+        """
+        path = absolute(workdir) / FILES[knob]
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing; it must name the run that {workdir} began with")
+        values = json_text.parse(path.read_bytes(), str(path))
+        return cls(values["run"], values["step"], values["digest"], cfg.model_of(values["model"]), knob)
 
     def note(self, workdir: epath.Path) -> None:
         """Writes its file, and copies the files that an imported run keeps for its export."""
@@ -140,6 +152,15 @@ class Start:
         free = {name: getattr(config.model, name) for name in _FREE}
         return dataclasses.replace(self.model, vocab_size=max(self.model.vocab_size, words.vocab_size), **free)
 
+    def adapters_for(self, config: cfg.Config, words: Tokenizer) -> cfg.Lora:
+        """The adapters of a run that begins here, with the first row of a token that is trained whole."""
+        adapters = config.lora
+        if not adapters.rank or adapters.first_new_token >= 0:
+            return adapters
+        known = run_tokenizer.load(self.run, read_config_json(self.run)).vocab_size
+        first = known if words.vocab_size > known else config.model.vocab_size
+        return dataclasses.replace(adapters, first_new_token=first)
+
     def params(self, model: cfg.Model, mesh: jax.sharding.Mesh, seed: int, layers: int = ALL_LAYERS) -> decoder.Params:
         """The weights, for a model of ``model_for``: rows of new tokens are the mean row, a new head is random.
 
@@ -155,11 +176,10 @@ class Start:
         """
         checkpoints = Checkpoints(self.run)
         try:
-            if not checkpoints.is_there(self.step) or checkpoints.digest(self.step) != self.digest:
+            meta = checkpoints.holds(self.step, self.digest)
+            if meta is None:
                 raise refused(self.knob, self.run, f"has no checkpoint of step {self.step} any more, or another one")
-            shapes, where = decoder.abstract(self.model), decoder.shardings(self.model, mesh)
-            target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
-            found = checkpoints.read_params(self.step, target)
+            found = read_whole(checkpoints, self.step, meta, self.run, mesh)
         finally:
             checkpoints.close()
         with jax.set_mesh(mesh):
@@ -167,6 +187,37 @@ class Start:
                 functools.partial(_grown, self.model, model, layers), out_shardings=decoder.shardings(model, mesh)
             )
             return made(found, jax.random.key(seed))
+
+
+def read_whole(
+    checkpoints: Checkpoints, step: int, meta: dict[str, Any], run: epath.PathLike, mesh: jax.sharding.Mesh
+) -> decoder.Params:
+    """All parameters of a run's model at a step; adapters are merged into the weights that the run began with.
+
+    Args:
+        checkpoints: of the run.
+        step: verified.
+        meta: of the step.
+        run: its directory.
+        mesh: the parameters are laid out on it as in training.
+
+    Raises:
+        FileNotFoundError, ValueError: a run with adapters whose base is not known, or is gone or has changed.
+    """
+    config = cfg.freeze(meta["config"])
+    found = checkpoints.read_params(step, target(config, mesh))
+    if not config.lora.rank:
+        return found
+    base = Start.noted(run).params(config.model, mesh, config.seed)
+    with jax.set_mesh(mesh):
+        where = decoder.shardings(config.model, mesh)
+        return jax.jit(functools.partial(lora.whole, config), out_shardings=where, donate_argnums=1)(found, base)
+
+
+def target(config: cfg.Config, mesh: jax.sharding.Mesh) -> decoder.Params:
+    """What a checkpoint of a config has as its parameters: shapes with shardings."""
+    shapes, where = lora.abstract(config.model, config.lora), lora.shardings(config.model, config.lora, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
 
 
 def _lacks(words: Tokenizer, config: cfg.Config, suffix: str) -> bool:

@@ -11,28 +11,32 @@ import optax
 import optax.contrib
 
 from scaling.config import schema as cfg
-from scaling.model import decoder
+from scaling.model import decoder, lora
 from scaling.model.parametrization import Parametrization, parametrization
 
 # Only for these there is a rule of muP.
 _WITH_MUP = ("adamw", "lion")
+NO_ADAPTERS = cfg.Lora()
 # Arguments that are ours to give: the learning rate is the step's, decay is added around all optimizers alike.
 _OURS = ("learning_rate", "weight_decay", "weight_decay_rate", "mask", "weight_decay_mask", "adam_weight_decay")
 
 
-def make_optimizer(optimizer: cfg.Optimizer, model: cfg.Model) -> optax.GradientTransformation:
+def make_optimizer(
+    optimizer: cfg.Optimizer, model: cfg.Model, adapters: cfg.Lora = NO_ADAPTERS
+) -> optax.GradientTransformation:
     """Clip, the optimizer, decoupled weight decay, per-parameter multipliers; everything but the learning rate itself.
 
     The learning rate is an argument of the step (a function of tokens, which the host knows), so the
     caller multiplies the returned updates by it: params += lr * updates. With ``adamw`` the update is that of
     ``torch.optim.AdamW`` (arXiv 1711.05101, algorithm 2, with decay multiplied by the learning rate). Another name is a
-    function of Optax (or ``optax.contrib``), called with a learning rate of 1 and ``optimizer.arguments``.
+    function of Optax (or ``optax.contrib``), called with a learning rate of 1 and ``optimizer.arguments``. What is
+    trained is what ``model.lora`` says.
 
     Raises:
         ValueError: no such optimizer or argument, or a parametrization or ``state_dtype`` that it does not have.
     """
     scales = parametrization(model)
-    kinds = decoder.metadata(model, "kind")
+    kinds = lora.metadata(model, adapters, "kind")
     inside = jax.tree.map_with_path(lambda path, kind: path[0].key in decoder.STACKS, kinds)
 
     def tree(leaf: Any) -> Any:
@@ -52,7 +56,7 @@ def make_optimizer(optimizer: cfg.Optimizer, model: cfg.Model) -> optax.Gradient
     whole = optax.chain(
         optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
         _scale_by_tree(tree(gradient_scale)) if optimizer.name == "adamw" else optax.identity(),
-        _core(optimizer, model),
+        _core(optimizer, model, adapters),
         _add_decay(jax.tree.map(lambda d: d * optimizer.weight_decay, decay)),
         _scale_by_tree(tree(lr_scale)),
         optax.scale(-1.0),
@@ -67,10 +71,10 @@ def check(optimizer: cfg.Optimizer, model: cfg.Model) -> None:
     """Refuses an optimizer that does not exist, or does not take its arguments (ValueError)."""
     if optimizer.trained == "head" and not model.outputs:
         raise ValueError("config.optimizer.trained='head' needs a model with a head; a model of tokens has 'all'")
-    _core(optimizer, model)
+    _core(optimizer, model, NO_ADAPTERS)
 
 
-def _core(optimizer: cfg.Optimizer, model: cfg.Model) -> optax.GradientTransformation:
+def _core(optimizer: cfg.Optimizer, model: cfg.Model, adapters: cfg.Lora) -> optax.GradientTransformation:
     """What turns gradients into a direction of ascent."""
     if optimizer.name == "adamw":
         if optimizer.arguments:
@@ -93,7 +97,7 @@ def _core(optimizer: cfg.Optimizer, model: cfg.Model) -> optax.GradientTransform
             near = difflib.get_close_matches(key, [k for k in known if k not in _OURS], n=1, cutoff=0)
             raise ValueError(f"config.optimizer.arguments: {key!r} is no argument of {name}; did you mean {near[0]!r}?")
     if "muon_weight_dimension_numbers" in known:
-        arguments["muon_weight_dimension_numbers"] = _matrix_axes(model)
+        arguments["muon_weight_dimension_numbers"] = _matrix_axes(model, adapters)
     for key in ("weight_decay", "adam_weight_decay"):
         if key in known:
             arguments[key] = 0.0
@@ -118,21 +122,22 @@ def find(name: str) -> Callable[..., optax.GradientTransformation]:
     raise ValueError(f"config.optimizer.name={name!r} is no optimizer of Optax; did you mean {near[0]!r}?")
 
 
-def _matrix_axes(model: cfg.Model) -> Any:
+def _matrix_axes(model: cfg.Model, adapters: cfg.Lora) -> Any:
     """For Muon, which axes of each matrix are input and which output; None for all that is no matrix in a block.
 
-    The residual stream is on one side; on which, its place among the axes says. Layers and experts are neither.
+    The residual stream, or an adapter's rank, is one side; which, its place among the axes says. Layers and experts are
+    neither.
     """
 
     def of(axes: tuple[str | None, ...], kind: str) -> Any:
         if kind != "matrix":
             return None
-        stream = axes.index("expert_embed" if "expert_embed" in axes else "embed")
-        others = tuple(i for i, name in enumerate(axes) if i != stream and name not in ("layers", "experts"))
-        sides = ((stream,), others) if stream < min(others) else (others, (stream,))
+        side = axes.index(next(name for name in ("rank", "expert_embed", "embed") if name in axes))
+        others = tuple(i for i, name in enumerate(axes) if i != side and name not in ("layers", "experts"))
+        sides = ((side,), others) if side < min(others) else (others, (side,))
         return optax.contrib.MuonDimensionNumbers(*sides)
 
-    axes, kinds = decoder.axes_tree(model), decoder.metadata(model, "kind")
+    axes, kinds = (lora.metadata(model, adapters, name) for name in ("axes", "kind"))
     return jax.tree.map(of, axes, kinds, is_leaf=lambda x: isinstance(x, tuple))
 
 

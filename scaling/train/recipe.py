@@ -32,7 +32,8 @@ class Recipe:
         files: text files that it adds to the run directory, by name.
         frozen: parameters of other models, which the objective and the step take and do not change; None = none.
         beside: the part of the state that is its own; None = there is none.
-        step: another step than ``make_train_step``'s, of the run and what is frozen; None = that.
+        step: another step than ``make_train_step``'s, of the run and what is frozen; None = that. The state's
+            parameters may be adapters of ``run.base``: ``model.lora.whole`` makes all of them.
         validation: another validation than the means of its metrics, of the same; None = that.
     """
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from scaling.config import schema as cfg
 from scaling.data import loader
 from scaling.data.bad_records import BadRecords
 from scaling.data.tokenizer import Tokenizer
+from scaling.model import decoder, lora
 from scaling.runs.start import Start
 from scaling.train import state as train_state
 from scaling.train.schedule import BatchSchedule
@@ -77,14 +78,35 @@ class Run:
 
     def fresh_state(self) -> train_state.TrainState:
         """The state before the first step."""
-        state = train_state.create_state(self.config, self.mesh)
-        if self.start is not None:
+        state = train_state.create_state(self.config, self.mesh, self.base)
+        if self.start is not None and self.base is None:
             state["params"] = self.start.params(
                 self.config.model, self.mesh, self.config.seed, self.config.align.layers
             )
         if self.beside is not None:
             state["beside"] = self.beside.make(state["params"])
         return state
+
+    @functools.cached_property
+    def base(self) -> decoder.Params | None:
+        """The parameters of ``start`` that adapters change, on the mesh; never donated. None without adapters.
+
+        Raises:
+            ValueError: the checkpoint is gone or has changed.
+        """
+        if not self.config.lora.rank:
+            return None
+        assert self.start is not None
+        return self.start.params(self.config.model, self.mesh, self.config.seed)
+
+    def whole(self, params: decoder.Params) -> decoder.Params:
+        """All parameters of the model, of those of the state: the same without adapters."""
+        return params if self.base is None else self._whole(params, self.base)
+
+    @functools.cached_property
+    def _whole(self) -> Callable[..., decoder.Params]:
+        whole = functools.partial(lora.whole, self.config)
+        return jax.jit(whole, out_shardings=decoder.shardings(self.config.model, self.mesh))
 
     @functools.cached_property
     def schedule(self) -> BatchSchedule:

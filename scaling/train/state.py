@@ -9,14 +9,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from scaling.config import schema as cfg
-from scaling.model import decoder
+from scaling.model import decoder, lora
 from scaling.parallel.sharding import Axes, is_axes, scattered_spec, stored_spec
 from scaling.train.optimizer import make_optimizer
 from scaling.train.reliability import guard
 
 
 class TrainState(TypedDict):
-    params: decoder.Params
+    params: decoder.Params  # those that are trained, see ``model.lora``
     optimizer: Any  # optax state; its moments are trees like params
     step: jax.Array  # int32, steps done
     guard: guard.GuardState
@@ -42,8 +42,8 @@ _SMALL = 1024  # numbers that every device may hold
 def shardings(config: cfg.Config, mesh: Mesh) -> dict[str, Any]:
     """NamedSharding of every leaf of the state: moments lie like gradients, scalars are replicated."""
     scalar = NamedSharding(mesh, P())
-    params = decoder.shardings(config.model, mesh)
-    state = jax.eval_shape(make_optimizer(config.optimizer, config.model).init, decoder.abstract(config.model))
+    params = lora.shardings(config.model, config.lora, mesh)
+    state = jax.eval_shape(_optimizer(config).init, lora.abstract(config.model, config.lora))
     spec = _gradient_spec(config)
     moments = jax.tree.map(lambda axes: NamedSharding(mesh, spec(axes)), state_axes(config, state), is_leaf=is_axes)
     judged = jax.tree.map(lambda _: scalar, jax.eval_shape(guard.create))
@@ -59,8 +59,8 @@ def state_axes(config: cfg.Config, state: Any) -> Any:
     Raises:
         ValueError: a larger leaf that belongs to none.
     """
-    shapes = _by_path(decoder.abstract(config.model))
-    axes = _by_path(decoder.axes_tree(config.model), is_leaf=is_axes)
+    shapes = _by_path(lora.abstract(config.model, config.lora))
+    axes = _by_path(lora.metadata(config.model, config.lora, "axes"), is_leaf=is_axes)
 
     def of_leaf(path: Any, leaf: Any) -> Axes:
         names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
@@ -89,7 +89,7 @@ def _by_path(tree: Any, is_leaf: Any = None) -> dict[tuple[str, ...], Any]:
 
 def gradient_shardings(config: cfg.Config, mesh: Mesh) -> decoder.Params:
     """NamedSharding of every gradient: like its parameter, or in smaller shards with ``mesh.shard_optimizer``."""
-    return decoder.shardings(config.model, mesh, _gradient_spec(config))
+    return lora.shardings(config.model, config.lora, mesh, _gradient_spec(config))
 
 
 def _gradient_spec(config: cfg.Config) -> Callable[[Axes], P]:
@@ -98,26 +98,39 @@ def _gradient_spec(config: cfg.Config) -> Callable[[Axes], P]:
 
 def abstract_state(config: cfg.Config, mesh: Mesh) -> TrainState:
     """Shapes, types and shardings of the state; nothing is allocated."""
-    shapes = jax.eval_shape(lambda: _create(config, jax.random.key(0)))
+    base = decoder.abstract(config.model)
+    shapes = jax.eval_shape(lambda base: _create(config, jax.random.key(0), base), base)
     where = TrainState(**shardings(config, mesh))  # type: ignore[typeddict-item]
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
 
 
-def create_state(config: cfg.Config, mesh: Mesh) -> TrainState:
-    """Initial state, each device making its own shard; the same numbers on every mesh."""
+def abstract_base(config: cfg.Config, mesh: Mesh) -> decoder.Params | None:
+    """Shapes, types and shardings of what adapters change; None without adapters."""
+    if not config.lora.rank:
+        return None
+    shapes, where = decoder.abstract(config.model), decoder.shardings(config.model, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
+
+
+def create_state(config: cfg.Config, mesh: Mesh, base: decoder.Params | None = None) -> TrainState:
+    """Initial state, each device making its own shard; the same numbers on every mesh. ``base`` as ``lora`` has it."""
     with jax.set_mesh(mesh):
-        make = jax.jit(lambda key: _create(config, key), out_shardings=shardings(config, mesh))
-        return make(jax.random.key(config.seed))
+        make = jax.jit(lambda key, base: _create(config, key, base), out_shardings=shardings(config, mesh))
+        return make(jax.random.key(config.seed), base)
 
 
-def _create(config: cfg.Config, key: jax.Array) -> TrainState:
-    params = decoder.initialize(config.model, key)
+def _create(config: cfg.Config, key: jax.Array, base: decoder.Params | None) -> TrainState:
+    params = lora.initialize(config, key, base)
     return TrainState(
         params=params,
-        optimizer=make_optimizer(config.optimizer, config.model).init(params),
+        optimizer=_optimizer(config).init(params),
         step=jnp.zeros((), jnp.int32),
         guard=guard.create(),
     )
+
+
+def _optimizer(config: cfg.Config) -> Any:
+    return make_optimizer(config.optimizer, config.model, config.lora)
 
 
 def parameter_count(params: Any) -> int:

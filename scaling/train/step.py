@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from scaling.config import schema as cfg
 from scaling.data.batch import Batch
-from scaling.model import decoder
+from scaling.model import decoder, lora
 from scaling.objectives.objective import Objective, Sums
 from scaling.parallel import compiler
 from scaling.parallel.sharding import replicated, scattered_gradients
@@ -30,7 +30,7 @@ def dropout_key(seed: int) -> jax.Array:
 def make_train_step(
     config: cfg.Config, mesh: Mesh, objective: Objective
 ) -> Callable[..., tuple[train_state.TrainState, Metrics]]:
-    """Compiles (lazily) ``step(state, batch, lr, microbatches, frozen=None)``; it takes the state over.
+    """Compiles (lazily) ``step(state, batch, lr, microbatches, frozen=None, base=None)``; it takes the state over.
 
     It returns the next state, and the means of the objective's metrics with what the guard saw.
 
@@ -38,19 +38,20 @@ def make_train_step(
     ``microbatches`` are computed, a number known when the step runs: so the batch ramp needs one compilation. Sums of
     gradients and metrics over all of them are divided once, by the weight of all, which makes accumulation equal to the
     large batch. A bad step (``guard.judge``) counts, and leaves parameters and moments as they are. ``frozen`` is
-    what the objective takes besides the model that is trained.
+    what the objective takes besides the model that is trained, and ``base`` what adapters change (``model.lora``).
     """
     schedule = BatchSchedule.from_config(config.train)
-    optimizer = make_optimizer(config.optimizer, config.model)
+    optimizer = make_optimizer(config.optimizer, config.model, config.lora)
     rates = (config.model.dropout_embedding, config.model.dropout_attention, config.model.dropout_residual)
     uses_dropout = any((*rates, config.align.dropout))
 
-    def sums_of(params: Any, frozen: Any, batch: Batch, key: Any) -> Sums:
-        return objective(decoder.merge(config.network, params), frozen, batch, key)
+    def sums_of(params: Any, fixed: Any, batch: Batch, key: Any) -> Sums:
+        frozen, base = fixed
+        return objective(decoder.merge(config.network, lora.whole(config, params, base)), frozen, batch, key)
 
-    def gradients(params: Any, frozen: Any, batch: Batch, key: Any) -> tuple[Any, Sums]:
+    def gradients(params: Any, fixed: Any, batch: Batch, key: Any) -> tuple[Any, Sums]:
         def minimised(params: Any) -> tuple[jax.Array, Sums]:
-            sums = sums_of(params, frozen, batch, key)
+            sums = sums_of(params, fixed, batch, key)
             return sums.objective, sums
 
         with scattered_gradients(config.mesh.shard_optimizer):
@@ -62,9 +63,9 @@ def make_train_step(
             return tree
         return jax.lax.with_sharding_constraint(tree, train_state.gradient_shardings(config, mesh))
 
-    def accumulate(params: Any, frozen: Any, batch: Batch, key: Any, microbatches: Any) -> tuple[Any, Sums]:
+    def accumulate(params: Any, fixed: Any, batch: Batch, key: Any, microbatches: Any) -> tuple[Any, Sums]:
         def given(i: Any) -> tuple[Any, Batch, Any]:
-            return frozen, jax.tree.map(lambda x: x[i], batch), jax.random.fold_in(key, i) if uses_dropout else None
+            return fixed, jax.tree.map(lambda x: x[i], batch), jax.random.fold_in(key, i) if uses_dropout else None
 
         def one(i: Any) -> tuple[Any, Sums]:
             return gradients(params, *given(i))
@@ -77,9 +78,11 @@ def make_train_step(
         start = (scattered(jax.tree.map(jnp.zeros_like, params)), jax.tree.map(jnp.zeros_like, sums))
         return jax.lax.fori_loop(0, count, lambda i, total: jax.tree.map(jnp.add, total, one(i)), start)
 
-    def step(state: Any, batch: Batch, lr: Any, microbatches: Any, frozen: Any = None) -> tuple[Any, Metrics]:
+    def step(
+        state: Any, batch: Batch, lr: Any, microbatches: Any, frozen: Any = None, base: Any = None
+    ) -> tuple[Any, Metrics]:
         key = jax.random.fold_in(dropout_key(config.seed), state["step"])
-        grads, sums = accumulate(state["params"], frozen, batch, key, microbatches)
+        grads, sums = accumulate(state["params"], (frozen, base), batch, key, microbatches)
         grads = jax.tree.map(lambda g: g / sums.weight, scattered(grads))
         updates, moments = optimizer.update(grads, state["optimizer"], state["params"])
         params = jax.tree.map(lambda p, u: p + lr * u, state["params"], scattered(updates))
@@ -107,9 +110,14 @@ def make_train_step(
 
 
 def make_eval_step(config: cfg.Config, mesh: Mesh, objective: Objective) -> Callable[..., Sums]:
-    """Compiles ``eval_step(params, batch, frozen=None) -> Sums`` over all microbatches of a batch, without dropout."""
+    """Compiles ``eval_step(params, batch, frozen=None, base=None) -> Sums`` over all microbatches of a batch.
 
-    def evaluate(params: Any, batch: Batch, frozen: Any = None) -> Sums:
+    Without dropout; arguments as of the train step.
+    """
+
+    def evaluate(params: Any, batch: Batch, frozen: Any = None, base: Any = None) -> Sums:
+        params = lora.whole(config, params, base)
+
         def one(batch: Batch) -> Sums:
             return objective(decoder.merge(config.network, params), frozen, batch, None)
 

@@ -14,7 +14,7 @@ from scaling.objectives.objective import Objective
 from scaling.parallel.sharding import batch_sharding
 from scaling.train.metrics import Log
 from scaling.train.placement import local_rows, place
-from scaling.train.run import Run
+from scaling.train.run import Data, Run
 from scaling.train.state import TrainState
 from scaling.train.step import make_eval_step
 
@@ -28,11 +28,29 @@ class Validation:
         loss: nats a token, of the last time; NaN before.
     """
 
-    def __init__(self, run: Run, objective: Objective, log: Log, derived: Derived | None = None, frozen: Any = None):
-        """Args: the run; its objective, with a metric "loss"; where numbers go; more of them, made of means; frozen."""
+    def __init__(
+        self,
+        run: Run,
+        objective: Objective,
+        log: Log,
+        derived: Derived | None = None,
+        frozen: Any = None,
+        data: Data | None = None,
+    ):
+        """See the class.
+
+        Args:
+            run: see there.
+            objective: with a metric "loss".
+            log: where the numbers go.
+            derived: more numbers, made of the means.
+            frozen: what the objective takes besides the model.
+            data: with what is held out; None = the run's.
+        """
         config = run.config
         self._run, self._log, self._derived, self._frozen = run, log, derived, frozen
-        self._count = min(len(run.data.held_out), max(1, config.eval.tokens // config.train.sequence_length))
+        self._data = run.data if data is None else data
+        self._count = min(len(self._data.held_out), max(1, config.eval.tokens // config.train.sequence_length))
         self._step = make_eval_step(config, run.mesh, objective)
         self.loss = math.nan
 
@@ -48,10 +66,11 @@ class Validation:
         """Means of the objective's metrics, and "eval_tokens": targets counted."""
         size, sharding = self._run.config.eval.batch_sequences, batch_sharding(self._run.mesh)
         rows = local_rows(sharding, size)
-        weight, data = 0.0, self._run.data
+        weight, data = 0.0, self._data
         totals: dict[str, Any] = collections.defaultdict(float)
         for batch in loader.evaluation_batches(data.held_out, self._count, size, rows, data.separator):
-            sums = jax.device_get(self._step(state["params"], place(batch, rows, size, sharding), self._frozen))
+            placed = place(batch, rows, size, sharding)
+            sums = jax.device_get(self._step(state["params"], placed, self._frozen, self._run.base))
             for name, value in sums.metrics.items():
                 totals[name] += np.asarray(value, np.float64)
             weight += float(sums.weight)

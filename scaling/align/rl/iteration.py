@@ -144,8 +144,8 @@ def inner(config: cfg.Config) -> cfg.Config:
 
 
 def of_value(config: cfg.Config, model: cfg.Model) -> cfg.Config:
-    """The config of the value function."""
-    return dataclasses.replace(config, model=model)
+    """The config of the value function, all of whose parameters are trained."""
+    return dataclasses.replace(config, model=model, lora=cfg.Lora())
 
 
 class Iteration:
@@ -180,7 +180,7 @@ class Iteration:
         beside, config, begin = dict(state["beside"]), self._config, time.perf_counter()
         draws, order = self._plan(state["step"])
         inner_step, next_step = self._steps(state["step"])
-        drawn, drawing = self._sampler(state["params"], self._frozen, batch, draws)
+        drawn, drawing = self._sampler(self._run.whole(state["params"]), self._frozen, batch, draws)
         values = self._values(beside["value"]["params"], drawn.texts) if self._value else None
         coefficient = beside["kl"] if config.rl.kl_in == "loss" else jnp.zeros_like(beside["kl"])
         answers, beside["kl"], metrics = jax.block_until_ready(self._learned(drawn, values, beside["kl"]))
@@ -192,7 +192,7 @@ class Iteration:
         for groups in order:
             minibatch = self._take(answers, batch.pretraining, groups, coefficient)
             parts = np.int32(len(minibatch.kl))
-            learner, seen = self._policy_step(learner, minibatch, lr, parts)
+            learner, seen = self._policy_step(learner, minibatch, lr, parts, base=self._run.base)
             policies.append(seen)
             if self._value:
                 minibatch = minibatch._replace(pretraining=None)

@@ -86,7 +86,7 @@ class _Learning:
     def frozen(self, run: Run) -> Frozen:
         """The reference, which is the model that the run begins with, and the reward model."""
         assert run.start is not None
-        reference = run.start.params(run.config.model, run.mesh, run.config.seed)
+        reference = run.base or run.start.params(run.config.model, run.mesh, run.config.seed)
         reward = self._reward(run)
         if reward is None:
             return Frozen(reference, None)
@@ -129,13 +129,11 @@ class _Validation(Validation):
         self._described = sampler.compiled(described)
         self._text = None
         if config.rl.pretraining:
-            plain = dataclasses.replace(config, train=dataclasses.replace(config.train, z_loss=0.0))
             source = dataclasses.replace(config.data, train=config.rl.pretraining, mixture=(), validation="")
             held_out = loader.validation_set(source, run.words, config.train.sequence_length)
             separator = run.words.eot if config.model.document_mask else None
-            data = Data(None, held_out, None, separator)
-            run = dataclasses.replace(run, data=data, config=plain)
-            self._text = Validation(run, next_token(plain), log)
+            text = Data(None, held_out, None, separator)
+            self._text = Validation(run, next_token(config), log, data=text)
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         run = self._run
@@ -145,6 +143,7 @@ class _Validation(Validation):
         sharding = batch_sharding(run.mesh)
         here = local_rows(sharding, micro)
         key = jax.random.fold_in(jax.random.key(run.config.seed), 4)
+        params = run.whole(state["params"])
         for number in range(batches):
             places = {
                 (part, slot): held_out[(number * rows + part * micro + int(row)) % len(held_out)]
@@ -152,7 +151,7 @@ class _Validation(Validation):
                 for slot, row in enumerate(here)
             }
             batch: Row = place(filled((rows // micro, len(here)), places), here, micro, sharding)  # type: ignore[assignment]
-            drawn, _ = self._sampler(state["params"], self._frozen, batch, jax.random.fold_in(key, number))
+            drawn, _ = self._sampler(params, self._frozen, batch, jax.random.fold_in(key, number))
             found.append(jax.device_get(self._described(drawn)))
             if not number and run.is_first:
                 self._show(state, drawn)
