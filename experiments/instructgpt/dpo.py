@@ -6,7 +6,11 @@ One pass over pairs with beta 0.1, 32 pairs a batch, a linear warm-up over the f
 answer's negative log-likelihood (Llama 3, arXiv 2407.21783, section 4.1.4). The learning rate is for models of a few
 million parameters; the paper has 1e-6 for those of billions.
 
-Machine: that of the model; time and loss are not measured here yet.
+Measured from a supervised model of 5.8M parameters, with 985 pairs of kind and rude answers (the preference data of
+"Build a Large Language Model (From Scratch)"), and 109 held out: loss 0.693 to 0.468, accuracy 0.84 (95 % interval 0.76
+to 0.90), log-probability of the chosen answer -80.8 to -79.4, of the rejected one -89.0 to -94.5.
+
+Machine: 2 CPU cores shared with about ten other processes, 31 steps. Time: 18 minutes, of which 13 in the steps.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +22,7 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.data.tokenizer = ""  # the start's, with control tokens for dialogues
     config.data.validation_fraction = 0.1
-    config.data.bad_records = "skip"  # HH-RLHF has dialogues that differ before the last answer
+    config.data.bad_records = "skip"  # HH-RLHF, for one, has empty responses
     config.compute.dtype = "float32"
     config.compute.loss_chunk = 0
 
