@@ -25,7 +25,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--slices", type=int, metavar="N", help="number of these slices (default: config.mesh.slices)")
     add("--device", metavar="KIND", help="estimate for this chip without compiling, such as v5p or H100")
     add("--devices", type=int, metavar="N", help="number of these chips")
-    add("--step", choices=("train", "eval", "generate"), default="train", help="which step (default: train)")
+    add(
+        "--step",
+        choices=("train", "eval", "generate", "ppo", "grpo"),
+        help="which step (default: train; ppo for a config with rl.reward)",
+    )
     add("--batch_size", type=int, metavar="N", help="generate: number of texts at a time (default: 8)")
     add("--prompt_tokens", type=int, metavar="N", help="generate: tokens of the longest prompt (default: 128)")
     add("--tokens", type=int, metavar="N", help="generate: new tokens for each text (default: 100)")
@@ -65,8 +69,10 @@ def run(options: argparse.Namespace) -> int:
     if options.table is not None:
         return _table(options)
     _check(options)
-    request = _request(options)
     config, name = load(options.config, options.overrides), run_name(options.config)
+    options.step = options.step or ("ppo" if config.rl.reward and not options.search else "train")
+    _check_step(options)
+    request = _request(options)
     if options.slices:
         config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=options.slices))
     where = _where(options, config.mesh.slices)
@@ -128,6 +134,9 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--devices belongs to --device; --topology gives the number of chips itself")
     if options.device and (not options.devices or options.devices < 1):
         raise ValueError(f"--device={options.device} needs --devices=N, at least 1")
+
+
+def _check_step(options: argparse.Namespace) -> None:
     if options.step != "generate" and any(getattr(options, name) is not None for name in _ASKED):
         raise ValueError(f"{', '.join('--' + name for name in _ASKED)} belong to --step=generate")
     if options.step != "train" and (options.device or options.search):
@@ -140,7 +149,7 @@ def _table(options: argparse.Namespace) -> int:
     from scaling.plan.table import table
 
     others = (getattr(options, name) for name in ("config", "overrides", *_NOT_OF_TABLES))
-    if any(others) or options.step != "train":
+    if any(others) or options.step not in (None, "train"):
         raise ValueError("--table has its own configs and topologies; it can be combined only with --fresh")
     for line in table(options.table, options.fresh, lambda text: print(text, file=sys.stderr)):
         print(line)
@@ -200,7 +209,7 @@ def to_json(plan: "Plan", price: float | None) -> dict[str, Any]:
 
 def to_text(name: str, plan: "Plan", price: float | None, top: int = 0) -> str:
     """The plan as text."""
-    from scaling.plan.plan import HEADROOM
+    from scaling.plan.plan import HEADROOM, RL
 
     gib = 2**30
     lines = [f"{name} on {plan.where}, {plan.chips:,} chips: {plan.layout}"]
@@ -217,6 +226,8 @@ def to_text(name: str, plan: "Plan", price: float | None, top: int = 0) -> str:
     else:
         rate = f"{plan.tokens_per_second:,.0f} tokens/s, MFU {100 * plan.mfu:.1f} %"
         lines.append(f"{plan.step + ' step':<12} {plan.seconds:.3g} s, {plan.tokens:,} tokens: {rate}")
+    if plan.step in RL:
+        return "\n".join([*lines, "where it goes", *(_part(plan, part) for part in plan.parts), "", *plan.assumptions])
     if plan.step == "train":
         cost = f", {plan.chip_hours * price:,.0f} at {price:g} a chip-hour" if price else ""
         lines.append(

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from scaling.config import schema as cfg
-from scaling.data.tokenizer import Tokenizer
 from scaling.generate import decode
 from scaling.generate.sampling import Sampling, rules
 from scaling.model import decoder, kv_cache
@@ -17,14 +16,14 @@ class Rollouts:
 
     Args:
         network: resolved.
-        words: tokenizer, whose ids alone are drawn.
+        vocab_size: ids from here on are never drawn.
         mesh: devices of the parameters.
         sampling: number of tokens, temperature and ends; nothing else may differ from its default.
     """
 
-    def __init__(self, network: cfg.Network, words: Tokenizer, mesh: jax.sharding.Mesh, sampling: Sampling) -> None:
+    def __init__(self, network: cfg.Network, vocab_size: int, mesh: jax.sharding.Mesh, sampling: Sampling) -> None:
         self._split = kv_cache.splitter(network, mesh)
-        static, self._dials = rules(sampling, words.vocab_size, words.eot)
+        static, self._dials = rules(sampling, vocab_size, None)
         assert not (static.greedy or static.top_k or static.nucleus or static.penalised)
         self._room = sampling.tokens
         self._program = decode.Program(network, static, sampling.tokens)

@@ -30,6 +30,7 @@ HEADROOM = 0.05  # of the memory that should stay free
 OPERATIONS = 40  # the longest that are kept
 VOCABULARIES = {"gpt2": 50257}  # known without the tokenizer's files
 READ = "weights and cache"  # what decoding must read for each token
+RL = ("ppo", "grpo")  # steps that are iterations of learning from rewards
 PACKAGE = Path(__file__).resolve().parents[1]
 # What of a config changes no compiled program; of ``eval`` the batch does, and is asked for beside.
 _NOT_COMPILED = ("workdir", "seed", "data", "distributed", "eval", "log", "checkpoint", "sample")
@@ -44,7 +45,7 @@ class Plan:
         where: the topology or kind of chip.
         chips: number of chips.
         layout: mesh, remat and microbatch, in words.
-        step: train, eval or generate.
+        step: train, eval, generate, ppo or grpo.
         memory: part -> bytes a device.
         hbm: bytes that a device has.
         refusal: why the step does not fit into memory; then the numbers are 0.
@@ -194,7 +195,7 @@ def compiled(
     base = _empty(config, f"{slices} x {name}" if slices > 1 else name, chip, len(devices), step, request)
     try:
         with compiler_output() as said:
-            read = functools.partial(_generation, request) if request else _step
+            read = functools.partial(_generation, request) if request else _iteration if step in RL else _step
             found = read(base, config, chip, devices)
     except DoesNotFit as error:
         found = dataclasses.replace(base, refusal=str(error))
@@ -252,6 +253,42 @@ def _generation(request: Request, base: Plan, config: cfg.Config, chip: chips.Ch
         ideal={READ: program.read / (chip.hbm_bandwidth / chip.devices)},
         compile_seconds=program.seconds,
     )
+
+
+def _iteration(base: Plan, config: cfg.Config, chip: chips.Chip, devices: list[Any]) -> Plan:
+    from scaling.plan import predict
+    from scaling.plan.iteration import compile_iteration
+
+    found = compile_iteration(config, reward_model(config), base.step == "ppo", chip, devices)
+    return dataclasses.replace(
+        base,
+        memory=found.memory,
+        seconds=sum(found.seconds.values()),
+        tokens=found.tokens,
+        parts=found.seconds,
+        cycles=found.cycles,
+        compile_seconds=found.compile_seconds,
+        assumptions=predict.assumptions(chip, config.mesh.slices, "train"),
+    )
+
+
+def reward_model(config: cfg.Config) -> cfg.Model | None:
+    """The model that ``config.rl.reward`` names, a run or the file of an experiment; None = a function.
+
+    Raises:
+        FileNotFoundError, ValueError: there is neither.
+    """
+    spec = config.rl.reward
+    if spec.endswith(".py"):
+        from scaling.config.files import load
+
+        return resolved(load(spec), config.mesh.devices).model
+    from scaling.align import rewards
+    from scaling.runs.config_json import read_config_json
+
+    if rewards.of_texts(spec) is not None:
+        return None
+    return cfg.freeze(read_config_json(spec)["config"]).model
 
 
 def _predicted(base: Plan, guess: "Prediction", chip: chips.Chip, config: cfg.Config) -> Plan:
@@ -343,7 +380,7 @@ def _cache_path(config: cfg.Config, name: str, slices: int, step: str, request: 
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{package} {importlib.metadata.version(package)}")
     source = hashlib.sha256()
-    for folder in ("generate", "model", "objectives", "parallel", "plan", "train"):
+    for folder in ("align/rl", "generate", "model", "objectives", "parallel", "plan", "train"):
         for path in sorted((PACKAGE / folder).rglob("*.py")):
             source.update(path.read_bytes())
     for name_of_file in ("catalog/chips.py", "catalog/flops.py"):  # which a prediction is computed with

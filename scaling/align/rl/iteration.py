@@ -61,26 +61,54 @@ class Drawn(NamedTuple):
     scores: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What the programs of an iteration are compiled for.
+
+    Attributes:
+        config: resolved.
+        mesh: devices.
+        vocab_size: of the tokenizer, whose ids alone are drawn.
+        ends: tokens that end an answer.
+        eot: the token between documents.
+    """
+
+    config: cfg.Config
+    mesh: jax.sharding.Mesh
+    vocab_size: int
+    ends: tuple[int, ...]
+    eot: int
+
+    @classmethod
+    def of(cls, run: Run) -> "Setting":
+        """That of a run."""
+        chat = Chat(run.words, read_template(run.config.chat.template))
+        return cls(run.config, run.mesh, run.words.vocab_size, (chat.end, run.words.eot), run.words.eot)
+
+
 class Sampler:
     """Draws answers and has them scored: what an iteration and a validation begin with.
 
     Args:
-        run: see there.
+        setting: see there.
         judge: scores the answers.
+
+    Attributes:
+        align: the compiled ``left_aligned``.
+        log_probs: log-probabilities float32 [B, T] of ``Texts`` by parameters, compiled.
     """
 
-    def __init__(self, run: Run, judge: Judge) -> None:
-        config, self._judge, self._vocab = run.config, judge, run.words.vocab_size
-        self._config, self._mesh, self._options = config, run.mesh, compiler.options(list(run.mesh.devices.flat))
-        chat = Chat(run.words, read_template(config.chat.template))
-        ends = (chat.end, run.words.eot)
-        sampling = Sampling(tokens=config.rl.response_tokens, temperature=config.rl.temperature, end_ids=ends)
-        self._rollouts = Rollouts(config.network, run.words, run.mesh, sampling)
-        whole = replicated(run.mesh)
+    def __init__(self, setting: Setting, judge: Judge) -> None:
+        config, self._judge, self._vocab = setting.config, judge, setting.vocab_size
+        self._config, self._mesh = config, setting.mesh
+        self._options = compiler.options(list(setting.mesh.devices.flat))
+        sampling = Sampling(tokens=config.rl.response_tokens, temperature=config.rl.temperature, end_ids=setting.ends)
+        self._rollouts = Rollouts(config.network, setting.vocab_size, setting.mesh, sampling)
+        whole = replicated(setting.mesh)
         self._flat = self.compiled(lambda batch: (_flat(batch.tokens), _flat(batch.start), _flat(batch.number)))
-        self._align = self.compiled(functools.partial(left_aligned, end_ids=ends), out_shardings=whole)
+        self.align = self.compiled(functools.partial(left_aligned, end_ids=setting.ends), out_shardings=whole)
         self._whole = self.compiled(lambda x: x, out_shardings=whole)
-        self._log_probs = self.compiled(self._log_probs_of)
+        self.log_probs = self.compiled(self._log_probs_of)
         self._ruled = self.compiled(self._after_rule)
 
     def compiled(self, function: Any, **options: Any) -> Any:
@@ -96,10 +124,10 @@ class Sampler:
         begin = time.perf_counter()
         tokens, starts, numbers = self._flat(batch)
         chosen = self._rollouts(params, tokens, starts, key)
-        texts = jax.block_until_ready(self._align(tokens, starts, chosen))
+        texts = jax.block_until_ready(self.align(tokens, starts, chosen))
         drawn = time.perf_counter()
-        found = self._log_probs(params, texts)
-        reference = self._log_probs(frozen.reference, texts)
+        found = self.log_probs(params, texts)
+        reference = self.log_probs(frozen.reference, texts)
         numbers = self._whole(numbers)
         scores = self._ruled(self._judge(frozen.reward, texts, chosen, numbers), texts.ended)
         return Drawn(texts, chosen, numbers, found, reference, scores), drawn - begin
@@ -152,51 +180,68 @@ class Iteration:
     """The step of a run that learns from rewards, by PPO with a value function, or by GRPO without.
 
     Args:
-        run: see there; its batches are of ``prompts.Row``.
-        frozen: see there.
+        setting: see there.
         judge: scores the answers.
         value_model: of the value function; None = GRPO.
+        frozen: see there; the batches of a call are of ``prompts.Row``. Both may be None for programs alone.
+        run: see there.
+
+    Attributes:
+        sampler: see there.
+        updates: in an iteration.
+        learned: what the updates learn from, of what was drawn, compiled; others likewise.
+        take: a minibatch.
+        policy_step, value_step: updates, as ``make_train_step`` makes them.
+        values: what the value function says, float32 [B, T].
     """
 
-    def __init__(self, run: Run, frozen: Frozen, judge: Judge, value_model: cfg.Model | None) -> None:
-        self._run, self._frozen, self._config, self._value = run, frozen, run.config, value_model
-        self._sampler = Sampler(run, judge)
-        compiled, small = self._sampler.compiled, inner(run.config)
-        self._policy_step = make_train_step(small, run.mesh, policy(small, run.words.vocab_size))
+    def __init__(
+        self,
+        setting: Setting,
+        judge: Judge,
+        value_model: cfg.Model | None,
+        frozen: Frozen | None = None,
+        run: Run | None = None,
+    ) -> None:
+        self._run, self._frozen, self._config, self._value = run, frozen, setting.config, value_model
+        self._setting, self.sampler = setting, Sampler(setting, judge)
+        compiled, small, mesh = self.sampler.compiled, inner(setting.config), setting.mesh
+        self.policy_step = make_train_step(small, mesh, policy(small, setting.vocab_size))
         if value_model is not None:
             of_values = of_value(small, value_model)
-            self._value_step = make_train_step(of_values, run.mesh, value(of_values))
-            self._values = compiled(self._values_of)
-        self._updates = self._config.rl.minibatches * self._config.rl.passes
+            self.value_step = make_train_step(of_values, mesh, value(of_values))
+            self.values = compiled(self._values_of)
+        self.updates = self._config.rl.minibatches * self._config.rl.passes
         self._plan = compiled(self._planned)
-        self._learned = compiled(self._answers)
-        self._take = compiled(self._minibatch)
+        self.learned = compiled(self._answers)
+        self.take = compiled(self._minibatch)
         self._average = compiled(self._averaged, donate_argnums=0)
-        self._steps = jax.jit(lambda step: (step * self._updates, step + 1), out_shardings=replicated(run.mesh))
+        self._steps = jax.jit(lambda step: (step * self.updates, step + 1), out_shardings=replicated(mesh))
         self._mean = jax.jit(lambda each: jax.tree.map(lambda *x: jnp.stack(x).astype(jnp.float32).mean(), *each))
 
     def __call__(self, state: TrainState, batch: Row, lr: Any, microbatches: Any) -> tuple[TrainState, Metrics]:
         """The next state, and what is logged; ``microbatches`` are all that the batch has."""
+        assert self._run is not None and self._frozen is not None
         beside, config, begin = dict(state["beside"]), self._config, time.perf_counter()
         draws, order = self._plan(state["step"])
         inner_step, next_step = self._steps(state["step"])
-        drawn, drawing = self._sampler(self._run.whole(state["params"]), self._frozen, batch, draws)
-        values = self._values(beside["value"]["params"], drawn.texts) if self._value else None
+        drawn, drawing = self.sampler(self._run.whole(state["params"]), self._frozen, batch, draws)
+        values = self.values(beside["value"]["params"], drawn.texts) if self._value else None
         coefficient = beside["kl"] if config.rl.kl_in == "loss" else jnp.zeros_like(beside["kl"])
-        answers, beside["kl"], metrics = jax.block_until_ready(self._learned(drawn, values, beside["kl"]))
+        answers, beside["kl"], metrics = jax.block_until_ready(self.learned(drawn, values, beside["kl"]))
         scored = time.perf_counter()
         learner = TrainState(**{**state, "step": inner_step})
         del learner["beside"]
         value_lr = lr * (config.rl.value_lr or config.optimizer.peak_lr) / config.optimizer.peak_lr
         policies, critics = list[Metrics](), list[Metrics]()
         for groups in order:
-            minibatch = self._take(answers, batch.pretraining, groups, coefficient)
+            minibatch = self.take(answers, batch.pretraining, groups, coefficient)
             parts = np.int32(len(minibatch.kl))
-            learner, seen = self._policy_step(learner, minibatch, lr, parts, base=self._run.base)
+            learner, seen = self.policy_step(learner, minibatch, lr, parts, base=self._run.base)
             policies.append(seen)
             if self._value:
                 minibatch = minibatch._replace(pretraining=None)
-                beside["value"], seen = self._value_step(beside["value"], minibatch, value_lr, parts)
+                beside["value"], seen = self.value_step(beside["value"], minibatch, value_lr, parts)
                 critics.append(seen)
         if "ema" in beside:
             beside["ema"] = self._average(beside["ema"], learner["params"])
@@ -226,7 +271,7 @@ class Iteration:
         def some(batch: Batch) -> jax.Array:
             return model.outputs(forward(model, batch, None)[0])[..., 0]
 
-        return in_parts(some, texts, self._config, self._run.mesh)
+        return in_parts(some, texts, self._config, self._setting.mesh)
 
     def _answers(self, drawn: Drawn, values: jax.Array | None, kl: jax.Array) -> tuple[Answers, jax.Array, Metrics]:
         """What the updates learn from, the coefficient of the next iteration, and what is logged of the answers."""
@@ -283,7 +328,7 @@ class Iteration:
         weights = jnp.full(tokens.shape, 1 / tokens.size, jnp.float32)
         if not self._config.model.document_mask:
             return Batch(tokens, targets, weights)
-        begins = tokens == self._run.words.eot
+        begins = tokens == self._setting.eot
         index = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         positions = index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
         return Batch(tokens, targets, weights, positions, jnp.cumsum(begins, axis=1, dtype=jnp.int32))
@@ -291,7 +336,7 @@ class Iteration:
     def _placed(self, tree: Any, parts: tuple[int, int]) -> Any:
         """Arrays [rows, T] as microbatches on the mesh."""
         tree = jax.tree.map(lambda x: x.reshape(*parts, *x.shape[1:]), tree)
-        return jax.lax.with_sharding_constraint(tree, batch_sharding(self._run.mesh))
+        return jax.lax.with_sharding_constraint(tree, batch_sharding(self._setting.mesh))
 
     def _averaged(self, mean: decoder.Params, params: decoder.Params) -> decoder.Params:
         decay = self._config.rl.ema

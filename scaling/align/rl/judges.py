@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -46,12 +47,17 @@ def by_model(spec: str, model: cfg.Model, config: cfg.Config, mesh: jax.sharding
     """A reward model, which reads the ids as they were drawn, at the last one."""
     path = epath.Path(spec) / FILE
     bias = json_text.parse(path.read_bytes(), str(path))["bias"] if path.exists() else 0.0
+    read_scores = scorer(model, config, mesh, bias)
+    return lambda params, texts, chosen, numbers: read_scores(params, texts)
+
+
+def scorer(model: cfg.Model, config: cfg.Config, mesh: jax.sharding.Mesh, bias: float = 0.0) -> Any:
+    """The compiled function that gives the scores [B] of ``Texts`` by the parameters of a reward model."""
     network, rows = cfg.Network(model, config.compute), config.train.microbatch_sequences
 
     def score(params: decoder.Params, texts: Texts) -> jax.Array:
         judge = decoder.merge(network, params)
-        place = jax.numpy.arange(texts.tokens.shape[1])
-        reads = (place == texts.lengths[:, None] - 1).astype(np.float32)
+        reads = (jnp.arange(texts.tokens.shape[1]) == texts.lengths[:, None] - 1).astype(jnp.float32)
         batch = Scored(texts.tokens, texts.targets, texts.mask, None, None, reads, reads)
         batch = jax.tree.map(lambda x: x.reshape(-1, rows, x.shape[1]), batch)
         batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
@@ -62,10 +68,7 @@ def by_model(spec: str, model: cfg.Model, config: cfg.Config, mesh: jax.sharding
 
         return jax.lax.map(some, batch).reshape(-1) + np.float32(bias)
 
-    compiled = jax.jit(
-        score, out_shardings=replicated(mesh), compiler_options=compiler.options(list(mesh.devices.flat))
-    )
-    return lambda params, texts, chosen, numbers: compiled(params, texts)
+    return jax.jit(score, out_shardings=replicated(mesh), compiler_options=compiler.options(list(mesh.devices.flat)))
 
 
 def by_function(

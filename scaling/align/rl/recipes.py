@@ -12,7 +12,7 @@ import numpy as np
 from scaling.align import rewards
 from scaling.align.rewards import Reward
 from scaling.align.rl import judges
-from scaling.align.rl.iteration import Drawn, Frozen, Iteration, Sampler, described, inner, of_value
+from scaling.align.rl.iteration import Drawn, Frozen, Iteration, Sampler, Setting, described, inner, of_value
 from scaling.align.rl.prompts import Row, check, data
 from scaling.config import schema as cfg
 from scaling.config.refusal import refused
@@ -95,10 +95,11 @@ class _Learning:
         return Frozen(reference, reward.params(reward.model, run.mesh, run.config.seed))
 
     def step(self, run: Run, frozen: Frozen) -> Iteration:
-        return Iteration(run, frozen, self._judge(run), self._value_model(run) if self._critic else None)
+        value_model = self._value_model(run) if self._critic else None
+        return Iteration(Setting.of(run), self._judge(run), value_model, frozen, run)
 
     def validation(self, run: Run, frozen: Frozen, log: Log) -> Validation:
-        return _Validation(run, frozen, log, Sampler(run, self._judge(run)))
+        return _Validation(run, frozen, log, Sampler(Setting.of(run), self._judge(run)))
 
     def _reward(self, run: Run) -> Start | None:
         """The reward model; None if a function scores."""

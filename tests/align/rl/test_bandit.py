@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling.align.rl.iteration import Frozen, Iteration, of_value
+from scaling.align.rl.iteration import Frozen, Iteration, Setting, of_value
 from scaling.align.rl.prompts import Row
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
@@ -70,7 +70,7 @@ def learned(run, iterations, critic):
         if value:
             beside["value"] = train_state.create_state(of_value(config, value), mesh)
         state["beside"] = beside
-        step = Iteration(run, Frozen(reference, None), judge, value)
+        step = Iteration(Setting.of(run), judge, value, Frozen(reference, None), run)
         rows = config.train.batch_tokens // 2
         batch = Row(
             *(jnp.asarray(x, jnp.int32) for x in (np.full((1, rows, 1), 7), np.zeros((1, rows)), np.zeros((1, rows))))
