@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.train.batch_tokens = 512 * 2048
     config.train.microbatch_sequences = 64
     config.train.ramp_tokens = 0
+    config.train.ramp_start_tokens = config.train.batch_tokens
     config.align.epochs = 8.0  # 256k answers to 31k prompts
 
     config.rl.reward = "experiments/gpt3/6700m.py"
