@@ -91,31 +91,44 @@ def _check(config: cfg.Config, run_dir: str | os.PathLike[str]) -> None:
 
 
 def _modules(config: cfg.Config, entries: list[weights.Tensor], params: Mapping[str, np.ndarray]) -> Iterator[_Module]:
-    """The modules that have adapters; one that holds several of our matrices has all of their ranks."""
-    matrices = {".".join(matrix.path): matrix for matrix in lora.adapted(config.model, config.lora)}
-    rank = config.lora.rank
+    """The modules that have adapters."""
+    inputs = {".".join(matrix.path): matrix.inputs for matrix in lora.adapted(config.model, config.lora)}
     for entry in entries:
-        parts = tuple(i for i, path in enumerate(entry.ours) if path in matrices)
-        if not parts:
-            continue
-        ours = [entry.ours[i] for i in parts]
-        axes = weights.AXES[ours[0].partition(".")[2]]
-        inputs = matrices[ours[0]].inputs
-        into, out = axes[:inputs], axes[inputs:]
-        first, second = entry.layout.split()
-        transposed = set(first) == set(into)
-        theirs_in, theirs_out = (first, second) if transposed else (second, first)
-        layer = entry.place[0]
-        a = np.concatenate([params[f"{path}.{lora.A}"][layer] for path in ours], axis=-1)
-        a = a.transpose([into.index(axis) for axis in theirs_in] + [len(into)]).reshape(-1, a.shape[-1])
-        each = [params[f"{path}.{lora.B}"][layer] for path in ours]
-        b = np.zeros((len(entry.ours), len(parts) * rank, *each[0].shape[1:]), np.float32)
-        for n, (i, part) in enumerate(zip(parts, each, strict=True)):
-            b[i, n * rank : (n + 1) * rank] = part
-        named = f"{len(entry.ours)}r{out}"
-        order = [named.index(axis) for axis in (theirs_out if len(entry.ours) > 1 else f"1{theirs_out}")]
-        b = b.transpose([*order, 1]).reshape(-1, b.shape[1])
-        yield _Module(entry, parts, np.ascontiguousarray(a.T), b, transposed)
+        parts = tuple(i for i, path in enumerate(entry.ours) if path in inputs)
+        if parts:
+            yield _module(entry, parts, inputs[entry.ours[parts[0]]], params)
+
+
+def _module(entry: weights.Tensor, parts: tuple[int, ...], inputs: int, params: Mapping[str, np.ndarray]) -> _Module:
+    """A module of several of our matrices has the ranks of all of them: each reads all inputs, and writes its outputs.
+
+    Args:
+        entry: of the module's weight.
+        parts: numbers of the matrices that have adapters.
+        inputs: how many axes of a matrix are inputs.
+        params: the adapters by path.
+    """
+    axes = weights.AXES[entry.ours[0].partition(".")[2]]
+    into, out = axes[:inputs], axes[inputs:]
+    first, second = entry.layout.split()
+    transposed = set(first) == set(into)
+    theirs_in, theirs_out = (first, second) if transposed else (second, first)
+    every_a, every_b = ([params[f"{entry.ours[i]}.{name}"][entry.place[0]] for i in parts] for name in (lora.A, lora.B))
+    a = np.concatenate(every_a, axis=-1)  # [inputs, ranks]
+    b = np.zeros((len(entry.ours), a.shape[-1], *every_b[0].shape[1:]), np.float32)  # [matrices, ranks, outputs]
+    rank = len(every_b[0])
+    for n, (i, part) in enumerate(zip(parts, every_b, strict=True)):
+        b[i, n * rank : (n + 1) * rank] = part
+    count = str(len(entry.ours))
+    theirs_out = theirs_out if count in theirs_out else count + theirs_out
+    lora_a = _ordered(a, f"{into}r", f"r{theirs_in}").reshape(a.shape[-1], -1)
+    lora_b = _ordered(b, f"{count}r{out}", f"{theirs_out}r").reshape(-1, b.shape[1])
+    return _Module(entry, parts, lora_a, lora_b, transposed)
+
+
+def _ordered(array: np.ndarray, axes: str, order: str) -> np.ndarray:
+    """An array whose axes have these letters, with its axes in another order."""
+    return np.ascontiguousarray(array.transpose([axes.index(axis) for axis in order]))
 
 
 def _config(adapters: cfg.Lora, found: list[_Module], source: Any, layers: str) -> dict[str, Any]:

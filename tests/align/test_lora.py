@@ -22,11 +22,13 @@ KNOWN, NEW = 257, 4  # tokens of bytes, and those of +chat
 @pytest.fixture(scope="module", autouse=True)
 def dialogues(folder):
     """Dialogues whose answers are the question again."""
-    folder.write("d.jsonl", [{"prompt": f"{i:02}", "response": f"{i:02}" * (1 + i % 3)} for i in range(160)])
+    folder.write("lora-d.jsonl", [{"prompt": f"{i:02}", "response": f"{i:02}" * (1 + i % 3)} for i in range(160)])
 
 
 def sft(folder, name, *arguments):
-    return folder.align("sft", name, f"--config.data.train={folder}/d.jsonl", "--config.align.epochs=3", *arguments)
+    return folder.align(
+        "sft", name, f"--config.data.train={folder}/lora-d.jsonl", "--config.align.epochs=3", *arguments
+    )
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +69,8 @@ def test_it_learns_and_only_adapters_and_new_rows_are_saved(folder, tuned):
 
 
 def test_the_first_loss_is_that_of_the_base(folder, tuned):
-    assert sft(folder, "whole", "--config.optimizer.peak_lr=0.1") == 0
-    assert folder.losses("lora")[0] == folder.losses("whole")[0]
+    assert sft(folder, "lora-whole", "--config.optimizer.peak_lr=0.1") == 0
+    assert folder.losses("lora")[0] == folder.losses("lora-whole")[0]
 
 
 def test_what_is_read_is_what_the_last_step_had(folder, tuned, capsys):
@@ -81,85 +83,90 @@ def test_what_is_read_is_what_the_last_step_had(folder, tuned, capsys):
     assert len({row.tobytes() for row in rows}) == NEW  # they began alike
     assert np.abs(np.asarray(after["blocks"]["mlp"]["up"] - before["blocks"]["mlp"]["up"])).max() > 1e-3
     knobs = ["--config.optimizer.peak_lr=0", "--config.align.epochs=1"]
-    same = [f"--config.data.train={folder}/d.jsonl", f"--config.start={tuned}"]
-    assert folder.align("sft", "child", *same, *knobs) == 0
-    jax.tree.map(np.testing.assert_array_equal, params_of(folder / "child"), after)
-    found = [folder.lines(run, "evals.jsonl")[-1]["loss"] for run in ("lora", "child")]
+    same = [f"--config.data.train={folder}/lora-d.jsonl", f"--config.start={tuned}"]
+    assert folder.align("sft", "lora-child", *same, *knobs) == 0
+    jax.tree.map(np.testing.assert_array_equal, params_of(folder / "lora-child"), after)
+    found = [folder.lines(run, "evals.jsonl")[-1]["loss"] for run in ("lora", "lora-child")]
     np.testing.assert_allclose(*found, rtol=1e-6)
     assert cli.main(["generate", str(tuned), "--prompt=a", "--tokens=3", "--temperature=0"]) == 0
 
 
 def test_adapters_on_adapters(folder, tuned):
     """A run that begins with a run with adapters trains adapters of the merged weights."""
-    same = [f"--config.data.train={folder}/d.jsonl", f"--config.start={tuned}", "--config.align.epochs=1"]
-    assert folder.align("sft", "second", *same, *LORA) == 0
-    assert load_adapters(folder / "second")[0].lora.first_new_token == KNOWN + NEW  # no new ones
-    jax.tree.map(np.testing.assert_array_equal, base_params(folder / "second"), params_of(tuned))
-    change = params_of(folder / "second")["blocks"]["mlp"]["down"] - params_of(tuned)["blocks"]["mlp"]["down"]
+    same = [f"--config.data.train={folder}/lora-d.jsonl", f"--config.start={tuned}", "--config.align.epochs=1"]
+    assert folder.align("sft", "lora-second", *same, *LORA) == 0
+    assert load_adapters(folder / "lora-second")[0].lora.first_new_token == KNOWN + NEW  # no new ones
+    jax.tree.map(np.testing.assert_array_equal, base_params(folder / "lora-second"), params_of(tuned))
+    change = params_of(folder / "lora-second")["blocks"]["mlp"]["down"] - params_of(tuned)["blocks"]["mlp"]["down"]
     assert np.linalg.matrix_rank(np.asarray(change[0]), tol=1e-4) == 4
 
 
 def test_a_run_that_is_cut_short_goes_on_to_the_same_curve(folder, tuned):
-    shutil.copytree(tuned, folder / "cut")
-    for step in sorted((folder / "cut" / "checkpoints").iterdir())[1:]:
+    shutil.copytree(tuned, folder / "lora-cut")
+    for step in sorted((folder / "lora-cut" / "checkpoints").iterdir())[1:]:
         shutil.rmtree(step)
-    assert sft(folder, "cut", *LORA, *SAVES) == 0
-    assert folder.losses("cut") == folder.losses("lora")
-    jax.tree.map(np.testing.assert_array_equal, params_of(folder / "cut"), params_of(tuned))
-    assert sft(folder, "cut", *LORA, *SAVES, "--config.lora.alpha=8") == exit_codes.USAGE
+    assert sft(folder, "lora-cut", *LORA, *SAVES) == 0
+    assert folder.losses("lora-cut") == folder.losses("lora")
+    jax.tree.map(np.testing.assert_array_equal, params_of(folder / "lora-cut"), params_of(tuned))
+    assert sft(folder, "lora-cut", *LORA, *SAVES, "--config.lora.alpha=8") == exit_codes.USAGE
 
 
 def test_exported_whole(folder, tuned):
     """Of a model that Hugging Face has: the exported tensors are the merged ones."""
-    assert cli.main(["export", str(tuned), str(folder / "hf")]) == 0
-    _, params = huggingface.load(folder / "hf")
+    assert cli.main(["export", str(tuned), str(folder / "lora-hf")]) == 0
+    _, params = huggingface.load(folder / "lora-hf")
     expected = params_of(tuned)
     expected["tokens"] = expected["tokens"][: KNOWN + NEW]
     jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(expected))
 
 
 def test_trained_rows_are_no_adapters_of_peft(folder, tuned, capsys):
-    assert cli.main(["export", str(tuned), str(folder / "peft"), "--adapters"]) == exit_codes.USAGE
-    assert "trained rows of 4 tokens" in capsys.readouterr().err and not (folder / "peft").exists()
+    assert cli.main(["export", str(tuned), str(folder / "lora-peft"), "--adapters"]) == exit_codes.USAGE
+    assert "trained rows of 4 tokens" in capsys.readouterr().err and not (folder / "lora-peft").exists()
 
 
 def test_a_base_that_is_gone_or_changed_is_named(folder, tuned, capsys):
-    shutil.copytree(folder / "base", folder / "other")
-    shutil.copytree(tuned, folder / "of_other")
-    noted = folder / "of_other" / "start.json"
-    noted.write_text(noted.read_text().replace(f"{folder}/base", f"{folder}/other"))  # the base was moved
-    jax.tree.map(np.testing.assert_array_equal, params_of(folder / "of_other"), params_of(tuned))
-    (newest,) = (folder / "other" / "checkpoints").iterdir()
+    shutil.copytree(folder / "base", folder / "lora-other")
+    shutil.copytree(tuned, folder / "lora-of_other")
+    noted = folder / "lora-of_other" / "start.json"
+    noted.write_text(noted.read_text().replace(f"{folder}/base", f"{folder}/lora-other"))  # the base was moved
+    jax.tree.map(np.testing.assert_array_equal, params_of(folder / "lora-of_other"), params_of(tuned))
+    (newest,) = (folder / "lora-other" / "checkpoints").iterdir()
     damaged = next(path for path in sorted((newest / "params").rglob("*")) if path.stat().st_size > 10_000)
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
-    words = ["generate", str(folder / "of_other"), "--prompt=a", "--tokens=3"]
-    for destroy in (lambda: None, lambda: shutil.rmtree(folder / "other"), noted.unlink):
+    words = ["generate", str(folder / "lora-of_other"), "--prompt=a", "--tokens=3"]
+    for destroy in (lambda: None, lambda: shutil.rmtree(folder / "lora-other"), noted.unlink):
         destroy()
         assert cli.main(words) == exit_codes.USAGE
-        assert ("start.json is missing" if destroy == noted.unlink else f"{folder}/other") in capsys.readouterr().err
+        assert (
+            "start.json is missing" if destroy == noted.unlink else f"{folder}/lora-other"
+        ) in capsys.readouterr().err
 
 
 def test_the_head_of_a_reward_model_is_trained_and_kept(folder, tuned):
     comparisons = [{"prompt": f"{i}", "chosen": "a" * 3, "rejected": f"{i % 7}"} for i in range(96)]
-    arguments = [f"--config.data.train={folder.write('c.jsonl', comparisons)}", "--config.align.epochs=3"]
-    assert folder.align("reward", "reward", *arguments, *LORA) == 0
-    _, found = load_adapters(folder / "reward")
+    arguments = [f"--config.data.train={folder.write('lora-c.jsonl', comparisons)}", "--config.align.epochs=3"]
+    assert folder.align("reward", "lora-reward", *arguments, *LORA) == 0
+    _, found = load_adapters(folder / "lora-reward")
     assert (
-        found["head"].shape == (32, 1) and np.abs(found["head"] - base_params(folder / "reward")["head"]).max() > 0.01
+        found["head"].shape == (32, 1)
+        and np.abs(found["head"] - base_params(folder / "lora-reward")["head"]).max() > 0.01
     )
-    scorer, words = score.load(folder / "reward")
+    scorer, words = score.load(folder / "lora-reward")
     good, bad = scorer([words.encode("aaa"), words.encode("5")])
-    assert np.isfinite([good, bad]).all() and folder.lines("reward", "evals.jsonl")[-1]["accuracy"] > 0.9
+    assert np.isfinite([good, bad]).all() and folder.lines("lora-reward", "evals.jsonl")[-1]["accuracy"] > 0.9
     np.testing.assert_array_equal(scorer.params["head"], found["head"])
-    bias = json.loads((folder / "reward" / "reward.json").read_text())["bias"]
+    bias = json.loads((folder / "lora-reward" / "reward.json").read_text())["bias"]
     assert bias == scorer.bias
 
 
 @pytest.mark.slow
-def test_microbatches_and_devices_change_nothing(folder, tuned):
+def test_microbatches_and_devices_change_nothing(folder):
+    same = ["--config.lora.rank=4", "--config.optimizer.peak_lr=0.01"]
+    assert sft(folder, "lora-one", *same) == 0
     for name, knob in (("lora-parts", "train.microbatch_sequences=8"), ("lora-devices", "mesh.fsdp=4")):
-        assert sft(folder, name, *LORA, f"--config.{knob}") == 0
-        np.testing.assert_allclose(folder.losses(name), folder.losses("lora"), rtol=2e-5)
+        assert sft(folder, name, *same, f"--config.{knob}") == 0
+        np.testing.assert_allclose(folder.losses(name), folder.losses("lora-one"), rtol=2e-5)
 
 
 MISTAKES = {
@@ -175,8 +182,8 @@ MISTAKES = {
 @pytest.mark.parametrize("wrong", MISTAKES)
 def test_mistakes_are_refused_and_nothing_is_written(folder, wrong, capsys):
     verb, arguments = MISTAKES[wrong]
-    start = [f"--config.start={folder}/base", "--config.data.tokenizer=", f"--config.data.train={folder}/d.jsonl"]
+    start = [f"--config.start={folder}/base", "--config.data.tokenizer=", f"--config.data.train={folder}/lora-d.jsonl"]
     words = ["--config.lora.rank=4", *([] if verb == "train" else start), *arguments]
-    assert folder.run(verb, "wrong", *words) == exit_codes.USAGE
+    assert folder.run(verb, "lora-wrong", *words) == exit_codes.USAGE
     assert wrong in capsys.readouterr().err
-    assert not (folder / "wrong").exists()
+    assert not (folder / "lora-wrong").exists()
