@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from scaling.evaluate.scoring.records import Sample
 from scaling.evaluate.tasks.kind import Kind, Template, Texts, Watch
@@ -26,7 +26,7 @@ class Choices(Kind):
         answer_context: the context whose likelihood is divided out.
     """
 
-    gives = ("right", "classes")
+    gives: ClassVar[tuple[str, ...]] = ("right", "classes")
     normalisations = ("token", "sum", "unconditional")
 
     choices: Texts
