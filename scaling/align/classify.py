@@ -45,6 +45,10 @@ class Classifier:
 
         self._compute = jax.jit(compute, out_shardings=jax.NamedSharding(served.mesh, jax.P()))
 
+    def excess(self, example: Example) -> int:
+        """By how many tokens its longest row exceeds the model's context; 0 or less if it fits."""
+        return max(map(len, self._layout(example))) - self.served.network.model.context_length
+
     def __call__(self, examples: Sequence[Example], batch_size: int = 16) -> np.ndarray:
         """Probabilities float32 [n, classes], or numbers [n, 1]; like lengths are computed together.
 
@@ -94,13 +98,15 @@ def load(run_dir: epath.PathLike, axes: str = "", dtype: str = "float32") -> Cla
 def rate(classifier: Classifier, label: str, texts: Sequence[str]) -> list[float]:
     """The probability of a class for each text, or the number that a run without classes gives.
 
+    A text that is longer than the model's context loses its beginning.
+
     Args:
         classifier: its task reads one text.
         label: one of its classes, in any case of letters.
         texts: not empty.
 
     Raises:
-        ValueError: the task reads more than one text, has no such class, or a text is too long.
+        ValueError: the task reads more than one text, or has no such class.
     """
     task, names = classifier.task, [name.casefold() for name in classifier.task.names]
     fields = [name for template in task.layout.texts for name in placeholders(template)]
@@ -108,10 +114,15 @@ def rate(classifier: Classifier, label: str, texts: Sequence[str]) -> list[float
         raise ValueError(f"the classifier for {task.name} must read one text, and reads {', '.join(fields)}")
     if task.form.classes and label.casefold() not in names:
         raise ValueError(f"the classifier has the classes {', '.join(task.names)}, and no {label!r}")
-    asked = [
-        task.example(Item("", f"answer {number}", {fields[0]: text}), labelled=False)
-        for number, text in enumerate(texts, start=1)
-    ]
+
+    def example(text: str) -> Example:
+        return task.example(Item("", "an answer", {fields[0]: text}), labelled=False)
+
+    asked = []
+    for text in texts:
+        while (more := classifier.excess(example(text))) > 0:
+            text = text[more:]
+        asked.append(example(text))
     column = names.index(label.casefold()) if task.form.classes else 0
     return [float(x) for x in classifier(asked)[:, column]] if asked else []
 

@@ -74,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
         OSError: a run that cannot be written to; raised before anything is computed where possible.
         ValueError: options or data that cannot be used.
     """
+    from scaling.evaluate.scoring.comparison import comparison
     from scaling.interop.served import load_served
     from scaling.runs.config_json import read_config_json
 
@@ -91,9 +92,10 @@ def run(options: argparse.Namespace) -> int:
             durable.check_writable(path)
     evaluate = _harness(options) if options.harness else _own(options)
     failed: OSError | None = None
+    every: dict[str, list[Result]] = {}
     for model in models:
         served = load_served(model, options.tokenizer, options.mesh, options.dtype)
-        results: list[Result] = []
+        results = every[model] = []
         try:
             for result in evaluate(served):
                 for note in result.notes:
@@ -106,6 +108,8 @@ def run(options: argparse.Namespace) -> int:
             if results and not options.json:
                 how = ", asked in dialogues" if options.chat else ""
                 print(f"{model}{how}\n{records.table(results)}", flush=True)
+    if not options.json and (text := comparison(every)):
+        print(text, flush=True)
     if failed is not None:
         raise failed
     return 0

@@ -11,8 +11,9 @@ import pytest
 
 from scaling.data import tokenizer
 from scaling.data.chat.template import Chat
-from scaling.evaluate.scoring import metrics
+from scaling.evaluate.scoring import metrics, records
 from scaling.evaluate.scoring.answers import Answers, Asking
+from scaling.evaluate.scoring.comparison import comparison
 from scaling.evaluate.scoring.evaluator import Evaluator
 from scaling.evaluate.tasks.catalogue import find_tasks
 from scaling.evaluate.tasks.prompts import build_requests
@@ -204,3 +205,23 @@ def test_samples_differ_from_each_other_and_by_seed(params, tmp_path):
 
     first = drawn(0)
     assert len(set(first)) > 60 and first == drawn(0) != drawn(1)
+
+
+def result_of(values, task="one", **scores):
+    """A result whose items have these accuracies."""
+    samples = tuple(records.Sample(f"test/{i}", "", "", "", {"accuracy": x}, ()) for i, x in enumerate(values))
+    found = {"accuracy": metrics.mean_with_error(values), **scores}
+    return records.Result(task, "group", 0, found, len(values), None, samples, (), 0.0)
+
+
+def test_models_side_by_side_are_compared_on_the_same_items():
+    first = result_of([1.0, 0.0, 0.0, 1.0], bias_ambiguous=(0.3, 0.04))
+    last = result_of([1.0, 1.0, 0.0, 1.0], bias_ambiguous=(0.1, 0.03))
+    lines = comparison({"a": [first, result_of([1.0], "two")], "b": [last]}).splitlines()
+    assert [" ".join(line.split()) for line in lines] == [
+        "shots a b last - first",
+        # The four differences are 0, 1, 0, 0: the mean is 1/4, the error sqrt(3/16 × 4/3 / 4).
+        "one 0 accuracy 0.5000 ± 0.2887 0.7500 ± 0.2500 +0.2500 ± 0.2500",
+        "one 0 bias_ambiguous 0.3000 ± 0.0400 0.1000 ± 0.0300 -0.2000 ± 0.0500",
+    ]
+    assert comparison({"a": [first]}) == comparison({"a": [first], "b": []}) == comparison({}) == ""
