@@ -220,6 +220,7 @@ def bootstrap_error(
 # What is known of an answered item: a kind of task says which facts it gives, a metric which one it needs.
 FACTS = {
     "right": "(1.0,) where the answer is right, else (0.0,)",
+    "right_per_token": "as right, if log-likelihoods per token are compared",
     "classes": "(place of the right choice, place of the chosen one), of choices that mean the same in every item",
     "text": "(answer, accepted answers, name of a rule of ``normalize_answer``)",
     "nats": "(-log P in nats, size): a perplexity is per item where the size is 1, per token where it is their number",
@@ -357,6 +358,7 @@ def _no_number(answer: str) -> str:
 # Of several metrics that the tasks of a group have, the report shows the first.
 METRICS = {
     "accuracy": Metric("right", item=float, comparable=True, chance=True, harness="acc"),
+    "accuracy_per_token": Metric("right_per_token", item=float, comparable=True, chance=True),
     "exact_match": Metric("text", item=exact_match, comparable=True),
     "exact": Metric("text", item=lambda answer, references, _: exact(answer, references), comparable=True),
     "exact_number": Metric(

@@ -33,7 +33,7 @@ class Stereotype(Choices):
         polarity: ``neg`` or ``nonneg``.
     """
 
-    gives = ("right", "classes", "stereotype")
+    gives = ("right", "classes", "right_per_token", "stereotype")
 
     groups: Texts = dataclasses.field(kw_only=True)
     stereotyped: Texts = dataclasses.field(kw_only=True)
