@@ -4,7 +4,10 @@ import pytest
 
 from scaling import cli, exit_codes
 from scaling.align import classify
+from scaling.align import task as tasks
+from scaling.data.chat.dialogues import Skipped
 from tests.align.conftest import SIZES
+from tests.shared import SHARED, needs_shared
 
 TOXIC = """
 texts = ["{text}"]
@@ -118,3 +121,18 @@ def test_prompts_are_framed_by_the_chat_template(folder, rater, capsys):
     ):
         assert evaluate(folder, run, "choice", *options) == exit_codes.USAGE
         assert said in capsys.readouterr().err
+
+
+@needs_shared("data/more/alignment")
+@pytest.mark.parametrize(
+    ("name", "file", "count", "names"),
+    [
+        ("toxicity", "surge_toxicity_en.csv", 1000, ["not toxic", "toxic"]),
+        ("truth", "truthfulqa_judge_finetune.jsonl.gz", 11217, ["false", "true"]),
+    ],
+)
+def test_the_real_files_of_classifiers(name, file, count, names):
+    found = tasks.find(name)
+    examples = list(tasks.read(found, str(SHARED / "data/more/alignment" / file), "train", Skipped(True)))
+    assert found.names == names and len(examples) == count
+    assert 0.3 < sum(example.label for example in examples) / count < 0.7
