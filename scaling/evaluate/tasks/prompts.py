@@ -189,12 +189,8 @@ class _Builder:
         self.drawn: dict[str, int] = {}  # id of an item -> number of demonstrations that were found for it
 
     def request(self, item: Item) -> Request:
-        task, prompt = self.task, self.prompt
-        rendered = render_item(task, prompt, item)
-        try:
-            self._divided(rendered.context)
-        except ValueError as error:
-            raise ValueError(f"{item.where}: {error}") from None
+        task = self.task
+        rendered = self._rendered(item)
         drawn = self._draw(item, rendered)
         self.drawn[item.id] = len(drawn)
         kept, fits = self._fit(rendered, drawn)
@@ -223,6 +219,21 @@ class _Builder:
             kept=rendered.kept,
         )
 
+    def _rendered(self, item: Item) -> Rendered:
+        """An item as texts.
+
+        Raises:
+            ValueError: as ``render_item``; or it is no dialogue that the template renders; names the record.
+        """
+        rendered = render_item(self.task, self.prompt, item)
+        if self.dialogue:
+            assert self.room is not None and self.room.frame is not None
+            try:
+                self.room.frame(self._divided(rendered.context))
+            except ValueError as error:
+                raise ValueError(f"{item.where}: {error}") from None
+        return rendered
+
     def _draw(self, item: Item, rendered: Rendered) -> list[int]:
         """Places of demonstrations: each once, and none with the item's own question."""
         if not self.shots:
@@ -246,7 +257,7 @@ class _Builder:
 
     def _demonstration(self, place: int) -> Rendered:
         if place not in self.rendered:
-            found = render_item(self.task, self.prompt, self.items.demonstrations[place])
+            found = self._rendered(self.items.demonstrations[place])
             self.rendered[place] = dataclasses.replace(found, options=(), references=())
         return self.rendered[place]
 

@@ -182,3 +182,15 @@ def test_the_real_files():
             assert len(built.items) == count and all(request.context for request in built.items)
         if name.startswith("bbq"):
             assert {tuple(sorted(request.kept)) for request in built.items} == {("biased", "other", "unknown")}
+
+
+def test_what_the_template_refuses_is_named_with_its_line(tmp_path):
+    chat = Chat(
+        WORDS, WORDS.chat_template + "{% if messages[0].content == 'Who?' %}{{ raise_exception('no') }}{% endif %}"
+    )
+
+    def strict(turns):
+        return chat.prompt([{"role": "user", "content": text} for text in turns])
+
+    with pytest.raises(ValueError, match=r"TruthfulQA.csv:3: the chat template refuses the dialogue: no"):
+        requests("truthfulqa", tmp_path, "TruthfulQA.csv", TRUTHFUL, room=Room(WORDS, 10_000, strict))
