@@ -185,7 +185,7 @@ def _raters(classifiers: str | None, tasks: "Sequence[Task]") -> dict[str, "Rate
     loaded = [classify.load(path) for path in paths]
     found: dict[str, Rate] = {}
     for label, name in wanted.items():
-        knows = [c for c in loaded if label in map(str.casefold, c.task.names)]
+        knows = [c for c in loaded if label.casefold() in map(str.casefold, c.task.names)]
         knows += [c for c in loaded if not c.task.form.classes]
         if not knows:
             have = "; ".join(f"{path} has {', '.join(c.task.names)}" for path, c in zip(paths, loaded, strict=True))

@@ -66,7 +66,9 @@ class Constraints(Kind):
         samples = []
         how = Writing(self.max_tokens, self.stop)
         for item, (text,) in zip(items, model.continuations(items, how, watch), strict=True):
-            told = [(name, json.loads(arguments)) for name, arguments in zip(*(iter(item.kept),) * 2, strict=True)]
+            told = [
+                (name, json.loads(arguments)) for name, arguments in zip(item.kept[::2], item.kept[1::2], strict=True)
+            ]
             strict = tuple(constraints.follows(*each, text) for each in told)
             loose = tuple(constraints.loosely_follows(*each, text) for each in told)
             found = {name: float(follows) for (name, _), follows in zip(told, strict, strict=True)}

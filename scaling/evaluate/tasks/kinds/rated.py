@@ -74,11 +74,7 @@ class Rated(Kind):
         """The answers with their ratings; the first of the highest ones stands in the sample."""
         how = Writing(self.max_tokens, self.stop, self.samples, self.temperature, self.top_p)
         answers = [[text.strip() for text in texts] for texts in model.continuations(items, how, watch)]
-        shown = [
-            (before + (completion_after(before, text) if text else "") + self.after).strip()
-            for item, texts in zip(items, answers, strict=True)
-            for (before,), text in ((item.kept, text) for text in texts)
-        ]
+        shown = [self._shown(item.kept[0], text) for item, texts in zip(items, answers, strict=True) for text in texts]
         ratings = model.rate(self.label, shown)
         samples = []
         for number, (item, texts) in enumerate(zip(items, answers, strict=True)):
@@ -89,3 +85,7 @@ class Rated(Kind):
                 Sample(item.id, item.context, texts[worst], item.target.strip(), found, (), {"ratings": (its,)})
             )
         return samples, []
+
+    def _shown(self, before: str, answer: str) -> str:
+        """What the classifier reads."""
+        return (before + (completion_after(before, answer) if answer else "") + self.after).strip()
