@@ -16,6 +16,7 @@ from scaling.data.batch import Scored, filled, scored
 from scaling.evaluate.tasks import readers
 from scaling.evaluate.tasks.fields import fields_of
 from scaling.evaluate.tasks.request import Item
+from scaling.evaluate.tasks.templates import placeholders
 from scaling.generate.generator import bucket
 from scaling.interop.served import Served, load_served
 from scaling.model import decoder
@@ -43,6 +44,10 @@ class Classifier:
             return jax.nn.softmax(found) if form.classes else found
 
         self._compute = jax.jit(compute, out_shardings=jax.NamedSharding(served.mesh, jax.P()))
+
+    def excess(self, example: Example) -> int:
+        """By how many tokens its longest row exceeds the model's context; 0 or less if it fits."""
+        return max(map(len, self._layout(example))) - self.served.network.model.context_length
 
     def __call__(self, examples: Sequence[Example], batch_size: int = 16) -> np.ndarray:
         """Probabilities float32 [n, classes], or numbers [n, 1]; like lengths are computed together.
@@ -88,6 +93,38 @@ def load(run_dir: epath.PathLike, axes: str = "", dtype: str = "float32") -> Cla
     if not path.exists():
         raise ValueError(f"{run_dir} is no run of `scaling align finetune`, which keeps its task as {FILE}")
     return Classifier(load_served(run_dir, None, axes, dtype), tasks.load(path))
+
+
+def rate(classifier: Classifier, label: str, texts: Sequence[str]) -> list[float]:
+    """The probability of a class for each text, or the number that a run without classes gives.
+
+    A text that is longer than the model's context loses its beginning.
+
+    Args:
+        classifier: its task reads one text.
+        label: one of its classes, in any case of letters.
+        texts: not empty.
+
+    Raises:
+        ValueError: the task reads more than one text, or has no such class.
+    """
+    task, names = classifier.task, [name.casefold() for name in classifier.task.names]
+    fields = [name for template in task.layout.texts for name in placeholders(template)]
+    if len(task.layout.texts) != 1 or len(fields) != 1 or task.form.chooses:
+        raise ValueError(f"the classifier for {task.name} must read one text, and reads {', '.join(fields)}")
+    if task.form.classes and label.casefold() not in names:
+        raise ValueError(f"the classifier has the classes {', '.join(task.names)}, and no {label!r}")
+
+    def example(text: str) -> Example:
+        return task.example(Item("", "an answer", {fields[0]: text}), labelled=False)
+
+    asked = []
+    for text in texts:
+        while (more := classifier.excess(example(text))) > 0:
+            text = text[more:]
+        asked.append(example(text))
+    column = names.index(label.casefold()) if task.form.classes else 0
+    return [float(x) for x in classifier(asked)[:, column]] if asked else []
 
 
 def examples(task: Task, path: Path) -> list[Example]:

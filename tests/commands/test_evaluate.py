@@ -45,7 +45,7 @@ def evaluate(*arguments):
 def test_what_stands_beside_the_runs_is_passed_over(runs, capsys):
     assert evaluate(*runs.all, "--save_samples") == 0
     assert runs.loaded == [str(runs.folder / name) for name in "ab"]
-    assert capsys.readouterr().out.count("0.625") == 6  # two tasks and their mean, of two runs
+    assert capsys.readouterr().out.count("0.625") == 10  # two tasks and their mean, of two runs; and two side by side
     for name in "ab":
         lines = [json.loads(line) for line in (runs.folder / name / "evals.jsonl").read_text().splitlines()]
         assert [(line["step"], line["task"]) for line in lines] == [(3, "one"), (3, "two")]
@@ -94,7 +94,7 @@ def test_scores_are_printed_though_the_disk_is_full(option, runs, monkeypatch, c
     monkeypatch.setattr(records, "append", full)
     assert evaluate(runs.folder / "a", runs.folder / "b", option) == exit_codes.IO
     out, err = capsys.readouterr()
-    assert len(runs.loaded) == 2 and out.count("0.625") == (4 if option == "--json" else 6) and "evals.jsonl" in err
+    assert len(runs.loaded) == 2 and out.count("0.625") == (4 if option == "--json" else 10) and "evals.jsonl" in err
 
 
 def test_scores_are_printed_though_a_later_task_fails(runs, monkeypatch, capsys):

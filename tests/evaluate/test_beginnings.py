@@ -12,6 +12,7 @@ from scaling.data import tokenizer
 from scaling.evaluate.bias import words as bias
 from scaling.evaluate.bias.probes import encode_prompts, occupations
 from scaling.evaluate.harness.requests import Answers
+from scaling.evaluate.scoring.answers import Asking
 from scaling.evaluate.scoring.evaluator import Evaluator
 from scaling.evaluate.tasks.prompts import Room
 from scaling.evaluate.tasks.request import Option, Request
@@ -118,7 +119,9 @@ def test_options_and_running_text_of_tasks(case, params):
         expected += logprobs(params, [*text.encode()[end - 25 : end]], 12)
     expected += logprobs(params, [*text.encode()[28:]], len(text) - 48)
     assert (found, tokens) == (pytest.approx(expected, abs=1e-3), len(text))
-    (plain, _), _ = Evaluator(NETWORK, params, words, prefix=False)._answers.options([request("Who?", " I")] * 2, print)
+    (plain, _), _ = Evaluator(NETWORK, params, words, asking=Asking(prefix=False))._answers.options(
+        [request("Who?", " I")] * 2, print
+    )
     assert plain[0][0].logprob == pytest.approx(logprobs(params, [*b"Who? I"], 2), abs=1e-4)
 
 

@@ -1,22 +1,44 @@
 """What a model answers: likelihoods of options, generated texts, likelihoods of whole texts."""
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from scaling.config import schema as cfg
+from scaling.data.chat.template import ASSISTANT, Chat
 from scaling.data.tokenizer import Tokenizer
 from scaling.evaluate.scoring.likelihoods import Group, Score, Scorer, encode_options
-from scaling.evaluate.tasks.kind import Watch
-from scaling.evaluate.tasks.kinds.free_form import FreeForm
+from scaling.evaluate.tasks.kind import Rate, Watch, Writing
+from scaling.evaluate.tasks.prompts import Room
 from scaling.evaluate.tasks.request import Request
 from scaling.generate.generator import Generator
 from scaling.generate.sampling import Sampling
 from scaling.model import decoder
 
-BATCH_SIZE = 32  # beams at a time, of free-form answers
+BATCH_SIZE = 32  # texts at a time, of generated answers; beams and samples count
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """How a model is asked.
+
+    Attributes:
+        prefix: whether texts follow what begins a text for the tokenizer (``Tokenizer.start``);
+            lm-evaluation-harness does without for GPT-2.
+        chat: frames prompts as a dialogue, which has its own beginning; None = prompts are running text.
+        raters: of answers, by the class whose probability they give (``Kind.rated_by``).
+        seed: of sampled answers.
+    """
+
+    prefix: bool = True
+    chat: Chat | None = None
+    raters: Mapping[str, Rate] = dataclasses.field(default_factory=dict)
+    seed: int = 0
 
 
 class Answers:
@@ -27,7 +49,7 @@ class Answers:
         params: as training holds them, on the mesh if there is one.
         words: tokenizer of the model.
         mesh: devices; None = one.
-        prefix: token ids before each text.
+        asking: how prompts are framed and answers rated.
     """
 
     def __init__(
@@ -36,11 +58,38 @@ class Answers:
         params: decoder.Params,
         words: Tokenizer,
         mesh: Mesh | None,
-        prefix: tuple[int, ...],
+        asking: Asking,
     ):
         self._network, self._params, self._mesh = network, params, mesh
-        self.words, self.prefix = words, prefix
+        self.words, self.asking = words, asking
+        self._prefix = words.start if asking.prefix and asking.chat is None else ()
         self.scorer = Scorer(network, params, mesh)
+
+    @property
+    def room(self) -> Room:
+        """What prompt and answer may have together."""
+        tokens = self._network.model.context_length - len(self._prefix)
+        return Room(self.words, tokens, None if self.asking.chat is None else self._dialogue)
+
+    def _dialogue(self, turns: Sequence[str]) -> np.ndarray:
+        """Ids of a dialogue up to where the assistant answers; user and assistant speak by turns."""
+        assert self.asking.chat is not None
+        said = zip(itertools.cycle(("user", ASSISTANT)), turns, strict=False)
+        return self.asking.chat.prompt([{"role": role, "content": text} for role, text in said])
+
+    def _groups(self, item: Request, answer_context: str = "") -> tuple[list[tuple[Group, list[int]]], bool]:
+        """As ``encode_options``: an item's options after its context, or after another one.
+
+        Raises:
+            ValueError: as ``encode_options``; or the template refuses the dialogue.
+        """
+        if not item.turns:
+            pairs = [(answer_context or option.context, option.completion) for option in item.options]
+            return encode_options(self.words, pairs, self._prefix)
+        context = tuple(map(int, self._dialogue((answer_context,) if answer_context else item.turns)))
+        said = [option.completion.lstrip(" ") for option in item.options]  # a turn begins without a space
+        ids = tuple(tuple(map(int, self.words.encode(text))) for text in said)
+        return [(Group(context, ids), list(range(len(ids))))], False
 
     def options(
         self, items: Sequence[Request], watch: Watch, answer_context: str = ""
@@ -64,12 +113,9 @@ class Answers:
 
         def groups() -> Iterator[Group]:
             for number, item in enumerate(items):
-                contexts = [(False, [(option.context, option.completion) for option in item.options])]
-                if answer_context:
-                    contexts.append((True, [(answer_context, option.completion) for option in item.options]))
-                for unconditional, pairs in contexts:
+                for unconditional in (False, True) if answer_context else (False,):
                     try:
-                        encoded, joined = encode_options(self.words, pairs, self.prefix)
+                        encoded, joined = self._groups(item, answer_context if unconditional else "")
                     except ValueError as error:
                         raise ValueError(f"{item.where}: {error}") from None
                     if joined:
@@ -99,22 +145,42 @@ class Answers:
     def _generator(self) -> Generator:
         return Generator(self._network, self._params, self.words, self._mesh)
 
-    def continuations(self, items: Sequence[Request], how: FreeForm, watch: Watch) -> Iterator[str]:
-        """The most likely text after each item's context, in the order of the items."""
+    def continuations(self, items: Sequence[Request], how: Writing, watch: Watch) -> Iterator[list[str]]:
+        """Texts after each item's context, in the order of the items: the most likely one, or ``how.samples``."""
+        chat = self.asking.chat
         sampling = Sampling(
-            tokens=how.max_tokens,
+            tokens=self.room.answer(how.tokens),
             beams=how.beams,
-            temperature=1.0 if how.beams > 1 else 0.0,
-            length_penalty=how.length_penalty if how.beams > 1 else 1.0,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            length_penalty=how.length_penalty,
             stop=tuple(how.stop),
+            num_samples=how.samples,
+            end_ids=None if chat is None else (chat.end, self.words.eot),
         )
-        step = max(1, BATCH_SIZE // how.beams) * 8
+        step = max(1, BATCH_SIZE // (how.beams * how.samples)) * 8
         for first in range(0, len(items), step):
             part = items[first : first + step]
-            prompts = [[*self.prefix, *self.words.encode(item.context)] for item in part]
-            for best, *_ in self._generator.generate(prompts, sampling, batch_size=BATCH_SIZE):
-                yield best.text
+            prompts = [
+                self._dialogue(item.turns) if item.turns else [*self._prefix, *self.words.encode(item.context)]
+                for item in part
+            ]
+            # Draws depend on the seed and on a prompt's number in its part, so parts have different seeds.
+            drawn = dataclasses.replace(sampling, seed=(self.asking.seed * len(items) + first) % 2**32)
+            for found in self._generator.generate(prompts, drawn, batch_size=BATCH_SIZE):
+                yield [completion.text for completion in found]
             watch(first + len(part))
+
+    def rate(self, label: str, texts: Sequence[str]) -> list[float]:
+        """What a classifier says of texts: the probability of a class; of an empty text 0.
+
+        Raises:
+            ValueError: there is no classifier for the class, or it cannot read a text.
+        """
+        if label not in self.asking.raters:
+            raise ValueError(f"answers must be rated, and no classifier knows the class {label!r}")
+        found = iter(self.asking.raters[label]([text for text in texts if text]))
+        return [float(next(found)) if text else 0.0 for text in texts]
 
     def whole_texts(self, items: Sequence[Request], watch: Watch) -> list[tuple[float, int]]:
         """The log-likelihood (nats) of each item's context and its tokens, by windows (``_windows``)."""

@@ -8,11 +8,13 @@ from jax.sharding import Mesh
 from scaling.config import schema as cfg
 from scaling.data.tokenizer import Tokenizer
 from scaling.evaluate.scoring import metrics
-from scaling.evaluate.scoring.answers import Answers
+from scaling.evaluate.scoring.answers import Answers, Asking
 from scaling.evaluate.scoring.likelihoods import Work
 from scaling.evaluate.scoring.records import Result
 from scaling.evaluate.tasks.prompts import Requests, Room
 from scaling.model import decoder
+
+CHAT = "chat"  # with the group of a task that was asked in a dialogue, so that its records stand apart
 
 
 class Evaluator:
@@ -23,8 +25,7 @@ class Evaluator:
         params: as training holds them, on the mesh if there is one.
         words: tokenizer of the model.
         mesh: devices; None = one.
-        prefix: whether texts follow what begins a text for the tokenizer (``Tokenizer.start``);
-            lm-evaluation-harness does without for GPT-2.
+        asking: how prompts are framed and answers rated; None = as running text, without raters.
     """
 
     def __init__(
@@ -33,15 +34,14 @@ class Evaluator:
         params: decoder.Params,
         words: Tokenizer,
         mesh: Mesh | None = None,
-        prefix: bool = True,
+        asking: Asking | None = None,
     ):
-        self._answers = Answers(network, params, words, mesh, words.start if prefix else ())
-        self._context_length = network.model.context_length
+        self._answers = Answers(network, params, words, mesh, asking or Asking())
 
     @property
     def room(self) -> Room:
         """What prompt and answer may have together."""
-        return Room(self._answers.words, self._context_length - len(self._answers.prefix))
+        return self._answers.room
 
     @property
     def work(self) -> Work:
@@ -65,7 +65,7 @@ class Evaluator:
         watch(len(items))
         return Result(
             task=task.name,
-            group=task.group,
+            group=f"{CHAT}/{task.group}" if self._answers.asking.chat is not None else task.group,
             shots=requests.shots,
             scores=values,
             count=len(items),

@@ -12,7 +12,7 @@ from scaling.evaluate.tasks.kind import Kind
 from scaling.evaluate.tasks.kinds import KINDS
 from scaling.evaluate.tasks.readers import FORMATS
 from scaling.evaluate.tasks.synthetic import GENERATORS
-from scaling.evaluate.tasks.task import MEASURES, Field, Source, Task, nearest
+from scaling.evaluate.tasks.task import MEASURES, Field, Prompt, Source, Task, nearest
 from scaling.evaluate.tasks.templates import placeholders
 
 _ALIKE = 0.8  # difflib's ratio of two names from which on one counts as a misspelling of the other
@@ -40,11 +40,14 @@ def check(task: Task) -> None:
     for where, name in _used(task):
         if name not in fields:
             raise ValueError(f"{task.path}: {where}, {_unknown(name, fields, known)}")
-    for where, prompt in (("prompt", task.prompt), ("zero_shot", task.zero_shot)):
+    for where, prompt in _prompts(task):
         if prompt.context != prompt.context.rstrip():
             raise ValueError(
                 f"{task.path}: {where}.context ends in white space; the space before a completion is put there for you"
             )
+        if prompt.turns and where != "chat":
+            raise ValueError(f"{task.path}: {where}.turns has no meaning; turns belong to [chat]")
+    _pattern(task, "chat.turns", task.chat.turns)
 
 
 def with_own_keys(task: Task) -> Task:
@@ -171,8 +174,12 @@ def _used(task: Task) -> Iterator[tuple[str, str]]:
         yield f"{where} names the field {name!r}", name
 
 
+def _prompts(task: Task) -> tuple[tuple[str, Prompt], ...]:
+    return ("prompt", task.prompt), ("zero_shot", task.zero_shot), ("chat", task.chat)
+
+
 def _templates(task: Task) -> Iterator[tuple[str, str]]:
-    for where, prompt in (("prompt", task.prompt), ("zero_shot", task.zero_shot)):
+    for where, prompt in _prompts(task):
         yield f"{where}.context", prompt.context
     for key, template in _keys(task.scoring, "template"):
         yield f"scoring.{key}", template

@@ -1,5 +1,6 @@
 """From a record of a file to the fields that a task's templates use."""
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -38,6 +39,8 @@ def _value(record: Mapping[str, Any], spec: Field, where: str) -> str | list[str
             found += value if isinstance(value, list) and "*" in path else [value]
     else:
         found = _take(record, spec.path, spec, where)
+    if spec.as_json:
+        found = [_json(value) for value in found] if isinstance(found, list) else _json(found)
     if spec.match_all and not isinstance(found, list):
         found = [
             match[1] if match.re.groups else match[0] for match in re.finditer(spec.match_all, _text(found, where))
@@ -79,6 +82,10 @@ def _follow(value: Any, parts: list[str], path: str, spec: Field, where: str) ->
             keys = f"there are {', '.join(map(repr, value))}" if isinstance(value, Mapping) else "there are no keys"
             raise ValueError(f"{where}: the record has no {path!r}; {keys}")
     return value
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _nfc(text: Any) -> str:
@@ -128,5 +135,6 @@ EDITS: dict[str, Callable[[str], str]] = {
     "lower_first": _lower_first,
     "lower_determiner": _lower_determiner,
     "without_period": lambda text: text.removesuffix("."),
+    "with_period": lambda text: text if not text or text.endswith(".") else f"{text}.",
     "question_mark": lambda text: text if text.endswith("?") else f"{text}?",
 }

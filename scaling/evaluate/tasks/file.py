@@ -92,7 +92,7 @@ _SCALARS = (
     "sampled",
     "measures",
 )
-_TABLES = ("prompt", "zero_shot", "scoring", "source", "generator")
+_TABLES = ("prompt", "zero_shot", "chat", "scoring", "source", "generator")
 _TYPES = {field.name: field.type for field in dataclasses.fields(Task)}
 
 
@@ -111,6 +111,7 @@ def _task(name: str, path: Path, table: Mapping[str, Any]) -> Task:
     if ("source" in table) == ("generator" in table):
         raise ValueError(f"{file}: items come from either [[source]] tables or one [generator]")
     prompt = read_table(Prompt, table["prompt"], file, "prompt")
+    zero_shot = read_table(Prompt, table.get("zero_shot", {}), file, "zero_shot", prompt)
     sources = table.get("source", [])
     if not isinstance(sources, list):
         raise ValueError(f"{file}: source must be written [[source]], since there can be several")
@@ -121,7 +122,8 @@ def _task(name: str, path: Path, table: Mapping[str, Any]) -> Task:
         group=path.stem,
         path=file,
         prompt=prompt,
-        zero_shot=read_table(Prompt, table.get("zero_shot", {}), file, "zero_shot", prompt),
+        zero_shot=zero_shot,
+        chat=read_table(Prompt, table.get("chat", {}), file, "chat", zero_shot),
         scoring=_scoring(table["scoring"], file),
         sources=tuple(read_source(source, file) for source in sources),
         generator=read_table(Generator, table["generator"], file, "generator") if "generator" in table else None,

@@ -17,6 +17,20 @@ FieldName = Annotated[str, "field"]
 Pattern = Annotated[str, "pattern"]  # a regular expression
 
 Watch = Callable[[int], Any]  # is told how many items are done
+Rate = Callable[[Sequence[str]], Sequence[float]]  # texts to the probability of a class of each, or a number
+
+
+@dataclasses.dataclass(frozen=True)
+class Writing:
+    """How answers are generated: greedily, by sampling, or by beam search."""
+
+    tokens: int  # at most; half of the context if that is less
+    stop: tuple[str, ...] = ()  # texts that end an answer
+    samples: int = 1  # of each item
+    temperature: float = 0.0  # 0 = greedy
+    top_p: float = 1.0
+    beams: int = 1
+    length_penalty: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +43,30 @@ class Kind:
         gives: facts that an answer has, of ``metrics.FACTS``; its metrics are those that need one of them.
         normalisations: what the key ``normalisation`` may be; the first is the default.
         context_asks: whether the context says what is asked. If not, answers tell the items apart.
-        running_text: whether items are texts to be read in windows: of any length, and without demonstrations.
+        running_text: whether items are texts of any length, to be read in windows.
+        in_dialogue: whether the context can be said by a user, and the answer by an assistant.
     """
 
     gives: ClassVar[tuple[str, ...]] = ()
     normalisations: ClassVar[tuple[str, ...]] = ()
     context_asks: ClassVar[bool] = True
     running_text: ClassVar[bool] = False
+    in_dialogue: ClassVar[bool] = True
 
     @property
     def new_tokens(self) -> int:
         """Tokens that must have room after the prompt, beside those of the options."""
         return 0
+
+    @property
+    def demonstrated(self) -> bool:
+        """Whether an item with its answer can be an example for another; if not, shots are always 0."""
+        return not self.running_text
+
+    @property
+    def rated_by(self) -> str:
+        """The class whose probability a classifier must give of each answer; "" if none is needed."""
+        return ""
 
     def check(self) -> str:
         """What is wrong with values of keys that belong together; "" if nothing is."""

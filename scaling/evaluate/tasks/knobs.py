@@ -15,8 +15,13 @@ def check_tasks(config: Config) -> None:
     from scaling.evaluate.tasks.catalogue import find_tasks
     from scaling.evaluate.tasks.prompts import parse_shots
 
+    def tasks(names: str) -> None:
+        for task in find_tasks(names):
+            if task.scoring.rated_by:
+                raise ValueError(f"{task.name} needs a classifier, which `scaling evaluate --classifier=RUN` has")
+
     for name, value, read in (
-        ("eval.tasks", config.eval.tasks, find_tasks),
+        ("eval.tasks", config.eval.tasks, tasks),
         ("eval.tasks_shots", config.eval.tasks_shots, parse_shots),
     ):
         try:

@@ -7,7 +7,8 @@ numbers of shots can be compared.
 
 import dataclasses
 import random
-from collections.abc import Iterator, Sequence, Sized
+import re
+from collections.abc import Callable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Protocol
 
@@ -25,14 +26,25 @@ class Encoder(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Room:
-    """The tokens that prompt and answer may have together."""
+    """The tokens that prompt and answer may have together.
+
+    Attributes:
+        encoder: of texts.
+        tokens: how many there may be.
+        frame: makes the prompt of a dialogue of what user and assistant say by turns; None = prompts are running text.
+    """
 
     encoder: Encoder
     tokens: int
+    frame: Callable[[Sequence[str]], Sized] | None = None
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
         return len(self.encoder.encode(text))
+
+    def answer(self, wanted: int) -> int:
+        """The tokens that an answer may have where so many are wanted: no more than half of the room."""
+        return min(wanted, self.tokens // 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +82,17 @@ def build_requests(
         shots: demonstrations in each context; "few" = the task's own K, GPT-3's where it has the task.
         seed: of the demonstrations, and of the choice of items where there is a ``limit``.
         data: directory of local files; generated tasks need none.
-        room: demonstrations are left off until prompt and answer fit; None = all are kept.
+        room: demonstrations are left off until prompt and answer fit; None = all are kept, and no dialogue is made.
         limit: that many items, drawn at random; None = all.
 
     Raises:
         FileNotFoundError: the task's files are not there.
-        ValueError: a malformed record, shots or limit that make no sense, or an empty prompt. Empty running text is
-            skipped instead.
+        ValueError: a malformed record, shots or limit that make no sense, an empty prompt, or a task that cannot be
+            asked in a dialogue. Empty running text is skipped instead.
     """
     count = _shots(task, shots)
+    if room is not None and room.frame is not None:
+        check_dialogue(task)
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     items = read_items(task, data, demonstrations=count > 0)
@@ -98,6 +112,20 @@ def build_requests(
     if skipped:
         notes.append(f"{task.name}: {skipped:,} of {len(items.test):,} texts are empty and are skipped")
     return Requests(task, count, seed, requests, tuple(notes))
+
+
+def check_dialogue(task: Task) -> None:
+    """Refuses a task whose text no user would say.
+
+    Raises:
+        ValueError: says which, and why.
+    """
+    if not task.scoring.in_dialogue:
+        raise ValueError(
+            f"task {task.name} measures how well running text goes on, which is no dialogue; evaluate it without --chat"
+        )
+    if not placeholders(task.chat.context):
+        raise ValueError(f"task {task.name} asks nothing that a user could say; evaluate it without --chat")
 
 
 def parse_shots(text: str) -> list[int | str]:
@@ -133,7 +161,7 @@ def example_text(task: Task, item: Item) -> str:
 
 
 def _shots(task: Task, shots: int | str) -> int:
-    if task.scoring.running_text:
+    if not task.scoring.demonstrated:
         return 0
     if shots == "few":
         return task.few_shot
@@ -142,12 +170,18 @@ def _shots(task: Task, shots: int | str) -> int:
     return shots
 
 
+def _ends(rendered: Rendered) -> list[str]:
+    """The texts of an item with each of its options."""
+    return [option.context + option.completion for option in rendered.options] or [rendered.context]
+
+
 class _Builder:
     """Renders items and their demonstrations; each demonstration is rendered and measured once."""
 
     def __init__(self, task: Task, items: Items, shots: int, seed: int, room: Room | None):
         self.task, self.items, self.shots, self.seed, self.room = task, items, shots, seed, room
-        self.prompt: Prompt = task.prompt if shots else task.zero_shot
+        self.dialogue = room is not None and room.frame is not None
+        self.prompt: Prompt = task.chat if self.dialogue else task.prompt if shots else task.zero_shot
         # Whether the context tells items apart. If it does not, their answers must.
         self.asks = task.scoring.context_asks and bool(placeholders(self.prompt.context))
         self.rendered: dict[int, Rendered] = {}
@@ -155,13 +189,13 @@ class _Builder:
         self.drawn: dict[str, int] = {}  # id of an item -> number of demonstrations that were found for it
 
     def request(self, item: Item) -> Request:
-        task, prompt = self.task, self.prompt
-        rendered = render_item(task, prompt, item)
+        task = self.task
+        rendered = self._rendered(item)
         drawn = self._draw(item, rendered)
         self.drawn[item.id] = len(drawn)
         kept, fits = self._fit(rendered, drawn)
         before = self._before(drawn[:kept])
-        if not before and not rendered.context and not rendered.options:
+        if not rendered.context and (self.dialogue or not (before or rendered.options)):
             raise ValueError(f"{item.where}: the prompt is empty")
         context = before + rendered.context
         options = tuple(  # candidates with the same context share one string, since prompts can be long
@@ -181,7 +215,24 @@ class _Builder:
             fits=fits,
             metadata={name: str(item.fields[name]) for name in task.metadata},
             where=item.where,
+            turns=self._turns(rendered, drawn[:kept]) if self.dialogue else (),
+            kept=rendered.kept,
         )
+
+    def _rendered(self, item: Item) -> Rendered:
+        """An item as texts.
+
+        Raises:
+            ValueError: as ``render_item``; or it is no dialogue that the template renders; names the record.
+        """
+        rendered = render_item(self.task, self.prompt, item)
+        if self.dialogue:
+            assert self.room is not None and self.room.frame is not None
+            try:
+                self.room.frame(self._divided(rendered.context))
+            except ValueError as error:
+                raise ValueError(f"{item.where}: {error}") from None
+        return rendered
 
     def _draw(self, item: Item, rendered: Rendered) -> list[int]:
         """Places of demonstrations: each once, and none with the item's own question."""
@@ -206,7 +257,7 @@ class _Builder:
 
     def _demonstration(self, place: int) -> Rendered:
         if place not in self.rendered:
-            found = render_item(self.task, self.prompt, self.items.demonstrations[place])
+            found = self._rendered(self.items.demonstrations[place])
             self.rendered[place] = dataclasses.replace(found, options=(), references=())
         return self.rendered[place]
 
@@ -219,18 +270,49 @@ class _Builder:
         parts = [self.prompt.description] if self.prompt.description else []
         return "".join(part + self.prompt.separator for part in (*parts, *map(self._text, drawn)))
 
+    def _turns(self, rendered: Rendered, drawn: list[int]) -> tuple[str, ...]:
+        """What user and assistant say: a demonstration is a turn of each; the description stands before the first."""
+        said: list[str] = []
+        for found in map(self._demonstration, drawn):
+            said += [*self._divided(found.context), found.target.strip()]
+        first, *others = [*said, *self._divided(rendered.context)]
+        start = self.prompt.description + self.prompt.separator if self.prompt.description else ""
+        return start + first, *others
+
+    def _divided(self, context: str) -> list[str]:
+        """A context as what user, assistant, ..., and user say.
+
+        Raises:
+            ValueError: one of them says nothing, or the user is not the last.
+        """
+        if not self.prompt.turns:
+            return [context]
+        said = [text.strip() for text in re.split(self.prompt.turns, context)]
+        if not all(said) or len(said) % 2 == 0:
+            raise ValueError(
+                f"the turns of {context[:60]!r} ... must be an odd number, from the user's to the user's, and not empty"
+            )
+        return said
+
+    def _size(self, rendered: Rendered, drawn: list[int]) -> int:
+        """Tokens of the prompt with these demonstrations, and of the longest option."""
+        assert self.room is not None
+        if self.room.frame is not None:
+            options = [self.room.count(option.completion.lstrip(" ")) for option in rendered.options]
+            return len(self.room.frame(self._turns(rendered, drawn))) + max(options, default=0)
+        before = self._before(drawn)
+        return max(self.room.count(before + end) for end in _ends(rendered))
+
     def _fit(self, rendered: Rendered, drawn: list[int]) -> tuple[int, bool]:
         """How many demonstrations fit, and whether the item fits without any."""
         if self.room is None or self.task.scoring.running_text:
             return len(drawn), True
-        count, room = self.room.count, self.room.tokens - self.task.scoring.new_tokens
-        ends = [option.context + option.completion for option in rendered.options] or [rendered.context]
+        count, room = self.room.count, self.room.tokens - self.room.answer(self.task.scoring.new_tokens)
 
         def fits(kept: int) -> bool:
-            before = self._before(drawn[:kept])
-            return max(count(before + end) for end in ends) <= room
+            return self._size(rendered, drawn[:kept]) <= room
 
-        length = max(map(count, ends)) + count(self._before([]))
+        length = max(map(count, _ends(rendered))) + count(self._before([]))
         kept = 0
         for place in drawn:  # the sum over pieces is an estimate; the whole is measured below
             if place not in self.lengths:
@@ -258,6 +340,9 @@ class _Builder:
                 continue
             have = f"{min(fewer)} to {max(fewer)}" if len(set(fewer)) > 1 else f"{fewer[0]}"
             yield f"{name}: {len(fewer):,} of {count:,} items have {have} of {shots} demonstrations, {why}"
+        wanted = self.task.scoring.new_tokens
+        if self.room and self.room.answer(wanted) < wanted:
+            yield f"{name}: answers have at most {self.room.answer(wanted):,} of {wanted:,} tokens, half of the context"
         if too_long := sum(not request.fits for request in requests):
             yield (
                 f"{name}: {too_long:,} of {count:,} items are longer than {length:,} tokens "

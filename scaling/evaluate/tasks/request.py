@@ -66,6 +66,7 @@ class Rendered:
         gold: place of the right option.
         target: the answer as a demonstration shows it, with the space before it.
         references: accepted answers, where the answer is generated.
+        kept: what the kind of task needs to judge the answer.
     """
 
     context: str
@@ -73,6 +74,7 @@ class Rendered:
     gold: int = 0
     target: str = ""
     references: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,9 @@ class Request:
     Attributes:
         id: of the item.
         context: the whole prompt, with description and demonstrations; so is that of an ``Option``.
-        options, gold, target, references: as in ``Rendered``.
+        options, gold, target, references, kept: as in ``Rendered``.
+        turns: in a dialogue, what the user and the assistant say by turns, demonstrations first and the item last;
+            empty where the context is read as running text.
         shots: demonstrations in the context.
         demonstrations: their ids.
         fits: whether it fits the context length at least without demonstrations. Running text always does.
@@ -101,6 +105,8 @@ class Request:
     fits: bool
     metadata: dict[str, str]
     where: str
+    turns: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 def completion_after(context: str, text: str) -> str:

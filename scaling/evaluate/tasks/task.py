@@ -27,6 +27,7 @@ class Field:
     map: Mapping[str, str] = dataclasses.field(default_factory=dict)  # value -> what stands for it
     edits: tuple[str, ...] = ()  # of ``fields.EDITS``
     empty: str = ""  # what stands for an empty text or list
+    as_json: bool = False  # the value, or each of a list, as JSON: for tables, which are no texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Prompt:
     description: str = ""  # comes first
     context: str = ""  # template; the completion follows it after one space
     separator: str = "\n\n"  # between description, demonstrations and the item
+    turns: Pattern = ""  # of [chat] alone: what divides a context into what user and assistant said by turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Task:
         about: one line for people: the data set and its paper.
         few_shot: K of "few"; GPT-3's where it has the task.
         zero_shot: the prompt at zero shots; the same as ``prompt`` unless the file has another.
+        chat: what the user says in a dialogue; the same as ``zero_shot`` unless the file has another.
         scoring: one of ``kinds.KINDS``, with the values of the table ``[scoring]``.
         metadata: fields that go with each request, for breakdowns.
         sampled: the variants are a random sample of what the group stands for: its mean has the error of a sample.
@@ -86,6 +89,7 @@ class Task:
     path: str
     prompt: Prompt
     zero_shot: Prompt
+    chat: Prompt
     scoring: Kind
     sources: tuple[Source, ...]
     generator: Generator | None

@@ -15,6 +15,7 @@ import pytest
 from scaling.commands import evaluate as command
 from scaling.data.tokenizer import BPETokenizer
 from scaling.evaluate.harness.requests import Answers, rolling_windows, sampling
+from scaling.evaluate.scoring.answers import Asking
 from scaling.evaluate.scoring.evaluator import Evaluator
 from scaling.evaluate.tasks.file import load
 from scaling.evaluate.tasks.kinds.completion import Completion
@@ -80,7 +81,7 @@ def test_generated_texts_are_those_of_the_hugging_face_backend(answers):
 
 @pytest.mark.parametrize("name", ["endings", "questions", "yesno", "lastword"])
 def test_our_evaluator_gives_the_same_accuracy_to_the_same_prompts(model, name):
-    evaluator = Evaluator(model.network, model.params, model.words, prefix=False)
+    evaluator = Evaluator(model.network, model.params, model.words, asking=Asking(prefix=False))
     (task,) = load(TASKS / f"{name}.toml")
     requests = build_requests(task, 0, data=TASKS)
     found = evaluator.evaluate(requests)

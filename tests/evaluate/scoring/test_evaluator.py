@@ -99,13 +99,15 @@ def test_the_likeliest_option_is_the_answer(params, evaluator, tmp_path, normali
     extra = f'normalisation = "{normalisation}"\n'
     if normalisation == "unconditional":
         extra += 'answer_context = "Answer:"\n'
-    requests = build_requests(task(tmp_path, CHOICES + extra, ITEMS), shots, data=tmp_path)
+    text = CHOICES.replace("macro_f1", "accuracy_per_token") + extra
+    requests = build_requests(task(tmp_path, text, ITEMS), shots, data=tmp_path)
     result = evaluator.evaluate(requests)
-    right = 0
+    right = per_token = 0
     for request, sample, item in zip(requests.items, result.samples, ITEMS, strict=True):
-        scores = []
+        scores, by_token = [], []
         for option in request.options:
             score = logprob(params, option.context, option.completion)
+            by_token.append(score / len(option.completion.encode()))
             if normalisation == "token":
                 score /= len(option.completion.encode())
             elif normalisation == "unconditional":
@@ -114,6 +116,8 @@ def test_the_likeliest_option_is_the_answer(params, evaluator, tmp_path, normali
         assert sample.log_likelihoods == pytest.approx(scores, abs=1e-4)
         assert sample.answer == request.options[int(np.argmax(scores))].completion
         right += int(np.argmax(scores)) == int(item["answer"])
+        per_token += int(np.argmax(by_token)) == int(item["answer"])
+    assert result.scores["accuracy_per_token"][0] == pytest.approx(per_token / 3)
     mean = right / 3
     assert result.scores["accuracy"] == pytest.approx((mean, math.sqrt(mean * (1 - mean) / 2)))
     assert result.chance == pytest.approx((1 / 3 + 1 / 2 + 1 / 4) / 3)

@@ -11,10 +11,12 @@ from scaling.evaluate.tasks.file import load
 from scaling.evaluate.tasks.kinds.choices import Choices
 from scaling.evaluate.tasks.kinds.partial import Partial
 from scaling.evaluate.tasks.prompts import build_requests
+from tests.evaluate.tasks.alignment_stand_ins import ALIGNMENT
 from tests.evaluate.tasks.stand_ins import STAND_INS, TASK, StandIn
 from tests.shared import SHARED, needs_shared
 
 EVAL = SHARED / "data" / "eval"
+EVERY = [*STAND_INS, *ALIGNMENT]
 CODE_BOOKS = Path(__file__).resolve().parents[3] / "experiments/in_context/tasks/code_books.toml"
 
 # GPT-3's K (section 2.4 and the tables of Appendix H)
@@ -59,7 +61,7 @@ def test_a_description_and_metrics_for_every_task():
             assert task.about and task.metrics, task.name
 
 
-@pytest.mark.parametrize("stand_in", STAND_INS, ids=lambda s: f"{s.task}-{next(iter(s.files)).replace('/', '-')}")
+@pytest.mark.parametrize("stand_in", EVERY, ids=lambda s: f"{s.task}-{next(iter(s.files)).replace('/', '-')}")
 def test_formats(stand_in: StandIn, tmp_path):
     write(stand_in, tmp_path)
     (task,) = find_tasks(stand_in.task)
@@ -79,7 +81,7 @@ def test_formats(stand_in: StandIn, tmp_path):
 
 def test_every_shipped_file_task_has_a_stand_in():
     from_files = {task.group for tasks in shipped().values() for task in tasks if task.sources}
-    assert from_files == {find_tasks(stand_in.task)[0].group for stand_in in STAND_INS}
+    assert from_files == {find_tasks(stand_in.task)[0].group for stand_in in EVERY}
 
 
 @needs_shared("data/eval")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from scaling.evaluate.scoring.records import Sample
 from scaling.evaluate.tasks.kind import Kind, Template, Texts, Watch
@@ -26,7 +26,7 @@ class Choices(Kind):
         answer_context: the context whose likelihood is divided out.
     """
 
-    gives = ("right", "classes")
+    gives: ClassVar[tuple[str, ...]] = ("right", "classes", "right_per_token")
     normalisations = ("token", "sum", "unconditional")
 
     choices: Texts
@@ -54,7 +54,9 @@ class Choices(Kind):
         samples = []
         for item, its in zip(items, scores, strict=True):
             sample, best = likeliest(item, tuple(self._compared(*pair) for pair in its))
-            samples.append(dataclasses.replace(sample, facts={**sample.facts, "classes": (item.gold, best)}))
+            per_token, _ = likeliest(item, tuple(score.logprob / score.tokens for score, _ in its))
+            more = {"classes": (item.gold, best), "right_per_token": per_token.facts["right"]}
+            samples.append(dataclasses.replace(sample, facts={**sample.facts, **more}))
         return samples, notes
 
     def chance(self, items: Sequence[Request]) -> float:

@@ -3,11 +3,11 @@
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from scaling.evaluate.scoring import metrics
 from scaling.evaluate.scoring.records import Sample
-from scaling.evaluate.tasks.kind import FieldName, Kind, Pattern, Template, Watch
+from scaling.evaluate.tasks.kind import FieldName, Kind, Pattern, Template, Watch, Writing
 from scaling.evaluate.tasks.request import Item, Rendered, Request, completion_after
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class FreeForm(Kind):
         normalisation: by whose rule ``exact_match`` and ``f1`` make texts comparable.
     """
 
-    gives = ("text",)
+    gives: ClassVar[tuple[str, ...]] = ("text",)
     normalisations = ("squad", "triviaqa")
 
     target: Template
@@ -67,8 +67,11 @@ class FreeForm(Kind):
     def answer(self, model: "Answers", items: Sequence[Request], watch: Watch) -> tuple[list[Sample], list[str]]:
         """The best beam's text, or what ``extract`` finds in it."""
         rule = self.normalisation or self.normalisations[0]
+        how = Writing(self.max_tokens, self.stop)
+        if self.beams > 1:
+            how = dataclasses.replace(how, beams=self.beams, temperature=1.0, length_penalty=self.length_penalty)
         samples = []
-        for item, text in zip(items, model.continuations(items, self, watch), strict=True):
+        for item, (text, *_) in zip(items, model.continuations(items, how, watch), strict=True):
             answer = metrics.extract(text, self.extract, self.remove)
             facts = {"text": (answer, item.references, rule)}
             samples.append(Sample(item.id, item.context, answer, item.target.strip(), {}, (), facts))

@@ -25,6 +25,7 @@ class Partial(Kind):
     """
 
     gives = ("right",)
+    in_dialogue = False  # the completion continues a sentence of the context
     context_asks = False
 
     contexts: Texts

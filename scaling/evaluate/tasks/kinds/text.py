@@ -20,6 +20,7 @@ class Text(Kind):
 
     gives = ("nats", "bytes")
     running_text = True
+    in_dialogue = False
 
     def render(self, context: str, item: Item) -> Rendered:
         """The text alone."""
