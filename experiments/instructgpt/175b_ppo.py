@@ -8,7 +8,7 @@ A policy and a reference of 175B, a value function and a reward model of 6.7B; p
 most; 512 answers an iteration in minibatches of 64, with 8 rows of pre-training text an answer. For a plan, the reward
 is the file of an experiment, because only its size counts.
 
-Machine: 512 TPU v5p chips. Time and memory as predicted: docs/planning.md. Loss and rewards are not measured here.
+Machine: 512 TPU v5p chips. Time and memory as predicted: docs/planning.md. Its loss and rewards are not measured here.
 """
 
 from ml_collections import ConfigDict
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.rl.minibatches = 8
     config.rl.pretraining = "text"
     config.rl.pretraining_rows = 8
-    config.rl.value_lr = 9e-6
+    config.rl.value_rate = 9e-6
     config.optimizer.peak_lr = 9e-6  # not published
     config.optimizer.schedule = "constant"
     config.optimizer.warmup_tokens = 10 * 512 * 2048

@@ -68,7 +68,7 @@ class Reinforcement:
     passes: int = knob(1, "", "over the answers of an iteration, each in another order")
     clip: float = knob(0.2, "", "how far the ratio of probabilities may leave 1 before its gradient is cut off")
     value_clip: float = knob(0.2, "", "ppo: the same for the value function, around what it said before")
-    value_lr: float = knob(0.0, "", "ppo: peak learning rate of the value function; 0 = that of the policy")
+    value_rate: float = knob(0.0, "", "ppo: peak learning rate of the value function; 0 = that of the policy")
     gamma: float = knob(1.0, "", "ppo: discount of rewards by token")
     gae_lambda: float = knob(0.95, "", "ppo: decay of the generalized advantage estimate")
     whiten: str = knob("sample", "", "ppo: variance by which advantages are whitened: sample, population, or none")

@@ -61,7 +61,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "0 or more",
         lambda v: v >= 0,
-        "align.epochs align.lm_weight dpo.nll lora.rank rl.value_lr rl.kl rl.kl_target rl.pretraining_weight "
+        "align.epochs align.lm_weight dpo.nll lora.rank rl.value_rate rl.kl rl.kl_target rl.pretraining_weight "
         "model.outputs "
         "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
         "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "

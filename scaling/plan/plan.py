@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from scaling import cache, durable
 from scaling.catalog import chips, flops
 from scaling.config import schema as cfg
-from scaling.config.resolve import resolve
+from scaling.config.resolve import resolve, with_sizes
 from scaling.evaluate.tasks.knobs import check_tasks
 from scaling.plan import estimate, topology
 from scaling.plan.request import Request
@@ -282,7 +282,7 @@ def reward_model(config: cfg.Config) -> cfg.Model | None:
     if spec.endswith(".py"):
         from scaling.config.files import load
 
-        return resolved(load(spec), config.mesh.devices).model
+        return dataclasses.replace(with_sizes(load(spec).model), vocab_size=config.model.vocab_size)
     from scaling.align import rewards
     from scaling.runs.config_json import read_config_json
 

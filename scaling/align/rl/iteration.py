@@ -232,7 +232,7 @@ class Iteration:
         scored = time.perf_counter()
         learner = TrainState(**{**state, "step": inner_step})
         del learner["beside"]
-        value_lr = lr * (config.rl.value_lr or config.optimizer.peak_lr) / config.optimizer.peak_lr
+        value_lr = lr * (config.rl.value_rate or config.optimizer.peak_lr) / config.optimizer.peak_lr
         policies, critics = list[Metrics](), list[Metrics]()
         for groups in order:
             minibatch = self.take(answers, batch.pretraining, groups, coefficient)
