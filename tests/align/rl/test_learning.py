@@ -131,6 +131,17 @@ def test_microbatches_and_devices_change_nothing(folder, kind):
                 assert ours[metric] == pytest.approx(theirs[metric], rel=1e-3, abs=1e-5), (name, metric)
 
 
+def test_a_second_reward_is_logged_at_each_validation_and_trains_nothing(folder, ppo):
+    less = "def less(records, answers):\n    return [-answer.count('e') for answer in answers]\n"
+    (folder / "gold.py").write_text(less)
+    text = f"--config.rl.pretraining={folder}/text.txt"
+    assert learns(folder, "ppo", "gold", text, f"--config.rl.gold={folder}/gold.py:less") == 0
+    assert comparable(folder.lines("gold")) == comparable(folder.lines("ppo"))
+    for line in folder.lines("gold", "evals.jsonl"):
+        assert line["objective/gold"] == pytest.approx(-4 * line["objective/scores"], rel=1e-5, abs=1e-6)
+    assert "objective/gold" not in folder.lines("ppo", "evals.jsonl")[-1]
+
+
 @pytest.mark.slow
 def test_a_reward_model_scores_and_is_what_the_value_function_begins_with(folder):
     records = [{"prompt": "q", "chosen": "ee" * (1 + i % 2), "rejected": "zz"} for i in range(20)]
@@ -142,6 +153,11 @@ def test_a_reward_model_scores_and_is_what_the_value_function_begins_with(folder
     assert kept["run"] == str(folder / "judge") and len(kept["digest"]) == 64
     (first, *_) = folder.lines("judged")
     assert np.isfinite(first["objective/scores"]) and first["objective/kl"] == 0
+    assert learns(folder, "ppo", "second", f"--config.rl.gold={folder}/judge", "--config.align.epochs=2") == 0
+    kept = json.loads((folder / "second" / "gold_start.json").read_text())
+    (*_, judged), (*_, second) = (folder.lines(name, "evals.jsonl") for name in ("judged", "second"))
+    assert kept["run"] == str(folder / "judge") and np.isfinite(second["objective/gold"])
+    assert set(second) - set(judged) == {"objective/gold"}
 
 
 def test_a_prompt_without_room_for_an_answer_is_left_out_aloud(folder, caplog):
@@ -172,6 +188,7 @@ def test_the_same_prompts_follow_one_another_for_a_group(folder):
     [
         ("config.rl.reward", "rl.reward="),
         ("there is no reward", "rl.reward=nowhere"),
+        ("there is no reward", "rl.gold=nowhere"),
         ("config.rl.response_tokens", "rl.response_tokens=32"),
         ("config.rl.minibatches", "rl.minibatches=3"),
         ("config.rl.samples", "rl.samples=3"),
