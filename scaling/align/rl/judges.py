@@ -69,10 +69,11 @@ class Named:
 
     def judge(self, run: Run) -> Judge:
         """What scores by it."""
+        end = Chat(run.words, read_template(run.config.chat.template)).end
         if (start := self.start(run)) is not None:
-            return by_model(self._spec, start.model, run.config, run.mesh)
+            return by_model(self._spec, start.model, run.config, end, run.mesh)
         assert self._function is not None
-        ends = (Chat(run.words, read_template(run.config.chat.template)).end, run.words.eot)
+        ends = (end, run.words.eot)
         return by_function(self._function, run.data.training.prompts, run.words, ends, run.mesh)
 
 
@@ -95,8 +96,12 @@ def check_run(start: Start, config: cfg.Config, words: Tokenizer) -> None:
         raise refused(knob, spec, right)
 
 
-def by_model(spec: str, model: cfg.Model, config: cfg.Config, mesh: jax.sharding.Mesh) -> Judge:
-    """A reward model, which reads the ids as they were drawn, at the last one."""
+def by_model(spec: str, model: cfg.Model, config: cfg.Config, end: int, mesh: jax.sharding.Mesh) -> Judge:
+    """A reward model, which reads the ids as they were drawn, at the last one.
+
+    It learned to read at ends of turns alone. So of an answer that was cut at the limit of tokens, the last token is
+    read as ``end``, as OpenRLHF does.
+    """
     path = epath.Path(spec) / FILE
     bias = json_text.parse(path.read_bytes(), str(path))["bias"] if path.exists() else 0.0
     network, rows = cfg.Network(model, config.compute), config.train.microbatch_sequences
@@ -104,8 +109,10 @@ def by_model(spec: str, model: cfg.Model, config: cfg.Config, mesh: jax.sharding
     def score(params: decoder.Params, texts: Texts) -> jax.Array:
         judge = decoder.merge(network, params)
         place = jax.numpy.arange(texts.tokens.shape[1])
-        reads = (place == texts.lengths[:, None] - 1).astype(np.float32)
-        batch = Scored(texts.tokens, texts.targets, texts.mask, None, None, reads, reads)
+        last = place == texts.lengths[:, None] - 1
+        tokens = jax.numpy.where(last & ~texts.ended[:, None], end, texts.tokens)
+        reads = last.astype(np.float32)
+        batch = Scored(tokens, texts.targets, texts.mask, None, None, reads, reads)
         batch = jax.tree.map(lambda x: x.reshape(-1, rows, x.shape[1]), batch)
         batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
 
