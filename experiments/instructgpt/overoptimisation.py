@@ -191,18 +191,14 @@ def train_proxies(folder: Path, setup: Setup) -> None:
             continue
         data = folder / f"comparisons_{count}.jsonl"
         durable.replace_text(data, "".join(json.dumps(record) + "\n" for record in records[:count]))
-        align(
-            "reward",
-            folder / f"proxy_{count}",
-            setup,
-            {
-                "data.train": data,
-                "data.bad_records": "skip",
-                "train.sequence_length": length,
-                "train.batch_tokens": 32 * length,
-                "optimizer.peak_lr": setup.reward_lr,
-            },
-        )
+        knobs = {
+            "data.train": data,
+            "data.bad_records": "skip",
+            "train.sequence_length": length,
+            "train.batch_tokens": 32 * length,
+            "optimizer.peak_lr": setup.reward_lr,
+        }
+        align("reward", folder / f"proxy_{count}", setup, knobs)
 
 
 def optimise(folder: Path, setup: Setup) -> None:
@@ -211,26 +207,22 @@ def optimise(folder: Path, setup: Setup) -> None:
         evals = read_lines(epath.Path(folder / f"ppo_{count}" / "evals.jsonl"))
         if evals and evals[-1]["step"] >= setup.iterations:
             continue
-        align(
-            "ppo",
-            folder / f"ppo_{count}",
-            setup,
-            {
-                "data.train": folder / "train.jsonl",
-                "data.validation": folder / "held_out.jsonl",
-                "rl.reward": folder / f"proxy_{count}",
-                "rl.gold": setup.gold,
-                "rl.kl": 0.0,
-                "rl.response_tokens": setup.tokens,
-                "align.epochs": 0.0,
-                "train.tokens": setup.iterations * ROWS * setup.room,
-                "train.sequence_length": setup.room,
-                "train.batch_tokens": ROWS * setup.room,
-                "optimizer.peak_lr": setup.ppo_lr,
-                "eval.every_steps": setup.every,
-                "eval.tokens": setup.held_out * setup.room,
-            },
-        )
+        knobs = {
+            "data.train": folder / "train.jsonl",
+            "data.validation": folder / "held_out.jsonl",
+            "rl.reward": folder / f"proxy_{count}",
+            "rl.gold": setup.gold,
+            "rl.kl": 0.0,
+            "rl.response_tokens": setup.tokens,
+            "align.epochs": 0.0,
+            "train.tokens": setup.iterations * ROWS * setup.room,
+            "train.sequence_length": setup.room,
+            "train.batch_tokens": ROWS * setup.room,
+            "optimizer.peak_lr": setup.ppo_lr,
+            "eval.every_steps": setup.every,
+            "eval.tokens": setup.held_out * setup.room,
+        }
+        align("ppo", folder / f"ppo_{count}", setup, knobs)
 
 
 def align(verb: str, run: Path, setup: Setup, knobs: dict[str, object]) -> None:
