@@ -1,4 +1,4 @@
-"""The verb ``plot``: draws the loss curve of a run directory."""
+"""The verb ``plot``: draws the curves of a run directory."""
 
 import argparse
 
@@ -11,7 +11,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draws the curve and prints the path of the picture."""
+    """Draws the curves and prints the path of the picture."""
     from scaling.report.curves import plot
 
     print(plot(options.directory))

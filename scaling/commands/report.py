@@ -13,14 +13,18 @@ from scaling import __version__
 
 if TYPE_CHECKING:
     from scaling.report.sections import Section
+    from scaling.runs.run_directory import RunDirectory
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The paths that were written (page, table of points, figures), and the lines that the terminal shows."""
+    """The paths that were written (page, table of points, figures), and the lines that the terminal shows.
+
+    There is no table of points of runs that learned from rewards.
+    """
 
     page: epath.Path
-    points: epath.Path
+    points: epath.Path | None
     figures: tuple[epath.Path, ...]
     summary: tuple[str, ...]
 
@@ -87,7 +91,11 @@ def write_report(
     folder = _folder(paths, output, resamples)
     from scaling.report.collect import collect
     from scaling.report.records import write_points
+    from scaling.runs.run_directory import find_runs, load
 
+    runs = [load(path) for path in find_runs(paths)]
+    if all(run.learns_from_rewards for run in runs):
+        return _write_rewards(folder, paths, runs)
     ladder = collect(paths, count=count, loss=loss)
     # Before the fits, so that a folder that cannot be written fails at once.
     (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -102,13 +110,30 @@ def write_report(
     with _status() as progress:
         fits = fit_all(ladder, resamples=resamples, progress=progress)
         progress("figures", 1, 1)
-        name = ", ".join(epath.Path(path).resolve().name for path in paths)
         made = f"{len(ladder.entries)} runs, {loss} loss, N {count}, {resamples} resamples"
-        figures = _write(folder, f"Scaling report: {name}", made, sections(ladder, fits))
+        figures = _write(folder, f"Scaling report: {_names(paths)}", made, sections(ladder, fits))
     law = f"no L(C): {fits.law}" if isinstance(fits.law, str) else law_text(fits.law)
     lines = [law, held_out_text(ladder, fits)]
     lines += [f"left out: {entry.name}: {entry.reason}" for entry in ladder.entries if entry.reason]
     return Report(folder / "report.html", folder / "points.csv", figures, tuple(line for line in lines if line))
+
+
+def _write_rewards(folder: epath.Path, paths: Sequence[epath.PathLike], runs: "Sequence[RunDirectory]") -> Report:
+    """A page about runs that all learned from rewards: there is no loss to fit."""
+    from scaling.report.collect import short_names
+    from scaling.report.sections import rewards
+
+    parts = rewards(dict(zip(short_names([str(run.path) for run in runs]), runs, strict=True)))
+    if not parts:
+        raise ValueError("no run can be used: none has logged finite scores and a divergence")
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    made = f"{len(runs)} runs that learned from rewards"
+    figures = _write(folder, f"Rewards: {_names(paths)}", made, parts)
+    return Report(folder / "report.html", None, figures, ("no L(C): all runs learned from rewards",))
+
+
+def _names(paths: Sequence[epath.PathLike]) -> str:
+    return ", ".join(epath.Path(path).resolve().name for path in paths)
 
 
 def write_comparison(

@@ -28,7 +28,7 @@ from scaling.runs import tokenizer as run_tokenizer
 from scaling.runs.bad_records import remembered
 from scaling.runs.checkpoint import Checkpoints
 from scaling.runs.lock import only_one
-from scaling.runs.paths import absolute, writable
+from scaling.runs.paths import LOSS_CURVE, absolute, writable
 from scaling.runs.start import Start
 from scaling.train import optimizer, throughput
 from scaling.train.loop import Hook, Loop
@@ -98,7 +98,8 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
         tokens = run.schedule.tokens(run.schedule.num_steps)
         print(f"validation loss {result.loss:.4f} {recipe.unit} after {tokens:,} tokens", *result.texts, sep="\n\n")
         with optional("no loss curve"):
-            print(f"\nloss curve: {plot(run.directory)}")
+            curve = plot(run.directory)
+            print(f"\n{'loss curve' if curve.name == LOSS_CURVE else 'rewards'}: {curve}")
     return exit_codes.OK
 
 

@@ -61,6 +61,9 @@ class Reinforcement:
         "",
         "what scores answers: a run of align reward, FILE.py:FUNCTION, or exact_match or constraints, which ship",
     )
+    gold: str = knob(
+        "", "", "another reward that is logged at each validation and trains nothing; named as rl.reward is"
+    )
     response_tokens: int = knob(64, "tokens", "of an answer at most; prompts have the rest of train.sequence_length")
     samples: int = knob(1, "answers", "of a prompt in an iteration; grpo needs at least 2")
     temperature: float = knob(1.0, "", "of the softmax when answers are drawn, and in all log-probabilities")

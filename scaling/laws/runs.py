@@ -12,6 +12,7 @@ from scaling.laws.points import Points
 from scaling.runs.json_lines import is_number, is_sound
 from scaling.runs.run_directory import RunDirectory, find_runs, load
 
+BY_REWARDS = "was trained by rewards, so it has no loss of texts"
 COUNTS = ("active", "total", "without_embeddings", "kaplan", "chinchilla")
 
 
@@ -19,6 +20,8 @@ def unusable(run: RunDirectory, loss: str, curves: bool = False) -> str:
     """Why a run gives no point (with ``curves``, no curve); empty if it does."""
     if not run.begun:
         return "has not begun, or failed before its first step; see train.log"
+    if run.learns_from_rewards:
+        return BY_REWARDS
     if wrong := fault(run, loss):
         return wrong
     records, train = run.records(loss), run.config["train"]

@@ -118,7 +118,7 @@ def compile_iteration(config: cfg.Config, reward: cfg.Model | None, critic: bool
         if reward is not None:
             judged = train_state.abstract_state(dataclasses.replace(plain, model=reward), mesh)["params"]
             memory["reward"] = shard_bytes(judged)
-            programs.add("reward", judges.scorer(reward, config, mesh).lower(judged, texts), 1, parts)
+            programs.add("reward", judges.scorer(reward, config, 0, mesh).lower(judged, texts), 1, parts)
         critic_state = None
         if value_model is not None:
             critic_state = train_state.abstract_state(of_value(small, value_model), mesh)

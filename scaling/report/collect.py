@@ -20,7 +20,7 @@ _SMOOTHING = 1.06  # a training loss is the mean over records from tokens / this
 _DRAWN = 300  # points of a curve, spread evenly over log tokens
 
 
-STATES = ("finished", "unfinished", "diverged", "damaged", "copy")
+STATES = ("finished", "unfinished", "diverged", "damaged", "copy", "rewards")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,12 +109,12 @@ def collect(paths: Sequence[epath.PathLike], *, count: str = "active", loss: str
     """
     runs = [load(path) for path in find_runs(paths)]
     points = run_points(runs, count=count, loss=loss)
-    named = zip(_short_names([str(run.path) for run in runs]), runs, reasons_left_out(runs, loss), strict=True)
+    named = zip(short_names([str(run.path) for run in runs]), runs, reasons_left_out(runs, loss), strict=True)
     entries = sorted((_entry(name, run, count, loss, reason) for name, run, reason in named), key=_by_compute)
     drawn = "training"
     if all(len(e.run.evals) >= _EVALUATIONS for e in entries if e.state == "finished") and loss == "validation":
         drawn = "validation"
-    curves = [_curve(entry, drawn) for entry in entries if entry.state != "copy"]
+    curves = [_curve(entry, drawn) for entry in entries if entry.state not in ("copy", "rewards")]
     return Ladder(
         entries=tuple(entries),
         points=_named(points, entries),
@@ -174,6 +174,8 @@ def _state(run: RunDirectory, loss: str, reason: str) -> str:
         return "finished"
     if reason.startswith("diverged"):
         return "diverged"
+    if run.learns_from_rewards:
+        return "rewards"
     if not unusable(run, loss):
         return "copy"
     return "damaged" if fault(run, loss) or fault(run, "training") else "unfinished"
@@ -214,7 +216,7 @@ def drawn_points(tokens: np.ndarray) -> np.ndarray:
     return np.unique(np.clip(np.searchsorted(tokens, wanted * (1 - 1e-9)), 0, len(tokens) - 1))
 
 
-def _short_names(paths: Sequence[str]) -> list[str]:
+def short_names(paths: Sequence[str]) -> list[str]:
     """The last parts of the paths, or all that lies below their common folder if these are not unique."""
     names = [epath.Path(path).name for path in paths]
     if len(set(names)) == len(names):

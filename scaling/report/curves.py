@@ -1,15 +1,21 @@
-"""The loss curve of one run, from its metrics.jsonl alone: no accelerator, no model code."""
+"""The curves of one run, from its metrics.jsonl and evals.jsonl alone: no accelerator, no model code."""
 
 import io
 
 from etils import epath
 
 from scaling.runs.json_lines import is_sound, read_lines
-from scaling.runs.paths import EVALS, LOSS_CURVE, METRICS
+from scaling.runs.paths import EVALS, LOSS_CURVE, METRICS, REWARD_CURVE
 
 
 def plot(run_dir: epath.PathLike) -> epath.Path:
     """Draws training and validation loss against tokens to ``loss.png`` in the run directory.
+
+    The loss of a run that learns from rewards says little, so of such a run rewards and divergence are drawn, to
+    ``reward.png``.
+
+    Returns:
+        The path of the picture.
 
     Raises:
         ValueError: the run has no logged step yet.
@@ -19,9 +25,14 @@ def plot(run_dir: epath.PathLike) -> epath.Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from scaling.report.reward_figures import curves, reward_log
     from scaling.report.style import plain
+    from scaling.runs.run_directory import RunDirectory
 
     run_dir = epath.Path(run_dir)
+    if log := reward_log(run_dir.name, RunDirectory(run_dir, {})):
+        curves(log).save(run_dir, ("png",))
+        return run_dir / REWARD_CURVE
     steps = [record for record in read_lines(run_dir / METRICS) if is_sound(record)]
     evals = [record for record in read_lines(run_dir / EVALS) if is_sound(record)]  # tasks have no loss
     if not steps:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +12,11 @@ from scaling.report import compute_figures, expert_figures, law_figures, tables,
 from scaling.report.collect import STATES, Ladder
 from scaling.report.expert_figures import expert_logs
 from scaling.report.optimum import Optimum, interval
+from scaling.report.reward_figures import reward_against_divergence, reward_log, reward_table
 from scaling.report.style import Drawing, human
 from scaling.report.tables import escape, scientific, with_interval
 from scaling.report.task_scores import fit_notes, group_means, last, overall, task_scores
+from scaling.runs.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from scaling.laws.fit import Fit
@@ -69,7 +71,7 @@ def sections(ladder: Ladder, fits: "Fits") -> list[Section]:
         drawing = compute_figures.residuals(ladder, joint, fits.held_out)
         outliers = tables.notes([f"outlier, kept in the fit: {name}" for name in joint.outliers])
         parts.append(Section("residuals", "Residuals of the joint law", outliers, (drawing,)))
-    parts += _tasks(ladder) + _experts(ladder)
+    parts += _tasks(ladder) + _experts(ladder) + rewards({entry.name: entry.run for entry in ladder.entries})
     about = "<p>C is what the runs counted, whichever way N is counted. The page uses the convention in bold.</p>"
     parts += [
         Section("counts", "How N is counted", about + tables.conventions(ladder, fits)),
@@ -103,6 +105,15 @@ def _experts(ladder: Ladder) -> list[Section]:
     if not logs:
         return []
     return [Section("experts", "Experts", tables.experts(logs), (expert_figures.routers(logs),))]
+
+
+def rewards(runs: Mapping[str, RunDirectory]) -> list[Section]:
+    """Rewards against the divergence of the runs, by name, that learned from them; nothing where none did."""
+    logs = [log for name, run in runs.items() if (log := reward_log(name, run))]
+    if not logs:
+        return []
+    drawing = reward_against_divergence(logs)
+    return [Section("rewards", "Reward against divergence", reward_table(logs), (drawing,))]
 
 
 def law_text(fit: "Fit") -> str:

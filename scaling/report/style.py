@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
@@ -58,10 +58,10 @@ class Drawing:
     caption: str
     figure: Figure
 
-    def save(self, folder: epath.Path) -> None:
+    def save(self, folder: epath.Path, kinds: Sequence[str] = ("png", "svg")) -> None:
         """Writes ``NAME.png`` and ``NAME.svg``."""
-        (folder / f"{self.name}.png").write_bytes(self._render("png"))
-        (folder / f"{self.name}.svg").write_bytes(self.svg)
+        for kind in kinds:
+            (folder / f"{self.name}.{kind}").write_bytes(self.svg if kind == "svg" else self._render(kind))
 
     @functools.cached_property
     def svg(self) -> bytes:

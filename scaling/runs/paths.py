@@ -15,6 +15,7 @@ LOG = "train.log"  # output of a training that a sweep or a launcher started
 CHECKPOINTS = "checkpoints"
 SAMPLES = "samples"  # prompts and answers of an evaluation
 LOSS_CURVE = "loss.png"
+REWARD_CURVE = "reward.png"  # of a run that learns from rewards, in the place of the loss curve
 
 
 def is_run(path: epath.Path | Path) -> bool:

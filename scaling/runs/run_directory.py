@@ -89,6 +89,11 @@ class RunDirectory:
         results = [line for line in lines if {"step", "task", "shots", "scores"} <= line.keys()]
         return list({(x["step"], x.get("group"), x["task"], x["shots"]): x for x in results}.values())
 
+    @property
+    def learns_from_rewards(self) -> bool:
+        """Whether it logged scores of answers; its loss is then none of texts."""
+        return any("objective/scores" in record for record in self.metrics)
+
     def records(self, loss: str) -> list[dict[str, Any]]:
         """Records of the validation or the training loss."""
         return self.evals if loss == "validation" else self.metrics

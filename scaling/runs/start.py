@@ -28,7 +28,8 @@ from scaling.runs.checkpoint import Checkpoints
 from scaling.runs.config_json import read_config_json
 from scaling.runs.paths import absolute
 
-FILES = {"start": "start.json", "rl.reward": "reward_start.json"}  # of a run, by the knob that names the other run
+# Of a run, by the knob that names the other run.
+FILES = {"start": "start.json", "rl.reward": "reward_start.json", "rl.gold": "gold_start.json"}
 ALL_LAYERS, NOTHING = -1, -2  # of config.align.layers
 _AFTER_BLOCKS = {"final_norm", "project_out"}  # parameters that read the last block
 HUGGING_FACE = "huggingface"  # folder of a run that was imported, which its children keep
@@ -67,7 +68,7 @@ class Start:
             FileNotFoundError: no run there.
             ValueError: no checkpoint, or the run in ``workdir`` began with another.
         """
-        value = {"start": config.start, "rl.reward": config.rl.reward}[knob]
+        value = {"start": config.start, "rl.reward": config.rl.reward, "rl.gold": config.rl.gold}[knob]
         run = str(absolute(value))
         if (absolute(workdir) / FILES[knob]).exists():
             noted = cls.noted(workdir, knob)

@@ -35,10 +35,17 @@ from scaling.train.step import Metrics, make_train_step
 
 
 class Frozen(NamedTuple):
-    """Parameters that no update changes: of the reference, and of the reward model (None = a function scores)."""
+    """Parameters that no update changes.
+
+    Attributes:
+        reference: of the model that the run began with.
+        reward: of the reward model; None = a function scores.
+        gold: of the reward model of ``config.rl.gold``; None = a function scores, or there is none.
+    """
 
     reference: decoder.Params
     reward: decoder.Params | None
+    gold: decoder.Params | None = None
 
 
 class Drawn(NamedTuple):

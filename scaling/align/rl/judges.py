@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from scaling import json_text
+from scaling.align import rewards
 from scaling.align.rewards import Reward
 from scaling.align.rl.texts import Texts
 from scaling.align.score import FILE
@@ -16,6 +17,7 @@ from scaling.config import schema as cfg
 from scaling.config.refusal import refused
 from scaling.data.batch import Scored
 from scaling.data.chat.prompts import Prompt
+from scaling.data.chat.template import Chat, read_template
 from scaling.data.tokenizer import Tokenizer
 from scaling.model import decoder
 from scaling.objectives.objective import forward, read
@@ -24,41 +26,99 @@ from scaling.parallel.sharding import batch_sharding, on_every_device, replicate
 from scaling.runs import tokenizer as run_tokenizer
 from scaling.runs.config_json import read_config_json
 from scaling.runs.start import Start
+from scaling.train.run import Run
 
 # (parameters of a reward model or None, texts, drawn tokens [B, N], numbers of prompts [B]) -> scores float32 [B]
 Judge = Callable[[decoder.Params | None, Texts, jax.Array, jax.Array], jax.Array]
 
 
-def check_run(spec: str, start: Start, config: cfg.Config, words: Tokenizer) -> None:
+class Named:
+    """What a knob names to score answers: a function, or a run of a reward model.
+
+    Args:
+        knob: ``rl.reward`` or ``rl.gold``.
+        config: with its value.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``rewards.of_texts``.
+    """
+
+    def __init__(self, knob: str, config: cfg.Config) -> None:
+        self._knob, self._spec = knob, _value(knob, config)
+        self._function = rewards.of_texts(self._spec)
+        self._start: Start | None = None
+
+    def start(self, run: Run) -> Start | None:
+        """The reward model; None if a function scores.
+
+        Raises:
+            ValueError: as ``check_run``.
+        """
+        if self._function is None and self._start is None:
+            self._start = Start.of(run.config, run.directory, self._knob)
+            check_run(self._start, run.config, run.words)
+        return self._start
+
+    def params(self, run: Run) -> decoder.Params | None:
+        """The weights of the reward model, which the run's directory notes; None if a function scores."""
+        start = self.start(run)
+        if start is None:
+            return None
+        if run.is_first:
+            start.note(run.directory)
+        return start.params(start.model, run.mesh, run.config.seed)
+
+    def judge(self, run: Run) -> Judge:
+        """What scores by it."""
+        end = Chat(run.words, read_template(run.config.chat.template)).end
+        if (start := self.start(run)) is not None:
+            return by_model(self._spec, start.model, run.config, end, run.mesh)
+        assert self._function is not None
+        ends = (end, run.words.eot)
+        return by_function(self._function, run.data.training.prompts, run.words, ends, run.mesh)
+
+
+def _value(knob: str, config: cfg.Config) -> str:
+    return {"rl.reward": config.rl.reward, "rl.gold": config.rl.gold}[knob]
+
+
+def check_run(start: Start, config: cfg.Config, words: Tokenizer) -> None:
     """Refuses a run that cannot score the answers of this training (ValueError)."""
+    knob, spec = start.knob, _value(start.knob, config)
     model, room = start.model, config.train.sequence_length
     if model.outputs != 1:
-        raise refused("rl.reward", spec, "is no reward model; `scaling align reward` trains one")
+        raise refused(knob, spec, "is no reward model; `scaling align reward` trains one")
     if model.context_length < room:
         right = f"reads {model.context_length} tokens, less than config.train.sequence_length={room}"
-        raise refused("rl.reward", spec, right)
-    theirs = run_tokenizer.load(spec, read_config_json(spec))
+        raise refused(knob, spec, right)
+    theirs = run_tokenizer.load(start.run, read_config_json(start.run))
     if theirs.fingerprint != words.fingerprint:
         right = f"has the tokenizer {theirs.name!r}, and must have {words.name!r}, that of the run"
-        raise refused("rl.reward", spec, right)
+        raise refused(knob, spec, right)
 
 
-def by_model(spec: str, model: cfg.Model, config: cfg.Config, mesh: jax.sharding.Mesh) -> Judge:
-    """A reward model, which reads the ids as they were drawn, at the last one."""
+def by_model(spec: str, model: cfg.Model, config: cfg.Config, end: int, mesh: jax.sharding.Mesh) -> Judge:
+    """A reward model with its bias, as ``scorer`` reads."""
     path = epath.Path(spec) / FILE
     bias = json_text.parse(path.read_bytes(), str(path))["bias"] if path.exists() else 0.0
-    read_scores = scorer(model, config, mesh, bias)
+    read_scores = scorer(model, config, end, mesh, bias)
     return lambda params, texts, chosen, numbers: read_scores(params, texts)
 
 
-def scorer(model: cfg.Model, config: cfg.Config, mesh: jax.sharding.Mesh, bias: float = 0.0) -> Any:
-    """The compiled function that gives the scores [B] of ``Texts`` by the parameters of a reward model."""
+def scorer(model: cfg.Model, config: cfg.Config, end: int, mesh: jax.sharding.Mesh, bias: float = 0.0) -> Any:
+    """The compiled function that gives the scores [B] of ``Texts`` by the parameters of a reward model.
+
+    It reads the ids as they were drawn, at the last one. Reward models learn to read at ends of turns alone, so of an
+    answer that was cut at the limit of tokens, the last token is read as ``end``.
+    """
     network, rows = cfg.Network(model, config.compute), config.train.microbatch_sequences
 
     def score(params: decoder.Params, texts: Texts) -> jax.Array:
         judge = decoder.merge(network, params)
-        reads = (jnp.arange(texts.tokens.shape[1]) == texts.lengths[:, None] - 1).astype(jnp.float32)
-        batch = Scored(texts.tokens, texts.targets, texts.mask, None, None, reads, reads)
+        last = jnp.arange(texts.tokens.shape[1]) == texts.lengths[:, None] - 1
+        tokens = jnp.where(last & ~texts.ended[:, None], end, texts.tokens)
+        reads = last.astype(jnp.float32)
+        batch = Scored(tokens, texts.targets, texts.mask, None, None, reads, reads)
         batch = jax.tree.map(lambda x: x.reshape(-1, rows, x.shape[1]), batch)
         batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
 

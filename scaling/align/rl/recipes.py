@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling.align import rewards
-from scaling.align.rewards import Reward
 from scaling.align.rl import judges
 from scaling.align.rl.iteration import Drawn, Frozen, Iteration, Sampler, Setting, described, inner, of_value
 from scaling.align.rl.prompts import Row, check, data
@@ -18,7 +16,6 @@ from scaling.config import schema as cfg
 from scaling.config.refusal import refused
 from scaling.data import loader
 from scaling.data.batch import filled
-from scaling.data.chat.template import Chat, read_template
 from scaling.data.chat_tokenizer import SUFFIX
 from scaling.data.tokenizer import Tokenizer
 from scaling.model import decoder
@@ -26,7 +23,6 @@ from scaling.objectives.next_token import next_token
 from scaling.objectives.policy import policy
 from scaling.parallel.sharding import batch_sharding, replicated
 from scaling.runs.json_lines import JsonLines
-from scaling.runs.start import Start
 from scaling.train import state as train_state
 from scaling.train.metrics import Log
 from scaling.train.placement import local_rows, place
@@ -48,12 +44,13 @@ class _Learning:
 
     def __init__(self, critic: bool) -> None:
         self._critic = critic
-        self._found: Start | None = None
-        self._function: Reward | None = None
+        self._reward: judges.Named
+        self._gold: judges.Named | None = None
 
     def data(self, config: cfg.Config, words: Tokenizer) -> Data:
         check(config)
-        self._function = rewards.of_texts(config.rl.reward)
+        self._reward = judges.Named("rl.reward", config)
+        self._gold = judges.Named("rl.gold", config) if config.rl.gold else None
         if not self._critic and config.rl.samples < 2:
             raise refused("rl.samples", config.rl.samples, "must be at least 2: an answer is compared with its group")
         return data(config, words)
@@ -61,9 +58,8 @@ class _Learning:
     def beside(self, run: Run) -> Beside:
         """The mean of the policy's weights, the coefficient of the divergence, and the value function's state."""
         config, mesh = run.config, run.mesh
-        reward = self._reward(run)
-        start = run.start if reward is None else reward
-        assert start is not None and run.start is not None
+        start = self._reward.start(run) or run.start
+        assert start is not None
         params = train_state.abstract_state(config, mesh)["params"]
         shapes: dict[str, Any] = {"kl": jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))}
         shapes |= {"ema": params} if config.rl.ema else {}
@@ -84,49 +80,30 @@ class _Learning:
         return Beside(shapes, make)
 
     def frozen(self, run: Run) -> Frozen:
-        """The reference, which is the model that the run begins with, and the reward model."""
+        """The reference, which is the model that the run begins with, and the reward models."""
         assert run.start is not None
         reference = run.base or run.start.params(run.config.model, run.mesh, run.config.seed)
-        reward = self._reward(run)
-        if reward is None:
-            return Frozen(reference, None)
-        if run.is_first:
-            reward.note(run.directory)
-        return Frozen(reference, reward.params(reward.model, run.mesh, run.config.seed))
+        return Frozen(reference, self._reward.params(run), self._gold.params(run) if self._gold else None)
 
     def step(self, run: Run, frozen: Frozen) -> Iteration:
         value_model = self._value_model(run) if self._critic else None
-        return Iteration(Setting.of(run), self._judge(run), value_model, frozen, run)
+        return Iteration(Setting.of(run), self._reward.judge(run), value_model, frozen, run)
 
     def validation(self, run: Run, frozen: Frozen, log: Log) -> Validation:
-        return _Validation(run, frozen, log, Sampler(Setting.of(run), self._judge(run)))
-
-    def _reward(self, run: Run) -> Start | None:
-        """The reward model; None if a function scores."""
-        if self._function is None and self._found is None:
-            self._found = Start.of(run.config, run.directory, "rl.reward")
-            judges.check_run(run.config.rl.reward, self._found, run.config, run.words)
-        return self._found
+        gold = self._gold.judge(run) if self._gold else None
+        return _Validation(run, frozen, log, Sampler(Setting.of(run), self._reward.judge(run)), gold)
 
     def _value_model(self, run: Run) -> cfg.Model:
-        reward = self._reward(run)
+        reward = self._reward.start(run)
         return dataclasses.replace(run.config.model if reward is None else reward.model, outputs=1)
-
-    def _judge(self, run: Run) -> judges.Judge:
-        reward, config = self._reward(run), run.config
-        if reward is not None:
-            return judges.by_model(config.rl.reward, reward.model, config, run.mesh)
-        ends = (Chat(run.words, read_template(config.chat.template)).end, run.words.eot)
-        assert self._function is not None
-        return judges.by_function(self._function, run.data.training.prompts, run.words, ends, run.mesh)
 
 
 class _Validation(Validation):
-    """Answers to held-out prompts, and the loss on held-out pre-training text."""
+    """Answers to held-out prompts, which a second reward may score; and the loss on held-out pre-training text."""
 
-    def __init__(self, run: Run, frozen: Frozen, log: Log, sampler: Sampler) -> None:
+    def __init__(self, run: Run, frozen: Frozen, log: Log, sampler: Sampler, gold: judges.Judge | None) -> None:
         super().__init__(run, policy(inner(run.config), run.words.vocab_size), log)
-        self._frozen, self._sampler, config = frozen, sampler, run.config
+        self._frozen, self._sampler, self._gold, config = frozen, sampler, gold, run.config
         self._described = sampler.compiled(described)
         self._text = None
         if config.rl.pretraining:
@@ -153,7 +130,7 @@ class _Validation(Validation):
             }
             batch: Row = place(filled((rows // micro, len(here)), places), here, micro, sharding)  # type: ignore[assignment]
             drawn, _ = self._sampler(params, self._frozen, batch, jax.random.fold_in(key, number))
-            found.append(jax.device_get(self._described(drawn)))
+            found.append(jax.device_get(self._described(drawn)) | self._second(drawn))
             if not number and run.is_first:
                 self._show(state, drawn)
         means = {name: float(np.mean([each[name] for each in found])) for name in found[0]}
@@ -161,6 +138,13 @@ class _Validation(Validation):
         means["objective/rlhf_reward"] = means["objective/scores"] - penalty
         text = {"pretraining_loss": self._text.evaluate(state)["loss"]} if self._text else {}
         return {"loss": -means["objective/rlhf_reward"]} | means | text | {"eval_tokens": float(batches * rows)}
+
+    def _second(self, drawn: Drawn) -> dict[str, Any]:
+        """The mean of the reward that trains nothing, as it is, without the rule for answers without an end."""
+        if self._gold is None:
+            return {}
+        scores = self._gold(self._frozen.gold, drawn.texts, drawn.chosen, drawn.numbers)
+        return {"objective/gold": np.mean(np.asarray(scores))}
 
     def _show(self, state: TrainState, drawn: Drawn) -> None:
         """Appends some answers to ``answers.jsonl``; those of a later step, which a kill has left, are dropped."""

@@ -9,9 +9,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 from scaling import cli, exit_codes
+from scaling.align.rl.judges import by_model
 from scaling.align.rl.prompts import data
+from scaling.align.rl.texts import left_aligned
+from scaling.align.score import load as load_scorer
 from scaling.config import schema as cfg
 from scaling.data import tokenizer
+from scaling.data.chat.template import Chat
 from scaling.runs.model import load_run
 
 REWARD = "def count(records, answers):\n    return [answer.count('e') / 4 for answer in answers]\n"
@@ -131,17 +135,53 @@ def test_microbatches_and_devices_change_nothing(folder, kind):
                 assert ours[metric] == pytest.approx(theirs[metric], rel=1e-3, abs=1e-5), (name, metric)
 
 
-@pytest.mark.slow
-def test_a_reward_model_scores_and_is_what_the_value_function_begins_with(folder):
+def test_a_second_reward_is_logged_at_each_validation_and_trains_nothing(folder, ppo):
+    less = "def less(records, answers):\n    return [-answer.count('e') for answer in answers]\n"
+    (folder / "gold.py").write_text(less)
+    text = f"--config.rl.pretraining={folder}/text.txt"
+    assert learns(folder, "ppo", "gold", text, f"--config.rl.gold={folder}/gold.py:less") == 0
+    assert comparable(folder.lines("gold")) == comparable(folder.lines("ppo"))
+    for line in folder.lines("gold", "evals.jsonl"):
+        assert line["objective/gold"] == pytest.approx(-4 * line["objective/scores"], rel=1e-5, abs=1e-6)
+    assert "objective/gold" not in folder.lines("ppo", "evals.jsonl")[-1]
+
+
+@pytest.fixture(scope="module")
+def judge(folder):
+    """The run ``judge``, a reward model."""
     records = [{"prompt": "q", "chosen": "ee" * (1 + i % 2), "rejected": "zz"} for i in range(20)]
     path = folder.write("pairs.jsonl", records)
     reward = ["--config.align.epochs=4", "--config.optimizer.peak_lr=0.003", f"--config.data.train={path}"]
     assert folder.align("reward", "judge", *reward) == 0
+    return folder / "judge"
+
+
+@pytest.mark.slow
+def test_a_reward_model_reads_every_answer_at_an_end_of_turn(judge):
+    scorer, words = load_scorer(judge)
+    end = Chat(words).end
+    prompts, starts = np.array([[0, 5], [6, 7]], np.int32), np.array([1, 0], np.int32)
+    chosen = np.array([[8, end, -1], [9, 10, 11]], np.int32)  # the second was cut
+    config = cfg.Config(compute=scorer.network.compute, train=cfg.Train(microbatch_sequences=2))
+    with jax.set_mesh(scorer.mesh):
+        texts = left_aligned(*map(jax.numpy.asarray, (prompts, starts, chosen)), (end,))
+        found = by_model(str(judge), scorer.network.model, config, end, scorer.mesh)(scorer.params, texts, None, None)
+    expected = scorer([np.array(ids, np.int32) for ids in ([5, 8, end], [6, 7, 9, 10, end])])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_reward_model_scores_and_is_what_the_value_function_begins_with(folder, judge):
     assert learns(folder, "ppo", "judged", f"--config.rl.reward={folder}/judge", "--config.align.epochs=2") == 0
     kept = json.loads((folder / "judged" / "reward_start.json").read_text())
     assert kept["run"] == str(folder / "judge") and len(kept["digest"]) == 64
     (first, *_) = folder.lines("judged")
     assert np.isfinite(first["objective/scores"]) and first["objective/kl"] == 0
+    assert learns(folder, "ppo", "second", f"--config.rl.gold={folder}/judge", "--config.align.epochs=2") == 0
+    kept = json.loads((folder / "second" / "gold_start.json").read_text())
+    (*_, judged), (*_, second) = (folder.lines(name, "evals.jsonl") for name in ("judged", "second"))
+    assert kept["run"] == str(folder / "judge") and np.isfinite(second["objective/gold"])
+    assert set(second) - set(judged) == {"objective/gold"}
 
 
 def test_a_prompt_without_room_for_an_answer_is_left_out_aloud(folder, caplog):
@@ -172,6 +212,7 @@ def test_the_same_prompts_follow_one_another_for_a_group(folder):
     [
         ("config.rl.reward", "rl.reward="),
         ("there is no reward", "rl.reward=nowhere"),
+        ("there is no reward", "rl.gold=nowhere"),
         ("config.rl.response_tokens", "rl.response_tokens=32"),
         ("config.rl.minibatches", "rl.minibatches=3"),
         ("config.rl.samples", "rl.samples=3"),
