@@ -16,6 +16,7 @@ from scaling.config import schema as cfg
 from scaling.config.refusal import refused
 from scaling.data.batch import Scored
 from scaling.data.chat.prompts import Prompt
+from scaling.data.chat.template import read_template
 from scaling.data.tokenizer import Tokenizer
 from scaling.model import decoder
 from scaling.objectives.objective import forward, read
@@ -37,9 +38,14 @@ def check_run(spec: str, start: Start, config: cfg.Config, words: Tokenizer) -> 
     if model.context_length < room:
         right = f"reads {model.context_length} tokens, less than config.train.sequence_length={room}"
         raise refused("rl.reward", spec, right)
-    theirs = run_tokenizer.load(spec, read_config_json(spec))
+    record = read_config_json(spec)
+    theirs = run_tokenizer.load(spec, record)
     if theirs.fingerprint != words.fingerprint:
         right = f"has the tokenizer {theirs.name!r}, and must have {words.name!r}, that of the run"
+        raise refused("rl.reward", spec, right)
+    template = cfg.freeze(record["config"]).chat.template
+    if read_template(template) != read_template(config.chat.template):
+        right = f"reads dialogues by config.chat.template={template!r}, and must do so by that of the run"
         raise refused("rl.reward", spec, right)
 
 

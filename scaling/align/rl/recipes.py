@@ -13,7 +13,7 @@ from scaling.align import rewards
 from scaling.align.rewards import Reward
 from scaling.align.rl import judges
 from scaling.align.rl.iteration import Drawn, Frozen, Iteration, Sampler, Setting, described, inner, of_value
-from scaling.align.rl.prompts import Row, check, data
+from scaling.align.rl.prompts import Row, check, data, pretraining
 from scaling.config import schema as cfg
 from scaling.config.refusal import refused
 from scaling.data import loader
@@ -48,7 +48,7 @@ class _Learning:
 
     def __init__(self, critic: bool) -> None:
         self._critic = critic
-        self._found: Start | None = None
+        self._reward: Start | None = None  # the reward model; None if a function scores
         self._function: Reward | None = None
 
     def data(self, config: cfg.Config, words: Tokenizer) -> Data:
@@ -56,12 +56,15 @@ class _Learning:
         self._function = rewards.of_texts(config.rl.reward)
         if not self._critic and config.rl.samples < 2:
             raise refused("rl.samples", config.rl.samples, "must be at least 2: an answer is compared with its group")
+        if self._function is None:  # before the run directory is made
+            self._reward = Start.of(config, config.workdir, "rl.reward")
+            judges.check_run(config.rl.reward, self._reward, config, words)
         return data(config, words)
 
     def beside(self, run: Run) -> Beside:
         """The mean of the policy's weights, the coefficient of the divergence, and the value function's state."""
         config, mesh = run.config, run.mesh
-        reward = self._reward(run)
+        reward = self._reward
         start = run.start if reward is None else reward
         assert start is not None and run.start is not None
         params = train_state.abstract_state(config, mesh)["params"]
@@ -87,7 +90,7 @@ class _Learning:
         """The reference, which is the model that the run begins with, and the reward model."""
         assert run.start is not None
         reference = run.base or run.start.params(run.config.model, run.mesh, run.config.seed)
-        reward = self._reward(run)
+        reward = self._reward
         if reward is None:
             return Frozen(reference, None)
         if run.is_first:
@@ -101,19 +104,14 @@ class _Learning:
     def validation(self, run: Run, frozen: Frozen, log: Log) -> Validation:
         return _Validation(run, frozen, log, Sampler(Setting.of(run), self._judge(run)))
 
-    def _reward(self, run: Run) -> Start | None:
-        """The reward model; None if a function scores."""
-        if self._function is None and self._found is None:
-            self._found = Start.of(run.config, run.directory, "rl.reward")
-            judges.check_run(run.config.rl.reward, self._found, run.config, run.words)
-        return self._found
-
     def _value_model(self, run: Run) -> cfg.Model:
-        reward = self._reward(run)
-        return dataclasses.replace(run.config.model if reward is None else reward.model, outputs=1)
+        """The value function's, without the dropout that a reward model was trained with: policies have none here."""
+        model = run.config.model if self._reward is None else self._reward.model
+        none: dict[str, Any] = dict(dropout_embedding=0.0, dropout_attention=0.0, dropout_residual=0.0)
+        return dataclasses.replace(model, outputs=1, **none)
 
     def _judge(self, run: Run) -> judges.Judge:
-        reward, config = self._reward(run), run.config
+        reward, config = self._reward, run.config
         if reward is not None:
             return judges.by_model(config.rl.reward, reward.model, config, run.mesh)
         ends = (Chat(run.words, read_template(config.chat.template)).end, run.words.eot)
@@ -130,8 +128,7 @@ class _Validation(Validation):
         self._described = sampler.compiled(described)
         self._text = None
         if config.rl.pretraining:
-            source = dataclasses.replace(config.data, train=config.rl.pretraining, mixture=(), validation="")
-            held_out = loader.validation_set(source, run.words, config.train.sequence_length)
+            held_out = loader.validation_set(pretraining(config), run.words, config.train.sequence_length)
             separator = run.words.eot if config.model.document_mask else None
             text = Data(None, held_out, None, separator)
             self._text = Validation(run, next_token(config), log, data=text)
