@@ -6,10 +6,11 @@ import signal
 import sys
 from pathlib import Path
 
+from scaling.runs import attempts
 from tests.faults.lab import COMMON, SMOKE, Lab, Process, Row, lines, logged, lost_steps, signal_name, weights
 
 EVERY = 2  # save interval
-# 20 steps of 16 answers to 16 of 40 prompts, each with two passes over two minibatches; 8 steps in quick runs
+# 30 steps of 16 answers to 16 of 40 prompts, each with two passes over two minibatches; 10 steps in quick runs
 KNOBS = (
     "--config.rl.response_tokens=8",
     "--config.rl.minibatches=2",
@@ -31,20 +32,20 @@ KNOBS = (
 )
 REWARD = "def letters(records, answers):\n    return [answer.count('e') + len(answer) / 8 for answer in answers]\n"
 
-# Before these calls and file operations, each the n-th of its kind in a process. A process begins behind a saved step.
-# It answers prompts and has them scored once a step, and once in the validation of every second step. It updates the
-# policy and the value function by turns, 8 times a step.
+# Before these calls and file operations, each the n-th of its kind in a process. A process answers prompts and has them
+# scored once a step, and once in the validation of every second step. It updates the policy and the value function by
+# turns, 8 times a step. So each is killed in its fourth step, two steps behind a save, from which the next one goes on.
 _PROCEED, _SCORED = "call:scaling.generate.decode.proceed", "call:scaling.align.rl.judges.on_every_device"
 _UPDATE = "call made:scaling.align.rl.iteration.make_train_step"
 POINTS = {
-    "in the rollout, the prompts read": f"{_PROCEED}:2",
-    "in the scoring, the function called": f"{_SCORED}:2",
-    "between two minibatches": f"{_UPDATE}:13",
-    "in a save, the parts beside half written": "open:beside.orbax-checkpoint-tmp/array_metadatas:1",
-    "before the first update": f"{_UPDATE}:9",
-    "between the policy's update and the value function's": f"{_UPDATE}:16",
-    "in the rollout of a validation": f"{_PROCEED}:3",
-    "in the scoring of a validation": f"{_SCORED}:3",
+    "in the rollout, the prompts read": f"{_PROCEED}:5",
+    "in the scoring, the function called": f"{_SCORED}:5",
+    "between two minibatches": f"{_UPDATE}:29",
+    "in a save, the parts beside half written": "open:beside.orbax-checkpoint-tmp/array_metadatas:2",
+    "before the first update": f"{_UPDATE}:25",
+    "between the policy's update and the value function's": f"{_UPDATE}:32",
+    "in the rollout of a validation": f"{_PROCEED}:6",
+    "in the scoring of a validation": f"{_SCORED}:6",
     "in a save, the item beside not renamed": "os.rename:beside.orbax-checkpoint-tmp$:2",
     "in a save, the step not renamed": "os.rename:[0-9]{9}.orbax-checkpoint-tmp$:2",
     "in a save, no checksums yet": "open:checksums-00000.json.partial$:2",
@@ -89,7 +90,7 @@ def killed(lab: Lab) -> Row:
     )
     base, reference, run_dir = _base(lab), lab.new("rewards-reference"), lab.new("rewards-killed")
     names = list(POINTS)[: lab.some(len(POINTS), 4)]
-    epochs = lab.some(8, 4)
+    epochs = lab.some(12, 4)
     process = _start(lab, reference, base, epochs)
     if not row.check(process.wait() == 0, f"uninterrupted: {process.last_line}"):
         return row
@@ -100,6 +101,8 @@ def killed(lab: Lab) -> Row:
         row.check(code == -signal.SIGKILL, f"{name}: ended with {signal_name(code)}: {process.last_line}")
         row.cases += 1
     row.check(0 < logged(run_dir) < logged(reference), f"the last kill came at step {logged(run_dir)}")
+    begun = [attempt.first_step for attempt in attempts.read(run_dir)]
+    row.check(begun == [EVERY * i for i in range(len(names))], f"the processes began behind the steps {begun}")
     process = _start(lab, run_dir, base, epochs)
     row.check(process.wait() == 0, f"after the kills: {process.last_line}")
     row.check_same(run_dir, reference, "after kills")
