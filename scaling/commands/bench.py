@@ -52,6 +52,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             help="measure PyTorch too, in turns; PYTHON is an interpreter that has torch (default: this one)",
         )
 
+    rollout = add("rollout", _rollout, "speed of answers in learning from rewards, beside that of generate")
+    rollout.add_argument("run_dir", metavar="RUN", help="run directory of the model")
+    rollout.add_argument("--batch", type=int, default=32, metavar="N", help="number of rows (default: 32)")
+    rollout.add_argument("--prompt", type=int, default=64, metavar="N", help="tokens of a prompt (default: 64)")
+    rollout.add_argument("--new", type=int, default=64, metavar="N", help="tokens of an answer (default: 64)")
+    rollout.add_argument("--repetitions", type=int, default=5, metavar="N", help="timed calls (default: 5)")
+
     tpu = add("tpu", _tpu, "our train step compiled for a TPU slice that is not here, compared with MaxText's")
     tpu.add_argument(
         "--sizes",
@@ -126,6 +133,15 @@ def _generate(options: argparse.Namespace) -> int:
         for batch in options.batch:
             for line in bench(batch, options.repetitions, options.dtype, peer):
                 print(line, flush=True)
+    return 0
+
+
+def _rollout(options: argparse.Namespace) -> int:
+    from scaling.bench.rollout import bench
+
+    _at_least_one(options, "repetitions", "batch", "prompt", "new")
+    for line in bench(options.run_dir, options.batch, options.prompt, options.new, options.repetitions):
+        print(line, flush=True)
     return 0
 
 

@@ -19,10 +19,13 @@ class Rollouts:
         vocab_size: ids from here on are never drawn.
         mesh: devices of the parameters.
         sampling: number of tokens, temperature and ends; nothing else may differ from its default.
+
+    Attributes:
+        split: lays parameters out for decoding.
     """
 
     def __init__(self, network: cfg.Network, vocab_size: int, mesh: jax.sharding.Mesh, sampling: Sampling) -> None:
-        self._split = kv_cache.splitter(network, mesh)
+        self.split = kv_cache.splitter(network, mesh)
         static, self._dials = rules(sampling, vocab_size, None)
         assert not (static.greedy or static.top_k or static.nucleus or static.penalised)
         self._room = sampling.tokens
@@ -37,7 +40,10 @@ class Rollouts:
             starts: first slot of each prompt, int32 [B].
             key: of all draws; row i has ``fold_in(key, i)``, on any mesh.
         """
-        layers = self._split(params)
+        return self.answers(self.split(params), tokens, starts, key)
+
+    def answers(self, layers: decoder.Params, tokens: jax.Array, starts: jax.Array, key: jax.Array) -> jax.Array:
+        """As a call, of parameters that ``split`` has laid out."""
         rows = decode.Rows(tokens, starts, _keys(key, len(tokens)))
         state = decode.start(self._program, layers, self._dials, rows)
         chosen: Any = decode.proceed(self._program, layers, self._dials, rows, state, jnp.int32(self._room)).chosen

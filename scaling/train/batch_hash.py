@@ -11,6 +11,8 @@ from jax.experimental import multihost_utils
 
 from scaling.data.batch import Batch
 
+_HASHED = ("tokens", "targets", "number", "pretraining")  # each kind of row has some of these arrays
+
 
 def of_step(dataset: Any, first: int, count: int, total: int) -> str:
     """The same hash of one batch, read again here, in one process.
@@ -23,19 +25,21 @@ def of_step(dataset: Any, first: int, count: int, total: int) -> str:
     """
     digests = np.zeros((total, 2), np.uint32)
     for i in range(total):
-        digests[i] = _digest(*_ends(dataset[first + i], i < count))
+        arrays = _arrays(dataset[first + i])
+        digests[i] = _digest(arrays if i < count else [np.zeros_like(x) for x in arrays])
     return _combined(digests)
 
 
-def _ends(item: Any, counts: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets of a sequence or row (see ``batch.filled``); zeros if it does not count."""
-    inputs, targets = (item[:-1], item[1:]) if isinstance(item, np.ndarray) else (item.tokens, item.targets)
-    return (inputs, targets) if counts else (np.zeros_like(inputs), np.zeros_like(targets))
+def _arrays(item: Any) -> list[np.ndarray]:
+    """What is hashed of a sequence, or of a row or batch of rows (see ``batch.filled``)."""
+    if isinstance(item, np.ndarray):
+        return [item[:-1], item[1:]]
+    return [getattr(item, name) for name in _HASHED if getattr(item, name, None) is not None]
 
 
-def _digest(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def _digest(arrays: Iterable[np.ndarray]) -> np.ndarray:
     """Of one sequence, uint32 [2]."""
-    return np.frombuffer(hashlib.blake2b(inputs.tobytes() + targets.tobytes(), digest_size=8).digest(), "<u4")
+    return np.frombuffer(hashlib.blake2b(b"".join(x.tobytes() for x in arrays), digest_size=8).digest(), "<u4")
 
 
 def _combined(digests: np.ndarray) -> str:
@@ -66,7 +70,7 @@ class BatchHashes:
         digests = np.zeros((count * self._microbatch, 2), np.uint32)
         for number in range(count):
             for slot, row in enumerate(self._rows):
-                digest = _digest(batch.tokens[number, slot], batch.targets[number, slot])
+                digest = _digest(x[number, slot] for x in _arrays(batch))
                 digests[number * self._microbatch + row] = digest
         if jax.process_count() > 1:  # several may hold the same rows
             digests = np.asarray(multihost_utils.process_allgather(digests)).max(axis=0)

@@ -25,7 +25,7 @@ COMMON = (
     "--config.optimizer.decay_tokens=8192",
 )
 BATCH = 512  # tokens of a step after the ramp
-SAME = ("step", "tokens", "loss", "lr", "grad_norm", "batch_hash")
+SAME = ("step", "tokens", "loss", "lr", "grad_norm", "batch_hash", "pretraining_loss")
 SECONDS = 900  # a process that takes longer is a failure of its own
 
 
@@ -188,30 +188,33 @@ def logged(run_dir: Path) -> int:
 
 
 def curve(run_dir: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    """What must be the same in each line."""
-    return [{key: line[key] for key in SAME if key in line} for line in lines(run_dir, file)]
+    """What must be the same in each line; of metrics with a group, as ``policy/clipfrac_avg``, all but times."""
+    return [
+        {key: value for key, value in line.items() if key in SAME or ("/" in key and not key.startswith("time/"))}
+        for line in lines(run_dir, file)
+    ]
 
 
 def weights(run_dir: Path) -> dict[str, bytes]:
-    """Every parameter and moment of the newest whole checkpoint, as bytes by name."""
+    """Every number of the newest whole checkpoint: parameters, moments, what lies beside; as bytes by name."""
     import jax
     import numpy as np
+    import orbax.checkpoint as ocp
 
-    from scaling.config import schema as cfg
-    from scaling.parallel.mesh import make_mesh
     from scaling.runs.checkpoint import Checkpoints
-    from scaling.train import state
 
     checkpoints = Checkpoints(run_dir)
     try:
         found = checkpoints.newest_whole()
         assert found is not None, run_dir
-        config = cfg.freeze(found[1]["config"])
-        mesh = make_mesh(cfg.Mesh(), jax.devices()[:1])
-        restored = checkpoints.read_state(found[0], state.abstract_state(config, mesh))
-        return {jax.tree_util.keystr(k): np.asarray(v).tobytes() for k, v in jax.tree.leaves_with_path(restored)}
+        path = checkpoints.directory / f"{found[0]:09d}"
     finally:
         checkpoints.close()
+    names = [name for name in ("params", "optimizer", "beside") if (path / name).exists()]
+    items = ocp.args.Composite(**{name: ocp.args.StandardRestore() for name in names})
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as saver:
+        trees = dict(saver.restore(path, args=items).items())
+    return {jax.tree_util.keystr(k): np.asarray(v).tobytes() for k, v in jax.tree.leaves_with_path(trees)}
 
 
 def differences(run_dir: Path, reference: Path, tolerance: float = 0.0) -> list[str]:

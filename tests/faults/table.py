@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from rich.table import Table
 
-from tests.faults import damage, disks, guards, kills, meshes, processes, records, sweeps
+from tests.faults import damage, disks, guards, kills, meshes, processes, records, rewards, sweeps
 from tests.faults.lab import Lab, Row
 
 FAULTS: dict[str, Callable[[Lab], Row]] = {
@@ -24,6 +24,7 @@ FAULTS: dict[str, Callable[[Lab], Row]] = {
     "flipped_bit": guards.flipped_bit,
     "hung_step": guards.hung_step,
     "sweep": sweeps.killed,
+    "rewards": rewards.killed,
 }
 
 

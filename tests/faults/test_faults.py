@@ -10,7 +10,7 @@ from tests.faults.lab import Lab, Row, Witness, differences
 from tests.faults.table import FAULTS, to_markdown, to_table
 
 # What no other test tries: signals, disks, sweeps, the guard and launching have tests of their own.
-TRIED = ("crash_states", "damage", "kill_points")
+TRIED = ("crash_states", "damage", "kill_points", "rewards")
 
 
 @pytest.fixture(scope="module")

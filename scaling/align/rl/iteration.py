@@ -164,6 +164,12 @@ def in_parts(function: Any, texts: Texts, config: cfg.Config, mesh: jax.sharding
     return found.reshape(rows, length)
 
 
+def mean_of_finite(x: jax.Array) -> jax.Array:
+    """The mean of the numbers that are finite, if there are any, and else NaN."""
+    x = x.astype(jnp.float32)
+    return jnp.nanmean(jnp.where(jnp.isfinite(x), x, jnp.nan))
+
+
 def _flat(x: jax.Array) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])
 
@@ -224,7 +230,7 @@ class Iteration:
         self.take = compiled(self._minibatch)
         self._average = compiled(self._averaged, donate_argnums=0)
         self._steps = jax.jit(lambda step: (step * self.updates, step + 1), out_shardings=replicated(mesh))
-        self._mean = jax.jit(lambda each: jax.tree.map(lambda *x: jnp.stack(x).astype(jnp.float32).mean(), *each))
+        self._mean = jax.jit(lambda each: jax.tree.map(lambda *x: mean_of_finite(jnp.stack(x)), *each))
 
     def __call__(self, state: TrainState, batch: Row, lr: Any, microbatches: Any) -> tuple[TrainState, Metrics]:
         """The next state, and what is logged; ``microbatches`` are all that the batch has."""
@@ -350,7 +356,7 @@ class Iteration:
         return jax.tree.map(lambda m, p: decay * m + (1 - decay) * p, mean, params)
 
     def _logged(self, policies: list[Metrics], critics: list[Metrics]) -> Metrics:
-        """Means over the updates; of bad ones, the counts."""
+        """Means over the updates, of which bad ones are left out and counted."""
         found = self._mean(policies)
         found["val/ratio_var"] = jnp.maximum(found.pop("val/ratio_squared") - jnp.square(found["val/ratio"]), 0)
         last = [each[-1] for each in (policies, critics) if each]

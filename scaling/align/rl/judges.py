@@ -37,42 +37,37 @@ class Named:
 
     Args:
         knob: ``rl.reward`` or ``rl.gold``.
-        config: with its value.
+        config: resolved, with its value.
+        words: tokenizer of the run.
+
+    Attributes:
+        start: the reward model; None if a function scores.
 
     Raises:
-        FileNotFoundError, ValueError: as ``rewards.of_texts``.
+        FileNotFoundError, ValueError: as ``rewards.of_texts`` and ``check_run``.
     """
 
-    def __init__(self, knob: str, config: cfg.Config) -> None:
-        self._knob, self._spec = knob, _value(knob, config)
+    def __init__(self, knob: str, config: cfg.Config, words: Tokenizer) -> None:
+        self._spec = _value(knob, config)
         self._function = rewards.of_texts(self._spec)
-        self._start: Start | None = None
-
-    def start(self, run: Run) -> Start | None:
-        """The reward model; None if a function scores.
-
-        Raises:
-            ValueError: as ``check_run``.
-        """
-        if self._function is None and self._start is None:
-            self._start = Start.of(run.config, run.directory, self._knob)
-            check_run(self._start, run.config, run.words)
-        return self._start
+        self.start: Start | None = None
+        if self._function is None:
+            self.start = Start.of(config, config.workdir, knob)
+            check_run(self.start, config, words)
 
     def params(self, run: Run) -> decoder.Params | None:
         """The weights of the reward model, which the run's directory notes; None if a function scores."""
-        start = self.start(run)
-        if start is None:
+        if self.start is None:
             return None
         if run.is_first:
-            start.note(run.directory)
-        return start.params(start.model, run.mesh, run.config.seed)
+            self.start.note(run.directory)
+        return self.start.params(self.start.model, run.mesh, run.config.seed)
 
     def judge(self, run: Run) -> Judge:
         """What scores by it."""
         end = Chat(run.words, read_template(run.config.chat.template)).end
-        if (start := self.start(run)) is not None:
-            return by_model(self._spec, start.model, run.config, end, run.mesh)
+        if self.start is not None:
+            return by_model(self._spec, self.start.model, run.config, end, run.mesh)
         assert self._function is not None
         ends = (end, run.words.eot)
         return by_function(self._function, run.data.training.prompts, run.words, ends, run.mesh)
@@ -91,9 +86,14 @@ def check_run(start: Start, config: cfg.Config, words: Tokenizer) -> None:
     if model.context_length < room:
         right = f"reads {model.context_length} tokens, less than config.train.sequence_length={room}"
         raise refused(knob, spec, right)
-    theirs = run_tokenizer.load(start.run, read_config_json(start.run))
+    record = read_config_json(start.run)
+    theirs = run_tokenizer.load(start.run, record)
     if theirs.fingerprint != words.fingerprint:
         right = f"has the tokenizer {theirs.name!r}, and must have {words.name!r}, that of the run"
+        raise refused(knob, spec, right)
+    template = cfg.freeze(record["config"]).chat.template
+    if read_template(template) != read_template(config.chat.template):
+        right = f"reads dialogues by config.chat.template={template!r}, and must do so by that of the run"
         raise refused(knob, spec, right)
 
 

@@ -16,6 +16,8 @@ from scaling.data.tokenizer import Tokenizer
 from scaling.generate.conversation import prompt_of
 from scaling.train.run import Data
 
+_LARGEST_SHARE = 5  # of ``advantages.next_kl``, whose errors are clipped to a fifth
+
 
 class Row(NamedTuple):
     """A prompt that is to be answered once, as NumPy arrays.
@@ -102,9 +104,13 @@ def data(config: cfg.Config, words: Tokenizer) -> Data:
     items: list[Any] = [[row] * rl.samples for row in training] if rl.samples > 1 else training
     text = None
     if rl.pretraining:
-        source = dataclasses.replace(config.data, train=rl.pretraining, mixture=())
-        text = loader.training_set(source, words, room, config.seed)
+        text = loader.training_set(pretraining(config), words, room, config.seed)
     return Data(Stream(Rows.of(items, config, rl.samples), tuple(numbered), text, rl.pretraining_rows), held_out, None)
+
+
+def pretraining(config: cfg.Config) -> cfg.Data:
+    """The pre-training text as the data of a config; a fraction of it is held out, whatever ``data.validation`` is."""
+    return dataclasses.replace(config.data, train=config.rl.pretraining, mixture=(), validation="")
 
 
 def check(config: cfg.Config) -> None:
@@ -123,6 +129,13 @@ def check(config: cfg.Config) -> None:
     )
     micro = min(config.train.microbatch_sequences, each)
     must_divide("train.microbatch_sequences", micro, "train.batch_tokens by minibatch", each)
+    shards = config.mesh.shards
+    must_be_multiple("train.batch_tokens", each, shards, f"the {shards} shards of the batch, in answers by minibatch")
+    if rl.kl_target and answers >= _LARGEST_SHARE * rl.kl_horizon:
+        right = f"must be more than {answers / _LARGEST_SHARE:g}, or one iteration of {answers} answers could turn the "
+        raise refused("rl.kl_horizon", rl.kl_horizon, right + "coefficient of the divergence negative")
+    if not config.optimizer.peak_lr:
+        raise refused("optimizer.peak_lr", 0.0, "must be more than 0")
     for name in ("dropout_embedding", "dropout_attention", "dropout_residual"):
         if rate := getattr(config.model, name):
             raise refused(f"model.{name}", rate, "must be 0: answers are drawn without dropout")

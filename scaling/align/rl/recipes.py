@@ -11,7 +11,7 @@ import numpy as np
 
 from scaling.align.rl import judges
 from scaling.align.rl.iteration import Drawn, Frozen, Iteration, Sampler, Setting, described, inner, of_value
-from scaling.align.rl.prompts import Row, check, data
+from scaling.align.rl.prompts import Row, check, data, pretraining
 from scaling.config import schema as cfg
 from scaling.config.refusal import refused
 from scaling.data import loader
@@ -49,8 +49,9 @@ class _Learning:
 
     def data(self, config: cfg.Config, words: Tokenizer) -> Data:
         check(config)
-        self._reward = judges.Named("rl.reward", config)
-        self._gold = judges.Named("rl.gold", config) if config.rl.gold else None
+        # Before the run directory is made, so a reward that cannot be used leaves nothing behind.
+        self._reward = judges.Named("rl.reward", config, words)
+        self._gold = judges.Named("rl.gold", config, words) if config.rl.gold else None
         if not self._critic and config.rl.samples < 2:
             raise refused("rl.samples", config.rl.samples, "must be at least 2: an answer is compared with its group")
         return data(config, words)
@@ -58,7 +59,7 @@ class _Learning:
     def beside(self, run: Run) -> Beside:
         """The mean of the policy's weights, the coefficient of the divergence, and the value function's state."""
         config, mesh = run.config, run.mesh
-        start = self._reward.start(run) or run.start
+        start = self._reward.start or run.start
         assert start is not None
         params = train_state.abstract_state(config, mesh)["params"]
         shapes: dict[str, Any] = {"kl": jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))}
@@ -94,8 +95,11 @@ class _Learning:
         return _Validation(run, frozen, log, Sampler(Setting.of(run), self._reward.judge(run)), gold)
 
     def _value_model(self, run: Run) -> cfg.Model:
-        reward = self._reward.start(run)
-        return dataclasses.replace(run.config.model if reward is None else reward.model, outputs=1)
+        """The value function's, without the dropout that a reward model was trained with: policies have none here."""
+        reward = self._reward.start
+        model = run.config.model if reward is None else reward.model
+        none: dict[str, Any] = dict(dropout_embedding=0.0, dropout_attention=0.0, dropout_residual=0.0)
+        return dataclasses.replace(model, outputs=1, **none)
 
 
 class _Validation(Validation):
@@ -107,8 +111,7 @@ class _Validation(Validation):
         self._described = sampler.compiled(described)
         self._text = None
         if config.rl.pretraining:
-            source = dataclasses.replace(config.data, train=config.rl.pretraining, mixture=(), validation="")
-            held_out = loader.validation_set(source, run.words, config.train.sequence_length)
+            held_out = loader.validation_set(pretraining(config), run.words, config.train.sequence_length)
             separator = run.words.eot if config.model.document_mask else None
             text = Data(None, held_out, None, separator)
             self._text = Validation(run, next_token(config), log, data=text)

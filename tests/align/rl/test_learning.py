@@ -221,11 +221,35 @@ def test_the_same_prompts_follow_one_another_for_a_group(folder):
         ("config.rl.temperature", "rl.temperature=0"),
         ("config.rl.kl_estimator", "rl.kl_estimator=k4"),
         ("config.mesh.context", "mesh.context=2"),
+        ("config.optimizer.peak_lr", "optimizer.peak_lr=0"),
     ],
 )
 def test_mistakes_are_refused_and_nothing_is_written(folder, wrong, knob, capsys):
     assert learns(folder, "ppo", "wrong", f"--config.{knob}") == exit_codes.USAGE
     assert wrong in capsys.readouterr().err and not (folder / "wrong").exists()
+
+
+def test_an_iteration_that_could_turn_the_coefficient_negative_is_refused(folder, capsys):
+    assert learns(folder, "ppo", "wrong", "--config.rl.kl_target=1", "--config.rl.kl_horizon=3") == exit_codes.USAGE
+    assert "config.rl.kl_horizon=3" in capsys.readouterr().err and not (folder / "wrong").exists()
+
+
+def test_minibatches_that_the_devices_cannot_share_are_refused(folder, capsys):
+    knobs = ["--config.mesh.data=8", "--config.rl.minibatches=4"]  # 4 answers for 8 devices
+    assert learns(folder, "ppo", "wrong", *knobs) == exit_codes.USAGE
+    assert "the 8 shards of the batch" in capsys.readouterr().err and not (folder / "wrong").exists()
+
+
+def test_the_held_out_text_is_not_trained_on_where_validation_prompts_are_given(folder):
+    def sequences(validation):
+        config = cfg.Config(
+            data=cfg.Data(train=str(folder / "p.jsonl"), validation=validation, validation_fraction=0.5),
+            train=cfg.Train(sequence_length=32, batch_tokens=32, microbatch_sequences=1),
+            rl=cfg.Reinforcement(reward="exact_match", response_tokens=8, pretraining=str(folder / "text.txt")),
+        )
+        return data(config, tokenizer.load("bytes+chat")).training.text.sequences
+
+    assert 0 < sequences(str(folder / "p.jsonl")) == sequences("")
 
 
 def test_grpo_needs_a_group(folder, capsys):
