@@ -4,8 +4,8 @@ r"""A base model of about 6M parameters on books, an encyclopedia and web pages,
 
 FOLDER holds .jsonl.gz files with a field "text": books/*.jsonl.gz, wikipedia/*.jsonl.gz, c4/*.jsonl.gz.
 
-Machine: 2 CPU cores, hours for 16M tokens (44 MB of text are 12M tokens of the embedded tokenizer). Time and loss are
-not measured here yet.
+Machine: 2 CPU cores, half an hour. The time is for 8M tokens of the 12M that 44 MB of text are for the embedded
+tokenizer; the loss on held-out text is 3.71 nats a token then (docs/results/instructgpt).
 """
 
 from ml_collections import ConfigDict
@@ -31,7 +31,7 @@ def get_config(folder: str = "data") -> ConfigDict:
     config.compute.dtype = "float32"  # CPUs have no fast bfloat16
     config.compute.loss_chunk = 0  # the vocabulary is small
 
-    config.train.tokens = 16_000_000
+    config.train.tokens = 8_000_000
     config.train.batch_tokens = 4096
     config.optimizer.peak_lr = 3e-3
     config.optimizer.warmup_tokens = 400_000

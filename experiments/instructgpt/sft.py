@@ -6,7 +6,7 @@ r"""Supervised fine-tuning as InstructGPT did it (arXiv 2203.02155, section 3.5 
 dialogues are packed, and a batch is 32 rows of 256 tokens. The learning rate is for models of a few million parameters;
 the paper has 9.65e-6 for 1.3B and 6B.
 
-Machine: that of the model; time and loss are not measured here yet.
+Machine: that of the model. Time and loss of a model of 5.8M parameters: docs/results/instructgpt.
 """
 
 from ml_collections import ConfigDict

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from scaling import json_text
 from scaling.align import rewards
@@ -134,12 +135,14 @@ def scorer(model: cfg.Model, config: cfg.Config, end: int, mesh: jax.sharding.Me
 def by_function(
     reward: Reward, prompts: Sequence[Prompt], words: Tokenizer, ends: tuple[int, ...], mesh: jax.sharding.Mesh
 ) -> Judge:
-    """A function of prompts and texts; every process calls it with all answers."""
+    """A function of prompts and texts; every process calls it with all answers, and the first one's scores count."""
 
     def score(params: Any, texts: Texts, chosen: jax.Array, numbers: jax.Array) -> jax.Array:
         ids = np.asarray(chosen)
         answers = [words.decode(row[(row >= 0) & ~np.isin(row, ends)]) for row in ids]
         found = reward([prompts[number] for number in np.asarray(numbers)], answers)
-        return on_every_device(found, mesh)
+        if jax.process_count() > 1:  # a function that draws, or asks elsewhere, may say something else in each
+            found = multihost_utils.broadcast_one_to_all(found)
+        return on_every_device(np.asarray(found), mesh)
 
     return score

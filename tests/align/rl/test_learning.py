@@ -95,19 +95,24 @@ def test_the_run_is_the_policy_and_what_lies_beside_it_is_kept(folder, ppo, caps
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("kind", ["ppo", "grpo"])
-def test_a_run_that_is_cut_short_goes_on_to_the_same_numbers(folder, kind):
+def test_a_run_that_is_cut_short_goes_on_to_the_same_numbers(folder, kind, rank):
+    """With adapters (``rank`` > 0), too, whose reference is the base that they change."""
     more = [f"--config.rl.pretraining={folder}/text.txt", "--config.rl.kl_target=1", "--config.align.epochs=4"]
     every = [*more, "--config.checkpoint.every_steps=1", "--config.checkpoint.keep_last=99"]
-    assert learns(folder, kind, f"whole_{kind}", *every) == 0
-    assert learns(folder, kind, f"cut_{kind}", *every) == 0
-    last = folder.lines(f"whole_{kind}")[-1]["step"]
-    saved = folder / f"cut_{kind}" / "checkpoints"
+    every += [f"--config.lora.rank={rank}"]
+    assert learns(folder, kind, f"whole_{kind}{rank}", *every) == 0
+    assert learns(folder, kind, f"cut_{kind}{rank}", *every) == 0
+    first, *_, end = folder.lines(f"whole_{kind}{rank}")
+    assert first["objective/kl"] == 0 != end["objective/kl"]
+    last = end["step"]
+    saved = folder / f"cut_{kind}{rank}" / "checkpoints"
     for step in range(3, last + 1):  # as after a kill in the third step
         (saved / f"{step:09d}" / "checksums-00000.json").unlink()
-    assert learns(folder, kind, f"cut_{kind}", *every) == 0
-    assert comparable(folder.lines(f"cut_{kind}")) == comparable(folder.lines(f"whole_{kind}"))
-    whole, cut = (saved_state(folder / f"{name}_{kind}", last) for name in ("whole", "cut"))
+    assert learns(folder, kind, f"cut_{kind}{rank}", *every) == 0
+    assert comparable(folder.lines(f"cut_{kind}{rank}")) == comparable(folder.lines(f"whole_{kind}{rank}"))
+    whole, cut = (saved_state(folder / f"{name}_{kind}{rank}", last) for name in ("whole", "cut"))
     assert set(whole["beside"]) == {"kl", "ema"} | ({"value"} if kind == "ppo" else set())
     jax.tree.map(np.testing.assert_array_equal, whole, cut)
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), whole["beside"]["ema"], whole["params"])
