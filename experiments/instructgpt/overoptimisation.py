@@ -394,4 +394,7 @@ def prompts_of(path: Path) -> list[Prompt]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
