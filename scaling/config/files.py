@@ -101,7 +101,7 @@ def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> Config:
 
 def _at_home(config: Config) -> Config:
     """The config with ``~`` expanded in all knobs that are or may be paths."""
-    data, evaluation = config.data, config.eval
+    data, evaluation, rl = config.data, config.eval, config.rl
     mixture = tuple((expanded(one[0]), *one[1:]) if _is_named(one) else one for one in data.mixture)
     return dataclasses.replace(
         config,
@@ -109,6 +109,9 @@ def _at_home(config: Config) -> Config:
         start=expanded(config.start),
         align=dataclasses.replace(config.align, demonstrations=expanded(config.align.demonstrations)),
         chat=dataclasses.replace(config.chat, template=expanded(config.chat.template)),
+        rl=dataclasses.replace(
+            rl, reward=expanded(rl.reward), gold=expanded(rl.gold), pretraining=expanded(rl.pretraining)
+        ),
         data=dataclasses.replace(
             data,
             train=expanded(data.train),
