@@ -55,8 +55,14 @@ def data(config: cfg.Config, words: Tokenizer) -> Data:
 
 
 def _rows(comparison: comparisons.Comparison, chat: Chat, room: int, group: int, skipped: Skipped) -> list[Scored]:
-    """The rows of a prompt; none if fewer than two of its completions fit, or these are ties."""
-    texts = [(ending(chat, answer), rank) for answer, rank in zip(comparison.answers, comparison.ranks, strict=True)]
+    """The rows of a prompt; none if fewer than two of its completions fit, these are ties, or the template refuses."""
+    try:
+        texts = [
+            (ending(chat, answer), rank) for answer, rank in zip(comparison.answers, comparison.ranks, strict=True)
+        ]
+    except ValueError as error:
+        skipped.skip(comparison.where, str(error))
+        return []
     fitting = [(ids, rank) for ids, rank in texts if len(ids) <= room]
     if len({rank for _, rank in fitting}) < 2:
         skipped.note(comparison.where, f"left out: fewer than two completions of different ranks fit {room} tokens")

@@ -13,7 +13,7 @@ from scaling.data.chat import prompts
 from scaling.data.chat.dialogues import Skipped
 from scaling.data.chat.template import Chat, read_template
 from scaling.data.tokenizer import Tokenizer
-from scaling.generate.conversation import prompt_of
+from scaling.generate.conversation import NoRoom, prompt_of
 from scaling.train.run import Data
 
 _LARGEST_SHARE = 5  # of ``advantages.next_kl``, whose errors are clipped to a fifth
@@ -149,14 +149,16 @@ def check(config: cfg.Config) -> None:
 
 
 def _fitting(prompt: prompts.Prompt, chat: Chat, room: int, answer: int, skipped: Skipped) -> np.ndarray | None:
-    """The ids of a prompt that leaves room for an answer; None if its last turn alone does not."""
+    """The ids of a prompt that leaves room for an answer; None if its last turn does not, or it is refused."""
     try:
         found = prompt_of(chat, prompt.messages, room, answer)
+    except NoRoom:
+        found = None
     except ValueError as error:
-        found, reason = None, str(error)
+        skipped.skip(prompt.where, str(error))
+        return None
     if found is None or found.room < answer:
-        reason = reason if found is None else f"its last turn has {len(found.ids)} tokens"
-        skipped.note(prompt.where, f"left out, to have {answer} of {room} tokens for the answer: {reason}")
+        skipped.note(prompt.where, f"left out: its last turn leaves no {answer} of {room} tokens for the answer")
         return None
     if found.forgotten:
         skipped.note(prompt.where, f"its oldest turns are left out, to have {answer} of {room} tokens for the answer")
