@@ -113,14 +113,24 @@ def pretraining(config: cfg.Config) -> cfg.Data:
     return dataclasses.replace(config.data, train=config.rl.pretraining, mixture=(), validation="")
 
 
-def check(config: cfg.Config) -> None:
-    """Refuses knobs that exclude each other in learning from rewards (ValueError)."""
+def check(config: cfg.Config, critic: bool) -> None:
+    """Refuses knobs that exclude each other in learning from rewards.
+
+    Args:
+        config: resolved.
+        critic: PPO, with a value function; without it GRPO, which compares the answers to a prompt.
+
+    Raises:
+        ValueError: with the knob.
+    """
     rl, room = config.rl, config.train.sequence_length
     if not rl.reward:
         raise refused("rl.reward", rl.reward, "must name what scores answers: a run, FILE.py:FUNCTION, or exact_match")
     if rl.response_tokens >= room:
         right = f"must be less than config.train.sequence_length={room}, which holds the prompt too"
         raise refused("rl.response_tokens", rl.response_tokens, right)
+    if not critic and rl.samples < 2:
+        raise refused("rl.samples", rl.samples, "must be at least 2: an answer is compared with its group")
     answers = config.train.batch_tokens // room
     must_divide("rl.minibatches", rl.minibatches, "train.batch_tokens / config.train.sequence_length", answers)
     each = answers // rl.minibatches
