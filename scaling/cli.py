@@ -67,7 +67,10 @@ _VERBS = {
     "logits": _Verb("write float32 logits of a run directory or a Hugging Face folder", stdout=Stdout.LOG),
     "import": _Verb("make a run directory of a Hugging Face folder", stdout=Stdout.LOG),
     "export": _Verb("write a run's model and tokenizer as a Hugging Face folder", stdout=Stdout.LOG),
-    "plot": _Verb("draw the loss curve of a run directory", stdout=Stdout.LOG),
+    "plot": _Verb(
+        "draw the loss curve of a run directory, or rewards and divergence of one that learns from rewards",
+        stdout=Stdout.LOG,
+    ),
     "fit": _Verb("fit a scaling law to run directories or a table"),
     "predict": _Verb("predict optimal size, loss and the cost of smaller models from a fit"),
     "report": _Verb("write one page about runs: laws, figures, tables", stdout=Stdout.LOG),

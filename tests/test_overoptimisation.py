@@ -73,3 +73,13 @@ def test_a_folder_of_another_setup_is_refused(program, tmp_path):
         program.check_same(folder, other)
     with pytest.raises(SystemExit):
         program.parsed([str(tmp_path), *SETUP, "--held_out=40"])
+
+
+def test_a_gold_reward_that_tells_no_answers_apart_ends_the_program(program, tmp_path, monkeypatch):
+    (tmp_path / "train.jsonl").write_text('{"prompt": "q"}\n' * 3)
+    monkeypatch.setattr(program, "model", lambda setup, samples: None)
+    monkeypatch.setattr(program, "drawn", lambda answers, asked, numbers: [["a", "b"] for _ in asked])
+    monkeypatch.setattr(program.rewards, "load", lambda spec: lambda prompts, texts: np.zeros(len(texts)))
+    _, setup = program.parsed([str(tmp_path), "--sft=x", "--prompts=y"])
+    with pytest.raises(SystemExit, match="no two answers to any of 3 prompts differ"):
+        program.compare(tmp_path, setup)

@@ -40,7 +40,6 @@ from scaling.align import rewards
 from scaling.data.chat import prompts as chat_prompts
 from scaling.data.chat.dialogues import Skipped
 from scaling.data.chat.prompts import Prompt
-from scaling.data.chat.template import Chat
 from scaling.generate.answers import Answers
 from scaling.generate.generator import Generator
 from scaling.generate.sampling import Sampling
@@ -160,15 +159,19 @@ def compare(folder: Path, setup: Setup) -> None:
         return
     answers, gold, asked = model(setup, setup.drawn), rewards.load(setup.gold), prompts_of(folder / "train.jsonl")
     lines, count, begun = JsonLines(path, lambda record: False), len(there), time.perf_counter()
+    vain = 0  # prompts since the last comparison
     numbers = itertools.count(there[-1]["number"] + 1 if there else 0)
     while count < wanted:
         chosen = list(itertools.islice(numbers, max(1, 4 * BATCH // setup.drawn)))
         some = [asked[number % len(asked)] for number in chosen]
         for number, prompt, texts in zip(chosen, some, drawn(answers, some, chosen), strict=True):
             pair = first_pair(texts, gold([prompt] * len(texts), texts))
+            vain = vain + 1 if pair is None else 0
             if pair is not None and count < wanted:
                 lines.write({"messages": list(prompt.messages), **pair, "number": number})
                 count += 1
+        if vain >= len(asked):
+            sys.exit(f"no two answers to any of {len(asked)} prompts differ by --gold={setup.gold}; give another")
         print(f"  {count} of {wanted} comparisons, {time.perf_counter() - begun:.0f} s", flush=True)
     lines.close()
 
@@ -379,7 +382,7 @@ def model(setup: Setup, samples: int) -> Answers:
     served = load_served(setup.sft)
     sampling = Sampling(tokens=setup.tokens, num_samples=samples, seed=setup.seed, temperature=1.0)
     generator = Generator(served.network, served.params, served.words, served.mesh)
-    return Answers(generator, Chat(served.words), sampling, BATCH)
+    return Answers(generator, served.chat(), sampling, BATCH)
 
 
 def drawn(answers: Answers, asked: Sequence[Prompt], numbers: Sequence[int]) -> Iterator[list[str]]:

@@ -63,13 +63,18 @@ def pairs(comparison: comparisons.Comparison, chat: Chat, config: cfg.Config, sk
         comparison: its completions must answer the same prompt.
         chat: renders it.
         config: resolved.
-        skipped: names what is left out: different prompts, completions that do not fit, ties, equal completions.
+        skipped: names what is left out: different prompts, what the template refuses, completions that do not
+            fit, ties, equal completions.
     """
     if any(answer[:-1] != comparison.answers[0][:-1] for answer in comparison.answers):
         skipped.skip(comparison.where, "its completions answer different prompts")
         return []
     where, room = comparison.where, config.train.sequence_length
-    found, lost = _fitting(comparison, chat, room)
+    try:
+        found, lost = _fitting(comparison, chat, room)
+    except ValueError as error:
+        skipped.skip(where, str(error))
+        return []
     if len({rank for _, rank in found}) < 2:
         skipped.note(where, f"left out: fewer than two completions of different ranks fit {room} tokens")
         return []

@@ -33,7 +33,8 @@ def data(config: cfg.Config, words: Tokenizer) -> Data:
     """Rows of comparisons: for each prompt ``config.align.completions``, some of them padding.
 
     Raises:
-        FileNotFoundError, ValueError: as ``comparisons.read``, or rows that would part a prompt's completions.
+        FileNotFoundError, ValueError: as ``comparisons.read``, or rows that would part a prompt's completions, or
+            demonstrations that cannot be used.
     """
     group, room = config.align.completions, config.train.sequence_length
     unit = f"config.align.completions={group}, which belong together"
@@ -51,12 +52,22 @@ def data(config: cfg.Config, words: Tokenizer) -> Data:
 
     training, validation = split(config.data, prompts)
     skipped.summary()
+    if config.align.demonstrations:
+        demonstrations(
+            config, chat
+        )  # they are used after the last step, and a mistake in them is found before the first
     return Data(Rows.of(training, config, group), list(itertools.chain.from_iterable(validation)), None)
 
 
 def _rows(comparison: comparisons.Comparison, chat: Chat, room: int, group: int, skipped: Skipped) -> list[Scored]:
-    """The rows of a prompt; none if fewer than two of its completions fit, or these are ties."""
-    texts = [(ending(chat, answer), rank) for answer, rank in zip(comparison.answers, comparison.ranks, strict=True)]
+    """The rows of a prompt; none if fewer than two of its completions fit, these are ties, or the template refuses."""
+    try:
+        texts = [
+            (ending(chat, answer), rank) for answer, rank in zip(comparison.answers, comparison.ranks, strict=True)
+        ]
+    except ValueError as error:
+        skipped.skip(comparison.where, str(error))
+        return []
     fitting = [(ids, rank) for ids, rank in texts if len(ids) <= room]
     if len({rank for _, rank in fitting}) < 2:
         skipped.note(comparison.where, f"left out: fewer than two completions of different ranks fit {room} tokens")
@@ -77,9 +88,7 @@ def finish(run: Run, state: TrainState) -> None:
     """Writes the bias, by which demonstrations have the mean reward 0 (section 3.5 of the paper)."""
     config, chat = run.config, Chat(run.words, read_template(run.config.chat.template))
     if path := config.align.demonstrations:
-        skipped = Skipped(refuses=config.data.bad_records == "error")
-        found = [ending(chat, d.messages) for d in dialogues.read(path, skipped, config.chat.system)]
-        texts = [ids for ids in found if len(ids) <= config.model.context_length]
+        texts = demonstrations(config, chat)
     else:
         path, texts = "the best completions held out", _best(run.data.held_out, config.align.completions)
     score = Scorer(config.network, run.whole(state["params"]), run.mesh)
@@ -87,6 +96,30 @@ def finish(run: Run, state: TrainState) -> None:
     if run.is_first:
         bias = write_bias(run.directory, rewards, path)
         log.info("the mean reward of %d demonstrations is 0 with the bias %.4f", len(texts), bias)
+
+
+def demonstrations(config: cfg.Config, chat: Chat) -> list[np.ndarray]:
+    """The ids of the dialogues of ``config.align.demonstrations`` that fit ``config.model.context_length``.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``dialogues.read``, or none fits.
+    """
+    path, most = config.align.demonstrations, config.model.context_length
+    skipped, found = Skipped(refuses=config.data.bad_records == "error"), list[np.ndarray]()
+    for dialogue in dialogues.read(path, skipped, config.chat.system):
+        try:
+            ids = ending(chat, dialogue.messages)
+        except ValueError as error:
+            skipped.skip(dialogue.where, str(error))
+            continue
+        if len(ids) <= most:
+            found.append(ids)
+        else:
+            skipped.note(dialogue.where, f"left out of the demonstrations, to fit {most} tokens")
+    skipped.summary()
+    if not found:
+        raise ValueError(f"config.align.demonstrations={path!r}: no dialogue fits the model's {most} tokens")
+    return found
 
 
 def _best(rows: Sequence[Scored], group: int) -> list[np.ndarray]:

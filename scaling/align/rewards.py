@@ -21,6 +21,7 @@ from scaling.data.chat.template import ASSISTANT, Chat, read_template, shortened
 from scaling.data.tokenizer import Tokenizer
 from scaling.generate.generator import batch_shape
 from scaling.runs.config_json import read_config_json
+from scaling.runs.paths import TEMPLATE
 
 Reward = Callable[[Sequence[Prompt], Sequence[str]], np.ndarray]
 """Takes prompts and as many answers, one for each; returns float32 [n], all of them finite; more is better."""
@@ -47,7 +48,17 @@ def load(spec: str, axes: str = "", dtype: str = "float32", batch_size: int = 8)
         return function
     scorer, words = load_scorer(spec, axes, dtype)
     chat = cfg.freeze(read_config_json(spec)["config"]).chat
-    return ByModel(scorer, words, read_template(chat.template), chat.system, batch_size)
+    return ByModel(scorer, words, template_of(spec, chat), chat.system, batch_size)
+
+
+def template_of(run: str, chat: cfg.Chat) -> str:
+    """The chat template of a run's training, of the run's copy if there is one; empty = the tokenizer's own.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_template``.
+    """
+    kept = Path(run) / TEMPLATE
+    return read_template(str(kept) if kept.exists() else chat.template)
 
 
 def of_texts(spec: str) -> Reward | None:

@@ -150,7 +150,7 @@ def _skipped(options: argparse.Namespace) -> "Skipped":
 
 def _answers(options: argparse.Namespace, model: str, count: int) -> "tuple[Answers, Served]":
     """A model that gives ``count`` answers to a prompt."""
-    from scaling.data.chat.template import Chat, read_template
+    from scaling.data.chat.template import read_template
     from scaling.generate.answers import Answers
     from scaling.generate.generator import Generator
     from scaling.generate.sampling import Sampling
@@ -159,6 +159,6 @@ def _answers(options: argparse.Namespace, model: str, count: int) -> "tuple[Answ
     knobs = {name: getattr(options, name) for name in ("tokens", "temperature", "top_p", "seed")}
     sampling = Sampling(num_samples=count, **knobs)
     served = load_served(model, None, options.mesh, options.dtype)
-    chat = Chat(served.words, read_template(options.template))
+    chat = served.chat(read_template(options.template))
     generator = Generator(served.network, served.params, served.words, served.mesh)
     return Answers(generator, chat, sampling, options.batch_size), served

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _conversation(options: argparse.Namespace) -> "Conversation":
-    from scaling.data.chat.template import Chat, read_template
+    from scaling.data.chat.template import read_template
     from scaling.generate.conversation import Conversation
     from scaling.generate.generator import Generator
     from scaling.generate.sampling import Sampling
@@ -66,7 +66,7 @@ def _conversation(options: argparse.Namespace) -> "Conversation":
     knobs = ("tokens", "temperature", "top_p", "repetition_penalty", "seed")
     sampling = Sampling(**{name: getattr(options, name) for name in knobs})
     served = load_served(options.model, None, options.mesh, options.dtype)
-    chat = Chat(served.words, read_template(options.template))
+    chat = served.chat(read_template(options.template))
     generator = Generator(served.network, served.params, served.words, served.mesh)
     return Conversation(generator, chat, sampling, options.system)
 

@@ -140,7 +140,6 @@ def _write(run: Path, result: "Result", served: "Served", options: argparse.Name
 
 def _own(options: argparse.Namespace) -> Callable[["Served"], Iterator["Result"]]:
     """Finds our own tasks, before any model is loaded; the returned function yields the results of a model."""
-    from scaling.data.chat.template import Chat
     from scaling.evaluate.scoring.answers import Asking
     from scaling.evaluate.scoring.evaluator import Evaluator
     from scaling.evaluate.scoring.progress import bar
@@ -155,9 +154,9 @@ def _own(options: argparse.Namespace) -> Callable[["Served"], Iterator["Result"]
     seed, data, limit = options.seed or 0, options.data, options.limit
 
     def evaluate(served: "Served") -> Iterator["Result"]:
-        if options.chat and not served.words.chat_template:
+        if options.chat and not (served.words.chat_template or served.template):
             raise ValueError(f"the tokenizer {served.words.name!r} has no chat template; evaluate without --chat")
-        asking = Asking(not options.no_prefix, Chat(served.words) if options.chat else None, raters, seed)
+        asking = Asking(not options.no_prefix, served.chat() if options.chat else None, raters, seed)
         evaluator = Evaluator(served.network, served.params, served.words, served.mesh, asking)
         for requests in all_requests(tasks, shots, seed, data, evaluator.room, limit):
             with bar(f"{requests.task.name}, {requests.shots} shots", len(requests.items)) as watch:

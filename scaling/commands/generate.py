@@ -13,9 +13,9 @@ from scaling import json_text
 if TYPE_CHECKING:
     from scaling.align.rewards import Reward
     from scaling.data.chat.prompts import Prompt
-    from scaling.data.tokenizer import Tokenizer
     from scaling.generate.generator import Completion, Generator
     from scaling.generate.sampling import Sampling
+    from scaling.interop.served import Served
 
 _STREAMED = 4  # tokens in each piece of text that is printed while the text grows
 
@@ -87,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
         FileNotFoundError: no model, tokenizer, reward or file of prompts.
         ValueError: options, prompts, a reward or a model that cannot be used.
     """
+    from scaling.generate.generator import Generator
     from scaling.generate.sampling import Sampling
 
     _check(options)
@@ -102,8 +103,9 @@ def run(options: argparse.Namespace) -> int:
         reward = rewards.load(options.reward, options.mesh, options.dtype, options.batch_size)
     if code is not None:
         _check_codes(options.model)
-    generator, words = _generator(options)
-    ids, sampling, answer = _read(options, prompts, generator, words, sampling)
+    served = _served(options)
+    generator = Generator(served.network, served.params, served.words, served.mesh)
+    ids, sampling, answer = _read(options, prompts, generator, served, sampling)
     alone = len(prompts) == sampling.num_samples == sampling.beams == 1
     if alone and reward is None and not options.json:
         _stream(generator, _shown(options, prompts[0]), ids[0], sampling)
@@ -152,19 +154,20 @@ def _read(
     options: argparse.Namespace,
     prompts: "list[Prompt]",
     generator: "Generator",
-    words: "Tokenizer",
+    served: "Served",
     sampling: "Sampling",
 ) -> "tuple[list[Any], Sampling, Callable[[], list[list[Completion]]]]":
     """What the model reads of each prompt, the sampling of the first one, and what continues all."""
     if options.chat:
-        from scaling.data.chat.template import Chat, read_template
+        from scaling.data.chat.template import read_template
         from scaling.generate.answers import Answers
 
-        answers = Answers(generator, Chat(words, read_template(options.template)), sampling, options.batch_size)
+        chat = served.chat(read_template(options.template))
+        answers = Answers(generator, chat, sampling, options.batch_size)
         framed = answers.read(prompts)
         first = dataclasses.replace(answers.sampling, tokens=framed[0].room)
         return [each.ids for each in framed], first, lambda: answers(prompts)
-    code = options.control
+    code, words = options.control, served.words
     # Sequences of a training with control codes begin with a code, where others follow an end of text.
     before = words.start if code is None else words.encode(code).tolist()
     if code is not None and not before:
@@ -250,12 +253,10 @@ def _record(line: str, where: str) -> dict[str, Any]:
     return record
 
 
-def _generator(options: argparse.Namespace) -> "tuple[Generator, Tokenizer]":
-    from scaling.generate.generator import Generator
+def _served(options: argparse.Namespace) -> "Served":
     from scaling.interop.served import load_served
 
-    served = load_served(options.model, options.tokenizer, options.mesh, options.dtype)
-    return Generator(served.network, served.params, served.words, served.mesh), served.words
+    return load_served(options.model, options.tokenizer, options.mesh, options.dtype)
 
 
 def _stream(generator: "Generator", text: str, prompt: list[int], sampling: "Sampling") -> None:

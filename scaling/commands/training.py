@@ -13,6 +13,7 @@ import jax
 from scaling import cache, durable, exit_codes
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
+from scaling.data.chat.template import read_template
 from scaling.evaluate.scoring import records
 from scaling.evaluate.scoring.in_loop import InLoopTasks
 from scaling.evaluate.tasks.knobs import check_tasks
@@ -28,7 +29,7 @@ from scaling.runs import tokenizer as run_tokenizer
 from scaling.runs.bad_records import remembered
 from scaling.runs.checkpoint import Checkpoints
 from scaling.runs.lock import only_one
-from scaling.runs.paths import LOSS_CURVE, absolute, writable
+from scaling.runs.paths import LOSS_CURVE, TEMPLATE, absolute, writable
 from scaling.runs.start import Start
 from scaling.train import optimizer, throughput
 from scaling.train.loop import Hook, Loop
@@ -136,6 +137,8 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None, recipe: 
     loop = Loop(run, train_step, hooks, log, watch, Speed(run, peak.flops), waits=recipe.step is not None)
     if run.is_first:
         run_tokenizer.keep(run.words, run.directory)
+        if run.config.chat.template:
+            durable.replace_text(run.directory / TEMPLATE, read_template(run.config.chat.template))
         if run.start:
             run.start.note(run.directory)
         for name, text in recipe.files.items():
@@ -194,6 +197,7 @@ def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
     workdir = absolute(config.workdir or f"runs/{name}")
     start = Start.of(config, workdir) if config.start else None
     if start:
+        config = dataclasses.replace(config, chat=start.chat_for(config))
         named = dataclasses.replace(config.data, tokenizer=start.tokenizer(config, recipe.suffix))
         config = dataclasses.replace(config, data=named)
     words = run_tokenizer.find(config.data.tokenizer, workdir)

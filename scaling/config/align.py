@@ -7,7 +7,9 @@ from scaling.config.knob import knob
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-    template: str = knob("", "path", "chat template (jinja2) in the place of the tokenizer's own")
+    template: str = knob(
+        "", "path", "chat template (jinja2) in the place of the tokenizer's own; empty = config.start's, or none"
+    )
     system: str = knob("", "", "system message of dialogues that have none")
 
 

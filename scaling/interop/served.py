@@ -5,9 +5,11 @@ import os
 from typing import Any
 
 import jax
+from etils import epath
 
 from scaling.config import schema as cfg
 from scaling.data import tokenizer
+from scaling.data.chat.template import Chat
 from scaling.data.tokenizer import Tokenizer
 from scaling.interop.logits import load_model
 from scaling.interop.tokenizer_files import own_tokenizer
@@ -17,6 +19,7 @@ from scaling.parallel.mesh import axis_size, make_mesh, one_device
 from scaling.runs import tokenizer as run_tokenizer
 from scaling.runs.config_json import read_config_json
 from scaling.runs.model import load_checkpoint
+from scaling.runs.paths import TEMPLATE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Served:
         mesh: of one device, unless another was asked for.
         step: of the checkpoint; None of a Hugging Face folder.
         tokens: that the model was trained on by then; None of a Hugging Face folder.
+        template: the chat template that the model was trained with, where it is not the tokenizer's; else empty.
     """
 
     network: cfg.Network
@@ -38,6 +42,15 @@ class Served:
     mesh: jax.sharding.Mesh
     step: int | None
     tokens: int | None
+    template: str = ""
+
+    def chat(self, template: str = "") -> Chat:
+        """Dialogues by the template that the model was trained with, or by another one, the text ``template``.
+
+        Raises:
+            ValueError: as ``Chat``.
+        """
+        return Chat(self.words, template or self.template)
 
 
 def load_served(
@@ -79,7 +92,9 @@ def load_served(
             f"{network.model.vocab_size}; it must be the one that the model was trained with"
         )
     network = cfg.Network(network.model, dataclasses.replace(network.compute, dtype=dtype))
-    return Served(network, params, words, mesh, step, tokens)
+    kept = epath.Path(model) / TEMPLATE
+    template = kept.read_text(encoding="utf-8") if "config" in values and kept.exists() else ""
+    return Served(network, params, words, mesh, step, tokens, template)
 
 
 def _mesh(text: str) -> cfg.Mesh | None:

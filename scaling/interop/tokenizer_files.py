@@ -14,14 +14,17 @@ from typing import Any
 
 from scaling.config import schema as cfg
 from scaling.data.chat_tokenizer import END_OF_TURN
+from scaling.data.json_tokenizer import SETTINGS, parsed
 from scaling.data.tokenizer import Tokenizer
 from scaling.interop import tokenizer_json
 from scaling.runs import tokenizer as run_tokenizer
 from scaling.runs.config_json import read_config_json
+from scaling.runs.paths import TEMPLATE
 
 log = logging.getLogger(__name__)
 
 KEPT = "huggingface"  # folder of an imported run
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")  # where the template is not in the settings
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe",
@@ -86,6 +89,22 @@ def of_run(run_dir: str | os.PathLike[str], values: Mapping[str, Any], model: cf
     Raises:
         ValueError: the run's tokenizer is damaged, or larger than the model's table.
     """
+    beside, own = _of_tokenizer(run_dir, values, model), Path(run_dir) / TEMPLATE
+    if not beside.files or not own.exists():
+        return beside
+    return dataclasses.replace(beside, files=_framed(beside.files, own.read_text(encoding="utf-8")))
+
+
+def _framed(files: Mapping[str, bytes], template: str) -> dict[str, bytes]:
+    """Files of a tokenizer with another chat template."""
+    found = {name: content for name, content in files.items() if name not in _TEMPLATES}
+    if SETTINGS not in found:
+        return found | {_TEMPLATES[0]: template.encode()}
+    settings = parsed(SETTINGS, found[SETTINGS]) | {"chat_template": template}
+    return found | {SETTINGS: json.dumps(settings, indent=2).encode()}
+
+
+def _of_tokenizer(run_dir: str | os.PathLike[str], values: Mapping[str, Any], model: cfg.Model) -> Beside:
     kept = Path(run_dir) / KEPT
     if kept.is_dir():
         before = read_config_json(kept)

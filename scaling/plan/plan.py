@@ -176,16 +176,18 @@ def compiled(
         config: resolved for the devices of the topology.
         name: topology of a slice, such as ``v5e:4x4``.
         slices: how many slices.
-        step: train, eval or generate.
+        step: train, eval, generate, ppo or grpo.
         fresh: do not look into the cache.
         request: what is generated.
 
     Raises:
-        ValueError: no compiler, or no such topology.
+        FileNotFoundError: there is no such reward.
+        ValueError: no compiler, no such topology, or an iteration that cannot be.
         WholeArrays: a layout that makes the partitioner gather whole arrays.
     """
     chip, _ = topology.parse(name)
-    path = _cache_path(config, name, slices, step, request)
+    reward = _reward_of(config, step) if step in RL else None
+    path = _cache_path(config, name, slices, step, request or reward)
     if not fresh and (kept := _kept(path)):
         return kept
     with compiler_output():
@@ -195,7 +197,9 @@ def compiled(
     base = _empty(config, f"{slices} x {name}" if slices > 1 else name, chip, len(devices), step, request)
     try:
         with compiler_output() as said:
-            read = functools.partial(_generation, request) if request else _iteration if step in RL else _step
+            read = functools.partial(_generation, request) if request else _step
+            if step in RL:
+                read = functools.partial(_iteration, reward)
             found = read(base, config, chip, devices)
     except DoesNotFit as error:
         found = dataclasses.replace(base, refusal=str(error))
@@ -255,11 +259,19 @@ def _generation(request: Request, base: Plan, config: cfg.Config, chip: chips.Ch
     )
 
 
-def _iteration(base: Plan, config: cfg.Config, chip: chips.Chip, devices: list[Any]) -> Plan:
+def _reward_of(config: cfg.Config, step: str) -> cfg.Model | None:
+    """``reward_model`` of an iteration that can be; what cannot is refused as in a training."""
+    from scaling.align.rl.prompts import check
+
+    check(config, critic=step == "ppo")
+    return reward_model(config)
+
+
+def _iteration(reward: cfg.Model | None, base: Plan, config: cfg.Config, chip: chips.Chip, devices: list[Any]) -> Plan:
     from scaling.plan import predict
     from scaling.plan.iteration import compile_iteration
 
-    found = compile_iteration(config, reward_model(config), base.step == "ppo", chip, devices)
+    found = compile_iteration(config, reward, base.step == "ppo", chip, devices)
     return dataclasses.replace(
         base,
         memory=found.memory,
@@ -372,8 +384,16 @@ def _empty(
     )
 
 
-def _cache_path(config: cfg.Config, name: str, slices: int, step: str, request: Request | None) -> Path:
-    """The key in the cache, of everything on which the program depends: config, topology, versions, our source."""
+def _cache_path(config: cfg.Config, name: str, slices: int, step: str, more: Request | cfg.Model | None) -> Path:
+    """The key in the cache, of everything on which the program depends: config, topology, versions, our source.
+
+    Args:
+        config: resolved.
+        name: of the topology.
+        slices: of it.
+        step: of the plan.
+        more: what is generated, or the model that scores answers, which ``config.rl.reward`` only names.
+    """
     values = {key: value for key, value in cfg.to_dict(config).items() if key not in _NOT_COMPILED}
     versions = []
     for package in ("jax", "jaxlib", "libtpu", "flax", "optax", "qwix"):
@@ -385,7 +405,7 @@ def _cache_path(config: cfg.Config, name: str, slices: int, step: str, request: 
             source.update(path.read_bytes())
     for name_of_file in ("catalog/chips.py", "catalog/flops.py"):  # which a prediction is computed with
         source.update((PACKAGE / name_of_file).read_bytes())
-    asked = dataclasses.asdict(request) if request else config.eval.batch_sequences
+    asked = dataclasses.asdict(more) if more else config.eval.batch_sequences
     # Another libtpu than the package's, and options of the compiler.
     versions += [os.environ.get(name, "") for name in ("TPU_LIBRARY_PATH", "XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     text = json.dumps([values, asked, name, slices, step, versions, source.hexdigest()])

@@ -13,6 +13,7 @@ METRICS = "metrics.jsonl"  # a line a logged step
 EVALS = "evals.jsonl"  # a line a validation, a line a result of a task
 LOG = "train.log"  # output of a training that a sweep or a launcher started
 CHECKPOINTS = "checkpoints"
+TEMPLATE = "chat.jinja"  # the chat template of a training with config.chat.template
 SAMPLES = "samples"  # prompts and answers of an evaluation
 LOSS_CURVE = "loss.png"
 REWARD_CURVE = "reward.png"  # of a run that learns from rewards, in the place of the loss curve

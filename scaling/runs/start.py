@@ -26,7 +26,7 @@ from scaling.model import decoder, lora
 from scaling.runs import tokenizer as run_tokenizer
 from scaling.runs.checkpoint import Checkpoints
 from scaling.runs.config_json import read_config_json
-from scaling.runs.paths import absolute
+from scaling.runs.paths import TEMPLATE, absolute
 
 # Of a run, by the knob that names the other run.
 FILES = {"start": "start.json", "rl.reward": "reward_start.json", "rl.gold": "gold_start.json"}
@@ -136,6 +136,13 @@ class Start:
                 "data.tokenizer", config.data.tokenizer, f"must be that of config.start, {own.name!r}, or '' for it"
             )
         return config.data.tokenizer
+
+    def chat_for(self, config: cfg.Config) -> cfg.Chat:
+        """How a run that begins here frames dialogues: by the start's own template, unless the config has another."""
+        kept = absolute(self.run) / TEMPLATE
+        if config.chat.template or not kept.exists():
+            return config.chat
+        return dataclasses.replace(config.chat, template=str(kept))
 
     def model_for(self, config: cfg.Config, words: Tokenizer) -> cfg.Model:
         """The model of a run that begins here: the start's, with the dropout and the outputs of the config.

@@ -51,7 +51,7 @@ def load(paths: Sequence[str], template: str, dtype: str, mesh: str) -> dict[str
         generator = Generator(served.network, served.params, served.words, served.mesh)
         chat, reason = None, ""
         try:
-            chat = Chat(served.words, template)
+            chat = served.chat(template)
         except ValueError as error:
             if template:
                 raise

@@ -75,6 +75,16 @@ def test_the_bias_is_that_of_given_demonstrations(folder):
     assert scorer([reward.ending(Chat(words), messages)])[0] == pytest.approx(0, abs=1e-5)
 
 
+def test_demonstrations_that_cannot_be_used_are_refused_before_the_training(folder, capsys):
+    long = folder.write("long_ones.jsonl", [{"prompt": "q", "response": "a" * 90}])
+    for path, wrong in (
+        (long, "no dialogue fits the model's 32 tokens"),
+        (f"{folder}/absent.jsonl", "no file matches"),
+    ):
+        assert ranked(folder, "refused", f"--config.align.demonstrations={path}") != exit_codes.OK
+        assert wrong in capsys.readouterr().err and not (folder / "refused").exists()
+
+
 @pytest.mark.slow
 def test_microbatches_and_devices_change_nothing(folder, trained):
     for name, knob in (("parts", "train.microbatch_sequences=8"), ("devices", "mesh.fsdp=4")):

@@ -51,3 +51,20 @@ def test_the_model_of_a_reward_is_that_of_an_experiment_or_there_is_none():
     rl = dataclasses.replace(config().rl, reward="experiments/gpt3/125m.py")
     found = plan.reward_model(dataclasses.replace(config(), rl=rl))
     assert found.d_model == 768 and found.d_ff == 3072 and found.vocab_size == tiny.VOCAB
+
+
+def test_an_iteration_that_cannot_be_is_refused_before_anything_is_compiled():
+    for step, wrong, rl in (
+        ("ppo", "config.rl.response_tokens=16", {"response_tokens": 16}),
+        ("ppo", "config.rl.reward", {"reward": ""}),
+        ("grpo", "config.rl.samples=1 must be at least 2", {"samples": 1}),
+    ):
+        with pytest.raises(ValueError, match=wrong):
+            plan.compiled(config(**rl), "v5e:2x4", 1, step)
+    with pytest.raises(FileNotFoundError, match="there is no reward nowhere"):
+        plan.compiled(config(reward="nowhere"), "v5e:2x4", 1, "ppo")
+
+
+def test_a_plan_is_kept_by_the_size_of_the_reward_and_not_by_its_name_alone():
+    small, large = (plan._cache_path(config(), "v5e:2x4", 1, "ppo", tiny.model(num_layers=n)) for n in (2, 4))
+    assert small != large

@@ -92,9 +92,9 @@ def check_run(start: Start, config: cfg.Config, words: Tokenizer) -> None:
     if theirs.fingerprint != words.fingerprint:
         right = f"has the tokenizer {theirs.name!r}, and must have {words.name!r}, that of the run"
         raise refused(knob, spec, right)
-    template = cfg.freeze(record["config"]).chat.template
-    if read_template(template) != read_template(config.chat.template):
-        right = f"reads dialogues by config.chat.template={template!r}, and must do so by that of the run"
+    chat = cfg.freeze(record["config"]).chat
+    if rewards.template_of(start.run, chat) != read_template(config.chat.template):
+        right = f"reads dialogues by config.chat.template={chat.template!r}, and must do so by that of the run"
         raise refused(knob, spec, right)
 
 

@@ -13,7 +13,7 @@ from scaling.data.chat import prompts
 from scaling.data.chat.dialogues import Skipped
 from scaling.data.chat.template import Chat, read_template
 from scaling.data.tokenizer import Tokenizer
-from scaling.generate.conversation import prompt_of
+from scaling.generate.conversation import NoRoom, prompt_of
 from scaling.train.run import Data
 
 _LARGEST_SHARE = 5  # of ``advantages.next_kl``, whose errors are clipped to a fifth
@@ -113,14 +113,24 @@ def pretraining(config: cfg.Config) -> cfg.Data:
     return dataclasses.replace(config.data, train=config.rl.pretraining, mixture=(), validation="")
 
 
-def check(config: cfg.Config) -> None:
-    """Refuses knobs that exclude each other in learning from rewards (ValueError)."""
+def check(config: cfg.Config, critic: bool) -> None:
+    """Refuses knobs that exclude each other in learning from rewards.
+
+    Args:
+        config: resolved.
+        critic: PPO, with a value function; without it GRPO, which compares the answers to a prompt.
+
+    Raises:
+        ValueError: with the knob.
+    """
     rl, room = config.rl, config.train.sequence_length
     if not rl.reward:
         raise refused("rl.reward", rl.reward, "must name what scores answers: a run, FILE.py:FUNCTION, or exact_match")
     if rl.response_tokens >= room:
         right = f"must be less than config.train.sequence_length={room}, which holds the prompt too"
         raise refused("rl.response_tokens", rl.response_tokens, right)
+    if not critic and rl.samples < 2:
+        raise refused("rl.samples", rl.samples, "must be at least 2: an answer is compared with its group")
     answers = config.train.batch_tokens // room
     must_divide("rl.minibatches", rl.minibatches, "train.batch_tokens / config.train.sequence_length", answers)
     each = answers // rl.minibatches
@@ -149,14 +159,16 @@ def check(config: cfg.Config) -> None:
 
 
 def _fitting(prompt: prompts.Prompt, chat: Chat, room: int, answer: int, skipped: Skipped) -> np.ndarray | None:
-    """The ids of a prompt that leaves room for an answer; None if its last turn alone does not."""
+    """The ids of a prompt that leaves room for an answer; None if its last turn does not, or it is refused."""
     try:
         found = prompt_of(chat, prompt.messages, room, answer)
+    except NoRoom:
+        found = None
     except ValueError as error:
-        found, reason = None, str(error)
+        skipped.skip(prompt.where, str(error))
+        return None
     if found is None or found.room < answer:
-        reason = reason if found is None else f"its last turn has {len(found.ids)} tokens"
-        skipped.note(prompt.where, f"left out, to have {answer} of {room} tokens for the answer: {reason}")
+        skipped.note(prompt.where, f"left out: its last turn leaves no {answer} of {room} tokens for the answer")
         return None
     if found.forgotten:
         skipped.note(prompt.where, f"its oldest turns are left out, to have {answer} of {room} tokens for the answer")

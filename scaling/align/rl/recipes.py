@@ -13,7 +13,6 @@ from scaling.align.rl import judges
 from scaling.align.rl.iteration import Drawn, Frozen, Iteration, Sampler, Setting, described, inner, of_value
 from scaling.align.rl.prompts import Row, check, data, pretraining
 from scaling.config import schema as cfg
-from scaling.config.refusal import refused
 from scaling.data import loader
 from scaling.data.batch import filled
 from scaling.data.chat_tokenizer import SUFFIX
@@ -48,12 +47,10 @@ class _Learning:
         self._gold: judges.Named | None = None
 
     def data(self, config: cfg.Config, words: Tokenizer) -> Data:
-        check(config)
+        check(config, self._critic)
         # Before the run directory is made, so a reward that cannot be used leaves nothing behind.
         self._reward = judges.Named("rl.reward", config, words)
         self._gold = judges.Named("rl.gold", config, words) if config.rl.gold else None
-        if not self._critic and config.rl.samples < 2:
-            raise refused("rl.samples", config.rl.samples, "must be at least 2: an answer is compared with its group")
         return data(config, words)
 
     def beside(self, run: Run) -> Beside:

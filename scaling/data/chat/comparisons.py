@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from scaling.data import sources
-from scaling.data.chat.dialogues import FaultyRecord, Skipped, asked, check_answered, messages_of, with_system
+from scaling.data.chat.dialogues import FaultyRecord, Skipped, asked, check_answered, messages_of, usable, with_system
 from scaling.data.chat.template import ASSISTANT
 
 _TURN = re.compile(r"\n\n(Human|Assistant):[ ]?")
@@ -46,26 +46,21 @@ def read(pattern: str, skipped: Skipped, most: int, system: str = "") -> Iterato
         FileNotFoundError: no such file.
         ValueError: a file or record that cannot be used, with its line.
     """
-    found = False
-    for where, record in sources.records(sources.find(pattern)):
-        try:
-            answers, ranks = _answers(record, where)
-            if len(answers) > most:
-                raise ValueError(
-                    f"{where}: {len(answers)} completions of a prompt are more than config.align.completions={most}"
-                )
-            framed = tuple(tuple(with_system(messages, system)) for messages in answers)
-            for messages in framed:
-                check_answered(list(messages))
-            if len(set(ranks)) < 2:
-                raise FaultyRecord("all completions are ties" if len(ranks) > 1 else "there is only one completion")
-        except FaultyRecord as fault:
-            skipped.skip(where, str(fault))
-            continue
-        found = True
-        yield Comparison(framed, tuple(ranks), where)
-    if not found:
-        raise ValueError(f"{pattern}: no comparison in it can be used")
+
+    def comparison(record: dict[str, Any], where: str) -> Comparison:
+        answers, ranks = _answers(record, where)
+        if len(answers) > most:
+            raise ValueError(
+                f"{where}: {len(answers)} completions of a prompt are more than config.align.completions={most}"
+            )
+        framed = tuple(tuple(with_system(messages, system)) for messages in answers)
+        for messages in framed:
+            check_answered(list(messages))
+        if len(set(ranks)) < 2:
+            raise FaultyRecord("all completions are ties" if len(ranks) > 1 else "there is only one completion")
+        return Comparison(framed, tuple(ranks), where)
+
+    return usable(pattern, skipped, "comparison", comparison)
 
 
 def _answers(record: dict[str, Any], where: str) -> tuple[list[list[dict[str, str]]], list[float]]:

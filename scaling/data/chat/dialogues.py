@@ -3,8 +3,8 @@
 import collections
 import dataclasses
 import logging
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from scaling.data import sources
 from scaling.data.chat.template import ASSISTANT
@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 ROLES = ("system", "user", ASSISTANT, "tool")
 _NAMES = {"human": "user", "gpt": ASSISTANT, "prompter": "user", "bot": ASSISTANT}  # of other data sets
+_Made = TypeVar("_Made")
 _NAMED = 5  # records in the log that were skipped for one reason
 
 
@@ -79,18 +80,41 @@ def read(pattern: str, skipped: Skipped, system: str = "") -> Iterator[Dialogue]
         FileNotFoundError: no such file.
         ValueError: a file or record that cannot be used, with its line.
     """
+
+    def dialogue(record: dict[str, Any], where: str) -> Dialogue:
+        messages = with_system(messages_of(record, where), system)
+        check_answered(messages)
+        return Dialogue(tuple(messages), where)
+
+    return usable(pattern, skipped, "dialogue", dialogue)
+
+
+def usable(
+    pattern: str, skipped: Skipped, kind: str, made_of: Callable[[dict[str, Any], str], _Made]
+) -> Iterator[_Made]:
+    """What is made of the records of JSON Lines files, without the faulty ones.
+
+    Args:
+        pattern: a path or glob.
+        skipped: where faulty records go.
+        kind: of what is made, for the message.
+        made_of: makes it of a record and its place; raises FaultyRecord for one that may be skipped.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that cannot be read, no record that can be used, or as ``made_of``.
+    """
     found = False
     for where, record in sources.records(sources.find(pattern)):
         try:
-            messages = with_system(messages_of(record, where), system)
-            check_answered(messages)
+            made = made_of(record, where)
         except FaultyRecord as fault:
             skipped.skip(where, str(fault))
             continue
         found = True
-        yield Dialogue(tuple(messages), where)
+        yield made
     if not found:
-        raise ValueError(f"{pattern}: no dialogue in it can be used")
+        raise ValueError(f"{pattern}: no {kind} in it can be used")
 
 
 class FaultyRecord(Exception):

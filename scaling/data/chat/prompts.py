@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from scaling.data import sources
-from scaling.data.chat.dialogues import FaultyRecord, Skipped, asked, check_asked, messages_of, with_system
+from scaling.data.chat.dialogues import Skipped, asked, check_asked, messages_of, usable, with_system
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,18 +37,13 @@ def read(pattern: str, skipped: Skipped, system: str = "") -> Iterator[Prompt]:
         FileNotFoundError: no such file.
         ValueError: a file or record that cannot be used, with its line.
     """
-    found = False
-    for where, record in sources.records(sources.find(pattern)):
-        try:
-            messages = with_system(messages_asked(record, where), system)
-            check_asked(messages)
-        except FaultyRecord as fault:
-            skipped.skip(where, str(fault))
-            continue
-        found = True
-        yield Prompt(tuple(messages), record, where)
-    if not found:
-        raise ValueError(f"{pattern}: no prompt in it can be used")
+
+    def prompt(record: dict[str, Any], where: str) -> Prompt:
+        messages = with_system(messages_asked(record, where), system)
+        check_asked(messages)
+        return Prompt(tuple(messages), record, where)
+
+    return usable(pattern, skipped, "prompt", prompt)
 
 
 def messages_asked(record: dict[str, Any], where: str) -> list[dict[str, str]]:

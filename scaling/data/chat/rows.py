@@ -31,11 +31,16 @@ def texts(dialogues: Iterable[Dialogue], chat: Chat, room: int, skipped: Skipped
         dialogues: each ends with the assistant.
         chat: renders them.
         room: places of a row.
-        skipped: counts the dialogues that lose turns, and those whose last turns alone do not fit, which are left out.
+        skipped: counts the dialogues that lose turns, and those that are left out, because the template refuses them or
+            their last turns alone do not fit.
         everything: all tokens count, and not only the assistant's.
     """
     for dialogue in dialogues:
-        text, lost = fitting(dialogue.messages, chat, room)
+        try:
+            text, lost = fitting(dialogue.messages, chat, room)
+        except ValueError as error:
+            skipped.skip(dialogue.where, str(error))
+            continue
         if text is None:
             skipped.note(dialogue.where, f"left out: its last turns do not fit {room} tokens")
             continue
@@ -52,6 +57,9 @@ def fitting(messages: Sequence[dict[str, str]], chat: Chat, room: int) -> tuple[
     """The text of a dialogue after as many of its oldest turns are left out as must be, and how many these are.
 
     A turn is a user's message with all that follows up to the next one. None = the last turn alone does not fit.
+
+    Raises:
+        ValueError: as ``Chat.example``.
     """
     for lost, (kept, _) in enumerate(shortened(messages)):
         text = Text(*chat.example(kept))

@@ -33,6 +33,14 @@ def test_only_what_the_assistant_says_counts_and_its_ends_of_turn(chat):
     assert ids[said][-1] == chat.end == chat.words.controls["<|end|>"]
 
 
+def test_a_dialogue_begins_once_and_results_of_tools_do_not_count(chat):
+    turns = [("user", "q"), ("assistant", "6 * 7"), ("tool", "42"), ("assistant", "It is 42.")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    ids, said = chat.example(messages)
+    assert list(ids).count(chat.words.eot) == 1 and list(chat.prompt(messages[:1])).count(chat.words.eot) == 1
+    assert chat.words.decode(ids[said]) == "6 * 7<|end|>It is 42.<|end|>"
+
+
 def test_a_dialogue_begins_with_the_prompt_of_each_of_its_turns(chat):
     ids, said = chat.example(TWO)
     for turn in (2, 4):
