@@ -72,12 +72,12 @@ def test_the_run_says_what_its_reference_is(folder, trained):
 def test_a_run_that_is_cut_short_goes_on_to_the_same_curve_with_the_same_reference(folder, trained):
     saves = ["--config.checkpoint.every_steps=4", "--config.checkpoint.keep_last=100"]
     whole = ["--config.eval.every_steps=5", "--config.data.validation_fraction=0.1"]
-    assert preferred(folder, "cut", *whole, *saves) == 0
-    for step in sorted((folder / "cut" / "checkpoints").iterdir())[1:]:
+    assert preferred(folder, "dpo_cut", *whole, *saves) == 0
+    for step in sorted((folder / "dpo_cut" / "checkpoints").iterdir())[1:]:
         shutil.rmtree(step)
-    assert preferred(folder, "cut", *whole, *saves) == 0
+    assert preferred(folder, "dpo_cut", *whole, *saves) == 0
     for name in ("loss", "rewards/chosen", "logps/chosen"):
-        assert [line[name] for line in folder.lines("cut")] == [line[name] for line in folder.lines("dpo")]
+        assert [line[name] for line in folder.lines("dpo_cut")] == [line[name] for line in folder.lines("dpo")]
 
 
 @pytest.mark.slow
@@ -90,23 +90,23 @@ def test_microbatches_and_devices_change_nothing(folder):
         "stages": "mesh.stage=2",
     }
     for name, knob in knobs.items():
-        assert preferred(folder, name, f"--config.{knob}", "--config.align.epochs=2") == 0
+        assert preferred(folder, f"dpo_{name}", f"--config.{knob}", "--config.align.epochs=2") == 0
         for metric in ("loss", *NAMES):
-            found, wanted = ([line[metric] for line in folder.lines(which)] for which in (name, "plain"))
+            found, wanted = ([line[metric] for line in folder.lines(f"dpo_{which}")] for which in (name, "plain"))
             # Rounding grows from step to step; rewards begin as differences of equal numbers.
             np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.slow
 def test_a_reference_that_has_changed_is_refused(folder, capsys):
-    shutil.copytree(folder / "base", folder / "parent")
-    start = f"--config.start={folder}/parent"
-    assert preferred(folder, "child", start, "--config.align.epochs=1") == 0
-    for file in (folder / "parent" / "checkpoints").rglob("*"):
+    shutil.copytree(folder / "base", folder / "dpo_parent")
+    start = f"--config.start={folder}/dpo_parent"
+    assert preferred(folder, "dpo_child", start, "--config.align.epochs=1") == 0
+    for file in (folder / "dpo_parent" / "checkpoints").rglob("*"):
         if file.is_file() and "checksums" in file.name:
             file.write_text(file.read_text() + "\n")
     # The run has its own weights already, so that only its reference is read from the parent.
-    assert preferred(folder, "child", start, "--config.align.epochs=1") == exit_codes.USAGE
+    assert preferred(folder, "dpo_child", start, "--config.align.epochs=1") == exit_codes.USAGE
     assert "or another one" in capsys.readouterr().err
 
 

@@ -10,7 +10,7 @@ from scaling.runs import attempts
 from tests.faults.lab import COMMON, SMOKE, Lab, Process, Row, lines, logged, lost_steps, signal_name, weights
 
 EVERY = 2  # save interval
-# 30 steps of 16 answers to 16 of 40 prompts, each with two passes over two minibatches; 10 steps in quick runs
+# 30 steps of 16 answers to 16 of 40 prompts, each with two passes over two minibatches; 15 steps in quick runs
 KNOBS = (
     "--config.rl.response_tokens=8",
     "--config.rl.minibatches=2",
@@ -90,7 +90,7 @@ def killed(lab: Lab) -> Row:
     )
     base, reference, run_dir = _base(lab), lab.new("rewards-reference"), lab.new("rewards-killed")
     names = list(POINTS)[: lab.some(len(POINTS), 4)]
-    epochs = lab.some(12, 4)
+    epochs = lab.some(12, 6)
     process = _start(lab, reference, base, epochs)
     if not row.check(process.wait() == 0, f"uninterrupted: {process.last_line}"):
         return row
