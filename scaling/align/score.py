@@ -73,9 +73,14 @@ def load(run_dir: epath.PathLike, axes: str = "", dtype: str = "float32") -> tup
     served = load_served(run_dir, None, axes, dtype)
     if served.network.model.outputs != 1:
         raise ValueError(f"{run_dir} is no reward model; `scaling align reward` trains one")
+    return Scorer(served.network, served.params, served.mesh, read_bias(run_dir)), served.words
+
+
+def read_bias(run_dir: epath.PathLike) -> float:
+    """What is added to the rewards of a run; 0 if it has none yet."""
     path = epath.Path(run_dir) / FILE
-    bias = json_text.parse(path.read_bytes(), str(path))["bias"] if path.exists() else 0.0
-    return Scorer(served.network, served.params, served.mesh, bias), served.words
+    bias: float = json_text.parse(path.read_bytes(), str(path))["bias"] if path.exists() else 0.0
+    return bias
 
 
 def write_bias(run_dir: epath.Path, rewards: np.ndarray, source: str) -> float:

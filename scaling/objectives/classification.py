@@ -11,7 +11,6 @@ from scaling.config import schema as cfg
 from scaling.data.batch import Scored
 from scaling.model.decoder import Decoder
 from scaling.model.layers import dropout
-from scaling.model.parametrization import parametrization
 from scaling.objectives.log_probs import Unembedding, weighted_loss
 from scaling.objectives.objective import Objective, Sums, forward, states
 
@@ -67,11 +66,7 @@ def classification(config: cfg.Config, form: Form) -> Objective:
     With ``config.optimizer.trained="head"`` no gradient flows to anything but the head.
     """
     weight, rate = config.align.lm_weight, config.align.dropout
-    how = Unembedding(
-        vocab_size=config.model.vocab_size,
-        logit_multiplier=parametrization(config.model).logit_multiplier,
-        chunk=config.compute.loss_chunk,
-    )
+    how = Unembedding.of(config)
 
     def objective(model: Decoder, frozen: Any, batch: Scored, key: jax.Array | None) -> Sums:
         hidden, batch, routers = forward(model, batch, key, config.train.pipeline_microbatches)

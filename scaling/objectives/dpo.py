@@ -13,7 +13,6 @@ from scaling.config import schema as cfg
 from scaling.data.batch import Batch
 from scaling.model.decoder import Decoder, merge
 from scaling.model.experts import RouterSums
-from scaling.model.parametrization import parametrization
 from scaling.objectives.log_probs import Unembedding, log_probs
 from scaling.objectives.objective import Objective, Sums, forward
 
@@ -80,11 +79,7 @@ def dpo(config: cfg.Config) -> Objective:
     negative log-likelihood of the chosen answer divided by its tokens (arXiv 2404.19733, equation 1); "loss" is the
     first alone.
     """
-    how = Unembedding(
-        vocab_size=config.model.vocab_size,
-        logit_multiplier=parametrization(config.model).logit_multiplier,
-        chunk=config.compute.loss_chunk,
-    )
+    how = Unembedding.of(config)
 
     def answers(model: Decoder, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, RouterSums | None]:
         hidden, batch, routers = forward(model, batch, key, config.train.pipeline_microbatches)

@@ -17,7 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from scaling.config import schema as cfg
 from scaling.model.decoder import Output
+from scaling.model.parametrization import parametrization
 from scaling.parallel.sharding import CONTEXT_AXIS, ROW_AXES, current_mesh, gradient_spec
 
 _MASKED = -1e30
@@ -42,6 +44,12 @@ class Unembedding(NamedTuple):
     logit_multiplier: float = 1.0
     chunk: int = 0
     entropy: bool = False
+
+    @classmethod
+    def of(cls, config: cfg.Config) -> "Unembedding":
+        """That of a resolved config."""
+        multiplier = parametrization(config.model).logit_multiplier
+        return cls(config.model.vocab_size, multiplier, config.compute.loss_chunk)
 
 
 def log_probs(hidden: jax.Array, output: Output, targets: jax.Array, how: Unembedding) -> tuple[jax.Array, ...]:

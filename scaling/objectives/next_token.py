@@ -7,7 +7,6 @@ import jax
 from scaling.config import schema as cfg
 from scaling.data.batch import Batch
 from scaling.model.decoder import Decoder
-from scaling.model.parametrization import parametrization
 from scaling.objectives.log_probs import Unembedding, weighted_loss
 from scaling.objectives.objective import Objective, Sums, forward
 
@@ -19,11 +18,7 @@ def next_token(config: cfg.Config) -> Objective:
     2204.02311, section 5), each times its target's weight, and the routers' losses of a model with experts; "loss" is
     the first alone, in nats a token.
     """
-    unembedding = Unembedding(
-        vocab_size=config.model.vocab_size,
-        logit_multiplier=parametrization(config.model).logit_multiplier,
-        chunk=config.compute.loss_chunk,
-    )
+    unembedding = Unembedding.of(config)
 
     def objective(model: Decoder, frozen: Any, batch: Batch, key: jax.Array | None) -> Sums:
         hidden, batch, routers = forward(model, batch, key, config.train.pipeline_microbatches)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from scaling.config import schema as cfg
 from scaling.data.batch import Batch
 from scaling.model.decoder import Decoder
-from scaling.model.parametrization import parametrization
 from scaling.objectives.kl import ESTIMATORS
 from scaling.objectives.log_probs import Unembedding, log_probs, weighted_loss
 from scaling.objectives.objective import Objective, Sums, forward
@@ -60,12 +59,9 @@ class Minibatch(NamedTuple):
 
 def unembedding(config: cfg.Config, vocab_size: int, entropy: bool = False) -> Unembedding:
     """How log-probabilities are computed as answers are drawn: at their temperature, of the tokenizer's ids alone."""
-    return Unembedding(
-        vocab_size=vocab_size,
-        logit_multiplier=parametrization(config.model).logit_multiplier / config.rl.temperature,
-        chunk=config.compute.loss_chunk,
-        entropy=entropy,
-    )
+    whole = Unembedding.of(config)
+    multiplier = whole.logit_multiplier / config.rl.temperature
+    return whole._replace(vocab_size=vocab_size, logit_multiplier=multiplier, entropy=entropy)
 
 
 def clipped(ratio: jax.Array, advantages: jax.Array, clip: float) -> jax.Array:
@@ -81,9 +77,7 @@ def policy(config: cfg.Config, vocab_size: int) -> Objective:
     token of pre-training text (PPO-ptx, arXiv 2203.02155, equation 2). The batch's sums have weight 1.
     """
     rl, how = config.rl, unembedding(config, vocab_size, entropy=True)
-    of_text = Unembedding(
-        config.model.vocab_size, parametrization(config.model).logit_multiplier, config.compute.loss_chunk
-    )
+    of_text = Unembedding.of(config)
     rows = config.train.batch_tokens // config.train.sequence_length  # of a minibatch
 
     def objective(model: Decoder, frozen: Any, batch: Minibatch, key: jax.Array | None) -> Sums:

@@ -6,14 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
 
-from scaling import json_text
 from scaling.align import rewards
 from scaling.align.rewards import Reward
 from scaling.align.rl.texts import Texts
-from scaling.align.score import FILE
+from scaling.align.score import read_bias
 from scaling.config import schema as cfg
 from scaling.config.refusal import refused
 from scaling.data.batch import Scored
@@ -100,9 +98,7 @@ def check_run(start: Start, config: cfg.Config, words: Tokenizer) -> None:
 
 def by_model(spec: str, model: cfg.Model, config: cfg.Config, end: int, mesh: jax.sharding.Mesh) -> Judge:
     """A reward model with its bias, as ``scorer`` reads."""
-    path = epath.Path(spec) / FILE
-    bias = json_text.parse(path.read_bytes(), str(path))["bias"] if path.exists() else 0.0
-    read_scores = scorer(model, config, end, mesh, bias)
+    read_scores = scorer(model, config, end, mesh, read_bias(spec))
     return lambda params, texts, chosen, numbers: read_scores(params, texts)
 
 
