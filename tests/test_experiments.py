@@ -95,7 +95,7 @@ def test_run_names():
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
 def test_sweeps_expand_and_say_how_they_are_run(path):
-    runs = plan(call(str(path), "get_sweep", "get_config"), name=path.stem)
+    runs = plan(call(str(path), "get_sweep"), name=path.stem)
     assert len(runs) >= 5
     assert len({run.scale.params.total for run in runs}) >= 5
     assert all(0 < run.config.optimizer.peak_lr < 0.1 and run.steps >= 100 for run in runs)
@@ -106,8 +106,8 @@ def test_sweeps_expand_and_say_how_they_are_run(path):
 
 def test_the_parts_of_the_ladder_are_the_same_runs():
     path = str(ROOT / "experiments/sweeps/cpu_ladder.py")
-    demo, full = (plan(call(f"{path}{part}", "get_sweep", "get_config")) for part in (":demo", ""))
+    demo, full = (plan(call(f"{path}{part}", "get_sweep")) for part in (":demo", ""))
     assert {run.name for run in demo} < {run.name for run in full}
     assert len({run.scale.params.total for run in demo}) >= 5
     with pytest.raises(ValueError, match="not a part"):
-        call(f"{path}:none", "get_sweep", "get_config")
+        call(f"{path}:none", "get_sweep")

@@ -1,36 +1,34 @@
 """Reads experiment files and ``--config.a.b=value`` overrides, and reports every mistake in one sentence."""
 
-import ast
 import dataclasses
-import difflib
 import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from scaling import json_text
-from scaling.config.refusal import cut, kind, shown
-from scaling.config.schema import MOVED, Config, default_config, freeze, knobs, to_dict
+from scaling.config.kind import TRAINING, Kind
+from scaling.config.refusal import cut, shown
+from scaling.config.refusal import kind as kind_of
+from scaling.config.schema import Config, built, default_config, freeze, to_dict
 from scaling.config.shipped import located
 from scaling.paths import each_expanded, expanded
 
-KNOBS = {name: value for name, value, _, _ in knobs()}
-_SECTIONS = {tuple(sorted(section)): name for name, section in default_config().items() if hasattr(section, "keys")}
-_SECTIONS[tuple(sorted(default_config()))] = ""
-_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list"}
-_VERB_OF = {"get_config": "train", "get_sweep": "sweep"}
+C = TypeVar("C")
+
+_VERB_OF = {"get_config": "train", "get_sweep": "sweep", "get_corpus": "data build"}
 _OVERRIDE = re.compile(r"--?(?P<no>no)?(?P<name>config\.[^=]*)(=(?P<value>.*))?", re.DOTALL)
 
 
-def split_arguments(argv: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
-    """Takes ``--config`` and ``--config.a.b`` out of a command line.
+def split_arguments(argv: Sequence[str], kind: Kind[Any] = TRAINING) -> tuple[str | None, list[str], list[str]]:
+    """Takes ``--config`` and ``--config.a.b``, knobs of a kind of experiment, out of a command line.
 
     Returns:
         (value of ``--config`` or None, overrides as ``--config.a.b=value``, everything else in order).
@@ -48,14 +46,14 @@ def split_arguments(argv: Sequence[str]) -> tuple[str | None, list[str], list[st
             spec = expanded(argument.split("=", 1)[1])
         elif match:
             name, value = match["name"], match["value"]
-            check_knob(name)
-            if isinstance(KNOBS[name], bool):
+            kind.check(name)
+            if isinstance(kind.defaults[name], bool):
                 value = "false" if match["no"] else "true" if value is None else value
             elif match["no"]:
                 raise ValueError(f"--no{name}: only a true-or-false knob can be switched off with 'no'")
             elif value is None:
-                value = _next(arguments, f"--{name}", _TYPES[type(KNOBS[name])])
-            overrides.append(f"--{name}={_normal(name, value)}")
+                value = _next(arguments, f"--{name}", kind.expected(name))
+            overrides.append(f"--{name}={kind.normal(name, value)}")
         else:
             rest.append(argument)
     return spec, overrides, rest
@@ -77,26 +75,33 @@ def load(spec: str | None, overrides: Sequence[str] = ()) -> Config:
     """
     if spec is not None and spec.endswith(".json"):
         return _load_json(spec, overrides)
-    return apply_overrides(default_config() if spec is None else _get_config(spec), overrides)
+    return apply_overrides(default_config() if spec is None else from_file(TRAINING, spec), overrides)
 
 
-def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> Config:
+def edited(kind: Kind[C], config: ConfigDict, overrides: Sequence[str]) -> C:
     """Freezes a config after ``--config.a.b=value`` overrides.
 
-    A ``~`` at the beginning of a path becomes the home folder.
-
     Raises:
-        ValueError: an override of a wrong type.
+        ValueError: an override of a wrong type, or a key that is no knob.
     """
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=list(overrides))
     try:
         values(["scaling", *overrides])
     except flags.Error as error:
-        raise _wrong_override(error) from error
+        raise _wrong_override(error, kind) from error
     except ValueError as error:  # the tuple parser's own
         raise ValueError(f"command line: {' '.join(str(error).split())}") from error
-    return _at_home(freeze(holder.value))
+    return built(type(kind.root), holder.value.to_dict(), "config")
+
+
+def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> Config:
+    """The config of a training after ``--config.a.b=value`` overrides, with ``~`` in paths expanded.
+
+    Raises:
+        ValueError: an override of a wrong type.
+    """
+    return _at_home(edited(TRAINING, config, overrides))
 
 
 def _at_home(config: Config) -> Config:
@@ -131,14 +136,14 @@ def _is_named(source: Any) -> bool:
     return isinstance(source, tuple) and bool(source) and isinstance(source[0], str)
 
 
-def call(spec: str, function: str, other: str) -> Any:
+def call(spec: str, function: str, kind: Kind[Any] = TRAINING) -> Any:
     """What ``function`` of an experiment file returns.
 
     Args:
         spec: ``FILE`` or ``FILE:argument``, where the argument is passed to the function; FILE may be the name of an
             experiment that ships.
-        function: ``get_config`` or ``get_sweep``.
-        other: the function that such a file may have instead; the message says so.
+        function: one of ``_VERB_OF``.
+        kind: whose knobs the file edits; the message of a mistyped one names the nearest of these.
 
     Raises:
         FileNotFoundError: no such file.
@@ -148,12 +153,13 @@ def call(spec: str, function: str, other: str) -> Any:
     path = located(path)
     module = opened(path)
     if not callable(getattr(module, function, None)):
-        hint = f", but {other}(): use the verb {_VERB_OF[other]}" if hasattr(module, other) else ""
+        others = [other for other in _VERB_OF if hasattr(module, other)]
+        hint = f", but {others[0]}(): use the verb {_VERB_OF[others[0]]}" if others else ""
         raise ValueError(f"{path} has no function {function}(){hint}")
     try:
         return getattr(module, function)(*([argument] if colon else []))
     except Exception as error:
-        raise mistake(path, error) from error
+        raise mistake(path, error, kind) from error
 
 
 def opened(path: str) -> ModuleType:
@@ -192,32 +198,6 @@ def run_name(spec: str) -> str:
     return name + (f"-{re.sub(r'[^A-Za-z0-9_.=-]+', '-', argument)}" if argument else "")
 
 
-def check_knob(name: str) -> None:
-    """Raises a ValueError that names the nearest knob unless ``name`` (``config.a.b``) is one."""
-    if name in KNOBS:
-        return
-    if any(knob.startswith(f"{name}.") for knob in KNOBS):
-        inside = next(knob for knob in KNOBS if knob.startswith(f"{name}."))
-        raise ValueError(f"{name} is a section of knobs; set one inside it, such as {inside}")
-    moved = MOVED.get(name.removeprefix("config."))
-    raise ValueError(f"{name} is not a knob; did you mean {f'config.{moved}' if moved else nearest_knob(name)}?")
-
-
-def nearest_knob(name: str, others: Iterable[str] = ()) -> str:
-    """The knob (or one of ``others``) whose dotted name and last part look most like ``name``."""
-    word = name.rpartition(".")[2]
-
-    def likeness(knob: str) -> float:
-        last = knob.rpartition(".")[2]
-        return (
-            difflib.SequenceMatcher(None, name, knob).ratio()
-            + difflib.SequenceMatcher(None, word, last).ratio()
-            + 0.5 * (word in last.split("_"))  # 'lr' means 'peak_lr'
-        )
-
-    return max([*KNOBS, *others], key=likeness)
-
-
 def _next(arguments: Iterator[str], name: str, expected: str) -> str:
     value = next(arguments, None)
     if value is None or value.startswith("--"):
@@ -225,39 +205,25 @@ def _next(arguments: Iterator[str], name: str, expected: str) -> str:
     return value
 
 
-def _normal(name: str, value: str) -> str:
-    """The text of a value that the parser takes: whole numbers for ``1e9`` and ``2_000.0``, a list for a bare text."""
-    if type(KNOBS[name]) is int:
-        try:
-            number = float(value)
-        except ValueError:
-            return value
-        return str(int(number)) if number.is_integer() and not value.lstrip("+-").isdecimal() else value
-    if isinstance(KNOBS[name], tuple):
-        try:
-            ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            return repr(value)
-    return value
-
-
-def _wrong_override(error: flags.Error) -> ValueError:
+def _wrong_override(error: flags.Error, kind: Kind[Any]) -> ValueError:
     match = re.match(r"flag --(?P<name>[\w.]+)=(?P<value>.*?): ", str(error), re.DOTALL)
-    if match is None or match["name"] not in KNOBS:
+    if match is None or match["name"] not in kind.defaults:
         return ValueError(" ".join(str(error).split()))
-    return _wrong_type(match["name"], match["value"])
+    return kind.wrong_type(match["name"], match["value"])
 
 
-def _wrong_type(name: str, value: Any) -> ValueError:
-    hint = f"; write {int(value):_}" if isinstance(value, float) and value.is_integer() else ""
-    return ValueError(f"{name} must be {_TYPES[type(KNOBS[name])]}, got {shown(value)}{hint}")
+def from_file(kind: Kind[Any], spec: str) -> ConfigDict:
+    """The edited ConfigDict of an experiment file, ``FILE`` or ``FILE:argument``.
 
-
-def _get_config(spec: str) -> ConfigDict:
-    config = call(spec, "get_config", "get_sweep")
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file raises, has no such function, sets an unknown knob or a wrong type (with file and line).
+    """
+    config = call(spec, kind.function, kind)
     if not isinstance(config, ConfigDict):
         path = spec.partition(":")[0]
-        raise ValueError(f"{path}: get_config() must return the ConfigDict of default_config(), not {kind(config)}")
+        made = f"{kind.function}() must return the ConfigDict of default_config()"
+        raise ValueError(f"{path}: {made}, not {kind_of(config)}")
     return config
 
 
@@ -298,26 +264,26 @@ def _import(path: str) -> ModuleType:
     return module
 
 
-def mistake(path: str, error: Exception) -> ValueError:
+def mistake(path: str, error: Exception, kind: Kind[Any] = TRAINING) -> ValueError:
     """One sentence for any exception of an experiment file, with the file and, where it is known, the line."""
     here = str(Path(path).absolute())  # as the import names it
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in (path, here)]
     where = f"{path}:{frames[-1].lineno}" if frames else path
-    access = _config_access(error)
+    access = _config_access(error, kind)
     if access is not None:
         section, key, value = access
         name = ".".join(part for part in ("config", section, key) if part)
         if isinstance(error, AttributeError | KeyError):
-            sections = [] if section else [f"config.{other}" for other in _SECTIONS.values() if other]
-            return ValueError(f"{where}: {name} is not a knob; did you mean {nearest_knob(name, sections)}?")
-        if name in KNOBS:
-            return ValueError(f"{where}: {_wrong_type(name, value)}")
+            sections = [] if section else [f"config.{other}" for other in kind.sections.values() if other]
+            return ValueError(f"{where}: {name} is not a knob; did you mean {kind.nearest(name, sections)}?")
+        if name in kind.defaults:
+            return ValueError(f"{where}: {kind.wrong_type(name, value)}")
         return ValueError(f"{where}: {name} is a section of knobs, not a value; got {shown(value)}")
     raised = "" if type(error) is ValueError else f"{type(error).__name__}: "
     return ValueError(f"{where}: {raised}{cut(' '.join(str(error).split()), 500)}")
 
 
-def _config_access(error: Exception) -> tuple[str, str, Any] | None:
+def _config_access(error: Exception, kind: Kind[Any]) -> tuple[str, str, Any] | None:
     """(section, key, value) of the ConfigDict access that raised, from the arguments of its dunder method."""
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -325,7 +291,7 @@ def _config_access(error: Exception) -> tuple[str, str, Any] | None:
         owner = frame.f_locals.get("self")
         methods = ("__setattr__", "__setitem__", "__getattr__", "__getitem__")
         if isinstance(owner, ConfigDict) and code.co_name in methods and code.co_argcount >= 2:
-            section = _SECTIONS.get(tuple(sorted(owner.keys())))
+            section = kind.sections.get(tuple(sorted(owner.keys())))
             if section is not None:
                 found = (section, str(frame.f_locals[names[1]]), frame.f_locals.get(names[2]))
     return found

@@ -265,17 +265,13 @@ MOVED = {
 
 def default_config() -> ConfigDict:
     """Returns all knobs at their defaults, as a locked ConfigDict for an experiment file to edit."""
-    return ConfigDict(_to_dict(Config())).lock()
+    return ConfigDict(to_dict(Config())).lock()
 
 
-def _to_dict(section: Any) -> dict[str, Any]:
+def to_dict(section: Any) -> dict[str, Any]:
+    """A frozen config, or a section of one, as nested plain dicts, which is what ``config.json`` contains."""
     fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
-    return {k: _to_dict(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """A frozen config as nested plain dicts, which is what ``config.json`` contains."""
-    return _to_dict(config)
+    return {k: to_dict(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}
 
 
 def freeze(config: ConfigDict | Mapping[str, Any]) -> Config:
@@ -287,7 +283,7 @@ def freeze(config: ConfigDict | Mapping[str, Any]) -> Config:
         ValueError: a key that is no knob, or a value of the wrong type.
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else _at_present_places(config)
-    return _build(Config, values, "config")
+    return built(Config, values, "config")
 
 
 def model_of(values: Mapping[str, Any]) -> Model:
@@ -296,7 +292,7 @@ def model_of(values: Mapping[str, Any]) -> Model:
     Raises:
         ValueError: a key that is no knob, or a value of the wrong type.
     """
-    return _build(Model, values, "config.model")
+    return built(Model, values, "config.model")
 
 
 def _at_present_places(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,7 +306,12 @@ def _at_present_places(values: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+def built(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """The frozen dataclass of a section of knobs, from nested plain dicts; knobs that are not there keep defaults.
+
+    Raises:
+        ValueError: a key that is no knob, or a value of the wrong type; ``where`` begins its dotted name.
+    """
     import difflib
 
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -318,7 +319,7 @@ def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0)
             raise ValueError(f"{where}.{key} is not a knob; did you mean {where}.{near[0]}?")
-    built = {}
+    found = {}
     for name, field in known.items():
         if name not in values:
             continue
@@ -327,10 +328,10 @@ def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         if dataclasses.is_dataclass(default):
             if not isinstance(value, Mapping):
                 raise ValueError(f"{where}.{name} is a section of knobs, not a value; got {shown(value)}")
-            built[name] = _build(type(default), value, f"{where}.{name}")
+            found[name] = built(type(default), value, f"{where}.{name}")
         else:
-            built[name] = _convert(value, default, f"{where}.{name}")
-    return cls(**built)
+            found[name] = _convert(value, default, f"{where}.{name}")
+    return cls(**found)
 
 
 def _convert(value: Any, default: Any, where: str) -> Any:

@@ -88,7 +88,7 @@ class Tally:
         """The inverse of ``to_dict``."""
         made = cls(**values)
         made.faults = [Fault(**fault) if isinstance(fault, Mapping) else fault for fault in made.faults]
-        made.examples = {reason: [tuple(one) for one in found] for reason, found in made.examples.items()}
+        made.examples = {reason: [(one[0], one[1], one[2]) for one in found] for reason, found in made.examples.items()}
         return made
 
 

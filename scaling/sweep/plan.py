@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from scaling.catalog import flops
 from scaling.catalog.sizes import Parameters, Size, parameters
 from scaling.config import schema as cfg
-from scaling.config.files import KNOBS, apply_overrides, check_knob
+from scaling.config.files import apply_overrides
+from scaling.config.kind import TRAINING
 from scaling.config.refusal import shown
 from scaling.config.resolve import MOST_STEPS, resolve
 from scaling.data import tokenizer
@@ -213,7 +214,7 @@ def _check(sweep: Sweep, overrides: Sequence[str]) -> None:
         raise ValueError(f"the sweep's evaluations={sweep.evaluations} must be at least 1")
     others = dataclasses.replace(sweep, grid={}).sets | {"config.workdir": "plan"}
     for knob in sweep.grid:
-        check_knob(f"config.{knob}")
+        TRAINING.check(f"config.{knob}")
         if f"config.{knob}" in others:
             raise ValueError(f"the sweep's grid sets {knob}, which its {others[f'config.{knob}']} set too")
 
@@ -337,7 +338,7 @@ def _with(config: cfg.Config, values: Mapping[str, Any]) -> cfg.Config:
     """A config with some knobs changed, by dotted name."""
     tree = cfg.to_dict(config)
     for knob, value in values.items():
-        assert knob in KNOBS, knob
+        assert knob in TRAINING.defaults, knob
         *sections, last = knob.split(".")[1:]
         section = tree
         for part in sections:

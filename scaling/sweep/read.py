@@ -17,7 +17,7 @@ def runs_of(spec: str, overrides: Sequence[str], local: bool = True) -> list[Run
         FileNotFoundError: no such file.
         ValueError: it describes no sweep, or an impossible one.
     """
-    sweep = call(spec, "get_sweep", "get_config")
+    sweep = call(spec, "get_sweep")
     if not isinstance(sweep, Sweep):
         raise ValueError(f"{spec}: get_sweep() must return a scaling.sweep.plan.Sweep, not {kind(sweep)}")
     try:
