@@ -8,7 +8,8 @@ import pytest
 
 from scaling.config import describe
 from scaling.config import schema as cfg
-from scaling.config.files import check_knob, load, nearest_knob, split_arguments
+from scaling.config.files import load, split_arguments
+from scaling.config.kind import TRAINING
 from scaling.config.resolve import CHOICES, resolve
 from scaling.model.decoder import REMAT_POLICIES
 from scaling.model.mlp import ACTIVATIONS
@@ -264,7 +265,7 @@ def test_freeze_refuses(values, expected):
     ],
 )
 def test_nearest_knob(name, knob):
-    assert nearest_knob(name) == knob
+    assert TRAINING.nearest(name) == knob
 
 
 def _override(*arguments):
@@ -341,4 +342,4 @@ def test_a_config_of_before_a_knob_moved_is_read(before, now):
     del values["compute"]
     assert getattr(getattr(cfg.freeze(values), section), name) == other
     with pytest.raises(ValueError, match=f"config.{before} .*config.{now}"):
-        check_knob(f"config.{before}")
+        TRAINING.check(f"config.{before}")
