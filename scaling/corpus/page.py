@@ -1,0 +1,96 @@
+"""The report of a build: one HTML page with what went into each stage, what came out, and why the rest did not."""
+
+from collections.abc import Mapping, Sequence
+
+from scaling.corpus.outcome import BINS, Tally
+from scaling.report.page import page
+from scaling.report.sections import Section
+from scaling.report.style import BLUE, ORANGE, Drawing, canvas, human, plain
+from scaling.report.tables import escape, table
+
+Tallies = Mapping[str, Mapping[str, Tally]]  # stage -> data set -> its figures, in the order of the stages
+MOST_FAULTS = 200  # rows of the table of what failed
+
+
+def corpus_page(title: str, made: str, tallies: Tallies, mixture: Sequence[Sequence[str]] = ()) -> str:
+    """The page.
+
+    Args:
+        title: heading.
+        made: by which version and when, plain text.
+        tallies: of the stages that are done.
+        mixture: rows of the mixture's table, the first one its header; empty = there is none yet.
+    """
+    sections = [Section("stages", "From stage to stage", _stages(tallies), tuple(_bars(tallies)))]
+    if mixture:
+        numeric = range(1, len(mixture[0]))
+        rows = [[escape(cell) for cell in row] for row in mixture]
+        sections.append(Section("mixture", "Mixture", table(rows[0], rows[1:], numeric)))
+    for stage, by_set in tallies.items():
+        total = Tally()
+        for tally in by_set.values():
+            total.add(tally)
+        sections.append(Section(stage, stage.capitalize(), _stage(total), tuple(_histograms(stage, total))))
+    faults = [
+        (stage, fault) for stage, by_set in tallies.items() for tally in by_set.values() for fault in tally.faults
+    ]
+    if faults:
+        rows = [[stage, escape(fault.file), f"{fault.place:,}", escape(fault.reason)] for stage, fault in faults]
+        more = f"<p>The first {MOST_FAULTS} of {len(rows):,}.</p>" if len(rows) > MOST_FAULTS else ""
+        body = table(["stage", "file", "place", "what is wrong"], rows[:MOST_FAULTS], (2,))
+        sections.append(Section("faults", "What could not be read", more + body))
+    return page(title, made, sections)
+
+
+def _stages(tallies: Tallies) -> str:
+    rows = []
+    for stage, by_set in tallies.items():
+        for name, tally in by_set.items():
+            share = f"{1 - tally.bytes_out / tally.bytes_in:.1%}" if tally.bytes_in else "–"
+            cells = (tally.documents_in, tally.documents_out, tally.bytes_in, tally.bytes_out)
+            rows.append([stage, escape(name), *(f"{cell:,}" for cell in cells), share, f"{len(tally.faults):,}"])
+    header = ["stage", "data set", "documents in", "out", "bytes in", "out", "bytes dropped", "faults"]
+    return table(header, rows, range(2, 8))
+
+
+def _bars(tallies: Tallies) -> list[Drawing]:
+    """Bytes after each stage, by data set."""
+    names = sorted({name for by_set in tallies.values() for name in by_set})
+    if not names:
+        return []
+    with canvas(len(names), height=0.6 + 0.32 * max(3, len(tallies)), sharey=True) as (figure, all_axes):
+        for name, axes in zip(names, all_axes, strict=True):
+            stages = [stage for stage in tallies if name in tallies[stage]]
+            values = [tallies[stage][name].bytes_out for stage in stages]
+            axes.barh(range(len(stages)), values, color=BLUE)
+            axes.set_yticks(range(len(stages)), stages)
+            axes.invert_yaxis() if axes is all_axes[0] else None
+            axes.set_title(plain(name))
+            axes.xaxis.set_major_formatter(human)
+            axes.set_xlabel("bytes of text")
+    return [Drawing("stages", "Text that is left after each stage.", figure)]
+
+
+def _stage(tally: Tally) -> str:
+    if not tally.counts:
+        return "<p>Nothing was dropped.</p>"
+    parts = [
+        table(["counted", "number"], [[escape(what), f"{number:,}"] for what, number in tally.counts.items()], (1,))
+    ]
+    for reason, found in tally.examples.items():
+        shown = "".join(f"<p><small>{escape(id)}</small><br>{escape(text)}</p>" for _, id, text in found)
+        parts.append(f"<details><summary>{escape(reason)}: examples</summary>{shown}</details>")
+    return "\n".join(parts)
+
+
+def _histograms(stage: str, tally: Tally) -> list[Drawing]:
+    drawings = []
+    for name, bins in tally.histograms.items():
+        with canvas(height=3.2) as (figure, (axes,)):
+            axes.bar([(i + 0.5) / BINS for i in range(BINS)], bins, width=0.9 / BINS, color=ORANGE)
+            axes.set_xlim(0, 1)
+            axes.set_xlabel(name)
+            axes.set_ylabel("documents")
+            axes.yaxis.set_major_formatter(human)
+        drawings.append(Drawing(f"{stage}-{name}", f"Documents by {name}.", figure))
+    return drawings

@@ -1,0 +1,76 @@
+"""What a stage gets, and the usual kind of stage: a function of a part's documents."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scaling.corpus import documents
+from scaling.corpus.outcome import Tally
+from scaling.corpus.steps import Steps, Task
+
+Parts = Mapping[str, Sequence[Path]]  # data set -> its parts, in their order
+RowStage = Callable[[pa.Table], tuple[pa.Table, Tally]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Where a stage works.
+
+    Attributes:
+        steps: runs its tasks in its folder.
+        parts: what it reads, of the data sets that it applies to.
+        seed: of all that is drawn.
+    """
+
+    steps: Steps
+    parts: Parts
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the stage."""
+        return self.steps.folder
+
+    def rows(self, function: RowStage, what: str = "documents") -> dict[str, list[Path]]:
+        """Applies a function to each part; the new parts.
+
+        Args:
+            function: picklable; of the documents of a part.
+            what: the step's name, for the progress.
+        """
+        tasks = [
+            Task(f"{name}/{part.stem}", functools.partial(_apply, function, part, self.folder / name / part.name))
+            for name, parts in self.parts.items()
+            for part in parts
+        ]
+        self.steps.run(what, tasks)
+        return {name: [self.folder / name / part.name for part in parts] for name, parts in self.parts.items()}
+
+
+def _apply(function: RowStage, part: Path, target: Path) -> dict[str, Any]:
+    before = documents.read(part)
+    after, tally = function(before)
+    documents.write(after, target)
+    measured(tally, before, after)
+    return tally.to_dict()
+
+
+def measured(tally: Tally, before: pa.Table | None, after: pa.Table) -> None:
+    """Fills in the numbers of documents and bytes, and examples of what was kept."""
+    if before is not None:
+        tally.documents_in += before.num_rows
+        tally.bytes_in += text_bytes(before)
+    tally.documents_out += after.num_rows
+    tally.bytes_out += text_bytes(after)
+    for id, text in zip(after["id"].to_pylist(), after["text"].to_pylist(), strict=True):
+        tally.example("kept", id, text)
+
+
+def text_bytes(table: pa.Table) -> int:
+    """Bytes of the texts, in UTF-8."""
+    return pc.sum(pc.binary_length(table["text"])).as_py() or 0
