@@ -6,7 +6,7 @@
 | ``config.json`` | ``config_json`` |
 | ``metrics.jsonl``, ``evals.jsonl`` and other files of lines | ``json_lines`` |
 | all of these, for readers | ``run_directory`` |
-| ``checkpoints/``, and which run may resume from one | ``checkpoint``, ``lineage`` |
+| ``checkpoints/``, which one readers take, which run may resume from one | ``checkpoint``, ``choice``, ``lineage`` |
 | parameters in checkpoints, a part at a time | ``stores`` |
 | the model and the tokenizer | ``model``, ``tokenizer`` |
 | ``attempts/``: where the time went | ``attempts`` |

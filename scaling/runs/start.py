@@ -57,7 +57,7 @@ class Start:
 
     @classmethod
     def of(cls, config: cfg.Config, workdir: epath.PathLike, knob: str = "start") -> "Start":
-        """What a knob names, at the step that ``workdir`` began with, or the newest for a new run.
+        """What a knob names: at the step that ``workdir`` began with, or of ``Checkpoints.chosen`` for a new run.
 
         Args:
             config: with the path in its knob.
@@ -75,11 +75,12 @@ class Start:
             if noted.run != run:
                 raise refused(knob, value, f"must be {noted.run!r}, with which {workdir} began")
             return noted
-        if "config" not in read_config_json(run):
+        values = read_config_json(run)
+        if "config" not in values:
             raise refused(knob, value, "must be a run directory; `scaling import` makes one of such a folder")
         checkpoints = Checkpoints(run)
         try:
-            saved = checkpoints.newest_whole()
+            saved = checkpoints.chosen(cfg.freeze(values["config"]).checkpoint.choose)
             if saved is None:
                 raise refused(knob, value, "must hold a checkpoint")
             step, meta = saved

@@ -62,14 +62,14 @@ class Named:
             self.start.note(run.directory)
         return self.start.params(self.start.model, run.mesh, run.config.seed)
 
-    def judge(self, run: Run) -> Judge:
-        """What scores by it."""
+    def judge(self, run: Run, prompts: Sequence[Prompt]) -> Judge:
+        """What scores by it, where numbers of prompts are places in ``prompts``."""
         end = Chat(run.words, read_template(run.config.chat.template)).end
         if self.start is not None:
             return by_model(self._spec, self.start.model, run.config, end, run.mesh)
         assert self._function is not None
         ends = (end, run.words.eot)
-        return by_function(self._function, run.data.training.prompts, run.words, ends, run.mesh)
+        return by_function(self._function, prompts, run.words, ends, run.mesh)
 
 
 def _value(knob: str, config: cfg.Config) -> str:

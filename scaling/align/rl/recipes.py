@@ -85,11 +85,13 @@ class _Learning:
 
     def step(self, run: Run, frozen: Frozen) -> Iteration:
         value_model = self._value_model(run) if self._critic else None
-        return Iteration(Setting.of(run), self._reward.judge(run), value_model, frozen, run)
+        judge = self._reward.judge(run, run.data.training.prompts)
+        return Iteration(Setting.of(run), judge, value_model, frozen, run)
 
     def validation(self, run: Run, frozen: Frozen, log: Log) -> Validation:
-        gold = self._gold.judge(run) if self._gold else None
-        return _Validation(run, frozen, log, Sampler(Setting.of(run), self._reward.judge(run)), gold)
+        prompts = run.data.training.prompts
+        gold = self._gold.judge(run, prompts) if self._gold else None
+        return _Validation(run, frozen, log, Sampler(Setting.of(run), self._reward.judge(run, prompts)), gold)
 
     def _value_model(self, run: Run) -> cfg.Model:
         """The value function's, without the dropout that a reward model was trained with: policies have none here."""
