@@ -9,6 +9,7 @@
 | ``checkpoints/``, which one readers take, which run may resume from one | ``checkpoint``, ``choice``, ``lineage`` |
 | parameters in checkpoints, a part at a time | ``stores`` |
 | the model and the tokenizer | ``model``, ``tokenizer`` |
+| the run that another begins with; what a reward model's numbers get | ``start``, ``bias`` |
 | ``attempts/``: where the time went | ``attempts`` |
 | ``bad_records-<process>.jsonl``: sequences that could not be read | ``bad_records`` |
 | ``.lock`` | ``lock`` |
