@@ -6,6 +6,10 @@ r"""Supervised fine-tuning as InstructGPT did it (arXiv 2203.02155, section 3.5 
 dialogues are packed, and a batch is 32 rows of 256 tokens. The learning rate is for models of a few million parameters;
 the paper has 9.65e-6 for 1.3B and 6B.
 
+The paper chose among its checkpoints by the reward model's score on the validation set. This file keeps the newest;
+`--config.checkpoint.choose=reward --config.rl.reward=REWARD` chooses so, with a reward model that exists already, and
+`--config.checkpoint.choose=loss` by the validation loss (docs/align.md).
+
 Machine: that of the model. Time and loss of a model of 5.8M parameters: docs/results/instructgpt.
 """
 

@@ -89,11 +89,11 @@ def _check(config: cfg.Config, form: Form) -> None:
     must_be_multiple("eval.batch_sequences", config.eval.batch_sequences, form.rows, unit)
     if config.eval.tokens < config.train.sequence_length * form.rows:
         raise refused("eval.tokens", config.eval.tokens, f"must hold one example, {form.rows} rows")
-    if config.align.lm_weight and not config.model.tied_embedding:
+    if config.align.lm_weight and (not config.model.tied_embedding or config.model.logit_bias):
         raise refused(
             "align.lm_weight",
             config.align.lm_weight,
-            "must be 0 for a model with an output table of its own, which the head takes the place of",
+            "must be 0 for a model with an output table or bias of its own, which the head takes the place of",
         )
 
 

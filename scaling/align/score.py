@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from etils import epath
 
-from scaling import json_text
 from scaling.config import schema as cfg
 from scaling.data.batch import Scored, filled, scored
 from scaling.data.tokenizer import Tokenizer
@@ -16,8 +15,7 @@ from scaling.interop.served import load_served
 from scaling.model import decoder
 from scaling.objectives.objective import forward, read
 from scaling.parallel.sharding import batch_sharding
-
-FILE = "reward.json"  # of a run of a reward model: what is added to its numbers
+from scaling.runs.bias import FILE, read_bias
 
 
 class Scorer:
@@ -74,13 +72,6 @@ def load(run_dir: epath.PathLike, axes: str = "", dtype: str = "float32") -> tup
     if served.network.model.outputs != 1:
         raise ValueError(f"{run_dir} is no reward model; `scaling align reward` trains one")
     return Scorer(served.network, served.params, served.mesh, read_bias(run_dir)), served.words
-
-
-def read_bias(run_dir: epath.PathLike) -> float:
-    """What is added to the rewards of a run; 0 if it has none yet."""
-    path = epath.Path(run_dir) / FILE
-    bias: float = json_text.parse(path.read_bytes(), str(path))["bias"] if path.exists() else 0.0
-    return bias
 
 
 def write_bias(run_dir: epath.Path, rewards: np.ndarray, source: str) -> float:

@@ -25,26 +25,36 @@ def data(config: cfg.Config, words: Tokenizer) -> Data:
     Raises:
         FileNotFoundError, ValueError: as ``dialogues.read``, or nothing fits the rows.
     """
+    return read(config, words)[0]
+
+
+def read(config: cfg.Config, words: Tokenizer) -> tuple[Data, list[dialogues.Dialogue]]:
+    """What ``data`` makes, and the dialogues that are held out."""
     skipped = dialogues.Skipped(refuses=config.data.bad_records == "error")
     chat, room = Chat(words, read_template(config.chat.template)), config.train.sequence_length
     everything = config.align.loss_on == "all"
 
-    def texts(pattern: str) -> list[rows.Text]:
-        read = dialogues.read(pattern, skipped, config.chat.system)
-        found = list(rows.texts(read, chat, room, skipped, everything))
+    def texts(pattern: str) -> list[tuple[rows.Text, dialogues.Dialogue]]:
+        found = [
+            (text, dialogue)
+            for dialogue in dialogues.read(pattern, skipped, config.chat.system)
+            for text in rows.texts([dialogue], chat, room, skipped, everything)
+        ]
         if not found:
             raise ValueError(f"{pattern}: no dialogue fits config.train.sequence_length={room}")
         return found
 
-    training, validation = split(config.data, texts)
+    found, held_out = split(config.data, texts)
     skipped.summary()
+    training = [text for text, _ in found]
     packed = rows.packed(training, room)
     slots = sum(text.slots for text in training)
     log.info(
         "%d dialogues in %d rows of %d tokens, %.0f %% filled", len(training), len(packed), room,
         100 * slots / (len(packed) * room),
     )  # fmt: skip
-    return Data(Rows.of(packed, config), rows.packed(validation, room), None)
+    validation = rows.packed([text for text, _ in held_out], room)
+    return Data(Rows.of(packed, config), validation, None), [dialogue for _, dialogue in held_out]
 
 
 RECIPE = Recipe("align sft", data, next_token, suffix=SUFFIX, counts_epochs=True)

@@ -82,9 +82,9 @@ def _classify(options: argparse.Namespace) -> int:
 
 
 def _sft(options: argparse.Namespace) -> int:
-    from scaling.align.supervised import RECIPE
+    from scaling.align.rated import recipe
 
-    return _train(options, RECIPE)
+    return _train(options, recipe)
 
 
 def _train(options: argparse.Namespace, recipe: "Recipe | Callable[[Config], Recipe]") -> int:

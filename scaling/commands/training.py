@@ -12,6 +12,7 @@ import jax
 
 from scaling import cache, durable, exit_codes
 from scaling.config import schema as cfg
+from scaling.config.refusal import refused
 from scaling.config.resolve import resolve
 from scaling.data.chat.template import read_template
 from scaling.evaluate.scoring import records
@@ -24,7 +25,7 @@ from scaling.parallel.host_memory import keep_freed_memory
 from scaling.parallel.mesh import make_mesh
 from scaling.paths import must_take_checkpoints
 from scaling.report.curves import plot
-from scaling.runs import config_json
+from scaling.runs import choice, config_json
 from scaling.runs import tokenizer as run_tokenizer
 from scaling.runs.bad_records import remembered
 from scaling.runs.checkpoint import Checkpoints
@@ -98,6 +99,8 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
     if run.is_first:
         tokens = run.schedule.tokens(run.schedule.num_steps)
         print(f"validation loss {result.loss:.4f} {recipe.unit} after {tokens:,} tokens", *result.texts, sep="\n\n")
+        if result.choice:
+            print(f"\n{result.choice}")
         with optional("no loss curve"):
             curve = plot(run.directory)
             print(f"\n{'loss curve' if curve.name == LOSS_CURVE else 'rewards'}: {curve}")
@@ -105,11 +108,12 @@ def train(config: cfg.Config, name: str = "default", started: float | None = Non
 
 
 class _Result(NamedTuple):
-    """The end of a training: the exit code, and, if it was not stopped, the validation loss and the samples."""
+    """The end of a training: the exit code, and unless it was stopped the validation loss, samples and the choice."""
 
     code: int
     loss: float
     texts: list[str]
+    choice: str
 
 
 def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None, recipe: Recipe) -> _Result:
@@ -129,7 +133,7 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None, recipe: 
     if config.sample.prompts:
         hooks.append(Hook("the samples", functools.partial(_sample, run, texts)))
     if recipe.finish:
-        hooks.append(Hook("the end of its recipe", functools.partial(_finish, run, recipe)))
+        hooks.append(Hook("the end of its recipe", functools.partial(_finish, run, recipe, watch.checkpoints)))
     train_step = recipe.step(run, frozen) if recipe.step else make_train_step(config, run.mesh, objective)
     fixed = {name: tree for name, tree in (("frozen", frozen), ("base", run.base)) if tree is not None}
     if fixed and not recipe.step:
@@ -159,7 +163,7 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None, recipe: 
     if not code:
         # Everything is saved now, so a signal may end the process at once.
         loop.finish(state)
-    return _Result(code, validation.loss, texts)
+    return _Result(code, validation.loss, texts, "" if code else _choice(run, watch.checkpoints))
 
 
 def _evaluate(run: Run, log: Log, tasks: InLoopTasks, step: int, state: TrainState) -> None:
@@ -179,9 +183,21 @@ def _sample(run: Run, texts: list[str], step: int, state: TrainState) -> None:
         texts[:] = continue_texts(run.config, run.whole(state["params"]), run.words)
 
 
-def _finish(run: Run, recipe: Recipe, step: int, state: TrainState) -> None:
+def _finish(run: Run, recipe: Recipe, checkpoints: Checkpoints, step: int, state: TrainState) -> None:
+    """Ends by the recipe, with the parameters that readers of the run take."""
     assert recipe.finish
+    saved = checkpoints.chosen(run.config.checkpoint.choose) if run.config.checkpoint.choose else None
+    if saved and saved[0] != step:
+        params = checkpoints.read_params(saved[0], run.abstract_state()["params"])
+        state = TrainState(**{**state, "params": params})
     recipe.finish(run, state)
+
+
+def _choice(run: Run, checkpoints: Checkpoints) -> str:
+    """What is said of the checkpoint that is chosen, on every process; nothing if none is."""
+    by = run.config.checkpoint.choose
+    saved = checkpoints.chosen(by) if by else None
+    return choice.sentence(run.directory, by, saved[0]) if saved and run.is_first else ""
 
 
 def _close(checkpoints: Checkpoints, watchdog: Watchdog) -> None:
@@ -210,6 +226,11 @@ def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
     if by_epochs:  # the data, which decide the length, are not read yet
         config = _of_steps(config, 1)
     config = resolve(config, words.vocab_size, count, name)
+    if config.checkpoint.choose not in ("", *recipe.figures):
+        right = (
+            f"is nothing that `scaling {recipe.verb}` validates; must be '' or {' or '.join(map(repr, recipe.figures))}"
+        )
+        raise refused("checkpoint.choose", config.checkpoint.choose, right)
     check_tasks(config)
     optimizer.check(config.optimizer, config.model)
     lora.check(config)

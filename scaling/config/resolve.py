@@ -26,6 +26,7 @@ CHOICES = {
     "compute.quantization": ("none", "int8", "fp8"),
     "compute.remat": ("none", "dots", "projections", "full"),
     "data.bad_records": ("error", "skip"),
+    "checkpoint.choose": ("", "loss", "reward"),
     "align.loss_on": ("assistant", "all"),
     "rl.whiten": ("sample", "population", "none"),
     "rl.kl_in": ("reward", "loss"),
@@ -123,9 +124,20 @@ def resolve(
     _check_model(config)
     _check_train(config)
     _check_lora(config)
+    _check_choice(config)
     check_mesh(config, device_count)
     check_pipeline(config)
     return config
+
+
+def _check_choice(config: Config) -> None:
+    by = config.checkpoint.choose
+    if by and not config.eval.every_steps:
+        right = f"must be more than 0 with config.checkpoint.choose={by!r}, which is a choice among several validations"
+        raise refused("eval.every_steps", 0, right)
+    if by == "reward" and not config.rl.reward:
+        right = "must name what scores answers, with config.checkpoint.choose='reward': a run, or FILE.py:FUNCTION"
+        raise refused("rl.reward", "", right)
 
 
 def _check_values(config: Config) -> None:
@@ -144,7 +156,7 @@ def _check_values(config: Config) -> None:
             raise refused(name, value, f"must be at most {most}")
     for name, choices in CHOICES.items():
         if values[name] not in choices:
-            raise refused(name, values[name], f"must be one of {', '.join(choices)}")
+            raise refused(name, values[name], f"must be one of {', '.join(x or repr(x) for x in choices)}")
     pattern = values["model.attention_pattern"]
     if not pattern or any(kind not in ATTENTION for kind in pattern):
         raise refused("model.attention_pattern", pattern, f"must be a list of {' or '.join(ATTENTION)}, at least one")

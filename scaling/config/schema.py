@@ -185,6 +185,12 @@ class Checkpoint:
     every_steps: int = knob(1000, "steps", "interval; one more is saved at the end or at a signal; 0 = only that one")
     keep_last: int = knob(3, "checkpoints", "number of newest checkpoints that are kept")
     keep_every_steps: int = knob(0, "steps", "checkpoints at multiples of this are kept for ever; 0 = none")
+    choose: str = knob(
+        "",
+        "",
+        "checkpoint that readers of the run take: '' = the newest; 'loss' or 'reward' = the best by that figure of its "
+        "validation, which is kept, and each validation then saves one; 'reward' is for align sft, with rl.reward",
+    )
     asynchronous: bool = knob(True, "", "write in the background while training goes on")
 
 
@@ -226,7 +232,11 @@ class Config:
         "", "path", "run directory; empty = runs/<name of the config file>, or the folder of a run's config.json"
     )
     seed: int = knob(0, "", "seed of initial weights, data order and dropout")
-    start: str = knob("", "path", "run directory with whose newest weights training begins; empty = random weights")
+    start: str = knob(
+        "",
+        "path",
+        "run directory with whose weights training begins, the newest or checkpoint.choose's; empty = random",
+    )
     model: Model = Model()
     compute: Compute = Compute()
     data: Data = Data()

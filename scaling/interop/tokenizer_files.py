@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.config import schema as cfg
+from scaling.data.chat.template import Chat
 from scaling.data.chat_tokenizer import END_OF_TURN
 from scaling.data.json_tokenizer import SETTINGS, parsed
 from scaling.data.tokenizer import Tokenizer
@@ -24,13 +25,14 @@ from scaling.runs.paths import TEMPLATE
 log = logging.getLogger(__name__)
 
 KEPT = "huggingface"  # folder of an imported run
+GENERATION = "generation_config.json"
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")  # where the template is not in the settings
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe",
-    "generation_config.json",
+    GENERATION,
 )  # fmt: skip
-NO_TOKENIZER = ("config.json", "generation_config.json")  # kept with another tokenizer than the folder's, too
+NO_TOKENIZER = ("config.json", GENERATION)  # kept with another tokenizer than the folder's, too
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 
 
@@ -92,7 +94,24 @@ def of_run(run_dir: str | os.PathLike[str], values: Mapping[str, Any], model: cf
     beside, own = _of_tokenizer(run_dir, values, model), Path(run_dir) / TEMPLATE
     if not beside.files or not own.exists():
         return beside
-    return dataclasses.replace(beside, files=_framed(beside.files, own.read_text(encoding="utf-8")))
+    template = own.read_text(encoding="utf-8")
+    end = Chat(_of(run_dir, values, model), template).end
+    files = _framed(beside.files, template)
+    if GENERATION in files:  # transformers takes these ids then, and not those of config.json
+        settings = parsed(GENERATION, files[GENERATION])
+        settings["eos_token_id"] = _ends(end, settings.get("eos_token_id", beside.config.get("eos_token_id")))
+        files[GENERATION] = (json.dumps(settings, indent=2) + "\n").encode()
+    config = {**beside.config, "eos_token_id": _ends(end, beside.config.get("eos_token_id"))}
+    return dataclasses.replace(beside, files=files, config=config)
+
+
+def _ends(end: int, before: Any) -> int | list[int]:
+    """``eos_token_id``: the token that ends a turn, and those that ended a text before. A list if there are several.
+
+    The tokenizer's ``eos_token`` stays: the template may refer to it, and was rendered with it in training.
+    """
+    others = [token for token in (before if isinstance(before, list) else [before]) if token not in (None, end)]
+    return [end, *others] if others else end
 
 
 def _framed(files: Mapping[str, bytes], template: str) -> dict[str, bytes]:
@@ -110,7 +129,7 @@ def _of_tokenizer(run_dir: str | os.PathLike[str], values: Mapping[str, Any], mo
         before = read_config_json(kept)
         files = {name: content for name, content in of_folder(kept).items() if name != "config.json"}
         ids = {key: before[key] for key in _SPECIAL if key in before}
-        if files.keys() - {"generation_config.json"}:
+        if files.keys() - {GENERATION}:
             return Beside(files, ids, str(before.get("model_type", "")))
         return Beside(files | _made(_of(run_dir, values, model), model), ids, str(before.get("model_type", "")))
     try:

@@ -6,9 +6,10 @@
 | ``config.json`` | ``config_json`` |
 | ``metrics.jsonl``, ``evals.jsonl`` and other files of lines | ``json_lines`` |
 | all of these, for readers | ``run_directory`` |
-| ``checkpoints/``, and which run may resume from one | ``checkpoint``, ``lineage`` |
+| ``checkpoints/``, which one readers take, which run may resume from one | ``checkpoint``, ``choice``, ``lineage`` |
 | parameters in checkpoints, a part at a time | ``stores`` |
 | the model and the tokenizer | ``model``, ``tokenizer`` |
+| the run that another begins with; what a reward model's numbers get | ``start``, ``bias`` |
 | ``attempts/``: where the time went | ``attempts`` |
 | ``bad_records-<process>.jsonl``: sequences that could not be read | ``bad_records`` |
 | ``.lock`` | ``lock`` |

@@ -29,6 +29,7 @@ from scaling import durable
 from scaling.config import schema as cfg
 from scaling.model.fused import apart, fused
 from scaling.runs import stores
+from scaling.runs.choice import ranked
 from scaling.runs.paths import CHECKPOINTS, absolute
 
 log = logging.getLogger(__name__)
@@ -148,6 +149,30 @@ class Checkpoints:
             )
         return None
 
+    def chosen(self, by: str) -> tuple[int, dict[str, Any]] | None:
+        """Step and meta of the checkpoint that readers of the run take; None if nothing was ever saved.
+
+        Args:
+            by: ``config.checkpoint.choose`` of the run. With a figure, the best checkpoint that has one, is whole, and
+                was not saved in the middle of bad steps; without one, or if there is no such checkpoint, the newest.
+
+        Raises:
+            ValueError: as ``newest_whole``, or ``evals.jsonl`` is damaged.
+        """
+        steps = np.asarray(self.steps())
+        best = np.full(len(steps), -1)
+        if by:
+            found = ranked(self.directory.parent, by, steps.tolist())
+            best[: len(found)] = found
+            if not found:
+                log.warning("%s: no checkpoint has a validation %s, so the newest is used", self.directory, by)
+            if jax.process_count() > 1:  # another process may not see the last lines of the file yet
+                best = np.asarray(multihost_utils.broadcast_one_to_all(best))
+        for step in best[best >= 0].tolist():
+            if whole := self.newest_whole(passed_over=set(steps.tolist()) - {step}, good=True):
+                return whole
+        return self.newest_whole()
+
     def digest(self, step: int) -> str:
         """Hash of a step that ``newest_whole`` found: of the checksums of all its files."""
         path = self._path(step)
@@ -261,14 +286,22 @@ class Checkpoints:
     def _prune(self, newest: int) -> None:
         """Deletes steps up to ``newest``, but not the last ``keep_last`` or multiples of ``keep_every_steps``.
 
-        The newest step that was not saved in the middle of bad steps is kept too, because a roll-back needs it.
+        The newest step that was not saved in the middle of bad steps is kept too, because a roll-back needs it, and
+        of such steps the best, if ``config.choose`` says by what.
         """
         steps, every = [step for step in self.steps() if step <= newest], self.config.keep_every_steps
         unfinished = [step for step in steps if self._unfinished(step)]
         finished = [step for step in steps if step not in unfinished]
         old = [step for step in finished[: -self.config.keep_last] if not (every and step % every == 0)]
-        good = next((step for step in reversed(finished) if not self._in_bad_steps(step)), None)
-        old = [step for step in old if step != good]
+        good = [step for step in finished if not self._in_bad_steps(step)]
+        kept = good[-1:]
+        if self.config.choose:
+            try:
+                kept += ranked(self.directory.parent, self.config.choose, good)[:1]
+            except ValueError as error:  # the next resume drops the damaged line
+                log.warning("no checkpoint is deleted, because it is not known which is the best: %s", error)
+                return
+        old = [step for step in old if step not in kept]
         for step in [*old, *(step for step in unfinished if step < newest)]:
             self._delete(step)
 

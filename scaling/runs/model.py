@@ -36,7 +36,7 @@ class Checkpoint:
 
 
 def load_checkpoint(run_dir: epath.PathLike, mesh: jax.sharding.Mesh) -> Checkpoint:
-    """The newest whole checkpoint.
+    """The checkpoint that ``Checkpoints.chosen`` names: the newest whole one, or the best.
 
     Args:
         run_dir: of ``scaling train``.
@@ -47,7 +47,7 @@ def load_checkpoint(run_dir: epath.PathLike, mesh: jax.sharding.Mesh) -> Checkpo
         ValueError: not a run directory, or one without a whole checkpoint; or it has adapters, and the checkpoint that
             they belong to is gone or has changed.
     """
-    with _newest(run_dir) as (checkpoints, step, meta, config):
+    with _chosen(run_dir) as (checkpoints, step, meta, config):
         return Checkpoint(config.network, read_whole(checkpoints, step, meta, run_dir, mesh), step, meta["tokens"])
 
 
@@ -58,11 +58,11 @@ def load_run(run_dir: epath.PathLike) -> tuple[cfg.Network, decoder.Params]:
 
 
 def open_run(run_dir: epath.PathLike) -> tuple[cfg.Network, Mapping[str, Any]]:
-    """Network and parameters of the newest whole checkpoint, these by path, and each read when it is sliced.
+    """Network and parameters of the checkpoint of ``load_checkpoint``, these by path, each read when it is sliced.
 
     Those of a run with adapters are merged, and all in memory. Raises what ``load_checkpoint`` raises.
     """
-    with _newest(run_dir) as (checkpoints, step, meta, config):
+    with _chosen(run_dir) as (checkpoints, step, meta, config):
         if config.lora.rank:
             whole = read_whole(checkpoints, step, meta, run_dir, one_device())
             return config.network, by_path(jax.device_get(whole))
@@ -70,25 +70,26 @@ def open_run(run_dir: epath.PathLike) -> tuple[cfg.Network, Mapping[str, Any]]:
 
 
 def load_adapters(run_dir: epath.PathLike) -> tuple[cfg.Config, Mapping[str, Any]]:
-    """The config of the newest whole checkpoint, and its adapters by path, float32 NumPy arrays.
+    """The config of the checkpoint of ``load_checkpoint``, and its adapters by path, float32 NumPy arrays.
 
     Raises:
         FileNotFoundError, ValueError: as ``load_checkpoint``, or a run without adapters.
     """
-    with _newest(run_dir) as (checkpoints, step, _, config):
+    with _chosen(run_dir) as (checkpoints, step, _, config):
         if not config.lora.rank:
             raise ValueError(f"{run_dir} has no adapters; a run has them that is trained with config.lora.rank")
         return config, by_path(jax.device_get(checkpoints.read_params(step, target(config, one_device()))))
 
 
 @contextlib.contextmanager
-def _newest(run_dir: epath.PathLike) -> Iterator[tuple[Checkpoints, int, dict[str, Any], cfg.Config]]:
-    """The checkpoints of a run, and of the newest whole one the step, meta and config."""
-    if "config" not in read_config_json(run_dir):
+def _chosen(run_dir: epath.PathLike) -> Iterator[tuple[Checkpoints, int, dict[str, Any], cfg.Config]]:
+    """The checkpoints of a run, and of the one that readers take the step, meta and config."""
+    values = read_config_json(run_dir)
+    if "config" not in values:
         raise ValueError(f"{epath.Path(run_dir) / CONFIG} was not written by `scaling train`: no key 'config'")
     checkpoints = Checkpoints(run_dir)
     try:
-        saved = checkpoints.newest_whole()
+        saved = checkpoints.chosen(cfg.freeze(values["config"]).checkpoint.choose)
         if saved is None:
             raise ValueError(f"{run_dir} holds no checkpoint yet")
         step, meta = saved

@@ -24,6 +24,7 @@ from scaling.data.control_tokenizer import SUFFIXES, ControlTokenizer
 from scaling.data.tokenizer import Tokenizer
 from scaling.model import decoder, lora
 from scaling.runs import tokenizer as run_tokenizer
+from scaling.runs.bias import read_bias
 from scaling.runs.checkpoint import Checkpoints
 from scaling.runs.config_json import read_config_json
 from scaling.runs.paths import TEMPLATE, absolute
@@ -47,6 +48,8 @@ class Start:
         digest: of its files.
         model: resolved.
         knob: that names it.
+        bias: what is added to its numbers if it is a reward model that scores; None otherwise, and where the run that
+            begins is so old that it did not note it.
     """
 
     run: str
@@ -54,10 +57,11 @@ class Start:
     digest: str
     model: cfg.Model
     knob: str = "start"
+    bias: float | None = None
 
     @classmethod
     def of(cls, config: cfg.Config, workdir: epath.PathLike, knob: str = "start") -> "Start":
-        """What a knob names, at the step that ``workdir`` began with, or the newest for a new run.
+        """What a knob names: at the step that ``workdir`` began with, or of ``Checkpoints.chosen`` for a new run.
 
         Args:
             config: with the path in its knob.
@@ -66,7 +70,7 @@ class Start:
 
         Raises:
             FileNotFoundError: no run there.
-            ValueError: no checkpoint, or the run in ``workdir`` began with another.
+            ValueError: no checkpoint, or the run in ``workdir`` began with another, or with one of another bias.
         """
         value = {"start": config.start, "rl.reward": config.rl.reward, "rl.gold": config.rl.gold}[knob]
         run = str(absolute(value))
@@ -74,16 +78,21 @@ class Start:
             noted = cls.noted(workdir, knob)
             if noted.run != run:
                 raise refused(knob, value, f"must be {noted.run!r}, with which {workdir} began")
+            if noted.bias is not None and (bias := read_bias(run)) != noted.bias:
+                right = f"adds {bias} to its numbers now, and must add {noted.bias}, with which {workdir} began"
+                raise refused(knob, value, f"{right}: restore its reward.json, or use another config.workdir")
             return noted
-        if "config" not in read_config_json(run):
+        values = read_config_json(run)
+        if "config" not in values:
             raise refused(knob, value, "must be a run directory; `scaling import` makes one of such a folder")
         checkpoints = Checkpoints(run)
         try:
-            saved = checkpoints.newest_whole()
+            saved = checkpoints.chosen(cfg.freeze(values["config"]).checkpoint.choose)
             if saved is None:
                 raise refused(knob, value, "must hold a checkpoint")
             step, meta = saved
-            return cls(run, step, checkpoints.digest(step), cfg.freeze(meta["config"]).model, knob)
+            added = None if knob == "start" else read_bias(run)
+            return cls(run, step, checkpoints.digest(step), cfg.freeze(meta["config"]).model, knob, added)
         finally:
             checkpoints.close()
 
@@ -98,7 +107,8 @@ class Start:
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing; it must name the run that {workdir} began with")
         values = json_text.parse(path.read_bytes(), str(path))
-        return cls(values["run"], values["step"], values["digest"], cfg.model_of(values["model"]), knob)
+        model = cfg.model_of(values["model"])
+        return cls(values["run"], values["step"], values["digest"], model, knob, values.get("bias"))
 
     def note(self, workdir: epath.Path) -> None:
         """Writes its file, and copies the files that an imported run keeps for its export."""
@@ -107,7 +117,8 @@ class Start:
         kept = Path(self.run) / HUGGING_FACE
         if self.knob == "start" and kept.is_dir():
             shutil.copytree(kept, Path(workdir) / HUGGING_FACE, dirs_exist_ok=True)
-        values = {**self.identity(), "model": dataclasses.asdict(self.model)}
+        scores = {} if self.bias is None else {"bias": self.bias}
+        values = {**self.identity(), **scores, "model": dataclasses.asdict(self.model)}
         durable.replace_text(workdir / FILES[self.knob], json.dumps(values, indent=2))
 
     def identity(self) -> dict[str, Any]:

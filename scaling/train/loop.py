@@ -104,6 +104,8 @@ class Loop:
             pending = latest
             due = [hook for hook in self.hooks if done < last and _is_due(done, hook.every)]
             saves = owed or _is_due(done, config.checkpoint.every_steps)
+            if config.checkpoint.choose:  # among the steps with a validation
+                saves |= _is_due(done, config.eval.every_steps)
             # Agreeing waits for the devices, so several processes do it only when they wait anyway.
             asks = done % config.log.every_steps == 0 or saves or done == last
             stopped = stop.agreed() if asks or jax.process_count() == 1 else exit_codes.OK

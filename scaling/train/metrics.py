@@ -102,6 +102,7 @@ class MetricWriter:
 
     def evaluation(self, record: dict[str, Any]) -> None:
         self._evals.write(record)
+        self._evals.flush()  # by these lines a checkpoint may be chosen
         self._scalars("eval", record)
 
     def task(self, record: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ class Recipe:
         step: another step than ``make_train_step``'s, of the run and what is frozen; None = that. The state's
             parameters may be adapters of ``run.base``: ``model.lora.whole`` makes all of them.
         validation: another validation than the means of its metrics, of the same; None = that.
+        figures: by which ``config.checkpoint.choose`` may choose; its validation gives them.
     """
 
     verb: str
@@ -51,6 +52,7 @@ class Recipe:
     beside: Callable[[Run], Beside] | None = None
     step: Callable[[Run, Any], TrainStep] | None = None
     validation: Callable[[Run, Any, Log], Validation] | None = None
+    figures: tuple[str, ...] = ("loss",)
 
 
 PRETRAINING = Recipe("train", Data.of, next_token)

@@ -60,7 +60,8 @@ class Validation:
         result = self.evaluate(state)
         self._log.evaluation({"step": step, "tokens": self._run.schedule.tokens(step), **result})
         self.loss = result["loss"]
-        self._log.note(f"step {step}  validation loss {self.loss:.4f}  ({time.monotonic() - start:.1f} s)")
+        reward = f"  reward {result['reward']:.4f}" if "reward" in result else ""
+        self._log.note(f"step {step}  validation loss {self.loss:.4f}{reward}  ({time.monotonic() - start:.1f} s)")
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Means of the objective's metrics, and "eval_tokens": targets counted."""

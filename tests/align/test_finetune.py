@@ -342,6 +342,14 @@ def test_bad_records_are_refused_or_skipped_aloud(folder, wrong, tmp_path, caplo
     assert "bad.jsonl:2" in caplog.text and wrong in caplog.text
 
 
+@pytest.mark.parametrize("model", [cfg.Model(tied_embedding=False), cfg.Model(logit_bias=True)])
+def test_the_loss_of_the_language_model_needs_its_output(model):
+    """The head of a task takes the place of an output table or bias, so there is nothing to make logits with."""
+    config = cfg.Config(model=model, align=cfg.Align(lm_weight=0.5), train=cfg.Train(sequence_length=32))
+    with pytest.raises(ValueError, match=r"config\.align\.lm_weight=0\.5 must be 0 for a model with an output"):
+        finetune.data(config, tokenizer.load("bytes+task"), tasks.find("sst2"))
+
+
 MISTAKES = {
     "did you mean sst2?": ["--task=sst3"],
     "no_task.toml": ["--task={0}/no_task.toml"],

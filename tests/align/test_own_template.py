@@ -1,6 +1,7 @@
 """A run that is trained by ``config.chat.template`` is asked by the same template, also where the file is gone."""
 
 import json
+import shutil
 
 import pytest
 
@@ -58,8 +59,31 @@ def test_a_run_that_begins_with_it_takes_its_template_unless_it_has_its_own(pare
     assert Start.of(plain, folder / "child").chat_for(plain) == plain.chat
 
 
+def exported(run):
+    values = read_config_json(run)
+    return tokenizer_files.of_run(run, values, cfg.freeze(values["config"]).model)
+
+
 def test_its_export_has_the_template(parent):
-    values = read_config_json(parent)
-    files = tokenizer_files.of_run(parent, values, cfg.freeze(values["config"]).model).files
+    files = exported(parent).files
     assert json.loads(files["tokenizer_config.json"])["chat_template"] == TEMPLATE
     assert "chat_template.jinja" not in files
+
+
+def test_its_export_ends_a_text_where_the_template_ends_a_turn(parent, tmp_path):
+    """transformers stops at any id of a list, and takes those of generation_config.json if there is one."""
+    words = load_served(parent).words
+    end, user = words.controls["<|end|>"], words.controls["<|user|>"]
+    assert exported(parent).config["eos_token_id"] == end  # the tokenizer's own end of turn
+    run = tmp_path / "other"
+    shutil.copytree(parent, run)
+    (run / "chat.jinja").write_text(TEMPLATE.replace("<|end|>", "<|user|>"))  # turns end so
+    assert exported(run).config["eos_token_id"] == [user, end]
+    kept = run / tokenizer_files.KEPT
+    kept.mkdir()
+    (kept / "config.json").write_text(json.dumps({"model_type": "gpt2", "eos_token_id": 7}))
+    (kept / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, end], "top_k": 3}))
+    found = exported(run)
+    assert found.config["eos_token_id"] == [user, 7]
+    assert json.loads(found.files["generation_config.json"]) == {"eos_token_id": [user, 7, end], "top_k": 3}
+    assert json.loads(found.files["tokenizer_config.json"])["eos_token"] == "<|end|>"  # the template may name it

@@ -128,6 +128,45 @@ def test_keep_last_and_keep_every(tmp_path, state):
     assert checkpoints.steps() == [4, 6, 7]
 
 
+def validated(folder, **losses):
+    """An ``evals.jsonl`` with the losses of steps, and lines of tasks, which are no validations."""
+    lines = [{"step": int(name[1:]), "loss": value} for name, value in losses.items()]
+    lines += [{"step": 1, "task": "t", "loss": 0.0}, {"step": 2, "task": "t", "shots": 0, "scores": {}}]
+    (folder / "evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_best_by_its_validation_is_kept_and_chosen(tmp_path, state, caplog):
+    """Of equal ones the earlier; a step that is not a number or was saved among bad steps is never the best."""
+    checkpoints = Checkpoints(tmp_path, cfg.Checkpoint(keep_last=1, choose="loss"))
+    bad = {**state, "guard": state["guard"] | {"in_a_row": state["guard"]["in_a_row"] + 1}}
+    kept = []
+    validated(tmp_path, s1=float("nan"), s2=3.0, s3=2.0, s4=2.0, s5=1.0, s6=2.5, s9=0.5)
+    for step in range(1, 7):
+        checkpoints.save(step, bad if step == 5 else state, {})
+        checkpoints.wait()
+        kept.append(checkpoints.steps())
+    assert kept == [[1], [2], [3], [3, 4], [3, 4, 5], [3, 6]]
+    assert checkpoints.chosen("loss")[0] == 3 and checkpoints.chosen("")[0] == 6
+    assert checkpoints.newest_whole()[0] == 6  # from which training goes on
+    logging.getLogger("scaling").propagate = True
+    flip(files(checkpoints, 3)[0])
+    assert checkpoints.chosen("loss")[0] == 6 and "checkpoint of step 3 passed over" in caplog.text
+    assert checkpoints.chosen("reward")[0] == 6 and "no checkpoint has a validation reward" in caplog.text
+    checkpoints.close()
+
+
+def test_nothing_is_deleted_while_the_best_is_not_known(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path, cfg.Checkpoint(keep_last=1, choose="loss"))
+    (tmp_path / "evals.jsonl").write_text('{"step": 1, "lo\n{"step": 2, "loss": 1.0}\n')
+    for step in (1, 2, 3):
+        checkpoints.save(step, state, {})
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2, 3]
+    with pytest.raises(ValueError, match=r"evals\.jsonl:1 is not JSON"):
+        checkpoints.chosen("loss")
+    checkpoints.close()
+
+
 def test_the_last_step_outside_of_bad_ones_is_kept(tmp_path, state):
     """A signal forces a save among bad steps; the run must still find what it is to be rolled back to."""
     checkpoints = Checkpoints(tmp_path, cfg.Checkpoint(keep_last=1))

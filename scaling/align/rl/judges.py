@@ -1,5 +1,6 @@
 """What scores the answers of an iteration: a reward model on the devices, or a function of texts on the host."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,6 @@ from jax.experimental import multihost_utils
 from scaling.align import rewards
 from scaling.align.rewards import Reward
 from scaling.align.rl.texts import Texts
-from scaling.align.score import read_bias
 from scaling.config import schema as cfg
 from scaling.config.refusal import refused
 from scaling.data.batch import Scored
@@ -23,9 +23,12 @@ from scaling.objectives.objective import forward, read
 from scaling.parallel import compiler
 from scaling.parallel.sharding import batch_sharding, on_every_device, replicated
 from scaling.runs import tokenizer as run_tokenizer
+from scaling.runs.bias import read_bias
 from scaling.runs.config_json import read_config_json
 from scaling.runs.start import Start
 from scaling.train.run import Run
+
+log = logging.getLogger(__name__)
 
 # (parameters of a reward model or None, texts, drawn tokens [B, N], numbers of prompts [B]) -> scores float32 [B]
 Judge = Callable[[decoder.Params | None, Texts, jax.Array, jax.Array], jax.Array]
@@ -62,14 +65,14 @@ class Named:
             self.start.note(run.directory)
         return self.start.params(self.start.model, run.mesh, run.config.seed)
 
-    def judge(self, run: Run) -> Judge:
-        """What scores by it."""
+    def judge(self, run: Run, prompts: Sequence[Prompt]) -> Judge:
+        """What scores by it, where numbers of prompts are places in ``prompts``."""
         end = Chat(run.words, read_template(run.config.chat.template)).end
         if self.start is not None:
             return by_model(self._spec, self.start.model, run.config, end, run.mesh)
         assert self._function is not None
         ends = (end, run.words.eot)
-        return by_function(self._function, run.data.training.prompts, run.words, ends, run.mesh)
+        return by_function(self._function, prompts, run.words, ends, run.mesh)
 
 
 def _value(knob: str, config: cfg.Config) -> str:
@@ -77,7 +80,7 @@ def _value(knob: str, config: cfg.Config) -> str:
 
 
 def check_run(start: Start, config: cfg.Config, words: Tokenizer) -> None:
-    """Refuses a run that cannot score the answers of this training (ValueError)."""
+    """Refuses a run that cannot score the answers of this training (ValueError); warns of another system message."""
     knob, spec = start.knob, _value(start.knob, config)
     model, room = start.model, config.train.sequence_length
     if model.outputs != 1:
@@ -94,6 +97,12 @@ def check_run(start: Start, config: cfg.Config, words: Tokenizer) -> None:
     if rewards.template_of(start.run, chat) != read_template(config.chat.template):
         right = f"reads dialogues by config.chat.template={chat.template!r}, and must do so by that of the run"
         raise refused(knob, spec, right)
+    if chat.system != config.chat.system:
+        # Prompts may have system messages of their own, and a policy may have one that its reward model never saw.
+        log.warning(
+            "config.%s=%s was trained with config.chat.system=%r, and reads the answers of this run with %r",
+            knob, spec, chat.system, config.chat.system,
+        )  # fmt: skip
 
 
 def by_model(spec: str, model: cfg.Model, config: cfg.Config, end: int, mesh: jax.sharding.Mesh) -> Judge:

@@ -1,6 +1,7 @@
 """Prompts as the rows of an iteration, each with the pre-training text that is learned beside its answer."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,12 +87,7 @@ def data(config: cfg.Config, words: Tokenizer) -> Data:
     numbered: list[prompts.Prompt] = []
 
     def read(pattern: str) -> list[Row]:
-        found = []
-        for prompt in prompts.read(pattern, skipped, config.chat.system):
-            ids = _fitting(prompt, chat, room, rl.response_tokens, skipped)
-            if ids is not None:
-                found.append(_row(ids, room - rl.response_tokens, len(numbered)))
-                numbered.append(prompt)
+        found = fitted(prompts.read(pattern, skipped, config.chat.system), chat, config, skipped, numbered)
         if not found:
             raise ValueError(
                 f"{pattern}: no prompt leaves room for config.rl.response_tokens={rl.response_tokens} in "
@@ -106,6 +102,27 @@ def data(config: cfg.Config, words: Tokenizer) -> Data:
     if rl.pretraining:
         text = loader.training_set(pretraining(config), words, room, config.seed)
     return Data(Stream(Rows.of(items, config, rl.samples), tuple(numbered), text, rl.pretraining_rows), held_out, None)
+
+
+def fitted(
+    found: Iterable[prompts.Prompt], chat: Chat, config: cfg.Config, skipped: Skipped, numbered: list[prompts.Prompt]
+) -> list[Row]:
+    """The rows of prompts that leave room for an answer of ``config.rl.response_tokens``.
+
+    Args:
+        found: prompts.
+        chat: renders them.
+        config: resolved.
+        skipped: names the prompts that lose turns or are left out.
+        numbered: prompts by number, to which these are added.
+    """
+    room, answer, rows = config.train.sequence_length, config.rl.response_tokens, []
+    for prompt in found:
+        ids = _fitting(prompt, chat, room, answer, skipped)
+        if ids is not None:
+            rows.append(_row(ids, room - answer, len(numbered)))
+            numbered.append(prompt)
+    return rows
 
 
 def pretraining(config: cfg.Config) -> cfg.Data:

@@ -85,11 +85,13 @@ class _Learning:
 
     def step(self, run: Run, frozen: Frozen) -> Iteration:
         value_model = self._value_model(run) if self._critic else None
-        return Iteration(Setting.of(run), self._reward.judge(run), value_model, frozen, run)
+        judge = self._reward.judge(run, run.data.training.prompts)
+        return Iteration(Setting.of(run), judge, value_model, frozen, run)
 
     def validation(self, run: Run, frozen: Frozen, log: Log) -> Validation:
-        gold = self._gold.judge(run) if self._gold else None
-        return _Validation(run, frozen, log, Sampler(Setting.of(run), self._reward.judge(run)), gold)
+        prompts = run.data.training.prompts
+        gold = self._gold.judge(run, prompts) if self._gold else None
+        return _Validation(run, frozen, log, Sampler(Setting.of(run), self._reward.judge(run, prompts)), gold)
 
     def _value_model(self, run: Run) -> cfg.Model:
         """The value function's, without the dropout that a reward model was trained with: policies have none here."""
@@ -105,6 +107,7 @@ class _Validation(Validation):
     def __init__(self, run: Run, frozen: Frozen, log: Log, sampler: Sampler, gold: judges.Judge | None) -> None:
         super().__init__(run, policy(inner(run.config), run.words.vocab_size), log)
         self._frozen, self._sampler, self._gold, config = frozen, sampler, gold, run.config
+        self._ends = Setting.of(run).ends
         self._described = sampler.compiled(described)
         self._text = None
         if config.rl.pretraining:
@@ -135,9 +138,11 @@ class _Validation(Validation):
                 self._show(state, drawn)
         means = {name: float(np.mean([each[name] for each in found])) for name in found[0]}
         penalty = float(state["beside"]["kl"]) * means["objective/kl"]
-        means["objective/rlhf_reward"] = means["objective/scores"] - penalty
+        # As in an iteration: what was maximised as a reward, in which the divergence is or is not.
+        inside = penalty if run.config.rl.kl_in == "reward" else 0.0
+        means["objective/rlhf_reward"] = means["objective/scores"] - inside
         text = {"pretraining_loss": self._text.evaluate(state)["loss"]} if self._text else {}
-        return {"loss": -means["objective/rlhf_reward"]} | means | text | {"eval_tokens": float(batches * rows)}
+        return {"loss": penalty - means["objective/scores"]} | means | text | {"eval_tokens": float(batches * rows)}
 
     def _second(self, drawn: Drawn) -> dict[str, Any]:
         """The mean of the reward that trains nothing, as it is, without the rule for answers without an end."""
@@ -153,7 +158,8 @@ class _Validation(Validation):
         rows, scores = np.asarray(drawn.chosen), np.asarray(drawn.scores)
         lines = JsonLines(run.directory / ANSWERS, lambda record: record["step"] >= step)
         for number, row, score in zip(numbers[:_SHOWN], rows, scores, strict=False):
-            said = {"messages": prompts[number].messages, "answer": run.words.decode(row[row >= 0])}
+            answer = run.words.decode(row[(row >= 0) & ~np.isin(row, self._ends)])
+            said = {"messages": prompts[number].messages, "answer": answer}
             lines.write({"step": step} | said | {"score": float(score)})
         lines.close()
 

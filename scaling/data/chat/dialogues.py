@@ -19,10 +19,11 @@ _NAMED = 5  # records in the log that were skipped for one reason
 
 @dataclasses.dataclass(frozen=True)
 class Dialogue:
-    """Messages with "role" and "content", and where they were found, as ``FILE:LINE``."""
+    """Messages with "role" and "content", where they were found, as ``FILE:LINE``, and the object there."""
 
     messages: tuple[dict[str, str], ...]
     where: str
+    record: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def say(self, text: str) -> str:
         """A sentence about it."""
@@ -84,7 +85,7 @@ def read(pattern: str, skipped: Skipped, system: str = "") -> Iterator[Dialogue]
     def dialogue(record: dict[str, Any], where: str) -> Dialogue:
         messages = with_system(messages_of(record, where), system)
         check_answered(messages)
-        return Dialogue(tuple(messages), where)
+        return Dialogue(tuple(messages), where, record)
 
     return usable(pattern, skipped, "dialogue", dialogue)
 

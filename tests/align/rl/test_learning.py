@@ -1,6 +1,7 @@
 """``scaling align ppo`` and ``grpo`` by their command line."""
 
 import json
+import logging
 import re
 
 import jax
@@ -9,14 +10,16 @@ import orbax.checkpoint as ocp
 import pytest
 
 from scaling import cli, exit_codes
-from scaling.align.rl.judges import by_model
+from scaling.align.rl.judges import Named, by_model
 from scaling.align.rl.prompts import data
 from scaling.align.rl.texts import left_aligned
 from scaling.align.score import load as load_scorer
 from scaling.config import schema as cfg
 from scaling.data import tokenizer
 from scaling.data.chat.template import Chat
+from scaling.runs.bias import read_bias
 from scaling.runs.model import load_run
+from scaling.runs.start import Start
 
 REWARD = "def count(records, answers):\n    return [answer.count('e') / 4 for answer in answers]\n"
 BAD = "def count(records, answers):\n    return [float('nan') for answer in answers]\n"
@@ -81,8 +84,22 @@ def test_grpo_learns_what_the_function_rewards(folder):
     lines = folder.lines("grpo")
     scores = [line["objective/scores"] for line in lines]
     assert np.mean(scores[-5:]) > 2 * np.mean(scores[:5])
+    # The divergence is in the loss and not in the reward, in both files.
+    assert all(line["objective/rlhf_reward"] == line["objective/scores"] for line in lines)
+    (*_, last) = folder.lines("grpo", "evals.jsonl")
+    assert last["objective/rlhf_reward"] == last["objective/scores"]
+    assert last["loss"] == pytest.approx(0.02 * last["objective/kl"] - last["objective/scores"], rel=1e-6)
     for line in lines:
         assert line["val/ratio"] == pytest.approx(1, abs=1e-5) and line["policy/clipfrac_avg"] == 0
+
+
+@pytest.mark.slow
+def test_answers_are_shown_without_their_ends(folder, talker):
+    more = [f"--config.start={talker}", "--config.align.epochs=1", "--config.optimizer.peak_lr=1e-6"]
+    assert learns(folder, "grpo", "talked", *more) == 0
+    (*_, validated), answers = (folder.lines("talked", name) for name in ("evals.jsonl", "answers.jsonl"))
+    assert validated["val/num_eos_tokens"] > 12 and len(answers) == 4  # of 16 answers
+    assert all(len(line["answer"]) < 8 and "<|end" not in line["answer"] for line in answers)
 
 
 def test_the_run_is_the_policy_and_what_lies_beside_it_is_kept(folder, ppo, capsys):
@@ -179,7 +196,7 @@ def test_a_reward_model_reads_every_answer_at_an_end_of_turn(judge):
 def test_a_reward_model_scores_and_is_what_the_value_function_begins_with(folder, judge):
     assert learns(folder, "ppo", "judged", f"--config.rl.reward={folder}/judge", "--config.align.epochs=2") == 0
     kept = json.loads((folder / "judged" / "reward_start.json").read_text())
-    assert kept["run"] == str(folder / "judge") and len(kept["digest"]) == 64
+    assert kept["run"] == str(folder / "judge") and len(kept["digest"]) == 64 and kept["bias"] == read_bias(judge)
     (first, *_) = folder.lines("judged")
     assert np.isfinite(first["objective/scores"]) and first["objective/kl"] == 0
     assert learns(folder, "ppo", "second", f"--config.rl.gold={folder}/judge", "--config.align.epochs=2") == 0
@@ -187,6 +204,35 @@ def test_a_reward_model_scores_and_is_what_the_value_function_begins_with(folder
     (*_, judged), (*_, second) = (folder.lines(name, "evals.jsonl") for name in ("judged", "second"))
     assert kept["run"] == str(folder / "judge") and np.isfinite(second["objective/gold"])
     assert set(second) - set(judged) == {"objective/gold"}
+
+
+def test_another_bias_than_at_the_start_and_another_system_message_are_said(folder, judge, caplog):
+    """A run that is resumed must be rewarded as before; ``reward.json`` is no part of the checkpoint's digest."""
+    run, bias = folder / "biased", judge / "reward.json"
+    config = cfg.Config(
+        start=str(folder / "base"),
+        workdir=str(run),
+        rl=cfg.Reinforcement(reward=str(judge)),
+        train=cfg.Train(sequence_length=32),
+        chat=cfg.Chat(system="Be kind."),
+    )
+    logging.getLogger("scaling").propagate = True
+    named = Named("rl.reward", config, tokenizer.load("bytes+chat"))
+    assert "was trained with config.chat.system='', and reads the answers of this run with 'Be kind.'" in caplog.text
+    run.mkdir()
+    named.start.note(run)
+    before = bias.read_text()
+    Named("rl.reward", config, tokenizer.load("bytes+chat"))
+    try:
+        bias.write_text(json.dumps(json.loads(before) | {"bias": 7.5}))
+        with pytest.raises(ValueError, match=r"config\.rl\.reward=.* adds 7\.5 to its numbers now, and must add"):
+            Start.of(config, run, "rl.reward")
+        old = json.loads((run / "reward_start.json").read_text())
+        del old["bias"]  # as runs of before have it
+        (run / "reward_start.json").write_text(json.dumps(old))
+        assert Start.of(config, run, "rl.reward").bias is None
+    finally:
+        bias.write_text(before)
 
 
 def test_a_prompt_without_room_for_an_answer_is_left_out_aloud(folder, caplog):
