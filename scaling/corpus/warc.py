@@ -132,12 +132,13 @@ def _content(start: re.Pattern[bytes], stream: Stream, source: Source, at: int, 
 
 
 def _ends(start: re.Pattern[bytes], stream: Stream) -> bool:
-    """Whether only blank lines lie before the next record, a damage or the end; they are read."""
-    while line := stream.line(_LINE):
-        if line.strip(_BLANK):
-            stream.unread(line)
-            return bool(start.match(line))
-    return True
+    """Whether only blank lines lie before the next record, a damage or the end. If so, they are read."""
+    blank = b""
+    while (line := stream.line(_LINE)) and not line.strip(_BLANK):
+        blank = (blank + line)[-_LINE:]
+    good = not line or bool(start.match(line))
+    stream.unread(line if good else blank + line)
+    return good
 
 
 def _until(start: re.Pattern[bytes], stream: Stream, keep: int) -> tuple[bytes, int]:
