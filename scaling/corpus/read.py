@@ -72,8 +72,8 @@ def read(path: str, knobs: Read, tally: Tally, name: str = "") -> Iterator[pa.Ta
         path: of ``find``.
         knobs: which fields are read, and limits.
         tally: where faults, and records that are no documents, are counted; complete when the iteration has ended.
-        name: of the file in ids and faults, unique in the corpus: that of the data set and of the file in it (``names``);
-            "" = the last part of the path.
+        name: of the file in ids and faults, unique in the corpus: that of the data set, and of the file in it
+            (``names``); "" = the last part of the path.
 
     Raises:
         OSError: the file cannot be read at all, or the store fails while it is read.

@@ -58,8 +58,8 @@ def records(stream: Stream, source: Source) -> Iterator[Record]:
         if not line.strip(_BLANK):
             continue
         if start is None:
-            start = _ARC if _ARC.match(line) else _VERSION
-        found = start.match(line)
+            start = _ARC if _ARC.match(line, 0, HEADER) else _VERSION
+        found = start.match(line, 0, HEADER)
         if not found:
             stream.unread(line)
             source.fault(at, "no record", f"{_until(start, stream, 0)[1]} bytes belong to no record")
@@ -136,7 +136,7 @@ def _ends(start: re.Pattern[bytes], stream: Stream) -> bool:
     blank = b""
     while (line := stream.line(_LINE)) and not line.strip(_BLANK):
         blank = (blank + line)[-_LINE:]
-    good = not line or bool(start.match(line))
+    good = not line or bool(start.match(line, 0, HEADER))
     stream.unread(line if good else blank + line)
     return good
 
@@ -149,7 +149,7 @@ def _until(start: re.Pattern[bytes], stream: Stream, keep: int) -> tuple[bytes, 
     """
     kept, size, fresh = bytearray(), 0, True
     while line := stream.line(_LINE):
-        if fresh and start.match(line):
+        if fresh and start.match(line, 0, HEADER):
             stream.unread(line)
             break
         fresh = line.endswith(b"\n")
