@@ -38,7 +38,7 @@ _END = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 _MENTION = re.compile("Project Gutenberg", re.IGNORECASE)
-_LICENCE = re.compile(r"<<THIS ELECTRONIC VERSION OF .{0,2000}?>>", re.DOTALL | re.IGNORECASE)
+_LICENCE = re.compile(r"<<THIS ELECTRONIC VERSION OF\b.{0,2000}?>>", re.DOTALL | re.IGNORECASE)
 _CREDIT = re.compile(  # paragraphs before the book that say who made the file
     r"\A\s*(?:(?:Produced|E-text prepared|Transcribed|This etext was (?:produced|prepared)|Note: (?:Images|Project))\b"
     r"(?:.+\n)+\s*)+",

@@ -27,7 +27,8 @@ class Extract:
     tables: bool = knob(True, "", "keeps tables (trafilatura; resiliparse always does)")
     largest: int = knob(10_000_000, "bytes", "largest page; a larger one is left out")
     deepest: int = knob(250, "elements", "deepest nesting of a page; libxml2, which trafilatura uses, goes to 256")
-    seconds: float = knob(30.0, "s", "processor time after which a page is stopped; a page takes 0.01 s")
+    tags: int = knob(200_000, "", "most tags of a page; extraction takes about 0.1 ms a tag")
+    seconds: float = knob(120.0, "s", "processor time after which a page is stopped that no other limit has refused")
     memory: int = knob(4 << 30, "bytes", "address space of the process that extracts")
     normalization: str = knob("NFC", "", "Unicode normal form; '' = as it is")
     controls: bool = knob(True, "", "takes out control characters")
@@ -104,6 +105,8 @@ def _page(row: dict[str, object], knobs: Extract, tally: Tally) -> str:
         tally.count("pages in another encoding than UTF-8 that is not declared")
     if (deep := depth(page)) > knobs.deepest:
         raise _Refused("page too deep", f"the page nests {deep} elements, more than the knob deepest")
+    if (tags := page.count("<")) > knobs.tags:
+        raise _Refused("page too large", f"the page has {tags} tags, more than the knob tags")
     settings = Settings(knobs.extractor, knobs.comments, knobs.tables, knobs.seconds, knobs.memory)
     try:
         return _extractor(settings, os.getpid()).extract(page)

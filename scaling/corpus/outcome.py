@@ -88,7 +88,7 @@ class Tally:
         """The inverse of ``to_dict``."""
         made = cls(**values)
         made.faults = [Fault(**fault) if isinstance(fault, Mapping) else fault for fault in made.faults]
-        made.examples = {reason: [tuple(one) for one in found] for reason, found in made.examples.items()}
+        made.examples = {reason: [(one[0], one[1], one[2]) for one in found] for reason, found in made.examples.items()}
         return made
 
 
@@ -104,4 +104,4 @@ def kept(documents: pa.Table, keep: list[str], tally: Tally) -> pa.Table:
     for number, reason in enumerate(keep):
         if reason:
             tally.drop(reason, ids[number].as_py(), texts[number].as_py())
-    return documents.filter(pa.array([not reason for reason in keep]))
+    return documents.filter(pa.array([not reason for reason in keep], pa.bool_()))
