@@ -54,6 +54,23 @@ def find(pattern: str) -> list[str]:
         FileNotFoundError: nothing matches.
         ValueError: a matching file is empty or of an unknown format.
     """
+    found = matching(pattern)
+    for file, size in found:
+        if not file.endswith(FORMATS):
+            raise ValueError(f"{file}: unknown format; text files end in {', '.join(FORMATS)}")
+        if size == 0:
+            fs, path = filesystem(file)
+            raise ValueError(f"{file} is {'empty' if fs.exists(path) else 'a link to no file'}")
+    return [file for file, _ in found]
+
+
+def matching(pattern: str) -> list[tuple[str, int]]:
+    """The sorted files of a path or glob, each with its size in bytes; files of every format, and empty ones.
+
+    Raises:
+        FileNotFoundError: nothing matches.
+        ValueError: a directory.
+    """
     fs, path = filesystem(pattern)
     if fs.isdir(path):
         glob = shlex.quote(f"{pattern.rstrip('/')}/*.txt")
@@ -63,12 +80,9 @@ def find(pattern: str) -> list[str]:
     if not infos:
         hidden = " (hidden files count only where the pattern has the dot)" if re.search("[*?[]", path) else ""
         raise FileNotFoundError(f"no file matches {pattern}{hidden}")
-    for info in infos:
-        if not info["name"].endswith(FORMATS):
-            raise ValueError(f"{info['name']}: unknown format; text files end in {', '.join(FORMATS)}")
-        if info["size"] == 0:
-            raise ValueError(f"{info['name']} is {'empty' if fs.exists(info['name']) else 'a link to no file'}")
-    return [fs.unstrip_protocol(info["name"]) if "://" in pattern else info["name"] for info in infos]
+    return [
+        (fs.unstrip_protocol(info["name"]) if "://" in pattern else info["name"], info["size"]) for info in infos
+    ]
 
 
 def _glob(fs: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:

@@ -1,0 +1,93 @@
+"""Text without what is not the document's own: odd characters, Project Gutenberg's header, remains of wiki markup."""
+
+import html
+import re
+import unicodedata
+
+# Control characters but tab and line feed, and the byte order mark; they are never part of a text.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
+
+
+def normalized(text: str, form: str, controls: bool) -> str:
+    """The text in a Unicode form, with line feeds alone as ends of lines.
+
+    Args:
+        text: of a document.
+        form: "NFC", "NFD", "NFKC" or "NFKD"; "" = as it is.
+        controls: whether control characters are taken out.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x0c", "\n")
+    if controls:
+        text = _CONTROLS.sub("", text)
+    return unicodedata.normalize(form, text) if form else text  # type: ignore[arg-type]
+
+
+# The last of the lines that end the header, and the first of those that begin the footer. Old books ("Etexts", before
+# 2004) end in their header with "small print", and those of World Library Inc. have a licence between << and >>.
+_EBOOK = r"(?:THIS |THE )?PROJECT GUTENBERG"
+_START = re.compile(
+    rf"^[ \t]*\*{{3}} ?START OF {_EBOOK}[^*]*\*{{3}}.*$"
+    r"|^.*\*END[ \t]*\*?[ \t]*THE SMALL PRINT.*$"
+    r"|^\*{3,5} +SMALL PRINT! .*\n(?:\[\"Small Print\".*$)?",
+    re.MULTILINE | re.IGNORECASE,
+)
+_END = re.compile(
+    rf"^[ \t]*\*{{3}} ?END OF {_EBOOK}.*$"
+    r"|^[ \t]*(?:\*{3} ?)?End of (?:the |this )?Project Gutenberg.*$"
+    r"|^[ \t]*End of this Etext of .*$",
+    re.MULTILINE | re.IGNORECASE,
+)
+_MENTION = re.compile("Project Gutenberg", re.IGNORECASE)
+_LICENCE = re.compile(r"<<THIS ELECTRONIC VERSION OF\b.{0,2000}?>>", re.DOTALL | re.IGNORECASE)
+_CREDIT = re.compile(  # paragraphs before the book that say who made the file
+    r"\A\s*(?:(?:Produced|E-text prepared|Transcribed|This etext was (?:produced|prepared)|Note: (?:Images|Project))\b"
+    r"(?:.+\n)+\s*)+",
+    re.IGNORECASE,
+)
+_NEAR = 30_000  # characters from the beginning in which a header ends
+
+
+def without_gutenberg(text: str) -> str:
+    """A book of Project Gutenberg without header, credits, licence and footer; any other text is unchanged."""
+    if not _MENTION.search(text, 0, _NEAR):
+        return text
+    for start in list(_START.finditer(text, 0, _NEAR))[-1:]:
+        text = text[start.end() :]
+    text = _LICENCE.sub("", text)
+    if end := _END.search(text):
+        text = text[: end.start()]
+    return _CREDIT.sub("", text).strip("\n")
+
+
+# Dumps of Wikipedia that WikiExtractor made leave these behind.
+_MARKUP = (
+    re.compile(r"^__[A-Z]+__[ \t]*$\n?", re.MULTILINE),  # switches of the parser
+    re.compile(r"\[\[(?:Category|File|Image):[^\[\]]*(?:\]\]|$)", re.MULTILINE),
+    re.compile(r"</?(?:br|(?:only|no)?include(?:only)?|section|gallery|templatestyles|center|poem|ref)\b[^<>\n]*>"),
+    re.compile(r"\[https?://[^\s\[\]]+\]"),  # links without a text
+    re.compile(r"(?<=\()[;, ]+"),  # a left-out pronunciation: "Chen (; born 1942)"
+    re.compile(r" ?\( *\)"),
+    re.compile(r" ?,(?= ?,)"),
+)
+_TAIL = ("See also", "References", "External links", "Notes", "Further reading", "Bibliography", "Sources", "Gallery")
+_EMPTY_TAIL = re.compile(rf"(?<!\n)(?:\n+(?:{'|'.join(_TAIL)})\.)+\s*\Z")
+_ARTICLE = re.compile(r"\A([^\n]{1,200})\n\n")
+
+
+def is_wiki(text: str) -> bool:
+    """Whether a text has the form of an article of WikiExtractor: a title, an empty line, a text that takes it up."""
+    if not (title := _ARTICLE.match(text)):
+        return False
+    words = re.findall(r"\w{3,}|\w+$", html.unescape(title[1]).casefold())
+    head = text[title.end() : title.end() + 200].casefold()
+    return any(word in head for word in words)
+
+
+def without_wiki(text: str) -> str:
+    """An article of a wiki without remains of markup, and without last sections that are empty; else unchanged."""
+    if not is_wiki(text):
+        return text
+    text = html.unescape(text)
+    for pattern in _MARKUP:
+        text = pattern.sub("", text)
+    return _EMPTY_TAIL.sub("", text).strip()
