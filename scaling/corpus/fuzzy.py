@@ -13,7 +13,7 @@ connected by similar pairs are one group, of which the best is kept. The steps, 
 Presets:
 
 - ``modern``: 5-grams of words, 14 bands of 8 hashes, threshold 0.8. N-grams and bands are FineWeb's (arXiv 2406.17557).
-  Half of the pairs of similarity 0.69 are candidates, and 0.92 of those of 0.8.
+  Half of the pairs of similarity 0.68 are candidates, and 0.92 of those of 0.8.
 - ``gpt3``: 10 hashes over sets of single words. GPT-3 (arXiv 2005.14165, Appendix A) deduplicated with "Spark's
   MinHashLSH implementation with 10 hashes, using the same features as were used for classification", which are hashed
   single words; the threshold was not published. Here they are 2 bands of 5, so half of the pairs of similarity 0.78
