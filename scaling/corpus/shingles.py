@@ -32,7 +32,7 @@ def half_point(bands: int, rows: int) -> float:
 def words(texts: pa.Array) -> pa.Array:
     """The texts as words with one space between: lower case, without punctuation, symbols and white space.
 
-    Words are runs of letters, marks and digits. Texts that are not pure ASCII are normalised to NFKC, and in scripts
+    Words are runs of letters, marks and digits. Texts that are not pure ASCII are normalised to NFKD, and in scripts
     without spaces every character is a word.
 
     Args:
@@ -40,7 +40,7 @@ def words(texts: pa.Array) -> pa.Array:
     """
     ascii_only = pc.string_is_ascii(texts)
     if not pc.all(ascii_only).as_py():
-        others = pc.utf8_normalize(texts.filter(pc.invert(ascii_only)), form="NFKC")
+        others = pc.utf8_normalize(texts.filter(pc.invert(ascii_only)), form="NFKD")
         unspaced = pc.match_substring_regex(others, _UNSPACED)
         if pc.any(unspaced).as_py():
             spaced = pc.replace_substring_regex(others.filter(unspaced), _UNSPACED, r" \1 ")
@@ -103,7 +103,7 @@ def band_hashes(made: np.ndarray, bands: int) -> np.ndarray:
     Returns:
         (N, bands) 64-bit hashes.
     """
-    parts = made.reshape(len(made), bands, -1)
+    parts = made.reshape(len(made), bands, made.shape[1] // bands)
     hashed = np.broadcast_to(np.arange(1, bands + 1, dtype=np.uint64), parts.shape[:2])
     for row in range(parts.shape[2]):
         hashed = _mix(hashed ^ parts[:, :, row])

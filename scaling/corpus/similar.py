@@ -1,15 +1,16 @@
 """Which documents share a bucket, and which of these pairs are similar: the middle steps of fuzzy deduplication.
 
-A bucket is the set of documents that agree in a band. A pair is verified in the bucket of the first band in which it
-agrees, so it is verified once in the whole build, although most similar pairs agree in several bands, and no table of
-all pairs is needed. Three things keep big buckets cheap and lose no similar pair:
+A bucket is the set of documents that agree in a band. A pair in a bucket of up to ``SMALL`` documents is verified there
+only if this is the first band in which it agrees, so it is verified once in the whole build, although most similar
+pairs agree in several bands, and no table of all pairs is needed. Three things keep buckets cheap and lose no
+connection:
 
 - Documents of equal words are one document here: the first stands for the others, which are joined to it by a bucket
   of their own.
 - A pair whose signatures agree too rarely is no candidate. The limit lies five standard deviations of the estimate
   below the threshold, so less than one similar pair in a million is lost.
-- In a bucket of more than ``SMALL`` documents, only documents that are not connected yet are compared. That changes
-  which edges are found, and not which documents are connected.
+- In a bucket of more than ``SMALL`` documents, each document is compared only with those that are not yet connected
+  with it. That changes which edges are found, and not which documents are connected.
 
 A bucket of more than ``LARGE`` documents of different words is cut into pieces of that length, each with the first
 document of the bucket; its pairs in different pieces are not compared. Such buckets are counted.
@@ -101,7 +102,7 @@ def verify(corpus: dup.Corpus, number: int, bands: int, threshold: float) -> dic
         cut += len(members) > LARGE
         for begin in range(1, len(members), LARGE):
             piece = np.concatenate([members[:1], members[begin : begin + LARGE]])
-            edges += check.bucket(piece, hashes[ends[place]])
+            edges += check.bucket(piece)
     found = np.concatenate([np.zeros((2, 0), np.uint64), *edges], axis=1)
     dup.save(found, dup.path_of(corpus.work, "edges", number))
     return {"verified": check.verified, "similar": found.shape[1], "buckets cut": int(cut)}
@@ -113,41 +114,50 @@ class _Check:
     def __init__(self, work: Path, bands: int, threshold: float):
         self._work, self._bands, self._threshold = work, bands, threshold
         self._file = functools.lru_cache(64)(lambda kind, part: np.load(dup.path_of(work, kind, part), mmap_mode="r"))
+        self._parents: dict[int, int] = {}  # of documents in big buckets: one that is connected with it
         self.verified = 0
 
     def pairs(self, first: np.ndarray, second: np.ndarray, bucket: np.ndarray) -> np.ndarray:
         """The similar ones of pairs (N,), each found in a bucket with that hash (N,): edges (2, n)."""
         keys, places = np.unique(np.concatenate([first, second]), return_inverse=True)
         made = dup.gather(self._work, "signatures", keys)
-        here = self._candidates(made[places[: len(first)]], made[places[len(first) :]], bucket)
+        one, other = made[places[: len(first)]], made[places[len(first) :]]
+        agree = one == other
+        here = np.flatnonzero(self._likely(agree))
+        band = agree[here].reshape(len(here), self._bands, agree.shape[1] // self._bands).all(axis=2).argmax(axis=1)
+        hashes = shingles.band_hashes(other[here], self._bands)[np.arange(len(here)), band]
+        here = here[hashes == bucket[here]]
         return self._similar(first[here], second[here])
 
-    def bucket(self, members: np.ndarray, bucket: np.uint64) -> Edges:
-        """Edges that connect the similar documents of one bucket."""
+    def bucket(self, members: np.ndarray) -> Edges:
+        """Edges that connect those similar documents of a bucket that earlier ones do not connect."""
         made = dup.gather(self._work, "signatures", members)
-        group = np.arange(len(members))  # documents of one group are connected
+        group = np.array([self._root(key) for key in members.tolist()], np.uint64)
         edges = []
         for place in range(len(members) - 1):
             rest = place + 1 + np.flatnonzero(group[place + 1 :] != group[place])
             if not len(rest):
                 break  # this one and all after it are connected
-            here = rest[self._candidates(made[place][None], made[rest], np.full(len(rest), bucket))]
+            here = rest[self._likely(made[place] == made[rest])]
             found = self._similar(np.full(len(here), members[place]), members[here])
             if found.shape[1]:
                 joined = np.unique(group[np.searchsorted(members, found[1])])
+                self._parents.update((root, int(group[place])) for root in joined.tolist())
                 group[np.isin(group, joined)] = group[place]
                 edges.append(found)
         return edges
 
-    def _candidates(self, first: np.ndarray, second: np.ndarray, bucket: np.ndarray) -> np.ndarray:
-        """Which pairs of signatures, (N or 1, hashes) and (N, hashes), are to be verified in their bucket: (N,)."""
-        agree = first == second
-        hashes = agree.shape[1]
-        deviation = np.sqrt(self._threshold * (1 - self._threshold) / hashes)
-        likely = agree.mean(axis=1) >= self._threshold - 5 * deviation
-        band = agree.reshape(len(agree), self._bands, -1).all(axis=2).argmax(axis=1)
-        first_hash = np.take_along_axis(shingles.band_hashes(second, self._bands), band[:, None], axis=1)[:, 0]
-        return likely & (first_hash == bucket)
+    def _root(self, key: int) -> int:
+        """The document that stands for all that are connected with one."""
+        while (parent := self._parents.get(key, key)) != key:
+            self._parents[key] = self._parents.get(parent, parent)
+            key = parent
+        return key
+
+    def _likely(self, agree: np.ndarray) -> np.ndarray:
+        """Whether pairs may be similar, by where their signatures agree, (N, hashes): (N,)."""
+        deviation = np.sqrt(self._threshold * (1 - self._threshold) / agree.shape[1])
+        return agree.mean(axis=1) >= self._threshold - 5 * deviation
 
     def _similar(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         self.verified += len(first)
