@@ -1,6 +1,7 @@
 """The words of many documents as arrays, for stages that count words."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,7 +25,7 @@ class Words:
     ids: np.ndarray
     vocabulary: pa.LargeStringArray
 
-    @property
+    @functools.cached_property
     def documents(self) -> np.ndarray:
         """int64 [words], the document of each word."""
         return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
@@ -61,3 +62,31 @@ def split(texts: pa.LargeStringArray) -> Words:
         lengths = np.bincount(document[present], minlength=len(lengths))
         ids = ids[present]
     return Words(np.concatenate([[0], np.cumsum(lengths)]), ids, vocabulary)
+
+
+# Scripts that are written without spaces between words.
+UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+
+
+def unspaced(texts: pa.LargeStringArray) -> np.ndarray:
+    """Which texts are written without spaces, bool [n]: over half of their letters are of such scripts."""
+    found = np.zeros(len(texts), bool)
+    other = np.flatnonzero(
+        pc.not_equal(pc.binary_length(texts), pc.utf8_length(texts).cast(pa.int64())).to_numpy(zero_copy_only=False)
+    )
+    if len(other):
+        these = texts.take(pa.array(other))
+        letters = pc.count_substring_regex(these, r"\p{L}").to_numpy(zero_copy_only=False)
+        found[other] = pc.count_substring_regex(these, UNSPACED).to_numpy(zero_copy_only=False) * 2 > letters
+    return found
+
+
+def spaced(texts: pa.LargeStringArray, which: np.ndarray) -> pa.LargeStringArray:
+    """The texts, of which those of ``which`` [n] get spaces around each character of a script without spaces.
+
+    Each of these characters is a word then, as in the tokenization of BLEU for Chinese.
+    """
+    if not which.any():
+        return texts
+    mask = pa.array(which)
+    return pc.replace_with_mask(texts, mask, pc.replace_substring_regex(texts.filter(mask), f"({UNSPACED})", r" \1 "))
