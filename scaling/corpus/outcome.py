@@ -104,4 +104,4 @@ def kept(documents: pa.Table, keep: list[str], tally: Tally) -> pa.Table:
     for number, reason in enumerate(keep):
         if reason:
             tally.drop(reason, ids[number].as_py(), texts[number].as_py())
-    return documents.filter(pa.array([not reason for reason in keep]))
+    return documents.filter(pa.array([not reason for reason in keep], pa.bool_()))

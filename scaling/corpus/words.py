@@ -70,23 +70,22 @@ UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}
 
 def unspaced(texts: pa.LargeStringArray) -> np.ndarray:
     """Which texts are written without spaces, bool [n]: over half of their letters are of such scripts."""
-    found = np.zeros(len(texts), bool)
-    other = np.flatnonzero(
-        pc.not_equal(pc.binary_length(texts), pc.utf8_length(texts).cast(pa.int64())).to_numpy(zero_copy_only=False)
-    )
-    if len(other):
-        these = texts.take(pa.array(other))
-        letters = pc.count_substring_regex(these, r"\p{L}").to_numpy(zero_copy_only=False)
-        found[other] = pc.count_substring_regex(these, UNSPACED).to_numpy(zero_copy_only=False) * 2 > letters
+    counts = pc.count_substring_regex(texts, UNSPACED).to_numpy(zero_copy_only=False)
+    found, some = np.zeros(len(texts), bool), np.flatnonzero(counts)
+    if len(some):
+        letters = pc.count_substring_regex(texts.take(pa.array(some)), r"\p{L}").to_numpy(zero_copy_only=False)
+        found[some] = counts[some] * 2 > letters
     return found
 
 
 def spaced(texts: pa.LargeStringArray, which: np.ndarray) -> pa.LargeStringArray:
     """The texts, of which those of ``which`` [n] get spaces around each character of a script without spaces.
 
-    Each of these characters is a word then, as in the tokenization of BLEU for Chinese.
+    Each of these characters is a word then, with the marks on it, as in the tokenization of BLEU for Chinese.
     """
     if not which.any():
         return texts
     mask = pa.array(which)
-    return pc.replace_with_mask(texts, mask, pc.replace_substring_regex(texts.filter(mask), f"({UNSPACED})", r" \1 "))
+    return pc.replace_with_mask(
+        texts, mask, pc.replace_substring_regex(texts.filter(mask), rf"({UNSPACED}\p{{M}}*)", r" \1 ")
+    )
