@@ -188,7 +188,7 @@ def records(path):
 def test_curated_text_is_told_from_the_web(tmp_path):
     books = [re.sub(r"(?s)^.*?\*\*\* ?START OF.*?\*\*\*|\*\*\* ?END OF.*$", "", text)[:20_000] for text in
              records("books/gutenberg_books.jsonl.gz")[:50]]  # fmt: skip
-    knobs = Quality(held_out=0.2)
+    knobs = Quality(held_out=0.2, features=2**16)
     quality.sample(table(books + records("wikipedia/enwiki_sample.jsonl.gz")[:800]), knobs, 1.0, tmp_path / "good.npz")
     quality.sample(table(records("c4/c4_en_sample.jsonl.gz"), "web"), knobs, 1.0, tmp_path / "raw.npz")
     report = quality.train([tmp_path / "good.npz"], [tmp_path / "raw.npz"], knobs, tmp_path / "classifier.npz")

@@ -1,11 +1,9 @@
-"""Documents rated by a classifier, in windows."""
+"""Documents rated by a classifier, in windows; tests/align/test_rating.py has a test with a real run."""
 
-import pyarrow as pa
 import pytest
 
 from scaling.corpus import toxicity
 from scaling.corpus.toxicity import Rater, Toxicity
-from tests.align.conftest import folder  # noqa: F401 - a fixture
 from tests.corpus.test_quality import table
 
 ROOM = 10  # tokens, which are characters here
@@ -68,22 +66,3 @@ def test_it_is_off_by_default():
     ):
         with pytest.raises(ValueError, match=said):
             Toxicity(**knobs)
-
-
-@pytest.mark.slow
-def test_documents_are_rated_by_a_run(folder, tmp_path):  # noqa: F811 - the fixture
-    (tmp_path / "toxic.toml").write_text('texts = ["{text}"]\nlabel = "{kind}"\nlabels = { a = "Fine", b = "Toxic" }\n')
-    data = folder.write("kinds.jsonl", [{"text": "ab"[i % 2] * (1 + i % 5), "kind": "ab"[i % 2]} for i in range(64)])
-    knobs = [f"--task={tmp_path}/toxic.toml", f"--config.data.train={data}", f"--config.data.validation={data}"]
-    knobs += ["--config.align.epochs=6", "--config.optimizer.peak_lr=0.01"]
-    assert folder.align("finetune", "filter", *knobs) == 0
-    chosen = Toxicity(classifier=f"{folder}/filter")
-    texts = ["aaa", "bbb", "b" * 20 + " " + "a" * 200, "a" * 200, ""]
-    kept, _ = toxicity.stage(table(texts), chosen, toxicity.load(chosen))
-    assert kept["id"].to_pylist() == ["d0", "d3", "d4"] and kept["toxicity"].type == pa.float64()
-    mean = Toxicity(classifier=f"{folder}/filter", pool="mean")
-    assert "d2" in toxicity.stage(table(texts), mean, toxicity.load(mean))[0]["id"].to_pylist()
-    with pytest.raises(ValueError, match="no 'rude'"):
-        toxicity.load(Toxicity(classifier=f"{folder}/filter", label="rude"))
-    with pytest.raises(ValueError, match="is no run of `scaling align finetune`"):
-        toxicity.load(Toxicity(classifier=f"{folder}/base"))
