@@ -5,6 +5,8 @@ import pytest
 from scaling import cli, exit_codes
 from scaling.align import classify
 from scaling.align import task as tasks
+from scaling.corpus import documents, toxicity
+from scaling.corpus.toxicity import Toxicity
 from scaling.data.chat.dialogues import Skipped
 from tests.align.conftest import SIZES
 from tests.shared import SHARED, needs_shared
@@ -55,6 +57,21 @@ def rater(folder):
     knobs += ["--config.align.epochs=6", "--config.optimizer.peak_lr=0.01"]
     assert folder.align("finetune", "rater", *knobs) == 0
     return classify.load(folder / "rater")
+
+
+@pytest.mark.slow
+def test_documents_of_a_corpus_are_dropped_by_what_a_run_says(folder, rater):
+    texts = ["aaa", "bbb", "b" * 20 + " " + "a" * 200, "a" * 200, ""]
+    columns = {"id": list("12345"), "text": texts, "file": [""] * 5, "place": [0] * 5, "url": [""] * 5}
+    for pool, ids in (("max", ["1", "4", "5"]), ("mean", ["1", "3", "4", "5"])):
+        knobs = Toxicity(classifier=f"{folder}/rater", pool=pool)
+        kept, tally = toxicity.stage(documents.table(columns), knobs, toxicity.load(knobs))
+        assert kept["id"].to_pylist() == ids and tally.counts == {"toxic": 5 - len(ids)}
+        assert max(kept["toxicity"].to_pylist()) < 0.5
+    with pytest.raises(ValueError, match="no 'rude'"):
+        toxicity.load(Toxicity(classifier=f"{folder}/rater", label="rude"))
+    with pytest.raises(ValueError, match="is no run of `scaling align finetune`"):
+        toxicity.load(Toxicity(classifier=f"{folder}/base"))
 
 
 def evaluate(folder, run, task, *options):
