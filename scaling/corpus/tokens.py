@@ -55,16 +55,19 @@ def encode(documents: pa.Table, words: Tokenizer) -> tuple[np.ndarray, Tally]:
     Returns:
         ``shards.dtype_of(words)`` [tokens]. The tally counts tokens and documents.
     """
-    dtype, end = shards.dtype_of(words), np.array([words.eot], shards.dtype_of(words))
-    tally, found = Tally(), [np.empty(0, dtype)]
+    dtype, tally = shards.dtype_of(words), Tally()
+    found = [np.empty(0, dtype)]
     for batch in documents.select(["id", "text"]).to_batches(max_chunksize=_BATCH_ROWS):
         texts = batch.column("text").to_pylist()
-        for id, text in zip(batch.column("id"), texts, strict=True):
-            if not text:
-                tally.drop("empty", id.as_py(), text)
-        for ids in words.encode_batch([text for text in texts if text]):
-            found += [ids.astype(dtype), end]
-            tally.count("documents")
+        for row in [row for row, text in enumerate(texts) if not text]:
+            tally.drop("empty", batch.column("id")[row].as_py(), "")
+        encoded = words.encode_batch([text for text in texts if text])
+        found.append(np.full(sum(map(len, encoded)) + len(encoded), words.eot, dtype))
+        place = 0
+        for ids in encoded:
+            found[-1][place : place + len(ids)] = ids
+            place += len(ids) + 1
+        tally.count("documents", len(encoded))
     stream = np.concatenate(found)
     tally.count("tokens", stream.size)
     return stream, tally
