@@ -8,8 +8,6 @@ to be computed. The result is byte for byte that of ``scaling tokenize`` of the 
 import dataclasses
 import functools
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import pyarrow as pa
 
 from scaling import durable
 from scaling.config.knob import knob
+from scaling.corpus import folders
 from scaling.corpus.outcome import Tally
 from scaling.data import shards, tokenizer
 from scaling.data.tokenizer import Tokenizer
@@ -95,26 +94,16 @@ def join(streams: Sequence[Path], words: Tokenizer, output: Path) -> shards.Inde
     Args:
         streams: files of ``write``, in the order of the parts; one is held in memory at a time.
         words: the tokenizer that made them.
-        output: the token directory. Its folder exists.
+        output: the token directory.
 
     Raises:
         OSError: cannot write.
         ValueError: there is not one document.
     """
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
-    try:
-        made = temporary / output.name
-        made.mkdir()
+    with folders.whole(output) as made:
         writer = shards.ShardWriter(made, words)
         for path in streams:
             writer.extend(np.load(path))
         if not writer.documents:
             raise ValueError(f"no document is left for {output}; see in the report which stage dropped them")
-        index = writer.close()
-        if output.exists():
-            output.rename(temporary / "old")
-        made.rename(output)
-        durable.sync_folders([output.parent])
-        return index
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        return writer.close()
