@@ -32,7 +32,11 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    train: str = knob("books", "path", "text or token files (a glob, local or gs://); 'books' = the embedded corpus")
+    train: str = knob(
+        "books",
+        "path",
+        "text or token files (a glob, local or gs://), or a built corpus; 'books' = the embedded corpus",
+    )
     validation: str = knob("", "path", "held-out files; empty = hold out validation_fraction of the documents")
     validation_fraction: float = knob(0.01, "fraction", "documents of train that are held out when validation is empty")
     mixture: tuple[tuple[str, float], ...] = knob(

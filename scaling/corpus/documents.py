@@ -53,7 +53,9 @@ def write(documents: pa.Table, path: Path) -> None:
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        pq.write_table(documents.combine_chunks(), partial, compression="zstd", row_group_size=4096)
+        # Texts hardly repeat: with a dictionary of them, a part takes three times as long to read.
+        settings: dict[str, Any] = {"compression": "zstd", "row_group_size": 4096, "use_dictionary": ["file", "url"]}
+        pq.write_table(documents.combine_chunks(), partial, **settings)
         durable.sync([partial])
         partial.replace(path)
     finally:

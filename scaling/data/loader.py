@@ -9,7 +9,7 @@ import grain
 import numpy as np
 
 from scaling.config.schema import Data
-from scaling.data import prepare
+from scaling.data import manifest, prepare
 from scaling.data.bad_records import BadRecords, Replacing
 from scaling.data.batch import Batch, filled
 from scaling.data.shards import TokenDataset
@@ -96,7 +96,7 @@ def _replacing(part: TokenDataset, bad: BadRecords | None) -> Sequence[np.ndarra
 def _weights(data: Data) -> dict[str, float]:
     """Sources and their weights."""
     if not data.mixture:
-        return {data.train: 1.0}
+        return manifest.mixture(data.train) or {data.train: 1.0}
     if data.train:
         raise ValueError(f"config.data.train must be '' when config.data.mixture is set, not {data.train!r}")
     weights = dict(data.mixture)

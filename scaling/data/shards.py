@@ -122,6 +122,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def dtype_of(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """The type of the ids in shards."""
+    return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+
+
 class ShardWriter:
     """Writes documents into a directory that exists and is empty; ``close`` writes the index and syncs all.
 
@@ -140,7 +145,7 @@ class ShardWriter:
         self._codes: dict[str, tuple[int, np.ndarray]] = {}  # number and tokens
         self._numbers: list[np.ndarray] = []  # of the code of each pending token
         self._tokenizer = tokenizer
-        self._dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+        self._dtype = dtype_of(tokenizer)
         self._pending: list[np.ndarray] = []
         self._pending_tokens = 0
         self._writer: Any = None
@@ -165,6 +170,20 @@ class ShardWriter:
         self.documents += 1
         if self._pending_tokens >= 64 * RECORD_TOKENS:
             self._flush(last=False)
+
+    def extend(self, stream: np.ndarray) -> None:
+        """Adds whole documents at once, each with its end-of-text token after it; not in a stream with control codes.
+
+        Args:
+            stream: of ``dtype_of`` the tokenizer.
+        """
+        assert not self._control_field and stream.dtype == self._dtype, (self._control_field, stream.dtype)
+        assert not stream.size or stream[-1] == self._tokenizer.eot, "the last document has no end"
+        self._pending.append(stream)
+        self._pending_tokens += stream.size
+        self.tokens += stream.size
+        self.documents += int((stream == self._tokenizer.eot).sum())
+        self._flush(last=False)
 
     def _code(self, code: str) -> tuple[int, np.ndarray]:
         if code not in self._codes:

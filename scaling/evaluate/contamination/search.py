@@ -8,13 +8,12 @@ have short items, so their n may be below 8.
 
 import dataclasses
 import math
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from scaling.evaluate.contamination.grams import Grams, numbered, words_of
 from scaling.evaluate.scoring import metrics
 from scaling.evaluate.scoring.metrics import mean_with_error
 from scaling.evaluate.tasks.items import read_items
@@ -27,16 +26,6 @@ PERCENTILE = 5
 METRICS = tuple(name for name, metric in metrics.METRICS.items() if metric.item)  # each item has a score of its own
 
 Samples = dict[tuple[int, str], dict[str, float]]  # (shots, metric) -> id of an item -> its score
-
-_PUNCTUATION = re.compile(r"[^\w\s]|_")
-_VARIATION = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # variation selectors: they choose between glyphs
-_SCRIPTS = (
-    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan; Burmese; Khmer
-    "\u3005-\u3007\u3040-\u312f\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese, Japanese
-)
-_UNSPACED = re.compile(f"[{_SCRIPTS}]")
-_WORD = re.compile(rf"[{_SCRIPTS}]|[^\s{_SCRIPTS}]+")
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bits are lost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,26 +167,6 @@ def item_texts(tasks: Sequence[Task], data: str | Path | None = None) -> dict[st
     return found
 
 
-def words_of(text: str) -> list[str]:
-    """Words in lower case and without punctuation; in scripts without spaces between words each character is one.
-
-    Forms that Unicode calls compatible are equal (NFKC): composed and decomposed letters, full and half width. Marks
-    on letters, such as the vowels of Hindi, belong to the word.
-    """
-    if text.isascii():
-        return _PUNCTUATION.sub("", text.lower()).split()
-    # Punctuation is removed first: NFKC would turn an acute accent that is used as an apostrophe into a space and a
-    # mark.
-    text = unicodedata.normalize("NFKC", _PUNCTUATION.sub(_mark, text)).lower()
-    return _WORD.findall(text) if _UNSPACED.search(text) else text.split()
-
-
-def _mark(found: re.Match[str]) -> str:
-    """Keeps a mark on a letter, which Python's regular expressions do not count as part of a word."""
-    kept = unicodedata.category(found[0]) in ("Mn", "Mc") and not _VARIATION.match(found[0])
-    return found[0] if kept else ""
-
-
 def gram_length(lengths: Sequence[int], minimum: int = MIN_WORDS) -> int:
     """n for items of these lengths in words."""
     return int(np.clip(np.percentile(lengths, PERCENTILE, method="lower"), max(minimum, 1), MAX_WORDS))
@@ -228,64 +197,28 @@ def search(examples: Mapping[str, tuple[Mapping[str, str], bool]], documents: It
         examples: name of a task -> (id of an item -> its text; whether the task is generated, which allows n below 8).
         documents: texts of the corpus.
     """
-    grams = _Grams()
+    numbers: dict[str, int] = {}  # word -> 1, 2, ...
+    owners: list[tuple[str, str]] = []
+    owned: dict[int, list[tuple[int, np.ndarray]]] = {}  # n -> (number of the item, its words)
     lengths = {}
     for name, (texts, generated) in examples.items():
         words = {item: words_of(text) for item, text in texts.items()}
         n = lengths[name] = gram_length([len(w) for w in words.values()], 1 if generated else MIN_WORDS)
         for item, its_words in words.items():
-            grams.add((name, item), its_words, n)
-    grams.freeze()
+            ids = np.array([numbers.setdefault(word, len(numbers) + 1) for word in its_words], np.uint32)
+            if its_words:
+                owned.setdefault(min(n, len(its_words)), []).append((len(owners), ids))
+            owners.append((name, item))
+    grams = [Grams.of(items, n) for n, items in owned.items()]
+    dirty: set[tuple[str, str]] = set()
     searched = 0
     for text in documents:
-        grams.search(words_of(text))
+        ids = numbered(words_of(text), numbers)
+        for of_length in grams:
+            for gram in np.unique(of_length.find(ids)[1]):
+                dirty.update(owners[owner] for owner in of_length.owners_of(gram))
         searched += 1
     return [
-        Contamination(
-            name, lengths[name], len(texts), tuple(item for item in texts if (name, item) in grams.dirty), searched
-        )
+        Contamination(name, lengths[name], len(texts), tuple(item for item in texts if (name, item) in dirty), searched)
         for name, (texts, _) in examples.items()
     ]
-
-
-class _Grams:
-    """All n-grams of the items. Documents are compared by rolling hashes of word numbers; hits are checked."""
-
-    def __init__(self) -> None:
-        self.dirty: set[tuple[str, str]] = set()
-        self.numbers: dict[str, int] = {}  # word -> 1, 2, ...; 0 = in no item
-        self.owners: dict[int, dict[tuple[int, ...], list[tuple[str, str]]]] = {}  # n -> gram -> items
-        self.hashes: dict[int, np.ndarray] = {}  # n -> sorted hashes of its grams
-
-    def add(self, owner: tuple[str, str], words: Sequence[str], n: int) -> None:
-        if not words:
-            return
-        n = min(n, len(words))
-        ids = [self.numbers.setdefault(word, len(self.numbers) + 1) for word in words]
-        owners = self.owners.setdefault(n, {})
-        for gram in {tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)}:
-            owners.setdefault(gram, []).append(owner)
-
-    def freeze(self) -> None:
-        for n, owners in self.owners.items():
-            grams = np.array(list(owners), np.uint64)
-            self.hashes[n] = np.unique(_rolling(grams.reshape(-1), n)[::n])
-
-    def search(self, words: Sequence[str]) -> None:
-        ids = np.fromiter((self.numbers.get(word, 0) for word in words), np.uint64, len(words))
-        for n, hashes in self.hashes.items():
-            if len(ids) < n:
-                continue
-            rolled = _rolling(ids, n)
-            places = np.minimum(np.searchsorted(hashes, rolled), len(hashes) - 1)
-            for start in np.flatnonzero(hashes[places] == rolled):
-                self.dirty.update(self.owners[n].get(tuple(ids[start : start + n].tolist()), ()))
-
-
-def _rolling(ids: np.ndarray, n: int) -> np.ndarray:
-    """Hash of each window of n ids, modulo 2**64: [len(ids) - n + 1]."""
-    count = len(ids) - n + 1
-    total = np.zeros(count, np.uint64)
-    for offset in range(n):
-        total = total * _MULTIPLIER + ids[offset : offset + count]
-    return total

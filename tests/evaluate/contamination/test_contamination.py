@@ -7,7 +7,8 @@ import unicodedata
 
 import pytest
 
-from scaling.evaluate.contamination.search import Contamination, contamination, gram_length, search, words_of
+from scaling.evaluate.contamination.grams import spans_of, words_of
+from scaling.evaluate.contamination.search import Contamination, contamination, gram_length, search
 from scaling.evaluate.tasks.catalogue import find_tasks
 
 
@@ -31,6 +32,46 @@ def test_words():
 )
 def test_words_of_other_scripts_and_forms(text: str, words: list[str]):
     assert words_of(text) == words
+
+
+SAMPLES = [
+    "It's  THE\nend -- of_it, (really).",
+    "\u201cCaf\u00e9\u201d Cafe\u0301 Zu\u0308rich\u2026 don\u00b4t \u2764\ufe0f \ufb01sh",
+    "\uff21\uff22\uff23\u3000\uff11\uff12 \uff76\uff9e\uff76\uff9e \u30ab\u3099\u5b66",
+    "\u6570\u5b66\u3002\u7269\u7406GPT3\u300d\u5728\u4e2d\u56fd\u7684\u5927\u5b66 \u0130stanbul \u039f\u03a3\u4e2d",
+    "\u0939\u093f\u0928\u094d\u0926\u0940 \u1112\u1161\u11ab\u1100\u116e\u11a8 \u0e01\u0e33\u0e19\u0e49\u0e33",
+    "before \ufdfa after, \u037ax \u3231\u3232 \u2460\u4e00\u2461",  # NFKC puts spaces and brackets into these
+]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        form(text)
+        for text in SAMPLES
+        for form in (
+            str,
+            *(lambda text, name=name: unicodedata.normalize(name, text) for name in ("NFC", "NFD", "NFKC", "NFKD")),
+        )
+    ],
+)
+def test_spans_are_where_the_words_stand_in_the_text_itself(text: str):
+    words, spans = words_of(text), spans_of(text)
+    assert len(words) == len(spans) and spans == sorted(spans)
+    for word, (start, stop) in zip(words, spans, strict=True):
+        assert 0 <= start < stop <= len(text) and word in " ".join(words_of(text[start:stop]))
+    # What no span covers has no words of its own.
+    covered = {place for start, stop in spans for place in range(start, stop)}
+    assert not words_of(" ".join(character for place, character in enumerate(text) if place not in covered))
+
+
+def test_spans_of_any_characters_are_as_many_as_the_words():
+    rng = random.Random(0)
+    ranges = [(0x20, 0x250), (0x300, 0x370), (0x900, 0x980), (0xE00, 0xE80), (0x1100, 0x1200), (0x3040, 0x3100)]
+    ranges += [(0x4E00, 0x4E80), (0xAC00, 0xAC80), (0xFB00, 0xFE00), (0xFF00, 0xFFF0), (0x2000, 0x2100)]
+    for _ in range(2000):
+        text = "".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(rng.randrange(1, 30)))
+        assert len(spans_of(text)) == len(words_of(text)), ascii(text)
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD", "NFKD"])
