@@ -8,12 +8,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scaling import __version__, exit_codes, output, platforms
 from scaling.commands.verb import Parser, add_verb, add_verbs
 from scaling.output import Stdout
 from scaling.paths import each_expanded, expanded, must_be_utf8, must_lead_somewhere
+
+if TYPE_CHECKING:
+    from scaling.config.kind import Kind
 
 DEBUG_VARIABLE = "SCALING_TRACEBACK"  # if set to 1, a mistake shows Python's traceback and not one sentence
 PACKAGE = Path(__file__).resolve().parent
@@ -56,6 +59,7 @@ _VERBS = {
     "plan": _Verb("predict memory and step time of --config=FILE on TPUs or GPUs that are not here", True),
     "config": _Verb("print the resolved config as JSON", True),
     "sizes": _Verb("print the published sizes: parameters and FLOPs by each convention"),
+    "data": _Verb("build a corpus: extract, filter, deduplicate, decontaminate, tokenize, mix"),
     "tokenizer": _Verb("make tokenizers"),
     "tokenize": _Verb("tokenize text files into ArrayRecord shards", stdout=Stdout.LOG),
     "generate": _Verb("continue prompts with a model"),
@@ -116,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     from scaling.config.files import split_arguments
 
-    config, overrides, rest = split_arguments(argv)
+    config, overrides, rest = split_arguments(argv, _kind(_first_word(argv)))
     parser = _parser(_first_word(rest))
     options = parser.parse_args(rest)
     if not hasattr(options, "run"):
@@ -132,6 +136,17 @@ def _run(argv: list[str]) -> int:
     if (lost := output.lost()) and options.stdout is not Stdout.LOG:
         raise lost
     return code
+
+
+def _kind(verb: str) -> "Kind[Any]":
+    """Which knobs a verb's config has."""
+    if verb == "data":
+        from scaling.corpus.config import CORPUS
+
+        return CORPUS
+    from scaling.config.kind import TRAINING
+
+    return TRAINING
 
 
 def _first_word(argv: Sequence[str]) -> str:

@@ -1,19 +1,26 @@
 """The reference of all knobs as Markdown: ``scaling config --describe``, and ``docs/config.md``."""
 
 from itertools import groupby
+from typing import Any
 
-from scaling.config.schema import knobs
+from scaling.config.schema import Config, knobs
 
 
-def to_markdown() -> str:
-    """A Markdown table for each section, with the columns knob, default, unit and meaning."""
+def to_markdown(root: Any = None, source: str = "scaling/config/schema.py") -> str:
+    """A Markdown table for each section, with the columns knob, default, unit and meaning.
+
+    Args:
+        root: the knobs at their defaults; None = those of a training.
+        source: file that declares them.
+    """
+    example = "config.model.num_layers" if root is None else "config.workers"
     lines = [
         "# Every knob",
         "",
-        "`make docs` makes this page from `scaling/config/schema.py`; do not edit it. Set a knob in an experiment file",
-        "(`config.model.num_layers = 2`) or on the command line (`--config.model.num_layers=2`).",
+        f"`make docs` makes this page from `{source}`; do not edit it. Set a knob in an experiment file",
+        f"(`{example} = 2`) or on the command line (`--{example}=2`).",
     ]
-    sections = groupby(knobs(), key=lambda knob: knob[0].rpartition(".")[0])
+    sections = groupby(knobs(Config() if root is None else root), key=lambda knob: knob[0].rpartition(".")[0])
     for section, members in sections:
         lines += ["", f"## {section}", "", "| knob | default | unit | meaning |", "|---|---|---|---|"]
         for name, value, unit, help in members:

@@ -35,6 +35,7 @@ class Tally:
             lowest rank, which is a hash of the id, are kept; so they are the same in any order.
         faults: input that could not be read.
         histograms: name of a score -> numbers of documents in ``BINS`` bins from 0 to 1.
+        notes: figures of the stage as a whole, such as the classifier's, by name.
     """
 
     documents_in: int = 0
@@ -45,6 +46,7 @@ class Tally:
     examples: dict[str, list[tuple[str, str, str]]] = dataclasses.field(default_factory=dict)
     faults: list[Fault] = dataclasses.field(default_factory=list)
     histograms: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def count(self, what: str, number: int = 1) -> None:
         """Adds to a count."""
@@ -75,6 +77,7 @@ class Tally:
         for reason, found in other.examples.items():
             self.examples[reason] = heapq.nsmallest(EXAMPLES, [*self.examples.get(reason, ()), *found])
         self.faults = sorted([*self.faults, *other.faults], key=lambda fault: (fault.file, fault.place))
+        self.notes |= other.notes
         for name, bins in other.histograms.items():
             mine = self.histograms.get(name, [0] * BINS)
             self.histograms[name] = [a + b for a, b in zip(mine, bins, strict=True)]

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scaling import json_text
 from scaling.corpus import documents
 from scaling.corpus.outcome import Tally
 from scaling.corpus.steps import Steps, Task
@@ -23,18 +24,31 @@ class Stage:
 
     Attributes:
         steps: runs its tasks in its folder.
-        parts: what it reads, of the data sets that it applies to.
-        seed: of all that is drawn.
+        parts: what it reads, of the data sets that it is for.
+        all_parts: of all data sets, for stages that learn from others.
     """
 
     steps: Steps
     parts: Parts
-    seed: int
+    all_parts: Parts
 
     @property
     def folder(self) -> Path:
         """The folder of the stage."""
         return self.steps.folder
+
+    def targets(self) -> dict[str, list[Path]]:
+        """Where the stage writes its parts, which have the names of those that it reads."""
+        return {name: [self.folder / name / part.name for part in parts] for name, parts in self.parts.items()}
+
+    def tallies(self) -> dict[str, Tally]:
+        """The figures of each data set, of the results beside its parts."""
+        found = {name: Tally() for name in self.parts}
+        for name, targets in self.targets().items():
+            for target in targets:
+                result = target.with_suffix(".json")
+                found[name].add(Tally.of(json_text.parse(result.read_bytes(), str(result))))
+        return found
 
     def rows(self, function: RowStage, what: str = "documents") -> dict[str, list[Path]]:
         """Applies a function to each part; the new parts.
@@ -49,7 +63,7 @@ class Stage:
             for part in parts
         ]
         self.steps.run(what, tasks)
-        return {name: [self.folder / name / part.name for part in parts] for name, parts in self.parts.items()}
+        return self.targets()
 
 
 def _apply(function: RowStage, part: Path, target: Path) -> dict[str, Any]:
@@ -71,6 +85,6 @@ def measured(tally: Tally, before: pa.Table | None, after: pa.Table) -> None:
         tally.example("kept", id, text)
 
 
-def text_bytes(table: pa.Table) -> int:
-    """Bytes of the texts, in UTF-8."""
-    return pc.sum(pc.binary_length(table["text"])).as_py() or 0
+def text_bytes(table: pa.Table, column: str = "text") -> int:
+    """Bytes of a column's texts, in UTF-8."""
+    return pc.sum(pc.binary_length(table[column])).as_py() or 0

@@ -1,0 +1,125 @@
+"""Builds a corpus: runs the stages of a config in their order, each on what the one before left."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scaling import __version__, durable
+from scaling.config.schema import to_dict
+from scaling.corpus import mixture, stages
+from scaling.corpus.config import Corpus
+from scaling.corpus.engine import Engine
+from scaling.corpus.outcome import Tally
+from scaling.corpus.page import corpus_page
+from scaling.corpus.progress import Bar
+from scaling.corpus.read import find
+from scaling.corpus.stage import Parts, Stage
+from scaling.corpus.steps import Steps
+from scaling.data.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+REPORT, CONFIG, FIGURES = "report.html", "config.json", "report.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A corpus.
+
+    Attributes:
+        folder: of the build.
+        tallies: figures of each stage, by data set.
+        parts: the documents after the last stage.
+        manifest: of the tokens; None if the config has no stage ``mixture``.
+    """
+
+    folder: Path
+    tallies: Mapping[str, Mapping[str, Tally]]
+    parts: Parts
+    manifest: Manifest | None
+
+
+def build(config: Corpus) -> Built:
+    """Builds the corpus in ``config.workdir``, or goes on with a build there.
+
+    A stage whose knobs, input or version have changed is made again, and all stages after it. Everything that was done
+    before stays.
+
+    Raises:
+        FileNotFoundError: no such files.
+        ValueError: knobs or files that cannot be used.
+        OSError: cannot write.
+    """
+    folder = Path(config.workdir)
+    engine = Engine(config.engine, config.workers)
+    if "mixture" in config.stages:
+        mixture.check(config.mixture, config.names)
+    sources = _sources(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    durable.replace_text(folder / CONFIG, json.dumps(to_dict(config), indent=1) + "\n")
+    tallies: dict[str, Mapping[str, Tally]] = {}
+    parts: dict[str, list[Path]] = {}
+    made_of: dict[str, Any] = {"version": __version__, "seed": config.seed, "sources": sources}
+    manifest = None
+    for number, name in enumerate(config.stages, start=1):
+        if name == "mixture":
+            manifest = mixture.build(folder, config.mixture, config.names, to_dict(config), parts)
+            continue
+        chosen = config.datasets(name)
+        knobs = getattr(config, name)
+        made_of = {"before": _digest(made_of), "stage": name, "datasets": chosen, **_of_knobs(knobs)}
+        with Bar(name) as bar:
+            steps = Steps(folder / "stages" / f"{number:02d}-{name}", engine, bar.progress)
+            steps.begin(made_of)
+            stage = Stage(steps, {each: parts[each] for each in chosen if each in parts}, parts)
+            left, tallies[name] = stages.ALL[name](stage, config)
+        parts |= {each: [*found] for each, found in left.items()}
+        _report(folder, config, tallies, manifest)
+    _report(folder, config, tallies, manifest)
+    return Built(folder, tallies, parts, manifest)
+
+
+def _sources(config: Corpus) -> list[list[Any]]:
+    """What the files are known by: name, size and time, which change if their content does."""
+    from scaling.data import sources
+
+    found = []
+    for source in config.sources:
+        for file in find(source[1]):
+            fs, path = sources.filesystem(file)
+            facts = fs.info(path)
+            when = next((str(facts[key]) for key in ("mtime", "LastModified", "updated", "ETag") if key in facts), "")
+            found.append([*source, file, facts.get("size"), when])
+    return found
+
+
+def _of_knobs(knobs: Any) -> dict[str, Any]:
+    """Knobs of a stage, and the content of files that they name."""
+    values = to_dict(knobs)
+    files = {}
+    for name, value in values.items():
+        if isinstance(value, str) and value and Path(value).is_file():
+            with Path(value).open("rb") as file:
+                files[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"knobs": json.loads(json.dumps(values)), "files": files}
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()
+
+
+def _report(
+    folder: Path, config: Corpus, tallies: Mapping[str, Mapping[str, Tally]], manifest: Manifest | None
+) -> None:
+    """Writes the page and its figures, after each stage, so that a build that ends early has them too."""
+    plain = {stage: {name: tally.to_dict() for name, tally in by_set.items()} for stage, by_set in tallies.items()}
+    durable.replace_text(folder / FIGURES, json.dumps(plain, indent=1, sort_keys=False) + "\n")
+    rows = [row.split("  ") for row in mixture.table(manifest).split("\n")] if manifest else []
+    rows = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    made = f"Made by scaling {__version__}, {time.strftime('%Y-%m-%d %H:%M')}, from {folder}."
+    durable.replace_text(folder / REPORT, corpus_page(f"Corpus {folder.name}", made, tallies, rows))
