@@ -206,7 +206,7 @@ class Stream:
 def decode(data: bytes, charset: str = "") -> tuple[str, str]:
     """The text of some bytes, and a sentence on what is wrong ("" = they are UTF-8, or what the container declares).
 
-    Text with a few bytes that are not UTF-8, at most one to ten characters beyond ASCII that are, is UTF-8 all the same.
+    Text with few bytes that are not UTF-8, at most one to ten characters beyond ASCII that are, counts as UTF-8.
     Other text is read by the declared encoding, then by that of a page's ``<meta>``, or else by the one that uchardet
     finds. Bytes that fit none become U+FFFD. Encodings are those of the web (WHATWG), and no others that Python has.
 
@@ -223,7 +223,7 @@ def decode(data: bytes, charset: str = "") -> tuple[str, str]:
     text = data.decode("utf-8", "replace")
     bad = text.count("\ufffd")
     if len(text) - len(text.encode("ascii", "ignore")) - bad >= 10 * bad:
-        return text.removeprefix("\ufeff"), f"{where}; {bad} such places became U+FFFD"
+        return text.removeprefix("\ufeff"), f"{where}; bytes read as U+FFFD: {bad}"
     declared = map_encoding_to_html5(charset, fallback_utf8=False) if charset else None
     found = detect_encoding(data, from_html_meta=True) or "utf-8"
     for name, wrong in ((declared, ""), (found, f"{where}; it was read as {found}")):

@@ -80,9 +80,7 @@ def matching(pattern: str) -> list[tuple[str, int]]:
     if not infos:
         hidden = " (hidden files count only where the pattern has the dot)" if re.search("[*?[]", path) else ""
         raise FileNotFoundError(f"no file matches {pattern}{hidden}")
-    return [
-        (fs.unstrip_protocol(info["name"]) if "://" in pattern else info["name"], info["size"]) for info in infos
-    ]
+    return [(fs.unstrip_protocol(info["name"]) if "://" in pattern else info["name"], info["size"]) for info in infos]
 
 
 def _glob(fs: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:

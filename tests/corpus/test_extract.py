@@ -56,7 +56,7 @@ def test_encodings():
     almost = "это русский текст".encode() + b"\xff" + "é".encode()
     assert decode(almost, "windows-1251") == (
         "это русский текст\ufffdé",
-        "byte 0xff at offset 31 is not UTF-8; 1 such places became U+FFFD",
+        "byte 0xff at offset 32 is not UTF-8; bytes read as U+FFFD: 1",
     )
     assert "not UTF-8; it was read as" in decode("это".encode("cp1251") * 9, "punycode")[1], "no encoding of the web"
     assert decode("это".encode(), "windows-1251") == ("это", "")
