@@ -101,8 +101,8 @@ def _page(row: dict[str, object], knobs: Extract, tally: Tally) -> str:
     if len(content) > knobs.largest:
         raise _Refused("page too large", f"the page has {len(content)} bytes, more than the knob largest")
     page, wrong = formats.decode(content, charset)
-    if wrong and not charset:
-        tally.count("pages in another encoding than UTF-8 that is not declared")
+    if wrong:
+        tally.count("pages neither in UTF-8 nor in a declared encoding")
     if (deep := depth(page)) > knobs.deepest:
         raise _Refused("page too deep", f"the page nests {deep} elements, more than the knob deepest")
     if (tags := page.count("<")) > knobs.tags:

@@ -204,31 +204,38 @@ class Stream:
 
 
 def decode(data: bytes, charset: str = "") -> tuple[str, str]:
-    """The text of some bytes, and a sentence on what is wrong with them ("" = they are good UTF-8).
+    """The text of some bytes, and a sentence on what is wrong ("" = they are UTF-8, or what the container declares).
 
-    Bytes that are not UTF-8 are read by the declared encoding if they fit it, or else by the one that uchardet finds;
-    a page's own ``<meta charset>`` counts as declared. Bytes that do not fit that either become U+FFFD.
+    Text with few bytes that are not UTF-8, at most one to ten characters beyond ASCII that are, counts as UTF-8.
+    Other text is read by the declared encoding, then by that of a page's ``<meta>``, or else by the one that uchardet
+    finds. Bytes that fit none become U+FFFD. Encodings are those of the web (WHATWG), and no others that Python has.
 
     Args:
         data: of a whole document.
         charset: that its container declares; "" = none.
     """
-    from resiliparse.parse.encoding import detect_encoding
+    from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
     try:
         return data.decode("utf-8-sig"), ""
     except UnicodeDecodeError as error:
         where = f"byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8"
+    text = data.decode("utf-8", "replace")
+    bad = text.count("\ufffd")
+    if len(text) - len(text.encode("ascii", "ignore")) - bad >= 10 * bad:
+        return text.removeprefix("\ufeff"), f"{where}; bytes read as U+FFFD: {bad}"
+    declared = map_encoding_to_html5(charset, fallback_utf8=False) if charset else None
     found = detect_encoding(data, from_html_meta=True) or "utf-8"
-    for name in (charset, found):
+    for name, wrong in ((declared, ""), (found, f"{where}; it was read as {found}")):
         try:
-            return data.decode(name).removeprefix("\ufeff"), f"{where}; it was read as {name}"
-        except (LookupError, UnicodeDecodeError, ValueError):
+            if name:
+                return data.decode(name).removeprefix("\ufeff"), wrong
+        except (LookupError, UnicodeDecodeError):  # LookupError: Python lacks some encodings of the web
             continue
     try:
         return data.decode(found, "replace"), f"{where}, and not all of it is {found}"
     except LookupError:
-        return data.decode("utf-8", "replace"), where
+        return text, where
 
 
 def is_binary(data: bytes) -> bool:

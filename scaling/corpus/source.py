@@ -74,7 +74,7 @@ class Source:
             self.fault(row.place, "binary", "the document is binary data, not text")
             return None
         text, wrong = formats.decode(data, charset)
-        if wrong and not charset:
+        if wrong:
             self.fault(row.place, "not UTF-8", wrong)
         return row._replace(text=text)
 

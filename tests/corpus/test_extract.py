@@ -52,7 +52,13 @@ def test_encodings():
     ):
         found, _ = extract(table(encoded), Extract())
         assert "Où est le café naïf" in found["text"][0].as_py()
-    assert decode("это".encode("cp1251"), "windows-1251")[0] == "это"
+    assert decode("это".encode("cp1251"), "windows-1251") == ("это", "")
+    almost = "это русский текст".encode() + b"\xff" + "é".encode()
+    assert decode(almost, "windows-1251") == (
+        "это русский текст\ufffdé",
+        "byte 0xff at offset 32 is not UTF-8; bytes read as U+FFFD: 1",
+    )
+    assert "not UTF-8; it was read as" in decode("это".encode("cp1251") * 9, "punycode")[1], "no encoding of the web"
     assert decode("это".encode(), "windows-1251") == ("это", "")
     assert decode(b"caf\xe9", "no-such-encoding")[0] == "café"
 
