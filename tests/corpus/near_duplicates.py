@@ -69,6 +69,26 @@ def all_similar(texts: list[str], ngram: int, threshold: float) -> dict[tuple[in
     return {(int(common.row[n]), int(common.col[n])): float(similarity[n]) for n in found}
 
 
+def found_pairs(work: Path, rows_of_parts: list[int]) -> set[tuple[int, int]]:
+    """The pairs that the steps of fuzzy deduplication found, as numbers of documents.
+
+    Of documents of the same words only the first is compared with others; here its pairs are those of all of them.
+    """
+    begins = np.cumsum([0, *rows_of_parts])
+
+    def pairs(kind: str) -> list[tuple[int, int]]:
+        keys = np.concatenate([np.load(path) for path in (work / kind).glob("*.npy")], axis=1)
+        ends = begins[(keys >> np.uint64(32)).astype(int)] + (keys & np.uint64(0xFFFFFFFF)).astype(int)
+        return ends.T.tolist()
+
+    same: dict[int, list[int]] = {number: [number] for number in range(int(begins[-1]))}
+    for other, first in pairs("equal"):
+        same[first].append(other)
+    compared = [(a, b) for first, second in pairs("edges") for a in same[first] for b in same[second]]
+    equal = [(a, b) for group in same.values() for a in group for b in group if a < b]
+    return {(min(pair), max(pair)) for pair in compared + equal}
+
+
 def connected(pairs: set[tuple[int, int]], count: int) -> np.ndarray:
     """For each document the number of its group."""
     left, right = np.array(sorted(pairs), int).reshape(-1, 2).T

@@ -10,7 +10,7 @@ import pytest
 
 from scaling.corpus import duplicates as dup
 from scaling.corpus import fuzzy, similar
-from tests.corpus.near_duplicates import all_similar, connected, edited, read_ids, write_parts
+from tests.corpus.near_duplicates import all_similar, connected, edited, found_pairs, read_ids, write_parts
 from tests.shared import SHARED, needs_shared
 
 KNOBS = fuzzy.Fuzzy()
@@ -19,18 +19,6 @@ KNOBS = fuzzy.Fuzzy()
 def deduplicated(folder, names, knobs=KNOBS):
     results = list(dup.run(fuzzy.steps(folder / "in", folder / "out", folder / "work", names, knobs)))
     return results, {name: read_ids(folder / "out" / name) for name in names}
-
-
-def edges_of(folder, rows_of_parts):
-    """The edges that the steps found, as pairs of numbers of documents."""
-    begins = np.cumsum([0, *rows_of_parts])
-    pairs = set()
-    for kind in ("equal", "edges"):
-        for path in (folder / "work" / kind).glob("*.npy"):
-            keys = np.load(path)
-            ends = begins[(keys >> np.uint64(32)).astype(int)] + (keys & np.uint64(0xFFFFFFFF)).astype(int)
-            pairs |= {(min(a, b), max(a, b)) for a, b in ends.T.tolist()}
-    return pairs
 
 
 def sentences(numbers, words, vocabulary=3000):
@@ -58,7 +46,7 @@ def test_pairs_are_those_of_the_exhaustive_computation(tmp_path):
     texts = with_near_duplicates(random.Random(1), 600)
     write_parts(tmp_path / "in/a", texts, parts=3)
     results, kept = deduplicated(tmp_path, ("a",))
-    truth, found = set(all_similar(texts, 5, 0.8)), edges_of(tmp_path, [400] * 3)
+    truth, found = set(all_similar(texts, 5, 0.8)), found_pairs(tmp_path / "work", [400] * 3)
     assert len(truth) > 400
     assert found <= truth
     assert len(found) >= 0.97 * len(truth)
@@ -95,7 +83,7 @@ def test_big_buckets_give_the_same_groups_as_all_pairs(tmp_path, monkeypatch):
         write_parts(tmp_path / name / "in/a", texts)
         monkeypatch.setattr(similar, "SMALL", min(small, 300))
         deduplicated(tmp_path / name, ("a",))
-        groups.append(connected(edges_of(tmp_path / name, [300]), 300))
+        groups.append(connected(found_pairs(tmp_path / name / "work", [300]), 300))
     np.testing.assert_array_equal(*groups)
     assert 6 < len(set(groups[0].tolist())) < 100
 
@@ -220,7 +208,7 @@ def test_all_truth_pairs_of_the_articles_are_found(tmp_path, preset):
     truth = {tuple(sorted((number[row["id"]], number[row["duplicate_of"]]))) for row in rows if row["duplicate_of"]}
     write_parts(tmp_path / "in/a", [row["text"] for row in rows])
     _, kept = deduplicated(tmp_path, ("a",), fuzzy.Fuzzy(preset=preset))
-    assert edges_of(tmp_path, [100]) == truth and len(truth) == 5
+    assert found_pairs(tmp_path / "work", [100]) == truth and len(truth) == 5
     assert len(kept["a"]) == 95
 
 
@@ -232,7 +220,7 @@ def test_recall_and_precision_on_web_pages_with_planted_near_duplicates(tmp_path
     texts += [edited(text, numbers, numbers.uniform(0.7, 1)) for text in numbers.sample(long, 400)]
     write_parts(tmp_path / "in/a", texts, parts=2)
     deduplicated(tmp_path, ("a",))
-    truth, found = set(all_similar(texts, 5, 0.8)), edges_of(tmp_path, [800, 800])
+    truth, found = set(all_similar(texts, 5, 0.8)), found_pairs(tmp_path / "work", [800, 800])
     assert len(truth) > 200 and found <= truth and len(found) >= 0.95 * len(truth)
 
 
@@ -244,4 +232,4 @@ def test_books_that_are_there_twice(tmp_path):
     twice = {(first[row["blob"]], n) for n, row in enumerate(rows) if first.setdefault(row["blob"], n) != n}
     write_parts(tmp_path / "in/a", [row["text"] for row in rows])
     deduplicated(tmp_path, ("a",))
-    assert edges_of(tmp_path, [len(rows)]) == twice and len(twice) == 8
+    assert found_pairs(tmp_path / "work", [len(rows)]) == twice and len(twice) == 8
