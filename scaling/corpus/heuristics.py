@@ -8,7 +8,8 @@ first rule that it breaks, in the order of the code below. The count "breaks: RU
 
 The rules are for text with spaces. In documents of scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer,
 Burmese), each character of these scripts is a word. Rules on the length of words, on stop words and on repeated n-grams
-are not applied to them, since their thresholds are of words of letters.
+are not applied to them, since their thresholds are of words of letters. Where documents have a column ``language``, the
+rules on the length of words and on stop words are applied to documents of one language only.
 """
 
 import dataclasses
@@ -49,7 +50,7 @@ class Heuristics:
     min_alphabetic: float = knob(0.8, "", "gopher: share of words with a letter, at least")
     min_stop_words: int = knob(2, "words", "gopher: different stop words, at least")
     stop_words: tuple[str, ...] = knob(STOP_WORDS, "words", "gopher: in lower case")
-    stop_language: str = knob("en", "", "gopher: of the stop words; documents of another `language` are not asked")
+    language: str = knob("en", "", "gopher: of stop words and lengths of words; documents of another are not asked")
     max_lines: float = knob(0.3, "", "gopher: share of lines that occurred before in the document, at most")
     max_paragraphs: float = knob(0.3, "", "gopher: share of paragraphs that occurred before, at most")
     max_line_characters: float = knob(0.2, "", "gopher: share of characters in lines that occurred before, at most")
@@ -131,12 +132,12 @@ def _gopher(texts: pa.LargeStringArray, languages: list[str] | None, knobs: Heur
     found: Mapping[str, np.ndarray] = gopher.of_words(texts, words, knobs.stop_words) | gopher.of_lines(texts)
     asked = ~dense
     if languages is not None:
-        asked = asked & np.array([language == knobs.stop_language for language in languages])
+        asked = asked & np.array([language == knobs.language for language in languages])
     rules = {
         "too few words": _under(found["words"], knobs.min_words),
         "too many words": _over(found["words"], knobs.max_words),
-        "words too short": _under(found["word length"], knobs.min_word_length) & ~dense,
-        "words too long": _over(found["word length"], knobs.max_word_length) & ~dense,
+        "words too short": _under(found["word length"], knobs.min_word_length) & asked,
+        "words too long": _over(found["word length"], knobs.max_word_length) & asked,
         "too many hash signs": _over(found["hash signs"], knobs.max_symbols),
         "too many ellipses": _over(found["ellipses"], knobs.max_symbols),
         "lines begin with bullets": _over(found["bullets"], knobs.max_bullets),
@@ -149,11 +150,12 @@ def _gopher(texts: pa.LargeStringArray, languages: list[str] | None, knobs: Heur
         "characters in repeated paragraphs": _over(found["paragraph characters"], knobs.max_paragraph_characters),
     }
     if any(knobs.max_top_ngrams) or any(knobs.max_ngrams):
-        shares = gopher.of_ngrams(words)
+        # N-grams take most of the memory, and a document of too many words is dropped without them.
+        shares = gopher.of_ngrams(words.without(rules["too many words"] | dense))
         for length, most in zip(gopher.TOP, knobs.max_top_ngrams, strict=False):
-            rules[f"one {length}-gram too often"] = _over(shares[length], most) & ~dense
+            rules[f"one {length}-gram too often"] = _over(shares[length], most)
         for length, most in zip(gopher.DUPLICATE, knobs.max_ngrams, strict=False):
-            rules[f"repeated {length}-grams"] = _over(shares[length], most) & ~dense
+            rules[f"repeated {length}-grams"] = _over(shares[length], most)
     return rules
 
 

@@ -50,7 +50,7 @@ class Quality:
     features: int = knob(2**18, "", "buckets that words are hashed into")
     norm: str = knob("l2", "", "l2 = counts of a document have the Euclidean norm 1; none = counts, as in Spark")
     characters: int = knob(100_000, "characters", "of a document that are read, from its beginning; bounds memory")
-    sample: int = knob(50_000, "documents", "of each class, at most, that the classifier is trained and tested on")
+    sample: int = knob(20_000, "documents", "of each class, at most, that the classifier is trained and tested on")
     held_out: float = knob(0.1, "", "share of the sample that is not trained on; the area under the curve is of it")
     penalty: float = knob(1e-5, "", "half of it times the squared norm of the weights is added to the mean loss")
     iterations: int = knob(200, "", "of L-BFGS, at most")

@@ -30,6 +30,12 @@ class Words:
         """int64 [words], the document of each word."""
         return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
 
+    def without(self, documents: np.ndarray) -> "Words":
+        """The same documents, of which those of the mask [n] have no words."""
+        counts = np.diff(self.starts)
+        ids = self.ids[np.repeat(~documents, counts)]
+        return Words(np.concatenate([[0], np.cumsum(counts * ~documents)]), ids, self.vocabulary)
+
     def totals(self, values: np.ndarray) -> np.ndarray:
         """Sums over the words of each document [n], of values of words [words]; words are added in their order."""
         return np.bincount(self.documents, values, minlength=len(self.starts) - 1)

@@ -131,6 +131,17 @@ def test_gophers_rules(text, reason):
     assert reasons([text], presets=("gopher",), **grams) == [reason]
 
 
+def test_n_grams_are_not_looked_at_in_documents_of_too_many_words():
+    texts = [GOOD + " " + GOOD[:60], GOOD, "so it is to be " * 200, GOOD + " " + GOOD[:60]]
+    _, tally = heuristics.stage(table(texts), Heuristics(presets=("gopher",), max_words=200))
+    assert {name: number for name, number in tally.counts.items() if "gram" not in name or "5" in name} == {
+        "breaks: too many words": 1,
+        "breaks: repeated 5-grams": 2,
+        "too many words": 1,
+        "repeated 5-grams": 2,
+    }
+
+
 def test_a_rule_is_switched_off_by_zero():
     bad = "## x ...\n" * 5
     off = {name: 0 for name in vars(Heuristics()) if name.startswith(("min_", "max_"))}
@@ -203,12 +214,12 @@ def test_scripts_without_spaces_have_words_too():
     assert reasons([CHINESE], presets=("c4",)) == [""]
 
 
-def test_stop_words_are_asked_for_in_their_language_only():
-    text = " ".join(f"wort{n}" for n in range(60))
-    for languages, reason in ((["de"], 0), (["en"], 1)):
-        documents = table([text]).append_column("language", pa.array(languages))
-        _, tally = heuristics.stage(documents, Heuristics(presets=("gopher",)))
-        assert tally.counts.get("too few stop words", 0) == reason
+def test_words_are_asked_for_in_their_language_only():
+    texts = [" ".join(f"wort{n}" for n in range(60)), "a " * 9 + "the of " * 60]
+    for language, counts in (("de", {}), ("en", {"too few stop words": 1, "words too short": 1})):
+        documents = table(texts).append_column("language", pa.array([language] * 2))
+        _, tally = heuristics.stage(documents, Heuristics(presets=("gopher",), max_top_ngrams=(), max_ngrams=()))
+        assert {name: number for name, number in tally.counts.items() if "breaks" not in name} == counts
 
 
 def test_slices_change_nothing(monkeypatch):
