@@ -60,13 +60,9 @@ def encode(documents: pa.Table, words: Tokenizer) -> tuple[np.ndarray, Tally]:
         texts = batch.column("text").to_pylist()
         for row in [row for row, text in enumerate(texts) if not text]:
             tally.drop("empty", batch.column("id")[row].as_py(), "")
-        encoded = words.encode_batch([text for text in texts if text])
-        found.append(np.full(sum(map(len, encoded)) + len(encoded), words.eot, dtype))
-        place = 0
-        for ids in encoded:
-            found[-1][place : place + len(ids)] = ids
-            place += len(ids) + 1
-        tally.count("documents", len(encoded))
+        kept = [text for text in texts if text]
+        found.append(words.encode_stream(kept).astype(dtype))
+        tally.count("documents", len(kept))
     stream = np.concatenate(found)
     tally.count("tokens", stream.size)
     return stream, tally

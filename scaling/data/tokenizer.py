@@ -96,6 +96,16 @@ class BPETokenizer(Tokenizer):
         last = self._ordinary(text[done:])
         return (np.concatenate([*parts, last]) if parts else last).astype(np.int32)
 
+    def encode_stream(self, texts: Sequence[str]) -> np.ndarray:
+        """See ``Tokenizer``. One call for many short texts, as each call takes as long as a hundred letters."""
+        joined = END_OF_TEXT.join([*texts, ""])
+        if joined.count(END_OF_TEXT) > len(texts) or next(_long_pieces(joined), None):
+            return super().encode_stream(texts)
+        try:
+            return self._encoding.encode_to_numpy(joined, allowed_special={END_OF_TEXT}).astype(np.int32)
+        except UnicodeEncodeError:  # half of a surrogate pair
+            return super().encode_stream(texts)
+
     def _ordinary(self, text: str) -> np.ndarray:
         try:  # an array without a list before it, which is a sixth faster
             return self._encoding.encode_to_numpy(text, disallowed_special=())

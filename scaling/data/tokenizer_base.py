@@ -65,6 +65,13 @@ class Tokenizer(abc.ABC):
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of the ids; ``eot`` becomes ``<|endoftext|>``, and an invalid UTF-8 sequence becomes U+FFFD."""
 
+    def encode_stream(self, texts: Sequence[str]) -> np.ndarray:
+        """Ids of the texts, each followed by ``eot``, as one array: int32 [tokens]."""
+        end = np.array([self.eot], np.int32)
+        return np.concatenate(
+            [np.empty(0, np.int32), *(ids for text in self.encode_batch(texts) for ids in (text, end))]
+        )
+
     def file(self) -> tuple[str, bytes]:
         """Suffix and content of a file from which ``load`` makes this tokenizer again, with this fingerprint."""
         raise NotImplementedError(f"{self.name} is known by its name")

@@ -62,6 +62,30 @@ def test_decode_inverts_encode_and_no_text_makes_end_of_text(tokenizers):
             np.testing.assert_array_equal(ids, words.encode(text))
 
 
+def test_a_stream_is_the_texts_with_their_ends(tokenizers):
+    rng = random.Random(1)
+    plain = [text for text in TEXTS if "<|endoftext|>" not in text] + ["the<|endoftext|", ">x", "\n\n", "a  "]
+    long = " " * tokenizer._LONG_RUN
+    batches = [rng.choices(plain, k=rng.randrange(1, 9)) for _ in range(200)]
+    batches += [[], plain, TEXTS, ["<|endoftext|>"], ["<|endof", "text|>"], ["a" + long, long], [long[1:], " b", long]]
+    for words in tokenizers:
+        for texts in batches:
+            expected = [i for text in texts for i in [*words.encode(text), words.eot]]
+            found = words.encode_stream(texts)
+            assert found.dtype == np.int32 and found.tolist() == expected, (words.name, texts)
+
+
+@needs_shared("data/tokenizer/r50k_base.tiktoken")
+@needs_shared("data/c4/c4_en_sample.jsonl.gz")
+def test_a_stream_of_real_texts_is_that_of_tiktoken():
+    words = tokenizer.load(str(SHARED / "data/tokenizer/r50k_base.tiktoken"))
+    texts = [record["text"] for record in records(SHARED / "data/c4/c4_en_sample.jsonl.gz")]
+    expected = [i for text in texts for i in [*words._encoding.encode_ordinary(text), 50256]]
+    assert words.encode_stream(texts).tolist() == expected
+    assert words.encode("half \ud83d of a pair").tolist() == words._encoding.encode_ordinary("half \ud83d of a pair")
+    assert words.encode_stream(["\ud83d", "b"]).tolist() == [*words.encode("\ud83d"), 50256, 65, 50256]
+
+
 def test_end_of_text_decodes_to_its_name(tokenizers):
     for words in tokenizers:
         ids = [words.eot, *words.encode("a b"), words.eot, *words.encode(" c")]
