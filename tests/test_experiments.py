@@ -9,7 +9,7 @@ from scaling.config.resolve import resolve
 from scaling.sweep.plan import plan
 
 ROOT = Path(__file__).parent.parent
-ELSE = ("sweeps", "in_context", "rewards")
+ELSE = ("sweeps", "in_context", "rewards", "data")
 PROGRAMS = [ROOT / "experiments/instructgpt/overoptimisation.py"]  # that a user runs, and that are no configs
 FILES = sorted(p for p in ROOT.glob("experiments/*/*.py") if p.parent.name not in ELSE and p not in PROGRAMS)
 SWEEPS = sorted(ROOT.glob("experiments/sweeps/*.py"))

@@ -10,7 +10,7 @@ import re
 from pathlib import Path, PurePath
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_IS_EXPERIMENT = re.compile(r"^def get_(config|sweep)\(", re.MULTILINE)
+_IS_EXPERIMENT = re.compile(r"^def get_(config|sweep|corpus)\(", re.MULTILINE)
 _LIKE = 1.2  # of 2: a name that is less similar to another is not taken for a misspelling of it
 
 
@@ -21,7 +21,7 @@ def folder() -> Path:
 
 
 def experiments() -> dict[str, Path]:
-    """Maps names such as ``gpt3/125m`` to the files that have ``get_config`` or ``get_sweep``."""
+    """Maps names such as ``gpt3/125m`` to the files that have ``get_config``, ``get_sweep`` or ``get_corpus``."""
     root = folder()
     files = [path for path in sorted(root.glob("*/*.py")) if _IS_EXPERIMENT.search(path.read_text(encoding="utf-8"))]
     return {path.relative_to(root).as_posix().removesuffix(".py"): path for path in files}
