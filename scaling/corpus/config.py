@@ -41,6 +41,7 @@ STAGES = (
 )
 NEEDED = ("read", "extract")  # first and in this order; between them, only votes
 _FIELDS = ("text", "id", "url", "votes")  # whose keys a source may name
+_HTML = "html"  # what a source says whose texts are pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Corpus:
         (),
         "(data set, files[, keys])",
         "documents: a path or glob of .txt, .jsonl, .parquet, .warc, .arc or .wet, also compressed; keys are fields of "
-        "records that have other names there, as in 'text=content,id=path,votes=karma'",
+        "records that have other names there, as in 'text=content,id=path,votes=karma'; html = the text is HTML",
     )
     stages: tuple[str, ...] = knob(STAGES, "names", "in their order; read and extract are always needed")
     only: tuple[tuple[str, str], ...] = knob(
@@ -89,9 +90,10 @@ class Corpus:
 
     def read_knobs(self, source: Sequence[str]) -> Read:
         """The knobs with which a source is read."""
-        keys = dict(pair.split("=", 1) for pair in _split(source[2])) if len(source) > 2 else {}
+        said = _split(source[2]) if len(source) > 2 else []
+        keys = dict(pair.split("=", 1) for pair in said if pair != _HTML)
         changed: dict[str, Any] = {f"{field}_key": key for field, key in keys.items()}
-        return dataclasses.replace(self.read, **changed)
+        return dataclasses.replace(self.read, html=self.read.html or _HTML in said, **changed)
 
 
 CORPUS: Kind[Corpus] = Kind(Corpus(), "get_corpus")
@@ -150,8 +152,9 @@ def _check_source(source: Sequence[str]) -> None:
         raise ValueError(f"config.sources: the data set {name!r} must have a name of letters, digits, '.', '_' and '-'")
     for pair in _split(source[2]) if len(source) > 2 else ():
         field, equals, key = pair.partition("=")
-        if field not in _FIELDS or not equals or not key:
-            raise ValueError(f"config.sources: {pair!r} of {name} must be FIELD=KEY, with {', '.join(_FIELDS)}")
+        if pair != _HTML and (field not in _FIELDS or not equals or not key):
+            fields = ", ".join(_FIELDS)
+            raise ValueError(f"config.sources: {pair!r} of {name} must be FIELD=KEY, with {fields}, or {_HTML}")
 
 
 def _check_only(entry: Sequence[str], config: Corpus) -> None:

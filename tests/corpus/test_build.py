@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from scaling.config.files import edited
 from scaling.corpus.build import build
 from scaling.corpus.config import CORPUS, checked
 from scaling.data.shards import TokenDataset, read_index
 from tests.programs import environment
 
-WORDS = "the of and to in river house under light seven winter garden stone they had been with a long road".split()
+WORDS = ["the", "of", "and", "to", "in", "river", "house", "under", "light", "seven", "winter", "garden", "stone", "they", "had", "been", "with", "a", "long", "road"]
 PAGE = "<html><body><nav>home news</nav><article><h1>Title</h1>{}</article><footer>legal</footer></body></html>"
 
 
@@ -49,11 +50,10 @@ def config(raw, workdir, **changes):
     values.workers = 1
     values.sources = (
         ("web", f"{raw}/web*.jsonl", "votes=karma"),
-        ("crawl", f"{raw}/crawl.jsonl.gz"),
+        ("crawl", f"{raw}/crawl.jsonl.gz", "html"),
     )
     values.only = (("votes", "web"), ("quality", "crawl"))
     values.votes.least = 1.0
-    values.read.html = False
     values.language.keep = ()
     values.heuristics.presets = ()
     values.quality.positives = ("web",)
@@ -67,7 +67,7 @@ def config(raw, workdir, **changes):
         for section in sections:
             target = target[section]
         target[knob] = value
-    return checked(CORPUS.freeze(values))
+    return checked(edited(CORPUS, values, []))
 
 
 def content(folder):
@@ -83,3 +83,115 @@ def content(folder):
 @pytest.fixture(scope="module")
 def built(raw, tmp_path_factory):
     return build(config(raw, tmp_path_factory.mktemp("built")))
+
+
+def counts(built, stage, data_set):
+    tally = built.tallies[stage][data_set]
+    return tally.documents_in, tally.documents_out
+
+
+def test_each_stage_does_its_part(built, raw):
+    assert counts(built, "read", "web") == (20, 20)
+    assert counts(built, "votes", "web") == (20, 16)  # those of 0 votes go
+    assert "crawl" not in built.tallies["votes"]
+    assert counts(built, "extract", "crawl") == (14, 14)
+    (fault,) = built.tallies["read"]["crawl"].faults
+    assert (fault.file, fault.place) == ("crawl/crawl.jsonl.gz", 15)
+    assert "title" not in json.dumps(built.tallies["extract"]["crawl"].examples).lower().replace("html", "")
+    # One page twice, and one page whose text is also in the curated set, whose copy stays.
+    assert counts(built, "exact", "crawl") == (14, 12)
+    assert counts(built, "exact", "web") == (16, 16)
+    assert built.tallies["quality"]["crawl"].notes["held-out tested"]
+
+
+def test_tokens_and_manifest(built):
+    index = {name: read_index(built.folder / "tokens" / name) for name in ("web", "crawl")}
+    assert [index[name].documents for name in ("web", "crawl")] == [16, 12]
+    assert [each.weight for each in built.manifest.datasets] == [0.7, 0.3]
+    assert [each.tokens for each in built.manifest.datasets] == [index["web"].tokens, index["crawl"].tokens]
+    text = bytes(TokenDataset(built.folder / "tokens" / "crawl", 64).read(0, 200).astype("uint8")).decode()
+    assert "\n".join(sentences(100))[:150] in text and "home news" not in text
+
+
+def test_page_and_figures(built):
+    page = (built.folder / "report.html").read_text()
+    for words in ("From stage to stage", "exact duplicate", "What could not be read", "crawl.jsonl.gz", "Mixture"):
+        assert words in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://site/", "")
+    figures = json.loads((built.folder / "report.json").read_text())
+    assert figures["exact"]["crawl"]["documents_out"] == 12
+
+
+@pytest.mark.parametrize("changes", [{"workers": 2}, pytest.param({"engine": "ray"}, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+def test_the_same_bytes(built, raw, tmp_path, changes):
+    if "engine" in changes:
+        pytest.importorskip("ray")
+    # In a process of its own: Daft has one runner in a process.
+    program = (
+        "import sys; from tests.corpus.test_build import config; from scaling.corpus.build import build; "
+        f"build(config(sys.argv[1], sys.argv[2], **{changes!r}))"
+    )
+    subprocess.run([sys.executable, "-c", program, str(raw), str(tmp_path)], check=True, env=environment())
+    assert content(tmp_path) == content(built.folder)
+
+
+@pytest.mark.slow
+def test_a_killed_build_goes_on_to_the_same_bytes(built, raw, tmp_path):
+    program = (
+        "import sys; from tests.corpus.test_build import config; from scaling.corpus.build import build; "
+        "build(config(sys.argv[1], sys.argv[2]))"
+    )
+    for stage in ("02-votes", "08-fuzzy", "12-tokens"):
+        process = subprocess.Popen([sys.executable, "-c", program, str(raw), str(tmp_path)], env=environment())
+        end = time.monotonic() + 300
+        while not (tmp_path / "stages" / stage).exists() and process.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert build(config(raw, tmp_path)).manifest
+    left = content(tmp_path)
+    assert not [name for name in left if "partial" in name or ".tmp" in name]
+    assert left == content(built.folder)
+
+
+def test_what_is_done_is_not_done_again_and_what_changed_is(raw, tmp_path):
+    stages = ("read", "votes", "extract", "exact")
+    build(config(raw, tmp_path, stages=stages, only=()))
+    times = {path: os.stat(path).st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    build(config(raw, tmp_path, stages=stages, only=()))
+    assert times == {path: os.stat(path).st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    build(config(raw, tmp_path, stages=stages, only=(), votes__least=2.0))
+    again = {path: os.stat(path).st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    read = [path for path in times if "01-read" in str(path)]
+    assert all(times[path] == again[path] for path in read) and read
+    assert all(times[path] != again[path] for path in times.keys() & again.keys() if path not in read)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"sources": ()}, "config.sources is empty"),
+        ({"sources": (("a/b", "x"),)}, "'a/b' must have a name"),
+        ({"sources": (("a", "x", "body=content"),)}, "'body=content' of a"),
+        ({"stages": ("read", "quality")}, "must begin with read and extract"),
+        ({"stages": ("read", "extract", "qualty")}, "no stage 'qualty'"),
+        ({"stages": ("read", "extract", "mixture")}, "after tokens"),
+        ({"only": (("tokens", "web"),)}, "'tokens' must be one of"),
+        ({"only": (("quality", "wbe"),)}, "'wbe', which is none of web, crawl"),
+        ({"workers": -1}, "config.workers=-1"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_knobs_that_do_not_fit_are_refused(tmp_path, changes, words):
+    with pytest.raises(ValueError, match=words):
+        config(Path("nowhere"), tmp_path, **changes)
+
+
+def test_missing_files_and_weights_are_refused_before_anything_is_written(raw, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        build(config(Path("nowhere"), tmp_path / "a"))
+    with pytest.raises(ValueError, match="no weight for crawl"):
+        build(config(raw, tmp_path / "b", mixture__weights=(("web", 1.0),)))
+    assert not [*tmp_path.iterdir()]

@@ -55,7 +55,7 @@ NONE = [
 ]
 
 
-def counted(texts, knobs=Demonstrations()):  # noqa: B008 - frozen
+def counted(texts, knobs=Demonstrations()):
     documents, tally = demonstrations.stage(table(texts), knobs)
     assert documents.equals(table(texts))
     return tally

@@ -13,7 +13,7 @@ from scaling.corpus import duplicates as dup
 from tests.corpus.near_duplicates import read_ids, write_parts
 
 
-def deduplicated(folder, names, knobs=exact.Exact()):  # noqa: B008 (frozen)
+def deduplicated(folder, names, knobs=exact.Exact()):
     results = list(dup.run(exact.steps(folder / "in", folder / "out", folder / "work", names, knobs)))
     return dup.tally(results), {name: read_ids(folder / "out" / name) for name in names}
 
