@@ -28,7 +28,7 @@ help:
 	@echo "make plan-check compile small steps with the TPU's compiler and compare with recorded figures"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff mend what it can"
-	@echo "make docs       write docs/config.md from scaling/config/schema.py"
+	@echo "make docs       write docs/config.md and docs/corpus_knobs.md, the lists of all knobs"
 	@echo "make site       build the documentation site in site/, links checked"
 	@echo "make wheel      write dist/scaling-*.whl, which has the experiments in it"
 	@echo "make clean      remove $(VENV), $(LIBTPU), $(MKDOCS), caches and build output (never runs/)"
@@ -81,6 +81,8 @@ format: setup
 docs: setup
 	$(BIN)/scaling config --describe > docs/config.md.new
 	mv docs/config.md.new docs/config.md
+	$(BIN)/scaling data build --describe > docs/corpus_knobs.md.new
+	mv docs/corpus_knobs.md.new docs/corpus_knobs.md
 
 $(MKDOCS)/.installed: requirements-docs.lock | setup
 	@echo "Setting up MkDocs in $(MKDOCS) ..."

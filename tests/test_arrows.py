@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A room imports from its own line and from those below it. Lines have no circles either.
 ARROWS = """
     commands launch sweep bench
-    align evaluate plan report laws serve
+    align corpus evaluate plan report laws serve
     train generate
     interop runs objectives
     model data catalog

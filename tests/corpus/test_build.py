@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import random
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from scaling.corpus.config import CORPUS, checked
 from scaling.data.shards import TokenDataset, read_index
 from tests.programs import environment
 
-WORDS = ["the", "of", "and", "to", "in", "river", "house", "under", "light", "seven", "winter", "garden", "stone", "they", "had", "been", "with", "a", "long", "road"]
+WORDS = ("the of and to in river house under light seven winter garden stone they had been with a long road").split()  # noqa: SIM905
 PAGE = "<html><body><nav>home news</nav><article><h1>Title</h1>{}</article><footer>legal</footer></body></html>"
 
 
@@ -159,11 +158,11 @@ def test_a_killed_build_goes_on_to_the_same_bytes(built, raw, tmp_path):
 def test_what_is_done_is_not_done_again_and_what_changed_is(raw, tmp_path):
     stages = ("read", "votes", "extract", "exact")
     build(config(raw, tmp_path, stages=stages, only=()))
-    times = {path: os.stat(path).st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     build(config(raw, tmp_path, stages=stages, only=()))
-    assert times == {path: os.stat(path).st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     build(config(raw, tmp_path, stages=stages, only=(), votes__least=2.0))
-    again = {path: os.stat(path).st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    again = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     read = [path for path in times if "01-read" in str(path)]
     assert all(times[path] == again[path] for path in read) and read
     assert all(times[path] != again[path] for path in times.keys() & again.keys() if path not in read)
