@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from etils import epath
 
 from scaling.corpus.lines import SENTENCE_END, Pieces, lines, repeated_spans, sentences
-from scaling.corpus.words import spaced
+from scaling.corpus.words import between_spaces, spaced
 
 _CITATION = r"\[(?:\d+|edit|citation needed)\]"
 _WITHOUT_BOUNDARIES = ("ja", "zh", "th", "lo", "km", "my")  # languages whose terms are found inside of words, too
@@ -47,7 +47,7 @@ def cut_lines(
     lower = pc.utf8_lower(found.texts) if phrases else found.texts
     rules = {f"contains {phrase!r}": _contains(lower, phrase) for phrase in phrases}
     if words:
-        pieces = pc.utf8_split_whitespace(spaced(found.texts, which[found.documents]))
+        pieces = between_spaces(spaced(found.texts, which[found.documents]))
         rules[f"under {words} words"] = pc.list_value_length(pieces).to_numpy(zero_copy_only=False) < words
     if marks:
         end = f"(?:{'|'.join(map(re.escape, marks))})$"

@@ -54,14 +54,23 @@ def slices(texts: pa.ChunkedArray) -> Iterator[tuple[int, pa.LargeStringArray]]:
         first = last
 
 
+def between_spaces(texts: pa.LargeStringArray) -> pa.ListArray:
+    """The pieces between white space (as Unicode has it), for each text; a text without words has one empty piece.
+
+    White space at the ends is cut first. Where the last text of an array ends with some, ``utf8_split_whitespace`` of
+    Arrow (25, 26) reads the byte after the array's end, and by its random value it splits there or not.
+    """
+    return pc.utf8_split_whitespace(pc.utf8_trim_whitespace(texts))
+
+
 def split(texts: pa.LargeStringArray) -> Words:
-    """The pieces between white space (as Unicode has it)."""
-    lists = pc.utf8_split_whitespace(texts)
+    """The words of texts: the pieces between white space."""
+    lists = between_spaces(texts)
     encoded = lists.flatten().dictionary_encode()
     ids = encoded.indices.to_numpy(zero_copy_only=False)
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
     vocabulary = encoded.dictionary
-    empty = pc.index(vocabulary, "").as_py()  # what Arrow finds before white space at an end of a text
+    empty = pc.index(vocabulary, "").as_py()  # the piece of a text without words
     if empty >= 0:
         present = ids != empty
         document = np.repeat(np.arange(len(lengths)), lengths)

@@ -137,6 +137,7 @@ def test_n_grams_are_not_looked_at_in_documents_of_too_many_words():
     assert {name: number for name, number in tally.counts.items() if "gram" not in name or "5" in name} == {
         "breaks: too many words": 1,
         "breaks: repeated 5-grams": 2,
+        "breaks: words too short": 1,
         "too many words": 1,
         "repeated 5-grams": 2,
     }
@@ -220,6 +221,24 @@ def test_words_are_asked_for_in_their_language_only():
         documents = table(texts).append_column("language", pa.array([language] * 2))
         _, tally = heuristics.stage(documents, Heuristics(presets=("gopher",), max_top_ngrams=(), max_ngrams=()))
         assert {name: number for name, number in tally.counts.items() if "breaks" not in name} == counts
+
+
+def test_words_are_those_that_python_splits():
+    random = np.random.default_rng(0)
+    pieces = np.array(["a", "b", "é", "日", " ", "  ", "\n", "\t", "\u3000", "\xa0", "the "])
+    texts = ["".join(random.choice(pieces, random.integers(0, 6))) for _ in range(300)]
+    found = words.split(pa.array(texts, pa.large_string()))
+    vocabulary, starts = found.vocabulary.to_pylist(), zip(found.starts, found.starts[1:], strict=False)
+    assert [[vocabulary[i] for i in found.ids[a:b]] for a, b in starts] == [text.split() for text in texts]
+
+
+@pytest.mark.parametrize("after", [b"\xff", b"\x00", b" ", b"a"])
+def test_words_do_not_depend_on_the_byte_after_an_array(after):
+    """Arrow alone splits the last text by that byte; see ``words.between_spaces``."""
+    offsets = pa.py_buffer(np.array([0, 2, 4], np.int64))
+    texts = pa.LargeStringArray.from_buffers(2, offsets, pa.py_buffer(b"a b " + after))
+    assert words.split(texts).starts.tolist() == [0, 1, 2]
+    assert words.between_spaces(texts).to_pylist() == [["a"], ["b"]]
 
 
 def test_slices_change_nothing(monkeypatch):
