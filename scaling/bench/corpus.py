@@ -71,7 +71,7 @@ def corpus(files: Sequence[Path], number: int, words: int, repetitions: int, pee
 
 def _timed(source: Path, folder: Path, knobs: fuzzy.Fuzzy) -> tuple[Timing, int]:
     with Timing() as taken:
-        steps = fuzzy.steps(source, folder / "output", folder / "work", ["documents"], knobs)
+        steps = fuzzy.steps({"documents": sorted((source / "documents").glob("*.parquet"))}, folder, knobs)
         results = list(dup.run(steps))
     return taken, dup.tally(results).documents_out
 

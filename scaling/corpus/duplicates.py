@@ -15,7 +15,7 @@ key). A task that handles one range of hashes finds its entries in each file by 
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,39 +78,32 @@ class Corpus:
         return np.searchsorted(np.array(self.starts, np.uint64), keys >> ROW_BITS, side="right") - 1
 
 
-def find(
-    source: Path, target: Path, work: Path, names: Sequence[str], order: Sequence[str]
-) -> tuple[Corpus, list[Part]]:
-    """Finds and numbers the parts.
+def find(found: Mapping[str, Sequence[Path]], folder: Path, order: Sequence[str]) -> tuple[Corpus, list[Part]]:
+    """Numbers the parts.
 
     Args:
-        source: a folder with a folder of parts for each data set.
-        target: where parts of the same names will be written.
-        work: folder for files of the steps.
-        names: of the data sets.
+        found: data set -> its parts, in their order.
+        folder: of the stage: parts are written into ``DATASET/``, and files of the steps into ``work/``.
         order: names of data sets from which a copy is kept rather than from others, the highest priority first. Data
-            sets that are not named follow in the order of ``names``.
+            sets that are not named follow in the order of ``found``.
 
     Raises:
         ValueError: ``order`` has a name that is no data set, or a name twice.
-        FileNotFoundError: a data set has no folder.
     """
     for name in order:
-        if name not in names:
-            raise ValueError(f"order names the data set {name!r}, which is none of {', '.join(names)}")
+        if name not in found:
+            raise ValueError(f"order names the data set {name!r}, which is none of {', '.join(found)}")
     if len(set(order)) < len(order):
         raise ValueError(f"order={tuple(order)} names a data set twice")
-    ordered = [*order, *(name for name in names if name not in order)]
+    ordered = [*order, *(name for name in found if name not in order)]
     parts: list[Part] = []
     starts: list[int] = []
     for name in ordered:
-        if not (source / name).is_dir():
-            raise FileNotFoundError(f"{source / name} is no folder; the data set {name!r} has no parts to deduplicate")
         starts.append(len(parts))
-        for path in sorted((source / name).glob("*.parquet")):
-            parts.append(Part(len(parts), path, target / name / path.name))
+        for path in found[name]:
+            parts.append(Part(len(parts), path, folder / name / path.name))
     rows = sum(pq.read_metadata(part.source).num_rows for part in parts)
-    return Corpus(work, tuple(ordered), tuple(starts), len(parts), rows), parts
+    return Corpus(folder / "work", tuple(ordered), tuple(starts), len(parts), rows), parts
 
 
 def keys_of(part: Part, rows: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from Common Crawl (arXiv 2005.14165, Appendix A) is ``order=("webtext", "common_
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +29,20 @@ class Exact:
     order: tuple[str, ...] = knob((), "", "data sets whose copy is kept first, in order; then those not named")
 
 
-def steps(source: Path, target: Path, work: Path, names: Sequence[str], knobs: Exact) -> list[dup.Step]:
+def steps(found: Mapping[str, Sequence[Path]], folder: Path, knobs: Exact) -> list[dup.Step]:
     """What is to be done, in order. The step "drop" writes the parts; its results are tallies.
 
     Args:
-        source: a folder with a folder of parts for each data set.
-        target: where parts of the same names will be written.
-        work: folder for files of the steps, 24 bytes a document.
-        names: of the data sets.
+        found: data set -> its parts, in their order.
+        folder: of the stage: parts are written into ``DATASET/``, files of the steps into ``work/``
+            with 24 bytes a document.
         knobs: of the stage.
 
     Raises:
         ValueError: ``knobs.order`` names something else than data sets.
-        FileNotFoundError: a data set has no folder.
     """
-    corpus, parts = dup.find(source, target, work, names, knobs.order)
+    corpus, parts = dup.find(found, folder, knobs.order)
+    work = corpus.work
     partitions = 1 + corpus.rows // dup.ENTRIES
     return [
         dup.Step("digests", digests, [(work, part) for part in parts]),

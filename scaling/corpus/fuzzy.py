@@ -26,7 +26,7 @@ the same words.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,23 +80,21 @@ def resolved(knobs: Fuzzy) -> Fuzzy:
     )
 
 
-def steps(source: Path, target: Path, work: Path, names: Sequence[str], knobs: Fuzzy) -> list[dup.Step]:
+def steps(found: Mapping[str, Sequence[Path]], folder: Path, knobs: Fuzzy) -> list[dup.Step]:
     """What is to be done, in order. The step "drop" writes the parts; its results are tallies.
 
     Args:
-        source: a folder with a folder of parts for each data set.
-        target: where parts of the same names will be written.
-        work: folder for files of the steps: 700 bytes a document with the preset ``modern``, and 8 bytes a word of
-            the documents that are compared.
-        names: of the data sets.
+        found: data set -> its parts, in their order.
+        folder: of the stage: parts are written into ``DATASET/``, files of the steps into ``work/``. These have
+            700 bytes a document with the preset ``modern``, and 8 bytes a word of the documents that are compared.
         knobs: of the stage.
 
     Raises:
         ValueError: a knob is out of range, or ``knobs.order`` names something else than data sets.
-        FileNotFoundError: a data set has no folder.
     """
     knobs = resolved(knobs)
-    corpus, parts = dup.find(source, target, work, names, knobs.order)
+    corpus, parts = dup.find(found, folder, knobs.order)
+    work = corpus.work
     count = 1 + corpus.rows * (knobs.bands + 1) // dup.ENTRIES
     ranges = range(count)
     return [

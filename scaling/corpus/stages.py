@@ -157,7 +157,7 @@ def _deduplicated(module: Any, section: str) -> Callable[..., Made]:
     """Exact or fuzzy deduplication, within and across the data sets."""
 
     def stage_of(stage: Stage, config: Corpus) -> Made:
-        steps = module.steps(stage.parts, stage.folder, stage.folder / "work", getattr(config, section))
+        steps = module.steps(stage.parts, stage.folder, getattr(config, section))
         last: list[dict[str, Any]] = []
         for step in steps:
             tasks = [

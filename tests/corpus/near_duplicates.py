@@ -94,3 +94,8 @@ def connected(pairs: set[tuple[int, int]], count: int) -> np.ndarray:
     left, right = np.array(sorted(pairs), int).reshape(-1, 2).T
     graph = sp.coo_matrix((np.ones(len(left)), (left, right)), shape=(count, count))
     return connected_components(graph, directed=False)[1]
+
+
+def parts_of(folder, names):
+    """The parts of data sets in ``folder/in``, as a stage gets them."""
+    return {name: sorted((folder / "in" / name).glob("*.parquet")) for name in names}

@@ -10,12 +10,12 @@ import pytest
 
 from scaling.corpus import documents, exact
 from scaling.corpus import duplicates as dup
-from tests.corpus.near_duplicates import read_ids, write_parts
+from tests.corpus.near_duplicates import parts_of, read_ids, write_parts
 
 
 def deduplicated(folder, names, knobs=exact.Exact()):
-    results = list(dup.run(exact.steps(folder / "in", folder / "out", folder / "work", names, knobs)))
-    return dup.tally(results), {name: read_ids(folder / "out" / name) for name in names}
+    results = list(dup.run(exact.steps(parts_of(folder, names), folder, knobs)))
+    return dup.tally(results), {name: read_ids(folder / name) for name in names}
 
 
 def test_white_space_and_composition_do_not_count_case_and_punctuation_do():
@@ -54,12 +54,12 @@ def test_parts_partitions_and_order_of_tasks_do_not_matter(tmp_path, monkeypatch
         write_parts(folder / "in/a", texts[:600], parts)
         write_parts(folder / "in/b", texts[600:], parts)
         monkeypatch.setattr(dup, "ENTRIES", entries)
-        steps = exact.steps(folder / "in", folder / "out", folder / "work", ("a", "b"), exact.Exact())
+        steps = exact.steps(parts_of(folder, ("a", "b")), folder, exact.Exact())
         assert len(steps[1].inputs) == 1 + 1000 // entries
         for step in pickle.loads(pickle.dumps(steps)):
             for task in numbers.sample(step.inputs, len(step.inputs)):
                 step.function(*task)
-        kept.append([read_ids(folder / "out" / name) for name in ("a", "b")])
+        kept.append([read_ids(folder / name) for name in ("a", "b")])
     assert kept[0] == kept[1]
     first = {text: place for place, text in reversed(list(enumerate(texts)))}
     expected = sorted(first.values())
@@ -82,7 +82,7 @@ def test_empty_parts_and_data_sets_without_parts(tmp_path):
     (tmp_path / "in/b").mkdir()
     tally, kept = deduplicated(tmp_path, ("a", "b"))
     assert kept == {"a": [], "b": []} and tally.documents_in == 0
-    assert documents.read(tmp_path / "out/a/f000000-00000.parquet").num_rows == 0
+    assert documents.read(tmp_path / "a/f000000-00000.parquet").num_rows == 0
 
 
 @pytest.mark.parametrize(
@@ -92,10 +92,5 @@ def test_a_wrong_order_is_refused(tmp_path, order, said):
     write_parts(tmp_path / "in/a", ["x"])
     write_parts(tmp_path / "in/b", ["x"])
     with pytest.raises(ValueError, match=said):
-        exact.steps(tmp_path / "in", tmp_path / "out", tmp_path / "work", ("a", "b"), exact.Exact(order=order))
+        exact.steps(parts_of(tmp_path, ("a", "b")), tmp_path, exact.Exact(order=order))
     assert not (tmp_path / "work").exists()
-
-
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="the data set 'a' has no parts"):
-        exact.steps(tmp_path / "in", tmp_path / "out", tmp_path / "work", ("a",), exact.Exact())

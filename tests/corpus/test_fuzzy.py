@@ -10,15 +10,15 @@ import pytest
 
 from scaling.corpus import duplicates as dup
 from scaling.corpus import fuzzy, similar
-from tests.corpus.near_duplicates import all_similar, connected, edited, found_pairs, read_ids, write_parts
+from tests.corpus.near_duplicates import all_similar, connected, edited, found_pairs, parts_of, read_ids, write_parts
 from tests.shared import SHARED, needs_shared
 
 KNOBS = fuzzy.Fuzzy()
 
 
 def deduplicated(folder, names, knobs=KNOBS):
-    results = list(dup.run(fuzzy.steps(folder / "in", folder / "out", folder / "work", names, knobs)))
-    return results, {name: read_ids(folder / "out" / name) for name in names}
+    results = list(dup.run(fuzzy.steps(parts_of(folder, names), folder, knobs)))
+    return results, {name: read_ids(folder / name) for name in names}
 
 
 def sentences(numbers, words, vocabulary=3000):
@@ -63,13 +63,13 @@ def test_parts_ranges_order_and_repetition_do_not_matter(tmp_path, monkeypatch):
         write_parts(folder / "in/a", texts[:160], parts)
         write_parts(folder / "in/b", texts[160:], parts)
         monkeypatch.setattr(dup, "ENTRIES", entries)
-        steps = fuzzy.steps(folder / "in", folder / "out", folder / "work", ("a", "b"), KNOBS)
+        steps = fuzzy.steps(parts_of(folder, ("a", "b")), folder, KNOBS)
         assert len(steps[1].inputs) == 1 + 240 * 15 // entries
         for step in pickle.loads(pickle.dumps(steps)):
             for task in numbers.sample(step.inputs, len(step.inputs)) + step.inputs[:1]:
                 step.function(*task)
-        kept.append([read_ids(folder / "out" / name) for name in ("a", "b")])
-        files.append([path.read_bytes() for path in sorted((folder / "out").glob("*/*.parquet"))])
+        kept.append([read_ids(folder / name) for name in ("a", "b")])
+        files.append([path.read_bytes() for path in sorted(folder.glob("[ab]/*.parquet"))])
     assert kept[0] == kept[1] == kept[2] and sum(map(len, kept[0])) < 200
     assert files[1] == files[2]
 
@@ -179,7 +179,7 @@ def test_the_preset_of_gpt3_ignores_the_order_of_words(tmp_path):
 )
 def test_wrong_knobs_are_refused(tmp_path, knobs, said):
     with pytest.raises(ValueError, match=said):
-        fuzzy.steps(tmp_path, tmp_path, tmp_path, (), fuzzy.Fuzzy(**knobs))
+        fuzzy.steps({}, tmp_path, fuzzy.Fuzzy(**knobs))
 
 
 def test_knobs_of_a_preset_can_be_replaced():
