@@ -145,7 +145,7 @@ def jaccard(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _distinct(values: np.ndarray) -> np.ndarray:
-    """The values sorted and once each; there is at least one. For millions, ``np.unique`` of NumPy 2.4 is far slower."""
+    """The values, at least one, sorted and once each. For millions ``np.unique`` of NumPy 2.4 is far slower."""
     values = np.sort(values)
     return values[np.append(True, values[1:] != values[:-1])]
 
