@@ -131,7 +131,7 @@ def shingle_sets(normal: pa.Array, ngram: int) -> list[np.ndarray]:
     grams = np.zeros(length, np.uint64)
     for place in range(ngram):
         grams = _mix(grams ^ hashed[place : place + length])
-    return [np.unique(grams[first : last - ngram + 1]) for first, last in itertools.pairwise(ends)]
+    return [_distinct(grams[first : last - ngram + 1]) for first, last in itertools.pairwise(ends)]
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:
@@ -142,6 +142,12 @@ def jaccard(one: np.ndarray, other: np.ndarray) -> float:
     places[places == len(other)] = 0
     common = int((other[places] == one).sum())
     return common / (len(one) + len(other) - common)
+
+
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """The values, at least one, sorted and once each. For millions ``np.unique`` of NumPy 2.4 is far slower."""
+    values = np.sort(values)
+    return values[np.append(True, values[1:] != values[:-1])]
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from scaling.corpus import duplicates as dup
 
 SMALL = 64  # documents of a bucket all of whose pairs are made at once
 LARGE = 50_000
-_PAIRS = 65_536  # whose signatures are compared at once
+_PAIRS = 16_384  # whose signatures are compared at once
 
 Edges = list[np.ndarray]  # each (2, n): keys of similar documents
 
