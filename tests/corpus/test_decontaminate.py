@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import random
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -172,7 +173,8 @@ def planted(text, items, rng):
     made, windows, done = "", [], 0
     for place, item in zip(places, items, strict=True):
         made += text[done : place + 1]
-        windows.append([len(made) - 200, len(made) + len(item) + 200])
+        words = [word for word in re.finditer(r"\S+", item) if re.search(r"[^\W_]", word[0])]
+        windows.append([len(made) + words[0].start() - 200, len(made) + words[-1].end() + 200])
         made += item
         done = place
     made += text[done:]

@@ -5,6 +5,7 @@ character is a word.
 """
 
 import dataclasses
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ _UNSPACED = re.compile(f"[{_SCRIPTS}]")
 _WORD = re.compile(rf"[{_SCRIPTS}]|[^\s{_SCRIPTS}]+")
 _CHUNK = re.compile(r"\S+")
 _JOINING_JAMO = re.compile("[\u1161-\u1175\u11a8-\u11c2]")  # they make one syllable with the letter before them
+_REST = np.uint64(64 - 24)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bits are lost
 
 
@@ -137,6 +139,13 @@ class Grams:
         first = np.append(np.flatnonzero(other[kept]), kept.sum())
         return cls(rows[other], hashes[other], first, owners[kept])
 
+    @functools.cached_property
+    def _begins(self) -> np.ndarray:
+        """Whether any hash begins with these 24 bits: nearly all words are left out by one look into this."""
+        begins = np.zeros(1 << 24, bool)
+        begins[self.hashes >> _REST] = True
+        return begins
+
     def owners_of(self, gram: int) -> np.ndarray:
         """The numbers of the owners of a gram."""
         return self.owners[self.first[gram] : self.first[gram + 1]]
@@ -154,9 +163,10 @@ class Grams:
         if len(ids) < n or not len(self.rows):
             return np.empty(0, np.int64), np.empty(0, np.int64)
         rolled = _rolling(ids, n)
-        places = np.minimum(np.searchsorted(self.hashes, rolled), len(self.hashes) - 1)
-        starts = np.flatnonzero(self.hashes[places] == rolled)
-        found = places[starts]
+        starts = np.flatnonzero(self._begins[rolled >> _REST])
+        places = np.minimum(np.searchsorted(self.hashes, rolled[starts]), len(self.hashes) - 1)
+        equal = self.hashes[places] == rolled[starts]
+        starts, found = starts[equal], places[equal]
         same = (np.lib.stride_tricks.sliding_window_view(ids, n)[starts] == self.rows[found]).all(axis=1)
         return starts[same], found[same]
 
