@@ -14,15 +14,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scaling.bench.quiet import Timing
-from scaling.corpus import documents, fuzzy
-from scaling.corpus import duplicates as dup
+from scaling.corpus import documents
+from scaling.corpus.duplicates import fuzzy
+from scaling.corpus.duplicates import shared as dup
 
 PROGRAM = Path(__file__).with_name("datatrove_peer.py")
 _PART = 5000  # documents
 
 
 def corpus(files: Sequence[Path], number: int, words: int, repetitions: int, peer: str = "") -> Iterator[str]:
-    """Times the steps of ``scaling.corpus.fuzzy``, preset ``modern``, on documents that are cut from files.
+    """Times the steps of ``scaling.corpus.duplicates.fuzzy``, preset ``modern``, on documents that are cut from files.
 
     Both sides read the same Parquet files, have the same n-grams, bands and hashes, and take turns. One process on one
     core does everything; where the system cannot bind a process to a core, Daft uses all. Imports are not timed.

@@ -63,7 +63,8 @@ def _stage(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace, config: "Corpus") -> int:
     from scaling.config.files import run_name
-    from scaling.corpus import build, mixture
+    from scaling.corpus import build
+    from scaling.corpus.output import mixture
 
     name = run_name(options.config) if options.config else options.stage
     if not config.workdir:

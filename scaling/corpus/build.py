@@ -9,18 +9,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from scaling import __version__, durable
 from scaling.config.schema import to_dict
-from scaling.corpus import mixture, stages
+from scaling.corpus import stages
 from scaling.corpus.config import Corpus
 from scaling.corpus.engine import Engine
 from scaling.corpus.outcome import Tally
+from scaling.corpus.output import mixture
 from scaling.corpus.page import corpus_page
 from scaling.corpus.progress import Bar
-from scaling.corpus.read import find
+from scaling.corpus.reading.read import find
 from scaling.corpus.stage import Parts, Stage
 from scaling.corpus.steps import Steps
 from scaling.data.manifest import Manifest
+from scaling.runs.lock import held
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +60,20 @@ def build(config: Corpus) -> Built:
         OSError: cannot write.
     """
     folder = Path(config.workdir)
+    if "://" in config.workdir:
+        raise ValueError(
+            f"config.workdir={config.workdir} must be a local folder; copy tokens/ and manifest.json to a bucket"
+        )
     engine = Engine(config.engine, config.workers)
     if "mixture" in config.stages:
         mixture.check(config.mixture, config.names)
     sources = _sources(config)
     folder.mkdir(parents=True, exist_ok=True)
+    with held(epath.Path(folder / ".lock"), f"another process builds in {folder}; wait for it, or stop it"):
+        return _build(config, folder, engine, sources)
+
+
+def _build(config: Corpus, folder: Path, engine: Engine, sources: list[list[Any]]) -> Built:
     durable.replace_text(folder / CONFIG, json.dumps(to_dict(config), indent=1) + "\n")
     tallies: dict[str, Mapping[str, Tally]] = {}
     parts: dict[str, list[Path]] = {}

@@ -10,18 +10,18 @@ from scaling.config import files
 from scaling.config.kind import Kind
 from scaling.config.knob import knob
 from scaling.corpus.decontaminate import Decontaminate
-from scaling.corpus.demonstrations import Demonstrations
-from scaling.corpus.exact import Exact
-from scaling.corpus.extract import Extract
-from scaling.corpus.fuzzy import Fuzzy
-from scaling.corpus.heuristics import Heuristics
-from scaling.corpus.language import Language
-from scaling.corpus.mixture import Mixture
-from scaling.corpus.quality import Quality
-from scaling.corpus.source import Read
-from scaling.corpus.tokens import Tokens
-from scaling.corpus.toxicity import Toxicity
-from scaling.corpus.votes import Votes
+from scaling.corpus.duplicates.exact import Exact
+from scaling.corpus.duplicates.fuzzy import Fuzzy
+from scaling.corpus.extraction.extract import Extract
+from scaling.corpus.extraction.language import Language
+from scaling.corpus.filters.demonstrations import Demonstrations
+from scaling.corpus.filters.heuristics import Heuristics
+from scaling.corpus.filters.quality import Quality
+from scaling.corpus.filters.toxicity import Toxicity
+from scaling.corpus.filters.votes import Votes
+from scaling.corpus.output.mixture import Mixture
+from scaling.corpus.output.tokens import Tokens
+from scaling.corpus.reading.source import Read
 
 # In the order of GPT-3's recipe: filter, deduplicate, remove overlap with evaluation.
 STAGES = (

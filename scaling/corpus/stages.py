@@ -9,26 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scaling.corpus import (
-    decontaminate,
-    demonstrations,
-    documents,
-    duplicates,
-    exact,
-    extract,
-    fuzzy,
-    heuristics,
-    ids,
-    language,
-    quality,
-    tokens,
-    toxicity,
-    votes,
-)
-from scaling.corpus import read as reading
+from scaling.corpus import decontaminate, documents
 from scaling.corpus.config import Corpus
+from scaling.corpus.duplicates import exact, fuzzy
+from scaling.corpus.duplicates import shared as duplicates
+from scaling.corpus.extraction import extract, language
+from scaling.corpus.filters import demonstrations, heuristics, quality, toxicity, votes
 from scaling.corpus.outcome import Tally
-from scaling.corpus.source import Read
+from scaling.corpus.output import tokens
+from scaling.corpus.reading import ids
+from scaling.corpus.reading import read as reading
+from scaling.corpus.reading.source import Read
 from scaling.corpus.stage import Parts, Stage, measured, text_bytes
 from scaling.corpus.steps import Task
 from scaling.data import tokenizer

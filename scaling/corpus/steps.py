@@ -50,6 +50,8 @@ class Steps:
     def begin(self, made_of: Mapping[str, Any]) -> None:
         """Deletes what the folder has if it was made of something else: other knobs, other input, another version.
 
+        Also deletes what killed tasks left half written.
+
         Raises:
             OSError: cannot write.
         """
@@ -58,6 +60,8 @@ class Steps:
         if self.folder.exists() and (not stamp.exists() or stamp.read_text() != text):
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        for partial in self.folder.rglob("*.partial"):
+            partial.unlink()
         if not stamp.exists():
             durable.replace_text(stamp, text)
 

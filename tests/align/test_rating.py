@@ -5,8 +5,9 @@ import pytest
 from scaling import cli, exit_codes
 from scaling.align import classify
 from scaling.align import task as tasks
-from scaling.corpus import documents, toxicity
-from scaling.corpus.toxicity import Toxicity
+from scaling.corpus import documents
+from scaling.corpus.filters import toxicity
+from scaling.corpus.filters.toxicity import Toxicity
 from scaling.data.chat.dialogues import Skipped
 from tests.align.conftest import SIZES
 from tests.shared import SHARED, needs_shared

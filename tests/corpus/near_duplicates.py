@@ -8,7 +8,8 @@ import pyarrow as pa
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
-from scaling.corpus import documents, shingles
+from scaling.corpus import documents
+from scaling.corpus.duplicates import shingles
 
 
 def write_parts(folder: Path, texts: list[str], parts: int = 1, **more: list) -> None:

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from scaling.corpus import clean
+from scaling.corpus.extraction import clean
 from tests.shared import SHARED, needs_shared
 
 BOOK = """The Project Gutenberg EBook of Tea, by A. Nobody

@@ -5,8 +5,8 @@ import time
 import pyarrow as pa
 import pytest
 
-from scaling.corpus import demonstrations
-from scaling.corpus.demonstrations import Demonstrations
+from scaling.corpus.filters import demonstrations
+from scaling.corpus.filters.demonstrations import Demonstrations
 from tests.corpus.test_quality import records, table
 from tests.shared import needs_shared
 

@@ -8,12 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scaling.corpus import documents, exact
-from scaling.corpus import duplicates as dup
+from scaling.corpus import documents
+from scaling.corpus.duplicates import exact
+from scaling.corpus.duplicates import shared as dup
 from tests.corpus.near_duplicates import parts_of, read_ids, write_parts
 
+KNOBS = exact.Exact()
 
-def deduplicated(folder, names, knobs=exact.Exact()):
+
+def deduplicated(folder, names, knobs=KNOBS):
     results = list(dup.run(exact.steps(parts_of(folder, names), folder, knobs)))
     return dup.tally(results), {name: read_ids(folder / name) for name in names}
 

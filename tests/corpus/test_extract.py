@@ -8,11 +8,12 @@ import time
 import pyarrow as pa
 import pytest
 
-from scaling.corpus import documents, read
-from scaling.corpus.extract import Extract, depth, extract
-from scaling.corpus.extractor import Extractor, Settings, Stopped
-from scaling.corpus.formats import decode
+from scaling.corpus import documents
+from scaling.corpus.extraction.extract import Extract, depth, extract
+from scaling.corpus.extraction.extractor import Extractor, Settings, Stopped
 from scaling.corpus.outcome import Tally
+from scaling.corpus.reading import read
+from scaling.corpus.reading.formats import decode
 from tests.corpus.archives import PAGE
 from tests.shared import SHARED, needs_shared
 

@@ -8,8 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from scaling.corpus import duplicates as dup
-from scaling.corpus import fuzzy, similar
+from scaling.corpus.duplicates import fuzzy, similar
+from scaling.corpus.duplicates import shared as dup
 from tests.corpus.near_duplicates import all_similar, connected, edited, found_pairs, parts_of, read_ids, write_parts
 from tests.shared import SHARED, needs_shared
 

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scaling.corpus import c4, gopher, heuristics, words
-from scaling.corpus.heuristics import Heuristics
+from scaling.corpus.filters import c4, gopher, heuristics, words
+from scaling.corpus.filters.heuristics import Heuristics
 from scaling.corpus.outcome import Tally
 from tests.corpus.test_quality import records, table
 from tests.shared import SHARED, needs_shared

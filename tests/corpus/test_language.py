@@ -5,7 +5,7 @@ import re
 import pytest
 
 from scaling.corpus import documents
-from scaling.corpus.language import Language, language
+from scaling.corpus.extraction.language import Language, language
 from tests.shared import SHARED, needs_shared
 
 pytest.importorskip("py3langid")

@@ -10,8 +10,8 @@ import pytest
 
 from scaling.config.schema import Data
 from scaling.corpus import documents as parts
-from scaling.corpus import tokens
-from scaling.corpus.mixture import Mixture, build, check, mixed, repeated, table
+from scaling.corpus.output import tokens
+from scaling.corpus.output.mixture import Mixture, build, check, mixed, repeated, table
 from scaling.data import loader, manifest, shards, sources
 from scaling.data.manifest import DataSet, Manifest
 from scaling.data.tokenizer import load

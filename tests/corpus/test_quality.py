@@ -13,8 +13,8 @@ import scipy.optimize
 import scipy.sparse
 
 from scaling.corpus import documents as parts
-from scaling.corpus import logistic, quality
-from scaling.corpus.quality import Classifier, Quality
+from scaling.corpus.filters import logistic, quality
+from scaling.corpus.filters.quality import Classifier, Quality
 from tests.shared import SHARED, needs_shared
 
 KNOBS = Quality(positives=("books",), negatives=("web",), features=2**12, sample=400)

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scaling.corpus import documents, ids, source
+from scaling.corpus import documents
 from scaling.corpus.outcome import Tally
-from scaling.corpus.read import RAW, VOTES, find, names, read
-from scaling.corpus.source import Read
+from scaling.corpus.reading import ids, source
+from scaling.corpus.reading.read import RAW, VOTES, find, names, read
+from scaling.corpus.reading.source import Read
 
 RANDOM = random.Random(0)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scaling.corpus import shingles
+from scaling.corpus.duplicates import shingles
 
 
 def words(*texts):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scaling.corpus import documents as parts
-from scaling.corpus import tokens
+from scaling.corpus.output import tokens
 from scaling.data import shards
 from scaling.data.prepare import prepare
 from scaling.data.tokenizer import load

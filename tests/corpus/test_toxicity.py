@@ -2,8 +2,8 @@
 
 import pytest
 
-from scaling.corpus import toxicity
-from scaling.corpus.toxicity import Rater, Toxicity
+from scaling.corpus.filters import toxicity
+from scaling.corpus.filters.toxicity import Rater, Toxicity
 from tests.corpus.test_quality import table
 
 ROOM = 10  # tokens, which are characters here

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from scaling.corpus import documents
-from scaling.corpus.votes import Votes, votes
+from scaling.corpus.filters.votes import Votes, votes
 
 
 def test_documents_with_too_few_or_unknown_votes_are_dropped_and_counted():

@@ -6,8 +6,8 @@ import zlib
 import pytest
 
 from scaling.corpus.outcome import Tally
-from scaling.corpus.read import read
-from scaling.corpus.source import Read
+from scaling.corpus.reading.read import read
+from scaling.corpus.reading.source import Read
 from tests.corpus.archives import PAGE, arc, compressed, http, record
 from tests.shared import SHARED, needs_shared
 

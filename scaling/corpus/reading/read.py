@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scaling import json_text
-from scaling.corpus import documents, warc
-from scaling.corpus.formats import Stream
+from scaling.corpus import documents
 from scaling.corpus.outcome import Tally
-from scaling.corpus.source import Read, Row, Source
+from scaling.corpus.reading import warc
+from scaling.corpus.reading.formats import Stream
+from scaling.corpus.reading.source import Read, Row, Source
 from scaling.data import sources
 
 COMPRESSED = (".gz", ".bz2", ".zst")
@@ -66,7 +67,7 @@ def read(path: str, knobs: Read, tally: Tally, name: str = "") -> Iterator[pa.Ta
     The tables have the columns of ``documents.COLUMNS`` and ``RAW``, and ``VOTES`` if the knob ``votes_key`` is set.
     ``place`` is the byte offset in the content of WARC, ARC and WET, the line of JSON Lines and the row of Parquet,
     both from 1, and 0 for a text file, which is one document. ``id`` is the document's own, or ``NAME:PLACE``;
-    ``scaling.corpus.ids`` finds own ids that are not unique.
+    ``scaling.corpus.reading.ids`` finds own ids that are not unique.
 
     Args:
         path: of ``find``.

@@ -85,7 +85,7 @@ class Extractor:
         # The child finds this package where this process does, also where that was not installed but put on sys.path.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONHASHSEED": "0"}
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "scaling.corpus.extractor", settings],
+            [sys.executable, "-m", "scaling.corpus.extraction.extractor", settings],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

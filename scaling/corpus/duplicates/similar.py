@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from scaling.corpus import documents, shingles
-from scaling.corpus import duplicates as dup
+from scaling.corpus import documents
+from scaling.corpus.duplicates import shared as dup
+from scaling.corpus.duplicates import shingles
 
 SMALL = 64  # documents of a bucket all of whose pairs are made at once
 LARGE = 50_000

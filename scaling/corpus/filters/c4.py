@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from etils import epath
 
-from scaling.corpus.lines import SENTENCE_END, Pieces, lines, repeated_spans, sentences
-from scaling.corpus.words import between_spaces, spaced
+from scaling.corpus.filters.lines import SENTENCE_END, Pieces, lines, repeated_spans, sentences
+from scaling.corpus.filters.words import between_spaces, spaced
 
 _CITATION = r"\[(?:\d+|edit|citation needed)\]"
 _WITHOUT_BOUNDARIES = ("ja", "zh", "th", "lo", "km", "my")  # languages whose terms are found inside of words, too

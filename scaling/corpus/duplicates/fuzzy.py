@@ -35,8 +35,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scaling.config.knob import knob
-from scaling.corpus import documents, shingles, similar
-from scaling.corpus import duplicates as dup
+from scaling.corpus import documents
+from scaling.corpus.duplicates import shared as dup
+from scaling.corpus.duplicates import shingles, similar
 
 # (ngram, bands, rows, threshold)
 PRESETS = {"modern": (5, 14, 8, 0.8), "gpt3": (1, 2, 5, 0.8)}

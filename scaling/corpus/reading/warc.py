@@ -11,9 +11,9 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from scaling.corpus import formats
-from scaling.corpus.formats import Stream
-from scaling.corpus.source import Row, Source
+from scaling.corpus.reading import formats
+from scaling.corpus.reading.formats import Stream
+from scaling.corpus.reading.source import Row, Source
 
 HEADER = 1 << 16  # longest header of a record, bytes
 _LINE = 1 << 20  # bytes of a line looked at when the next record is searched

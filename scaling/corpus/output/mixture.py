@@ -16,7 +16,7 @@ from typing import Any
 
 from scaling import __version__, durable
 from scaling.config.knob import knob
-from scaling.corpus import folders
+from scaling.corpus.output import folders
 from scaling.data import shards
 from scaling.data.manifest import DataSet, Manifest
 from scaling.runs.config_json import git_commit

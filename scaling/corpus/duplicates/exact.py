@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from scaling.config.knob import knob
 from scaling.corpus import documents
-from scaling.corpus import duplicates as dup
+from scaling.corpus.duplicates import shared as dup
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ import math
 from typing import Any, NamedTuple
 
 from scaling.config.knob import knob
-from scaling.corpus import formats
 from scaling.corpus.outcome import Fault, Tally
+from scaling.corpus.reading import formats
 
 NAMED = 100  # faults of one file that are named; further ones are counted
 

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from etils import epath
 
 from scaling.config.knob import knob
+from scaling.corpus.filters.words import slices
 from scaling.corpus.outcome import EXCERPT, Tally
-from scaling.corpus.words import slices
 
 SHIPPED = Path(__file__).with_suffix(".toml")
 

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scaling.corpus.lines import covered, lines, paragraphs, repeated
-from scaling.corpus.words import Words
+from scaling.corpus.filters.lines import covered, lines, paragraphs, repeated
+from scaling.corpus.filters.words import Words
 
 TOP = (2, 3, 4)  # lengths of n-grams of which the most frequent is looked at
 DUPLICATE = (5, 6, 7, 8, 9, 10)  # lengths of n-grams of which all that occur twice are looked at

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scaling.config.knob import knob
-from scaling.corpus import c4, gopher
 from scaling.corpus import documents as parts
+from scaling.corpus.filters import c4, gopher
+from scaling.corpus.filters.words import slices, spaced, split, unspaced
 from scaling.corpus.outcome import Tally, kept
-from scaling.corpus.words import slices, spaced, split, unspaced
 
 PRESETS = ("gopher", "c4")
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")

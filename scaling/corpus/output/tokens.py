@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from scaling import durable
 from scaling.config.knob import knob
-from scaling.corpus import folders
 from scaling.corpus.outcome import Tally
+from scaling.corpus.output import folders
 from scaling.data import shards, tokenizer
 from scaling.data.tokenizer import Tokenizer
 

@@ -8,10 +8,11 @@ import re
 import pyarrow as pa
 
 from scaling.config.knob import knob
-from scaling.corpus import clean, formats
 from scaling.corpus import documents as columns
-from scaling.corpus.extractor import Extractor, Settings, Stopped
+from scaling.corpus.extraction import clean
+from scaling.corpus.extraction.extractor import Extractor, Settings, Stopped
 from scaling.corpus.outcome import Fault, Tally
+from scaling.corpus.reading import formats
 
 EXTRACTORS = ("trafilatura", "resiliparse")
 FORMS = ("", "NFC", "NFD", "NFKC", "NFKD")

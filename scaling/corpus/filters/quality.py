@@ -31,9 +31,9 @@ import scipy.sparse
 from scaling import durable
 from scaling.config.knob import knob
 from scaling.corpus import documents as parts
-from scaling.corpus.logistic import area_under_curve, fit, sigmoid
+from scaling.corpus.filters.logistic import area_under_curve, fit, sigmoid
+from scaling.corpus.filters.words import Words, slices, split
 from scaling.corpus.outcome import Tally, kept
-from scaling.corpus.words import Words, slices, split
 
 NORMS = ("l2", "none")
 REASON = "low quality"

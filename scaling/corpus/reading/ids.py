@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from scaling.corpus import documents as columns
 from scaling.corpus.outcome import Fault, Tally
-from scaling.corpus.source import NAMED
+from scaling.corpus.reading.source import NAMED
 
 
 def hashes(documents: pa.Table) -> np.ndarray:

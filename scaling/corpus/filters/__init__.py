@@ -1,0 +1,1 @@
+"""Which documents stay, by votes, rules, classifiers; and counts of demonstrations."""

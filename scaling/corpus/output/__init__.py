@@ -1,0 +1,1 @@
+"""Token directories, text and the manifest that training reads."""

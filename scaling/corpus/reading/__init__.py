@@ -1,0 +1,1 @@
+"""Reads files into documents, and names what cannot be read."""
