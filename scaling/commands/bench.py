@@ -52,6 +52,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             help="measure PyTorch too, in turns; PYTHON is an interpreter that has torch (default: this one)",
         )
 
+    corpus = add("corpus", _corpus, "speed of fuzzy deduplication on one core; with --peer, beside datatrove's")
+    corpus.add_argument("files", metavar="FILE", nargs="+", help="JSON Lines with a field text, also .gz")
+    corpus.add_argument(
+        "--documents", type=int, default=20_000, metavar="N", help="cut from the files (default: 20000)"
+    )
+    corpus.add_argument("--words", type=int, default=400, metavar="N", help="of a document, at most (default: 400)")
+    corpus.add_argument("--repetitions", type=int, default=3, metavar="N", help="timed runs of each side (default: 3)")
+    corpus.add_argument(
+        "--peer", default="", metavar="PYTHON", help="an interpreter with datatrove, orjson, spacy, xxhash"
+    )
     rollout = add("rollout", _rollout, "speed of answers in learning from rewards, beside that of generate")
     rollout.add_argument("run_dir", metavar="RUN", help="run directory of the model")
     rollout.add_argument("--batch", type=int, default=32, metavar="N", help="number of rows (default: 32)")
@@ -133,6 +143,18 @@ def _generate(options: argparse.Namespace) -> int:
         for batch in options.batch:
             for line in bench(batch, options.repetitions, options.dtype, peer):
                 print(line, flush=True)
+    return 0
+
+
+def _corpus(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from scaling.bench.corpus import corpus
+
+    _at_least_one(options, "documents", "words", "repetitions")
+    files = [Path(file) for file in options.files]
+    for line in corpus(files, options.documents, options.words, options.repetitions, options.peer):
+        print(line, flush=True)
     return 0
 
 
