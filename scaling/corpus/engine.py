@@ -1,6 +1,7 @@
 """Runs a function on many items at once, by Daft: on processes of this machine (``native``), or on a Ray cluster."""
 
 import dataclasses
+import logging
 import os
 import pickle
 import traceback
@@ -60,10 +61,11 @@ class Engine:
             def call(self, column: Any) -> list[bytes]:
                 return [_outcome(function, item) for item in column.to_pylist()]
 
+        worker: Any = Worker()  # its methods take columns, too
         frame = daft.from_pydict({"item": items})
         if self.kind == "ray":
             frame = frame.into_partitions(len(items))
-        for row in frame.select(Worker().call(frame["item"]).alias("outcome")).iter_rows():
+        for row in frame.select(worker.call(frame["item"]).alias("outcome")).iter_rows():
             yield row["outcome"]
 
 
@@ -97,6 +99,6 @@ def _start_ray() -> int:
     import daft
 
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         daft.set_runner_ray()
     return int(ray.cluster_resources().get("CPU", 1))
