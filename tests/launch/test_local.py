@@ -26,7 +26,7 @@ def launcher(tmp_path):
 
         def config(self, steps=60, sweep=False):
             runs = f"{SHAPES}, [tokens({128 * steps})]" if sweep else ""
-            knobs = {"model__d_model": 16, "train__tokens": 128 * steps, "checkpoint__every_steps": 20}
+            knobs = {"model__d_model": 16, "train__tokens": 128 * steps, "checkpoint__every_steps": max(20, steps // 5)}
             (tmp_path / "tiny.py").write_text(experiment(self.folder, runs, mesh__cpu_devices=1, **knobs))
 
         def start(self, *options, verb="launch"):
@@ -74,7 +74,7 @@ def test_two_processes_one_killed_are_the_same_run(launcher, tmp_path):
     code, _, err = launcher.run(*options, f"--config.workdir={tmp_path / 'whole'}")
     assert code == 0, err
     process, run_dir = launcher.start(*options), launcher.folder
-    until(lambda: step(run_dir) > 20)
+    until(lambda: step(run_dir) > 40)
     os.kill(state.read(run_dir)["children"][1]["pid"], signal.SIGKILL)
     assert process.wait(600) == 0
     known = state.read(run_dir)

@@ -188,14 +188,10 @@ def test_machines_that_are_lost_in_mid_call_are_replaced(cloud):
     "faults",
     [
         {"create": ["quota", "quota"]},
-        {"create": ["half"]},
-        {"create": ["lost"]},
-        {"create": ["lost after"]},
+        {"create": ["half"], "delete": ["lost", "lost after"]},
+        {"create": ["lost"], "scp": ["lost", "lost after"], "list": ["lost"]},
+        {"create": ["lost after"], "ssh": ["lost", "lost after", "lost", "lost after", "lost after"]},
         {"describe": ["lost", None, "lost", "lost"]},
-        {"scp": ["lost", "lost after"]},
-        {"ssh": ["lost", "lost after", "lost", "lost after", "lost after"]},
-        {"delete": ["lost", "lost after"]},
-        {"list": ["lost"]},
     ],
 )
 def test_passing_faults_are_survived(cloud, faults):
