@@ -58,17 +58,24 @@ def _bars(tallies: Tallies) -> list[Drawing]:
     names = sorted({name for by_set in tallies.values() for name in by_set})
     if not names:
         return []
-    with canvas(len(names), height=0.6 + 0.32 * max(3, len(tallies)), sharey=True) as (figure, all_axes):
+    stages = [*tallies]
+    with canvas(len(names), height=1.2 + 0.3 * len(stages), sharey=True) as (figure, all_axes):
         for name, axes in zip(names, all_axes, strict=True):
-            stages = [stage for stage in tallies if name in tallies[stage]]
-            values = [tallies[stage][name].bytes_out for stage in stages]
-            axes.barh(range(len(stages)), values, color=BLUE)
+            # A stage that is not for the data set has no bar.
+            places = [place for place, stage in enumerate(stages) if name in tallies[stage]]
+            axes.barh(places, [tallies[stages[place]][name].bytes_out for place in places], color=BLUE)
+            axes.set_ylim(len(stages) - 0.4, -0.6)
             axes.set_yticks(range(len(stages)), stages)
-            axes.invert_yaxis() if axes is all_axes[0] else None
             axes.set_title(plain(name))
             axes.xaxis.set_major_formatter(human)
             axes.set_xlabel("bytes of text")
-    return [Drawing("stages", "Text that is left after each stage.", figure)]
+    return [
+        Drawing(
+            "stages",
+            "Text that is left after each stage. The first bar of a crawl counts its HTML; a stage without a bar is not for the data set.",
+            figure,
+        )
+    ]
 
 
 def _stage(tally: Tally) -> str:

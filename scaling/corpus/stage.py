@@ -14,6 +14,8 @@ from scaling.corpus import documents
 from scaling.corpus.outcome import Tally
 from scaling.corpus.steps import Steps, Task
 
+CONTENT = "content"  # column of pages that are not extracted yet; their texts are empty
+
 Parts = Mapping[str, Sequence[Path]]  # data set -> its parts, in their order
 RowStage = Callable[[pa.Table], tuple[pa.Table, Tally]]
 
@@ -78,7 +80,7 @@ def measured(tally: Tally, before: pa.Table | None, after: pa.Table) -> None:
     """Fills in the numbers of documents and bytes, and examples of what was kept."""
     if before is not None:
         tally.documents_in += before.num_rows
-        tally.bytes_in += text_bytes(before)
+        tally.bytes_in += input_bytes(before)
     tally.documents_out += after.num_rows
     tally.bytes_out += text_bytes(after)
     for id, text in zip(after["id"].to_pylist(), after["text"].to_pylist(), strict=True):
@@ -88,3 +90,8 @@ def measured(tally: Tally, before: pa.Table | None, after: pa.Table) -> None:
 def text_bytes(table: pa.Table, column: str = "text") -> int:
     """Bytes of a column's texts, in UTF-8."""
     return pc.sum(pc.binary_length(table[column])).as_py() or 0
+
+
+def input_bytes(table: pa.Table) -> int:
+    """Bytes of the texts, and of pages that are not extracted yet."""
+    return text_bytes(table) + (text_bytes(table, CONTENT) if CONTENT in table.column_names else 0)

@@ -20,12 +20,11 @@ from scaling.corpus.output import tokens
 from scaling.corpus.reading import ids
 from scaling.corpus.reading import read as reading
 from scaling.corpus.reading.source import Read
-from scaling.corpus.stage import Parts, Stage, measured, text_bytes
+from scaling.corpus.stage import Parts, Stage, input_bytes, measured
 from scaling.corpus.steps import Task
 from scaling.data import tokenizer
 
 Made = tuple[Parts, Mapping[str, Tally]]  # the parts that a stage leaves of its data sets, and its figures by data set
-_CONTENT = "content"  # column of documents that are not extracted yet; their texts are empty
 
 
 def read(stage: Stage, config: Corpus) -> Made:
@@ -69,7 +68,7 @@ def _read(file: str, knobs: Read, name: str, folder: Path, stem: str) -> dict[st
     for number, table in enumerate(reading.read(file, knobs, tally, name), start=1):
         documents.write(table, folder / f"{stem}-{number - 1:05d}.parquet")
         tally.documents_out += table.num_rows
-        tally.bytes_out += text_bytes(table) + text_bytes(table, _CONTENT)
+        tally.bytes_out += input_bytes(table)
     tally.documents_in, tally.bytes_in = tally.documents_out, tally.bytes_out
     return {"parts": number, "tally": tally.to_dict()}
 
