@@ -69,13 +69,8 @@ def _bars(tallies: Tallies) -> list[Drawing]:
             axes.set_title(plain(name))
             axes.xaxis.set_major_formatter(human)
             axes.set_xlabel("bytes of text")
-    return [
-        Drawing(
-            "stages",
-            "Text that is left after each stage. The first bar of a crawl counts its HTML; a stage without a bar is not for the data set.",
-            figure,
-        )
-    ]
+    caption = "Text that is left after each stage; before extract, HTML too. No bar: the stage is not for the data set."
+    return [Drawing("stages", caption, figure)]
 
 
 def _stage(tally: Tally) -> str:
