@@ -1,4 +1,4 @@
-"""Notebooks run as they are stored; what docs/hooks.py adds to the site."""
+"""Notebooks run as they are stored; what docs/hooks.py adds to the site; every page is in the menu."""
 
 import contextlib
 import importlib.util
@@ -97,3 +97,13 @@ def test_api_has_every_module(hooks):
 )
 def test_requests_to_other_hosts_are_found(hooks, text, requests):
     assert len(hooks.requests_of(text)) == requests
+
+
+def test_every_page_is_in_the_menu():
+    """MkDocs refuses pages that are not; here that is seen without it."""
+    menu = (ROOT / "mkdocs.yml").read_text()
+    notebooks = {f"notebooks/{path.stem}.md" for path in NOTEBOOKS}
+    pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if "runs" not in path.parts}
+    assert [
+        page for page in sorted(pages | notebooks) if not re.search(rf"(: |- ){re.escape(page)}$", menu, re.M)
+    ] == []

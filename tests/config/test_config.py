@@ -11,6 +11,7 @@ from scaling.config import schema as cfg
 from scaling.config.files import load, split_arguments
 from scaling.config.kind import TRAINING
 from scaling.config.resolve import CHOICES, resolve
+from scaling.corpus.config import CORPUS
 from scaling.model.decoder import REMAT_POLICIES
 from scaling.model.mlp import ACTIVATIONS
 
@@ -328,6 +329,8 @@ def test_an_experiment_takes_an_argument(tmp_path):
 
 def test_the_written_reference_is_current():
     assert (ROOT / "docs/config.md").read_text() == describe.to_markdown(), "run `make docs`"
+    corpus = describe.to_markdown(CORPUS.root, "scaling/corpus/config.py")
+    assert (ROOT / "docs/corpus_knobs.md").read_text() == corpus, "run `make docs`"
 
 
 @pytest.mark.parametrize(("before", "now"), cfg.MOVED.items())
