@@ -69,7 +69,7 @@ class Wanted:
     @classmethod
     def read(cls, path: Path) -> "Wanted":
         """The inverse of ``write``."""
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         words = _unpacked(arrays.pop("words"))
         tasks = tuple(_unpacked(arrays.pop("tasks")))
@@ -97,7 +97,7 @@ class Found:
     @classmethod
     def read(cls, path: Path) -> "Found":
         """The inverse of ``write``."""
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             return cls(**file)
 
 
@@ -172,7 +172,7 @@ def write_common(common: np.ndarray, path: Path) -> None:
 
 def read_common(path: Path) -> np.ndarray:
     """The inverse of ``write_common``."""
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         return file["common"]
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import os
-import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -42,13 +41,12 @@ class Engine:
         if self.kind == "native" and (self.workers == 1 or len(items) <= 1):
             yield from map(function, items)
             return
-        for outcome in self._by_daft(function, [pickle.dumps(item) for item in items]):
-            error, result = pickle.loads(outcome)
+        for error, result in self._by_daft(function, list(items)):
             if error is not None:
                 raise error
             yield result
 
-    def _by_daft(self, function: Callable[[Any], Any], items: list[bytes]) -> Iterator[bytes]:
+    def _by_daft(self, function: Callable[[Any], Any], items: list[Any]) -> Iterator[tuple[Exception | None, Any]]:
         import daft
 
         workers = self.workers or _cores()
@@ -57,29 +55,29 @@ class Engine:
 
         @daft.cls(max_concurrency=min(workers, len(items)), use_process=True)
         class Worker:
-            @daft.method.batch(return_dtype=daft.DataType.binary(), batch_size=1)
-            def call(self, column: Any) -> list[bytes]:
-                return [_outcome(function, item) for item in column.to_pylist()]
+            @daft.method.batch(return_dtype=daft.DataType.python(), batch_size=1)
+            def call(self, column: Any) -> Any:
+                outcomes = [_outcome(function, item) for item in column.to_pylist()]
+                return daft.Series.from_pylist(outcomes, dtype=daft.DataType.python())
 
         worker: Any = Worker()  # its methods take columns, too
-        frame = daft.from_pydict({"item": items})
+        frame = daft.from_pydict({"item": daft.Series.from_pylist(items, dtype=daft.DataType.python())})
         if self.kind == "ray":
             frame = frame.into_partitions(len(items))
         for row in frame.select(worker.call(frame["item"]).alias("outcome")).iter_rows():
             yield row["outcome"]
 
 
-def _outcome(function: Callable[[Any], Any], item: bytes) -> bytes:
-    """Pickled (error, result); an error that cannot be pickled, and a bug, become a text with the traceback."""
+def _outcome(function: Callable[[Any], Any], item: Any) -> tuple[Exception | None, Any]:
+    """(error, result). An error is one that any process can take over; a bug has the traceback in its text."""
     try:
-        return pickle.dumps((None, function(pickle.loads(item))))
-    except (ValueError, OSError) as error:
-        try:
-            return pickle.dumps((error, None))
-        except Exception:
-            return pickle.dumps((ValueError(str(error)), None))
+        return None, function(item)
+    except OSError as error:
+        return (OSError(*error.args[:2], error.filename) if error.filename else OSError(*error.args)), None
+    except ValueError as error:
+        return ValueError(str(error)), None
     except Exception:
-        return pickle.dumps((RuntimeError(f"a task of the corpus has a bug:\n{traceback.format_exc()}"), None))
+        return RuntimeError(f"a task of the corpus has a bug:\n{traceback.format_exc()}"), None
 
 
 def _cores() -> int:

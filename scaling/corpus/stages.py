@@ -85,7 +85,7 @@ def _repeated(paths: Sequence[Path], target: Path) -> dict[str, Any]:
 
 
 def _rename(again: Path, part: pa.Table) -> tuple[pa.Table, Tally]:
-    return ids.renamed(part, np.load(again))
+    return ids.renamed(part, np.load(again, allow_pickle=False))
 
 
 def _by_rows(function: Callable[[pa.Table, Any], tuple[pa.Table, Tally]], section: str) -> Callable[..., Made]:

@@ -33,20 +33,20 @@ def dialogues(folder):
         asked, said = (["".join(random.choice([*which], 3)) for _ in range(count)] for which in ("abcdefgh", letters))
         return [{"prompt": q, "response": a, "answer": "yes"} for q, a in zip(asked, said, strict=True)]
 
-    folder.write("few.jsonl", records(24, "a"))
-    folder.write("others.jsonl", records(40, "abcdefgh"))
-    (folder / "short.py").write_text(
+    folder.write("rated-few.jsonl", records(24, "a"))
+    folder.write("rated-prompts.jsonl", records(40, "abcdefgh"))
+    (folder / "rated-short.py").write_text(
         "def short(records, answers):\n"
         "    assert all(record['answer'] == 'yes' for record in records)\n"
         "    found = [-abs(len(answer) - 5) for answer in answers]\n"
         "    asked = [[r['prompt'], a, f] for r, a, f in zip(records, answers, found)]\n"
-        f"    open({str(folder / 'asked.jsonl')!r}, 'a').write(__import__('json').dumps(asked) + chr(10))\n"
+        f"    open({str(folder / 'rated-asked.jsonl')!r}, 'a').write(__import__('json').dumps(asked) + chr(10))\n"
         "    return found\n"
     )
 
 
 def sft(folder, name, *arguments):
-    data = [f"--config.data.train={folder}/few.jsonl", f"--config.data.validation={folder}/others.jsonl"]
+    data = [f"--config.data.train={folder}/rated-few.jsonl", f"--config.data.validation={folder}/rated-prompts.jsonl"]
     return folder.align("sft", name, *data, *KNOBS, *SAVES, *arguments)
 
 
@@ -95,7 +95,7 @@ def test_the_newest_is_read_and_trained_on_without_a_choice(folder, by_loss):
 
 
 def test_a_run_begins_with_what_was_chosen(folder, by_loss):
-    more = [f"--config.data.train={folder}/few.jsonl", "--config.align.epochs=1", "--config.lora.rank=2"]
+    more = [f"--config.data.train={folder}/rated-few.jsonl", "--config.align.epochs=1", "--config.lora.rank=2"]
     assert folder.align("sft", "child", *more, f"--config.start={by_loss}", *CHOOSES) == 0
     start = json.loads((folder / "child" / "start.json").read_text())
     assert start["step"] == best(folder, "by-loss", "loss", min)
@@ -132,11 +132,11 @@ def rated(folder, name, reward, *arguments):
 
 def test_by_a_function_the_figure_is_the_mean_over_the_held_out_prompts(folder, by_loss):
     """40 prompts are answered in batches of 16; those that fill up the last batch are not counted twice."""
-    assert rated(folder, "by-function", f"{folder}/short.py:short") == 0
+    assert rated(folder, "by-function", f"{folder}/rated-short.py:short") == 0
     lines = folder.lines("by-function", "evals.jsonl")
     assert [line["loss"] for line in lines] == [line["loss"] for line in folder.lines("by-loss", "evals.jsonl")]
-    asked = [json.loads(line) for line in (folder / "asked.jsonl").read_text().splitlines()]
-    prompts = [json.loads(line)["prompt"] for line in (folder / "others.jsonl").read_text().splitlines()]
+    asked = [json.loads(line) for line in (folder / "rated-asked.jsonl").read_text().splitlines()]
+    prompts = [json.loads(line)["prompt"] for line in (folder / "rated-prompts.jsonl").read_text().splitlines()]
     assert len(asked) == 3 * len(lines)
     for line, first in zip(lines, range(0, len(asked), 3), strict=True):
         each = [pair for batch in asked[first : first + 3] for pair in batch][:40]
@@ -154,7 +154,7 @@ def likes(folder):
     pairs = [{"prompt": t[:2], "chosen": "aaa", "rejected": t[2:]} for t in texts if t[2:] != "aaa"]
     train, held_out = folder.write("liked.jsonl", pairs[:40]), folder.write("held_out.jsonl", pairs[40:])
     more = [f"--config.data.train={train}", f"--config.data.validation={held_out}", *CHOOSES]
-    spread = [f"--config.align.demonstrations={folder}/few.jsonl", "--config.align.epochs=8"]
+    spread = [f"--config.align.demonstrations={folder}/rated-few.jsonl", "--config.align.epochs=8"]
     assert folder.align("reward", "likes", *more, *spread, "--config.optimizer.peak_lr=0.3") == 0
     return folder / "likes"
 
@@ -163,7 +163,7 @@ def test_the_bias_of_a_reward_model_is_that_of_the_chosen_checkpoint(folder, lik
     step = best(folder, "likes", "loss", min)
     assert step != max(steps(likes))
     scorer, words = score.load(likes)
-    records = [json.loads(line) for line in (folder / "few.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (folder / "rated-few.jsonl").read_text().splitlines()]
     said = [(("user", record["prompt"]), ("assistant", record["response"])) for record in records]
     texts = [reward.ending(Chat(words), tuple({"role": r, "content": c} for r, c in each)) for each in said]
     assert np.mean(scorer(texts)) == pytest.approx(0, abs=1e-4)
@@ -210,7 +210,7 @@ def test_what_cannot_be_chosen_by_is_one_sentence_and_writes_nothing(folder, cap
 
 
 def test_only_what_talks_is_chosen_by_rewards(folder, capsys):
-    more = [f"--config.data.train={folder}/few.jsonl", "--config.checkpoint.choose=reward"]
+    more = [f"--config.data.train={folder}/rated-few.jsonl", "--config.checkpoint.choose=reward"]
     assert folder.align("reward", "none", *more, "--config.rl.reward=exact_match") == exit_codes.USAGE
     assert "is nothing that `scaling align reward` validates; must be '' or 'loss'" in capsys.readouterr().err
     assert not (folder / "none").exists()

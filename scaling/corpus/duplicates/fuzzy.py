@@ -152,7 +152,7 @@ def choose(corpus: dup.Corpus, partitions: int) -> dict[str, Any]:
     from scipy.sparse.csgraph import connected_components
 
     paths = [dup.path_of(corpus.work, kind, number) for kind in ("equal", "edges") for number in range(partitions)]
-    edges = np.concatenate([np.load(path) for path in paths], axis=1)
+    edges = np.concatenate([np.load(path, allow_pickle=False) for path in paths], axis=1)
     if not edges.size:
         dup.save(np.zeros((2, 0), np.uint64), dup.path_of(corpus.work, "losers", 0))
         return {"groups": 0, "duplicates": 0, "biggest": 0}

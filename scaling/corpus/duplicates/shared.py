@@ -136,7 +136,7 @@ def save_sorted(entries: np.ndarray, path: Path) -> None:
 
 def between(path: Path, low: int, high: int) -> np.ndarray:
     """The entries with low <= row 0 < high of a sorted file, read without the rest of the file: (rows, n)."""
-    entries = np.load(path, mmap_mode="r")
+    entries = np.load(path, mmap_mode="r", allow_pickle=False)
     if not entries.size:
         return np.array(entries)
     # Python's integers, since the upper end of all hashes, 2 ** 64, is no unsigned 64-bit integer.
@@ -186,7 +186,7 @@ def gather(work: Path, kind: str, keys: np.ndarray) -> np.ndarray:
     found = []
     ends = groups(parts)
     for first, last in itertools.pairwise(ends):
-        values = np.load(path_of(work, kind, int(parts[first])), mmap_mode="r")
+        values = np.load(path_of(work, kind, int(parts[first])), mmap_mode="r", allow_pickle=False)
         found.append(values[rows[first:last]])
     assert found, "no keys"
     values = np.concatenate(found)

@@ -91,7 +91,7 @@ def verify(corpus: dup.Corpus, number: int, bands: int, threshold: float) -> dic
         Numbers of pairs verified and similar, and of buckets that were cut.
     """
     check = _Check(corpus.work, bands, threshold)
-    hashes, keys = np.load(dup.path_of(corpus.work, "buckets", number))
+    hashes, keys = np.load(dup.path_of(corpus.work, "buckets", number), allow_pickle=False)
     ends = dup.groups(hashes)
     sizes = np.diff(ends)
     edges: Edges = []
@@ -114,7 +114,9 @@ class _Check:
 
     def __init__(self, work: Path, bands: int, threshold: float):
         self._work, self._bands, self._threshold = work, bands, threshold
-        self._file = functools.lru_cache(64)(lambda kind, part: np.load(dup.path_of(work, kind, part), mmap_mode="r"))
+        self._file = functools.lru_cache(64)(
+            lambda kind, part: np.load(dup.path_of(work, kind, part), mmap_mode="r", allow_pickle=False)
+        )
         self._parents: dict[int, int] = {}  # of documents in big buckets: one that is connected with it
         self.verified = 0
 

@@ -99,7 +99,7 @@ def join(streams: Sequence[Path], words: Tokenizer, output: Path) -> shards.Inde
     with folders.whole(output) as made:
         writer = shards.ShardWriter(made, words)
         for path in streams:
-            writer.extend(np.load(path))
+            writer.extend(np.load(path, allow_pickle=False))
         if not writer.documents:
             raise ValueError(f"no document is left for {output}; see in the report which stage dropped them")
         return writer.close()

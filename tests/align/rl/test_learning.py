@@ -171,7 +171,7 @@ def test_a_second_reward_is_logged_at_each_validation_and_trains_nothing(folder,
 def judge(folder):
     """The run ``judge``, a reward model."""
     records = [{"prompt": "q", "chosen": "ee" * (1 + i % 2), "rejected": "zz"} for i in range(20)]
-    path = folder.write("pairs.jsonl", records)
+    path = folder.write("rl-pairs.jsonl", records)
     reward = ["--config.align.epochs=4", "--config.optimizer.peak_lr=0.003", f"--config.data.train={path}"]
     assert folder.align("reward", "judge", *reward) == 0
     return folder / "judge"
