@@ -1,6 +1,7 @@
 """Runs a function on many items at once, by Daft: on processes of this machine (``native``), or on a Ray cluster."""
 
 import dataclasses
+import json
 import logging
 import os
 import traceback
@@ -32,21 +33,23 @@ class Engine:
         """Yields ``function(item)`` for each item as they are done; in which order is not said.
 
         Args:
-            function: pickled to the workers, as are items and results.
+            function: of an item; Daft sends it and the items to the workers. It returns what JSON can hold.
             items: what it is called with.
 
         Raises:
-            Exception: what ``function`` raised, the first that is noticed; items that run then may be lost.
+            ValueError, OSError: what ``function`` raised, the first that is noticed; tasks that run then may be lost.
+            RuntimeError: ``function`` has a bug; the text has the traceback.
         """
         if self.kind == "native" and (self.workers == 1 or len(items) <= 1):
             yield from map(function, items)
             return
-        for error, result in self._by_daft(function, list(items)):
-            if error is not None:
-                raise error
-            yield result
+        for text in self._by_daft(function, items):
+            outcome = json.loads(text)
+            if "error" in outcome:
+                raise _ERRORS[outcome["error"]](*outcome["arguments"])
+            yield outcome["result"]
 
-    def _by_daft(self, function: Callable[[Any], Any], items: list[Any]) -> Iterator[tuple[Exception | None, Any]]:
+    def _by_daft(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[str]:
         import daft
 
         workers = self.workers or _cores()
@@ -55,29 +58,35 @@ class Engine:
 
         @daft.cls(max_concurrency=min(workers, len(items)), use_process=True)
         class Worker:
-            @daft.method.batch(return_dtype=daft.DataType.python(), batch_size=1)
-            def call(self, column: Any) -> Any:
-                outcomes = [_outcome(function, item) for item in column.to_pylist()]
-                return daft.Series.from_pylist(outcomes, dtype=daft.DataType.python())
+            @daft.method.batch(return_dtype=daft.DataType.string(), batch_size=1)
+            def call(self, column: Any) -> list[str]:
+                return [json.dumps(_outcome(function, items[number])) for number in column.to_pylist()]
 
         worker: Any = Worker()  # its methods take columns, too
-        frame = daft.from_pydict({"item": daft.Series.from_pylist(items, dtype=daft.DataType.python())})
+        frame = daft.from_pydict({"number": list(range(len(items)))})
         if self.kind == "ray":
             frame = frame.into_partitions(len(items))
-        for row in frame.select(worker.call(frame["item"]).alias("outcome")).iter_rows():
+        for row in frame.select(worker.call(frame["number"]).alias("outcome")).iter_rows():
             yield row["outcome"]
 
 
-def _outcome(function: Callable[[Any], Any], item: Any) -> tuple[Exception | None, Any]:
-    """(error, result). An error is one that any process can take over; a bug has the traceback in its text."""
+_ERRORS: dict[str, type[Exception]] = {"OSError": OSError, "ValueError": ValueError, "RuntimeError": RuntimeError}
+
+
+def _outcome(function: Callable[[Any], Any], item: Any) -> dict[str, Any]:
+    """The result of a task, or the error of a user, or the traceback of a bug, as plain values."""
     try:
-        return None, function(item)
+        return {"result": function(item)}
     except OSError as error:
-        return (OSError(*error.args[:2], error.filename) if error.filename else OSError(*error.args)), None
+        known = error.errno is not None
+        return {
+            "error": "OSError",
+            "arguments": [error.errno, error.strerror, error.filename] if known else [str(error)],
+        }
     except ValueError as error:
-        return ValueError(str(error)), None
+        return {"error": "ValueError", "arguments": [str(error)]}
     except Exception:
-        return RuntimeError(f"a task of the corpus has a bug:\n{traceback.format_exc()}"), None
+        return {"error": "RuntimeError", "arguments": [f"a task of the corpus has a bug:\n{traceback.format_exc()}"]}
 
 
 def _cores() -> int:
