@@ -62,19 +62,28 @@ class Folder:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """A ``Folder`` with its run ``base``."""
-    folder = Folder(tmp_path_factory.mktemp("align"))
+def starts(tmp_path_factory):
+    """The ``Folder`` of the runs that the tests of all files begin with."""
+    made = Folder(tmp_path_factory.mktemp("starts"))
     sizes = [f"--config.model.{size}" for size in SIZES]
-    assert folder.run("train", "base", *sizes, "--config.data.tokenizer=bytes", "--config.train.tokens=10240") == 0
-    return folder
+    assert made.run("train", "base", *sizes, "--config.data.tokenizer=bytes", "--config.train.tokens=10240") == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(starts, tmp_path_factory):
+    """A ``Folder`` of a file of tests, so files cannot share a name; ``base`` and ``talker`` are those of all."""
+    made = Folder(tmp_path_factory.mktemp("align"))
+    for name in ("base", "talker"):  # the second is there once a test asks for it
+        (made / name).symlink_to(starts / name)
+    return made
 
 
 @pytest.fixture(scope="session")
-def talker(folder):
-    """The run ``talker``: of ``folder``'s base, it answers with one to three letters and ends its turn."""
+def talker(starts):
+    """The run ``talker``: of the run ``base``, it answers with one to three letters and ends its turn."""
     records = [{"prompt": "q", "response": letters} for letters in ("a", "b", "aa", "ab", "ba", "bb", "aab", "bba")]
-    path = folder.write("talk.jsonl", records * 8)
+    path = starts.write("talk.jsonl", records * 8)
     more = [f"--config.data.train={path}", "--config.align.epochs=100", "--config.optimizer.peak_lr=0.01"]
-    assert folder.align("sft", "talker", *more) == 0
-    return folder / "talker"
+    assert starts.align("sft", "talker", *more) == 0
+    return starts / "talker"

@@ -96,10 +96,10 @@ def test_the_newest_is_read_and_trained_on_without_a_choice(folder, by_loss):
 
 def test_a_run_begins_with_what_was_chosen(folder, by_loss):
     more = [f"--config.data.train={folder}/rated-few.jsonl", "--config.align.epochs=1", "--config.lora.rank=2"]
-    assert folder.align("sft", "child", *more, f"--config.start={by_loss}", *CHOOSES) == 0
-    start = json.loads((folder / "child" / "start.json").read_text())
+    assert folder.align("sft", "choice-child", *more, f"--config.start={by_loss}", *CHOOSES) == 0
+    start = json.loads((folder / "choice-child" / "start.json").read_text())
     assert start["step"] == best(folder, "by-loss", "loss", min)
-    config, _ = load_adapters(folder / "child")
+    config, _ = load_adapters(folder / "choice-child")
     assert config.checkpoint.choose == "loss"
 
 

@@ -51,12 +51,12 @@ def test_whoever_asks_the_run_frames_dialogues_as_its_training(parent, monkeypat
 
 def test_a_run_that_begins_with_it_takes_its_template_unless_it_has_its_own(parent, folder):
     config = cfg.Config(start=str(parent))
-    start = Start.of(config, folder / "child")
+    start = Start.of(config, folder / "template-child")
     assert read_template(start.chat_for(config).template) == TEMPLATE
     other = cfg.Config(start=str(parent), chat=cfg.Chat(template="mine.jinja", system="kind"))
     assert start.chat_for(other) == other.chat
     plain = cfg.Config(start=str(folder / "base"))
-    assert Start.of(plain, folder / "child").chat_for(plain) == plain.chat
+    assert Start.of(plain, folder / "template-child").chat_for(plain) == plain.chat
 
 
 def exported(run):
