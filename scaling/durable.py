@@ -37,6 +37,24 @@ def replace_text(path: epath.PathLike, text: str, synced: bool = False, writer: 
         sync_folders([path.parent])
 
 
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary name beside a local file. What was written there takes the file's place at the end, synced.
+
+    Nothing is left of it if an error is raised. Several processes may write the same file at the same time.
+
+    Raises:
+        OSError: cannot write.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        sync([partial])
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def try_to_write(folder: epath.PathLike, writer: int) -> None:
     """Tests that a folder can be written to: makes the folder if necessary and a file in it, and deletes the file.
 

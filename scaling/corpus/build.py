@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,8 +24,6 @@ from scaling.corpus.stage import Parts, Stage
 from scaling.corpus.steps import Steps
 from scaling.data.manifest import Manifest
 from scaling.runs.lock import held
-
-log = logging.getLogger(__name__)
 
 REPORT, CONFIG, FIGURES = "report.html", "config.json", "report.json"
 
@@ -77,12 +74,12 @@ def _build(config: Corpus, folder: Path, engine: Engine, sources: list[list[Any]
     durable.replace_text(folder / CONFIG, json.dumps(to_dict(config), indent=1) + "\n")
     tallies: dict[str, Mapping[str, Tally]] = {}
     parts: dict[str, list[Path]] = {}
-    made_of: dict[str, Any] = {"version": __version__, "seed": config.seed, "sources": sources}
+    made_of: dict[str, Any] = {"version": __version__, "sources": sources}
     manifest = None
     for number, name in enumerate(config.stages, start=1):
         if name == "mixture":
             manifest = mixture.build(folder, config.mixture, config.names, to_dict(config), parts)
-            continue
+            break  # it is the last
         chosen = config.datasets(name)
         knobs = getattr(config, name)
         made_of = {"before": _digest(made_of), "stage": name, "datasets": chosen, **_of_knobs(knobs)}
@@ -92,8 +89,9 @@ def _build(config: Corpus, folder: Path, engine: Engine, sources: list[list[Any]
             stage = Stage(steps, {each: parts[each] for each in chosen if each in parts}, parts)
             left, tallies[name] = stages.ALL[name](stage, config)
         parts |= {each: [*found] for each, found in left.items()}
-        _report(folder, config, tallies, manifest)
-    _report(folder, config, tallies, manifest)
+        _report(folder, tallies, manifest)
+    if manifest:
+        _report(folder, tallies, manifest)
     return Built(folder, tallies, parts, manifest)
 
 
@@ -126,13 +124,10 @@ def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()
 
 
-def _report(
-    folder: Path, config: Corpus, tallies: Mapping[str, Mapping[str, Tally]], manifest: Manifest | None
-) -> None:
+def _report(folder: Path, tallies: Mapping[str, Mapping[str, Tally]], manifest: Manifest | None) -> None:
     """Writes the page and its figures, after each stage, so that a build that ends early has them too."""
     plain = {stage: {name: tally.to_dict() for name, tally in by_set.items()} for stage, by_set in tallies.items()}
     durable.replace_text(folder / FIGURES, json.dumps(plain, indent=1, sort_keys=False) + "\n")
-    rows = [row.split("  ") for row in mixture.table(manifest).split("\n")] if manifest else []
-    rows = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    rows = mixture.rows(manifest) if manifest else []
     made = f"Made by scaling {__version__}, {time.strftime('%Y-%m-%d %H:%M')}, from {folder}."
     durable.replace_text(folder / REPORT, corpus_page(f"Corpus {folder.name}", made, tallies, rows))

@@ -12,6 +12,7 @@ from scaling.config.knob import knob
 from scaling.corpus.decontaminate import Decontaminate
 from scaling.corpus.duplicates.exact import Exact
 from scaling.corpus.duplicates.fuzzy import Fuzzy
+from scaling.corpus.engine import Engine
 from scaling.corpus.extraction.extract import Extract
 from scaling.corpus.extraction.language import Language
 from scaling.corpus.filters.demonstrations import Demonstrations
@@ -47,7 +48,6 @@ _HTML = "html"  # what a source says whose texts are pages
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     workdir: str = knob("", "path", "folder of the build; empty = runs/<name of the config file>")
-    seed: int = knob(0, "", "of all that is drawn")
     engine: str = knob("native", "", "native (processes of this machine) or ray (a cluster)")
     workers: int = knob(0, "processes", "at a time; 0 = one a core, of this machine or of the cluster")
     sources: tuple[tuple[str, ...], ...] = knob(
@@ -139,8 +139,7 @@ def checked(config: Corpus) -> Corpus:
         raise ValueError("config.stages: mixture is the last stage, after tokens")
     for entry in config.only:
         _check_only(entry, config)
-    if config.workers < 0:
-        raise ValueError(f"config.workers={config.workers} must be at least 0")
+    Engine(config.engine, config.workers)  # refuses what it cannot be
     return config
 
 

@@ -20,7 +20,6 @@ There are four steps:
 """
 
 import dataclasses
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -283,11 +282,5 @@ def _unpacked(data: np.ndarray) -> list[str]:
 
 def _save(path: Path, **arrays: np.ndarray) -> None:
     """Writes arrays whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # another argument is a bool
-        durable.sync([partial])
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with durable.replaced(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # another argument is a bool

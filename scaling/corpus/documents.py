@@ -4,12 +4,12 @@ A part is a Parquet file with some tens of megabytes of text. Every stage reads 
 of the same names, so a document keeps its place, and the bytes of a part depend on the documents alone.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scaling import durable
@@ -51,15 +51,10 @@ def write(documents: pa.Table, path: Path) -> None:
     Raises:
         OSError: cannot write.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        # Texts hardly repeat: with a dictionary of them, a part takes three times as long to read.
-        settings: dict[str, Any] = {"compression": "zstd", "row_group_size": 4096, "use_dictionary": ["file", "url"]}
+    # Texts hardly repeat: with a dictionary of them, a part takes three times as long to read.
+    settings: dict[str, Any] = {"compression": "zstd", "row_group_size": 4096, "use_dictionary": ["file", "url"]}
+    with durable.replaced(path) as partial:
         pq.write_table(documents.combine_chunks(), partial, **settings)
-        durable.sync([partial])
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read(path: Path) -> pa.Table:
@@ -75,3 +70,8 @@ def read(path: Path) -> pa.Table:
     if missing := [name for name in COLUMNS.names if name not in found.column_names]:
         raise ValueError(f"{path} has no column {missing[0]!r}: it holds no documents of a corpus")
     return found
+
+
+def text_bytes(documents: pa.Table, column: str = "text") -> int:
+    """Bytes of a column's texts, in UTF-8."""
+    return pc.sum(pc.binary_length(documents[column])).as_py() or 0

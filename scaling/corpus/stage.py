@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from scaling import json_text
 from scaling.corpus import documents
@@ -82,16 +81,11 @@ def measured(tally: Tally, before: pa.Table | None, after: pa.Table) -> None:
         tally.documents_in += before.num_rows
         tally.bytes_in += input_bytes(before)
     tally.documents_out += after.num_rows
-    tally.bytes_out += text_bytes(after)
+    tally.bytes_out += documents.text_bytes(after)
     for id, text in zip(after["id"].to_pylist(), after["text"].to_pylist(), strict=True):
         tally.example("kept", id, text)
 
 
-def text_bytes(table: pa.Table, column: str = "text") -> int:
-    """Bytes of a column's texts, in UTF-8."""
-    return pc.sum(pc.binary_length(table[column])).as_py() or 0
-
-
 def input_bytes(table: pa.Table) -> int:
     """Bytes of the texts, and of pages that are not extracted yet."""
-    return text_bytes(table) + (text_bytes(table, CONTENT) if CONTENT in table.column_names else 0)
+    return documents.text_bytes(table) + (documents.text_bytes(table, CONTENT) if CONTENT in table.column_names else 0)

@@ -88,18 +88,14 @@ def _rename(again: Path, part: pa.Table) -> tuple[pa.Table, Tally]:
     return ids.renamed(part, np.load(again, allow_pickle=False))
 
 
-def _by_rows(function: Callable[[pa.Table, Any], tuple[pa.Table, Tally]], section: str) -> Callable[..., Made]:
-    """A stage that is a function of documents and knobs."""
+def _by_rows(function: Callable[..., tuple[pa.Table, Tally]], section: str) -> Callable[..., Made]:
+    """A stage that is a function of documents and of ``knobs``."""
 
     def stage_of(stage: Stage, config: Corpus) -> Made:
         knobs = getattr(config, section)
-        return stage.rows(functools.partial(_with_knobs, function, knobs)), stage.tallies()
+        return stage.rows(functools.partial(function, knobs=knobs)), stage.tallies()
 
     return stage_of
-
-
-def _with_knobs(function: Callable[..., tuple[pa.Table, Tally]], knobs: Any, part: pa.Table) -> tuple[pa.Table, Tally]:
-    return function(part, knobs)
 
 
 def judge_quality(stage: Stage, config: Corpus) -> Made:

@@ -14,14 +14,11 @@ key). A task that handles one range of hashes finds its entries in each file by 
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scaling import durable
@@ -119,14 +116,8 @@ def path_of(work: Path, kind: str, number: int) -> Path:
 def save(array: np.ndarray, path: Path) -> None:
     """Writes an array, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.save(file, np.ascontiguousarray(array))
-        durable.sync([partial])
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with durable.replaced(path) as partial, partial.open("wb") as file:
+        np.save(file, np.ascontiguousarray(array))
 
 
 def save_sorted(entries: np.ndarray, path: Path) -> None:
@@ -220,16 +211,12 @@ def drop(corpus: Corpus, part: Part, files: int, reason: str) -> dict[str, Any]:
     keep = [""] * len(table)
     for key, mine, kept in zip(losers, sets, kept_sets, strict=True):
         keep[int(key) & 0xFFFFFFFF] = reason if mine == kept else f"{reason} of a document in {corpus.names[kept]}"
-    tally = outcome.Tally(documents_in=len(table), bytes_in=_bytes(table))
+    tally = outcome.Tally(documents_in=len(table), bytes_in=documents.text_bytes(table))
     left = outcome.kept(table, keep, tally)
-    tally.documents_out, tally.bytes_out = len(left), _bytes(left)
+    tally.documents_out, tally.bytes_out = len(left), documents.text_bytes(left)
     part.target.parent.mkdir(parents=True, exist_ok=True)
     documents.write(left, part.target)
     return tally.to_dict()
-
-
-def _bytes(table: pa.Table) -> int:
-    return pc.sum(pc.binary_length(table["text"])).as_py() or 0
 
 
 def run(steps: Sequence[Step]) -> Iterator[tuple[str, dict[str, Any]]]:

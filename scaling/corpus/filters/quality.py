@@ -16,7 +16,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -322,10 +321,5 @@ def _write(path: Path, **arrays: np.ndarray) -> None:
     """An ``npz`` file, whole or not at all. NumPy writes a fixed time into it, so equal arrays give equal bytes."""
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # the stub takes the arrays for its own options
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+    with durable.replaced(path) as partial:
         partial.write_bytes(content.getvalue())
-        durable.sync([partial])
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

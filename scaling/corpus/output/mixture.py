@@ -87,16 +87,24 @@ def mixed(knobs: Mixture, datasets: Sequence[DataSet]) -> tuple[int, tuple[DataS
     )
 
 
-def table(manifest: Manifest) -> str:
-    """The table of weights and epochs, a line for each data set, as Table 2.2 of GPT-3."""
+def rows(manifest: Manifest) -> list[tuple[str, ...]]:
+    """The cells of Table 2.2 of GPT-3: a header, and a row for each data set with its weight and epochs."""
     total = sum(each.weight for each in manifest.datasets)
-    rows = [("data set", "documents", "tokens", "weight", f"epochs in {manifest.training_tokens:,} tokens")]
+    cells: list[tuple[str, ...]] = [
+        ("data set", "documents", "tokens", "weight", f"epochs in {manifest.training_tokens:,} tokens")
+    ]
     for each in manifest.datasets:
         counts = f"{each.documents:,}", f"{each.tokens:,}"
-        rows.append((each.name, *counts, f"{100 * each.weight / total:.1f} %", f"{each.epochs:.2f}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        cells.append((each.name, *counts, f"{100 * each.weight / total:.1f} %", f"{each.epochs:.2f}"))
+    return cells
+
+
+def table(manifest: Manifest) -> str:
+    """``rows`` as text, a line each."""
+    cells = rows(manifest)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in cells
     )
 
 

@@ -7,7 +7,6 @@ to be computed. The result is byte for byte that of ``scaling tokenize`` of the 
 
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,14 +73,8 @@ def write(stream: np.ndarray, path: Path) -> None:
     Raises:
         OSError: cannot write.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.save(file, stream)
-        durable.sync([partial])
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with durable.replaced(path) as partial, partial.open("wb") as file:
+        np.save(file, stream)
 
 
 def join(streams: Sequence[Path], words: Tokenizer, output: Path) -> shards.Index:
