@@ -139,10 +139,18 @@ def _run(argv: list[str]) -> int:
 
 
 def _kind(verb: str) -> "Kind[Any]":
-    """Which knobs a verb's config has."""
-    if verb == "data":
-        from scaling.corpus.config import CORPUS
+    """Which knobs a verb's config has.
 
+    Raises:
+        ValueError: the verb's packages are not installed.
+    """
+    if verb == "data":
+        try:
+            from scaling.corpus.config import CORPUS
+        except ModuleNotFoundError as error:
+            if str(error.name).startswith("scaling"):
+                raise
+            raise ValueError(f"data needs the package {error.name}: pip install 'scaling[data]'") from None
         return CORPUS
     from scaling.config.kind import TRAINING
 

@@ -299,6 +299,15 @@ def test_light_verbs_start_without_jax():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_missing_extra_of_the_corpus_is_one_sentence():
+    program = (
+        "import sys; sys.modules['pyarrow'] = None; from scaling.cli import main; sys.exit(main(['data', 'build']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == exit_codes.USAGE
+    assert done.stderr == "scaling data: error: data needs the package pyarrow: pip install 'scaling[data]'\n"
+
+
 def test_tokenizer_then_tokenize(run, tmp_path):
     text = tmp_path / "a.txt"
     text.write_text("the quick brown fox jumps over the lazy dog; the end.\n\n" * 50)

@@ -18,10 +18,10 @@ from scaling.corpus.engine import Engine
 from scaling.corpus.outcome import Tally
 from scaling.corpus.output import mixture
 from scaling.corpus.page import corpus_page
-from scaling.corpus.progress import Bar
 from scaling.corpus.reading.read import find
 from scaling.corpus.stage import Parts, Stage
 from scaling.corpus.steps import Steps
+from scaling.data import progress
 from scaling.data.manifest import Manifest
 from scaling.runs.lock import held
 
@@ -83,7 +83,7 @@ def _build(config: Corpus, folder: Path, engine: Engine, sources: list[list[Any]
         chosen = config.datasets(name)
         knobs = getattr(config, name)
         made_of = {"before": _digest(made_of), "stage": name, "datasets": chosen, **_of_knobs(knobs)}
-        with Bar(name) as bar:
+        with progress.Steps(name) as bar:
             steps = Steps(folder / "stages" / f"{number:02d}-{name}", engine, bar.progress)
             steps.begin(made_of)
             stage = Stage(steps, {each: parts[each] for each in chosen if each in parts}, parts)

@@ -43,14 +43,26 @@ def corpus_page(title: str, made: str, tallies: Tallies, mixture: Sequence[Seque
 
 
 def _stages(tallies: Tallies) -> str:
+    """Text before ``tokens`` has no tokens yet; theirs are estimated by the bytes of a token in what was tokenized."""
+    rate = {
+        name: tally.counts["tokens"] / tally.bytes_in
+        for name, tally in tallies.get("tokens", {}).items()
+        if tally.bytes_in and "tokens" in tally.counts
+    }
     rows = []
     for stage, by_set in tallies.items():
         for name, tally in by_set.items():
             share = f"{1 - tally.bytes_out / tally.bytes_in:.1%}" if tally.bytes_in else "–"
             cells = (tally.documents_in, tally.documents_out, tally.bytes_in, tally.bytes_out)
-            rows.append([stage, escape(name), *(f"{cell:,}" for cell in cells), share, f"{len(tally.faults):,}"])
-    header = ["stage", "data set", "documents in", "out", "bytes in", "out", "bytes dropped", "faults"]
-    return table(header, rows, range(2, 8))
+            counts = [f"{cell:,}" for cell in cells]
+            if rate:
+                sizes = (tally.bytes_in, tally.bytes_out)
+                counts += [f"{size * rate[name]:,.0f}" if name in rate else "–" for size in sizes]
+            rows.append([stage, escape(name), *counts, share, f"{len(tally.faults):,}"])
+    tokens = ["tokens in", "out"] if rate else []
+    header = ["stage", "data set", "documents in", "out", "bytes in", "out", *tokens, "bytes dropped", "faults"]
+    said = "<p>Tokens are those of the stage tokens, and before it bytes times its tokens a byte.</p>" if rate else ""
+    return table(header, rows, range(2, len(header))) + said
 
 
 def _bars(tallies: Tallies) -> list[Drawing]:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -117,6 +118,11 @@ def test_page_and_figures(built):
         assert words in page
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://site/", "")
     figures = json.loads((built.folder / "report.json").read_text())
+    # The byte tokenizer makes a token of each byte, and one at the end of each of the 12 documents.
+    size = figures["tokens"]["crawl"]["bytes_in"]
+    row = re.search(r"<tr><td>tokens</td><td>crawl</td>.*?</tr>", page, re.DOTALL)
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", row[0])
+    assert cells[2:8] == ["12", "12", f"{size:,}", f"{size:,}", f"{size + 12:,}", f"{size + 12:,}"]
     assert figures["exact"]["crawl"]["documents_out"] == 12
 
 
