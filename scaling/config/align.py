@@ -10,7 +10,7 @@ class Chat:
     template: str = knob(
         "", "path", "chat template (jinja2) in the place of the tokenizer's own; empty = config.start's, or none"
     )
-    system: str = knob("", "", "system message of dialogues that have none")
+    system: str = knob("", "", "system message of dialogues that have none; empty = config.start's, or none")
 
 
 MATRICES = ("query", "key", "value", "out", "up", "gate", "down")  # of blocks: attention's four, the MLP's three

@@ -149,11 +149,11 @@ class Start:
         return config.data.tokenizer
 
     def chat_for(self, config: cfg.Config) -> cfg.Chat:
-        """How a run that begins here frames dialogues: by the start's own template, unless the config has another."""
+        """How a run that begins here frames dialogues: by the start's template and system message, or the config's."""
         kept = absolute(self.run) / TEMPLATE
-        if config.chat.template or not kept.exists():
-            return config.chat
-        return dataclasses.replace(config.chat, template=str(kept))
+        template = config.chat.template or (str(kept) if kept.exists() else "")
+        system = config.chat.system or cfg.freeze(read_config_json(self.run)["config"]).chat.system
+        return dataclasses.replace(config.chat, template=template, system=system)
 
     def model_for(self, config: cfg.Config, words: Tokenizer) -> cfg.Model:
         """The model of a run that begins here: the start's, with the dropout and the outputs of the config.

@@ -28,7 +28,8 @@ def parent(folder):
     file, records = folder / "own.jinja", folder.write("own.jsonl", [{"prompt": "q", "response": "a"}] * 40)
     file.write_text(TEMPLATE)
     knobs = ["--config.data.tokenizer=bytes+chat", f"--config.data.train={records}", "--config.align.epochs=1"]
-    assert folder.align("sft", "own", f"--config.chat.template={file}", *knobs) == 0
+    own = [f"--config.chat.template={file}", "--config.chat.system=Be kind."]
+    assert folder.align("sft", "own", *own, *knobs) == 0
     file.unlink()
     return folder / "own"
 
@@ -49,10 +50,11 @@ def test_whoever_asks_the_run_frames_dialogues_as_its_training(parent, monkeypat
     assert [served.words.decode(ids) for ids in read] == [FRAMED]
 
 
-def test_a_run_that_begins_with_it_takes_its_template_unless_it_has_its_own(parent, folder):
+def test_a_run_that_begins_with_it_takes_its_template_and_system_message_unless_it_has_its_own(parent, folder):
     config = cfg.Config(start=str(parent))
     start = Start.of(config, folder / "template-child")
     assert read_template(start.chat_for(config).template) == TEMPLATE
+    assert start.chat_for(config).system == "Be kind."
     other = cfg.Config(start=str(parent), chat=cfg.Chat(template="mine.jinja", system="kind"))
     assert start.chat_for(other) == other.chat
     plain = cfg.Config(start=str(folder / "base"))
