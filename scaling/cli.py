@@ -68,6 +68,8 @@ _VERBS = {
     "evaluate": _Verb("compute zero-, one- and few-shot scores of models", stdout=Stdout.COPY),
     "contamination": _Verb("find items of tasks in a training corpus", stdout=Stdout.COPY),
     "bias": _Verb("run GPT-3's probes of gender, race, religion and occupations", stdout=Stdout.COPY),
+    "fill": _Verb("predict the hidden tokens of a text with an encoder"),
+    "embed": _Verb("write vectors of texts", stdout=Stdout.LOG),
     "logits": _Verb("write float32 logits of a run directory or a Hugging Face folder", stdout=Stdout.LOG),
     "import": _Verb("make a run directory of a Hugging Face folder", stdout=Stdout.LOG),
     "export": _Verb("write a run's model and tokenizer as a Hugging Face folder", stdout=Stdout.LOG),

@@ -8,7 +8,7 @@ import numpy as np
 
 from scaling.config import schema as cfg
 from scaling.data.batch import of_sequences
-from scaling.objectives.next_token import next_token
+from scaling.objectives.pretraining import pretraining
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
 from scaling.train.state import create_state
@@ -51,7 +51,7 @@ def dispatch(num_layers: int = 48, steps: int = 50) -> str:
     tokens = np.zeros((1, jax.device_count(), 33), np.int32)
     times = []
     with jax.set_mesh(mesh):
-        state, step = create_state(config, mesh), make_train_step(config, mesh, next_token(config))
+        state, step = create_state(config, mesh), make_train_step(config, mesh, pretraining(config))
         batch = jax.device_put(of_sequences(tokens), batch_sharding(mesh))
         for i in range(steps + 2):
             jax.block_until_ready(state)

@@ -17,7 +17,7 @@ from scaling.catalog.sizes import GPT3
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
 from scaling.data.batch import of_sequences
-from scaling.objectives.next_token import next_token
+from scaling.objectives.pretraining import pretraining
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
 from scaling.plan.compiled import shard_bytes
@@ -230,7 +230,7 @@ class _Steps:
             size = (1, shape.sequences, shape.length + 1)
             tokens = np.random.default_rng(0).integers(0, shape.vocab_size, size).astype(np.int32)
             self._batch = jax.device_put(of_sequences(tokens), batch_sharding(self._mesh))
-            step: Any = make_train_step(self._config, self._mesh, next_token(self._config))
+            step: Any = make_train_step(self._config, self._mesh, pretraining(self._config))
             start = time.perf_counter()
             self._run = step.lower(self._state, self._batch, *self._scalars()).compile()
         self.compile_seconds = time.perf_counter() - start

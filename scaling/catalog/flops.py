@@ -16,17 +16,18 @@ def six_n(parameter_count: int) -> int:
     return 6 * parameter_count
 
 
-def positions_seen(sequence_length: int, window: int = 0, strided: bool = False) -> float:
+def positions_seen(sequence_length: int, window: int = 0, strided: bool = False, causal: bool = True) -> float:
     """Mean number of positions that a query attends to, its own included.
 
     In dense causal attention (``window`` 0) the mean is (T + 1) / 2. In a band of ``window`` positions, position i sees
-    min(i + 1, window), and if ``strided`` another floor(i / window).
+    min(i + 1, window), and if ``strided`` another floor(i / window). What is not causal sees as much to the right.
     """
     t = sequence_length
     w = min(window, t) if window else t
     blocks, rest = divmod(t, w)
     beyond = (w * blocks * (blocks - 1) / 2 + rest * blocks) if strided else 0
-    return (w * (w + 1) / 2 + (t - w) * w + beyond) / t
+    seen = (w * (w + 1) / 2 + (t - w) * w + beyond) / t
+    return seen if causal else 2 * seen - 1
 
 
 def forward_per_token(model: Model, sequence_length: int | None = None) -> float:
@@ -43,12 +44,20 @@ def attention_per_token(model: Model, sequence_length: int) -> float:
     """Forward FLOPs a token of the products of queries with keys, and of attention weights with values."""
     sights = [model.sights[i % len(model.sights)] for i in range(model.num_layers)]
     # Each of the two products takes 2 d_head operations for every head and every position seen.
-    return sum(4 * model.num_heads * model.d_head * positions_seen(sequence_length, *sight) for sight in sights)
+    seen = [positions_seen(sequence_length, *sight, causal=model.causal) for sight in sights]
+    return sum(4 * model.num_heads * model.d_head * positions for positions in seen)
 
 
-def training_per_token(model: Model, sequence_length: int | None = None) -> float:
-    """Forward and backward FLOPs a token; the backward pass takes twice as many (two products for each product)."""
-    return 3 * forward_per_token(model, sequence_length)
+def training_per_token(model: Model, sequence_length: int | None = None, predicted: float = 1.0) -> float:
+    """Forward and backward FLOPs a token; the backward pass takes twice as many (two products for each product).
+
+    Args:
+        model: as of ``forward_per_token``.
+        sequence_length: as there.
+        predicted: the share of the tokens whose logits are computed, as of ``Config.predicted``.
+    """
+    unpredicted = 0.0 if predicted == 1 else 2 * (1 - predicted) * parameters(model).projection
+    return 3 * (forward_per_token(model, sequence_length) - unpredicted)
 
 
 def pf_days(parameter_count: int, tokens: float = GPT3_TOKENS) -> float:

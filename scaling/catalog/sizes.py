@@ -185,15 +185,15 @@ class Parameters:
     """Numbers of parameters of a model by part, as in ``scaling.model.decoder``."""
 
     token_embedding: int  # padded_vocab rows
-    positions: int  # of learned and relative ones
+    positions: int  # of learned and relative ones, and of types of tokens
     blocks: int
     final_norm: int  # 0 in post-norm models
     unembedding: int  # 0 where tied to the token embedding
-    ends: int  # what else lies outside the blocks: projections and norm of the embedding, biases of the logits
+    ends: int  # what else lies outside the blocks: projections and norms at the embedding and the head, biases
     padding: int  # parameters in the rows that pad the vocabulary to vocab_multiple, in all tables together
     matrices: int  # weight matrices of the blocks that a token is multiplied by: no biases, no norms, no idle experts
     idle: int  # of all experts, those that a token does not take
-    projection: int  # the vocabulary projection without padding, tied or not
+    projection: int  # matrices from the last state to the logits, without padding, tied or not
 
     @property
     def tree(self) -> int:
@@ -252,7 +252,10 @@ def parameters(model: Model) -> Parameters:
     norms = _norm(model, d) * (1 if model.parallel == "one_norm" else 2) + model.qk_norm * 2 * _norm(
         model, model.d_head
     )
-    ends = (2 * width * d if width != d else 0) + model.embedding_norm * _norm(model, d) + model.outputs * (width + 1)
+    projected = (width * d if width != d else 0) + (d * model.d_output if model.d_output != d else 0)
+    head = d * width + width + _norm(model, width) if model.transforms else 0
+    ends = projected + model.embedding_norm * _norm(model, d) + head + model.pooler * (d * d + d)
+    ends += model.outputs * (model.d_output + 1)
     unties, has_bias = not (model.tied_embedding or model.outputs), model.logit_bias and not model.outputs
     rows = width * (1 + unties) + has_bias  # of each token, in all tables
     return Parameters(
@@ -265,14 +268,16 @@ def parameters(model: Model) -> Parameters:
         padding=(model.padded_vocab - model.vocab_size) * rows,
         matrices=matrices,
         idle=idle,
-        projection=(model.outputs or model.vocab_size) * width,
+        projection=model.outputs * model.d_output or (model.vocab_size + model.transforms * d) * width,
     )
 
 
 def _positions(model: Model) -> int:
+    types = model.token_types * model.d_model
     if model.positions == "relative":
-        return model.relative_buckets * model.num_heads
-    return (model.context_length + model.position_offset) * model.d_model if model.positions == "learned" else 0
+        return types + model.relative_buckets * model.num_heads
+    rows = model.context_length + model.position_offset if model.positions == "learned" else 0
+    return types + rows * model.d_model
 
 
 def _norm(model: Model, features: int) -> int:

@@ -154,11 +154,11 @@ def _answers(options: argparse.Namespace, model: str, count: int) -> "tuple[Answ
     from scaling.generate.answers import Answers
     from scaling.generate.generator import Generator
     from scaling.generate.sampling import Sampling
-    from scaling.interop.served import load_served
+    from scaling.interop.served import load_decoder
 
     knobs = {name: getattr(options, name) for name in ("tokens", "temperature", "top_p", "seed")}
     sampling = Sampling(num_samples=count, **knobs)
-    served = load_served(model, None, options.mesh, options.dtype)
+    served = load_decoder(model, None, options.mesh, options.dtype)
     chat = served.chat(read_template(options.template))
     generator = Generator(served.network, served.params, served.words, served.mesh)
     return Answers(generator, chat, sampling, options.batch_size), served

@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     from scaling import durable
     from scaling.evaluate.bias.probes import check_occupations, encode_prompts, occupations
     from scaling.evaluate.bias.report import Report, table, to_json
-    from scaling.interop.served import load_served
+    from scaling.interop.served import load_decoder
     from scaling.report.bias_figure import draw
     from scaling.runs.config_json import read_config_json
     from scaling.runs.own_files import without_own
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         for file in ("report.json", "bias.png", "bias.svg", *(f"samples-{probe}.jsonl" for probe in probes)):
             durable.check_writable(Path(model) / "bias" / file)  # before the samples, which take long
     for model in models:
-        served = load_served(model, options.tokenizer, options.mesh, options.dtype)
+        served = load_decoder(model, options.tokenizer, options.mesh, options.dtype)
         length = served.network.model.context_length
         prompts = {p: encode_prompts(p, served.words, length, options.tokens) for p in probes if p != "occupations"}
         if "occupations" in probes:

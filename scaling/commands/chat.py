@@ -61,11 +61,11 @@ def _conversation(options: argparse.Namespace) -> "Conversation":
     from scaling.generate.conversation import Conversation
     from scaling.generate.generator import Generator
     from scaling.generate.sampling import Sampling
-    from scaling.interop.served import load_served
+    from scaling.interop.served import load_decoder
 
     knobs = ("tokens", "temperature", "top_p", "repetition_penalty", "seed")
     sampling = Sampling(**{name: getattr(options, name) for name in knobs})
-    served = load_served(options.model, None, options.mesh, options.dtype)
+    served = load_decoder(options.model, None, options.mesh, options.dtype)
     chat = served.chat(read_template(options.template))
     generator = Generator(served.network, served.params, served.words, served.mesh)
     return Conversation(generator, chat, sampling, options.system)

@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         ValueError: options or data that cannot be used.
     """
     from scaling.evaluate.scoring.comparison import comparison
-    from scaling.interop.served import load_served
+    from scaling.interop.served import load_decoder
     from scaling.runs.config_json import read_config_json
 
     if options.harness and options.no_prefix:
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     failed: OSError | None = None
     every: dict[str, list[Result]] = {}
     for model in models:
-        served = load_served(model, options.tokenizer, options.mesh, options.dtype)
+        served = load_decoder(model, options.tokenizer, options.mesh, options.dtype)
         results = every[model] = []
         try:
             for result in evaluate(served):

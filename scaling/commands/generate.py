@@ -254,9 +254,9 @@ def _record(line: str, where: str) -> dict[str, Any]:
 
 
 def _served(options: argparse.Namespace) -> "Served":
-    from scaling.interop.served import load_served
+    from scaling.interop.served import load_decoder
 
-    return load_served(options.model, options.tokenizer, options.mesh, options.dtype)
+    return load_decoder(options.model, options.tokenizer, options.mesh, options.dtype)
 
 
 def _stream(generator: "Generator", text: str, prompt: list[int], sampling: "Sampling") -> None:

@@ -69,6 +69,7 @@ class Model:
     num_kv_heads: int = knob(0, "heads", "heads of keys and values, each for a group of query heads; 0 = num_heads")
     d_head: int = knob(0, "features", "width of one head; 0 = d_model / num_heads")
     d_ff: int = knob(0, "features", "hidden width of the MLP; 0 = 4 * d_model")
+    causal: bool = knob(True, "", "tokens see only what comes before them; False = an encoder (BERT)")
     norm: str = knob("pre", "", "a norm before each sublayer ('pre', GPT-2/3) or after it ('post', GPT-1)")
     norm_kind: str = knob("layer", "", "layer (LayerNorm) or rms (RMSNorm, which has no bias)")
     norm_bias: bool = knob(True, "", "LayerNorm has a bias")
@@ -87,6 +88,7 @@ class Model:
     positions: str = knob("learned", "", "learned, sinusoidal, rotary, alibi, relative (T5) or none")
     position_offset: int = knob(0, "rows", "row of the first position in the table of learned ones (OPT: 2)")
     sinusoid: str = knob("halves", "", "sines then cosines ('halves', CTRL), or in turns ('interleaved')")
+    token_types: int = knob(0, "types", "kinds of tokens that embeddings tell apart, by a table (BERT: 2 texts)")
     relative_buckets: int = knob(32, "buckets", "distances that relative positions tell apart, near ones exactly")
     relative_distance: int = knob(128, "tokens", "farther than this, relative positions are all alike")
     scaled_embedding: bool = knob(False, "", "token embeddings are multiplied by sqrt(d_model)")
@@ -95,6 +97,10 @@ class Model:
     )
     tied_embedding: bool = knob(True, "", "the output projection uses the matrix of the token embedding")
     logit_bias: bool = knob(False, "", "each token's logit has a bias (GPT-J)")
+    head_transform: bool = knob(
+        False, "", "a product, the activation and a norm between the last block and the output projection (BERT)"
+    )
+    pooler: bool = knob(False, "", "config.model.outputs are made of tanh(W h + b) of the state that is read (BERT)")
     outputs: int = knob(
         0, "numbers", "that the model computes for a text: 1 = a reward, n = classes; 0 = logits of the next token"
     )
@@ -149,6 +155,16 @@ class Model:
     def d_embedding(self) -> int:
         """Width of the token embeddings and of the output projection."""
         return self.embedding_width or self.d_model
+
+    @property
+    def transforms(self) -> bool:
+        """Whether there is a ``head_transform``; where ``outputs`` are in the place of logits, it is left out."""
+        return self.head_transform and not self.outputs
+
+    @property
+    def d_output(self) -> int:
+        """Width of final hidden states, before a ``head_transform``, which would make it that of the embeddings."""
+        return self.d_model if self.head_transform else self.d_embedding
 
     @property
     def padded_vocab(self) -> int:

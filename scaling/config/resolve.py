@@ -6,6 +6,7 @@ devices, tokenizer, data, the optimizer's arguments and an older run are checked
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from scaling.config.align import MATRICES
 from scaling.config.refusal import must_be_multiple, must_divide, nearest_divisors, nearest_multiples, refused
@@ -25,6 +26,7 @@ CHOICES = {
     "compute.dtype": ("bfloat16", "float32"),
     "compute.quantization": ("none", "int8", "fp8"),
     "compute.remat": ("none", "dots", "projections", "full"),
+    "data.objective": ("next_token", "mlm"),
     "data.bad_records": ("error", "skip"),
     "checkpoint.choose": ("", "loss", "reward"),
     "align.loss_on": ("assistant", "all"),
@@ -63,7 +65,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "0 or more",
         lambda v: v >= 0,
         "align.epochs align.lm_weight dpo.nll lora.rank rl.value_rate rl.kl rl.kl_target rl.pretraining_weight "
-        "model.outputs "
+        "model.outputs model.token_types "
         "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
         "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "
         "model.position_offset model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
@@ -93,7 +95,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("in [0, 0.5)", lambda v: 0 <= v < 0.5, "dpo.label_smoothing"),
     ("0 or more, or -1 for the control tokens that are new", lambda v: v >= -1, "lora.first_new_token"),
     ("in [2, 9]", lambda v: 2 <= v <= 9, "align.completions"),
-    ("in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.final_fraction rl.gamma rl.gae_lambda"),
+    ("in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.final_fraction rl.gamma rl.gae_lambda noise.random noise.kept"),
+    ("in (0, 1]", lambda v: 0 < v <= 1, "noise.rate"),
     ("at least 1, or -1 for all devices that the other axes do not use", lambda v: v >= 1 or v == -1, "mesh.data"),
     ("0 or more, or -1 for 'not given'", lambda v: v >= -1, "distributed.process_id"),
 )
@@ -252,6 +255,8 @@ def _check_model(config: Config) -> None:
             f"is longer than the {model.context_length} positions of config.model.context_length; must be at most that",
         )
     _check_family(model)
+    if not model.causal:
+        _check_encoder(config)
     period = len(model.attention_pattern)
     if model.num_layers % period:
         near = nearest_multiples(model.num_layers, period)
@@ -260,6 +265,22 @@ def _check_model(config: Config) -> None:
             model.num_layers,
             f"must be a multiple of the {period} entries of config.model.attention_pattern, as {near} would be",
         )
+
+
+def _check_encoder(config: Config) -> None:
+    """What a model that sees both sides cannot have."""
+    wrong: tuple[tuple[str, Any, Any], ...] = (
+        ("mesh.context", config.mesh.context, 1),
+        ("model.experts.count", config.model.experts.count, 0),
+        ("eval.tasks", config.eval.tasks, ""),
+        ("sample.prompts", config.sample.prompts, ()),
+    )
+    for name, value, right in wrong:
+        if value != right:
+            raise refused(name, value, f"must be {right!r} with config.model.causal=False")
+    if "strided" in config.model.attention_pattern:
+        right = "must be of 'dense' and 'banded' with config.model.causal=False"
+        raise refused("model.attention_pattern", config.model.attention_pattern, right)
 
 
 def _check_family(model: Model) -> None:

@@ -43,6 +43,7 @@ class Data:
         (), "(path, weight)", "several training sources sampled by weight; then data.train must be ''"
     )
     tokenizer: str = knob("gpt2", "", "gpt2, bytes, books (embedded sentencepiece) or a tokenizer file")
+    objective: str = knob("next_token", "", "what pre-training predicts: next_token, or mlm (hidden tokens, BERT)")
     text_key: str = knob("text", "", "field that holds the text in .jsonl and .parquet records")
     control_field: str = knob(
         "", "", "field of .jsonl and .parquet records with a control code, as in CTRL: texts begin with it; '' = none"
@@ -53,6 +54,13 @@ class Data:
     cache_dir: str = knob("", "path", "folder of tokenized shards; empty = $SCALING_CACHE or ~/.cache/scaling")
     workers: int = knob(2, "threads", "threads that read and assemble batches")
     prefetch: int = knob(4, "batches", "batches kept ready ahead of the device")
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    rate: float = knob(0.15, "fraction", "of the tokens of a text are hidden and predicted")
+    random: float = knob(0.1, "fraction", "of the hidden tokens become any token, and not the mask")
+    kept: float = knob(0.1, "fraction", "of the hidden tokens stay as they are")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +252,7 @@ class Config:
     model: Model = Model()
     compute: Compute = Compute()
     data: Data = Data()
+    noise: Noise = Noise()
     train: Train = Train()
     optimizer: Optimizer = Optimizer()
     mesh: Mesh = Mesh()
@@ -258,6 +267,11 @@ class Config:
     rl: Reinforcement = Reinforcement()
     dpo: Dpo = Dpo()
     lora: Lora = Lora()
+
+    @property
+    def predicted(self) -> float:
+        """The share of the tokens whose logits pre-training computes."""
+        return self.noise.rate if self.data.objective == "mlm" else 1.0
 
     @property
     def network(self) -> Network:

@@ -20,6 +20,7 @@ class Batch(NamedTuple):
         weights: weight of each target in the loss, float32; 0 = it does not count.
         positions: of each token in its text, int32; None = 0, 1, 2, ... in each row.
         segments: non-decreasing number of each token's document in its row, int32: attention stays inside; None = one.
+        types: kind of each token (``config.model.token_types``), int32; None = all 0.
     """
 
     tokens: Array
@@ -27,6 +28,7 @@ class Batch(NamedTuple):
     weights: Array
     positions: Array | None = None
     segments: Array | None = None
+    types: Array | None = None
 
 
 class Scored(NamedTuple):
@@ -45,6 +47,7 @@ class Scored(NamedTuple):
     segments: Array | None
     reads: Array
     labels: Array
+    types: Array | None = None
 
 
 def scored(ids: np.ndarray, room: int, label: float, weight: float = 0.0) -> Scored:

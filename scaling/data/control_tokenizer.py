@@ -1,4 +1,4 @@
-"""A tokenizer with control tokens after its own ids: ``books+chat`` for dialogues, ``books+task`` for classified texts.
+"""A tokenizer with control tokens after its own ids: ``books+chat`` for dialogues, ``books+mask`` for hidden tokens.
 
 The ids of text are those of the tokenizer before the ``+``, so a model that was trained with that one can be trained on
 with this one. No text has a control token: only a chat template, or the layout of a task, puts them there. Suffixes may
@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from scaling.data import chat_tokenizer
-from scaling.data.tokenizer_base import END_OF_TEXT, Tokenizer, fingerprint
+from scaling.data.tokenizer_base import BEGIN, END_OF_TEXT, MASK, SEPARATOR, Tokenizer, fingerprint
 
 TASK = "+task"
+MASKS = "+mask"
 START, DELIMITER, EXTRACT = "<|start|>", "<|delimiter|>", "<|extract|>"  # Radford et al. 2018, section 3.3
 
 
@@ -30,6 +31,7 @@ SUFFIXES = {
         chat_tokenizer.CONTROLS, chat_tokenizer.TEMPLATE, tuple(chat_tokenizer.NAMED.items())
     ),
     TASK: Controls((START, DELIMITER, EXTRACT)),
+    MASKS: Controls((MASK, BEGIN, SEPARATOR)),
 }
 
 
@@ -57,6 +59,7 @@ class ControlTokenizer(Tokenizer):
         self.base, self._added = base, SUFFIXES[suffix]
         self.name = f"{base.name}{suffix}"
         self.template, tokens = base.template, self._added.tokens
+        self.blank_first = base.blank_first
         self.vocab_size, self.eot = base.vocab_size + len(tokens), base.eot
         kind = suffix.removeprefix("+").encode()
         self.fingerprint = fingerprint(kind, base.fingerprint.encode(), *(token.encode() for token in tokens))

@@ -9,11 +9,11 @@ import numpy as np
 
 from scaling import json_text
 from scaling.data import sources
-from scaling.data.tokenizer_base import END_OF_TEXT, Tokenizer, fingerprint
+from scaling.data.tokenizer_base import END_OF_TEXT, SEPARATOR, Tokenizer, fingerprint
 
 SETTINGS = "tokenizer_config.json"  # lies beside it, and names the token that ends a text
 TEMPLATE = "chat_template.jinja"  # lies beside it where the settings do not hold it
-_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # where it does not
+_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # where it does not
 
 
 class JsonTokenizer(Tokenizer):
@@ -97,6 +97,12 @@ class JsonTokenizer(Tokenizer):
         """See ``Tokenizer``."""
         found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(each.ids, np.int32) for each in found]
+
+    def framed(self, first: str, second: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """See ``Tokenizer``: as the file's own template has it."""
+        self.special(SEPARATOR)
+        found = self._tokenizer.encode(first, second, add_special_tokens=True)
+        return np.asarray(found.ids, np.int32), np.asarray(found.type_ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """See ``Tokenizer``."""

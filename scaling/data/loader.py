@@ -12,6 +12,7 @@ from scaling.config.schema import Data
 from scaling.data import manifest, prepare
 from scaling.data.bad_records import BadRecords, Replacing
 from scaling.data.batch import Batch, filled
+from scaling.data.noise import Noise
 from scaling.data.shards import TokenDataset
 from scaling.data.tokenizer import Tokenizer
 
@@ -24,17 +25,24 @@ class TrainingSet:
         stream: the grain dataset behind it.
         tokens: tokens in one pass over all sources.
         sequences: sequences in one pass over all sources.
-        fingerprint: hash of everything that decides the stream: tokens, weights, sequence length and seed.
+        fingerprint: hash of everything that decides the stream: tokens, weights, sequence length, seed and noise.
+        noise: what is made of the sequences; None = they are the elements.
     """
 
     stream: grain.MapDataset
     tokens: int
     sequences: int
     fingerprint: str
+    noise: Noise | None = None
 
-    def __getitem__(self, i: int) -> np.ndarray:
-        """Sequence i, int32 [T+1], for any i >= 0."""
-        return self.stream[i]
+    def __getitem__(self, i: int) -> Any:
+        """Sequence i, int32 [T+1], or the row that noise makes of it, for any i >= 0."""
+        return self.stream[i] if self.noise is None else self.noise(self.stream, i)
+
+    def with_noise(self, noise: Noise) -> "TrainingSet":
+        """The rows that noise makes of the sequences."""
+        print_of = hashlib.sha256(f"{self.fingerprint} {noise.name}".encode()).hexdigest()
+        return dataclasses.replace(self, noise=noise, fingerprint=print_of)
 
 
 def training_set(

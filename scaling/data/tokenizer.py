@@ -50,6 +50,7 @@ class ByteTokenizer(Tokenizer):
 
     def __init__(self) -> None:
         self.name = "bytes"
+        self.blank_first = False
         self.vocab_size, self.eot = 257, 256
         self.fingerprint = fingerprint(b"bytes")
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 END_OF_TEXT = "<|endoftext|>"
+MASK, BEGIN, SEPARATOR = "<|mask|>", "<|begin|>", "<|separator|>"  # of encoders: BERT's [MASK], [CLS], [SEP]
+_NAMED = {MASK: "mask_token", BEGIN: "cls_token", SEPARATOR: "sep_token"}  # in the files of imported tokenizers
 
 
 class Tokenizer(abc.ABC):
@@ -20,6 +22,7 @@ class Tokenizer(abc.ABC):
         template: ids that the tokenizer's own files put before a text, as transformers does; ours put nothing.
         controls: ids of tokens that no text has, by their spelling in a chat template.
         chat_template: how a dialogue becomes text and control tokens, in jinja2; empty = it has none.
+        blank_first: a token begins with the blank before its word, as of sentencepiece and GPT-2.
         named_tokens: what a chat template may refer to, such as ``bos_token``: their spelling.
     """
 
@@ -28,6 +31,7 @@ class Tokenizer(abc.ABC):
     eot: int
     fingerprint: str
     template: tuple[int, ...] = ()
+    blank_first: bool = True
 
     @property
     def start(self) -> tuple[int, ...]:
@@ -71,6 +75,36 @@ class Tokenizer(abc.ABC):
         return np.concatenate(
             [np.empty(0, np.int32), *(ids for text in self.encode_batch(texts) for ids in (text, end))]
         )
+
+    def special(self, token: str) -> int:
+        """The id of MASK, BEGIN or SEPARATOR.
+
+        Raises:
+            ValueError: the tokenizer has no such token.
+        """
+        spelling = self.named_tokens.get(_NAMED[token], token)
+        if spelling not in self.controls:
+            raise ValueError(
+                f"the tokenizer {self.name!r} has no token {token}; a name that ends in +mask gives it one"
+            )
+        return self.controls[spelling]
+
+    def framed(self, first: str, second: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """One text or two as an encoder reads them: BEGIN, and SEPARATOR after each.
+
+        Returns:
+            Ids, and for each of them the number of its text, int32 [n] both.
+
+        Raises:
+            ValueError: as ``special``.
+        """
+        begin, end = self.special(BEGIN), np.array([self.special(SEPARATOR)], np.int32)
+        parts = [
+            np.concatenate([ids, end]) for ids in self.encode_batch([first] if second is None else [first, second])
+        ]
+        parts[0] = np.concatenate([[begin], parts[0]])
+        types = [np.full(len(part), number) for number, part in enumerate(parts)]
+        return np.concatenate(parts).astype(np.int32), np.concatenate(types).astype(np.int32)
 
     def file(self) -> tuple[str, bytes]:
         """Suffix and content of a file from which ``load`` makes this tokenizer again, with this fingerprint."""

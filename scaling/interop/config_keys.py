@@ -40,7 +40,7 @@ _ONLY = {
     "rope_interleaved": False,
 }
 # Knobs by which families differ most: a family that lacks one of these is not the nearest to a model.
-_STRUCTURE = ("norm", "norm_kind", "positions", "parallel", "gated", "experts.count")
+_STRUCTURE = ("causal", "norm", "norm_kind", "positions", "parallel", "gated", "experts.count")
 # Knobs to the beginnings of the names of others, which say nothing where the first one differs.
 _FOLLOW = {
     "experts.count": ("experts.", "gated", "mlp_bias", "d_ff"),
@@ -71,6 +71,8 @@ def to_model(values: Mapping[str, Any], where: str, vocab_multiple: int) -> tupl
         knobs = dict(family.fixed) | {"vocab_multiple": vocab_multiple}
         for key in family.keys:
             knobs |= dict.fromkeys(key.ours.split(), _value(key, values))
+        if family.counts_offset:
+            knobs["context_length"] -= knobs["position_offset"]
         if family.balance:
             knobs |= _balance(family.balance, values, knobs)
         model = with_sizes(with_knobs(cfg.Model(), knobs))
@@ -186,7 +188,11 @@ def _values(model: cfg.Model, family: Family) -> dict[str, Any]:
     derived = (
         with_sizes(dataclasses.replace(model, d_head=0, d_ff=0)) if model.d_model % model.num_heads == 0 else model
     )
-    values: dict[str, Any] = {"model_type": family.model_type, "architectures": [family.class_name]}
+    bare = family.bare_class and not model.head_transform
+    values: dict[str, Any] = {
+        "model_type": family.model_type,
+        "architectures": [family.bare_class if bare else family.class_name],
+    }
     for key in family.keys:
         knob = key.ours.split()[0]
         value = get(model, knob)
@@ -196,6 +202,8 @@ def _values(model: cfg.Model, family: Family) -> dict[str, Any]:
             value = None
         elif knob == "rotary.dim":
             value = value or model.d_head
+        elif knob == "context_length" and family.counts_offset:
+            value += model.position_offset
         values[key.theirs] = value
     values |= windows.write(family.windows, given)
     if family.rope:
@@ -222,7 +230,8 @@ def _differences(model: cfg.Model, values: dict[str, Any], family: Family) -> di
     theirs = _canonical(to_model(values, family.model_type, model.vocab_multiple)[0])
     names = {key.ours: key.names.values() for key in family.keys if key.names}
     knobs = [name.removeprefix(".") for name, *_ in cfg.knobs(ours, "")]
-    differing = [knob for knob in knobs if knob not in FREE and get(ours, knob) != get(theirs, knob)]
+    free = FREE.union(family.may_have)
+    differing = [knob for knob in knobs if knob not in free and get(ours, knob) != get(theirs, knob)]
     following = tuple(prefix for knob in differing for prefix in _FOLLOW.get(knob, ()))
     kept = [knob for knob in differing if knob == "experts.count" or not knob.startswith(following)]
     kept.sort(key=lambda knob: knob not in _FOLLOW)

@@ -1,4 +1,4 @@
-"""What a table of ``interop/families`` says: how Hugging Face spells config and tensors of a kind of decoder."""
+"""What a table of ``interop/families`` says: how Hugging Face spells config and tensors of a kind of model."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ class RopeKeys(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A kind of decoder.
+    """A kind of model.
 
     A layout is the order of a tensor's axes with blanks between its dimensions: "D 3HK" is a matrix whose columns go
     over queries, keys and values, in these over heads, in these over features. The letters are those of
@@ -80,6 +80,10 @@ class Family:
         balance: key of the coefficient of the balance loss of experts.
         plus_one: a norm multiplies by 1 plus what is stored.
         scaled_by_layer: key that asks for scores divided by the number of the layer, from 1.
+        bare_class: as ``class_name``, of a model without logits; "" = there is none.
+        optional: tensors that decide by being there: their name to the knobs that are then true.
+        respelled: ends of names of tensors in old folders, to the present ones.
+        counts_offset: their context length counts the rows of ``position_offset``.
     """
 
     model_type: str
@@ -99,6 +103,15 @@ class Family:
     balance: str = ""
     plus_one: bool = False
     scaled_by_layer: str = ""
+    bare_class: str = ""
+    optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    respelled: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    counts_offset: bool = False
+
+    @property
+    def may_have(self) -> tuple[str, ...]:
+        """Knobs that ``optional`` tensors decide."""
+        return tuple(knob for knobs in self.optional.values() for knob in knobs.split())
 
 
 # Knobs that change no logits of a trained model, or whose size changes only rows that no token has.

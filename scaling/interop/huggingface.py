@@ -1,4 +1,4 @@
-"""Hugging Face folders (``config.json`` and safetensors) of decoders, read and written.
+"""Hugging Face folders (``config.json`` and safetensors), read and written.
 
 Which kinds there are, and how they spell their config and tensors, is data in ``interop/families``; ``config_keys`` and
 ``weights`` read and write all of them by it.
@@ -16,6 +16,7 @@ import jax
 from scaling import durable
 from scaling.config import schema as cfg
 from scaling.interop import config_keys, gguf_file, new_folder, shards, tokenizer_files, weights
+from scaling.interop.family import with_knobs
 from scaling.interop.tensor_folder import TensorFolder
 from scaling.model import decoder
 from scaling.runs.config_json import read_config_json
@@ -45,7 +46,9 @@ def opened(folder: str | os.PathLike[str], vocab_multiple: int = 1) -> Iterator[
     values = read_config_json(folder)
     model, family = config_keys.to_model(values, str(folder / CONFIG), vocab_multiple)
     scaled = bool(family.scaled_by_layer and values.get(family.scaled_by_layer))
-    with TensorFolder(folder, family.prefix) as tensors:
+    with TensorFolder(folder, family.prefix, family.respelled) as tensors:
+        there = [knobs for name, knobs in family.optional.items() if name in tensors.names]
+        model = with_knobs(model, dict.fromkeys(" ".join(there).split(), True))
         yield weights.FolderWeights(model, family, tensors, scaled)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from scaling.config import schema as cfg
 from scaling.interop import huggingface
 from scaling.model import decoder
+from scaling.model.context import AttentionContext
 from scaling.parallel.mesh import one_device
 from scaling.runs.config_json import read_config_json
 from scaling.runs.model import load_run
@@ -17,26 +18,39 @@ from scaling.runs.model import load_run
 _FLOATS_AT_ONCE = 2**26  # the largest array of one batch of rows: 256 MiB of float32
 
 
-def logits(model: str | os.PathLike[str], ids: np.ndarray) -> np.ndarray:
-    """Next-token logits in float32, whatever the model was trained in, without dropout.
+def logits(
+    model: str | os.PathLike[str], ids: np.ndarray, mask: np.ndarray | None = None, types: np.ndarray | None = None
+) -> np.ndarray:
+    """Logits in float32, whatever the model was trained in, without dropout: of the next token, or of an encoder's own.
 
     Each row is one document: a model trained with ``document_mask`` sees all of it.
 
     Args:
         model: run directory of ``scaling train`` (its newest whole checkpoint), or a Hugging Face folder.
         ids: token ids, integers [B, T] or [T], T at most the model's context.
+        mask: 1 where a token is, 0 where there is padding, integers like ``ids``; None = no padding. For encoders.
+        types: kinds of the tokens, integers like ``ids``; None = all 0.
 
     Returns:
         float32 [B, T, vocab_size] (B = 1 for one-dimensional ids).
 
     Raises:
         FileNotFoundError: there is no model.
-        ValueError: ids of the wrong kind, too long or outside the vocabulary; a damaged or unknown model.
+        ValueError: ids of the wrong kind, too long or outside the vocabulary; a damaged or unknown model; a mask or
+            types that the model does not have; an encoder without logits.
     """
     ids = _matrix(ids)
     network, params = load_model(model)
     _check_ids(ids, network.model)
-    return compute(network, params, ids)
+    if not network.model.causal and not network.model.head_transform:
+        raise ValueError(f"{os.fspath(model)} is an encoder without logits; `scaling embed` gives its vectors")
+    if mask is not None and network.model.causal:
+        raise ValueError(f"{os.fspath(model)} sees no padding that comes after a text, so it takes no mask")
+    kinds = network.model.token_types
+    if types is not None and not kinds:
+        raise ValueError(f"{os.fspath(model)} tells no types of tokens apart")
+    mask, types = _like(ids, mask, "mask", 2), _like(ids, types, "types", kinds)
+    return compute(network, params, ids, mask, types)
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[cfg.Network, decoder.Params]:
@@ -53,8 +67,14 @@ def load_model(path: str | os.PathLike[str]) -> tuple[cfg.Network, decoder.Param
     )
 
 
-def compute(network: cfg.Network, params: decoder.Params, ids: np.ndarray) -> np.ndarray:
-    """Logits float32 [B, T, vocab_size] of integer ids [B, T]; a few rows at a time, so that memory stays bounded."""
+def compute(
+    network: cfg.Network,
+    params: decoder.Params,
+    ids: np.ndarray,
+    mask: np.ndarray | None = None,
+    types: np.ndarray | None = None,
+) -> np.ndarray:
+    """As ``logits``, after its checks: [B, T, vocab_size], a few rows at a time, so that memory stays bounded."""
     network = cfg.Network(network.model, dataclasses.replace(network.compute, dtype="float32"))
     config = network.model
     count, length = ids.shape
@@ -64,20 +84,32 @@ def compute(network: cfg.Network, params: decoder.Params, ids: np.ndarray) -> np
     mesh = one_device()
     params = jax.device_put(params, decoder.shardings(config, mesh))
     for start in range(0, count, rows):
-        part = ids[start : start + rows].astype(np.int32)
-        size = len(part)
-        part = np.pad(part, ((0, rows - size), (0, 0)))  # one shape, one compilation
+
+        def part(whole: np.ndarray | None, start: int = start) -> np.ndarray | None:
+            if whole is None:
+                return None
+            some = whole[start : start + rows].astype(np.int32)
+            return np.pad(some, ((0, rows - len(some)), (0, 0)))  # one shape, one compilation
+
         with jax.set_mesh(mesh):
-            result[start : start + size] = np.asarray(_forward(network, params, part))[:size]
+            found = np.asarray(_forward(network, params, part(ids), part(mask), part(types)))
+            result[start : start + rows] = found[: count - start]
     return result
 
 
 @functools.partial(jax.jit, static_argnums=0)
 # Accelerators otherwise round the inputs of float32 products to fewer bits.
 @jax.default_matmul_precision("highest")
-def _forward(network: cfg.Network, params: decoder.Params, ids: jax.Array) -> jax.Array:
+def _forward(
+    network: cfg.Network, params: decoder.Params, ids: jax.Array, mask: jax.Array | None, types: jax.Array | None
+) -> jax.Array:
     model = decoder.merge(network, params)
-    return model.logits(model(ids))
+    return model.logits(model(ids, padded(mask, types)))
+
+
+def padded(mask: jax.Array | None, types: jax.Array | None) -> AttentionContext:
+    """What tokens see where a mask [B, T] is 0 at padding: the padding is a segment of its own."""
+    return AttentionContext(segments=None if mask is None else 1 - mask, types=types)
 
 
 def _matrix(ids: np.ndarray) -> np.ndarray:
@@ -87,6 +119,18 @@ def _matrix(ids: np.ndarray) -> np.ndarray:
     if ids.ndim not in (1, 2) or not ids.size:
         raise ValueError(f"ids must have shape [batch, time] or [time] with at least one token, got {list(ids.shape)}")
     return np.atleast_2d(ids)
+
+
+def _like(ids: np.ndarray, given: np.ndarray | None, name: str, kinds: int) -> np.ndarray | None:
+    """What belongs to each token: integers from 0 to ``kinds`` - 1."""
+    if given is None:
+        return None
+    given = np.atleast_2d(np.asarray(given))
+    if given.shape != ids.shape or not np.issubdtype(given.dtype, np.integer):
+        raise ValueError(f"{name} must be integers of the shape of ids, {list(ids.shape)}, got {list(given.shape)}")
+    if given.min() < 0 or given.max() >= kinds:
+        raise ValueError(f"{name} must be in [0, {kinds - 1}], got {given.min()} to {given.max()}")
+    return given
 
 
 def _check_ids(ids: np.ndarray, config: cfg.Model) -> None:

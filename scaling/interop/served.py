@@ -97,6 +97,18 @@ def load_served(
     return Served(network, params, words, mesh, step, tokens, template)
 
 
+def load_decoder(
+    model: str | os.PathLike[str], tokenizer_name: str | None = None, axes: str = "", dtype: str = "float32"
+) -> Served:
+    """As ``load_served``, for what continues texts; an encoder is a ValueError, too."""
+    served = load_served(model, tokenizer_name, axes, dtype)
+    if not served.network.model.causal:
+        raise ValueError(
+            f"{os.fspath(model)} is an encoder, which continues no texts; see `scaling fill` and `scaling embed`"
+        )
+    return served
+
+
 def _mesh(text: str) -> cfg.Mesh | None:
     """``fsdp=2,tensor=4`` as a config; None for nothing."""
     if not text:

@@ -34,10 +34,16 @@ class Place(NamedTuple):
 class TensorFolder:
     """The tensors of a folder by name, read one at a time; a context manager."""
 
-    def __init__(self, folder: Path, prefix: str):
-        """``prefix`` is left out of names that have it, or only its last part: bare models lack the first."""
+    def __init__(self, folder: Path, prefix: str, respelled: Mapping[str, str] | None = None):
+        """See the class.
+
+        Args:
+            folder: see there.
+            prefix: left out of names that have it, or only its last part: bare models lack the first.
+            respelled: ends of names, to what they become.
+        """
         self.folder = folder
-        self.prefix = prefix
+        self.prefix, self._respelled = prefix, respelled or {}
         self.described = "config.json"  # by what the model is described
         self.names: dict[str, Place] = {}
 
@@ -76,6 +82,8 @@ class TensorFolder:
         for place in _places(path):
             last = self.prefix.partition(".")[2]
             short = place.name.removeprefix(self.prefix if place.name.startswith(self.prefix) else last)
+            for old, new in self._respelled.items():
+                short = short.removesuffix(old) + new if short.endswith(old) else short
             if short in self.names:
                 raise ValueError(
                     f"{path}: tensor {place.name} is there twice, in another file or without {self.prefix!r}"

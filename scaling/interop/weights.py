@@ -16,15 +16,22 @@ from scaling.interop.tensor_folder import TensorFolder
 from scaling.model import decoder
 from scaling.runs.stores import Later, by_path
 
-# Axes of our parameters: D model, E experts, F MLP, H heads, K features of a head, N heads of keys, P positions,
-# V tokens (ours have padded_vocab, theirs vocab_size), W width of the embedding, X MLP of an expert.
+# Axes of our parameters: D and Q model, E experts, F MLP, H heads, K features of a head, N heads of keys, P positions,
+# T types of tokens, V tokens (ours have padded_vocab, theirs vocab_size), W width of the embedding, X MLP of an expert.
 AXES = {
     "tokens": "VW",
     "positions": "PD",
+    "types": "TD",
     "project_in": "WD",
     "project_out": "DW",
     "unembedding": "VW",
     "logit_bias": "V",
+    "transform": "DW",
+    "transform_bias": "W",
+    "transform_norm.gain": "W",
+    "transform_norm.bias": "W",
+    "pooler": "DQ",
+    "pooler_bias": "Q",
     "attention.query": "DHK",
     "attention.key": "DNK",
     "attention.value": "DNK",
@@ -48,7 +55,8 @@ AXES = {
 } | {f"{norm}.{part}": "D" for norm in ("attention_norm", "mlp_norm", "embedding_norm", "final_norm")
      for part in ("gain", "bias")}  # fmt: skip
 _EXPERT = "{e}"  # in a name, the expert's number
-_HEAD = ("unembedding", "logit_bias")  # outside of what bare models have, so without the prefix
+# Outside of what bare models have, so without the prefix.
+_HEAD = ("unembedding", "logit_bias", "transform", "transform_bias", "transform_norm.gain", "transform_norm.bias")
 
 
 class Tensor(NamedTuple):
@@ -231,7 +239,7 @@ def _sizes(model: cfg.Model) -> dict[str, int]:
     return {
         "2": 2, "3": 3, "D": model.d_model, "E": model.experts.count, "F": model.d_ff, "H": model.num_heads,
         "K": model.d_head, "N": model.kv_heads, "P": model.position_offset + model.context_length,
-        "V": model.vocab_size, "W": model.d_embedding, "X": model.d_expert,
+        "Q": model.d_model, "T": model.token_types, "V": model.vocab_size, "W": model.d_embedding, "X": model.d_expert,
     }  # fmt: skip
 
 

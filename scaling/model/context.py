@@ -42,6 +42,7 @@ class AttentionContext:
         segments: non-decreasing number of each token's document, int32 [B, T]: tokens see only their own.
         branches: the row is a context (0) with several continuations side by side (1, 2, ...), int32 [B, T]: a token
             sees the context and its own branch, by ``positions``. -1 is padding. For scoring, without segments.
+        types: kind of each token, which is added to its embedding, int32 [B or 1, T]; None = all 0.
         relative: what each head adds to scores by bucket of distance, float32 [buckets, H] (T5); one for all layers.
         cached: the row grows, and its first tokens are in a cache.
         window: a token sees this many positions, its own included; 0 = all.
@@ -53,6 +54,7 @@ class AttentionContext:
 
     positions: jax.Array | None = None
     segments: jax.Array | None = None
+    types: jax.Array | None = None
     branches: jax.Array | None = None
     cached: Cached | None = None
     window: int = dataclasses.field(default=0, metadata=_STATIC)

@@ -21,7 +21,8 @@ from scaling.config import schema as cfg
 from scaling.model.block import Block
 from scaling.model.context import AttentionContext
 from scaling.model.experts import Counted, RouterSums
-from scaling.model.layers import constant, dropout, lookup, normal, product, use
+from scaling.model.layers import Parameter, constant, dropout, lookup, normal, product, use
+from scaling.model.mlp import ACTIVATIONS
 from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
 from scaling.model.pipeline import Layers, pipelined, stages
@@ -29,7 +30,7 @@ from scaling.model.positions import sinusoids
 from scaling.parallel.sharding import Axes, constrain, stored_spec
 
 Params = dict[str, Any]
-PLAIN = AttentionContext()  # causal, one text a row
+PLAIN = AttentionContext()  # one text a row
 STACK, EXPERT_STACK = "blocks", "expert_blocks"  # the subtrees whose leaves carry a leading layer axis
 STACKS = (STACK, EXPERT_STACK)
 HEAD = ("head", "head_bias")  # the parameters that config.model.outputs adds
@@ -61,13 +62,16 @@ class Decoder(nnx.Module):
         if config.positions == "learned":
             rows = config.position_offset + config.context_length
             self.positions = normal(rngs.params(), (rows, d), std, (None, "embed"), "position")
+        if config.token_types:
+            self.types = normal(rngs.params(), (config.token_types, d), std, (None, "embed"), "position")
         if config.positions == "relative":
             shape = (config.relative_buckets, config.num_heads)
             self.relative = normal(rngs.params(), shape, config.init_std, (None, "heads"), "position")
         if width != d:
             scales = parametrization(config)
             self.project_in = normal(rngs.params(), (width, d), scales.hidden_std, ("embed", None))
-            self.project_out = normal(rngs.params(), (d, width), scales.hidden_std, ("embed", None))
+            if config.d_output != d:
+                self.project_out = normal(rngs.params(), (d, width), scales.hidden_std, ("embed", None))
         if config.embedding_norm:
             self.embedding_norm = make_norm(config, d)
         layer_keys = jax.random.split(rngs.params(), config.num_layers)
@@ -80,8 +84,15 @@ class Decoder(nnx.Module):
             self.unembedding = normal(rngs.params(), (vocab, width), std, ("vocab", "embed"), "embedding")
         if config.logit_bias and not config.outputs:
             self.logit_bias = constant(0.0, (vocab,), ("vocab",), "bias")
+        if config.transforms:
+            self.transform = normal(rngs.params(), (d, width), config.init_std, ("embed", None))
+            self.transform_bias = constant(0.0, (width,), (None,), "bias")
+            self.transform_norm = make_norm(config, width)
+        if config.pooler:
+            self.pooler = normal(rngs.params(), (d, d), config.init_std, ("embed", None))
+            self.pooler_bias = constant(0.0, (d,), (None,), "bias")
         if config.outputs:
-            self.head = normal(rngs.params(), (width, config.outputs), std, ("embed", None))
+            self.head = normal(rngs.params(), (config.d_output, config.outputs), std, ("embed", None))
             self.head_bias = constant(0.0, (config.outputs,), (None,), "bias")
 
     def __call__(
@@ -128,7 +139,7 @@ class Decoder(nnx.Module):
             )
         if tokens.shape[1] > config.context_length and not branched:  # a row of branches holds several texts
             raise ValueError(f"{tokens.shape[1]} tokens do not fit the {config.context_length} positions of the model")
-        x = self.embed(tokens, context.positions)
+        x = self.embed(tokens, context.positions, context.types)
         context = self.informed(context)
         embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
         x = dropout(x, config.dropout_embedding, embedding_key)
@@ -149,8 +160,8 @@ class Decoder(nnx.Module):
         """Layers of one stage of a pipeline; they have no experts."""
         return self._layers(layers, x, context, None)[0]
 
-    def embed(self, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
-        """Tokens [B, T] at positions [B or 1, T] (None: 0, 1, ...) to [B, T, D] in the compute dtype."""
+    def embed(self, tokens: jax.Array, positions: jax.Array | None = None, types: jax.Array | None = None) -> jax.Array:
+        """Tokens [B, T] at positions [B or 1, T] (None: 0, 1, ...), of types (None: 0), to [B, T, D], compute dtype."""
         config, dtype, length = self.config, jnp.dtype(self.compute.dtype), tokens.shape[1]
         x = lookup(use(self.tokens, dtype), tokens)
         if config.d_embedding != config.d_model:
@@ -165,19 +176,27 @@ class Decoder(nnx.Module):
         elif config.positions == "sinusoidal":
             where = jnp.arange(length)[None] if positions is None else positions
             x = x + sinusoids(where, config.d_model, config.sinusoid)
+        if config.token_types:
+            table = constrain(use(self.types, jnp.dtype(jnp.float32)), None, None)
+            x = x + (table[0] if types is None else table[types])
         x = x.astype(dtype)
         return self.embedding_norm(x) if config.embedding_norm else x
 
     def informed(self, context: AttentionContext) -> AttentionContext:
-        """The context with what all layers share: the table of relative positions."""
+        """The context with what all layers share: whether they look ahead, and the table of relative positions."""
+        if not self.config.causal:
+            context = dataclasses.replace(context, causal=False)
         if self.config.positions != "relative":
             return context
         return dataclasses.replace(context, relative=use(self.relative, jnp.dtype(jnp.float32)))
 
     def finish(self, x: jax.Array) -> jax.Array:
-        """What the output table multiplies, from the last block's [B, T, D]: by final norm and projection, if any."""
+        """What the output table multiplies, from the last block's [B, T, D]: by what there is between them, if any."""
         x = self.final_norm(x) if self.config.norm == "pre" else x
-        return product(x, use(self.project_out, x.dtype)) if self.config.d_embedding != self.config.d_model else x
+        if self.config.transforms:
+            made = product(x, use(self.transform, x.dtype)) + use(self.transform_bias, x.dtype)
+            return self.transform_norm(ACTIVATIONS[self.config.activation](made))
+        return product(x, use(self.project_out, x.dtype)) if self.config.d_output != self.config.d_model else x
 
     def _layers(
         self, stacks: Layers, x: jax.Array, context: AttentionContext, counted: Counted | None
@@ -217,9 +236,12 @@ class Decoder(nnx.Module):
 
     def outputs(self, hidden: jax.Array) -> jax.Array:
         """Final hidden states [..., D] to the model's numbers, float32 [..., outputs]."""
-        head = use(self.head, jnp.dtype(jnp.float32))
-        made = jnp.einsum("...d,do->...o", hidden.astype(jnp.float32), head, precision=jax.lax.Precision.HIGHEST)
-        return made + use(self.head_bias, jnp.dtype(jnp.float32))
+        hidden = self.pooled(hidden) if self.config.pooler else hidden
+        return _affine(hidden, self.head, self.head_bias)
+
+    def pooled(self, hidden: jax.Array) -> jax.Array:
+        """tanh(W h + b) of final hidden states [..., D], float32 [..., D] (arXiv 1810.04805; ``config.pooler``)."""
+        return jnp.tanh(_affine(hidden, self.pooler, self.pooler_bias))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [B, T, D] to float32 logits [B, T, vocab_size] (whole: for tests and generation)."""
@@ -229,6 +251,13 @@ class Decoder(nnx.Module):
         if output.bias is not None:
             logits = logits + output.bias
         return logits[..., : self.config.vocab_size]
+
+
+def _affine(x: jax.Array, weights: Parameter, bias: Parameter) -> jax.Array:
+    """x W + b in float32, for the few rows of a head: [..., D] to [..., O]."""
+    matrix = use(weights, jnp.dtype(jnp.float32))
+    made = jnp.einsum("...d,do->...o", x.astype(jnp.float32), matrix, precision=jax.lax.Precision.HIGHEST)
+    return made + use(bias, jnp.dtype(jnp.float32))
 
 
 class Layer(NamedTuple):

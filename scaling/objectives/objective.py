@@ -78,7 +78,7 @@ def forward(
     not need the text's order.
     """
     batch = jax.tree.map(lambda x: constrain(x, "rows", None), batch)
-    context, counted = AttentionContext(batch.positions, batch.segments), None
+    context, counted = AttentionContext(batch.positions, batch.segments, batch.types), None
     if model.config.experts.count:
         # What comes after the last token that counts is padding: nothing that counts sees it.
         counts = batch.reads if isinstance(batch, Scored) else batch.weights

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from scaling.config import schema as cfg
 from scaling.data.batch import Batch, of_sequences
-from scaling.objectives.next_token import next_token
+from scaling.objectives.pretraining import pretraining
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding, replicated
 from scaling.train import state as train_state
@@ -83,12 +83,12 @@ def compile_step(config: cfg.Config, devices: list[Any], step: str = "train") ->
         if step == "train":
             shape = (schedule.max_microbatches, schedule.microbatch, length)
             scalars = [_scalar(mesh, kind) for kind in ("float32", "int32")]
-            jitted: Any = make_train_step(config, mesh, next_token(config))
+            jitted: Any = make_train_step(config, mesh, pretraining(config))
             arguments: list[Any] = [state, _batch(config, mesh, shape), *scalars]
         else:
             shape = (1, config.eval.batch_sequences, length)
             jitted, arguments = (
-                make_eval_step(config, mesh, next_token(config)),
+                make_eval_step(config, mesh, pretraining(config)),
                 [state["params"], _batch(config, mesh, shape)],
             )
         compiled, text, seconds = compile_lowered(jitted.lower(*arguments, base=base))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scaling.data.chat.template import Chat
 from scaling.generate.generator import Generator
-from scaling.interop.served import load_served
+from scaling.interop.served import load_decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def load(paths: Sequence[str], template: str, dtype: str, mesh: str) -> dict[str
         paths: run directories or Hugging Face folders.
         template: of all of them; empty = their own.
         dtype: of the matrix products.
-        mesh: as of ``load_served``.
+        mesh: as of ``load_decoder``.
 
     Raises:
         FileNotFoundError: no model there.
@@ -47,7 +47,7 @@ def load(paths: Sequence[str], template: str, dtype: str, mesh: str) -> dict[str
     models: dict[str, Model] = {}
     short = [Path(path).resolve().name for path in paths]
     for path, name in zip(paths, short, strict=True):
-        served = load_served(path, None, mesh, dtype)
+        served = load_decoder(path, None, mesh, dtype)
         generator = Generator(served.network, served.params, served.words, served.mesh)
         chat, reason = None, ""
         try:

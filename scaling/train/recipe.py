@@ -6,8 +6,8 @@ from typing import Any
 
 from scaling.config import schema as cfg
 from scaling.data.tokenizer import Tokenizer
-from scaling.objectives.next_token import next_token
 from scaling.objectives.objective import Objective
+from scaling.objectives.pretraining import pretraining
 from scaling.train.metrics import Log
 from scaling.train.reliability.recompute import TrainStep
 from scaling.train.run import Data, Run
@@ -55,4 +55,4 @@ class Recipe:
     figures: tuple[str, ...] = ("loss",)
 
 
-PRETRAINING = Recipe("train", Data.of, next_token)
+PRETRAINING = Recipe("train", Data.of, pretraining)

@@ -11,6 +11,7 @@ from etils import epath
 from scaling.config import schema as cfg
 from scaling.data import loader
 from scaling.data.bad_records import BadRecords
+from scaling.data.noise import Noisy, noise_of
 from scaling.data.tokenizer import Tokenizer
 from scaling.model import decoder, lora
 from scaling.runs.start import Start
@@ -38,13 +39,14 @@ class Data:
     def of(cls, config: cfg.Config, words: Tokenizer) -> "Data":
         """Finds the data of a resolved config, and tokenizes what is not in the cache; errors as in the loader."""
         bad_records = BadRecords() if config.data.bad_records == "skip" else None
-        length = config.train.sequence_length
-        return cls(
-            training=loader.training_set(config.data, words, length, config.seed, bad_records),
-            held_out=loader.validation_set(config.data, words, length, bad_records),
-            bad_records=bad_records,
-            separator=words.eot if config.model.document_mask else None,
-        )
+        separator = words.eot if config.model.document_mask else None
+        noise = noise_of(config.data.objective, config.noise, words, separator, config.seed)
+        length = config.train.sequence_length if noise is None else noise.taken(config.train.sequence_length)
+        training = loader.training_set(config.data, words, length, config.seed, bad_records)
+        held_out: Sequence[Any] = loader.validation_set(config.data, words, length, bad_records)
+        if noise is not None:
+            training, held_out = training.with_noise(noise), Noisy(held_out, noise)
+        return cls(training, held_out, bad_records, separator)
 
 
 @dataclasses.dataclass(frozen=True)

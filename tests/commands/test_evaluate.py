@@ -33,7 +33,7 @@ def runs(tmp_path, monkeypatch):
         loaded.append(model)
         return SimpleNamespace(step=3, tokens=30)
 
-    monkeypatch.setattr("scaling.interop.served.load_served", load)
+    monkeypatch.setattr("scaling.interop.served.load_decoder", load)
     monkeypatch.setattr(command, "_own", lambda options: lambda served: map(result, ("one", "two")))
     return SimpleNamespace(folder=tmp_path, loaded=loaded, all=sorted(map(str, tmp_path.iterdir())))
 

@@ -1,6 +1,7 @@
-"""The decoder families of Hugging Face that are read and written, a file of data each."""
+"""The families of Hugging Face that are read and written, a file of data each."""
 
 from scaling.interop.families import (
+    bert,
     bloom,
     ctrl,
     gemma,
@@ -34,5 +35,9 @@ FAMILIES: dict[str, Family] = {
         bloom.BLOOM,
         opt.OPT,
         ctrl.CTRL,
+        bert.BERT,
+        bert.ROBERTA,
+        bert.XLM_ROBERTA,
+        bert.DISTILBERT,
     )
 }

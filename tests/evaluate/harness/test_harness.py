@@ -171,7 +171,7 @@ def evaluate(model, monkeypatch, tmp_path, capsys):
     """Runs ``scaling evaluate RUN --harness``; RUN is ``tmp_path``."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(served, "load_served", lambda *_: model)
+    monkeypatch.setattr(served, "load_decoder", lambda *_: model)
     (tmp_path / "config.json").write_text("{}")  # of a model that is there
     monkeypatch.chdir(TASKS)  # where the paths in the task files begin
 

@@ -1,0 +1,127 @@
+"""BERT, RoBERTa (and XLM-RoBERTa) and DistilBERT: encoders with norms after sums, and a product before the logits."""
+
+from scaling.interop.family import ACTIVATIONS, Family, Key
+
+_KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("max_position_embeddings", "context_length", 512),
+    Key("hidden_size", "d_model", 768),
+    Key("num_hidden_layers", "num_layers", 12),
+    Key("num_attention_heads", "num_heads", 12),
+    Key("intermediate_size", "d_ff", 3072),
+    Key("type_vocab_size", "token_types", 2),
+    Key("layer_norm_eps", "norm_epsilon", 1e-12),
+    Key("hidden_dropout_prob", "dropout_embedding dropout_residual", 0.1),
+    Key("attention_probs_dropout_prob", "dropout_attention", 0.1),
+    Key("initializer_range", "init_std", 0.02),
+)
+_ENCODER = {"causal": False, "norm": "post", "embedding_norm": True, "scale_residual_init": False}
+_EMBEDDINGS = {
+    "embeddings.word_embeddings.weight": ("tokens", "V W"),
+    "embeddings.position_embeddings.weight": ("positions", "P D"),
+    "embeddings.token_type_embeddings.weight": ("types", "T D"),
+    "embeddings.LayerNorm.weight": ("embedding_norm.gain", "D"),
+    "embeddings.LayerNorm.bias": ("embedding_norm.bias", "D"),
+}
+_POOLER = {"pooler.dense.weight": ("pooler", "Q D"), "pooler.dense.bias": ("pooler_bias", "Q")}
+
+
+def _linear(theirs: str, ours: str, rows: str, columns: str) -> dict[str, tuple[str, str]]:
+    """The weights [rows, columns] and the bias [rows] of a module of theirs."""
+    return {f"{theirs}.weight": (ours, f"{rows} {columns}"), f"{theirs}.bias": (f"{ours}_bias", rows)}
+
+
+def _norm(theirs: str, ours: str, width: str = "D") -> dict[str, tuple[str, str]]:
+    return {f"{theirs}.weight": (f"{ours}.gain", width), f"{theirs}.bias": (f"{ours}.bias", width)}
+
+
+def _head(dense: str, norm: str, decoder: str, bias: str) -> dict[str, tuple[str, str]]:
+    tensors = _linear(dense, "transform", "W", "D") | _norm(norm, "transform_norm", "W")
+    return tensors | {f"{decoder}.weight": ("unembedding", "V W"), bias: ("logit_bias", "V")}
+
+
+_INSIDE = (
+    _linear("attention.self.query", "attention.query", "HK", "D")
+    | _linear("attention.self.key", "attention.key", "NK", "D")
+    | _linear("attention.self.value", "attention.value", "NK", "D")
+    | _linear("attention.output.dense", "attention.out", "D", "HK")
+    | _norm("attention.output.LayerNorm", "attention_norm")
+    | _linear("intermediate.dense", "mlp.up", "F", "D")
+    | _linear("output.dense", "mlp.down", "D", "F")
+    | _norm("output.LayerNorm", "mlp_norm")
+)
+_UNUSED = "classifier_dropout gradient_checkpointing position_embedding_type"
+# Without ties, old and new versions of transformers differ in which of two biases they add.
+_ONLY = {"is_decoder": False, "position_embedding_type": "absolute", "tie_word_embeddings": True}
+_BUFFERS = r"embeddings\.(position_ids|token_type_ids)"
+
+BERT = Family(
+    "bert", "BertForMaskedLM", "bert.", "encoder.layer.",
+    keys=(*_KEYS, Key("hidden_act", "activation", "gelu", ACTIVATIONS)),
+    fixed=_ENCODER,
+    outside=_EMBEDDINGS | _POOLER | _head(
+        "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.decoder",
+        "cls.predictions.bias",
+    ),
+    inside=_INSIDE,
+    only=_ONLY,
+    unused=_UNUSED,
+    # The head that tells whether two texts follow each other is not read.
+    buffers=_BUFFERS + r"|cls\.predictions\.decoder\.bias|cls\.seq_relationship\.(weight|bias)",
+    bare_class="BertModel",
+    optional={"pooler.dense.weight": "pooler", "cls.predictions.transform.dense.weight": "head_transform logit_bias"},
+    respelled={".gamma": ".weight", ".beta": ".bias"},
+)  # fmt: skip
+
+
+def _roberta(model_type: str, class_name: str, bare_class: str) -> Family:
+    return Family(
+        model_type, class_name, "roberta.", "encoder.layer.",
+        keys=(*_KEYS, Key("hidden_act", "activation", "gelu", {"gelu": "gelu"})),  # that of its head is fixed
+        fixed=_ENCODER | {"position_offset": 2},
+        outside=_EMBEDDINGS | _POOLER | _head("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias"),
+        inside=_INSIDE,
+        only=_ONLY | {"pad_token_id": 1},
+        unused=_UNUSED,
+        buffers=_BUFFERS + r"|lm_head\.decoder\.bias",
+        bare_class=bare_class,
+        optional={"pooler.dense.weight": "pooler", "lm_head.dense.weight": "head_transform logit_bias"},
+        counts_offset=True,
+    )  # fmt: skip
+
+
+ROBERTA = _roberta("roberta", "RobertaForMaskedLM", "RobertaModel")
+XLM_ROBERTA = _roberta("xlm-roberta", "XLMRobertaForMaskedLM", "XLMRobertaModel")
+
+DISTILBERT = Family(
+    "distilbert", "DistilBertForMaskedLM", "distilbert.", "transformer.layer.",
+    keys=(
+        Key("vocab_size", "vocab_size"),
+        Key("max_position_embeddings", "context_length", 512),
+        Key("dim", "d_model", 768),
+        Key("n_layers", "num_layers", 6),
+        Key("n_heads", "num_heads", 12),
+        Key("hidden_dim", "d_ff", 3072),
+        Key("activation", "activation", "gelu", ACTIVATIONS),
+        Key("dropout", "dropout_embedding dropout_residual", 0.1),
+        Key("attention_dropout", "dropout_attention", 0.1),
+        Key("initializer_range", "init_std", 0.02),
+    ),
+    fixed=_ENCODER | {"norm_epsilon": 1e-12},
+    outside=_EMBEDDINGS | _head("vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias"),
+    inside=(
+        _linear("attention.q_lin", "attention.query", "HK", "D")
+        | _linear("attention.k_lin", "attention.key", "NK", "D")
+        | _linear("attention.v_lin", "attention.value", "NK", "D")
+        | _linear("attention.out_lin", "attention.out", "D", "HK")
+        | _norm("sa_layer_norm", "attention_norm")
+        | _linear("ffn.lin1", "mlp.up", "F", "D")
+        | _linear("ffn.lin2", "mlp.down", "D", "F")
+        | _norm("output_layer_norm", "mlp_norm")
+    ),
+    only={"tie_word_embeddings": True},
+    unused="qa_dropout seq_classif_dropout sinusoidal_pos_embds",  # its sinusoids are stored as if they were learned
+    buffers=_BUFFERS,
+    bare_class="DistilBertModel",
+    optional={"vocab_transform.weight": "head_transform logit_bias"},
+)  # fmt: skip

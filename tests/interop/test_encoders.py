@@ -1,0 +1,118 @@
+"""Encoders against transformers: fixtures made by tests/fixtures/make_encoders.py, so that no PyTorch is needed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from scaling.interop import huggingface
+from scaling.interop.logits import compute, logits
+from scaling.interop.vectors import states
+from scaling.model import decoder
+from scaling.parallel.mesh import one_device
+from tests import tiny
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "encoders"
+SHAPES = sorted(path.name for path in FIXTURES.iterdir())
+WITH_LOGITS = [name for name in SHAPES if not name.endswith("_bare")]
+
+
+def expected(name):
+    found = dict(np.load(FIXTURES / name / "expected.npz"))
+    types = None if name == "distilbert" else found["types"]
+    return found, (found["ids"], found["mask"], types)
+
+
+@pytest.mark.parametrize("name", WITH_LOGITS)
+def test_logits_equal_transformers(name):
+    found, given = expected(name)
+    model, params = huggingface.load(FIXTURES / name, vocab_multiple=8)
+    ours = compute(tiny.in_float32(model), params, *given)
+    real = found["mask"] == 1
+    assert found["ids"].shape[1] == model.context_length
+    assert np.abs(ours - found["logits"])[real].max() < 2e-5 * max(1, found["logits"].std() / 2)
+
+
+def test_states_of_a_bare_encoder_equal_transformers():
+    found, given = expected("bert_bare")
+    model, params = huggingface.load(FIXTURES / "bert_bare")
+    ours = states(tiny.in_float32(model), params, *given)
+    real = found["mask"] == 1
+    assert np.abs(ours - found["states"])[real].max() < 1e-5
+    with jax.set_mesh(one_device()):
+        pooled = decoder.merge(tiny.in_float32(model), params).pooled(ours[:, 0])
+    assert np.abs(pooled - found["pooled"]).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("bert", {"layer_norm_eps": 0.031}),
+        ("bert", {"hidden_act": "gelu_new"}),
+        ("bert_old", {"hidden_act": "gelu"}),
+        ("roberta", {"layer_norm_eps": 0.031}),
+        ("distilbert", {"activation": "relu"}),
+    ],
+)
+def test_the_comparison_sees_small_mistakes(name, change, tmp_path):
+    found, given = expected(name)
+    folder = Path(shutil.copytree(FIXTURES / name, tmp_path / name))
+    values = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(values))
+    model, params = huggingface.load(folder)
+    real = found["mask"] == 1
+    assert np.abs(compute(tiny.in_float32(model), params, *given) - found["logits"])[real].max() > 5e-4
+
+
+@pytest.mark.parametrize("place", ["mask", "types"])
+def test_mask_and_types_count(place):
+    found, (ids, mask, types) = expected("bert")
+    model, params = huggingface.load(FIXTURES / "bert")
+    given = (ids, None, types) if place == "mask" else (ids, mask, None)
+    ours = compute(tiny.in_float32(model), params, *given)
+    assert np.abs(ours - found["logits"])[found["mask"] == 1].max() > 1e-2
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_import_export_import_is_bit_identical(name, tmp_path):
+    model, params = huggingface.load(FIXTURES / name)
+    huggingface.save(model, params, tmp_path / "out")
+    again, same = huggingface.load(tmp_path / "out")
+    assert again == model
+    assert jax.tree.structure(same) == jax.tree.structure(params)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y, strict=True), same, params)
+    theirs = json.loads((FIXTURES / name / "config.json").read_text())
+    ours = json.loads((tmp_path / "out" / "config.json").read_text())
+    if ours["model_type"] == theirs["model_type"]:
+        left_out = {"transformers_version", "dtype", "architectures", "pad_token_id", "bos_token_id", "eos_token_id"}
+        left_out |= {key for key in theirs if key not in ours}
+        assert {key: ours[key] for key in theirs if key not in left_out} == {
+            key: value for key, value in theirs.items() if key not in left_out
+        }
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"mask": np.ones((1, 3), int)}, r"mask must be integers of the shape of ids, \[1, 4\], got \[1, 3\]"),
+        ({"mask": np.full((1, 4), 2)}, r"mask must be in \[0, 1\], got 2 to 2"),
+        ({"types": np.full((1, 4), 2)}, r"types must be in \[0, 1\], got 2 to 2"),
+    ],
+)
+def test_bad_masks_and_types(given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        logits(FIXTURES / "bert", np.ones((1, 4), int), **given)
+
+
+def test_models_without_what_is_asked_for():
+    ids = np.ones((1, 4), int)
+    with pytest.raises(ValueError, match="is an encoder without logits; `scaling embed` gives its vectors"):
+        logits(FIXTURES / "bert_bare", ids)
+    with pytest.raises(ValueError, match="tells no types of tokens apart"):
+        logits(FIXTURES / "distilbert", ids, types=ids * 0)
+    gpt2 = FIXTURES.parent / "families" / "gpt2"
+    with pytest.raises(ValueError, match="so it takes no mask"):
+        logits(gpt2, ids, mask=ids)
