@@ -1,4 +1,4 @@
-"""The decoders that followed GPT: what each family switches on, and its published shapes.
+"""The models that followed GPT: what each family switches on, and its published shapes.
 
 Sources are given with each family. What a shape leaves out is GPT-3's. Nothing here needs JAX.
 """
@@ -58,6 +58,20 @@ LLAMA31 = LLAMA3 | dict(
 MISTRAL = LLAMA2 | dict(num_kv_heads=8, attention_pattern=("banded",), band_width=4096)
 # Mixtral 8x7B (arXiv 2401.04088, table 1).
 MIXTRAL = LLAMA2 | dict(num_kv_heads=8, rotary=Rotary(theta=1_000_000.0), experts=Experts(count=8))
+
+# BERT (arXiv 1810.04805, section 3.1, and the released code) and RoBERTa (arXiv 1907.11692, section 3): encoders.
+BERT = dict(
+    causal=False,
+    embedding_norm=True,
+    activation="gelu",
+    norm_epsilon=1e-12,
+    token_types=2,
+    head_transform=True,
+    logit_bias=True,
+    scale_residual_init=False,
+    vocab_multiple=1,
+)
+ROBERTA = BERT | dict(norm_epsilon=1e-5, token_types=1, position_offset=2)
 
 
 def _size(
@@ -128,6 +142,10 @@ ALL = (
     _size("Llama 3", "405b", (126, 16_384, 128, 53_248), 131_072, 128_256, 405.85, 16 * _M, 8.0e-5, LLAMA31),
     _size("Mistral", "7b", (32, 4096, 32, 14_336), 32_768, 32_000, 7.24, 4 * _M, None, MISTRAL),
     _size("Mixtral", "8x7b", (32, 4096, 32, 14_336), 32_768, 32_000, 46.7, 4 * _M, None, MIXTRAL),
+    _size("BERT", "base", (12, 768, 12, 3072), 512, 30_522, 0.110, 256 * 512, 1.0e-4, BERT, norm="post"),
+    _size("BERT", "large", (24, 1024, 16, 4096), 512, 30_522, 0.336, 256 * 512, 1.0e-4, BERT, norm="post"),
+    _size("RoBERTa", "base", (12, 768, 12, 3072), 512, 50_265, 0.125, 8000 * 512, 6.0e-4, ROBERTA, norm="post"),
+    _size("RoBERTa", "large", (24, 1024, 16, 4096), 512, 50_265, 0.355, 8000 * 512, 4.0e-4, ROBERTA, norm="post"),
 )
 
 WITH_GPT2_TOKENS = ("OPT", "GPT-Neo", "GPT-J")

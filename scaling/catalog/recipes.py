@@ -121,6 +121,30 @@ def family(family: str, size: str, tokens: float, /, **optimizer: float | str) -
     return config
 
 
+def encoder(family: str, size: str, steps: int, /, **optimizer: float | str) -> ConfigDict:
+    """A published encoder with masked language modelling: AdamW with a linear decay to 0, dropout 0.1 everywhere.
+
+    Args:
+        family: as ``scaling.catalog.families`` has it.
+        size: of the shape.
+        steps: length of training.
+        optimizer: knobs of ``config.optimizer`` in which papers differ.
+
+    Raises:
+        ValueError: no such family or shape.
+    """
+    config = families.find(family, size).apply(default_config())
+    config.data.objective = "mlm"
+    config.model.dropout_embedding = config.model.dropout_attention = config.model.dropout_residual = 0.1
+    config.train.tokens = steps * config.train.batch_tokens
+    config.optimizer.schedule = "linear"
+    config.optimizer.final_fraction = 0.0
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.warmup_tokens = steps // 100 * config.train.batch_tokens
+    config.optimizer.update(optimizer)
+    return config
+
+
 def small_bytes(band_width: int) -> ConfigDict:
     """Byte models of 10 thousand to a few million parameters on a CPU; docs/results/cpu_ladder says what was tried.
 

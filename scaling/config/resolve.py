@@ -128,6 +128,9 @@ def resolve(
     _check_train(config)
     _check_lora(config)
     _check_choice(config)
+    if config.noise.kept > 1 - config.noise.random:
+        right = f"must be at most {1 - config.noise.random:g}, what config.noise.random leaves"
+        raise refused("noise.kept", config.noise.kept, right)
     check_mesh(config, device_count)
     check_pipeline(config)
     return config

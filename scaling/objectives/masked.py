@@ -12,6 +12,11 @@ from scaling.objectives.log_probs import Unembedding, weighted_loss
 from scaling.objectives.objective import Objective, Sums, forward
 
 
+def most_hidden(rate: float, length: int) -> int:
+    """The most tokens of a row that noise hides (``data.noise.masked``)."""
+    return max(1, round(rate * length))
+
+
 def masked(config: cfg.Config) -> Objective:
     """The objective: the negative log-likelihood of the hidden tokens; "loss" is in nats a hidden token.
 
@@ -19,7 +24,7 @@ def masked(config: cfg.Config) -> Objective:
     at least one.
     """
     unembedding = Unembedding.of(config)
-    most = max(1, round(config.noise.rate * config.train.sequence_length))
+    most = most_hidden(config.noise.rate, config.train.sequence_length)
 
     def objective(model: Decoder, frozen: Any, batch: Batch, key: jax.Array | None) -> Sums:
         hidden, batch, _ = forward(model, batch, key, config.train.pipeline_microbatches)

@@ -13,10 +13,19 @@ def pretraining(config: cfg.Config) -> Objective:
     """What ``config.data.objective`` minimises.
 
     Raises:
-        ValueError: the model sees what it is to predict, or not what it needs to see.
+        ValueError: as ``must_fit``.
+    """
+    must_fit(config)
+    return OBJECTIVES[config.data.objective](config)
+
+
+def must_fit(config: cfg.Config) -> None:
+    """Refuses a model that sees what it is to predict, or not what it needs to see.
+
+    Raises:
+        ValueError: it does.
     """
     name = config.data.objective
     if config.model.causal != (name == "next_token"):
         right = f"must be {name == 'next_token'} with config.data.objective={name!r}"
         raise refused("model.causal", config.model.causal, right)
-    return OBJECTIVES[name](config)

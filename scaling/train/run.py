@@ -14,6 +14,7 @@ from scaling.data.bad_records import BadRecords
 from scaling.data.noise import Noisy, noise_of
 from scaling.data.tokenizer import Tokenizer
 from scaling.model import decoder, lora
+from scaling.objectives.pretraining import must_fit
 from scaling.runs.start import Start
 from scaling.train import state as train_state
 from scaling.train.schedule import BatchSchedule
@@ -38,6 +39,7 @@ class Data:
     @classmethod
     def of(cls, config: cfg.Config, words: Tokenizer) -> "Data":
         """Finds the data of a resolved config, and tokenizes what is not in the cache; errors as in the loader."""
+        must_fit(config)
         bad_records = BadRecords() if config.data.bad_records == "skip" else None
         separator = words.eot if config.model.document_mask else None
         noise = noise_of(config.data.objective, config.noise, words, separator, config.seed)

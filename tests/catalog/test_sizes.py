@@ -63,6 +63,10 @@ VARIANTS = {
     "untied, padded": {"tied_embedding": False, "vocab_size": 1000, "vocab_multiple": 64},
     "wide heads, narrow mlp": {"d_head": 24, "d_ff": 40},
     **tiny.SWITCHES,
+    "encoder": families.BERT | {"pooler": True},
+    "encoder, narrow": families.ROBERTA | {"embedding_width": 16, "vocab_multiple": 8},
+    "encoder, classes": families.BERT | {"outputs": 3, "pooler": True},
+    "encoder, narrow, classes": families.BERT | {"outputs": 3, "embedding_width": 16},
 }
 
 
@@ -135,6 +139,8 @@ def test_positions_seen_equals_the_mask(window):
     if window:
         mask |= (j <= i) & ((i - j) % window == 0)
         assert flops.positions_seen(length, window, True) == pytest.approx(mask.sum() / length)
+    both = (np.abs(i - j) < window) if window else np.ones_like(mask)
+    assert flops.positions_seen(length, window, causal=False) == pytest.approx(both.sum() / length)
 
 
 def test_forward_flops_by_hand():
@@ -154,6 +160,8 @@ def test_forward_flops_by_hand():
     banded = 2 * 2 * 6 * (1 + 2 + 2 + 2) / 4
     assert flops.forward_per_token(model) == pytest.approx(2 * a_block + dense + banded + 2 * 6 * 11)
     assert flops.training_per_token(model) == 3 * flops.forward_per_token(model)
+    logits = 3 * 2 * 6 * 11
+    assert flops.training_per_token(model, predicted=0.25) == flops.training_per_token(model) - 0.75 * logits
     assert flops.forward_per_token(model, sequence_length=1) < flops.forward_per_token(model)
 
 

@@ -1,0 +1,91 @@
+"""Masked language modelling against whole logits, and on several devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scaling.config import schema as cfg
+from scaling.data import tokenizer
+from scaling.data.batch import Batch
+from scaling.data.noise import noise_of
+from scaling.model import decoder
+from scaling.objectives.pretraining import pretraining
+from scaling.parallel.mesh import make_mesh, one_device
+from scaling.parallel.sharding import batch_sharding
+from scaling.train import state as train_state
+from scaling.train.step import make_train_step
+from tests import tiny
+
+WORDS = tokenizer.load("bytes+mask")
+ENCODER = dict(
+    causal=False, norm="post", activation="gelu", embedding_norm=True, token_types=2, logit_bias=True,
+    head_transform=True, attention_pattern=("dense",), vocab_size=WORDS.vocab_size,
+)  # fmt: skip
+
+
+def config(**train):
+    found = tiny.config(ENCODER, **train)
+    return cfg.Config(
+        model=found.model, compute=found.compute, data=cfg.Data(objective="mlm"), train=found.train,
+        optimizer=found.optimizer,
+    )  # fmt: skip
+
+
+def batch(microbatches, rows):
+    texts = list(np.random.default_rng(0).integers(0, 256, (microbatches * rows, 16)).astype(np.int32))
+    noise = noise_of("mlm", cfg.Noise(), WORDS, None, 0)
+    made = [noise(texts, i) for i in range(len(texts))]
+    fields = [np.stack([row[i] for row in made]).reshape(microbatches, rows, 16) for i in range(3)]
+    return Batch(*fields)
+
+
+def step(config, mesh, microbatches, rows):
+    devices = make_mesh(mesh, jax.devices()[: mesh.devices])
+    with jax.set_mesh(devices):
+        state = train_state.create_state(config, devices)
+        run = make_train_step(config, devices, pretraining(config))
+        placed = jax.device_put(batch(microbatches, rows), batch_sharding(devices))
+        before = jax.device_get(state["params"])
+        state, metrics = run(state, placed, 1e-2, microbatches)
+        return before, jax.device_get(state["params"]), jax.device_get(metrics)
+
+
+def test_loss_and_gradient_are_those_of_whole_logits():
+    whole = config()
+    params, _, metrics = step(whole, cfg.Mesh(data=1), 1, 8)
+    tokens, targets, weights = (x[0] for x in batch(1, 8)[:3])
+
+    def loss(params):
+        model = decoder.merge(whole.network, params)
+        found = jax.nn.log_softmax(model.logits(model(tokens)))
+        return -(weights * jnp.take_along_axis(found, targets[..., None], -1)[..., 0]).sum() / weights.sum()
+
+    with jax.set_mesh(one_device()):
+        value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    norm = np.sqrt(sum(float(jnp.square(g).sum()) for g in jax.tree.leaves(grads)))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+    assert all(np.abs(grads[name]).max() > 0 for name in ("transform", "transform_bias", "logit_bias", "types"))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "microbatches"),
+    [(cfg.Mesh(data=1), 2), (cfg.Mesh(data=1, fsdp=2, tensor=2), 1), (cfg.Mesh(data=8), 1)],
+    ids=["microbatches", "fsdp and tensor", "data"],
+)
+def test_microbatches_and_devices_change_nothing(mesh, microbatches):
+    _, one, expected = step(config(), cfg.Mesh(data=1), 1, 8)
+    rows = 8 // microbatches
+    _, other, found = step(config(microbatch_sequences=rows), mesh, microbatches, rows)
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
+    np.testing.assert_allclose(found["grad_norm"], expected["grad_norm"], rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one, other)
+
+
+def test_an_encoder_predicts_hidden_tokens_and_a_decoder_the_next_one():
+    plain = tiny.config()
+    for model, objective, right in ((ENCODER, "next_token", "True"), ({}, "mlm", "False")):
+        wrong = cfg.Config(model=tiny.config(model).model, data=cfg.Data(objective=objective), train=plain.train)
+        with pytest.raises(ValueError, match=rf"config\.model\.causal=.* must be {right} with config\.data\.objective"):
+            pretraining(wrong)
