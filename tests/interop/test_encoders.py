@@ -1,6 +1,7 @@
 """Encoders against transformers: fixtures made by tests/fixtures/make_encoders.py, so that no PyTorch is needed."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from scaling.config import schema as cfg
 from scaling.interop import huggingface
 from scaling.interop.logits import compute, logits
 from scaling.interop.vectors import states
@@ -116,3 +118,17 @@ def test_models_without_what_is_asked_for():
     gpt2 = FIXTURES.parent / "families" / "gpt2"
     with pytest.raises(ValueError, match="so it takes no mask"):
         logits(gpt2, ids, mask=ids)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "SCALING_REAL_MODELS" not in os.environ, reason="SCALING_REAL_MODELS names no folder of real models"
+)
+def test_states_of_a_real_encoder_are_those_of_transformers():
+    """all-MiniLM-L6-v2: a bare BERT with the states that transformers computes for two sentences."""
+    folder = Path(os.environ["SCALING_REAL_MODELS"]) / "minilm"
+    given = np.load(folder / "reference.npz")
+    model, params = huggingface.load(folder)
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    ours = states(cfg.Network(model), params, *(given[name].astype(np.int32) for name in names))
+    assert np.abs(ours - given["hidden"])[given["attention_mask"] == 1].max() < 1e-5
