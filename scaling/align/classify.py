@@ -34,8 +34,8 @@ class Classifier:
     """
 
     def __init__(self, served: Served, task: Task) -> None:
-        self.served, self.task, self._layout = served, task, layout(served.words)
         form, network = task.form, served.network
+        self.served, self.task, self._layout = served, task, layout(served.words, network.model.causal)
 
         def compute(params: decoder.Params, batch: Scored) -> jax.Array:
             model = decoder.merge(network, params)
@@ -47,7 +47,7 @@ class Classifier:
 
     def excess(self, example: Example) -> int:
         """By how many tokens its longest row exceeds the model's context; 0 or less if it fits."""
-        return max(map(len, self._layout(example))) - self.served.network.model.context_length
+        return max(len(row.ids) for row in self._layout(example)) - self.served.network.model.context_length
 
     def __call__(self, examples: Sequence[Example], batch_size: int = 16) -> np.ndarray:
         """Probabilities float32 [n, classes], or numbers [n, 1]; like lengths are computed together.
@@ -60,20 +60,20 @@ class Classifier:
             ValueError: an example that is longer than the model's context.
         """
         most, rows = self.served.network.model.context_length, self.task.form.rows
-        ids = [self._layout(example) for example in examples]
-        lengths = [max(map(len, each)) for each in ids]
+        read = [self._layout(example) for example in examples]
+        lengths = [max(len(row.ids) for row in each) for each in read]
         for example, length in zip(examples, lengths, strict=True):
             if length > most:
                 raise ValueError(f"{example.where}: its {length} tokens do not fit the model's {most}")
-        found = np.zeros((len(ids), max(1, self.task.form.classes)), np.float32)
-        order = sorted(range(len(ids)), key=lengths.__getitem__)
+        found = np.zeros((len(read), max(1, self.task.form.classes)), np.float32)
+        order = sorted(range(len(read)), key=lengths.__getitem__)
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
             room = bucket(max(lengths[i] for i in chosen), largest=most)
             places = {
-                (0, place * rows + row): scored(text, room, 0)
+                (0, place * rows + number): scored(row.ids, room, 0, types=row.types)
                 for place, i in enumerate(chosen)
-                for row, text in enumerate(ids[i])
+                for number, row in enumerate(read[i])
             }
             batch = filled((1, batch_size * rows), places)
             with jax.set_mesh(self.served.mesh):

@@ -2,11 +2,13 @@
 
 Each row of an example is ``[start] text [delimiter] text ... [extract]``, and the final state of the last token goes to
 a new head. Two texts without an order make two rows, one for each order, whose states are added; multiple choice makes
-a row for each choice. The language model's loss on the same rows may be added.
+a row for each choice. The language model's loss on the same rows may be added. Rows of an encoder are one text or two
+as it reads them, and the state of the first token goes to the head (BERT: arXiv 1810.04805, section 4).
 """
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from scaling.config import schema as cfg
 from scaling.config.refusal import must_be_multiple, refused
 from scaling.data.batch import Scored, scored
 from scaling.data.chat.dialogues import Skipped
-from scaling.data.control_tokenizer import DELIMITER, EXTRACT, START, TASK
+from scaling.data.control_tokenizer import DELIMITER, EXTRACT, MASKS, START, TASK
 from scaling.data.tokenizer import Tokenizer
 from scaling.objectives.classification import Form, classification, derived
 from scaling.train.recipe import Recipe
@@ -41,6 +43,7 @@ def recipe(config: cfg.Config) -> Recipe:
         objective=lambda config: classification(config, task.form),
         outputs=task.form.outputs,
         suffix=TASK,
+        encoder_suffix=MASKS,
         counts_epochs=True,
         unit="nats an example" if task.form.classes else "squared units an example",
         derived=derived,
@@ -60,7 +63,7 @@ def data(config: cfg.Config, words: Tokenizer, task: Task) -> Data:
     skipped = Skipped(refuses=config.data.bad_records == "error")
 
     def examples(place: str, split: str) -> list[list[Scored]]:
-        rows = layout(words)
+        rows = layout(words, config.model.causal)
         found = [
             made for each in tasks.read(task, place, split, skipped) if (made := _rows(each, rows, room, form, skipped))
         ]
@@ -97,34 +100,52 @@ def _check(config: cfg.Config, form: Form) -> None:
         )
 
 
-Layout = Callable[[Example], list[np.ndarray]]
+class Row(NamedTuple):
+    """Ids of a row, int32 [n], and of an encoder's the kind of each token, int32 [n]."""
+
+    ids: np.ndarray
+    types: np.ndarray | None = None
 
 
-def layout(words: Tokenizer) -> Layout:
-    """Makes ids of an example's rows: start, the texts with delimiters between, extract.
+Layout = Callable[[Example], list[Row]]
+
+
+def layout(words: Tokenizer, causal: bool) -> Layout:
+    """Makes an example's rows: start, the texts with delimiters between, extract; or those of an encoder.
 
     Raises:
-        ValueError: the tokenizer has no such tokens.
+        ValueError: the tokenizer has no such tokens; and from the layout, more texts than an encoder reads.
     """
+    if not causal:
+        return lambda example: [_framed(words, texts, example) for texts in example.rows]
     if START not in words.controls:
         raise ValueError(f"the tokenizer {words.name!r} has no tokens around texts; {words.name}{TASK} has them")
     start, delimiter, extract = (np.asarray([words.controls[t]], np.int32) for t in (START, DELIMITER, EXTRACT))
 
-    def rows(example: Example) -> list[np.ndarray]:
+    def rows(example: Example) -> list[Row]:
         found = []
         for texts in example.rows:
             parts = [part for ids in words.encode_batch(texts) for part in (delimiter, ids)]
-            found.append(np.concatenate([start, *parts[1:], extract]))
+            found.append(Row(np.concatenate([start, *parts[1:], extract])))
         return found
 
     return rows
 
 
+def _framed(words: Tokenizer, texts: Sequence[str], example: Example) -> Row:
+    if len(texts) > 2:
+        raise ValueError(f"{example.where}: an encoder reads one text or two, and not {len(texts)}")
+    return Row(*words.framed(*texts))
+
+
 def _rows(example: Example, layout: Layout, room: int, form: Form, skipped: Skipped) -> list[Scored]:
     """The rows of an example, with rows of padding for choices that it lacks; none if it does not fit."""
-    ids = layout(example)
-    if (longest := max(map(len, ids))) > room:
+    found = layout(example)
+    if (longest := max(len(row.ids) for row in found)) > room:
         skipped.skip(example.where, f"its {longest} tokens do not fit config.train.sequence_length={room}")
         return []
-    rows = [scored(row, room, example.label, 1 / (len(ids) * (len(row) - 1))) for row in ids]
-    return rows + [scored(np.zeros(0, np.int32), room, 0)] * (form.rows - len(rows))
+    share = 1 / len(found)  # of the example's auxiliary loss
+    rows = [scored(row.ids, room, example.label, share / (len(row.ids) - 1), row.types) for row in found]
+    nothing = np.zeros(0, np.int32)
+    absent = scored(nothing, room, 0, types=None if found[0].types is None else nothing)
+    return rows + [absent] * (form.rows - len(rows))

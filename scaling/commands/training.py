@@ -214,7 +214,10 @@ def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
     start = Start.of(config, workdir) if config.start else None
     if start:
         config = dataclasses.replace(config, chat=start.chat_for(config))
-        named = dataclasses.replace(config.data, tokenizer=start.tokenizer(config, recipe.suffix))
+        suffix = recipe.suffix if start.model.causal else recipe.encoder_suffix
+        if suffix is None:
+            raise refused("start", config.start, f"is an encoder, which `scaling {recipe.verb}` cannot train")
+        named = dataclasses.replace(config.data, tokenizer=start.tokenizer(config, suffix))
         config = dataclasses.replace(config, data=named)
     words = run_tokenizer.find(config.data.tokenizer, workdir)
     model = start.model_for(config, words) if start else config.model

@@ -50,25 +50,32 @@ class Scored(NamedTuple):
     types: Array | None = None
 
 
-def scored(ids: np.ndarray, room: int, label: float, weight: float = 0.0) -> Scored:
-    """The row of a text that is read at its last token.
+def scored(ids: np.ndarray, room: int, label: float, weight: float = 0.0, types: np.ndarray | None = None) -> Scored:
+    """The row of a text that is read at its last token, or by an encoder at its first.
 
     Args:
         ids: int32 [n], at most ``room``; none = a row of padding.
         room: T.
         label: of the row.
         weight: of each token of the text but the first, as a target of an auxiliary loss.
+        types: of an encoder's row the kind of each token, int32 [n]; then padding is a segment of its own.
 
     Returns:
         Arrays [T].
     """
     tokens, targets = np.zeros(room, np.int32), np.zeros(room, np.int32)
     weights, reads, labels = (np.zeros(room, np.float32) for _ in range(3))
+    read = len(ids) - 1 if types is None else 0
     if len(ids):
         tokens[: len(ids)], targets[: len(ids) - 1] = ids, ids[1:]
         weights[: len(ids) - 1] = weight
-        reads[len(ids) - 1], labels[len(ids) - 1] = 1, label
-    return Scored(tokens, targets, weights, None, None, reads, labels)
+        reads[read], labels[read] = 1, label
+    if types is None:
+        return Scored(tokens, targets, weights, None, None, reads, labels)
+    kinds = np.zeros(room, np.int32)
+    kinds[: len(ids)] = types
+    padding = (np.arange(room) >= len(ids)).astype(np.int32)
+    return Scored(tokens, targets, weights, None, padding, reads, labels, kinds)
 
 
 def of_sequences(sequences: np.ndarray, counted: np.ndarray | None = None, separator: int | None = None) -> Batch:

@@ -82,12 +82,16 @@ class Tokenizer(abc.ABC):
         Raises:
             ValueError: the tokenizer has no such token.
         """
-        spelling = self.named_tokens.get(_NAMED[token], token)
+        spelling = self.spelling(token)
         if spelling not in self.controls:
             raise ValueError(
                 f"the tokenizer {self.name!r} has no token {token}; a name that ends in +mask gives it one"
             )
         return self.controls[spelling]
+
+    def spelling(self, token: str) -> str:
+        """How the tokenizer spells a control token: of MASK, BEGIN and SEPARATOR, an imported one says it."""
+        return self.named_tokens.get(_NAMED.get(token, ""), token)
 
     def framed(self, first: str, second: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """One text or two as an encoder reads them: BEGIN, and SEPARATOR after each.

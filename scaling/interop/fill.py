@@ -39,7 +39,7 @@ def fill(
         raise ValueError("only an encoder fills hidden places; this model continues texts")
     if not model.head_transform:
         raise ValueError("the model is an encoder without logits")
-    mask, own = words.special(MASK), words.named_tokens.get("mask_token", MASK)
+    mask, own = words.special(MASK), words.spelling(MASK)
     parts = text.replace(own, MASK).split(MASK)
     if len(parts) == 1:
         raise ValueError(f"nothing is hidden; write {own} in the place of a token")

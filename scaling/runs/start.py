@@ -245,7 +245,7 @@ def _lacks(words: Tokenizer, config: cfg.Config, suffix: str) -> bool:
         return False
     if SUFFIXES[suffix].chat_template:
         return not (words.chat_template or config.chat.template)
-    return SUFFIXES[suffix].tokens[0] not in words.controls
+    return words.spelling(SUFFIXES[suffix].tokens[0]) not in words.controls
 
 
 def _before(words: Tokenizer) -> Iterator[str]:

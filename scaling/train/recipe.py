@@ -25,6 +25,7 @@ class Recipe:
         objective: what it minimises.
         outputs: of its model (``config.model.outputs``); 0 = it predicts tokens.
         suffix: of ``control_tokenizer.SUFFIXES``: control tokens that its tokenizer needs; "" = none.
+        encoder_suffix: as ``suffix``, where the run begins with an encoder; None = it cannot.
         counts_epochs: its length is ``config.align.epochs``, not ``config.train.tokens``.
         unit: of its loss.
         finish: what follows the last step, on every process; None = nothing.
@@ -43,6 +44,7 @@ class Recipe:
     objective: Callable[[cfg.Config], Objective]
     outputs: int = 0
     suffix: str = ""
+    encoder_suffix: str | None = None
     counts_epochs: bool = False
     unit: str = "nats/token"
     finish: Callable[[Run, TrainState], None] | None = None
@@ -55,4 +57,4 @@ class Recipe:
     figures: tuple[str, ...] = ("loss",)
 
 
-PRETRAINING = Recipe("train", Data.of, pretraining)
+PRETRAINING = Recipe("train", Data.of, pretraining, encoder_suffix="")

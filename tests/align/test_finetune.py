@@ -175,7 +175,7 @@ def test_f1_of_a_confusion_matrix():
 
 def test_control_tokens_surround_the_texts():
     words = tokenizer.load("bytes+task")
-    rows = finetune.layout(words)(tasks.Example("", (("ab", "c"), ("c", "ab"))))
+    rows = [row.ids for row in finetune.layout(words, True)(tasks.Example("", (("ab", "c"), ("c", "ab"))))]
     assert [row.tolist() for row in rows] == [[257, 97, 98, 258, 99, 259], [257, 99, 258, 97, 98, 259]]
     assert words.decode(rows[0]) == "<|start|>ab<|delimiter|>c<|extract|>"
     both = tokenizer.load("bytes+chat+task")
@@ -183,7 +183,7 @@ def test_control_tokens_surround_the_texts():
     assert both.chat_template == tokenizer.load("bytes+chat").chat_template
     assert both.decode([258, 97, 263]) == "<|user|>a<|extract|>"
     with pytest.raises(ValueError, match=r"bytes\+task"):
-        finetune.layout(tokenizer.load("bytes"))
+        finetune.layout(tokenizer.load("bytes"), True)
 
 
 SIZES = ["num_layers=2", "d_model=32", "num_heads=2", "context_length=32", "vocab_multiple=8"]
