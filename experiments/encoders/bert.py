@@ -1,4 +1,4 @@
-r"""BERT, base and large, by masked language modelling (arXiv 1810.04805; the next-sentence task is left out).
+r"""BERT, base and large: hidden tokens, and whether two texts follow each other (arXiv 1810.04805).
 
     scaling train --config=experiments/encoders/bert.py:base --config.data.train='gs://bucket/corpus/*.jsonl.gz' \
         --config.data.tokenizer=TOKENIZER.model+mask
@@ -18,4 +18,7 @@ from scaling.catalog import recipes
 
 
 def get_config(size: str = "base") -> ConfigDict:
-    return recipes.encoder("BERT", size, 1_000_000, beta2=0.999)
+    config = recipes.encoder("BERT", size, 1_000_000, beta2=0.999)
+    config.data.objective = "mlm_nsp"
+    config.model.pooler = config.model.pair_head = True
+    return config

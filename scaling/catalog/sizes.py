@@ -255,7 +255,7 @@ def parameters(model: Model) -> Parameters:
     projected = (width * d if width != d else 0) + (d * model.d_output if model.d_output != d else 0)
     head = d * width + width + _norm(model, width) if model.transforms else 0
     ends = projected + model.embedding_norm * _norm(model, d) + head + model.pooler * (d * d + d)
-    ends += model.outputs * (model.d_output + 1)
+    ends += model.outputs * (model.d_output + 1) + model.pairs * 2 * (d + 1)
     unties, has_bias = not (model.tied_embedding or model.outputs), model.logit_bias and not model.outputs
     rows = width * (1 + unties) + has_bias  # of each token, in all tables
     return Parameters(

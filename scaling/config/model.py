@@ -104,6 +104,11 @@ class Model:
     outputs: int = knob(
         0, "numbers", "that the model computes for a text: 1 = a reward, n = classes; 0 = logits of the next token"
     )
+    pair_head: bool = knob(
+        False,
+        "",
+        "a head tells of the pooler's state whether two texts follow each other (BERT) or are swapped (ALBERT)",
+    )
     attention_pattern: tuple[str, ...] = knob(
         ("dense",), "", "attention of layers 0, 1, ...: 'dense', 'banded' or 'strided'; repeated over all layers"
     )
@@ -157,13 +162,18 @@ class Model:
         return self.embedding_width or self.d_model
 
     @property
+    def pairs(self) -> bool:
+        """Whether there is a ``pair_head``; where ``outputs`` are in the place of logits, it is left out."""
+        return self.pair_head and not self.outputs
+
+    @property
     def transforms(self) -> bool:
         """Whether there is a ``head_transform``; where ``outputs`` are in the place of logits, it is left out."""
         return self.head_transform and not self.outputs
 
     @property
     def d_output(self) -> int:
-        """Width of final hidden states, before a ``head_transform``, which would make it that of the embeddings."""
+        """Width of final hidden states; a ``head_transform`` makes it that of the embeddings."""
         return self.d_model if self.head_transform else self.d_embedding
 
     @property

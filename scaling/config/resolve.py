@@ -26,7 +26,7 @@ CHOICES = {
     "compute.dtype": ("bfloat16", "float32"),
     "compute.quantization": ("none", "int8", "fp8"),
     "compute.remat": ("none", "dots", "projections", "full"),
-    "data.objective": ("next_token", "mlm"),
+    "data.objective": ("next_token", "mlm", "mlm_nsp", "mlm_sop"),
     "data.bad_records": ("error", "skip"),
     "checkpoint.choose": ("", "loss", "reward"),
     "align.loss_on": ("assistant", "all"),
@@ -260,6 +260,15 @@ def _check_model(config: Config) -> None:
     _check_family(model)
     if not model.causal:
         _check_encoder(config)
+    else:
+        for name in ("head_transform", "pooler", "pair_head"):
+            if getattr(model, name):
+                raise refused(f"model.{name}", True, "must be False with config.model.causal=True")
+    if model.pair_head and not model.pooler:
+        raise refused("model.pair_head", True, "needs config.model.pooler=True, whose state it reads")
+    pairs = config.data.objective in ("mlm_nsp", "mlm_sop")
+    if pairs and not model.pair_head:
+        raise refused("model.pair_head", False, f"must be True with config.data.objective={config.data.objective!r}")
     period = len(model.attention_pattern)
     if model.num_layers % period:
         near = nearest_multiples(model.num_layers, period)

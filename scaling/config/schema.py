@@ -43,7 +43,12 @@ class Data:
         (), "(path, weight)", "several training sources sampled by weight; then data.train must be ''"
     )
     tokenizer: str = knob("gpt2", "", "gpt2, bytes, books (embedded sentencepiece) or a tokenizer file")
-    objective: str = knob("next_token", "", "what pre-training predicts: next_token, or mlm (hidden tokens, BERT)")
+    objective: str = knob(
+        "next_token",
+        "",
+        "what pre-training predicts: next_token; hidden tokens (mlm), and whether two texts follow each other "
+        "(mlm_nsp, BERT) or are swapped (mlm_sop, ALBERT)",
+    )
     text_key: str = knob("text", "", "field that holds the text in .jsonl and .parquet records")
     control_field: str = knob(
         "", "", "field of .jsonl and .parquet records with a control code, as in CTRL: texts begin with it; '' = none"
@@ -271,7 +276,7 @@ class Config:
     @property
     def predicted(self) -> float:
         """The share of the tokens whose logits pre-training computes."""
-        return self.noise.rate if self.data.objective == "mlm" else 1.0
+        return self.noise.rate if self.data.objective.startswith("mlm") else 1.0
 
     @property
     def network(self) -> Network:

@@ -11,8 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from scaling.config.schema import Noise as Knobs
-from scaling.data.batch import Batch, restarted
+from scaling.data.batch import Batch, Scored, restarted, scored
 from scaling.data.tokenizer_base import BEGIN, MASK, SEPARATOR, Tokenizer
+
+_OTHERS = 2**20  # of endless sequences, the first so many are drawn from
 
 
 class Special(NamedTuple):
@@ -86,22 +88,22 @@ class Noise:
     Attributes:
         name: of the objective and its knobs.
         taken: tokens of the text in a row of so many.
-        row: (sequences int32 [taken + 1], index, what is drawn) to a row: a ``Batch`` of arrays [T].
+        row: (sequences int32 [taken + 1], index, what is drawn) to a row of arrays [T].
         seed: of all that is drawn.
     """
 
     name: str
     taken: Callable[[int], int]
-    row: Callable[[Sequence[np.ndarray], int, np.random.Generator], Batch]
+    row: Callable[[Sequence[np.ndarray], int, np.random.Generator], Batch | Scored]
     seed: int
 
-    def __call__(self, sequences: Sequence[np.ndarray], index: int) -> Batch:
+    def __call__(self, sequences: Sequence[np.ndarray], index: int) -> Batch | Scored:
         """The row of an index."""
         return self.row(sequences, index, np.random.default_rng((self.seed, index)))
 
 
 @dataclasses.dataclass(frozen=True)
-class Noisy(Sequence[Batch]):
+class Noisy(Sequence[Batch | Scored]):
     """Rows made of sequences.
 
     Attributes:
@@ -144,4 +146,34 @@ def noise_of(objective: str, knobs: Knobs, words: Tokenizer, separator: int | No
         segments = np.cumsum(ids == separator, dtype=np.int32)
         return Batch(noisy, ids, weights, restarted(segments), segments)
 
-    return Noise(f"{objective} {knobs}", lambda length: length - 1, mlm, seed)
+    def pairs(sequences: Sequence[np.ndarray], index: int, rng: np.random.Generator) -> Scored:
+        texts, label = pair(sequences, index, rng, swaps=objective == "mlm_sop")
+        ids = [special.begin, *texts[0], special.separator, *texts[1], special.separator]
+        row = scored(
+            np.asarray(ids, np.int32), len(ids), label, types=np.repeat([0, 1], [len(texts[0]) + 2, len(texts[1]) + 1])
+        )
+        noisy, weights = masked(row.tokens, knobs, special, rng)
+        return row._replace(tokens=noisy, targets=row.tokens, weights=weights, segments=None)
+
+    if objective == "mlm":
+        return Noise(f"{objective} {knobs}", lambda length: length - 1, mlm, seed)
+    return Noise(f"{objective} {knobs}", lambda length: length - 3, pairs, seed)
+
+
+def pair(
+    sequences: Sequence[np.ndarray], index: int, rng: np.random.Generator, swaps: bool
+) -> tuple[tuple[np.ndarray, np.ndarray], int]:
+    """Two texts that fill a row: half of the time they follow each other (0), otherwise not (1).
+
+    The place where the first one ends is drawn. In the second case the second text is of another sequence (BERT: arXiv
+    1810.04805, section 3.1), or the two are swapped (ALBERT: arXiv 1909.11942, section 3.1).
+    """
+    text = sequences[index][:-1]
+    end = int(rng.integers(1, len(text)))
+    first, second = text[:end], text[end:]
+    if rng.random() < 0.5:
+        return (first, second), 0
+    if swaps:
+        return (second, first), 1
+    other = int(rng.integers(min(len(sequences), _OTHERS) - 1))
+    return (first, sequences[other + (other >= index)][: len(second)]), 1

@@ -81,6 +81,7 @@ class Family:
         plus_one: a norm multiplies by 1 plus what is stored.
         scaled_by_layer: key that asks for scores divided by the number of the layer, from 1.
         bare_class: as ``class_name``, of a model without logits; "" = there is none.
+        pairs_class: as ``class_name``, of a model with a pair head.
         optional: tensors that decide by being there: their name to the knobs that are then true.
         respelled: ends of names of tensors in old folders, to the present ones.
         counts_offset: their context length counts the rows of ``position_offset``.
@@ -104,6 +105,7 @@ class Family:
     plus_one: bool = False
     scaled_by_layer: str = ""
     bare_class: str = ""
+    pairs_class: str = ""
     optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
     respelled: Mapping[str, str] = dataclasses.field(default_factory=dict)
     counts_offset: bool = False

@@ -24,7 +24,7 @@ def states(
     mask: np.ndarray | None = None,
     types: np.ndarray | None = None,
 ) -> jax.Array:
-    """Final hidden states, before what only logits are made of: float32 [B, T, D].
+    """Final hidden states, float32 [B, T, D].
 
     Args:
         network: resolved.
@@ -33,14 +33,9 @@ def states(
         mask: 1 at tokens, 0 at padding, int32 [B, T]; None = no padding.
         types: kinds of the tokens, int32 [B, T]; None = all 0.
     """
-    bare = dataclasses.replace(network.model, head_transform=False, logit_bias=False, embedding_width=0)
-    narrow = network.model.d_embedding != network.model.d_model
-    model = network.model if narrow else bare
-    kept = {name: params[name] for name in decoder.abstract(model)}
+    network = cfg.Network(network.model, dataclasses.replace(network.compute, dtype="float32"))
     with jax.set_mesh(one_device()):
-        return _states(
-            cfg.Network(model, dataclasses.replace(network.compute, dtype="float32")), kept, ids, mask, types
-        )
+        return _states(network, params, ids, mask, types)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -32,6 +32,8 @@ AXES = {
     "transform_norm.bias": "W",
     "pooler": "DQ",
     "pooler_bias": "Q",
+    "pair_head": "D2",
+    "pair_bias": "2",
     "attention.query": "DHK",
     "attention.key": "DNK",
     "attention.value": "DNK",
@@ -56,7 +58,10 @@ AXES = {
      for part in ("gain", "bias")}  # fmt: skip
 _EXPERT = "{e}"  # in a name, the expert's number
 # Outside of what bare models have, so without the prefix.
-_HEAD = ("unembedding", "logit_bias", "transform", "transform_bias", "transform_norm.gain", "transform_norm.bias")
+_HEAD = (
+    "unembedding", "logit_bias", "transform", "transform_bias", "transform_norm.gain", "transform_norm.bias",
+    "pair_head", "pair_bias",
+)  # fmt: skip
 
 
 class Tensor(NamedTuple):

@@ -91,6 +91,9 @@ class Decoder(nnx.Module):
         if config.pooler:
             self.pooler = normal(rngs.params(), (d, d), config.init_std, ("embed", None))
             self.pooler_bias = constant(0.0, (d,), (None,), "bias")
+        if config.pairs:
+            self.pair_head = normal(rngs.params(), (d, 2), config.init_std, ("embed", None))
+            self.pair_bias = constant(0.0, (2,), (None,), "bias")
         if config.outputs:
             self.head = normal(rngs.params(), (config.d_output, config.outputs), std, ("embed", None))
             self.head_bias = constant(0.0, (config.outputs,), (None,), "bias")
@@ -191,11 +194,11 @@ class Decoder(nnx.Module):
         return dataclasses.replace(context, relative=use(self.relative, jnp.dtype(jnp.float32)))
 
     def finish(self, x: jax.Array) -> jax.Array:
-        """What the output table multiplies, from the last block's [B, T, D]: by what there is between them, if any."""
+        """What the output table multiplies, from the last block's [B, T, D]: by final norm and projection, if any.
+
+        Where there is a ``head_transform``, that comes between (``transformed``).
+        """
         x = self.final_norm(x) if self.config.norm == "pre" else x
-        if self.config.transforms:
-            made = product(x, use(self.transform, x.dtype)) + use(self.transform_bias, x.dtype)
-            return self.transform_norm(ACTIVATIONS[self.config.activation](made))
         return product(x, use(self.project_out, x.dtype)) if self.config.d_output != self.config.d_model else x
 
     def _layers(
@@ -229,6 +232,17 @@ class Decoder(nnx.Module):
         zeros = RouterSums.zeros(model.experts.count) if counts else None
         return jax.lax.scan(group, (x, zeros), groups, unroll=compute.scan_unroll)[0]
 
+    def pair_logits(self, hidden: jax.Array) -> jax.Array:
+        """Of the first states [..., D] of pairs of texts, float32 [..., 2]: for in order, and for not in order."""
+        return _affine(self.pooled(hidden), self.pair_head, self.pair_bias)
+
+    def transformed(self, hidden: jax.Array) -> jax.Array:
+        """Final hidden states [..., D] as the output table multiplies them: by the head's transform, if any."""
+        if not self.config.transforms:
+            return hidden
+        made = product(hidden, use(self.transform, hidden.dtype)) + use(self.transform_bias, hidden.dtype)
+        return self.transform_norm(ACTIVATIONS[self.config.activation](made))
+
     def output(self, dtype: Any) -> Output:
         """The output projection, laid out for use."""
         table = use(self.tokens if self.config.tied_embedding else self.unembedding, jnp.dtype(dtype))
@@ -245,6 +259,7 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [B, T, D] to float32 logits [B, T, vocab_size] (whole: for tests and generation)."""
+        hidden = self.transformed(hidden)
         output = self.output(hidden.dtype)
         logits = jnp.einsum("btd,vd->btv", hidden, output.table, preferred_element_type=jnp.float32)
         logits = logits * parametrization(self.config).logit_multiplier

@@ -1,4 +1,4 @@
-"""Masked language modelling: the cross-entropy of the hidden tokens (BERT, arXiv 1810.04805, section 3.1)."""
+"""Masked language modelling, alone or with a question about two texts (BERT: arXiv 1810.04805, section 3.1)."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from scaling.config import schema as cfg
-from scaling.data.batch import Batch
+from scaling.data.batch import Batch, Scored
 from scaling.model.decoder import Decoder
 from scaling.objectives.log_probs import Unembedding, weighted_loss
-from scaling.objectives.objective import Objective, Sums, forward
+from scaling.objectives.objective import Objective, Sums, forward, states
 
 
 def most_hidden(rate: float, length: int) -> int:
@@ -26,14 +26,37 @@ def masked(config: cfg.Config) -> Objective:
     unembedding = Unembedding.of(config)
     most = most_hidden(config.noise.rate, config.train.sequence_length)
 
-    def objective(model: Decoder, frozen: Any, batch: Batch, key: jax.Array | None) -> Sums:
-        hidden, batch, _ = forward(model, batch, key, config.train.pipeline_microbatches)
+    def objective(model: Decoder, frozen: Any, batch: Batch | Scored, key: jax.Array | None) -> Sums:
+        states_of_all, batch, _ = forward(model, batch, key, config.train.pipeline_microbatches)
         weights, places = jax.lax.top_k(batch.weights, most)
-        hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
+        hidden = jnp.take_along_axis(states_of_all, places[..., None], axis=1)
         targets = jnp.take_along_axis(batch.targets, places, axis=1)
+        hidden = model.transformed(hidden)
         minimised, log_probs = weighted_loss(
             hidden, model.output(hidden.dtype), targets, weights, unembedding, config.train.z_loss
         )
-        return Sums(minimised, weights.sum(), {"loss": -(weights * log_probs).sum()})
+        sums = Sums(minimised, weights.sum(), {"loss": -(weights * log_probs).sum()})
+        return with_pairs(sums, model, states_of_all, batch) if isinstance(batch, Scored) else sums
 
     return objective
+
+
+def with_pairs(sums: Sums, model: Decoder, hidden: jax.Array, batch: Scored) -> Sums:
+    """Adds the cross-entropy of the question about the two texts, a mean over rows as the first is over hidden tokens.
+
+    The step divides all sums by one number, the hidden tokens. Rows have as many of these as each other, but for a few;
+    so the loss of a row is multiplied by its hidden tokens, and parts of a batch still add up.
+
+    Args:
+        sums: of the hidden tokens.
+        model: with a pair head.
+        hidden: final states [B, T, D].
+        batch: with the answer, 0 or 1, as the label of each row.
+    """
+    logits = model.pair_logits(states(hidden, batch))
+    labels = (batch.reads * batch.labels).sum(1).astype(jnp.int32)
+    weights = batch.weights.sum(1)
+    loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
+    right = (logits.argmax(1) == labels).astype(jnp.float32)
+    metrics = {"pair_loss": (weights * loss).sum(), "pair_accuracy": (weights * right).sum()}
+    return sums._replace(objective=sums.objective + metrics["pair_loss"], metrics=sums.metrics | metrics)

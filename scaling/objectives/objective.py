@@ -48,7 +48,7 @@ class Sums(NamedTuple):
 
 # (model, frozen parameters of other models or None, batch of arrays [B, T], dropout key or None) to sums
 Objective = Callable[[Decoder, Any, Any, jax.Array | None], Sums]
-AnyBatch = TypeVar("AnyBatch", Batch, Scored)
+AnyBatch = TypeVar("AnyBatch", bound=Batch | Scored)
 
 
 def states(hidden: jax.Array, batch: Scored) -> jax.Array:

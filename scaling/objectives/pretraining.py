@@ -6,7 +6,7 @@ from scaling.objectives.masked import masked
 from scaling.objectives.next_token import next_token
 from scaling.objectives.objective import Objective
 
-OBJECTIVES = {"next_token": next_token, "mlm": masked}
+OBJECTIVES = {"next_token": next_token, "mlm": masked, "mlm_nsp": masked, "mlm_sop": masked}
 
 
 def pretraining(config: cfg.Config) -> Objective:

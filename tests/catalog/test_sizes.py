@@ -63,9 +63,9 @@ VARIANTS = {
     "untied, padded": {"tied_embedding": False, "vocab_size": 1000, "vocab_multiple": 64},
     "wide heads, narrow mlp": {"d_head": 24, "d_ff": 40},
     **tiny.SWITCHES,
-    "encoder": families.BERT | {"pooler": True},
+    "encoder": families.BERT | {"pooler": True, "pair_head": True},
     "encoder, narrow": families.ROBERTA | {"embedding_width": 16, "vocab_multiple": 8},
-    "encoder, classes": families.BERT | {"outputs": 3, "pooler": True},
+    "encoder, classes": families.BERT | {"outputs": 3, "pooler": True, "pair_head": True},
     "encoder, narrow, classes": families.BERT | {"outputs": 3, "embedding_width": 16},
 }
 

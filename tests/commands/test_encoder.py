@@ -114,7 +114,10 @@ def test_refusals(run, tmp_path, monkeypatch, capsys, argv, sentence):
     ("changes", "sentence"),
     [
         (["--config.data.tokenizer=bytes"], r"the tokenizer 'bytes' has no token <\|mask\|>"),
-        (["--config.model.causal=True"], "config.model.causal=True must be False with config.data.objective='mlm'"),
+        (
+            ["--config.model.causal=True"],
+            "config.model.head_transform=True must be False",
+        ),
         (["--config.data.objective=next_token"], "config.model.causal=False must be True"),
         (["--config.eval.tasks=lambada"], "config.eval.tasks='lambada' must be '' with config.model.causal=False"),
         (["--config.noise.rate=0"], r"config.noise.rate=0.0 must be in \(0, 1\]"),

@@ -86,6 +86,33 @@ def test_documents_that_do_not_see_each_other():
     np.testing.assert_array_equal(row.targets, [SPECIAL.begin, *ids[:-1]])
 
 
+def paired(objective, count=600, length=31):
+    texts = sequences(count, length)
+    made = noise_of(objective, cfg.Noise(), WORDS, None, 0)
+    return [made(texts, i) for i in range(count)], texts
+
+
+@pytest.mark.parametrize("objective", ["mlm_nsp", "mlm_sop"])
+def test_half_of_the_pairs_are_in_order(objective):
+    rows, texts = paired(objective)
+    labels = np.array([row.labels[0] for row in rows])
+    assert abs(labels.mean() - 0.5) < 3 * np.sqrt(0.25 / len(rows))
+    ends = []
+    for row, text, label in zip(rows, texts, labels, strict=True):
+        assert row.tokens.shape == row.targets.shape == (33,)  # 30 tokens, and three special ones
+        first, second = (row.targets[(row.types == kind) & ~np.isin(row.targets, SPECIAL.all)] for kind in (0, 1))
+        assert row.targets[0] == SPECIAL.begin and row.reads.tolist() == [1] + [0] * 32
+        assert row.targets[len(first) + 1] == row.targets[-1] == SPECIAL.separator
+        assert len(first) + len(second) == 30 and min(len(first), len(second)) >= 1
+        in_order = np.array_equal(np.concatenate([first, second]), text[:30])
+        assert in_order == (label == 0)
+        if objective == "mlm_sop" and label == 1:
+            np.testing.assert_array_equal(np.concatenate([second, first]), text[:30])
+        ends.append(len(first))
+        assert row.weights.sum() == round(0.15 * 30)
+    assert set(range(1, 30)) == set(ends)
+
+
 def test_held_out_rows_have_a_length():
     rows = Noisy(sequences(3), noise())
     assert len(rows) == 3

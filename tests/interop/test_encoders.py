@@ -49,6 +49,15 @@ def test_states_of_a_bare_encoder_equal_transformers():
     assert np.abs(pooled - found["pooled"]).max() < 1e-5
 
 
+def test_the_pair_head_equals_transformers():
+    found, given = expected("bert_old")
+    model, params = huggingface.load(FIXTURES / "bert_old")
+    ours = states(tiny.in_float32(model), params, *given)
+    with jax.set_mesh(one_device()):
+        pairs = decoder.merge(tiny.in_float32(model), params).pair_logits(ours[:, 0])
+    assert np.abs(pairs - found["pairs"]).max() < 1e-5
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [

@@ -1,5 +1,7 @@
 """Masked language modelling against whole logits, and on several devices."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,10 @@ import pytest
 
 from scaling.config import schema as cfg
 from scaling.data import tokenizer
-from scaling.data.batch import Batch
+from scaling.data.batch import Batch, filled
 from scaling.data.noise import noise_of
 from scaling.model import decoder
+from scaling.model.context import AttentionContext
 from scaling.objectives.pretraining import pretraining
 from scaling.parallel.mesh import make_mesh, one_device
 from scaling.parallel.sharding import batch_sharding
@@ -81,6 +84,42 @@ def test_microbatches_and_devices_change_nothing(mesh, microbatches):
     np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
     np.testing.assert_allclose(found["grad_norm"], expected["grad_norm"], rtol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one, other)
+
+
+@pytest.mark.parametrize("mesh", [cfg.Mesh(data=1), cfg.Mesh(data=2, fsdp=2, tensor=2)], ids=["one", "eight"])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_two_losses_are_those_of_whole_logits(mesh, microbatches):
+    rows = 8 // microbatches
+    whole = config(microbatch_sequences=rows)
+    model = dataclasses.replace(whole.model, pooler=True, pair_head=True)
+    whole = dataclasses.replace(whole, model=model, data=cfg.Data(objective="mlm_nsp"))
+    texts = list(np.random.default_rng(0).integers(0, 256, (8, 14)).astype(np.int32))
+    noise = noise_of("mlm_nsp", cfg.Noise(), WORDS, None, 0)
+    made = [noise(texts, i) for i in range(8)]
+    placed = filled((microbatches, rows), {divmod(i, rows): row for i, row in enumerate(made)})
+    devices = make_mesh(mesh, jax.devices()[: mesh.devices])
+    with jax.set_mesh(devices):
+        state = train_state.create_state(whole, devices)
+        params = jax.device_get(state["params"])
+        run = make_train_step(whole, devices, pretraining(whole))
+        _, metrics = run(state, jax.device_put(placed, batch_sharding(devices)), 1e-2, microbatches)
+    tokens, targets, weights, types = (
+        np.stack([getattr(row, name) for row in made]) for name in ("tokens", "targets", "weights", "types")
+    )
+    labels = np.array([int(row.labels[0]) for row in made])
+
+    def losses(params):
+        model = decoder.merge(whole.network, params)
+        hidden = model(tokens, AttentionContext(types=types))
+        found = jax.nn.log_softmax(model.logits(hidden))
+        lm = -(weights * jnp.take_along_axis(found, targets[..., None], -1)[..., 0]).sum() / weights.sum()
+        return lm, -jax.nn.log_softmax(model.pair_logits(hidden[:, 0]))[np.arange(8), labels].mean()
+
+    with jax.set_mesh(one_device()):
+        (lm, pairs), grads = jax.jit(losses)(params), jax.jit(jax.grad(lambda p: sum(losses(p))))(params)
+    np.testing.assert_allclose([metrics["loss"], metrics["pair_loss"]], [lm, pairs], rtol=1e-5)
+    norm = np.sqrt(sum(float(jnp.square(g).sum()) for g in jax.tree.leaves(grads)))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
 
 
 def test_an_encoder_predicts_hidden_tokens_and_a_decoder_the_next_one():

@@ -62,14 +62,17 @@ BERT = Family(
     outside=_EMBEDDINGS | _POOLER | _head(
         "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.decoder",
         "cls.predictions.bias",
-    ),
+    ) | {"cls.seq_relationship.weight": ("pair_head", "2 D"), "cls.seq_relationship.bias": ("pair_bias", "2")},
     inside=_INSIDE,
     only=_ONLY,
     unused=_UNUSED,
-    # The head that tells whether two texts follow each other is not read.
-    buffers=_BUFFERS + r"|cls\.predictions\.decoder\.bias|cls\.seq_relationship\.(weight|bias)",
+    buffers=_BUFFERS + r"|cls\.predictions\.decoder\.bias",
     bare_class="BertModel",
-    optional={"pooler.dense.weight": "pooler", "cls.predictions.transform.dense.weight": "head_transform logit_bias"},
+    pairs_class="BertForPreTraining",
+    optional={
+        "pooler.dense.weight": "pooler", "cls.predictions.transform.dense.weight": "head_transform logit_bias",
+        "cls.seq_relationship.weight": "pair_head",
+    },
     respelled={".gamma": ".weight", ".beta": ".bias"},
 )  # fmt: skip
 
