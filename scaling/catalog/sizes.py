@@ -252,16 +252,18 @@ def parameters(model: Model) -> Parameters:
     norms = _norm(model, d) * (1 if model.parallel == "one_norm" else 2) + model.qk_norm * 2 * _norm(
         model, model.d_head
     )
-    projected = (width * d if width != d else 0) + (d * model.d_output if model.d_output != d else 0)
+    projected = (width * d + model.narrow_embedding * d if width != d else 0) + (
+        d * model.d_output if model.d_output != d else 0
+    )
     head = d * width + width + _norm(model, width) if model.transforms else 0
-    ends = projected + model.embedding_norm * _norm(model, d) + head + model.pooler * (d * d + d)
+    ends = projected + model.embedding_norm * _norm(model, model.d_summed) + head + model.pooler * (d * d + d)
     ends += model.outputs * (model.d_output + 1) + model.pairs * 2 * (d + 1)
     unties, has_bias = not (model.tied_embedding or model.outputs), model.logit_bias and not model.outputs
     rows = width * (1 + unties) + has_bias  # of each token, in all tables
     return Parameters(
         token_embedding=model.padded_vocab * width,
         positions=_positions(model),
-        blocks=matrices + idle + biases + model.num_layers * norms,
+        blocks=(matrices + idle + biases + model.num_layers * norms) * model.stored_layers // model.num_layers,
         final_norm=_norm(model, d) if model.norm == "pre" else 0,
         unembedding=unties * model.padded_vocab * width,
         ends=ends + has_bias * model.padded_vocab,
@@ -273,11 +275,11 @@ def parameters(model: Model) -> Parameters:
 
 
 def _positions(model: Model) -> int:
-    types = model.token_types * model.d_model
+    types = model.token_types * model.d_summed
     if model.positions == "relative":
         return types + model.relative_buckets * model.num_heads
     rows = model.context_length + model.position_offset if model.positions == "learned" else 0
-    return types + rows * model.d_model
+    return types + rows * model.d_summed
 
 
 def _norm(model: Model, features: int) -> int:

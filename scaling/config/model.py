@@ -64,6 +64,9 @@ class Model:
     vocab_multiple: int = knob(128, "tokens", "rows of the embedding are padded to a multiple of this")
     context_length: int = knob(2048, "tokens", "longest text: of learned positions, their number")
     num_layers: int = knob(12, "layers", "Transformer blocks")
+    layer_groups: int = knob(
+        0, "groups", "layers one after the other share weights, in this many groups (ALBERT: 1); 0 = none share"
+    )
     d_model: int = knob(768, "features", "width of the residual stream")
     num_heads: int = knob(12, "heads", "attention heads in a block")
     num_kv_heads: int = knob(0, "heads", "heads of keys and values, each for a group of query heads; 0 = num_heads")
@@ -94,6 +97,11 @@ class Model:
     scaled_embedding: bool = knob(False, "", "token embeddings are multiplied by sqrt(d_model)")
     embedding_width: int = knob(
         0, "features", "width of the token embeddings, projected to d_model and back (OPT-350m); 0 = d_model"
+    )
+    narrow_embedding: bool = knob(
+        False,
+        "",
+        "positions, types and their norm have the embeddings' width, and the projection to d_model a bias (ALBERT)",
     )
     tied_embedding: bool = knob(True, "", "the output projection uses the matrix of the token embedding")
     logit_bias: bool = knob(False, "", "each token's logit has a bias (GPT-J)")
@@ -172,9 +180,19 @@ class Model:
         return self.head_transform and not self.outputs
 
     @property
+    def d_summed(self) -> int:
+        """Width in which embeddings, positions and types are added."""
+        return self.d_embedding if self.narrow_embedding else self.d_model
+
+    @property
+    def stored_layers(self) -> int:
+        """Layers that have weights of their own."""
+        return self.layer_groups or self.num_layers
+
+    @property
     def d_output(self) -> int:
-        """Width of final hidden states; a ``head_transform`` makes it that of the embeddings."""
-        return self.d_model if self.head_transform else self.d_embedding
+        """Width of final hidden states: of an encoder's, a ``head_transform`` makes it that of the embeddings."""
+        return self.d_embedding if self.causal else self.d_model
 
     @property
     def padded_vocab(self) -> int:

@@ -65,7 +65,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "0 or more",
         lambda v: v >= 0,
         "align.epochs align.lm_weight dpo.nll lora.rank rl.value_rate rl.kl rl.kl_target rl.pretraining_weight "
-        "model.outputs model.token_types "
+        "model.outputs model.token_types model.layer_groups "
         "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
         "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "
         "model.position_offset model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
@@ -261,9 +261,9 @@ def _check_model(config: Config) -> None:
     if not model.causal:
         _check_encoder(config)
     else:
-        for name in ("head_transform", "pooler", "pair_head"):
-            if getattr(model, name):
-                raise refused(f"model.{name}", True, "must be False with config.model.causal=True")
+        for name in ("head_transform", "pooler", "pair_head", "layer_groups"):
+            if value := getattr(model, name):
+                raise refused(f"model.{name}", value, f"must be {type(value)()} with config.model.causal=True")
     if model.pair_head and not model.pooler:
         raise refused("model.pair_head", True, "needs config.model.pooler=True, whose state it reads")
     pairs = config.data.objective in ("mlm_nsp", "mlm_sop")
@@ -281,6 +281,12 @@ def _check_model(config: Config) -> None:
 
 def _check_encoder(config: Config) -> None:
     """What a model that sees both sides cannot have."""
+    groups = config.model.layer_groups
+    if groups:
+        must_divide("model.layer_groups", groups, "model.num_layers", config.model.num_layers)
+        if len(config.model.attention_pattern) > 1 or config.mesh.stage > 1:
+            right = "must be 0 with several kinds of layers, or with stages of a pipeline"
+            raise refused("model.layer_groups", groups, right)
     wrong: tuple[tuple[str, Any, Any], ...] = (
         ("mesh.context", config.mesh.context, 1),
         ("model.experts.count", config.model.experts.count, 0),
@@ -290,6 +296,9 @@ def _check_encoder(config: Config) -> None:
     for name, value, right in wrong:
         if value != right:
             raise refused(name, value, f"must be {right!r} with config.model.causal=False")
+    narrow = config.data.objective != "next_token" and config.model.d_embedding != config.model.d_model
+    if narrow and not config.model.head_transform:
+        raise refused("model.head_transform", False, "must be True with config.model.embedding_width")
     if "strided" in config.model.attention_pattern:
         right = "must be of 'dense' and 'banded' with config.model.causal=False"
         raise refused("model.attention_pattern", config.model.attention_pattern, right)

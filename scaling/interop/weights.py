@@ -17,12 +17,14 @@ from scaling.model import decoder
 from scaling.runs.stores import Later, by_path
 
 # Axes of our parameters: D and Q model, E experts, F MLP, H heads, K features of a head, N heads of keys, P positions,
-# T types of tokens, V tokens (ours have padded_vocab, theirs vocab_size), W width of the embedding, X MLP of an expert.
+# S width in which embeddings are added, T types of tokens, V tokens (ours have padded_vocab, theirs vocab_size),
+# W width of the embedding, X MLP of an expert.
 AXES = {
     "tokens": "VW",
-    "positions": "PD",
-    "types": "TD",
+    "positions": "PS",
+    "types": "TS",
     "project_in": "WD",
+    "project_in_bias": "D",
     "project_out": "DW",
     "unembedding": "VW",
     "logit_bias": "V",
@@ -54,8 +56,9 @@ AXES = {
     "experts.up": "EDX",
     "experts.gate": "EDX",
     "experts.down": "EXD",
-} | {f"{norm}.{part}": "D" for norm in ("attention_norm", "mlp_norm", "embedding_norm", "final_norm")
-     for part in ("gain", "bias")}  # fmt: skip
+    "embedding_norm.gain": "S",
+    "embedding_norm.bias": "S",
+} | {f"{norm}.{part}": "D" for norm in ("attention_norm", "mlp_norm", "final_norm") for part in ("gain", "bias")}
 _EXPERT = "{e}"  # in a name, the expert's number
 # Outside of what bare models have, so without the prefix.
 _HEAD = (
@@ -244,7 +247,8 @@ def _sizes(model: cfg.Model) -> dict[str, int]:
     return {
         "2": 2, "3": 3, "D": model.d_model, "E": model.experts.count, "F": model.d_ff, "H": model.num_heads,
         "K": model.d_head, "N": model.kv_heads, "P": model.position_offset + model.context_length,
-        "Q": model.d_model, "T": model.token_types, "V": model.vocab_size, "W": model.d_embedding, "X": model.d_expert,
+        "Q": model.d_model, "S": model.d_summed, "T": model.token_types,
+        "V": model.vocab_size, "W": model.d_embedding, "X": model.d_expert,
     }  # fmt: skip
 
 

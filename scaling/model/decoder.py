@@ -61,19 +61,21 @@ class Decoder(nnx.Module):
         self.tokens = normal(rngs.params(), (vocab, width), std, ("vocab", "embed"), "embedding")
         if config.positions == "learned":
             rows = config.position_offset + config.context_length
-            self.positions = normal(rngs.params(), (rows, d), std, (None, "embed"), "position")
+            self.positions = normal(rngs.params(), (rows, config.d_summed), std, (None, "embed"), "position")
         if config.token_types:
-            self.types = normal(rngs.params(), (config.token_types, d), std, (None, "embed"), "position")
+            self.types = normal(rngs.params(), (config.token_types, config.d_summed), std, (None, "embed"), "position")
         if config.positions == "relative":
             shape = (config.relative_buckets, config.num_heads)
             self.relative = normal(rngs.params(), shape, config.init_std, (None, "heads"), "position")
         if width != d:
             scales = parametrization(config)
             self.project_in = normal(rngs.params(), (width, d), scales.hidden_std, ("embed", None))
+            if config.narrow_embedding:
+                self.project_in_bias = constant(0.0, (d,), (None,), "bias")
             if config.d_output != d:
                 self.project_out = normal(rngs.params(), (d, width), scales.hidden_std, ("embed", None))
         if config.embedding_norm:
-            self.embedding_norm = make_norm(config, d)
+            self.embedding_norm = make_norm(config, config.d_summed)
         layer_keys = jax.random.split(rngs.params(), config.num_layers)
         for name, layers in layers_of(config).items():
             make = functools.partial(_make_block, network, name)
@@ -167,7 +169,7 @@ class Decoder(nnx.Module):
         """Tokens [B, T] at positions [B or 1, T] (None: 0, 1, ...), of types (None: 0), to [B, T, D], compute dtype."""
         config, dtype, length = self.config, jnp.dtype(self.compute.dtype), tokens.shape[1]
         x = lookup(use(self.tokens, dtype), tokens)
-        if config.d_embedding != config.d_model:
+        if config.d_summed != config.d_embedding:
             x = product(x, use(self.project_in, dtype))
         x = x.astype(jnp.float32)
         if config.scaled_embedding:
@@ -183,7 +185,10 @@ class Decoder(nnx.Module):
             table = constrain(use(self.types, jnp.dtype(jnp.float32)), None, None)
             x = x + (table[0] if types is None else table[types])
         x = x.astype(dtype)
-        return self.embedding_norm(x) if config.embedding_norm else x
+        x = self.embedding_norm(x) if config.embedding_norm else x
+        if config.d_summed != config.d_model:  # after dropout in the papers' code, which differs in training alone
+            x = product(x, use(self.project_in, dtype)) + use(self.project_in_bias, dtype)
+        return x
 
     def informed(self, context: AttentionContext) -> AttentionContext:
         """The context with what all layers share: whether they look ahead, and the table of relative positions."""
@@ -207,6 +212,8 @@ class Decoder(nnx.Module):
         """Scans over groups of layers, one period a group: so each layer's sight and kind are static."""
         compute, model = self.compute, self.config
         layers, (blocks, keys) = period(model), stacks
+        if model.layer_groups:
+            return self._shared(stacks, x, context), None
         inputs = {name: (stack, sum(layer.stack == name for layer in layers)) for name, stack in blocks.items()}
         groups = {name: _grouped(stack, each) for name, (stack, each) in inputs.items()}, _grouped(keys, len(layers))
 
@@ -242,6 +249,24 @@ class Decoder(nnx.Module):
             return hidden
         made = product(hidden, use(self.transform, hidden.dtype)) + use(self.transform_bias, hidden.dtype)
         return self.transform_norm(ACTIVATIONS[self.config.activation](made))
+
+    def _shared(self, stacks: Layers, x: jax.Array, context: AttentionContext) -> jax.Array:
+        """Scans over groups of layers, and in each over layers that have the same weights."""
+        blocks, keys = stacks
+        each = self.config.num_layers // self.config.layer_groups
+        context = context.within(self.config.sights[0])
+
+        def group(x: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
+            block, keys = inputs
+
+            def layer(x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, None]:
+                return block(x, context, key)[0], None
+
+            if self.compute.remat != "none":
+                layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.compute.remat], prevent_cse=False)
+            return jax.lax.scan(layer, x, keys, length=each)
+
+        return jax.lax.scan(group, x, (blocks[STACK], _grouped(keys, each)))[0]
 
     def output(self, dtype: Any) -> Output:
         """The output projection, laid out for use."""
@@ -300,9 +325,12 @@ def period(config: cfg.Model) -> list[Layer]:
 
 
 def layers_of(config: cfg.Model) -> dict[str, list[int]]:
-    """Which layers of the model lie in each stack, in order; stacks without layers are left out."""
+    """Which layers of the model lie in each stack, in order; stacks without layers are left out.
+
+    Where layers share weights, what is counted is the groups.
+    """
     names = [layer.stack for layer in period(config)]
-    every = [names[i % len(names)] for i in range(config.num_layers)]
+    every = [names[i % len(names)] for i in range(config.stored_layers)]
     return {name: [i for i, other in enumerate(every) if other == name] for name in STACKS if name in every}
 
 

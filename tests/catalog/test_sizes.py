@@ -65,6 +65,7 @@ VARIANTS = {
     **tiny.SWITCHES,
     "encoder": families.BERT | {"pooler": True, "pair_head": True},
     "encoder, narrow": families.ROBERTA | {"embedding_width": 16, "vocab_multiple": 8},
+    "encoder, shared": families.BERT | {"embedding_width": 16, "narrow_embedding": True, "layer_groups": 1},
     "encoder, classes": families.BERT | {"outputs": 3, "pooler": True, "pair_head": True},
     "encoder, narrow, classes": families.BERT | {"outputs": 3, "embedding_width": 16},
 }

@@ -38,9 +38,10 @@ def test_logits_equal_transformers(name):
     assert np.abs(ours - found["logits"])[real].max() < 2e-5 * max(1, found["logits"].std() / 2)
 
 
-def test_states_of_a_bare_encoder_equal_transformers():
-    found, given = expected("bert_bare")
-    model, params = huggingface.load(FIXTURES / "bert_bare")
+@pytest.mark.parametrize("name", sorted(set(SHAPES) - set(WITH_LOGITS)))
+def test_states_of_a_bare_encoder_equal_transformers(name):
+    found, given = expected(name)
+    model, params = huggingface.load(FIXTURES / name)
     ours = states(tiny.in_float32(model), params, *given)
     real = found["mask"] == 1
     assert np.abs(ours - found["states"])[real].max() < 1e-5
@@ -49,9 +50,10 @@ def test_states_of_a_bare_encoder_equal_transformers():
     assert np.abs(pooled - found["pooled"]).max() < 1e-5
 
 
-def test_the_pair_head_equals_transformers():
-    found, given = expected("bert_old")
-    model, params = huggingface.load(FIXTURES / "bert_old")
+@pytest.mark.parametrize("name", ["bert_old", "albert"])
+def test_the_pair_head_equals_transformers(name):
+    found, given = expected(name)
+    model, params = huggingface.load(FIXTURES / name)
     ours = states(tiny.in_float32(model), params, *given)
     with jax.set_mesh(one_device()):
         pairs = decoder.merge(tiny.in_float32(model), params).pair_logits(ours[:, 0])

@@ -1,6 +1,7 @@
 """The families of Hugging Face that are read and written, a file of data each."""
 
 from scaling.interop.families import (
+    albert,
     bert,
     bloom,
     ctrl,
@@ -39,5 +40,7 @@ FAMILIES: dict[str, Family] = {
         bert.ROBERTA,
         bert.XLM_ROBERTA,
         bert.DISTILBERT,
+        albert.ELECTRA,
+        albert.ALBERT,
     )
 }

@@ -2,8 +2,8 @@
 
 from scaling.interop.family import ACTIVATIONS, Family, Key
 
-_KEYS = (
-    Key("vocab_size", "vocab_size"),
+KEYS = (
+    Key("vocab_size", "vocab_size", 30_522),
     Key("max_position_embeddings", "context_length", 512),
     Key("hidden_size", "d_model", 768),
     Key("num_hidden_layers", "num_layers", 12),
@@ -15,57 +15,64 @@ _KEYS = (
     Key("attention_probs_dropout_prob", "dropout_attention", 0.1),
     Key("initializer_range", "init_std", 0.02),
 )
-_ENCODER = {"causal": False, "norm": "post", "embedding_norm": True, "scale_residual_init": False}
-_EMBEDDINGS = {
+ENCODER = {"causal": False, "norm": "post", "embedding_norm": True, "scale_residual_init": False}
+EMBEDDINGS = {
     "embeddings.word_embeddings.weight": ("tokens", "V W"),
-    "embeddings.position_embeddings.weight": ("positions", "P D"),
-    "embeddings.token_type_embeddings.weight": ("types", "T D"),
-    "embeddings.LayerNorm.weight": ("embedding_norm.gain", "D"),
-    "embeddings.LayerNorm.bias": ("embedding_norm.bias", "D"),
+    "embeddings.position_embeddings.weight": ("positions", "P S"),
+    "embeddings.token_type_embeddings.weight": ("types", "T S"),
+    "embeddings.LayerNorm.weight": ("embedding_norm.gain", "S"),
+    "embeddings.LayerNorm.bias": ("embedding_norm.bias", "S"),
 }
-_POOLER = {"pooler.dense.weight": ("pooler", "Q D"), "pooler.dense.bias": ("pooler_bias", "Q")}
+POOLER = {"pooler.dense.weight": ("pooler", "Q D"), "pooler.dense.bias": ("pooler_bias", "Q")}
 
 
-def _linear(theirs: str, ours: str, rows: str, columns: str) -> dict[str, tuple[str, str]]:
+def with_defaults(keys: tuple[Key, ...], **defaults: int) -> tuple[Key, ...]:
+    """The keys with other default values, by our knobs."""
+    return tuple(key._replace(default=defaults.get(key.ours, key.default)) for key in keys)
+
+
+def linear(theirs: str, ours: str, rows: str, columns: str) -> dict[str, tuple[str, str]]:
     """The weights [rows, columns] and the bias [rows] of a module of theirs."""
     return {f"{theirs}.weight": (ours, f"{rows} {columns}"), f"{theirs}.bias": (f"{ours}_bias", rows)}
 
 
-def _norm(theirs: str, ours: str, width: str = "D") -> dict[str, tuple[str, str]]:
+def norm(theirs: str, ours: str, width: str = "D") -> dict[str, tuple[str, str]]:
+    """Gain and bias of a norm of theirs."""
     return {f"{theirs}.weight": (f"{ours}.gain", width), f"{theirs}.bias": (f"{ours}.bias", width)}
 
 
-def _head(dense: str, norm: str, decoder: str, bias: str) -> dict[str, tuple[str, str]]:
-    tensors = _linear(dense, "transform", "W", "D") | _norm(norm, "transform_norm", "W")
+def head(dense: str, layer_norm: str, decoder: str, bias: str) -> dict[str, tuple[str, str]]:
+    """What is between the last block and logits: names of theirs for a product, a norm, the table and the bias."""
+    tensors = linear(dense, "transform", "W", "D") | norm(layer_norm, "transform_norm", "W")
     return tensors | {f"{decoder}.weight": ("unembedding", "V W"), bias: ("logit_bias", "V")}
 
 
-_INSIDE = (
-    _linear("attention.self.query", "attention.query", "HK", "D")
-    | _linear("attention.self.key", "attention.key", "NK", "D")
-    | _linear("attention.self.value", "attention.value", "NK", "D")
-    | _linear("attention.output.dense", "attention.out", "D", "HK")
-    | _norm("attention.output.LayerNorm", "attention_norm")
-    | _linear("intermediate.dense", "mlp.up", "F", "D")
-    | _linear("output.dense", "mlp.down", "D", "F")
-    | _norm("output.LayerNorm", "mlp_norm")
+INSIDE = (
+    linear("attention.self.query", "attention.query", "HK", "D")
+    | linear("attention.self.key", "attention.key", "NK", "D")
+    | linear("attention.self.value", "attention.value", "NK", "D")
+    | linear("attention.output.dense", "attention.out", "D", "HK")
+    | norm("attention.output.LayerNorm", "attention_norm")
+    | linear("intermediate.dense", "mlp.up", "F", "D")
+    | linear("output.dense", "mlp.down", "D", "F")
+    | norm("output.LayerNorm", "mlp_norm")
 )
-_UNUSED = "classifier_dropout gradient_checkpointing position_embedding_type"
+UNUSED = "classifier_dropout gradient_checkpointing position_embedding_type"
 # Without ties, old and new versions of transformers differ in which of two biases they add.
-_ONLY = {"is_decoder": False, "position_embedding_type": "absolute", "tie_word_embeddings": True}
+ONLY = {"is_decoder": False, "position_embedding_type": "absolute", "tie_word_embeddings": True}
 _BUFFERS = r"embeddings\.(position_ids|token_type_ids)"
 
 BERT = Family(
     "bert", "BertForMaskedLM", "bert.", "encoder.layer.",
-    keys=(*_KEYS, Key("hidden_act", "activation", "gelu", ACTIVATIONS)),
-    fixed=_ENCODER,
-    outside=_EMBEDDINGS | _POOLER | _head(
+    keys=(*KEYS, Key("hidden_act", "activation", "gelu", ACTIVATIONS)),
+    fixed=ENCODER,
+    outside=EMBEDDINGS | POOLER | head(
         "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.decoder",
         "cls.predictions.bias",
     ) | {"cls.seq_relationship.weight": ("pair_head", "2 D"), "cls.seq_relationship.bias": ("pair_bias", "2")},
-    inside=_INSIDE,
-    only=_ONLY,
-    unused=_UNUSED,
+    inside=INSIDE,
+    only=ONLY,
+    unused=UNUSED,
     buffers=_BUFFERS + r"|cls\.predictions\.decoder\.bias",
     bare_class="BertModel",
     pairs_class="BertForPreTraining",
@@ -77,15 +84,18 @@ BERT = Family(
 )  # fmt: skip
 
 
-def _roberta(model_type: str, class_name: str, bare_class: str) -> Family:
+def _roberta(model_type: str, class_name: str, bare_class: str, vocab_size: int) -> Family:
     return Family(
         model_type, class_name, "roberta.", "encoder.layer.",
-        keys=(*_KEYS, Key("hidden_act", "activation", "gelu", {"gelu": "gelu"})),  # that of its head is fixed
-        fixed=_ENCODER | {"position_offset": 2},
-        outside=_EMBEDDINGS | _POOLER | _head("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias"),
-        inside=_INSIDE,
-        only=_ONLY | {"pad_token_id": 1},
-        unused=_UNUSED,
+        # The activation of its head is fixed.
+        keys=(
+            *with_defaults(KEYS, vocab_size=vocab_size), Key("hidden_act", "activation", "gelu", {"gelu": "gelu"}),
+        ),
+        fixed=ENCODER | {"position_offset": 2},
+        outside=EMBEDDINGS | POOLER | head("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias"),
+        inside=INSIDE,
+        only=ONLY | {"pad_token_id": 1},
+        unused=UNUSED,
         buffers=_BUFFERS + r"|lm_head\.decoder\.bias",
         bare_class=bare_class,
         optional={"pooler.dense.weight": "pooler", "lm_head.dense.weight": "head_transform logit_bias"},
@@ -93,13 +103,13 @@ def _roberta(model_type: str, class_name: str, bare_class: str) -> Family:
     )  # fmt: skip
 
 
-ROBERTA = _roberta("roberta", "RobertaForMaskedLM", "RobertaModel")
-XLM_ROBERTA = _roberta("xlm-roberta", "XLMRobertaForMaskedLM", "XLMRobertaModel")
+ROBERTA = _roberta("roberta", "RobertaForMaskedLM", "RobertaModel", 50_265)
+XLM_ROBERTA = _roberta("xlm-roberta", "XLMRobertaForMaskedLM", "XLMRobertaModel", 30_522)
 
 DISTILBERT = Family(
     "distilbert", "DistilBertForMaskedLM", "distilbert.", "transformer.layer.",
     keys=(
-        Key("vocab_size", "vocab_size"),
+        Key("vocab_size", "vocab_size", 30_522),
         Key("max_position_embeddings", "context_length", 512),
         Key("dim", "d_model", 768),
         Key("n_layers", "num_layers", 6),
@@ -110,17 +120,17 @@ DISTILBERT = Family(
         Key("attention_dropout", "dropout_attention", 0.1),
         Key("initializer_range", "init_std", 0.02),
     ),
-    fixed=_ENCODER | {"norm_epsilon": 1e-12},
-    outside=_EMBEDDINGS | _head("vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias"),
+    fixed=ENCODER | {"norm_epsilon": 1e-12},
+    outside=EMBEDDINGS | head("vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias"),
     inside=(
-        _linear("attention.q_lin", "attention.query", "HK", "D")
-        | _linear("attention.k_lin", "attention.key", "NK", "D")
-        | _linear("attention.v_lin", "attention.value", "NK", "D")
-        | _linear("attention.out_lin", "attention.out", "D", "HK")
-        | _norm("sa_layer_norm", "attention_norm")
-        | _linear("ffn.lin1", "mlp.up", "F", "D")
-        | _linear("ffn.lin2", "mlp.down", "D", "F")
-        | _norm("output_layer_norm", "mlp_norm")
+        linear("attention.q_lin", "attention.query", "HK", "D")
+        | linear("attention.k_lin", "attention.key", "NK", "D")
+        | linear("attention.v_lin", "attention.value", "NK", "D")
+        | linear("attention.out_lin", "attention.out", "D", "HK")
+        | norm("sa_layer_norm", "attention_norm")
+        | linear("ffn.lin1", "mlp.up", "F", "D")
+        | linear("ffn.lin2", "mlp.down", "D", "F")
+        | norm("output_layer_norm", "mlp_norm")
     ),
     only={"tie_word_embeddings": True},
     unused="qa_dropout seq_classif_dropout sinusoidal_pos_embds",  # its sinusoids are stored as if they were learned

@@ -19,8 +19,8 @@ BLOOM = Family(
     fixed={"positions": "alibi", "embedding_norm": True},
     outside={
         "word_embeddings.weight": ("tokens", "V W"),
-        "word_embeddings_layernorm.weight": ("embedding_norm.gain", "D"),
-        "word_embeddings_layernorm.bias": ("embedding_norm.bias", "D"),
+        "word_embeddings_layernorm.weight": ("embedding_norm.gain", "S"),
+        "word_embeddings_layernorm.bias": ("embedding_norm.bias", "S"),
         "ln_f.weight": ("final_norm.gain", "D"),
         "ln_f.bias": ("final_norm.bias", "D"),
         "lm_head.weight": ("unembedding", "V W"),

@@ -38,7 +38,7 @@ GPT2 = Family(
     "gpt2", "GPT2LMHeadModel", "transformer.", "h.",
     keys=(*_SIZES, Key("activation_function", "activation", "gelu_tanh", ACTIVATIONS), Key("n_inner", "d_ff", None)),
     fixed={},
-    outside={"wte.weight": ("tokens", "V W"), "wpe.weight": ("positions", "P D")} | _ENDS | _HEAD,
+    outside={"wte.weight": ("tokens", "V W"), "wpe.weight": ("positions", "P S")} | _ENDS | _HEAD,
     inside=_INSIDE,
     only={"scale_attn_weights": True, "add_cross_attention": False},
     unused="reorder_and_upcast_attn n_ctx",  # scores and softmax are float32 here in any case
@@ -51,7 +51,7 @@ GPT1 = Family(
     # Its "gelu" is the tanh form. It has no n_inner, and ignores one.
     keys=(*_SIZES, Key("afn", "activation", "gelu_tanh", {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu"})),
     fixed={"norm": "post", "scale_residual_init": False},
-    outside={"tokens_embed.weight": ("tokens", "V W"), "positions_embed.weight": ("positions", "P D")} | _HEAD,
+    outside={"tokens_embed.weight": ("tokens", "V W"), "positions_embed.weight": ("positions", "P S")} | _HEAD,
     inside=_INSIDE,
     unused="n_inner n_ctx n_special predict_special_tokens",
     buffers=_MASKS,

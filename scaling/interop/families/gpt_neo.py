@@ -22,7 +22,7 @@ GPT_NEO = Family(
     fixed={"qkv_bias": False, "attention_scale": 1.0},
     outside={
         "wte.weight": ("tokens", "V W"),
-        "wpe.weight": ("positions", "P D"),
+        "wpe.weight": ("positions", "P S"),
         "ln_f.weight": ("final_norm.gain", "D"),
         "ln_f.bias": ("final_norm.bias", "D"),
         "lm_head.weight": ("unembedding", "V W"),

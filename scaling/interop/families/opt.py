@@ -23,7 +23,7 @@ OPT = Family(
     fixed={"position_offset": 2},
     outside={
         "embed_tokens.weight": ("tokens", "V W"),
-        "embed_positions.weight": ("positions", "P D"),
+        "embed_positions.weight": ("positions", "P S"),
         "project_in.weight": ("project_in", "D W"),
         "project_out.weight": ("project_out", "W D"),
         "final_layer_norm.weight": ("final_norm.gain", "D"),

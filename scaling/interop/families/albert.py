@@ -1,0 +1,84 @@
+"""ALBERT and ELECTRA: BERT with narrow embeddings; in ALBERT all layers of a group have the same weights."""
+
+from scaling.interop.families.bert import (
+    EMBEDDINGS,
+    ENCODER,
+    INSIDE,
+    KEYS,
+    ONLY,
+    UNUSED,
+    head,
+    linear,
+    norm,
+    with_defaults,
+)
+from scaling.interop.family import ACTIVATIONS, Family, Key
+
+_NARROW = ENCODER | {"narrow_embedding": True}
+_BUFFERS = r"embeddings\.(position_ids|token_type_ids)"
+
+ELECTRA = Family(
+    "electra", "ElectraForMaskedLM", "electra.", "encoder.layer.",
+    # The activation of its head is fixed. A discriminator's head is not read.
+    keys=(
+        *with_defaults(KEYS, d_model=256, num_heads=4, d_ff=1024),
+        Key("embedding_size", "embedding_width", 128),
+        Key("hidden_act", "activation", "gelu", {"gelu": "gelu"}),
+    ),
+    fixed=_NARROW,
+    outside=EMBEDDINGS | linear("embeddings_project", "project_in", "D", "W") | head(
+        "generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head", "generator_lm_head.bias"
+    ),
+    inside=INSIDE,
+    only=ONLY,
+    unused=UNUSED + " summary_last_dropout",
+    buffers=_BUFFERS + r"|discriminator_predictions\..*",
+    bare_class="ElectraModel",
+    optional={"generator_predictions.dense.weight": "head_transform logit_bias"},
+)  # fmt: skip
+
+ALBERT = Family(
+    "albert", "AlbertForMaskedLM", "albert.", "encoder.albert_layer_groups.",
+    keys=(
+        *with_defaults(
+            tuple(key for key in KEYS if "dropout" not in key.ours),
+            vocab_size=30_000, d_model=4096, num_heads=64, d_ff=16_384,
+        ),
+        Key("hidden_dropout_prob", "dropout_embedding dropout_residual", 0.0),
+        Key("attention_probs_dropout_prob", "dropout_attention", 0.0),
+        Key("embedding_size", "embedding_width", 128),
+        Key("num_hidden_groups", "layer_groups", 1),
+        Key("hidden_act", "activation", "gelu_tanh", ACTIVATIONS),
+    ),
+    fixed=_NARROW,
+    outside=(
+        EMBEDDINGS
+        | linear("encoder.embedding_hidden_mapping_in", "project_in", "D", "W")
+        | linear("pooler", "pooler", "Q", "D")
+        | head("predictions.dense", "predictions.LayerNorm", "predictions.decoder", "predictions.bias")
+        | {"sop_classifier.classifier.weight": ("pair_head", "2 D")}
+        | {"sop_classifier.classifier.bias": ("pair_bias", "2")}
+    ),
+    inside={
+        f"albert_layers.0.{name}": entry
+        for name, entry in (
+            linear("attention.query", "attention.query", "HK", "D")
+            | linear("attention.key", "attention.key", "NK", "D")
+            | linear("attention.value", "attention.value", "NK", "D")
+            | linear("attention.dense", "attention.out", "D", "HK")
+            | norm("attention.LayerNorm", "attention_norm")
+            | linear("ffn", "mlp.up", "F", "D")
+            | linear("ffn_output", "mlp.down", "D", "F")
+            | norm("full_layer_layer_norm", "mlp_norm")
+        ).items()
+    },
+    only=ONLY | {"inner_group_num": 1},
+    unused=UNUSED + " classifier_dropout_prob down_scale_factor gap_size net_structure_type num_memory_blocks",
+    buffers=_BUFFERS + r"|predictions\.decoder\.bias",
+    bare_class="AlbertModel",
+    pairs_class="AlbertForPreTraining",
+    optional={
+        "pooler.weight": "pooler", "predictions.dense.weight": "head_transform logit_bias",
+        "sop_classifier.classifier.weight": "pair_head",
+    },
+)  # fmt: skip
