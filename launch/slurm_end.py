@@ -82,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max_restarts", required=True, type=int, metavar="N", help="starts without progress")
     options = parser.parse_args(argv)
     answer = decide(options.config, options.code, options.max_restarts)
-    print(f"launch: {read(Path(options.config).parent)['reason']}: {answer}", file=sys.stderr)
+    reason = read(Path(options.config).parent)["reason"]
+    print("launch: " + ("finished" if answer == DONE else f"{reason}: {answer}"), file=sys.stderr)
     print(answer)
     return exit_codes.OK
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from launch.slices import Slices
 
 TARGETS = ("local", "slurm", "tpu_vm", "gke", "skypilot")
-# options of Slurm alone, as the fields of launch.slurm.Cluster
+# options of Slurm alone, as the fields of launch.slurm_job.Cluster
 _SLURM = (
     "partition",
     "account",
@@ -307,14 +307,14 @@ def _hand_over(
 
 def _slurm(options: argparse.Namespace, launch: "Launch", chosen: "Settings") -> int:
     """Shows the plan, lets Slurm check the jobs, and submits them; nothing is written if Slurm refuses them."""
-    from launch import bill, engine, slurm, state
+    from launch import bill, engine, slurm, slurm_job, state
     from scaling.sweep.progress import refuse_changed
 
     given = {name: getattr(options, name) for name in (*_SLURM, "nodes", "image", "parallel")}
     cloud = {name: value for name, value in given.items() if value} | {"max_restarts": chosen.max_restarts}
     if options.mounts:
         cloud["mounts"] = options.mounts.split(",")
-    cluster, folder = slurm.cluster_of(cloud), Path(launch.state_folder)
+    cluster, folder = slurm_job.cluster_of(cloud), Path(launch.state_folder)
     if options.parallel and not launch.sweep:
         raise ValueError("--parallel bounds the runs of a sweep; this is one run")
     refuse_changed([run for run in launch.runs if "://" not in run.config.workdir])
