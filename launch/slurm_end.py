@@ -1,7 +1,8 @@
 """Decides in a job of Slurm what follows the end of a run: ``python -m launch.slurm_end --config=PLAN --code=N``.
 
-Prints ``again SECONDS`` if the run is to be started again after so long, else ``done`` or ``fail``. Counts are kept
-beside the plan, because the job may go on with another node.
+Prints ``again SECONDS`` if the run is to be started again in the same job after so long, ``requeue`` if the job is to
+go back into the queue, else ``done`` or ``fail``. Counts are kept beside the plan, because the job may go on with other
+nodes.
 """
 
 import argparse
@@ -24,6 +25,9 @@ END = "slurm.json"
 MARKER = "launch: job"  # begins the line of the log before each start
 _TASK_ENDED = re.compile(r"^srun: error: .*tasks? [\d,-]+: Exited with exit code (\d+)", re.MULTILINE)
 _TAIL_BYTES = 1 << 20
+# Starts in the same job without progress: one of its nodes may be dead, which Slurm notices late (SlurmdTimeout).
+_IN_PLACE = 1
+AGAIN, REQUEUE = "again", "requeue"
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -67,11 +71,15 @@ def decide(plan: str, code: int, most: int) -> str:
     reason = describe(code)
     if what not in (DONE, RESTART) and restarts.in_vain:
         reason = f"{reason}, after {restarts.in_vain} more starts without progress"
+    answer = what
+    if what == RESTART:
+        here = code not in exit_codes.STOPPED and restarts.in_vain <= _IN_PLACE
+        answer = f"{AGAIN} {restarts.delay:g}" if here else REQUEUE
     # Slurm counts the starts for which the job was in the queue again.
-    in_place = known.get("in_place", 0) + (what == RESTART and code not in exit_codes.STOPPED)
+    in_place = known.get("in_place", 0) + answer.startswith(AGAIN)
     values = {"what": what, "code": code, "reason": reason, "restarts": counts, "in_place": in_place}
     durable.replace_text(epath.Path(folder / END), json.dumps(values, indent=2), synced=True)
-    return f"again {restarts.delay:g}" if what == RESTART else what
+    return answer
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from launch import jobs, slurm_end
-from scaling import exit_codes
 from scaling.config.refusal import shown
 from scaling.runs.paths import LOG, PLAN
 
@@ -42,9 +41,11 @@ while [ -z "$stopping" ]; do
   finish
   ended=$code
   answer=$({decide} --config="$plan" --code="$ended")
-  [ "${{answer%% *}}" = again ] || exit "$ended"
-  case $ended in {stopped}) stopping=yes;; esac
-  [ -n "$stopping" ] || {{ sleep "${{answer#again }}" & finish; }}
+  case $answer in
+    "{again} "*) [ -n "$stopping" ] || {{ sleep "${{answer#* }}" & finish; }};;
+    {requeue}) stopping=yes;;
+    *) exit "$ended";;
+  esac
 done
 # A job that someone cancels stays out of the queue.
 [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ] || exit "$ended"
@@ -142,7 +143,8 @@ class Cluster:
     def words(self) -> str:
         """What a run gets."""
         gpus = f" with {self.gpus} GPUs" if self.gpus else ""
-        return f"{self.nodes} nodes{gpus}, {self.processes} processes"
+        nodes, processes = "s" * (self.nodes > 1), "es" * (self.processes > 1)
+        return f"{self.nodes} node{nodes}{gpus}, {self.processes} process{processes}"
 
     def submission(self, name: str, indices: Sequence[int] | None, log: str) -> list[str]:
         """The arguments of sbatch.
@@ -239,5 +241,6 @@ def script(cluster: Cluster, plans: Mapping[int, Path], mounts: Sequence[str]) -
         environment=environment,
         train=shlex.join(train),
         decide=shlex.join(cluster.step(mounts, ["--nodes=1", "--ntasks=1", "--overlap"], decide)),
-        stopped="|".join(str(code) for code in exit_codes.OF_SIGNAL.values()),
+        again=slurm_end.AGAIN,
+        requeue=slurm_end.REQUEUE,
     )

@@ -330,7 +330,8 @@ def _slurm(options: argparse.Namespace, launch: "Launch", chosen: "Settings") ->
     for run in launch.runs:
         print(f"{run.name:<{width}} {run.config.train.tokens:>12,}")
     at_a_time = f", {cluster.parallel} at a time" if cluster.parallel else ""
-    print(f"\n{len(launch.runs)} runs{at_a_time}, each on {cluster.words}")
+    count = len(launch.runs)
+    print(f"\n{count} run{'s' * (count > 1)}{at_a_time}, {'each ' * (count > 1)}on {cluster.words}")
     if options.dry_run:
         return _would_run(handler, launch)
     handler.check(launch.runs)

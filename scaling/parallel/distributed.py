@@ -172,8 +172,9 @@ def _others(come: int) -> str:
     answer = _answer(host.strip("[]"), int(port))
     if index:
         return f"the first of the {count} processes of this run, at {address} ({answer}); this is process {index}"
+    others = "other process" if count == 2 else f"other {count - 1} processes"
     return (
-        f"the other {count - 1} processes of this run, which must reach this first one at {address} ({answer}); "
+        f"the {others} of this run, which must reach this first one at {address} ({answer}); "
         f"{come + 1} of {count} have come"
     )
 
