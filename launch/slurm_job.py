@@ -29,7 +29,7 @@ trap 'stopping=yes; [ -z "$child" ] || kill -USR1 "$child"' TERM
 finish() {{  # sets code to that of the last child; a signal ends wait, but not the child
   child=$!
   [ -z "$stopping" ] || kill -USR1 "$child"
-  while wait "$child"; code=$?; kill -0 "$child" 2>/dev/null; do :; done
+  while wait "$child"; code=$?; [ "$code" -gt 128 ] && kill -0 "$child" 2>/dev/null; do :; done
   wait "$child"; last=$?
   [ "$last" = 127 ] || code=$last
   child=
