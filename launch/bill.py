@@ -9,6 +9,7 @@ from pathlib import Path
 
 from launch.jobs import Launch
 from scaling.catalog import chips
+from scaling.config import schema as cfg
 from scaling.config.refusal import shown
 from scaling.plan import plan
 from scaling.sweep.plan import Run
@@ -81,11 +82,20 @@ def of_launch(launch: Launch, where: str, chip: str, count: int, spot: bool, pri
     return Bill(lines, where, found.name, count, spot, price(prices, found.name, spot) if prices else None, prices)
 
 
-def _line(run: Run, chip: chips.Chip, count: int) -> Line:
+def resolved(run: Run, devices: int, where: str) -> cfg.Config:
+    """The config of a run on so many devices, which are called ``where`` in a message.
+
+    Raises:
+        ValueError: a config that cannot run on them.
+    """
     try:
-        config = plan.resolved(run.config, count * chip.devices, run.name)
+        return plan.resolved(run.config, devices, run.name)
     except ValueError as error:
-        raise ValueError(f"{run.name} on {count} x {chip.name}: {error}") from None
+        raise ValueError(f"{run.name} on {where}: {error}") from None
+
+
+def _line(run: Run, chip: chips.Chip, count: int) -> Line:
+    config = resolved(run, count * chip.devices, f"{count} x {chip.name}")
     guess = plan.estimated(config, chip.name, count)
     return Line(run.name, run.config.train.tokens, 24 * guess.days, guess.fits)
 

@@ -1,10 +1,10 @@
-"""Submits runs to an engine that starts and restarts them itself (GKE, SkyPilot), and watches them."""
+"""Submits runs to an engine that starts and restarts them itself (GKE, SkyPilot, Slurm), and watches them."""
 
 import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from etils import epath
@@ -17,7 +17,7 @@ from scaling.sweep.plan import Run
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
 
 GONE = "gone"  # the engine does not know the run, although it was not stopped from here
-_ENDS = (FINISHED, FAILED, STOPPED, GONE)
+ENDS = (FINISHED, FAILED, STOPPED, GONE)
 
 
 class EngineError(Exception):
@@ -25,16 +25,22 @@ class EngineError(Exception):
 
 
 class Engine(Protocol):
-    """The methods of an engine; arguments ``name`` are names that ``resource`` returns."""
+    """The methods of an engine; arguments ``name`` are names that ``resource`` returns.
+
+    Attributes:
+        together: whether all runs are submitted by one command, and not each by its own.
+    """
+
+    together: bool
 
     def resource(self, run: Run) -> str:
         """The name of a run in the engine."""
 
-    def typed(self, run: Run) -> str:
+    def typed(self, runs: Sequence[Run]) -> str:
         """The commands that do what ``start`` does, as a user could type them."""
 
-    def start(self, run: Run) -> None:
-        """Submits a run, unless it exists and has not failed."""
+    def start(self, runs: Sequence[Run]) -> None:
+        """Submits those runs that do not exist or have failed."""
 
     def look(self, name: str) -> dict[str, Any]:
         """A dict of ``state``, ``restarts`` and ``reason``; empty if the run does not exist."""
@@ -50,14 +56,18 @@ def planned(launch: Launch, target: str, cloud: Mapping[str, Any], known: dict[s
     """The state of a launch that begins or is continued.
 
     Raises:
-        ValueError: the launch was started with other options and may still run.
+        ValueError: the launch was started on another target, or with other options and may still run.
     """
+    if known and known.get("target") != target:
+        raise ValueError(
+            f"{launch.state_folder} is a launch of --target={known.get('target')}; use another config.workdir"
+        )
     if known and known["cloud"] != dict(cloud) and known.get("state") == RUNNING:
         raise ValueError(
             f"{launch.state_folder} was launched with other options; use the same options, or stop it first"
         )
     before = known.get("jobs", {})
-    jobs.refuse_changed(launch, [n for n, job in before.items() if job.get("resource") and job["state"] not in _ENDS])
+    jobs.refuse_changed(launch, [n for n, job in before.items() if job.get("resource") and job["state"] not in ENDS])
     found_jobs = {}
     for run in launch.runs:
         job = {"name": run.name, "workdir": run.config.workdir, "state": WAITING, "reason": "", "since": ""}
@@ -81,19 +91,21 @@ def run(engine: Engine, launch: Launch, values: dict[str, Any], follow: bool, po
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder / state.LOCK, f"another launcher works on {folder}"):
         values["launcher"] = state.identity(os.getpid())
-        write_plans(launch, folder)
-        for one in launch.runs:
-            job = values["jobs"][one.name] | {"resource": engine.resource(one)}
-            values["jobs"][one.name] = job
-            state.write(folder, values)  # before the run exists, so that it can be stopped in any case
-            if job["state"] == FINISHED:
-                continue
+        write_plans(launch)
+        for runs in groups(engine, launch.runs):
+            for one in runs:
+                values["jobs"][one.name] |= {"resource": engine.resource(one)}
+            state.write(folder, values)  # before the runs exist, so that they can be stopped in any case
+            wanted = [one for one in runs if values["jobs"][one.name]["state"] != FINISHED]
             try:
-                engine.start(one)
+                engine.start(wanted)
             except EngineError as error:
-                raise ValueError(f"{one.name} could not be submitted: {error}") from error
-            job["state"] = WAITING
-            _say(values, f"{one.name}: submitted as {job['resource']}")
+                names = ", ".join(one.name for one in wanted)
+                raise ValueError(f"{names} could not be submitted: {error}") from error
+            for one in wanted:
+                job = values["jobs"][one.name]
+                job["state"] = WAITING
+                _say(values, f"{one.name}: submitted as {job['resource']}")
         state.write(folder, values)
         if not follow:
             return exit_codes.OK
@@ -104,11 +116,16 @@ def run(engine: Engine, launch: Launch, values: dict[str, Any], follow: bool, po
             return exit_codes.SIGINT
 
 
+def groups(engine: Engine, runs: Sequence[Run]) -> list[Sequence[Run]]:
+    """The runs that are submitted together."""
+    return [runs] if engine.together else [[run] for run in runs]
+
+
 def _watch(engine: Engine, folder: epath.Path, values: dict[str, Any], poll_seconds: float) -> int:
     several = len(values["jobs"]) > 1
     while True:
         for name, job in values["jobs"].items():
-            if job["state"] in _ENDS:
+            if job["state"] in ENDS:
                 continue
             try:
                 refresh(engine, job)
@@ -125,7 +142,7 @@ def _watch(engine: Engine, folder: epath.Path, values: dict[str, Any], poll_seco
                 _say(values, f"{name}: {job['state']}{reason}")
                 job["said"] = job["state"]
         ends = [job["state"] for job in values["jobs"].values()]
-        if all(end in _ENDS for end in ends):
+        if all(end in ENDS for end in ends):
             values["state"] = FINISHED if set(ends) == {FINISHED} else FAILED
             state.write(folder, values)
             return exit_codes.OK if values["state"] == FINISHED else exit_codes.BUG

@@ -208,21 +208,24 @@ def look(cluster: Cluster, name: str) -> dict[str, Any]:
 class Gke:
     """The runs of a launch in a cluster (``launch.engine.Engine``)."""
 
+    together = False
+
     def __init__(self, launch: Launch | None, cluster: Cluster, number: str):
         """Args: the launch (None if runs are only observed and stopped), the cluster, and the number of the launch."""
         self._launch, self._cluster, self._number = launch, cluster, number
 
-    def typed(self, run: Run) -> str:
-        """The command and the manifests that start a run."""
-        return f"{shlex.join(self._cluster.apply())} <<'EOF'\n{self._yaml(run)}EOF"
+    def typed(self, runs: Sequence[Run]) -> str:
+        """The command and the manifests that start each run."""
+        return "\n".join(f"{shlex.join(self._cluster.apply())} <<'EOF'\n{self._yaml(run)}EOF" for run in runs)
 
-    def start(self, run: Run) -> None:
-        found = self._own(run)
-        if found.get("state") == FAILED:  # it failed, and is tried again
-            call(self._cluster.delete(self.resource(run)))
-        elif found:
-            return
-        call(self._cluster.apply(), self._yaml(run))
+    def start(self, runs: Sequence[Run]) -> None:
+        for run in runs:
+            found = self._own(run)
+            if found.get("state") == FAILED:  # it failed, and is tried again
+                call(self._cluster.delete(self.resource(run)))
+            elif found:
+                continue
+            call(self._cluster.apply(), self._yaml(run))
 
     def look(self, name: str) -> dict[str, Any]:
         return look(self._cluster, name)

@@ -49,13 +49,14 @@ class Launch:
         return epath.Path(f"runs/{self.name}" if self.remote else self.folder)
 
 
-def read(spec: str | None, overrides: Sequence[str], local: bool, slices: int = 1) -> Launch:
+def read(spec: str | None, overrides: Sequence[str], local: bool | None, slices: int = 1) -> Launch:
     """Reads an experiment file.
 
     Args:
         spec: ``FILE`` or ``FILE:argument`` with ``get_config`` or ``get_sweep``, or a run's ``config.json``.
         overrides: ``--config.a.b=value``, for all runs.
-        local: the runs must write to a folder of this machine; otherwise they must write to an object store.
+        local: the runs must write to a folder of this machine, or, if false, to an object store; None = either,
+            because the machines of the runs have the same folders.
         slices: TPU slices of each run, which become ``config.mesh.slices``.
 
     Raises:
@@ -72,7 +73,7 @@ def read(spec: str | None, overrides: Sequence[str], local: bool, slices: int = 
     sweep = is_sweep(spec)
     name = check_name(re.sub(r"[^A-Za-z0-9_.+=-]", "-", run_name(spec)))
     if sweep:
-        runs = runs_of(spec, overrides, local)
+        runs = runs_of(spec, overrides, bool(local))
         folder = runs[0].config.workdir.rpartition("/")[0]
     else:
         if spec.endswith(".json"):
@@ -81,7 +82,8 @@ def read(spec: str | None, overrides: Sequence[str], local: bool, slices: int = 
         folder = runs[0].config.workdir
     for run in runs:
         check_name(run.name)
-        _check_folders(run.config, local)
+        if local is not None:
+            _check_folders(run.config, local)
         if run.config.distributed != cfg.Distributed():
             raise ValueError(f"{run.name}: config.distributed is set by the launcher; leave it out")
     return Launch(name, folder, tuple(runs), sweep)
@@ -120,9 +122,21 @@ def command(plan: str, distributed: Mapping[str, Any] | None = None, python: str
     return [python, "-m", "scaling", "train", f"--config={plan}", *given]
 
 
-def write_plans(launch: Launch, folder: epath.Path) -> dict[str, epath.Path]:
-    """Writes the config of each run to ``folder/<name>/plan.json``; returns the paths by name."""
-    return {run.name: write_plan(run, folder / run.name) for run in launch.runs}
+def plan_folder(folder: epath.Path, name: str, workdir: str) -> epath.Path:
+    """The folder of this machine that has the ``plan.json`` of a run: the run directory, unless that is in a store.
+
+    Args:
+        folder: of the launch's state.
+        name: of the run.
+        workdir: its run directory.
+    """
+    return folder / name if "://" in workdir else epath.Path(workdir)
+
+
+def write_plans(launch: Launch) -> None:
+    """Writes the config of each run to the ``plan.json`` in its ``plan_folder``."""
+    for run in launch.runs:
+        write_plan(run, plan_folder(launch.state_folder, run.name, run.config.workdir))
 
 
 def refuse_changed(launch: Launch, names: Collection[str]) -> None:
@@ -132,7 +146,7 @@ def refuse_changed(launch: Launch, names: Collection[str]) -> None:
         ValueError: the plan of one of ``names`` differs from the one that was submitted.
     """
     for run in launch.runs:
-        plan = launch.state_folder / run.name / PLAN
+        plan = plan_folder(launch.state_folder, run.name, run.config.workdir) / PLAN
         if run.name in names and plan.exists() and plan.read_text() != cfg.to_json(run.config):
             raise ValueError(
                 f"{run.name} was submitted with other knobs ({plan}); use the same knobs, or stop it first "

@@ -5,7 +5,7 @@ https://docs.skypilot.co: a task is the content of SkyPilot's YAML, and ``sky.jo
 
 import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,8 @@ def task(run: Run, name: str, machines: Machines, plan: str, checkout: Path = CH
 class SkyPilot:
     """The runs of a launch as managed jobs (``launch.engine.Engine``)."""
 
+    together = False
+
     def __init__(self, launch: Launch | None, machines: Machines, number: str, folder: epath.Path):
         """Args: the launch (None if runs are only observed and stopped), machines, its number, the folder of plans."""
         self._launch, self._machines, self._number, self._folder = launch, machines, number, folder
@@ -113,22 +115,26 @@ class SkyPilot:
         name = f"{self._launch.name}-{run.name}" if self._launch.sweep else self._launch.name
         return f"{jobs.label(name)}-{self._number}"
 
-    def typed(self, run: Run) -> str:
-        """The YAML and the command that start a run."""
-        name = self.resource(run)
-        text = to_yaml([self._task(run, str(self._plan(run)))])
-        return f"cat > {name}.yaml <<'EOF'\n{text}EOF\nsky jobs launch --yes --detach-run {name}.yaml"
+    def typed(self, runs: Sequence[Run]) -> str:
+        """The YAML and the command that start each run."""
+        commands = []
+        for run in runs:
+            name = self.resource(run)
+            text = to_yaml([self._task(run, str(self._plan(run)))])
+            commands.append(f"cat > {name}.yaml <<'EOF'\n{text}EOF\nsky jobs launch --yes --detach-run {name}.yaml")
+        return "\n".join(commands)
 
-    def start(self, run: Run) -> None:
-        name = self.resource(run)
-        if self.look(name).get("state") in (WAITING, RUNNING, FINISHED):
-            return
+    def start(self, runs: Sequence[Run]) -> None:
         sky = _sky()
-        try:
-            given = sky.Task.from_yaml_config(self._task(run, str(Path(self._plan(run)).absolute())))
-            sky.get(sky.jobs.launch(given, name=name))
-        except Exception as error:  # SkyPilot raises whatever its clouds raise
-            raise EngineError(_first_line(error)) from error
+        for run in runs:
+            name = self.resource(run)
+            if self.look(name).get("state") in (WAITING, RUNNING, FINISHED):
+                continue
+            try:
+                given = sky.Task.from_yaml_config(self._task(run, str(Path(self._plan(run)).absolute())))
+                sky.get(sky.jobs.launch(given, name=name))
+            except Exception as error:  # SkyPilot raises whatever its clouds raise
+                raise EngineError(_first_line(error)) from error
 
     def look(self, name: str) -> dict[str, Any]:
         sky = _sky()

@@ -29,7 +29,9 @@ _PARTS: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "cloud": (dict, object),
     "events": (list, dict),
 }
-_NEEDED = dict.fromkeys(("gke", "skypilot"), ("id", "cloud", "jobs")) | {"tpu_vm": ("id", "cloud", "jobs", "slots")}
+_NEEDED = dict.fromkeys(("gke", "skypilot", "slurm"), ("id", "name", "cloud", "jobs")) | {
+    "tpu_vm": ("id", "cloud", "jobs", "slots")
+}
 _JOB = ("name", "workdir", "state")
 _EVENTS = 50  # the newest are kept
 

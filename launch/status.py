@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from launch import progress, state
+from launch import jobs, progress, slurm, state
 from launch.find import Found
 from launch.local import supervised
 from scaling import exit_codes
@@ -31,7 +32,7 @@ class Row:
 
     Attributes:
         run: name.
-        where: local, tpu_vm, gke or skypilot.
+        where: local, tpu_vm, gke, skypilot or slurm.
         state: waiting, running, finished, failed or stopped; dead = it should run, but its supervisor is gone.
         step: the last that was logged.
         steps: of the whole run.
@@ -71,12 +72,17 @@ class Row:
 def rows(launch: Found) -> list[Row]:
     """A row for each run of a launch. Values that cannot be read, as without access to an object store, stay None."""
     found = []
+    if launch.target == "slurm":
+        try:
+            slurm.refresh(launch.known, launch.folder)
+        except ValueError as error:
+            print(f"states may be old: {error}", file=sys.stderr)
     for name, run_dir in launch.runs.items():
         job = launch.known.get("jobs", {}).get(name, {})
-        plan = Path(run_dir) if launch.target == "local" else launch.folder / name
+        plan = jobs.plan_folder(epath.Path(launch.folder), name, str(run_dir))
         row = Row(name, launch.target, WAITING)
         known = job or (state.read(run_dir) if launch.target == "local" and Path(run_dir).exists() else {})
-        _from_files(row, run_dir, epath.Path(plan))
+        _from_files(row, run_dir, plan)
         row.state = _cloud(job, launch.known) if job else _local(Path(run_dir), known, row.state)
         counts = known.get("restarts", {})
         row.restarts, row.preemptions = counts.get("total", row.restarts), counts.get("preemptions")
@@ -86,9 +92,9 @@ def rows(launch: Found) -> list[Row]:
 
 
 def to_text(rows: Sequence[Row]) -> str:
-    """A table of runs, followed by the reasons of failures."""
+    """A table of runs, followed by the reasons of failures, and of waiting where they are known."""
     lines = _table([_HEADS, *(_cells(row) for row in rows)], left=3)
-    reasons = [f"{row.run}: {row.reason}" for row in rows if row.reason and row.state == FAILED]
+    reasons = [f"{row.run}: {row.reason}" for row in rows if row.reason and row.state in (FAILED, WAITING)]
     return "\n".join([*lines, *([""] if reasons else []), *reasons])
 
 

@@ -8,7 +8,7 @@ import time
 
 from etils import epath
 
-from launch import engine, gke, processes, skypilot, state, tpu_vm
+from launch import engine, gke, processes, skypilot, slurm, slurm_job, state, tpu_vm
 from launch.find import Found
 from launch.settings import Settings
 from scaling.sweep.states import RUNNING, STOPPED
@@ -53,6 +53,9 @@ def _cloud(launch: Found, chosen: Settings, poll_seconds: float) -> list[str]:
     folder = epath.Path(launch.folder)
     if launch.target == "tpu_vm":
         return tpu_vm.stop(folder, known, chosen, poll_seconds)
+    if launch.target == "slurm":
+        cluster = slurm_job.cluster_of(known["cloud"])
+        return engine.stop(slurm.Slurm(cluster, known, launch.folder, chosen.grace_seconds), folder, known)
     if launch.target == "gke":
         return engine.stop(gke.Gke(None, gke.cluster_of(known["cloud"], 0, 60.0), known["id"]), folder, known)
     return engine.stop(

@@ -242,7 +242,7 @@ def run(launch: Launch, values: dict[str, Any], chosen: Settings, poll_seconds: 
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder / state.LOCK, f"another launcher works on {folder}"):
         values["launcher"] = state.identity(os.getpid())
-        jobs.write_plans(launch, folder)
+        jobs.write_plans(launch)
         archive = request_of(values, folder, chosen).archive
         if not archive.exists():
             values["commit"] = bundle.make(launch, archive)

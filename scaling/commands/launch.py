@@ -18,7 +18,22 @@ if TYPE_CHECKING:
     from launch.settings import Settings
     from launch.slices import Slices
 
-TARGETS = ("local", "tpu_vm", "gke", "skypilot")
+TARGETS = ("local", "slurm", "tpu_vm", "gke", "skypilot")
+# options of Slurm alone, as the fields of launch.slurm_job.Cluster
+_SLURM = (
+    "partition",
+    "account",
+    "qos",
+    "time",
+    "gpus",
+    "tasks",
+    "cpus",
+    "constraint",
+    "container",
+    "mounts",
+    "sbatch",
+    "signal_seconds",
+)
 # option -> the targets that take it; options that are not here belong to all targets
 _OF = {
     "processes": ("local",),
@@ -32,13 +47,14 @@ _OF = {
     "runtime_version": ("tpu_vm", "skypilot"),
     "labels": ("tpu_vm", "gke"),
     "service_account": ("tpu_vm", "gke"),
-    "image": ("gke",),
+    "image": ("gke", "slurm"),
     "namespace": ("gke",),
     "context": ("gke",),
     "queue": ("gke",),
     "accelerators": ("skypilot",),
-    "nodes": ("skypilot",),
+    "nodes": ("skypilot", "slurm"),
     "infra": ("skypilot",),
+    **dict.fromkeys(_SLURM, ("slurm",)),
     "prices": ("tpu_vm", "gke", "skypilot"),
     "yes": ("tpu_vm", "gke", "skypilot"),
 }
@@ -52,7 +68,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     from launch.settings import add_options as add_supervision
 
     add = parser.add_argument
-    add("--target", choices=TARGETS, required=True, help="where to run: this machine, Cloud TPU VMs, GKE or SkyPilot")
+    add(
+        "--target",
+        choices=TARGETS,
+        required=True,
+        help="where to run: this machine, Slurm, Cloud TPU VMs, GKE or SkyPilot",
+    )
     add("--dry_run", action="store_true", help="print the plan and every command and manifest; start nothing")
     add("--detach", action="store_true", help="continue in the background and print to FOLDER/launch.log")
     add(
@@ -60,7 +81,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="number of runs at a time (default: 1; local: as many as fit)",
+        help="number of runs at a time (default: 1; local, slurm: as many as fit)",
     )
     add_supervision(parser)
     add("--poll_seconds", type=float, default=20.0, metavar="X", help=argparse.SUPPRESS)
@@ -82,18 +103,38 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="tpu_vm, skypilot: image of the machines (default: by the kind of TPU)",
     )
 
-    add("--image", metavar="NAME", help="gke: container image in which scaling is installed")
+    add("--image", metavar="NAME", help="gke, slurm: container image in which scaling is installed")
     add("--namespace", metavar="NAME", help="gke: Kubernetes namespace (default: default)")
     add("--context", metavar="NAME", help="gke: context of kubectl's config (default: the current one)")
     add("--queue", metavar="NAME", help="gke: queue of Kueue")
     add("--reservation", metavar="NAME", help="gke: reservation of Compute Engine")
 
     add("--accelerators", metavar="NAME:N", help="skypilot: GPUs of a node, such as H100:8, instead of --topology")
-    add("--nodes", type=int, metavar="N", help="skypilot: number of machines for each run (default: 1)")
+    add("--nodes", type=int, metavar="N", help="slurm, skypilot: number of machines for each run (default: 1)")
     add(
         "--infra",
         metavar="WHERE",
         help="skypilot: cloud or region, such as gcp or aws/us-east-1 (default: the cheapest)",
+    )
+
+    add("--partition", metavar="NAME", help="slurm: partition, or several as a,b")
+    add("--account", metavar="NAME", help="slurm: account that is charged")
+    add("--qos", metavar="NAME", help="slurm: quality of service")
+    add(
+        "--time", metavar="LIMIT", help="slurm: time limit of a job, as 90 or 1-12:00:00; a run goes on in the next job"
+    )
+    add("--gpus", metavar="[KIND:]N", help="slurm: GPUs of each node, such as 8 or h100:8")
+    add("--tasks", choices=("node", "gpu"), help="slurm: one process for each node (default) or for each GPU")
+    add("--cpus", type=int, metavar="N", help="slurm: CPUs of each process")
+    add("--constraint", metavar="FEATURES", help="slurm: features that the nodes must have")
+    add("--container", choices=("pyxis", "apptainer"), help="slurm: what starts --image (default: pyxis)")
+    add("--mounts", metavar="PATH,...", help="slurm: folders that the container gets besides those of the launch")
+    add("--sbatch", action="append", metavar="OPTION", help="slurm: a further option of sbatch; may be repeated")
+    add(
+        "--signal_seconds",
+        type=int,
+        metavar="N",
+        help="slurm: time before the limit at which a run saves and goes back into the queue (default: 120)",
     )
 
 
@@ -101,8 +142,8 @@ def run(options: argparse.Namespace) -> int:
     """Shows the plan and starts the runs.
 
     Returns:
-        0 if all runs are finished (gke and skypilot with ``--detach``: if they are started); the code of a signal; or
-        the code of the first run that failed.
+        0 if all runs are finished (slurm, gke and skypilot with ``--detach``: if they are submitted); the code of a
+        signal; or the code of the first run that failed.
 
     Raises:
         ValueError: options that do not belong to the target, an impossible config, or no consent to the cost.
@@ -113,7 +154,8 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     check_seconds("poll_seconds", options.poll_seconds)
     chosen, count = settings(options), options.slices or 1
-    launch = jobs.read(options.config, options.overrides, options.target == "local", count)
+    here = None if options.target == "slurm" else options.target == "local"
+    launch = jobs.read(options.config, options.overrides, here, count)
     must_lead_somewhere(launch.state_folder)
     if options.target == "local":
         from launch import local
@@ -121,6 +163,8 @@ def run(options: argparse.Namespace) -> int:
         if options.detach and not options.dry_run:
             return _detached(options, launch)
         return local.run(launch, chosen, options.parallel, options.dry_run)
+    if options.target == "slurm":
+        return _slurm(options, launch, chosen)
     from launch import bill, slices
 
     prices, spot = Path(options.prices) if options.prices else None, bool(options.spot)
@@ -199,7 +243,7 @@ def _gke(options: argparse.Namespace, launch: "Launch", chosen: "Settings", foun
     # JobSet counts all restarts of a run, also those after which it made progress, so days on spot need a high limit.
     restarts = max(chosen.max_restarts, 100) if options.spot else chosen.max_restarts
     cluster = gke.cluster_of(cloud, restarts, chosen.grace_seconds)
-    return _hand_over(options, launch, cloud, cost, lambda number, _: gke.Gke(launch, cluster, number))
+    return _hand_over(options, launch, cloud, cost, lambda values, _: gke.Gke(launch, cluster, values["id"]))
 
 
 def _gpus(options: argparse.Namespace) -> tuple[str, int, str]:
@@ -234,7 +278,7 @@ def _skypilot(options: argparse.Namespace, launch: "Launch", found: "Slices | No
         launch,
         cloud,
         cost,
-        lambda number, folder: skypilot.SkyPilot(launch, machines, number, folder),
+        lambda values, folder: skypilot.SkyPilot(launch, machines, values["id"], folder),
     )
 
 
@@ -243,7 +287,7 @@ def _hand_over(
     launch: "Launch",
     cloud: dict[str, Any],
     cost: "Bill",
-    make: Callable[[str, Any], "Engine"],
+    make: Callable[[dict[str, Any], Any], "Engine"],
 ) -> int:
     """Shows the plan, asks for consent, and submits the runs to an engine that restarts them itself."""
     from launch import bill, engine, state
@@ -252,16 +296,59 @@ def _hand_over(
         raise ValueError(
             f"--parallel: --target={options.target} has its own queue, which decides how many runs run at a time"
         )
-    folder, known = launch.state_folder, state.read(launch.state_folder)
-    if known and known.get("target") != options.target:
-        raise ValueError(f"{folder} is a launch of --target={known.get('target')}; use another config.workdir")
-    values = engine.planned(launch, options.target, cloud, known)
-    handler = make(values["id"], folder)
+    values = engine.planned(launch, options.target, cloud, state.read(launch.state_folder))
+    handler = make(values, launch.state_folder)
     print(cost.to_text(len(launch.runs)))
     if options.dry_run:
-        print("\nwould run:", *(handler.typed(run) for run in launch.runs), sep="\n")
-        return exit_codes.OK
+        return _would_run(handler, launch)
     bill.consent(bool(options.yes), [f"{len(launch.runs)} runs on {cost.where} each"])
+    return _submitted(options, launch, handler, values)
+
+
+def _slurm(options: argparse.Namespace, launch: "Launch", chosen: "Settings") -> int:
+    """Shows the plan, lets Slurm check the jobs, and submits them; nothing is written if Slurm refuses them."""
+    from launch import bill, engine, slurm, slurm_job, state
+    from scaling.sweep.progress import refuse_changed
+
+    given = {name: getattr(options, name) for name in (*_SLURM, "nodes", "image", "parallel")}
+    cloud = {name: value for name, value in given.items() if value} | {"max_restarts": chosen.max_restarts}
+    if options.mounts:
+        cloud["mounts"] = options.mounts.split(",")
+    cluster, folder = slurm_job.cluster_of(cloud), Path(launch.state_folder)
+    if options.parallel and not launch.sweep:
+        raise ValueError("--parallel bounds the runs of a sweep; this is one run")
+    refuse_changed([run for run in launch.runs if "://" not in run.config.workdir])
+    for run in launch.runs:
+        bill.resolved(run, cluster.devices(run.config.mesh.cpu_devices), cluster.words)
+    known = state.read(folder)
+    if known.get("target") == "slurm" and not options.dry_run:
+        slurm.refresh(known, folder)
+    values = engine.planned(launch, options.target, cloud, known)
+    handler = slurm.Slurm(cluster, values, folder)
+    width = max(3, *(len(run.name) for run in launch.runs))
+    print(f"{'run':<{width}}       tokens")
+    for run in launch.runs:
+        print(f"{run.name:<{width}} {run.config.train.tokens:>12,}")
+    at_a_time = f", {cluster.parallel} at a time" if cluster.parallel else ""
+    count = len(launch.runs)
+    print(f"\n{count} run{'s' * (count > 1)}{at_a_time}, {'each ' * (count > 1)}on {cluster.words}")
+    if options.dry_run:
+        return _would_run(handler, launch)
+    handler.check(launch.runs)
+    return _submitted(options, launch, handler, values)
+
+
+def _would_run(handler: "Engine", launch: "Launch") -> int:
+    from launch.engine import groups
+
+    print("\nwould run:", *(handler.typed(runs) for runs in groups(handler, launch.runs)), sep="\n")
+    return exit_codes.OK
+
+
+def _submitted(options: argparse.Namespace, launch: "Launch", handler: "Engine", values: dict[str, Any]) -> int:
+    from launch import engine
+
+    folder = launch.state_folder
     code = engine.run(handler, launch, values, not options.detach, options.poll_seconds)
     print(f"see: scaling status {folder}; end: scaling stop {folder}")
     return code

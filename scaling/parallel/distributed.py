@@ -2,9 +2,12 @@
 
 import contextlib
 import os
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +19,9 @@ from scaling.config import schema as cfg
 
 _THREADS_A_DEVICE = 4
 _TOLD_SECONDS = 10
+_LOOK_SECONDS = 1.0
 _JAX_LATER_SECONDS = 60  # than ours JAX gives up, with less to say
+_PROBE_SECONDS = 3
 # What Gloo, gRPC and JAX's coordination service say of a process that does not answer any more.
 _LOST = (
     "Gloo",
@@ -66,8 +71,9 @@ def initialize(config: cfg.Distributed, cpu_devices: int = 0) -> None:
     """Sets up the devices of this process and joins it to the others; call once, before any array.
 
     * ``coordinator_address`` given (with ``num_processes`` and ``process_id``): used as it is.
-    * ``JAX_COORDINATOR_ADDRESS`` set (what GKE JobSet and most Kubernetes templates do): used with
-      ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` or the Job's ``JOB_COMPLETION_INDEX``.
+    * ``JAX_COORDINATOR_ADDRESS`` set (what GKE JobSet, most Kubernetes templates and ``scaling launch`` on Slurm do):
+      used with ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, the Job's ``JOB_COMPLETION_INDEX``, or the numbers of the
+      Slurm step.
     * Slurm, Open MPI, Cloud TPU pods (one or several slices): JAX detects them.
     * Otherwise: one process.
 
@@ -92,10 +98,10 @@ def initialize(config: cfg.Distributed, cpu_devices: int = 0) -> None:
         host, _, port = address.rpartition(":")
         if not (host and port.isdecimal()):
             raise ValueError(f"the coordinator's address {address!r} must be HOST:PORT")
-        count = config.num_processes or _given("JAX_NUM_PROCESSES", 0)
+        count = config.num_processes or _given("JAX_NUM_PROCESSES", _given("SLURM_STEP_NUM_TASKS", 0))
         index = config.process_id
         if index < 0:
-            index = _given("JAX_PROCESS_ID", _given("JOB_COMPLETION_INDEX", -1))
+            index = _given("JAX_PROCESS_ID", _given("JOB_COMPLETION_INDEX", _given("SLURM_PROCID", -1)))
         if count < 1 or not 0 <= index < count:
             raise ValueError(
                 f"config.distributed.coordinator_address={address} also needs num_processes >= 1 and "
@@ -126,18 +132,21 @@ def _told(seconds: int) -> Iterator[None]:
     joined = threading.Event()
 
     def watch() -> None:
-        if joined.wait(min(_TOLD_SECONDS, seconds)):
-            return
-        if seconds > _TOLD_SECONDS:
-            print(f"waiting for {_others()}", file=sys.stderr, flush=True)
-            if joined.wait(seconds - _TOLD_SECONDS):
-                return
-        print(
-            f"scaling train: error: waited {seconds} s in vain (config.distributed.join_seconds) for {_others()}",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(exit_codes.HUNG)
+        begin, said = time.monotonic(), False
+        seen: set[str] = set()
+        come = 0
+        while not joined.wait(min(_LOOK_SECONDS, seconds)):
+            now = _connected()
+            # One that comes and goes is the probe of another process, and counts once it has stayed.
+            come, seen = max(come, len(seen & now)), now
+            waited = time.monotonic() - begin
+            if waited >= seconds:
+                words = f"waited {seconds} s in vain (config.distributed.join_seconds) for {_others(come)}"
+                print(f"scaling train: error: {words}", file=sys.stderr, flush=True)
+                os._exit(exit_codes.HUNG)
+            if waited >= _TOLD_SECONDS and not said:
+                print(f"waiting for {_others(come)}", file=sys.stderr, flush=True)
+                said = True
 
     thread = threading.Thread(target=watch, daemon=True, name="join")
     thread.start()
@@ -148,16 +157,70 @@ def _told(seconds: int) -> Iterator[None]:
         thread.join()
 
 
-def _others() -> str:
-    """The processes that a call of ``jax.distributed.initialize`` waits for, as far as it has found out."""
+def _others(come: int) -> str:
+    """The processes that a call of ``jax.distributed.initialize`` waits for, as far as it has found out.
+
+    Args:
+        come: number of processes that have connected to this one, if it is the first.
+    """
     from jax._src.distributed import global_state  # no public function says where it is connecting to
 
     address, count, index = global_state.coordinator_address, global_state.num_processes, global_state.process_id
     if not address:
         return "word about the other processes of this run (its machines, its cluster)"
+    host, _, port = address.rpartition(":")
+    answer = _answer(host.strip("[]"), int(port))
     if index:
-        return f"the first of the {count} processes of this run, at {address}; this is process {index}"
-    return f"the other {count - 1} processes of this run, which must reach this first one at {address}"
+        return f"the first of the {count} processes of this run, at {address} ({answer}); this is process {index}"
+    others = "other process" if count == 2 else f"other {count - 1} processes"
+    return (
+        f"the {others} of this run, which must reach this first one at {address} ({answer}); "
+        f"{come + 1} of {count} have come"
+    )
+
+
+def _answer(host: str, port: int) -> str:
+    """What happens to a connection to an address, in words."""
+    found = ["its name could not be looked up so far"]
+
+    def probe() -> None:
+        try:
+            socket.create_connection((host, port), _PROBE_SECONDS - 1).close()
+            found[0] = "which answers"
+        except socket.gaierror as error:
+            found[0] = f"the name {host} cannot be resolved: {error.strerror}"
+        except OSError as error:
+            found[0] = f"which does not answer: {error.strerror or error}"
+
+    # A thread, because looking a name up cannot be broken off.
+    thread = threading.Thread(target=probe, daemon=True, name="probe")
+    thread.start()
+    thread.join(_PROBE_SECONDS)
+    return found[0]
+
+
+def _connected() -> set[str]:
+    """Ends of the connections that JAX's service has accepted from other processes, if this is the first.
+
+    The service does not tell; Linux does. Empty on other systems.
+    """
+    from jax._src.distributed import global_state
+
+    address = global_state.coordinator_address
+    if global_state.service is None or not address:
+        return set()
+    port = int(address.rpartition(":")[2])
+    try:
+        own = {str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
+        tables = (Path("/proc/self/net", name).read_text() for name in ("tcp", "tcp6"))
+        lines = [line.split() for table in tables for line in table.splitlines()]
+    except OSError:  # a file that was just closed, or no such system
+        return set()
+    established = [row for row in lines if row[3] == "01" and f"socket:[{row[9]}]" in own]
+    # The last of an address and the port: an address of IPv4 is written in two ways.
+    accepted = {remote[-13:] for _, local, remote, *_ in established if int(local[-4:], 16) == port}
+    made = {local[-13:] for _, local, remote, *_ in established if int(remote[-4:], 16) == port}
+    return accepted - made
 
 
 def is_lost_peer(error: BaseException) -> bool:

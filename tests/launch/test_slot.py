@@ -227,7 +227,7 @@ def test_other_knobs_for_machines_that_exist_are_refused(tmp_path, monkeypatch):
     known = tpu_vm.planned(launch, options, 1, {})
     known["slots"][0]["stage"] = slot.PREPARING
     state.write(epath.Path("runs/small"), known)
-    jobs.write_plans(launch, launch.state_folder)
+    jobs.write_plans(launch)
     again = tpu_vm.planned(launch, options, 1, state.read("runs/small"))
     assert again["id"] == known["id"]
     other = dataclasses.replace(config, seed=config.seed + 1)

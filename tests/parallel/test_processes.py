@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -123,6 +124,7 @@ STEP = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a[1-2]
         ),
         ({"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}, ("host:1", 4, 2)),
         (STEP | {"SLURM_STEP_NUM_TASKS": "4"}, ()),
+        (STEP | {"SLURM_STEP_NUM_TASKS": "4", "JAX_COORDINATOR_ADDRESS": "host:1"}, ("host:1", 4, 0)),
         (STEP | {"SLURM_STEP_NUM_TASKS": "1"}, None),  # a shell that salloc starts as a step
         (STEP, None),  # what else has a rank, but no step
         ({"SLURM_NTASKS": "4"}, None),  # a shell of salloc on the machine that it was called on
@@ -157,21 +159,38 @@ def test_launchers_are_recognised(monkeypatch, environment, arguments):
         assert call == dict(zip(("coordinator_address", "num_processes", "process_id"), arguments, strict=False))
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_who_waits_for_others_says_so_and_ends(index):
-    """With one second in place of the ten after which it is said, in a process of its own: it is ended."""
-    program = (
-        "import sys\nfrom scaling.config import schema as cfg\nfrom scaling.parallel import distributed\n"
-        "distributed._TOLD_SECONDS = 0.2\n"
-        "distributed.initialize(cfg.Distributed(sys.argv[1], 3, int(sys.argv[2]), join_seconds=1))"
+WAITS = """
+import sys
+from scaling.config import schema as cfg
+from scaling.parallel import distributed
+distributed._TOLD_SECONDS, distributed._LOOK_SECONDS = 1.5, 0.2
+distributed.initialize(cfg.Distributed(sys.argv[1], 3, int(sys.argv[2]), join_seconds=3))
+"""
+
+
+@pytest.mark.parametrize(
+    ("host", "indices", "said"),
+    [
+        ("127.0.0.1", (0,), "the other 2 processes of this run, which .*127.0.0.1:{port} .*answers.*1 of 3 have come"),
+        ("127.0.0.1", (0, 2), "which must reach this first one at 127.0.0.1:{port} .*answers.*2 of 3 have come"),
+        ("127.0.0.1", (1,), "the first of the 3 processes .*127.0.0.1:{port} .*does not answer.*this is process 1"),
+        ("nowhere.invalid", (1,), "nowhere.invalid:{port} .the name nowhere.invalid cannot be resolved.*process 1"),
+        ("nowhere.invalid", (0,), "nowhere.invalid:{port} .the name nowhere.invalid cannot be resolved.*1 of 3 have"),
+    ],
+)
+def test_who_waits_for_others_says_so_and_ends(host, indices, said):
+    """With a second and a half in place of the ten after which it is said, in processes of their own: they end."""
+    port = free_port()
+    commands = [[sys.executable, "-c", WAITS, f"{host}:{port}", str(index)] for index in indices]
+    given = dict(cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    processes = [subprocess.Popen(command, **given) for command in commands]
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [exit_codes.HUNG] * len(indices)
+    waiting, error = errors[0].splitlines()
+    assert re.match("waiting for .*" + said.format(port=port), waiting)
+    assert re.match(
+        "scaling train: error: waited 3 s .*config.distributed.join_seconds.*" + said.format(port=port), error
     )
-    address = f"127.0.0.1:{free_port()}"
-    command = [sys.executable, "-c", program, address, str(index)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False)
-    waiting, error = done.stderr.splitlines()
-    assert done.returncode == exit_codes.HUNG
-    assert waiting.startswith("waiting for") and address in waiting and ("3" if index else "2") in waiting
-    assert "config.distributed.join_seconds" in error and address in error
 
 
 def test_virtual_devices_have_threads_to_wait_in_several_collectives(monkeypatch):
