@@ -121,7 +121,7 @@ def _edited(text: str, draw: random.Random) -> str:
 
 
 def _crawl(kinds: dict[str, list[Document]], books: list[Document], draw: random.Random) -> list[Document]:
-    """A crawl by ``SHARES``, in random order."""
+    """A crawl by ``SHARES``."""
     kinds = kinds | {"books": books}
     mine = {name: _take(kinds[name], SHARES[name] * CRAWL) for name in SHARES if name in kinds}
     half = SHARES["shuffled"] * CRAWL / 2
@@ -136,8 +136,13 @@ def _crawl(kinds: dict[str, list[Document]], books: list[Document], draw: random
         mine[kind] = [(f"{kind}-{number}-of-{id}", change(text)) for number, (id, text) in enumerate(copies)]
     for kind, documents in mine.items():
         print(f"  {kind:12}{len(documents):6} documents {sum(len(text.encode()) for _, text in documents):9,} bytes")
-    every = [document for documents in mine.values() for document in documents]
-    return draw.sample(every, len(every))
+    # Each kind is spread evenly, so that each file of the crawl has about the same share of it.
+    placed = [
+        ((number + draw.random()) / len(documents), document)
+        for documents in mine.values()
+        for number, document in enumerate(documents)
+    ]
+    return [document for _, document in sorted(placed)]
 
 
 def _write(path: Path, documents: list[Document]) -> None:
