@@ -72,33 +72,41 @@ def _law_loss(law: Fit, n: int, d: int, share: Any) -> Any:
     return law.loss(params=n, tokens=d, unique=np.minimum(d, share / 100 * CRAWL))
 
 
-def _table(law: Fit, kept: Losses) -> None:
-    """The loss at each share; then how it differs from that of the whole crawl, by repetition and by better text."""
+def _table(kept: Losses) -> None:
+    """The loss at each share, the lowest of a row in bold."""
     shares = SHARES[::-1]
-    runs = sorted({(n, d) for n, d, _ in kept if all((n, d, share) in kept for share in shares)})
     print("\n| parameters | bytes |", " | ".join(f"{share:g} %" for share in shares), "|")
-    for n, d in runs:
-        losses = [kept[n, d, share] for share in shares]
-        shown = [f"**{loss:.3f}**" if loss == min(losses) else f"{loss:.3f}" for loss in losses]
+    for n, d in sorted({(n, d) for n, d, _ in kept}):
+        losses = {share: kept[n, d, share] for share in shares if (n, d, share) in kept}
+        lowest = min(losses, key=lambda share: losses[share])
+        shown = [f"{losses[share]:.3f}" if share in losses else "" for share in shares]
+        shown[shares.index(lowest)] = f"**{losses[lowest]:.3f}**"
         print(f"| {human(n)} | {human(d)} |", " | ".join(shown), "|")
-    print()
-    for n, d in runs:
-        cells = []
-        for share in shares[1:]:
-            cost = float(_law_loss(law, n, d, share) - _law_loss(law, n, d, 100))
-            gain = kept[n, d, share] - kept[n, d, 100] - cost
-            cells.append(f"{max(1, d / CRAWL * 100 / share):.1f}: {cost:+.3f} {gain:+.3f}".replace("-", "−"))
-        print(f"| {human(n)} | {human(d)} |", " | ".join(cells), "|")
+
+
+def _parts_table(law: Fit, kept: Losses, parts: Losses) -> None:
+    """Of a random part: what repetition costs, measured and by the law; of the best part as large: what it gains."""
+    print("\n| parameters | bytes | share | epochs | repetition | by the law | better text | together |")
+    for n, d, share in sorted(parts):
+        if share == 100 or not {(n, d, 100), (n, d, share)} <= kept.keys():
+            continue
+        whole, drawn, best = kept[n, d, 100], parts[n, d, share], kept[n, d, share]
+        said = float(_law_loss(law, n, d, share) - _law_loss(law, n, d, 100))
+        changes = [f"{x:+.3f}".replace("-", "−") for x in (drawn - whole, said, best - drawn, best - whole)]
+        epochs = max(1, d / CRAWL * 100 / share)
+        print(f"| {human(n)} | {human(d)} | {share:g} % | {epochs:.1f} |", " | ".join(changes), "|")
 
 
 def _figure(law: Fit, kept: Losses, parts: Losses) -> Drawing:
     sizes = sorted({n for n, _, _ in parts})
-    with canvas(len(sizes), 11, 4.4) as (figure, panels):
+    with canvas(len(sizes), 9.2, 3.7) as (figure, panels):
         for axes, n in zip(panels, sizes, strict=True):
             for colour, d in zip(COLOURS, sorted({d for _, d, _ in parts}), strict=True):
                 drawn = {share: loss for (a, b, share), loss in parts.items() if (a, b) == (n, d)}
                 best = {share: loss for (a, b, share), loss in sorted(kept.items()) if (a, b) == (n, d)}
                 axes.plot(list(best), list(best.values()), "o-", color=colour, markersize=4, label=f"{human(d)} bytes")
+                if len(best) < 2:
+                    continue
                 lowest = min(best, key=lambda share: best[share])
                 axes.plot(lowest, best[lowest], "*", color=colour, markersize=13)
                 axes.plot(list(drawn), list(drawn.values()), "o", color=colour, mfc="white", markersize=5)
@@ -120,7 +128,8 @@ def main() -> None:
     law = fit_law(read_table(HERE / "parts.csv", {}), "data_constrained", resamples=0)
     parts = _losses("parts")
     kept = _losses("best") | {key: loss for key, loss in parts.items() if key[-1] == 100}
-    _table(law, kept)
+    _table(kept)
+    _parts_table(law, kept, parts)
     _figure(law, kept, parts).save(epath.Path(HERE), kinds=("png",))
 
 
