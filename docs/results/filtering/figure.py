@@ -116,7 +116,7 @@ def _figure(law: Fit, kept: Losses, parts: Losses) -> Drawing:
             axes.set_xticks(SHARES, [f"{share:g}" for share in SHARES])
             axes.set(title=f"{human(n)} parameters", xlabel="share of the crawl, %")
         panels[0].set_ylabel("held-out loss, nats a byte")
-        panels[-1].legend()
+        panels[0].legend(loc=(0.03, 0.53))
     return Drawing("filtering", "", figure)
 
 
