@@ -88,7 +88,7 @@ def try_to_write(folder: epath.PathLike, writer: int) -> None:
     must_lead_somewhere(folder)
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".writable-{writer}"
-    probe.write_text("?" if is_remote(folder) else "")  # not every store takes an empty object
+    probe.write_text("")
     probe.unlink(missing_ok=True)
 
 

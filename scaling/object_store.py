@@ -16,13 +16,15 @@ also reads ``AWS_REGION`` and ``AWS_ENDPOINT_URL``.
 Importing this module makes ``epath.Path`` give ``StorePath`` for such paths.
 """
 
+import contextlib
 import errno
 import fnmatch
 import functools
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 from etils import epath
@@ -31,8 +33,12 @@ from etils.epath import gpath, stat_utils
 SCHEMES = ("gs://", "s3://")
 MISSING = b"\x02"  # TensorStore's generation of an object that does not exist
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds between tries; each pause is twice the one before
+_NOTICED = 5.0  # seconds later than set, curl notices silence: it looks at the mean of so many
+_SILENCE = "SCALING_STORE_SILENCE"  # what a process has set, so that those which it starts may set another
 _patience = 300.0
 _gone: OSError | None = None
+_STREAMS = 32  # requests of a snapshot at the same time
+_snapshots: dict[str, dict[str, bytes | None]] = {}  # folder -> name -> content, None where it was not read
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -47,34 +53,44 @@ def set_patience(seconds: float) -> None:
     _limit_silence(seconds)
 
 
-def _tries(seconds: float) -> int:
-    """Tries whose pauses take half of the time; the other half is for connections that stay silent."""
+def _tries(seconds: float) -> tuple[int, int]:
+    """So many tries, and seconds of silence after which one has failed, fill a time; a quarter of it are pauses."""
     tries, pause, spent = 1, _FIRST_PAUSE, 0.0
-    while spent + pause <= seconds / 2:
+    while spent + pause <= seconds / 4:
         tries, spent, pause = tries + 1, spent + pause, min(2 * pause, _LONGEST_PAUSE)
-    return tries
+    return tries, max(1, int((seconds - spent) / tries - _NOTICED))
+
+
+def forget() -> None:
+    """Forgets opened buckets, for when the environment leads to other stores."""
+    _bucket.cache_clear()
+    set_patience(_patience)
 
 
 def _limit_silence(seconds: float) -> None:
     """Sets how long a connection may be silent, unless the user has. TensorStore reads it once, at its first one."""
-    limit = str(max(1, int(seconds / 2 / _tries(seconds))))
-    os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", limit)
-    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", limit)
+    ours, limit = os.environ.get(_SILENCE), str(_tries(seconds)[1])
+    for name in ("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS"):
+        if os.environ.get(name) in (None, ours):
+            os.environ[name] = limit
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+    os.environ[_SILENCE] = limit
 
 
 def kvstore(url: str) -> dict[str, Any]:
     """TensorStore's specification of the objects whose names begin with a URL."""
     scheme, bucket, name = _parts(url)
     retries = {
-        "max_retries": _tries(_patience),
+        "max_retries": _tries(_patience)[0],
         "initial_delay": f"{int(1000 * _FIRST_PAUSE)}ms",
         "max_delay": f"{int(1000 * _LONGEST_PAUSE)}ms",
     }
     if scheme == "gs":
         driver = os.environ.get("TENSORSTORE_GCS_BACKEND", "gcs")
         return {"driver": driver, "bucket": bucket, "path": name, "gcs_request_retries": retries}
-    found = {"driver": "s3", "bucket": bucket, "path": name, "s3_request_retries": retries}
+    found: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": name, "s3_request_retries": retries}
+    if "AWS_ACCESS_KEY_ID" in os.environ:  # the whole chain would look for files first, and complain of each aloud
+        found["aws_credentials"] = {"type": "environment"}
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
         found |= {"endpoint": endpoint, "aws_region": region}
@@ -87,9 +103,27 @@ def read(path: str | os.PathLike[str]) -> tuple[bytes | None, bytes]:
     Raises:
         OSError: the store does not answer, or refuses.
     """
+    if seen := _snapshot_of(path):
+        names, name = seen
+        if name not in names or names[name] is not None:
+            return names.get(name), b""
     bucket, name = _opened(path)
     found = _done(bucket.read(name), path)
     return (None if found.state == "missing" else found.value), found.stamp.generation
+
+
+def version(path: str | os.PathLike[str]) -> int:
+    """A number that changes when the object does; its content is not read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: as ``read``.
+    """
+    bucket, name = _opened(path)
+    found = _done(bucket.read(name, byte_range=slice(0, 0)), path)
+    if found.state == "missing":
+        raise FileNotFoundError(errno.ENOENT, "No such object", str(path))
+    return int.from_bytes(found.stamp.generation, "little")
 
 
 def write(path: str | os.PathLike[str], content: bytes | None, generation: bytes | None = None) -> bytes | None:
@@ -112,6 +146,44 @@ def write(path: str | os.PathLike[str], content: bytes | None, generation: bytes
     return stamp.generation or None
 
 
+@contextlib.contextmanager
+def snapshot(folders: Iterable[str | os.PathLike[str]], wanted: str) -> Iterator[None]:
+    """Inside of the block, what is asked of some folders is answered as they were at its beginning.
+
+    All requests for it are made at once, so that readers of many runs do not wait for one after the other.
+
+    Args:
+        folders: of object stores; others are left out.
+        wanted: a regular expression of the names, relative to a folder, whose objects are read then, too.
+
+    Raises:
+        OSError: a store does not answer, or refuses.
+    """
+    paths = [StorePath(folder) for folder in folders if is_remote(folder) and _snapshot_of(folder) is None]
+    with ThreadPoolExecutor(_STREAMS, "snapshot") as pool:
+        found = {
+            str(path): dict.fromkeys(names) for path, names in zip(paths, pool.map(StorePath.names, paths), strict=True)
+        }
+        objects = [(path, name) for path in found for name in found[path] if re.search(wanted, name)]
+        contents = pool.map(lambda each: read(f"{each[0]}/{each[1]}")[0], objects)
+        for (path, name), content in zip(objects, contents, strict=True):
+            found[path][name] = content
+    _snapshots.update(found)
+    try:
+        yield
+    finally:
+        for path in found:
+            del _snapshots[path]
+
+
+def _snapshot_of(path: str | os.PathLike[str]) -> tuple[dict[str, bytes | None], str] | None:
+    """The names and contents of the snapshot that has a path, and the path relative to its folder."""
+    for folder, names in _snapshots.items():
+        if str(path) == folder or str(path).startswith(f"{folder}/"):
+            return names, str(path).removeprefix(folder).removeprefix("/")
+    return None
+
+
 class StorePath(gpath.PosixGPath):
     """A path of an object store, with the methods of ``epath.Path``; errors are OSErrors with the path."""
 
@@ -119,6 +191,8 @@ class StorePath(gpath.PosixGPath):
         return self.is_file() or self.is_dir()
 
     def is_file(self) -> bool:
+        if seen := _snapshot_of(self):
+            return seen[1] in seen[0]
         bucket, name = _opened(self)
         return bool(name) and _done(bucket.read(name, byte_range=slice(0, 0)), self).state != "missing"
 
@@ -129,6 +203,9 @@ class StorePath(gpath.PosixGPath):
         """The names of all objects in this folder and in those below, relative to it, sorted."""
         import tensorstore
 
+        if seen := _snapshot_of(self):
+            folder = f"{seen[1]}/" if seen[1] else ""
+            return [name.removeprefix(folder) for name in seen[0] if name.startswith(folder)]
         bucket, name = _opened(self)
         folder = f"{name}/" if name else ""
         # "0" follows "/" in the order of bytes.

@@ -4,12 +4,16 @@ import contextlib
 import importlib.util
 import logging
 import os
+import shutil
 import socket
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from etils import epath
 
+from scaling import object_store
 from tests.stores.proxy import Proxy
 
 BUCKET = "bucket"
@@ -72,6 +76,7 @@ def emulated(scheme: str) -> Iterator[Proxy]:
         stack.callback(proxy.close)
         before = dict(os.environ)
         os.environ |= variables(scheme, proxy)
+        object_store.forget()
         try:
             yield proxy
         finally:
@@ -79,3 +84,13 @@ def emulated(scheme: str) -> Iterator[Proxy]:
                 os.environ.pop(name, None)
                 if name in before:
                     os.environ[name] = before[name]
+
+
+def download(url: str, folder: Path) -> Path:
+    """Copies all objects of a run to a local folder, which is replaced; returns it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    source = epath.Path(url)
+    for name in source.names() if source.exists() else []:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((source / name).read_bytes())
+    return folder

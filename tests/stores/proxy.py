@@ -1,7 +1,8 @@
 """A proxy in front of an emulated object store: counts requests, delays them, and spoils them by a seeded plan.
 
 For Google Cloud Storage it also adds what gcp-storage-emulator lacks and TensorStore needs: the generation of an object
-as a header, preconditions (``ifGenerationMatch``), ranges of names in lists, and 404 for a bucket that is not there.
+as a header, preconditions (``ifGenerationMatch``), ranges of names in lists, empty objects, and 404 for a bucket that
+is not there.
 """
 
 import collections
@@ -56,6 +57,7 @@ class Proxy:
         status: answer every request so, such as 401 (credentials expired) or 403; 0 = do not.
         gone: cut every connection.
         counts: requests by method.
+        journal: time, method and target of each.
         sent: bytes of bodies to the store.
         received: bytes of bodies from the store.
         spoiled: faults by kind.
@@ -81,6 +83,7 @@ class Proxy:
 
     def reset_counts(self) -> None:
         self.counts: collections.Counter[str] = collections.Counter()
+        self.journal: list[tuple[float, str, str]] = []
         self.sent = self.received = 0
 
     def close(self) -> None:
@@ -103,6 +106,7 @@ class Proxy:
         """The answer to a request, from the emulator."""
         with self._lock:
             self.counts[method] += 1
+            self.journal.append((time.monotonic(), method, urllib.parse.unquote(target)))
             self.sent += len(body)
         if self.status or (self.denied_writes and method != "GET" and method != "HEAD"):
             status = self.status or 403
@@ -143,10 +147,20 @@ class Proxy:
                 return Answer(412, _JSON, b'{"error": {"code": 412, "message": "conditionNotMet"}}')
             if query.get("ifGenerationNotMatch") == generation:
                 return Answer(304, {}, b"")
+            if query.get("uploadType") == "media" and not body:
+                target, headers, body = _empty(bucket, name)
             answer = self._forward(method, target, headers, body)
         if method == "GET" and query.get("alt") == "media":
             answer.headers["x-goog-generation"] = generation
         return answer
+
+
+def _empty(bucket: str, name: str) -> tuple[str, dict[str, str], bytes]:
+    """The upload of an empty object in several parts, since the emulator fails at an empty body."""
+    parts = (b"Content-Type: application/json\r\n\r\n{}", b"Content-Type: application/octet-stream\r\n\r\n")
+    body = b"".join(b"--cut\r\n" + part + b"\r\n" for part in parts) + b"--cut--\r\n"
+    target = f"/upload/storage/v1/b/{bucket}/o?uploadType=multipart&name={urllib.parse.quote(name, safe='')}"
+    return target, {"Content-Type": "multipart/related; boundary=cut"}, body
 
 
 def _listed(answer: Answer, query: dict[str, str]) -> Answer:
