@@ -10,6 +10,10 @@ PYTEST_ARGS ?=
 FAULTS_ARGS ?=
 # The TPU compiler, apart from $(VENV): installed there, it would make JAX look for TPUs wherever it runs.
 LIBTPU := .libtpu
+# What the tests of real engines need beside $(VENV): packages of the system, and packages of pip. Without them these
+# tests are skipped and say why.
+ENGINES_APT := slurm-wlm munge
+ENGINES_PIP := gcp-storage-emulator moto[server]
 # MkDocs and what it needs besides $(VENV), apart from it: nothing else uses them.
 MKDOCS := .mkdocs
 
@@ -17,13 +21,14 @@ MKDOCS := .mkdocs
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast faults plan-check lint format docs site wheel clean
+.PHONY: help setup engines demo test test-fast faults plan-check lint format docs site wheel clean
 
 help:
 	@echo "make setup      create $(VENV) with the locked dependencies and this package"
 	@echo "make demo       train a ladder of sizes on the embedded books, fit its scaling law, write the report"
 	@echo "make test       all tests"
 	@echo "make test-fast  the tests that are not marked slow"
+	@echo "make engines    install what the tests of real engines need ($(ENGINES_APT) $(ENGINES_PIP)); needs root"
 	@echo "make faults     kill, damage, fill, freeze: the fault matrix, with a table (FAULTS_ARGS='--only kill')"
 	@echo "make plan-check compile small steps with the TPU's compiler and compare with recorded figures"
 	@echo "make lint       ruff and mypy"
@@ -45,6 +50,14 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PIP) install -r requirements.lock
 	@$(PIP) install --no-deps --editable .
 	@touch $@
+
+engines: setup
+	@echo "Installing $(ENGINES_PIP) into $(VENV) for the tests of object stores ..."
+	@$(PIP) install $(ENGINES_PIP)
+	@test "$$(id -u)" = 0 && command -v apt-get > /dev/null || \
+	  { echo "make engines: needs root and apt-get; without them the tests of real engines are skipped"; exit 1; }
+	@echo "Installing $(ENGINES_APT) for the tests of real engines ..."
+	@apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(ENGINES_APT) > /dev/null
 
 demo: setup
 	@$(BIN)/scaling sweep --config=$(DEMO) --config.workdir=$(DEMO_DIR)

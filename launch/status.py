@@ -158,7 +158,7 @@ def _from_files(row: Row, run_dir: epath.Path, plan: epath.Path) -> None:
     """Fills a row from a run directory. Its ``state`` becomes finished, begun or failed, or stays."""
     tokens = None
     try:
-        tokens = _length(row, run_dir, plan)
+        tokens = _length(row, run_dir, epath.Path(str(plan)))  # a Path made of a remote one has lost its store
         last = _last(run_dir / METRICS)
         if last:
             row.state, row.step, row.loss = "begun", last.get("step"), last.get("loss")

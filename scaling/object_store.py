@@ -16,6 +16,7 @@ also reads ``AWS_REGION`` and ``AWS_ENDPOINT_URL``.
 Importing this module makes ``epath.Path`` give ``StorePath`` for such paths.
 """
 
+import collections
 import contextlib
 import errno
 import fnmatch
@@ -37,6 +38,7 @@ _NOTICED = 5.0  # seconds later than set, curl notices silence: it looks at the 
 _SILENCE = "SCALING_STORE_SILENCE"  # what a process has set, so that those which it starts may set another
 _patience = 300.0
 _gone: OSError | None = None
+_PIECE, _AHEAD = 16 << 20, 8  # bytes of a piece of a large object, and pieces that are asked for ahead
 _STREAMS = 32  # requests of a snapshot at the same time
 _snapshots: dict[str, dict[str, bytes | None]] = {}  # folder -> name -> content, None where it was not read
 
@@ -110,6 +112,35 @@ def read(path: str | os.PathLike[str]) -> tuple[bytes | None, bytes]:
     bucket, name = _opened(path)
     found = _done(bucket.read(name), path)
     return (None if found.state == "missing" else found.value), found.stamp.generation
+
+
+def stream(path: str | os.PathLike[str], size: int) -> Iterator[bytes]:
+    """The bytes of an object in pieces, with some requests ahead of the reader.
+
+    Args:
+        path: of the object.
+        size: in bytes.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        OSError: as ``read``, or it is shorter.
+    """
+    bucket, name = _opened(path)
+    under_way: collections.deque[Any] = collections.deque()
+    for start in range(0, size, _PIECE):
+        under_way.append(bucket.read(name, byte_range=slice(start, min(start + _PIECE, size))))
+        if len(under_way) > _AHEAD:
+            yield _found(under_way.popleft(), path)
+    for future in under_way:
+        yield _found(future, path)
+
+
+def _found(future: Any, path: str | os.PathLike[str]) -> bytes:
+    found = _done(future, path)
+    if found.state == "missing":
+        raise FileNotFoundError(errno.ENOENT, "No such object", str(path))
+    content: bytes = found.value
+    return content
 
 
 def version(path: str | os.PathLike[str]) -> int:

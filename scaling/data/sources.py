@@ -279,6 +279,14 @@ def _python(value: Any, where: str) -> Any:
         raise ValueError(f"{where} is not UTF-8: byte 0x{byte:02x} at offset {error.start} of it") from None
 
 
+def is_file(path: str) -> bool:
+    """Whether there is a file, local or remote."""
+    if is_remote(path):
+        return epath.Path(path).is_file()
+    fs, inner = filesystem(path)
+    return bool(fs.isfile(inner))
+
+
 def read_bytes(path: str) -> bytes:
     """The whole of one file, local or remote."""
     if is_remote(path):  # small files of runs need no package of fsspec's

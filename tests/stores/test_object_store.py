@@ -8,12 +8,15 @@ import pytest
 from etils import epath
 
 from scaling import background, durable, object_store
-from scaling.data import sources
+from scaling.config.schema import Data
+from scaling.data import loader, sources
+from scaling.data.tokenizer import load
 from scaling.runs import store_lock
 from scaling.runs.json_lines import JsonLines, append, last_record, read_lines
 from scaling.runs.lock import is_locked, only_one
 from scaling.runs.run_directory import read_ahead
 from tests.stores.proxy import FAULTS, Plan
+from tests.token_records import make
 
 pytestmark = pytest.mark.fast
 
@@ -153,7 +156,8 @@ def quick_lock(monkeypatch):
     monkeypatch.setattr(store_lock, "_POLL", 0.05)
 
 
-def test_a_second_run_is_refused_and_the_lock_is_given_back(url, quick_lock):
+def test_a_second_run_is_refused_and_the_lock_is_given_back(url, quick_lock, monkeypatch):
+    monkeypatch.setattr(store_lock, "LEASE", 30.0)
     root = epath.Path(url)
     with only_one(root):
         assert is_locked(root)
@@ -208,3 +212,30 @@ def test_a_snapshot_answers_without_requests(store, url):
         assert store.counts.total() == 0
         assert (runs[0] / "checkpoints/000000010/meta.json").read_text() == "0 checkpoints/000000010/meta.json"
         assert store.counts.total() == 1  # what the snapshot does not hold is asked for
+
+
+def test_a_large_object_is_streamed_in_pieces(store, url, monkeypatch):
+    monkeypatch.setattr(object_store, "_PIECE", 1000)
+    content = bytes(range(256)) * 40
+    path = epath.Path(url) / "shard"
+    path.write_bytes(content)
+    store.plan(Plan(share=0.5, most=3, kinds=("503", "truncated")))
+    pieces = list(object_store.stream(path, len(content)))
+    assert b"".join(pieces) == content and len(pieces) == 11 and store.spoiled.total() == 3
+    with pytest.raises(FileNotFoundError):
+        list(object_store.stream(f"{url}/none", 10))
+    with pytest.raises(OSError):
+        list(object_store.stream(path, len(content) + 1))
+
+
+def test_token_shards_are_trained_on_from_a_store(url, tmp_path):
+    make(tmp_path / "tokens", 64, vocab=64)
+    for file in (tmp_path / "tokens").iterdir():
+        (epath.Path(url) / file.name).write_bytes(file.read_bytes())
+    there, here = (
+        loader.training_set(
+            Data(train=str(train), tokenizer="bytes", cache_dir=str(tmp_path / "cache")), load("bytes"), 16, 0
+        )
+        for train in (url, tmp_path / "tokens")
+    )
+    assert there.fingerprint == here.fingerprint and (there[5] == here[5]).all()

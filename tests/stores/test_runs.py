@@ -16,6 +16,25 @@ from tests.stores.emulators import download
 SHORT = [*PLAIN, "--config.checkpoint.every_steps=10", "--config.log.batch_hash=true"]
 
 
+TASK = """
+about = "capitals of letters"
+metrics = ["accuracy"]
+[[source]]
+format = "jsonl"
+test = "test.jsonl"
+[source.fields]
+letter = "letter"
+options = "options"
+gold = "gold"
+[prompt]
+context = "{letter} is"
+[scoring]
+kind = "choices"
+choices = "options"
+gold = "{gold}"
+"""
+
+
 def train(url, *overrides):
     return cli.main(["train", SMOKE, f"--config.workdir={url}", *SHORT, *overrides])
 
@@ -53,11 +72,12 @@ def test_a_run_is_that_on_disk_and_is_read_like_it(store, url, reference, tmp_pa
     assert cli.main(["generate", str(reference), *asked]) == 0
     assert capsys.readouterr().out == there and there.strip()
 
-    capsys.readouterr()
-    assert cli.main(["evaluate", url, "--tasks=two_digit_addition", "--shots=0", "--limit=4", "--save_samples"]) == 0
+    (task := tmp_path / "letters.toml").write_text(TASK)
+    (tmp_path / "test.jsonl").write_text('{"letter": "a", "options": ["A", "B"], "gold": "0"}\n' * 4)
+    assert cli.main(["evaluate", url, f"--tasks={task}", f"--data={tmp_path}", "--shots=0", "--save_samples"]) == 0
     lines = [json.loads(line) for line in (epath.Path(url) / "evals.jsonl").read_text().splitlines()]
-    assert lines[-1]["task"] == "two_digit_addition" and [line for line in lines if "loss" in line]
-    assert [path.name for path in (epath.Path(url) / "samples").iterdir()] == ["two_digit_addition-0.jsonl"]
+    assert lines[-1]["task"] == "letters" and [line for line in lines if "loss" in line]
+    assert [path.name for path in (epath.Path(url) / "samples").iterdir()] == ["letters-0.jsonl"]
 
     capsys.readouterr()
     assert cli.main(["status", "--json", url]) == 0
