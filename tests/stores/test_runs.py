@@ -11,6 +11,7 @@ from scaling import cli, exit_codes
 from scaling.runs import store_lock
 from tests.commands.test_train import LONG, PLAIN, SMOKE, start
 from tests.faults.lab import curve, weights
+from tests.parallel.test_processes import NO_SAMPLES, launch
 from tests.stores.emulators import download
 
 SHORT = [*PLAIN, "--config.checkpoint.every_steps=10", "--config.log.batch_hash=true"]
@@ -84,6 +85,15 @@ def test_a_run_is_that_on_disk_and_is_read_like_it(store, url, reference, tmp_pa
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["state"], row["step"], row["checkpoint"]) == ("finished", 20, 20)
     assert cli.main(["plot", url]) == 0
+
+
+@pytest.mark.slow
+def test_two_processes_in_a_store_are_those_on_disk(store, url, tmp_path):
+    launch(url, 2, NO_SAMPLES)
+    launch(tmp_path / "two", 2, NO_SAMPLES)
+    run = same(url, tmp_path / "run", tmp_path / "two")
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    assert {path.name for path in newest.glob("checksums-*")} == {"checksums-00000.json", "checksums-00001.json"}
 
 
 @pytest.mark.slow
