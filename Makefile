@@ -13,7 +13,7 @@ LIBTPU := .libtpu
 # What the tests of real engines need beside $(VENV): packages of the system, and packages of pip. Without them these
 # tests are skipped and say why.
 ENGINES_APT := slurm-wlm munge
-ENGINES_PIP :=
+ENGINES_PIP := gcp-storage-emulator moto[server]
 # MkDocs and what it needs besides $(VENV), apart from it: nothing else uses them.
 MKDOCS := .mkdocs
 
@@ -52,11 +52,12 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 engines: setup
+	@echo "Installing $(ENGINES_PIP) into $(VENV) for the tests of object stores ..."
+	@$(PIP) install $(ENGINES_PIP)
 	@test "$$(id -u)" = 0 && command -v apt-get > /dev/null || \
 	  { echo "make engines: needs root and apt-get; without them the tests of real engines are skipped"; exit 1; }
-	@echo "Installing $(ENGINES_APT) $(ENGINES_PIP) for the tests of real engines ..."
+	@echo "Installing $(ENGINES_APT) for the tests of real engines ..."
 	@apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(ENGINES_APT) > /dev/null
-	@test -z "$(ENGINES_PIP)" || $(PIP) install $(ENGINES_PIP)
 
 demo: setup
 	@$(BIN)/scaling sweep --config=$(DEMO) --config.workdir=$(DEMO_DIR)

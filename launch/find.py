@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from launch import state
+from scaling.object_store import is_remote
 from scaling.runs.own_files import without_own
 from scaling.runs.paths import is_run
 
@@ -26,7 +27,7 @@ class Found:
         runs: name -> run directory, which may be in an object store.
     """
 
-    folder: Path
+    folder: Path | epath.Path
     known: dict[str, Any]
     runs: dict[str, epath.Path]
 
@@ -50,7 +51,10 @@ def find(given: Sequence[str]) -> list[Found]:
         return [found for path in inside if (found := _read_or_say(path))]
     launches = []
     for name in without_own([name for name in given if not _is_archive(Path(name))]):
-        path = next((path for path in (Path(name), ROOT / name) if path.is_dir()), None)
+        places = (epath.Path(name),) if is_remote(name) else (Path(name), ROOT / name)
+        path = next((path for path in places if path.is_dir()), None)
+        if path is None and is_remote(name):
+            raise FileNotFoundError(f"{name} is not a folder of the store")
         if path is None:
             raise FileNotFoundError(f"neither {name} nor {ROOT / name} is a folder")
         found = _read(path)
@@ -69,7 +73,7 @@ def _read_or_say(folder: Path) -> Found | None:
         return None
 
 
-def _read(folder: Path) -> Found | None:
+def _read(folder: Path | epath.Path) -> Found | None:
     known = state.read(folder)
     if "jobs" in known:
         return Found(folder, known, {name: epath.Path(job["workdir"]) for name, job in known["jobs"].items()})

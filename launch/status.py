@@ -15,8 +15,9 @@ from launch.find import Found
 from launch.local import supervised
 from scaling import exit_codes
 from scaling.config import schema as cfg
+from scaling.object_store import is_remote
 from scaling.runs import attempts
-from scaling.runs.json_lines import last_record, read_lines
+from scaling.runs.json_lines import last_record
 from scaling.runs.lock import is_locked
 from scaling.runs.paths import CONFIG, EVALS, METRICS, PLAN
 from scaling.sweep.progress import is_end
@@ -163,7 +164,7 @@ def _from_files(row: Row, run_dir: epath.Path, plan: epath.Path) -> None:
     """Fills a row from a run directory. Its ``state`` becomes finished, begun or failed, or stays."""
     tokens = None
     try:
-        tokens = _length(row, run_dir, plan)
+        tokens = _length(row, run_dir, epath.Path(str(plan)))  # a Path made of a remote one has lost its store
         last = _last(run_dir / METRICS)
         if last:
             row.state, row.step, row.loss = "begun", last.get("step"), last.get("loss")
@@ -178,6 +179,8 @@ def _from_files(row: Row, run_dir: epath.Path, plan: epath.Path) -> None:
             row.goodput, row.restarts = summary.goodput, summary.attempts - 1
             row.seconds, row.lost_steps = summary.seconds, summary.lost_steps
             row.save_stall, row.save_stall_share = summary.save_stall, summary.save_stall_share
+        if row.state == "begun" and is_remote(run_dir) and is_locked(run_dir):
+            row.state = RUNNING
         if tries and row.state != FINISHED and tries[-1].exit_code == exit_codes.DIVERGED:
             row.state = FAILED
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError, ImportError):
@@ -200,9 +203,7 @@ def _length(row: Row, run_dir: epath.Path, plan: epath.Path) -> int | None:
 
 
 def _last(path: epath.Path) -> dict[str, Any] | None:
-    if "://" not in str(path):
-        return last_record(path, "loss")
-    return next((record for record in reversed(read_lines(path)) if "loss" in record), None)
+    return last_record(path, "loss")
 
 
 def _local(run_dir: Path, known: dict[str, Any], by_files: str) -> str:

@@ -1,7 +1,7 @@
 """Writes files so that a kill, a full disk or a loss of power leaves the old file or the new one, never a part of it.
 
-Paths may be remote (``gs://...``). Object stores replace a file as a whole and keep what they have confirmed, so
-nothing is synced there.
+Paths may be remote (``gs://...``): a file is then replaced by one put, which needs no temporary name and no sync
+(``object_store``).
 """
 
 import contextlib
@@ -11,11 +11,15 @@ from pathlib import Path
 
 from etils import epath
 
+from scaling import background
+from scaling.object_store import is_remote
 from scaling.paths import must_lead_somewhere
 
 
 def replace_text(path: epath.PathLike, text: str, synced: bool = False, writer: str = "") -> None:
-    """Writes a temporary file and renames it, so that a reader sees all of the old text or all of the new one.
+    """Replaces a file, so that a reader sees all of the old text or all of the new one.
+
+    A local file is written under a temporary name and renamed; an object is put.
 
     Args:
         path: of the file; its folder exists.
@@ -27,6 +31,9 @@ def replace_text(path: epath.PathLike, text: str, synced: bool = False, writer: 
         OSError: the file cannot be written; the message names it. The old file is unchanged.
     """
     path = epath.Path(path)
+    if is_remote(path):
+        path.write_text(text)
+        return
     partial = path.with_name(".".join(filter(None, (path.name, writer, "partial"))))
     with naming(path):
         partial.write_text(text)
@@ -35,6 +42,18 @@ def replace_text(path: epath.PathLike, text: str, synced: bool = False, writer: 
         partial.replace(path)
     if synced:
         sync_folders([path.parent])
+
+
+def replace_text_later(path: epath.PathLike, text: str) -> None:
+    """As ``replace_text``, but a remote file is written in the background; ``background.settle`` waits for it.
+
+    Raises:
+        OSError: this file, or a remote one before, cannot be written.
+    """
+    if is_remote(path):
+        background.later(str(path), lambda: replace_text(path, text))
+    else:
+        replace_text(path, text)
 
 
 @contextlib.contextmanager
@@ -70,20 +89,20 @@ def try_to_write(folder: epath.PathLike, writer: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".writable-{writer}"
     probe.write_text("")
-    probe.unlink()
+    probe.unlink(missing_ok=True)
 
 
 def sync(files: Iterable[epath.PathLike]) -> None:
     """Makes the bytes of files survive a loss of power (their names need ``sync_folders``)."""
     for path in files:
-        if "://" not in str(path):
+        if not is_remote(path):
             _fsync(path)
 
 
 def sync_folders(folders: Iterable[epath.PathLike]) -> None:
     """Makes the names in folders survive a loss of power, if the file system supports it; some of networks do not."""
     for path in folders:
-        if "://" not in str(path):
+        if not is_remote(path):
             with contextlib.suppress(OSError):
                 _fsync(path)
 
@@ -97,13 +116,16 @@ def _fsync(path: epath.PathLike) -> None:
 
 
 def check_writable(path: epath.PathLike) -> None:
-    """Tests whether a local file can be written or appended to, before the work whose result will be written there.
+    """Tests whether a file can be written or appended to, before the work whose result will be written there.
 
-    Nothing is created. If the folder of the file does not exist, the nearest existing folder above it is tested.
+    Nothing is left behind. If the folder of the file does not exist, the nearest existing folder above it is tested.
 
     Raises:
         OSError: it cannot; the message names the file.
     """
+    if is_remote(path):
+        try_to_write(epath.Path(path).parent, os.getpid())
+        return
     path = Path(path)
     try:
         if path.exists():

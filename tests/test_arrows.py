@@ -25,7 +25,7 @@ LEVEL = {room: level for level, line in enumerate(ARROWS.split("\n")) for room i
 # Modules that lie beside the packages -> the room that they belong to.
 FLAT = {
     "commands": "cli __main__",
-    "foundation": "__init__ cache durable exit_codes json_text output paths platforms",
+    "foundation": "__init__ background cache durable exit_codes json_text object_store output paths platforms",
 }
 ROOM_OF = {module: room for room, modules in FLAT.items() for module in modules.split()}
 

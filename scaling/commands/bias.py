@@ -4,8 +4,9 @@ import argparse
 import json
 import sys
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from etils import epath
 
 from scaling.evaluate.bias import words as bias
 from scaling.evaluate.tasks.task import nearest
@@ -70,7 +71,6 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--seed={options.seed} must be in [0, 2^32)")
     lexicon = None if options.lexicon is None else bias.read_lexicon(options.lexicon)
     vocabulary = None if options.vocabulary is None else bias.read_vocabulary(options.vocabulary)
-    from etils import epath
 
     from scaling import durable
     from scaling.evaluate.bias.probes import check_occupations, encode_prompts, occupations
@@ -84,14 +84,14 @@ def run(options: argparse.Namespace) -> int:
     for model in models:
         read_config_json(model)
         for file in ("report.json", "bias.png", "bias.svg", *(f"samples-{probe}.jsonl" for probe in probes)):
-            durable.check_writable(Path(model) / "bias" / file)  # before the samples, which take long
+            durable.check_writable(epath.Path(model) / "bias" / file)  # before the samples, which take long
     for model in models:
         served = load_decoder(model, options.tokenizer, options.mesh, options.dtype)
         length = served.network.model.context_length
         prompts = {p: encode_prompts(p, served.words, length, options.tokens) for p in probes if p != "occupations"}
         if "occupations" in probes:
             check_occupations(served.words, length)
-        tasks = breakdowns(Path(model), options.data)
+        tasks = breakdowns(epath.Path(model), options.data)
         groups, samples = _sampled(served, prompts, options, vocabulary, lexicon)
         report = Report(
             model=model,
@@ -111,20 +111,20 @@ def run(options: argparse.Namespace) -> int:
             occupations=occupations(served) if "occupations" in probes else {},
             tasks=tasks,
         )
-        written, folder = json.dumps(to_json(report)), Path(model) / "bias"
+        written, folder = json.dumps(to_json(report)), epath.Path(model) / "bias"
         print(written if options.json else table(report), flush=True)  # before the files: the disk may be full
         with durable.naming(folder):
             folder.mkdir(exist_ok=True)
             for probe, text in samples.items():
                 (folder / f"samples-{probe}.jsonl").write_text(text)
             (folder / "report.json").write_text(written + "\n")
-            draw(report).save(epath.Path(folder))
+            draw(report).save(folder)
         if not options.json:
             print(f"  written: {folder}")
     return 0
 
 
-def breakdowns(run: Path, data: str | None) -> list["Breakdown"]:
+def breakdowns(run: epath.Path, data: str | None) -> list["Breakdown"]:
     """Accuracy of ``TASKS`` by groups such as gender, from the samples that ``scaling evaluate`` saved in a run.
 
     Args:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from etils import epath
+
 from scaling.evaluate.scoring.metrics import error_text, finite
 
 if TYPE_CHECKING:
@@ -60,10 +62,12 @@ def run(options: argparse.Namespace) -> int:
     options.models = without_own(options.models)
     name, corpus = _corpus(options)
     texts = item_texts(find_tasks(options.tasks), options.data)
-    samples = {m: {name: _samples(Path(m), name, items) for name, (items, _) in texts.items()} for m in options.models}
+    samples = {
+        m: {name: _samples(epath.Path(m), name, items) for name, (items, _) in texts.items()} for m in options.models
+    }
     for model in [] if options.json else options.models:
         for file in _FILES:
-            durable.check_writable(Path(model) / file)
+            durable.check_writable(epath.Path(model) / file)
     with bar(f"searching {name}", corpus.size) as watch:
         done = 0
 
@@ -88,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"{model}\n{score_table(found, effects[model])}", flush=True)
     for model in options.models:
         with durable.naming(model):
-            for path in _write(Path(model), name, found, effects[model]):
+            for path in _write(epath.Path(model), name, found, effects[model]):
                 print(path)
     return 0
 
@@ -198,7 +202,7 @@ def _corpus(options: argparse.Namespace) -> tuple[str, "Corpus"]:
         raise FileNotFoundError(f"{error}, on which {model} was trained; name its text by --corpus=GLOB") from None
 
 
-def _samples(run: Path, task: str, items: Mapping[str, str]) -> "Samples":
+def _samples(run: epath.Path, task: str, items: Mapping[str, str]) -> "Samples":
     """Scores of a task's items in a run, by shots and metric.
 
     Raises:
@@ -227,11 +231,9 @@ def _how_to_sample(model: str, tasks: Sequence[str], data: str | None) -> str:
 
 
 def _write(
-    run: Path, corpus: str, found: Sequence["Contamination"], effects: Sequence[Sequence["Effect"]]
-) -> list[Path]:
+    run: epath.Path, corpus: str, found: Sequence["Contamination"], effects: Sequence[Sequence["Effect"]]
+) -> list[epath.Path]:
     """Writes ``contamination.jsonl``, and the figure if there is something to draw; returns the paths."""
-    from etils import epath
-
     from scaling.report.contamination_figure import draw
 
     path = run / "contamination.jsonl"
@@ -239,5 +241,5 @@ def _write(
     drawing = draw(found, effects)
     if drawing is None:
         return [path]
-    drawing.save(epath.Path(run))
+    drawing.save(run)
     return [path, run / f"{drawing.name}.png", run / f"{drawing.name}.svg"]

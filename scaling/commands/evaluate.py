@@ -5,8 +5,9 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from etils import epath
 
 from scaling import durable
 from scaling.evaluate.scoring import records
@@ -88,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
     models = without_own(options.models)
     for model in models:  # all are checked before the first is evaluated
         is_run = "config" in read_config_json(model)
-        for path in _places(Path(model), is_run, options.save_samples):
+        for path in _places(epath.Path(model), is_run, options.save_samples):
             durable.check_writable(path)
     evaluate = _harness(options) if options.harness else _own(options)
     failed: OSError | None = None
@@ -101,7 +102,9 @@ def run(options: argparse.Namespace) -> int:
                 for note in result.notes:
                     print(note, file=sys.stderr)
                 results.append(result)
-                failed = _write(Path(model), result, served, options) or failed  # now, because a later task may fail
+                failed = (
+                    _write(epath.Path(model), result, served, options) or failed
+                )  # now, because a later task may fail
                 if options.json:
                     print(json.dumps({"model": model} | records.record(result)), flush=True)
         finally:
@@ -115,12 +118,12 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _places(run: Path, is_run: bool, save_samples: bool) -> list[Path]:
+def _places(run: epath.Path, is_run: bool, save_samples: bool) -> list[epath.Path]:
     """The files that will be written."""
     return [run / EVALS] * is_run + [run / SAMPLES / "of-a-task.jsonl"] * save_samples
 
 
-def _write(run: Path, result: "Result", served: "Served", options: argparse.Namespace) -> OSError | None:
+def _write(run: epath.Path, result: "Result", served: "Served", options: argparse.Namespace) -> OSError | None:
     """Writes samples and the line of a result; returns an error instead of raising it: scores are printed first."""
     failed = None
     try:
@@ -202,7 +205,7 @@ def _harness(options: argparse.Namespace) -> Callable[["Served"], Iterator["Resu
     return Tasks(options.tasks, options.shots, options.data, options.limit, options.seed).evaluate
 
 
-def _save_samples(run: Path, result: "Result", prefix: str) -> None:
+def _save_samples(run: epath.Path, result: "Result", prefix: str) -> None:
     folder = run / SAMPLES
     folder.mkdir(exist_ok=True)
     fields = ("id", "prompt", "answer", "expected", "scores", "log_likelihoods")

@@ -146,6 +146,7 @@ def _points(options: argparse.Namespace) -> "Points":
 
     from scaling.laws.points import QUANTITIES, read_table
     from scaling.laws.runs import read_runs
+    from scaling.runs.run_directory import read_ahead
 
     if len(options.points) == 1 and not epath.Path(options.points[0]).is_dir():
         columns = {q: getattr(options, q) for q in QUANTITIES if getattr(options, q) is not None}
@@ -154,13 +155,14 @@ def _points(options: argparse.Namespace) -> "Points":
     for name, column in columns.items():
         if column is not None:
             raise ValueError(f"--{name}={column} names a column of a table, but run directories were given")
-    return read_runs(
-        options.points,
-        count=options.params or "active",
-        loss=options.loss or "validation",
-        curves=options.form == "envelope",
-        repeated=options.form == "data_constrained",
-    )
+    with read_ahead(options.points):
+        return read_runs(
+            options.points,
+            count=options.params or "active",
+            loss=options.loss or "validation",
+            curves=options.form == "envelope",
+            repeated=options.form == "data_constrained",
+        )
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:

@@ -91,12 +91,14 @@ def write_report(
     folder = _folder(paths, output, resamples)
     from scaling.report.collect import collect
     from scaling.report.records import write_points
-    from scaling.runs.run_directory import find_runs, load
+    from scaling.runs.run_directory import find_runs, load, read_ahead
 
-    runs = [load(path) for path in find_runs(paths)]
-    if all(run.learns_from_rewards for run in runs):
+    with read_ahead(paths):
+        runs = [load(path) for path in find_runs(paths)]
+        rewards = all(run.learns_from_rewards for run in runs)
+        ladder = None if rewards else collect(paths, count=count, loss=loss)
+    if ladder is None:
         return _write_rewards(folder, paths, runs)
-    ladder = collect(paths, count=count, loss=loss)
     # Before the fits, so that a folder that cannot be written fails at once.
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     write_points(ladder, folder / "points.csv")

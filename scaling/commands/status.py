@@ -28,8 +28,12 @@ def run(options: argparse.Namespace) -> int:
     """
     from launch import status
     from launch.find import find
+    from scaling.runs.run_directory import read_ahead
 
-    found = [row for launch in find(options.launches) for row in status.rows(launch)]
+    with read_ahead(options.launches):
+        launches = find(options.launches)
+        with read_ahead(run for launch in launches for run in launch.runs.values()):
+            found = [row for launch in launches for row in status.rows(launch)]
     if options.json:
         print(status.to_json(found))
     elif found:

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.devices and not options.device:
         raise ValueError(f"--devices={options.devices} belongs to --device=KIND")
-    runs = runs_of(options.config, options.overrides)
+    runs = runs_of(options.config, options.overrides, local=False)
     first = runs[0].config
     if first.distributed.coordinator_address or first.mesh.slices > 1:
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-from scaling import cache, durable, exit_codes
+from scaling import cache, durable, exit_codes, object_store
 from scaling.config import schema as cfg
 from scaling.config.refusal import refused
 from scaling.config.resolve import resolve
@@ -211,6 +211,7 @@ def _close(checkpoints: Checkpoints, watchdog: Watchdog) -> None:
 def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
     """Prepares everything that is needed before the run directory is locked: devices, tokenizer, config, data."""
     keep_freed_memory()
+    object_store.set_patience(config.guard.store_seconds)
     distributed.initialize(config.distributed, config.mesh.cpu_devices)
     _configure(config)
     workdir = absolute(config.workdir or f"runs/{name}")

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from scaling import json_text
@@ -19,6 +20,7 @@ from scaling.config.refusal import cut, shown
 from scaling.config.refusal import kind as kind_of
 from scaling.config.schema import Config, built, default_config, freeze, to_dict
 from scaling.config.shipped import located
+from scaling.object_store import is_remote
 from scaling.paths import each_expanded, expanded
 
 C = TypeVar("C")
@@ -231,11 +233,12 @@ def _load_json(path: str, overrides: Sequence[str]) -> Config:
     """The config of a ``config.json`` or ``plan.json``, with the folder of the file as the run directory.
 
     So a run that was moved or copied is resumed where it lies now, whatever path its file contains. Only the
-    ``plan.json`` of a run in an object store lies elsewhere, on the machine that launched the run.
+    ``plan.json`` of a run in an object store may lie elsewhere, on the machine that launched the run.
     """
-    if not Path(path).is_file():
+    file = epath.Path(path)
+    if not file.is_file():
         raise FileNotFoundError(f"config file {path} does not exist")
-    values = json_text.parse(Path(path).read_bytes(), path)
+    values = json_text.parse(file.read_bytes(), path)
     written = isinstance(values, dict) and "config" in values  # a training wrote it, with versions and devices
     if isinstance(values, dict):
         values = values.get("config", values)
@@ -245,9 +248,9 @@ def _load_json(path: str, overrides: Sequence[str]) -> Config:
         config = to_dict(freeze(values))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    name, local = Path(path).name, "://" not in config["workdir"]
-    if (name == "config.json" and written) or (name == "plan.json" and config["workdir"] and local):
-        config["workdir"] = str(Path(path).parent)
+    beside = is_remote(path) or not is_remote(config["workdir"])
+    if (file.name == "config.json" and written) or (file.name == "plan.json" and config["workdir"] and beside):
+        config["workdir"] = str(file.parent)
     return apply_overrides(ConfigDict(config).lock(), overrides)
 
 

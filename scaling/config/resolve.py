@@ -59,7 +59,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "data.prefetch train.tokens train.batch_tokens train.ramp_start_tokens mesh.stage mesh.fsdp mesh.expert "
         "mesh.context mesh.tensor mesh.slices distributed.heartbeat_seconds distributed.join_seconds eval.tokens "
         "log.every_steps checkpoint.keep_last sample.tokens rl.response_tokens rl.samples rl.minibatches rl.passes "
-        "rl.kl_horizon rl.pretraining_rows",
+        "rl.kl_horizon rl.pretraining_rows guard.store_seconds",
     ),
     (
         "0 or more",

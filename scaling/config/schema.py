@@ -222,6 +222,11 @@ class Guard:
         "after so many bad steps in a row the run goes back to the last good checkpoint and leaves their data out; 0 = "
         "the first bad step ends the run",
     )
+    store_seconds: int = knob(
+        300,
+        "seconds",
+        "of a run in an object store (gs://, s3://): so long may a request fail before the run ends with exit code 74",
+    )
     hang_seconds: int = knob(
         600,
         "seconds",

@@ -108,10 +108,8 @@ def mixture(source: str) -> dict[str, float]:
     folder = source.rstrip("/")
     if Path(source).name == FILE:
         folder = source.removesuffix(FILE).rstrip("/") or "."
-    else:
-        fs, path = sources.filesystem(source)
-        if not (fs.isdir(path) and fs.exists(f"{path.rstrip('/')}/{FILE}")):
-            return {}
+    elif not sources.is_file(f"{folder}/{FILE}"):
+        return {}
     found = {}
     for each in read(f"{folder}/{FILE}").datasets:
         directory = f"{folder}/{each.path}"

@@ -20,11 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling import cache, durable
+from scaling import cache, durable, json_text, object_store
 from scaling.config.schema import Data
 from scaling.data import books, progress, shards, sources
 from scaling.data.sources import Document
 from scaling.data.tokenizer import Tokenizer, load
+from scaling.object_store import is_remote
 from scaling.paths import expanded
 
 log = logging.getLogger(__name__)
@@ -343,24 +344,21 @@ def _key(files: list[str], *rest: str) -> str:
 
 
 def _is_token_directory(source: str) -> bool:
-    fs, path = sources.filesystem(source)
-    return fs.isdir(path) and fs.exists(f"{path.rstrip('/')}/{shards.INDEX}")
+    return sources.is_file(f"{source.rstrip('/')}/{shards.INDEX}")
 
 
 def _local(source: str, data: Data) -> Path:
     """The token directory itself if it is local, else its copy in the cache (ArrayRecord reads local files)."""
-    fs, path = sources.filesystem(source)
     if "://" not in source:
-        return Path(path)
-    index = fs.cat_file(f"{path.rstrip('/')}/{shards.INDEX}")
+        return Path(sources.filesystem(source)[1])
+    index = sources.read_bytes(f"{source.rstrip('/')}/{shards.INDEX}")
     final = _cache(data) / hashlib.sha256(index).hexdigest()[:32]
     if not _is_whole(final, (".",)):
         with _permission(final):
             final.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
         try:
-            for name in fs.ls(path, detail=False):
-                fs.get_file(name, str(temporary / Path(name).name))
+            _copy(source.rstrip("/"), index, temporary)
             shards.verify(temporary)
             _into_cache(temporary, final, (".",))
         except (ValueError, FileNotFoundError) as error:
@@ -368,6 +366,25 @@ def _local(source: str, data: Data) -> Path:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return final
+
+
+def _copy(source: str, index: bytes, folder: Path) -> None:
+    """Copies a remote token directory; a shard of a bucket comes in pieces, of which some are under way at a time."""
+    if not is_remote(source):
+        fs, path = sources.filesystem(source)
+        for name in fs.ls(path, detail=False):
+            fs.get_file(name, str(folder / Path(name).name))
+        return
+    (folder / shards.INDEX).write_bytes(index)
+    try:
+        values = json_text.parse(index, f"{source}/{shards.INDEX}")
+        sizes = {Path(shard["file"]).name: int(shard["bytes"]) for shard in values["shards"]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{source}/{shards.INDEX}: damaged index of token shards ({error!r})") from None
+    for name, size in sizes.items():
+        with (folder / name).open("wb") as file:
+            for piece in object_store.stream(f"{source}/{name}", size):
+                file.write(piece)
 
 
 def _checked(path: Path, tokenizer: Tokenizer, data: Data, source: str) -> Path:

@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 import fsspec
+from etils import epath
 
 from scaling import json_text
+from scaling.object_store import is_remote
 
 FORMATS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 _PARQUET_ROWS = 1024  # rows decoded at a time
@@ -41,7 +43,9 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
             return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
         return fsspec.core.url_to_fs(path)
     except ImportError as error:
-        raise ValueError(f"{path}: its protocol needs one more package, for gs:// it is gcsfs ({error})") from None
+        package = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"}.get(path.partition("://")[0])
+        install = f"; pip install {package}" if package else ""
+        raise ValueError(f"{path}: text and token files of this protocol need one more package{install}") from error
 
 
 def find(pattern: str) -> list[str]:
@@ -275,7 +279,17 @@ def _python(value: Any, where: str) -> Any:
         raise ValueError(f"{where} is not UTF-8: byte 0x{byte:02x} at offset {error.start} of it") from None
 
 
+def is_file(path: str) -> bool:
+    """Whether there is a file, local or remote."""
+    if is_remote(path):
+        return epath.Path(path).is_file()
+    fs, inner = filesystem(path)
+    return bool(fs.isfile(inner))
+
+
 def read_bytes(path: str) -> bytes:
     """The whole of one file, local or remote."""
+    if is_remote(path):  # small files of runs need no package of fsspec's
+        return epath.Path(path).read_bytes()
     fs, inner = filesystem(path)
     return fs.cat_file(inner)

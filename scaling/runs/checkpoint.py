@@ -24,13 +24,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
+from orbax.checkpoint.path import atomicity
 
-from scaling import durable
+from scaling import background, durable
 from scaling.config import schema as cfg
 from scaling.model.fused import apart, fused
-from scaling.runs import stores
+from scaling.object_store import is_remote
+from scaling.runs import orbax_stores, stores
 from scaling.runs.choice import ranked
 from scaling.runs.paths import CHECKPOINTS, absolute
+
+orbax_stores.install()
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ FORMAT = 2  # in format 1, or without one, queries, keys and values were one arr
 META = "meta.json"
 _CHECKSUMS = "checksums-{:05d}.json"
 _BLOCK = 1 << 22
+_STREAMS = 8  # files of a store that are read at the same time, each as a whole
 _TREES = ("params", "optimizer", "beside")  # of a state
 
 
@@ -57,7 +62,10 @@ class Checkpoints:
     def __init__(self, run_dir: epath.PathLike, config: cfg.Checkpoint | None = None):
         self.directory = absolute(run_dir) / CHECKPOINTS
         self.config = config or cfg.Checkpoint()
-        self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._remote = is_remote(self.directory)
+        # No rename in a store: the folder has its final name from the start, and our checksums tell when it is whole.
+        path_class = atomicity.CommitFileTemporaryPath if self._remote else None
+        self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), temporary_path_class=path_class)
         self._committer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
         self._broken = False  # a save failed; Orbax repeats its error at every later call
@@ -66,7 +74,8 @@ class Checkpoints:
         """Steps that have a directory, finished or not, oldest first."""
         if not self.directory.exists():
             return []
-        return sorted(int(p.name) for p in self.directory.iterdir() if _is_step(p.name) and p.is_dir())
+        found = (path for path in self.directory.iterdir() if _is_step(path.name))
+        return sorted(int(path.name) for path in found if self._remote or path.is_dir())
 
     def save(self, step: int, state: State, meta: dict[str, Any]) -> None:
         """Starts writing a step; waits only for the previous save and for the copy from the devices.
@@ -238,7 +247,9 @@ class Checkpoints:
                 _write_json(path / META, dict(meta, processes=jax.process_count()))
             own = self._own_files(path)
             _sync(path, own)
-            _write_json(path / _CHECKSUMS.format(jax.process_index()), {name: _sha256(path / name) for name in own})
+            sums = dict(zip(own, _sums(path, own), strict=True))
+            background.settle()  # a checkpoint covers the lines of all its steps
+            _write_json(path / _CHECKSUMS.format(jax.process_index()), sums)
         except Exception as error:
             raise self._failed(step, error) from error
         if jax.process_index() == 0:
@@ -352,7 +363,7 @@ class Checkpoints:
         words = re.search(r": ([^:]+) \[os_error_code", text)
         reason = words[1] if words else text.splitlines()[0][:200]
         room = ""
-        if "://" not in str(self.directory) and self.directory.exists():
+        if not self._remote and self.directory.exists():
             room = f"; {shutil.disk_usage(self.directory).free / 1e9:.2f} GB free"
         return OSError(
             f"the checkpoint of step {step} could not be written to {self.directory} ({reason}{room}); {last}"
@@ -399,10 +410,11 @@ def verify(path: epath.Path) -> dict[str, Any]:
     for name in digests:
         if name.startswith("/") or "://" in name or ".." in name.split("/"):
             raise DamagedCheckpoint(f"{path} has a checksum of {name}, which lies outside of it")
-    for name in sorted(digests)[jax.process_index() :: jax.process_count()]:
-        if not (path / name).exists():
+    share = sorted(digests)[jax.process_index() :: jax.process_count()]
+    for name, found in zip(share, _sums(path, share), strict=True):
+        if not found:
             raise DamagedCheckpoint(f"{path / name} is missing")
-        if _sha256(path / name) != digests[name]:
+        if found != digests[name]:
             raise DamagedCheckpoint(f"{path / name} has changed since it was written (checksum differs)")
     if meta["step"] != int(path.name):
         raise DamagedCheckpoint(f"{path} holds step {meta['step']} and not its own")
@@ -427,18 +439,28 @@ def _meta(path: epath.Path) -> dict[str, Any]:
 
 
 def _files(directory: epath.Path) -> Iterator[epath.Path]:
-    for path in sorted(directory.iterdir()):
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path
+    for folder, _, names in directory.walk():
+        yield from (folder / name for name in names)
+
+
+def _sums(path: epath.Path, names: list[str]) -> Iterator[str]:
+    """The SHA-256 of files of a step, in the same order; "" for one that is missing. Of a store, some at a time."""
+    files = [path / name for name in names]
+    if not is_remote(path):
+        yield from map(_sha256, files)
+        return
+    with concurrent.futures.ThreadPoolExecutor(_STREAMS, "checksums") as pool:
+        yield from pool.map(_sha256, files)
 
 
 def _sha256(path: epath.Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except FileNotFoundError:
+        return ""
     return digest.hexdigest()
 
 

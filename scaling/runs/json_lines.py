@@ -3,17 +3,17 @@
 import io
 import json
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from etils import epath
 
-from scaling import durable, json_text
+from scaling import background, durable, json_text, object_store
 
 _TAIL = 1 << 14  # bytes read at a time from the end of a file
-_REMOTE_FLUSH_SECONDS = 60.0  # object stores cannot append: the whole file is rewritten at most this often
+_REMOTE_SECONDS = 60.0  # after which a remote file has a line at the latest; the whole file is put
 
 
 def read_lines(path: epath.Path) -> list[dict[str, Any]]:
@@ -22,10 +22,10 @@ def read_lines(path: epath.Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line in the middle is not JSON, or one is no object or ``Unreadable``.
     """
-    if not path.exists():
-        return []
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); the file is damaged") from None
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
@@ -48,11 +48,13 @@ def read_lines(path: epath.Path) -> list[dict[str, Any]]:
 def last_record(path: epath.Path, key: str) -> dict[str, Any] | None:
     """The last record of a .jsonl file that has ``key``, read from its end; None where there is none.
 
-    This is the last such record of ``read_lines``, but damage in earlier lines is not noticed. Local files only.
+    This is the last such record of ``read_lines``, but damage in earlier lines of a local file is not noticed.
 
     Raises:
         ValueError: a line that was read, and is not the last, is not JSON, or one is no object or ``Unreadable``.
     """
+    if object_store.is_remote(path):
+        return next((record for record in reversed(read_lines(path)) if key in record), None)
     if not path.exists():
         return None
     with path.open("rb") as file:
@@ -96,39 +98,88 @@ def is_sound(record: dict[str, Any]) -> bool:
 
 
 class JsonLines:
-    """An append-only .jsonl file that survives being killed and resumed."""
+    """An append-only .jsonl file that survives being killed and resumed.
+
+    A remote file is put whole, in the background: once a minute, and before each checkpoint is committed
+    (``background.settle``). So a kill loses at most lines of a minute, no checkpoint covers them, and they come again.
+    """
 
     def __init__(self, path: epath.Path, is_stale: Callable[[dict[str, Any]], bool]):
         """Opens the file and drops stale lines (and a torn last line), so no step appears twice."""
         self._path = path
-        self._lines: list[str] = []
-        self._flushed = time.monotonic()
-        self._remote = "://" in str(path)
+        self._remote = _RemoteLines(path, is_stale) if object_store.is_remote(path) else None
+        self._file: Any = None
+        if self._remote:
+            return
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if not _is_stale(line, is_stale)]
             durable.replace_text(path, "".join(line + "\n" for line in kept))
-            self._lines = kept if self._remote else []
-        self._file: Any = None if self._remote else path.open("a")
+        self._file = path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
-        line = json.dumps(record)
+        """Appends a line.
+
+        Raises:
+            OSError: this line, or one before, cannot be written.
+        """
+        line = json.dumps(record) + "\n"
         if self._file:
-            self._file.write(line + "\n")
+            self._file.write(line)
             self._file.flush()
-        else:
-            self._lines.append(line)
-            if time.monotonic() - self._flushed > _REMOTE_FLUSH_SECONDS:
-                self.flush()
+        elif self._remote:
+            self._remote.add(line)
+            background.later(str(self._path), self._remote.put, within=_REMOTE_SECONDS)
 
     def flush(self) -> None:
+        """Waits until all lines are in the file, for readers."""
         if self._remote:
-            self._path.write_text("".join(line + "\n" for line in self._lines))
-            self._flushed = time.monotonic()
+            background.settle()
 
     def close(self) -> None:
+        """Writes what is left, and waits for it."""
         self.flush()
         if self._file:
             self._file.close()
+
+
+class _RemoteLines:
+    """The lines of a remote file. Another process may add some: `scaling evaluate` does, while the run goes on."""
+
+    def __init__(self, path: epath.Path, is_stale: Callable[[dict[str, Any]], bool]):
+        self._path, self._added, self._lock = path, list[str](), threading.Lock()
+        self._text, self._generation = self._read()
+        kept = [line for line in self._text.splitlines() if not _is_stale(line, is_stale)]
+        text = "".join(line + "\n" for line in kept)
+        if text != self._text:
+            while (generation := object_store.write(path, text.encode(), self._generation)) is None:
+                found, self._generation = self._read()
+                text += found.removeprefix(self._text) if found != text else ""
+            self._text, self._generation = text, generation
+
+    def add(self, line: str) -> None:
+        with self._lock:
+            self._added.append(line)
+
+    def put(self) -> None:
+        """Puts all lines, if there are new ones."""
+        with self._lock:
+            count = len(self._added)
+            new = "".join(self._added)
+        while new:
+            text = self._text + new
+            if (generation := object_store.write(self._path, text.encode(), self._generation)) is not None:
+                self._text, self._generation = text, generation
+                break
+            # Another process has written. Or a put was done and its answer was lost: then it ends with these lines.
+            self._text, self._generation = self._read()
+            if self._text.endswith(new):
+                break
+        with self._lock:
+            del self._added[:count]
+
+    def _read(self) -> tuple[str, bytes]:
+        content, generation = object_store.read(self._path)
+        return (content or b"").decode(), generation
 
 
 def _is_stale(line: str, is_stale: Callable[[dict[str, Any]], bool]) -> bool:
@@ -138,10 +189,16 @@ def _is_stale(line: str, is_stale: Callable[[dict[str, Any]], bool]) -> bool:
         return True
 
 
-def append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def append(path: epath.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
     """Appends lines to a file to which another process may append too; first removes a torn last line of a kill."""
+    if object_store.is_remote(path):
+        remote = JsonLines(epath.Path(path), lambda _: False)
+        for record in records:
+            remote.write(dict(record))
+        remote.close()
+        return
     lines = [json.dumps(record) + "\n" for record in records]
-    with path.open("a+b") as file:
+    with Path(path).open("a+b") as file:
         _end_line(file)
         file.write("".join(lines).encode())
 

@@ -1,4 +1,7 @@
-"""The lock that lets one process at a time train in a run directory. No JAX, so that a sweep can test it too."""
+"""The lock that lets one process at a time train in a run directory. No JAX, so that a sweep can test it too.
+
+Of a local folder it is the system's (``flock``), of a folder in an object store that of ``store_lock``.
+"""
 
 import contextlib
 import fcntl
@@ -6,19 +9,20 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from scaling.object_store import is_remote
+from scaling.runs import store_lock
+
 
 @contextlib.contextmanager
 def only_one(run_dir: epath.Path) -> Iterator[None]:
     """Holds the run directory's lock: two trainings in one directory would undo each other's checkpoints.
 
-    The system releases the lock when the process ends, in whatever way. Object stores have no locks, so none is held.
+    The lock of a process that ends is free, in whatever way it ends.
 
     Raises:
         ValueError: another process has it.
+        OSError: an object store does not answer, or refuses.
     """
-    if "://" in str(run_dir):
-        yield
-        return
     busy = f"another process is training in {run_dir}; wait for it, stop it, or use another config.workdir"
     with held(run_dir / ".lock", busy):
         yield
@@ -26,11 +30,16 @@ def only_one(run_dir: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(path: epath.Path, busy: str) -> Iterator[None]:
-    """Holds the lock of a local file, which is created if necessary.
+    """Holds the lock of a file, which is created if necessary.
 
     Raises:
         ValueError: another process has it; ``busy`` is the sentence.
+        OSError: as ``only_one``.
     """
+    if is_remote(path):
+        with store_lock.held(path, busy):
+            yield
+        return
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,7 +54,9 @@ def is_locked(run_dir: epath.Path) -> bool:
 
 
 def is_held(path: epath.Path) -> bool:
-    """Whether another process holds the lock of a local file."""
+    """Whether another process holds the lock of a file."""
+    if is_remote(path):
+        return store_lock.is_held(path)
     if not path.exists():
         return False
     with path.open() as file:

@@ -1,8 +1,9 @@
 """Recognises reports and files that the program writes beside runs, and that ``runs/demo/*`` matches in a shell."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from scaling.runs.paths import is_run
 
@@ -14,7 +15,7 @@ def is_own(path: Any) -> bool:
 
     False if the path does not exist, so that a mistyped path is refused.
     """
-    path = Path(path) if isinstance(path, str) else path
+    path = epath.Path(path) if isinstance(path, str) else path
     if path.name in ("points.csv", "figures") and (path.parent / "report.html").exists():
         return True
     if path.is_dir():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from etils import epath
 
-from scaling import durable
+from scaling import durable, object_store
 from scaling.paths import must_be_utf8
 
 CONFIG = "config.json"  # as it was run, with what is needed to understand the numbers beside it
@@ -57,9 +57,11 @@ def writable(path: str, process: int) -> epath.Path:
 
 
 def length_and_time(path: epath.Path) -> tuple[int, int]:
-    """Size of a file and time of its last change. (epath also looks up the owner, which fails for unknown users.)"""
-    if "://" in str(path):
-        remote = path.stat()
-        return remote.length, remote.mtime
+    """Size of a file and time of its last change; of a remote one a number that changes with it, and 0.
+
+    (``Path.stat`` of epath also looks up the owner, which fails for unknown users.)
+    """
+    if object_store.is_remote(path):
+        return object_store.version(path), 0
     local = Path(path).stat()
     return local.st_size, int(local.st_mtime)

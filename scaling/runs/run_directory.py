@@ -3,20 +3,24 @@
 A run that a sweep started and that wrote no ``config.json`` has a ``plan.json``.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from scaling import json_text
+from scaling import json_text, object_store
 from scaling.catalog.sizes import parameters
 from scaling.config import schema as cfg
 from scaling.runs.json_lines import is_number, read_lines
 from scaling.runs.own_files import is_own
 from scaling.runs.paths import CONFIG, EVALS, METRICS, PLAN, is_run
+
+# The small files that readers of runs read.
+_READ = r"(^|/)((config|plan|launch)\.json|(metrics|evals)\.jsonl|attempts/\d+\.json|\.lock)$"
 
 
 def find_runs(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
@@ -47,6 +51,15 @@ def find_runs(paths: Sequence[epath.PathLike]) -> list[epath.Path]:
             )
         found += inside
     return list(dict.fromkeys(found))
+
+
+def read_ahead(paths: Iterable[epath.PathLike]) -> contextlib.AbstractContextManager[None]:
+    """Inside of the block, readers find what runs or folders of runs in object stores were at its beginning.
+
+    Raises:
+        OSError: a store does not answer, or refuses.
+    """
+    return object_store.snapshot(paths, _READ)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,7 @@ checkpoints, and never looks for newer ones of its parent.
 import dataclasses
 import functools
 import json
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -114,9 +112,13 @@ class Start:
         """Writes its file, and copies the files that an imported run keeps for its export."""
         if (workdir / FILES[self.knob]).exists():
             return
-        kept = Path(self.run) / HUGGING_FACE
+        kept = epath.Path(self.run) / HUGGING_FACE
         if self.knob == "start" and kept.is_dir():
-            shutil.copytree(kept, Path(workdir) / HUGGING_FACE, dirs_exist_ok=True)
+            for folder, _, names in kept.walk():
+                new = workdir / HUGGING_FACE / folder.relative_to(kept)
+                new.mkdir(parents=True, exist_ok=True)
+                for name in names:
+                    (folder / name).copy(new / name, overwrite=True)
         scores = {} if self.bias is None else {"bias": self.bias}
         values = {**self.identity(), **scores, "model": dataclasses.asdict(self.model)}
         durable.replace_text(workdir / FILES[self.knob], json.dumps(values, indent=2))

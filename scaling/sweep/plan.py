@@ -181,7 +181,8 @@ def plan(sweep: Sweep, overrides: Sequence[str] = (), name: str = "sweep", local
     folder = base.workdir or f"runs/{name}"
     if local and "://" in folder:
         raise ValueError(
-            f"config.workdir={folder}: the folder of a sweep must be local; its runs keep their logs there"
+            f"config.workdir={folder}: the folder of a sweep that is launched here must be local; `scaling sweep` "
+            "takes one in an object store"
         )
     runs: dict[str, Run] = {}
     same: dict[cfg.Config, str] = {}

@@ -1,6 +1,8 @@
 """Runs a sweep: a ``scaling train`` process for each run, several at a time, resumable at any time."""
 
 import dataclasses
+import hashlib
+import math
 import signal
 import subprocess
 import sys
@@ -10,8 +12,9 @@ from typing import Any
 
 from etils import epath
 
-from scaling import durable, exit_codes
+from scaling import cache, durable, exit_codes
 from scaling.config import schema as cfg
+from scaling.object_store import is_remote
 from scaling.runs.lock import is_locked
 from scaling.runs.paths import LOG, PLAN, length_and_time
 from scaling.sweep.machine import Machine
@@ -21,6 +24,7 @@ from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
 from scaling.train.signals import stops
 
 _POLL_SECONDS = 0.5
+_REMOTE_SECONDS = 5.0
 _ERROR = "scaling train: error: "
 
 ELSEWHERE = "elsewhere"  # another process is training it
@@ -38,11 +42,25 @@ class Job:
     exit_code: int = 0
     reason: str = ""  # of a failure
     logged: int = 0  # bytes of the log that earlier attempts wrote
+    looked: float = -math.inf  # when its files were last read
+
+    @property
+    def folder(self) -> epath.Path:
+        """The run directory."""
+        return epath.Path(self.run.config.workdir)
 
     @property
     def log(self) -> epath.Path:
-        """What the run's process printed."""
-        return epath.Path(self.run.config.workdir) / LOG
+        """What the run's process printed. That of a run in an object store lies in the cache until the process ends."""
+        if not is_remote(self.folder):
+            return self.folder / LOG
+        name = hashlib.sha256(str(self.folder).encode()).hexdigest()[:32]
+        return epath.Path(cache.root()) / "logs" / name / LOG
+
+    def look(self, at_once: bool) -> None:
+        """Reads the progress; from an object store only every few seconds, unless it must be now."""
+        if at_once or not is_remote(self.folder) or time.monotonic() - self.looked > _REMOTE_SECONDS:
+            self.progress, self.looked = progress(self.run), time.monotonic()
 
     def why(self) -> str:
         """The reason of a failure: a signal, or the error in the log of this attempt, or its last line."""
@@ -93,7 +111,7 @@ class Runner:
             self.clock.learn(job.run, job.progress)
             if job.progress.finished:
                 job.state = FINISHED
-            elif busy(epath.Path(job.run.config.workdir)):
+            elif busy(job.folder):
                 job.state = ELSEWHERE
 
     def of(self, *states: str) -> list[Job]:
@@ -156,7 +174,8 @@ class Runner:
                 return
 
     def _start(self, job: Job, take: int) -> None:
-        plan = write_plan(job.run, epath.Path(job.run.config.workdir))
+        plan = write_plan(job.run, job.folder)
+        job.log.parent.mkdir(parents=True, exist_ok=True)
         job.logged = length_and_time(job.log)[0] if job.log.exists() else 0
         job.units, self._free = self._free[:take], self._free[take:]
         command = [*self._command, f"--config={plan}"]
@@ -172,10 +191,12 @@ class Runner:
     def _look(self, job: Job) -> None:
         assert job.process is not None
         code = job.process.poll()
-        job.progress = progress(job.run)
+        job.look(at_once=code is not None)
         self.clock.learn(job.run, job.progress)
         if code is None:
             return
+        if is_remote(job.folder):
+            (job.folder / LOG).write_bytes(job.log.read_bytes())
         self._free = sorted(self._free + job.units)
         job.exit_code = code
         if job.progress.finished and code == 0:
@@ -186,9 +207,9 @@ class Runner:
             job.state, job.reason = FAILED, job.why()
 
     def _look_elsewhere(self, job: Job) -> None:
-        job.progress = progress(job.run)
-        if not self._busy(epath.Path(job.run.config.workdir)):
-            job.progress = progress(job.run)  # the last validation may have come since
+        job.look(at_once=False)
+        if not self._busy(job.folder):
+            job.look(at_once=True)  # the last validation may have come since
             job.state = FINISHED if job.progress.finished else WAITING
 
 

@@ -4,19 +4,25 @@ import contextlib
 import importlib.util
 import logging
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
+from scaling import background
 from scaling.config import schema as cfg
+from scaling.object_store import is_remote
 from scaling.runs.json_lines import JsonLines
 from scaling.runs.paths import EVALS, METRICS
 from scaling.train.run import Run
 
 log = logging.getLogger(__name__)
+
+_PUT_SECONDS = 60.0
 
 
 class Log:
@@ -167,10 +173,15 @@ def optional(failure: str, unless: Callable[[Exception], bool] = lambda error: F
 
 
 class _Tensorboard:
+    """Its files; of a run in an object store they lie in a temporary folder and are put once a minute."""
+
     def __init__(self, run_dir: epath.Path, resume_step: int):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(run_dir), purge_step=resume_step + 1)
+        self._run_dir, self._here = run_dir, None
+        if is_remote(run_dir):
+            self._here = tempfile.TemporaryDirectory(prefix="tensorboard-")
+        self._writer = SummaryWriter(self._here.name if self._here else str(run_dir), purge_step=resume_step + 1)
 
     def log(self, values: dict[str, float], step: int) -> None:
         # Its thread ends where it cannot write, and then, some numbers later, whoever gives it more waits for ever.
@@ -178,9 +189,20 @@ class _Tensorboard:
             raise OSError("its thread has ended")
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+        if self._here:
+            background.later(f"{self._run_dir}/events", self._put, within=_PUT_SECONDS)
 
     def close(self) -> None:
         self._writer.close()
+        if self._here:
+            self._put()
+            self._here.cleanup()
+
+    def _put(self) -> None:
+        assert self._here
+        with contextlib.suppress(OSError):  # if the store is gone, the files of the run say so
+            for path in Path(self._here.name).iterdir():
+                (self._run_dir / path.name).write_bytes(path.read_bytes())
 
 
 class _Wandb:

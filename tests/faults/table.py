@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from rich.table import Table
 
-from tests.faults import damage, disks, guards, kills, meshes, processes, records, rewards, sweeps
+from tests.faults import damage, disks, guards, kills, meshes, processes, records, rewards, stores, sweeps
 from tests.faults.lab import Lab, Row
 
 FAULTS: dict[str, Callable[[Lab], Row]] = {
@@ -25,6 +25,11 @@ FAULTS: dict[str, Callable[[Lab], Row]] = {
     "hung_step": guards.hung_step,
     "sweep": sweeps.killed,
     "rewards": rewards.killed,
+    "store_kill": stores.killed,
+    "store_spoiled": stores.spoiled,
+    "store_gone": stores.gone,
+    "store_refused": stores.refused,
+    "store_stalls": stores.stalls,
 }
 
 

@@ -3,8 +3,9 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from scaling.evaluate.scoring.metrics import finite, mean_with_error
 from scaling.runs import json_lines
@@ -137,6 +138,6 @@ def _mean(results: Sequence[Result]) -> dict[str, tuple[float, float]]:
     return means
 
 
-def append(path: Path, step: int, tokens: int, results: Sequence[Result]) -> None:
+def append(path: epath.Path, step: int, tokens: int, results: Sequence[Result]) -> None:
     """Adds the results of a checkpoint to ``evals.jsonl``; of the same step, task and shots the last line counts."""
     json_lines.append(path, ({"step": step, "tokens": tokens} | record(result) for result in results))

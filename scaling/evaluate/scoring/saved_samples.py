@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from etils import epath
 
@@ -19,7 +18,7 @@ class SavedSample:
     scores: Mapping[str, float]
 
 
-def read_samples(run: Path, task: str) -> dict[int, list[SavedSample]]:
+def read_samples(run: epath.Path, task: str) -> dict[int, list[SavedSample]]:
     """The samples of a task by its number of shots; none where there are no files.
 
     Raises:
@@ -29,7 +28,7 @@ def read_samples(run: Path, task: str) -> dict[int, list[SavedSample]]:
     for path in sorted((run / SAMPLES).glob(f"{task}-*.jsonl")):
         shots = re.fullmatch(re.escape(task) + r"-(\d+)\.jsonl", path.name)
         if shots:  # otherwise it belongs to a task whose name begins with this one's
-            records = enumerate(read_lines(epath.Path(path)), start=1)
+            records = enumerate(read_lines(path), start=1)
             found[int(shots[1])] = [_sample(f"{path}:{number}", record) for number, record in records]
     return found
 

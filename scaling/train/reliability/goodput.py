@@ -14,7 +14,8 @@ from typing import Any
 
 from etils import epath
 
-from scaling import durable, exit_codes
+from scaling import background, durable, exit_codes
+from scaling.object_store import is_remote
 from scaling.runs import attempts
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class Goodput:
             self._step_seconds.append((self._seconds[attempts.STEPS] - seconds) / (step - steps))
         self._mark = step, self._seconds[attempts.STEPS]
         self._step = step
-        if self._run_dir is not None and "://" not in str(self._run_dir):
+        if self._run_dir is not None and not is_remote(self._run_dir):
             self._write()
         summary = attempts.summarize([*self._earlier, self._attempt()])
         assert summary is not None
@@ -134,6 +135,7 @@ class Goodput:
         if self._number:
             try:
                 self._write(ended=time.time(), exit_code=exit_code)
+                background.settle()
             except OSError as error:
                 log.warning("the end of attempt %d could not be noted (%s)", self._number, error)
 
@@ -162,5 +164,5 @@ class Goodput:
     def _write(self, **end: Any) -> None:
         assert self._run_dir is not None
         path = attempts.path(self._run_dir, self._number)
-        durable.replace_text(path, json.dumps(vars(self._attempt(**end)), indent=1))
+        durable.replace_text_later(path, json.dumps(vars(self._attempt(**end)), indent=1))
         self._written = time.monotonic()
