@@ -109,3 +109,12 @@ def _occupy(descriptor: int) -> None:
         if opened != descriptor:
             os.dup2(opened, descriptor)
             os.close(opened)
+
+
+def clock(seconds: float | None) -> str:
+    """Hours, minutes and seconds, ``h:mm:ss``; None = not known."""
+    if seconds is None:
+        return "?"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

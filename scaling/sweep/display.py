@@ -11,11 +11,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from scaling.output import clock
 from scaling.sweep.plan import Run
 from scaling.sweep.progress import Clock
 from scaling.sweep.runner import ELSEWHERE, Job, Runner
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
-from scaling.train.metrics import clock
 
 _PLAIN_SECONDS = 30.0
 _COLOURS = {RUNNING: "cyan", FINISHED: "green", FAILED: "red", STOPPED: "yellow", ELSEWHERE: "yellow"}

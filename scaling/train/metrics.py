@@ -16,6 +16,7 @@ from etils import epath
 from scaling import background
 from scaling.config import schema as cfg
 from scaling.object_store import is_remote
+from scaling.output import clock
 from scaling.runs.json_lines import JsonLines
 from scaling.runs.paths import EVALS, METRICS
 from scaling.train.run import Run
@@ -275,12 +276,3 @@ class Console:
     def close(self) -> None:
         if self._bar:
             self._bar.stop()
-
-
-def clock(seconds: float | None) -> str:
-    """Hours, minutes and seconds, ``h:mm:ss``; None = not known."""
-    if seconds is None:
-        return "?"
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
