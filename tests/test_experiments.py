@@ -6,12 +6,14 @@ import pytest
 from scaling.catalog import sizes
 from scaling.config.files import call, load, run_name
 from scaling.config.resolve import resolve
+from scaling.corpus import config as corpus
 from scaling.sweep.plan import plan
 
 ROOT = Path(__file__).parent.parent
 ELSE = ("sweeps", "in_context", "rewards", "data")
 PROGRAMS = [ROOT / "experiments/instructgpt/overoptimisation.py"]  # that a user runs, and that are no configs
 FILES = sorted(p for p in ROOT.glob("experiments/*/*.py") if p.parent.name not in ELSE and p not in PROGRAMS)
+SIZES = {"filtering": 3}  # where a sweep is about data, and has fewer sizes
 SWEEPS = sorted(ROOT.glob("experiments/sweeps/*.py"))
 
 
@@ -97,11 +99,42 @@ def test_run_names():
 def test_sweeps_expand_and_say_how_they_are_run(path):
     runs = plan(call(str(path), "get_sweep"), name=path.stem)
     assert len(runs) >= 5
-    assert len({run.scale.params.total for run in runs}) >= 5
+    assert len({run.scale.params.total for run in runs}) >= SIZES.get(path.stem, 5)
     assert all(0 < run.config.optimizer.peak_lr < 0.1 and run.steps >= 100 for run in runs)
     docstring = path.read_text().split('"""')[1]
     assert f"scaling sweep --config={path.relative_to(ROOT)}" in docstring
     assert "Machine:" in docstring and "hour" in docstring
+
+
+def test_what_the_sweeps_of_filtering_train_on_is_what_the_corpora_are_built_as():
+    corpora = str(ROOT / "experiments/data/filtering.py")
+    for part, count in (("", 7 * 3 * 4), (",mixtures", 3 * 3)):
+        runs = plan(call(f"{ROOT / 'experiments/sweeps/filtering.py'}:text/mine{part}", "get_sweep"))
+        assert len(runs) == count
+        assert {run.config.data.validation for run in runs} == {"text/mine/held_out.jsonl.gz"}
+        for source in {run.config.data.train for run in runs}:
+            name = source.removesuffix("/tokens/crawl").removeprefix("runs/filtering-text-mine-")
+            spec = f"{corpora}:text/mine,{name}"
+            built = corpus.load(spec)
+            assert source.removesuffix("/tokens/crawl") == f"runs/{run_name(spec)}"
+            assert source.endswith("/tokens/crawl") == (built.names == ("crawl",))
+            if "quality" in built.stages:
+                assert built.quality.classifier.startswith("runs/filtering-text-mine-classifier/")
+    with pytest.raises(ValueError, match="'best' must be"):
+        corpus.load(f"{corpora}:text/mine,best")
+    with pytest.raises(ValueError, match="'half' must be"):
+        call(f"{ROOT / 'experiments/sweeps/filtering.py'}:text/mine,half", "get_sweep")
+
+
+def test_the_corpora_of_filtering_hold_what_they_say():
+    spec = f"{ROOT / 'experiments/data/filtering.py'}:text"
+    files = [source[1] for source in corpus.load(f"{spec},part25").sources]
+    assert files == [f"text/crawl/{number:02d}.jsonl.gz" for number in range(4)]
+    assert corpus.load(f"{spec},best12.5").quality.best == 0.125
+    trained = corpus.load(f"{spec},classifier")
+    number = trained.stages.index("quality") + 1
+    assert corpus.load(f"{spec},built").quality.classifier.endswith(f"stages/{number:02d}-quality/classifier.npz")
+    assert trained.quality.classes(trained.names) == {"books": 1, "wikipedia": 1, "crawl_sample": 0}
 
 
 def test_the_parts_of_the_ladder_are_the_same_runs():

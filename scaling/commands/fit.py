@@ -44,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="table: column of the loss in nats per token; runs: validation (default) or training",
     )
     add("--flops", metavar="COL", help="column of training FLOPs (default: 6 N D)")
-    add("--unique", metavar="COL", help="data_constrained: column of tokens before the data repeats")
+    add("--unique", metavar="COL", help="data_constrained: table: column of tokens before the data repeats")
     add(
         "--run",
         dest="run_column",
@@ -159,6 +159,7 @@ def _points(options: argparse.Namespace) -> "Points":
         count=options.params or "active",
         loss=options.loss or "validation",
         curves=options.form == "envelope",
+        repeated=options.form == "data_constrained",
     )
 
 

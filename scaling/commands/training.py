@@ -15,6 +15,7 @@ from scaling.config import schema as cfg
 from scaling.config.refusal import refused
 from scaling.config.resolve import resolve
 from scaling.data.chat.template import read_template
+from scaling.data.loader import TrainingSet
 from scaling.evaluate.scoring import records
 from scaling.evaluate.scoring.in_loop import InLoopTasks
 from scaling.evaluate.tasks.knobs import check_tasks
@@ -147,7 +148,9 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None, recipe: 
             run.start.note(run.directory)
         for name, text in recipe.files.items():
             durable.replace_text(run.directory / name, text)
-        config_json.write(run.directory, config, run.words, run.mesh, throughput.mfu(peak))
+        stream = run.data.training
+        unique = stream.unique(config.train.tokens) if isinstance(stream, TrainingSet) else None
+        config_json.write(run.directory, config, run.words, run.mesh, throughput.mfu(peak), unique)
     loop.begin(first_step)
     if first_step < run.schedule.num_steps:
         watch.goodput.begin(first_step)  # a run that is already finished gets no new attempt

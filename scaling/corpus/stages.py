@@ -115,7 +115,7 @@ def judge_quality(stage: Stage, config: Corpus) -> Made:
         stage.steps.run("sample", tasks)
         train = functools.partial(quality.train, files[1], files[0], knobs, path)
         (figures,) = stage.steps.run("classifier", [Task("classifier", train)])
-    made = stage.rows(functools.partial(_judge, knobs, path))
+    made = stage.rows(functools.partial(_judge, knobs, path, _least(stage, knobs, path)))
     tallies = stage.tallies()
     for tally in tallies.values() if figures else ():
         tally.notes |= {f"held-out {name}": figures[name] for name in ("auc", "tested")}
@@ -131,8 +131,32 @@ def _sample(part: Path, knobs: quality.Quality, share: float, target: Path) -> d
     return {"documents": quality.sample(documents.read(part), knobs, share, target)}
 
 
-def _judge(knobs: quality.Quality, path: Path, part: pa.Table) -> tuple[pa.Table, Tally]:
-    return quality.stage(part, knobs, quality.load(path))
+def _least(stage: Stage, knobs: quality.Quality, path: Path) -> int | None:
+    """The level that documents need so that the share ``knobs.best`` of all text stays; None without such a share."""
+    if not knobs.best:
+        return None
+    tasks, files = [], []
+    for name, parts in stage.parts.items():
+        for part in parts:
+            files.append(stage.folder / "rank" / name / f"{part.stem}.npz")
+            tasks.append(Task(f"rank/{name}/{part.stem}", functools.partial(_rank, part, path, files[-1])))
+    stage.steps.run("rank", tasks)
+    find = functools.partial(_threshold, files, knobs.best)
+    (found,) = stage.steps.run("threshold", [Task("threshold", find)])
+    return int(found["level"])
+
+
+def _rank(part: Path, path: Path, target: Path) -> dict[str, Any]:
+    quality.rank(documents.read(part), quality.load(path), target)
+    return {}
+
+
+def _threshold(files: Sequence[Path], best: float) -> dict[str, Any]:
+    return {"level": quality.threshold(files, best)}
+
+
+def _judge(knobs: quality.Quality, path: Path, least: int | None, part: pa.Table) -> tuple[pa.Table, Tally]:
+    return quality.stage(part, knobs, quality.load(path), least)
 
 
 def _rate(part: pa.Table, knobs: toxicity.Toxicity) -> tuple[pa.Table, Tally]:

@@ -23,14 +23,20 @@ class TrainingSet:
     Attributes:
         stream: the grain dataset behind it.
         tokens: tokens in one pass over all sources.
+        parts: (share of the sequences, tokens) of each source.
         sequences: sequences in one pass over all sources.
         fingerprint: hash of everything that decides the stream: tokens, weights, sequence length and seed.
     """
 
     stream: grain.MapDataset
     tokens: int
+    parts: tuple[tuple[float, int], ...]
     sequences: int
     fingerprint: str
+
+    def unique(self, tokens: int) -> int:
+        """Tokens that a training of ``tokens`` sees at least once: of each source its share, or all that it has."""
+        return round(sum(min(share * tokens, there) for share, there in self.parts))
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Sequence i, int32 [T+1], for any i >= 0."""
@@ -61,10 +67,12 @@ def training_set(
         order = int.from_bytes(hashlib.blake2b(f"{seed} {number}".encode(), digest_size=4).digest())
         streams.append(grain.MapDataset.source(_replacing(part, bad)).shuffle(seed=order).repeat())
     stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, list(weights.values()))
+    shares = [weight / sum(weights.values()) for weight in weights.values()]
     facts = [part.fingerprint for part in parts], list(weights.values()), sequence_length, seed
     return TrainingSet(
         stream=stream,
         tokens=sum(part.tokens for part in parts),
+        parts=tuple(zip(shares, (part.tokens for part in parts), strict=True)),
         sequences=sum(map(len, parts)),
         fingerprint=hashlib.sha256(repr(facts).encode()).hexdigest(),
     )

@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from scaling.laws.points import Points
+from scaling.runs.config_json import UNIQUE
 from scaling.runs.json_lines import is_number, is_sound
 from scaling.runs.run_directory import RunDirectory, find_runs, load
 
@@ -70,14 +71,25 @@ def reasons_left_out(runs: Sequence[RunDirectory], loss: str, curves: bool = Fal
 
 
 def read_runs(
-    paths: Sequence[epath.PathLike], *, count: str = "active", loss: str = "validation", curves: bool = False
+    paths: Sequence[epath.PathLike],
+    *,
+    count: str = "active",
+    loss: str = "validation",
+    curves: bool = False,
+    repeated: bool = False,
 ) -> Points:
     """One point a finished run, or every evaluation of every run: ``run_points`` of the runs in ``paths``."""
-    return run_points((load(path) for path in find_runs(paths)), count=count, loss=loss, curves=curves)
+    runs = (load(path) for path in find_runs(paths))
+    return run_points(runs, count=count, loss=loss, curves=curves, repeated=repeated)
 
 
 def run_points(
-    runs: Iterable[RunDirectory], *, count: str = "active", loss: str = "validation", curves: bool = False
+    runs: Iterable[RunDirectory],
+    *,
+    count: str = "active",
+    loss: str = "validation",
+    curves: bool = False,
+    repeated: bool = False,
 ) -> Points:
     """One point a finished run, or every evaluation of every run.
 
@@ -87,19 +99,21 @@ def run_points(
             (``scaling.catalog.sizes.Parameters``).
         loss: validation (``evals.jsonl``) or training (``metrics.jsonl``).
         curves: every record is a point, not only the last; unfinished runs count too.
+        repeated: the points have their unique tokens, too. Runs that name the same ``data.validation`` may then be
+            trained on different text, such as parts of one corpus of which some are repeated.
 
     Returns:
         The points; runs without a usable loss and copies of others are named in ``left_out``.
 
     Raises:
         ValueError: runs whose losses cannot be compared (another tokenizer, data, validation or length of sequences),
-            no usable run, or a damaged config.
+            no usable run, a damaged config, or ``repeated`` and a run that does not tell its unique tokens.
     """
     if count not in COUNTS:
         raise ValueError(f"--params={count} of run directories must be {', '.join(COUNTS[:-1])} or {COUNTS[-1]}")
     if loss not in ("validation", "training"):
         raise ValueError(f"--loss={loss} of run directories must be validation or training")
-    rows: list[tuple[str, float, float, float, float]] = []
+    rows: list[tuple[str, float, float, float, float, float]] = []
     left_out, measured = [], {}
     runs = list(runs)
     for run, reason in zip(runs, reasons_left_out(runs, loss, curves), strict=True):
@@ -108,17 +122,28 @@ def run_points(
             continue
         name, size = str(run.path), float(run.num_params(count))
         measured[name] = _measured_on(run, loss)
+        if repeated and loss == "validation" and measured[name]["config.data.validation"]:
+            del measured[name]["config.data.train"], measured[name]["config.data.mixture"]
+        unique = _unique(run) if repeated else math.nan
         for record in run.records(loss)[slice(None) if curves else slice(-1, None)]:
             tokens = float(record["tokens"])
-            rows.append((name, size, tokens, float(record["loss"]), run.flops_per_token * tokens))
+            rows.append((name, size, tokens, float(record["loss"]), run.flops_per_token * tokens, unique))
     if not rows:
         raise ValueError("no run can be used: " + "; ".join(left_out))
     _refuse_mixture(measured)
     names = tuple(row[0] for row in rows)
-    columns = {
-        name: np.array([row[i] for row in rows]) for i, name in enumerate(("params", "tokens", "loss", "flops"), 1)
-    }
+    quantities = ("params", "tokens", "loss", "flops", *(["unique"] if repeated else ()))
+    columns = {name: np.array([row[i] for row in rows]) for i, name in enumerate(quantities, 1)}
     return Points(names, names, columns, tuple(left_out))
+
+
+def _unique(run: RunDirectory) -> float:
+    value = run.values.get(UNIQUE)
+    if not (is_number(value) and value):
+        raise ValueError(
+            f"{run.path}/config.json has no {UNIQUE}, as runs of older versions; give a table with a column of them"
+        )
+    return float(value)
 
 
 def _measured_on(run: RunDirectory, loss: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from scaling.config import schema as cfg
 from scaling.runs.paths import CONFIG
 from scaling.runs.tokenizer import KEY
 
+UNIQUE = "unique_tokens"  # key of a run's config.json
+
 if TYPE_CHECKING:
     import jax
 
@@ -40,7 +42,12 @@ def read_config_json(folder: epath.PathLike) -> dict[str, Any]:
 
 
 def write(
-    run_dir: epath.Path, config: cfg.Config, words: "Tokenizer", mesh: "jax.sharding.Mesh", mfu: Mapping[str, Any]
+    run_dir: epath.Path,
+    config: cfg.Config,
+    words: "Tokenizer",
+    mesh: "jax.sharding.Mesh",
+    mfu: Mapping[str, Any],
+    unique: int | None,
 ) -> None:
     """Writes ``config.json`` for a training that begins or resumes.
 
@@ -50,6 +57,7 @@ def write(
         words: tokenizer.
         mesh: the mesh of the training.
         mfu: the formula of MFU and its peak.
+        unique: tokens of text that the whole training sees at least once; None = it does not read a stream of text.
     """
     import jax
 
@@ -58,6 +66,8 @@ def write(
         "mesh": dict(mesh.shape),
         "mfu": dict(mfu),
     }
+    if unique is not None:
+        record[UNIQUE] = unique
     durable.replace_text(run_dir / CONFIG, json.dumps(record, indent=2))
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from scaling.config.files import edited
@@ -110,6 +111,25 @@ def test_tokens_and_manifest(built):
     assert [each.tokens for each in built.manifest.datasets] == [index["web"].tokens, index["crawl"].tokens]
     text = bytes(TokenDataset(built.folder / "tokens" / "crawl", 64).read(0, 200).astype("uint8")).decode()
     assert "\n".join(sentences(100))[:150] in text and "home news" not in text
+
+
+def test_the_best_share_of_all_parts(built, raw, tmp_path):
+    """Of the documents of all parts, those with the best scores stay."""
+
+    def found(folder):
+        parts = sorted((folder / "stages/06-quality/crawl").glob("*.parquet"))
+        tables = [pq.read_table(part, columns=["quality", "text"]) for part in parts]
+        return len(parts), {row["text"]: row["quality"] for table in tables for row in table.to_pylist()}
+
+    made = build(config(raw, tmp_path, quality__best=0.5, read__part_bytes=1000))
+    parts, kept = found(tmp_path)
+    every = found(built.folder)[1]
+    assert parts > 1 and 0 < len(kept) < len(every)
+    assert min(kept.values()) > max(score for text, score in every.items() if text not in kept)
+    tally = made.tallies["quality"]["crawl"]
+    worst = 2 * sum(len(text) for text, score in kept.items() if score == min(kept.values()))  # one page is there twice
+    assert tally.bytes_out / tally.bytes_in >= 0.5 > (tally.bytes_out - worst) / tally.bytes_in
+    assert "web" not in made.tallies["quality"]
 
 
 def test_page_and_figures(built):

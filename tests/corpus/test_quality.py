@@ -72,6 +72,30 @@ def test_documents_stay_at_the_rate_of_the_pareto_rule():
     )
 
 
+def test_the_best_share_of_the_text_stays(tmp_path):
+    """Longer documents have higher scores here, so the share is of bytes and not of documents."""
+    weights = np.zeros(2**12, np.float32)
+    for place in range(100):
+        weights[zlib.crc32(f"w{place}".encode()) % len(weights)] += (place - 50) / 10
+    classifier = Classifier(weights, 0.0, "none", 10_000)
+    documents = table([f"W{place} " + "x" * 10 * place for place in range(100)])
+    documents = documents.take(pa.array(np.random.default_rng(0).permutation(100)))
+    halves = documents.slice(0, 50), documents.slice(50)
+    for number, half in enumerate(halves):
+        quality.rank(half, classifier, tmp_path / f"{number}.npz")
+    files = [tmp_path / "0.npz", tmp_path / "1.npz"]
+    scores, sizes = classifier.scores(documents["text"]), np.array([*map(len, documents["text"].to_pylist())])
+    for best in (0.01, 0.25, 0.5, 1.0):
+        least = quality.threshold(files, best)
+        kept = pa.concat_tables([quality.stage(half, KNOBS, classifier, least)[0] for half in halves])
+        stays = np.isin(documents["id"].to_pylist(), kept["id"].to_pylist())
+        assert stays.all() if best == 1 else scores[stays].min() > scores[~stays].max()
+        # Without its worst document, less than the share would stay.
+        assert sizes[stays].sum() - sizes[stays & (scores == scores[stays].min())].sum() < best * sizes.sum()
+        assert sizes[stays].sum() >= best * sizes.sum()
+    assert quality.threshold(files[::-1], 0.25) == quality.threshold(files, 0.25)
+
+
 def test_what_stays_depends_on_seed_and_id_alone():
     classifier = Classifier(np.zeros(8, np.float32), 1.0, "l2", 1000)
     documents = table(["a b"] * 500)

@@ -199,6 +199,11 @@ def test_mixture_keeps_its_proportions_and_each_source_its_epochs(tmp_path):
     def source_of(sequence):
         return max(weights, key=lambda letter: np.count_nonzero(sequence == ord(letter)))
 
+    there = [tokens for _, tokens in mixed.parts]
+    assert [share for share, _ in mixed.parts] == pytest.approx([0.6, 0.3, 0.1])
+    assert mixed.unique(1000) == 1000
+    assert mixed.unique(2 * there[1]) == pytest.approx(there[0] + 0.8 * there[1], abs=1)  # a has fewer than 0.6 of it
+    assert mixed.unique(100 * mixed.tokens) == mixed.tokens == sum(there)
     drawn = [source_of(mixed[i]) for i in range(1000)]
     for letter, weight in weights.items():
         for window in (drawn[:100], drawn[450:550], drawn):

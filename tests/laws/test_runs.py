@@ -245,6 +245,32 @@ def test_other_validation_sets_are_refused(tmp_path):
     assert len(read_runs([tmp_path])) == 2
 
 
+def test_runs_on_parts_of_a_corpus_fit_the_law_of_repeated_data(tmp_path):
+    for name, tokens in (("a", 1000), ("b", 250)):
+        run(tmp_path, name, [4.0 + tokens / 1e4], train=f"tokens/{name}", validation="held.jsonl")
+        edit(tmp_path / name / "config.json", lambda v, tokens=tokens: v.update(unique_tokens=tokens))
+    with pytest.raises(ValueError, match=r"b .*config\.data\.train='tokens/b' .*a .*tokens/a"):
+        read_runs([tmp_path])
+    points = read_runs([tmp_path], repeated=True)
+    assert points["unique"].tolist() == [1000, 250]
+    with pytest.raises(ValueError, match=r"config\.data\.train='tokens/b'"):  # that loss is on the text of each
+        read_runs([tmp_path], repeated=True, loss="training")
+    edit(tmp_path / "b/config.json", lambda v: v["config"]["data"].update(validation="other.jsonl"))
+    with pytest.raises(ValueError, match=r"config\.data\.validation='other\.jsonl'"):
+        read_runs([tmp_path], repeated=True)
+    edit(tmp_path / "b/config.json", lambda v: v.update(unique_tokens=0))
+    with pytest.raises(ValueError, match=r"b/config\.json has no unique_tokens"):
+        read_runs([tmp_path], repeated=True)
+
+
+def test_held_out_parts_of_different_text_are_not_the_same(tmp_path):
+    for name in "ab":
+        run(tmp_path, name, [4.0], train=f"tokens/{name}")
+        edit(tmp_path / name / "config.json", lambda v: v.update(unique_tokens=10))
+    with pytest.raises(ValueError, match=r"config\.data\.train='tokens/b'"):
+        read_runs([tmp_path], repeated=True)
+
+
 def test_copies_count_once(tmp_path):
     run(tmp_path, "a", [5.0, 4.0])
     run(tmp_path, "b", [5.0, 4.0])

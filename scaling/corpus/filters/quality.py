@@ -5,10 +5,11 @@ A logistic regression tells documents of curated data sets from those of raw one
 that it is curated, stays if a number drawn from the Pareto distribution with the exponent alpha exceeds 1 - s. NumPy's
 ``pareto`` is the Lomax distribution, so a document stays with the probability (2 - s)^-alpha: nearly all documents with
 high scores stay, and one in 500 of the worst, for diversity. The number is a hash of the seed and the document's id.
+``Quality.best`` replaces this rule by a share: the best quarter of the text, say, stays.
 
 The steps, for a build of many parts: ``shares``; ``sample`` for each part, which writes the features of sampled
-documents; ``train``, which reads these files and writes the classifier; ``stage`` for each part, with what ``load``
-gives.
+documents; ``train``, which reads these files and writes the classifier; with ``best``, ``rank`` for each part and
+``threshold``; ``stage`` for each part, with what ``load`` gives.
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ from scaling.corpus.outcome import Tally, kept
 
 NORMS = ("l2", "none")
 REASON = "low quality"
+_LEVELS = 2**16  # of scores, into which ``rank`` counts; bounds its files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Quality:
     negatives: tuple[str, ...] = knob((), "names", "raw data sets, its negatives; () = all that are no positives")
     classifier: str = knob("", "path", "a classifier of another build, used as it is; empty = train one")
     alpha: float = knob(9.0, "", "exponent of the Pareto distribution; 0 keeps all documents, and only scores them")
+    best: float = knob(0.0, "", "share of the text, in bytes, that stays: that of the best scores; 0 = as alpha says")
     features: int = knob(2**18, "", "buckets that words are hashed into")
     norm: str = knob("l2", "", "l2 = counts of a document have the Euclidean norm 1; none = counts, as in Spark")
     characters: int = knob(100_000, "characters", "of a document that are read, from its beginning; bounds memory")
@@ -59,6 +62,7 @@ class Quality:
         for name, good, right in (
             ("norm", self.norm in NORMS, f"one of {', '.join(NORMS)}"),
             ("alpha", 0 <= self.alpha < math.inf, "a number that is not negative"),
+            ("best", 0 <= self.best <= 1, "from 0 to 1"),
             ("features", 0 < self.features < 2**31, "from 1 to 2^31 - 1"),
             ("characters", self.characters > 0, "positive"),
             ("sample", self.sample > 0, "positive"),
@@ -214,18 +218,54 @@ def train(positives: Sequence[Path], negatives: Sequence[Path], knobs: Quality, 
     }
 
 
-def stage(documents: pa.Table, knobs: Quality, classifier: Classifier) -> tuple[pa.Table, Tally]:
+def rank(documents: pa.Table, classifier: Classifier, path: Path) -> None:
+    """Writes how many bytes of text the documents of a part have at each level of the score.
+
+    Args:
+        documents: of a part.
+        classifier: of ``load``.
+        path: the file, as of ``sample``.
+
+    Raises:
+        OSError: cannot write.
+    """
+    levels = _level(classifier.scores(documents["text"]))
+    sizes = pc.fill_null(pc.binary_length(documents["text"]), 0).to_numpy()
+    _write(path, bytes=np.bincount(levels, sizes, _LEVELS).astype(np.int64))
+
+
+def threshold(paths: Sequence[Path], best: float) -> int:
+    """The highest level such that documents of at least this level have the share ``best`` of the text.
+
+    Documents of one level stay together, so a little more text can stay.
+
+    Args:
+        paths: files of ``rank``.
+        best: a share of the bytes, above 0.
+    """
+    sizes = sum((_member(path, "bytes") for path in paths), np.zeros(_LEVELS, np.int64))
+    above = np.cumsum(sizes[::-1])
+    return _LEVELS - 1 - int(np.searchsorted(above, best * above[-1]))
+
+
+def stage(
+    documents: pa.Table, knobs: Quality, classifier: Classifier, least: int | None = None
+) -> tuple[pa.Table, Tally]:
     """Drops documents by their scores, and adds the column ``quality``, float64.
 
     Args:
         documents: of a part.
         knobs: ``alpha`` and ``seed`` are used.
         classifier: of ``load``.
+        least: of ``threshold``; documents of this level and above stay. None = the rule with ``alpha``.
     """
     tally = Tally()
     scores = classifier.scores(documents["text"])
     tally.score("quality", scores.tolist())
-    stays = chances(knobs.seed, "pareto", documents["id"]) < keep_probability(scores, knobs.alpha)
+    if least is None:
+        stays = chances(knobs.seed, "pareto", documents["id"]) < keep_probability(scores, knobs.alpha)
+    else:
+        stays = _level(scores) >= least
     documents = parts.with_column(documents, "quality", pa.array(scores))
     return kept(documents, np.where(stays, "", REASON).tolist(), tally), tally
 
@@ -233,6 +273,16 @@ def stage(documents: pa.Table, knobs: Quality, classifier: Classifier) -> tuple[
 def keep_probability(scores: np.ndarray, alpha: float) -> np.ndarray:
     """P(``np.random.pareto(alpha)`` > 1 - score), of each score; 1 for alpha 0."""
     return (2.0 - scores) ** -alpha
+
+
+def _level(scores: np.ndarray) -> np.ndarray:
+    """The level of each score, from 0 to ``_LEVELS`` - 1, int64 [n]: log-odds from -32 to 32 in equal steps.
+
+    Most scores of a good classifier are close to 0 or 1, where steps of the score itself would be too coarse.
+    """
+    with np.errstate(divide="ignore"):
+        odds = np.log(scores) - np.log1p(-scores)
+    return ((np.clip(odds, -32, 32) + 32) / 64 * (_LEVELS - 1)).astype(np.int64)
 
 
 def save(classifier: Classifier, path: Path) -> None:
