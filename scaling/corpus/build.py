@@ -49,7 +49,10 @@ def build(config: Corpus) -> Built:
     """Builds the corpus in ``config.workdir``, or goes on with a build there.
 
     A stage whose knobs, input or version have changed is made again, and all stages after it. Everything that was done
-    before stays.
+    before stays. What the knobs name is opened before anything is written.
+
+    Args:
+        config: of ``checked``.
 
     Raises:
         FileNotFoundError: no such files.
@@ -62,32 +65,45 @@ def build(config: Corpus) -> Built:
             f"config.workdir={config.workdir} must be a local folder; copy tokens/ and manifest.json to a bucket"
         )
     engine = Engine(config.engine, config.workers)
-    if "mixture" in config.stages:
-        mixture.check(config.mixture, config.names)
     sources = _sources(config)
+    outside = {name: stages.outside(name, config) for name in config.stages}
     folder.mkdir(parents=True, exist_ok=True)
     with held(epath.Path(folder / ".lock"), f"another process builds in {folder}; wait for it, or stop it"):
-        return _build(config, folder, engine, sources)
+        return _build(config, folder, engine, {"version": __version__, "sources": sources}, outside)
 
 
-def _build(config: Corpus, folder: Path, engine: Engine, sources: list[list[Any]]) -> Built:
+def _build(
+    config: Corpus, folder: Path, engine: Engine, made_of: Mapping[str, Any], outside: Mapping[str, Mapping[str, Any]]
+) -> Built:
+    """Runs the stages.
+
+    Args:
+        config: see there.
+        folder: of the build.
+        engine: where tasks run.
+        made_of: what the first stage reads.
+        outside: what each stage takes from outside of the build, besides its knobs.
+    """
     durable.replace_text(folder / CONFIG, json.dumps(to_dict(config), indent=1) + "\n")
     tallies: dict[str, Mapping[str, Tally]] = {}
     parts: dict[str, list[Path]] = {}
-    made_of: dict[str, Any] = {"version": __version__, "sources": sources}
     manifest = None
     for number, name in enumerate(config.stages, start=1):
         if name == "mixture":
-            manifest = mixture.build(folder, config.mixture, config.names, to_dict(config), parts)
+            names = [each for each, tally in tallies["tokens"].items() if tally.counts.get("documents")]
+            manifest = mixture.build(folder, config.mixture, names, to_dict(config), parts)
             break  # it is the last
         chosen = config.datasets(name)
-        knobs = getattr(config, name)
-        made_of = {"before": _digest(made_of), "stage": name, "datasets": chosen, **_of_knobs(knobs)}
+        knobs = json.loads(json.dumps(to_dict(getattr(config, name))))
+        made_of = {"before": _digest(made_of), "stage": name, "datasets": chosen, "knobs": knobs, **outside[name]}
         with progress.Steps(name) as bar:
             steps = Steps(folder / "stages" / f"{number:02d}-{name}", engine, bar.progress)
             steps.begin(made_of)
             stage = Stage(steps, {each: parts[each] for each in chosen if each in parts}, parts)
-            left, tallies[name] = stages.ALL[name](stage, config)
+            if name == "read" or any(stage.parts.values()):
+                left, tallies[name] = stages.ALL[name](stage, config)
+            else:  # no document is left that it could do something with
+                left, tallies[name] = {each: [] for each in chosen}, {each: Tally() for each in chosen}
         parts |= {each: [*found] for each, found in left.items()}
         _report(folder, tallies, manifest)
     if manifest:
@@ -99,25 +115,18 @@ def _sources(config: Corpus) -> list[list[Any]]:
     """What the files are known by: name, size and time, which change if their content does."""
     from scaling.data import sources
 
-    found = []
+    found: list[list[Any]] = []
     for source in config.sources:
         for file in find(source[1]):
             fs, path = sources.filesystem(file)
             facts = fs.info(path)
             when = next((str(facts[key]) for key in ("mtime", "LastModified", "updated", "ETag") if key in facts), "")
+            if any(each[0] == source[0] and each[-3] == file for each in found):
+                raise ValueError(
+                    f"config.sources: two sources of {source[0]} have the file {file}; give it to one of them"
+                )
             found.append([*source, file, facts.get("size"), when])
     return found
-
-
-def _of_knobs(knobs: Any) -> dict[str, Any]:
-    """Knobs of a stage, and the content of files that they name."""
-    values = to_dict(knobs)
-    files = {}
-    for name, value in values.items():
-        if isinstance(value, str) and value and Path(value).is_file():
-            with Path(value).open("rb") as file:
-                files[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"knobs": json.loads(json.dumps(values)), "files": files}
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -1,9 +1,12 @@
 """Runs a function on many items at once, by Daft: on processes of this machine (``native``), or on a Ray cluster."""
 
 import dataclasses
+import functools
 import json
 import logging
 import os
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -38,36 +41,65 @@ class Engine:
 
         Raises:
             ValueError, OSError: what ``function`` raised, the first that is noticed; tasks that run then may be lost.
+            OSError: a worker was killed.
             RuntimeError: ``function`` has a bug; the text has the traceback.
+            KeyboardInterrupt: ctrl-C. Daft may end quietly then.
         """
         if self.kind == "native" and (self.workers == 1 or len(items) <= 1):
             yield from map(function, items)
             return
+        left = len(items)
         for text in self._by_daft(function, items):
+            left -= 1
             outcome = json.loads(text)
             if "error" in outcome:
                 raise _ERRORS[outcome["error"]](*outcome["arguments"])
             yield outcome["result"]
+        if left:
+            raise KeyboardInterrupt
 
     def _by_daft(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[str]:
         import daft
 
         workers = self.workers or _cores()
+        parent = os.getpid()
         if self.kind == "ray":
-            workers = self.workers or _start_ray()
+            workers, parent = self.workers or _start_ray(), 0  # Ray itself ends the workers of a dead driver
 
         @daft.cls(max_concurrency=min(workers, len(items)), use_process=True)
         class Worker:
             @daft.method.batch(return_dtype=daft.DataType.string(), batch_size=1)
             def call(self, column: Any) -> list[str]:
+                if parent:
+                    _end_with(parent)
                 return [json.dumps(_outcome(function, items[number])) for number in column.to_pylist()]
 
         worker: Any = Worker()  # its methods take columns, too
         frame = daft.from_pydict({"number": list(range(len(items)))})
         if self.kind == "ray":
             frame = frame.into_partitions(len(items))
-        for row in frame.select(worker.call(frame["number"]).alias("outcome")).iter_rows():
-            yield row["outcome"]
+        try:
+            for row in frame.select(worker.call(frame["number"]).alias("outcome")).iter_rows():
+                yield row["outcome"]
+        except RuntimeError as error:
+            if "UDF process" not in str(error):
+                raise
+            raise OSError(
+                "a worker process of the build was killed, perhaps for lack of memory; give the same command again to "
+                "go on, with fewer config.workers or smaller config.read.part_bytes if it happens again"
+            ) from None
+
+
+@functools.cache
+def _end_with(parent: int) -> None:
+    """Ends this worker as soon as the process that started it is gone; nobody else would stop its task."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 _ERRORS: dict[str, type[Exception]] = {"OSError": OSError, "ValueError": ValueError, "RuntimeError": RuntimeError}

@@ -58,13 +58,14 @@ class Stage:
             function: picklable; of the documents of a part.
             what: the step's name, for the progress.
         """
+        targets = self.targets()
         tasks = [
-            Task(f"{name}/{part.stem}", functools.partial(_apply, function, part, self.folder / name / part.name))
+            Task(f"{name}/{part.stem}", functools.partial(_apply, function, part, target), (target,))
             for name, parts in self.parts.items()
-            for part in parts
+            for part, target in zip(parts, targets[name], strict=True)
         ]
         self.steps.run(what, tasks)
-        return self.targets()
+        return targets
 
 
 def _apply(function: RowStage, part: Path, target: Path) -> dict[str, Any]:

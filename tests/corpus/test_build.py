@@ -101,7 +101,7 @@ def test_each_stage_does_its_part(built, raw):
     # One page twice, and one page whose text is also in the curated set, whose copy stays.
     assert counts(built, "exact", "crawl") == (14, 12)
     assert counts(built, "exact", "web") == (16, 16)
-    assert built.tallies["quality"]["crawl"].notes["held-out tested"]
+    assert built.tallies["quality"]["crawl"].notes["held-out curated documents"]
 
 
 def test_tokens_and_manifest(built):
@@ -117,7 +117,7 @@ def test_the_best_share_of_all_parts(built, raw, tmp_path):
     """Of the documents of all parts, those with the best scores stay."""
 
     def found(folder):
-        parts = sorted((folder / "stages/06-quality/crawl").glob("*.parquet"))
+        parts = sorted((folder / "stages/05-quality/crawl").glob("*.parquet"))
         tables = [pq.read_table(part, columns=["quality", "text"]) for part in parts]
         return len(parts), {row["text"]: row["quality"] for table in tables for row in table.to_pylist()}
 
@@ -166,7 +166,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(built, raw, tmp_path):
         "import sys; from tests.corpus.test_build import config; from scaling.corpus.build import build; "
         "build(config(sys.argv[1], sys.argv[2]))"
     )
-    for stage in ("02-votes", "08-fuzzy", "12-tokens"):
+    for stage in ("02-votes", "07-fuzzy", "09-tokens"):
         process = subprocess.Popen([sys.executable, "-c", program, str(raw), str(tmp_path)], env=environment())
         end = time.monotonic() + 300
         while not (tmp_path / "stages" / stage).exists() and process.poll() is None:
