@@ -303,8 +303,14 @@ def _cut(
     return tally.to_dict()
 
 
-@functools.lru_cache(maxsize=1)
 def _wanted(path: Path) -> decontaminate.Wanted:
+    return _wanted_at(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _wanted_at(path: Path, time: int) -> decontaminate.Wanted:
+    """The grams, which a process keeps for its parts; a file that is written again has another time."""
+    del time
     return decontaminate.Wanted.read(path)
 
 

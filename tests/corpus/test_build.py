@@ -17,6 +17,7 @@ from scaling.config.files import edited
 from scaling.corpus.build import build
 from scaling.corpus.config import CORPUS, checked
 from scaling.data.shards import TokenDataset, read_index
+from tests.evaluate.tasks.stand_ins import TASK
 from tests.programs import environment
 
 WORDS = ("the of and to in river house under light seven winter garden stone they had been with a long road").split()  # noqa: SIM905
@@ -92,7 +93,7 @@ def counts(built, stage, data_set):
 
 
 def test_each_stage_does_its_part(built, raw):
-    assert counts(built, "read", "web") == (20, 20)
+    assert counts(built, "read", "web") == (20, 20) and counts(built, "read", "crawl") == (15, 14)
     assert counts(built, "votes", "web") == (20, 16)  # those of 0 votes go
     assert "crawl" not in built.tallies["votes"]
     assert counts(built, "extract", "crawl") == (14, 14)
@@ -134,7 +135,10 @@ def test_the_best_share_of_all_parts(built, raw, tmp_path):
 
 def test_page_and_figures(built):
     page = (built.folder / "report.html").read_text()
-    for words in ("From stage to stage", "exact duplicate", "What could not be read", "crawl.jsonl.gz", "Mixture"):
+    for words in (
+        *("From stage to stage", "exact duplicate", "What could not be read", "crawl.jsonl.gz", "Mixture"),
+        *("area under the ROC curve of held-out documents", "held-out raw documents"),
+    ):
         assert words in page
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://site/", "")
     figures = json.loads((built.folder / "report.json").read_text())
@@ -205,6 +209,21 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(raw, tmp_path):
         ({"only": (("tokens", "web"),)}, "'tokens' must be one of"),
         ({"only": (("quality", "wbe"),)}, "'wbe', which is none of web, crawl"),
         ({"workers": -1}, "config.workers=-1"),
+        ({"only": (("quality", "web"), ("quality", "crawl"))}, "names quality twice"),
+        ({"only": (("fuzzy", ""),)}, "fuzzy names no data set"),
+        ({"stages": ("votes", "read", "extract")}, "must begin with read and extract"),
+        ({"stages": ("read", "extract", "votes")}, "must begin with read and extract"),
+        ({"stages": ("read", "extract", "decontaminate")}, "config.decontaminate.tasks names no task"),
+        ({"stages": ("read", "extract", "toxicity")}, "config.toxicity.classifier names no run"),
+        ({"only": (("votes", "crawl"),)}, "has no votes=KEY"),
+        ({"fuzzy__threshold": 2.0}, "fuzzy.threshold=2.0"),
+        ({"fuzzy__order": ("wbe",)}, "fuzzy: order names the data set 'wbe'"),
+        ({"exact__order": ("wbe",)}, "exact: order names the data set 'wbe'"),
+        ({"language__keep": ("xx",)}, "knows no language 'xx'"),
+        ({"quality__positives": ("wbe",)}, "there is no data set 'wbe'"),
+        ({"read__longest": -5}, "read.longest=-5"),
+        ({"read__part_bytes": 0}, "read.part_bytes=0"),
+        ({"extract__seconds": -1.0}, "extract.seconds=-1.0"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -213,9 +232,82 @@ def test_knobs_that_do_not_fit_are_refused(tmp_path, changes, words):
         config(Path("nowhere"), tmp_path, **changes)
 
 
-def test_missing_files_and_weights_are_refused_before_anything_is_written(raw, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        build(config(Path("nowhere"), tmp_path / "a"))
-    with pytest.raises(ValueError, match="no weight for crawl"):
-        build(config(raw, tmp_path / "b", mixture__weights=(("web", 1.0),)))
-    assert not [*tmp_path.iterdir()]
+def test_what_cannot_be_used_is_refused_before_anything_is_written(raw, tmp_path):
+    (tmp_path / "two").mkdir()
+    for number, (changes, error, words) in enumerate(
+        [
+            ({"sources": (("a", f"{tmp_path}/nowhere"),)}, FileNotFoundError, "nowhere"),
+            ({"mixture__weights": (("web", 1.0),)}, ValueError, "no weight for crawl"),
+            ({"decontaminate__tasks": "nosuch"}, ValueError, "nosuch is no task"),
+            ({"tokens__tokenizer": "nosuch"}, (ValueError, OSError), "nosuch"),
+            ({"heuristics__presets": ("c4",), "heuristics__bad_words": "/nowhere"}, FileNotFoundError, "/nowhere"),
+            ({"toxicity__classifier": "/nowhere"}, FileNotFoundError, "/nowhere"),
+            ({"quality__classifier": "/nowhere"}, FileNotFoundError, "/nowhere"),
+            ({"sources": (("web", f"{raw}/*.jsonl"), ("web", f"{raw}/web0*"))}, ValueError, "two sources of web"),
+        ]
+    ):
+        own = {"only": (), "quality__positives": ()} if "sources" in changes else {}
+        own |= {"mixture__weights": (), "exact__order": (), "fuzzy__order": ()} if "sources" in changes else {}
+        with pytest.raises(error, match=words):
+            build(config(raw, tmp_path / f"two/{number}", **own, **changes))
+    assert not [*(tmp_path / "two").iterdir()]
+
+
+def test_only_sources_are_needed():
+    values = CORPUS.default()
+    values.sources = (("web", "web.jsonl"),)
+    plain = checked(edited(CORPUS, values, []))
+    assert plain.stages == (
+        *("read", "extract", "language", "heuristics", "exact", "fuzzy", "demonstrations", "tokens", "mixture"),
+    )
+    values.sources = (("web", "web.jsonl", "votes=karma"), ("crawl", "x.warc.gz"))
+    values.decontaminate.tasks = "lambada"
+    more = checked(edited(CORPUS, values, []))
+    assert {*more.stages} - {*plain.stages} == {"votes", "decontaminate"} and more.datasets("votes") == ("web",)
+
+
+SHORT = ("read", "extract", "exact", "tokens", "mixture")
+
+
+def test_a_data_set_without_documents_is_left_out_and_what_is_lost_is_made_again(raw, tmp_path):
+    (tmp_path / "empty.txt").touch()
+    sources = (("web", f"{raw}/web0.jsonl"), ("none", f"{tmp_path}/empty.txt"))
+    changes = {"sources": sources, "only": (), "stages": SHORT, "mixture__weights": (("web", 0.7), ("none", 0.3))}
+    made = build(config(raw, tmp_path / "run", **changes))
+    assert [(each.name, each.weight) for each in made.manifest.datasets] == [("web", 0.7)]
+    before = content(tmp_path / "run")
+    (part,) = (tmp_path / "run/stages/02-extract/web").glob("*.parquet")
+    part.unlink()
+    for path in (tmp_path / "run/tokens/web").iterdir():
+        path.unlink()
+    (tmp_path / "run/stages/01-read/raw/web/f00000-00000.parquet").unlink()
+    build(config(raw, tmp_path / "run", **changes))
+    assert content(tmp_path / "run") == before
+    with pytest.raises(ValueError, match="no document is left in any data set"):
+        build(
+            config(
+                raw, tmp_path / "run", **changes | {"sources": sources[1:], "mixture__weights": (), "exact__order": ()}
+            )
+        )
+
+
+def test_items_that_change_are_searched_again_and_no_document_is_no_work(raw, tmp_path):
+    """A data set without documents alone goes through all stages; with another one, what is cut follows the items."""
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "own.toml").write_text(TASK.replace('["no", "yes"]', '"options"'))
+    own = {"only": (), "exact__order": (), "fuzzy__order": ()}
+    own |= {"decontaminate__tasks": str(tmp_path / "own.toml"), "decontaminate__data": str(tmp_path)}
+    none = ("none", f"{tmp_path}/empty.txt")
+
+    def cut(stages, *sources):
+        found = build(config(raw, tmp_path / "run", **own, stages=stages, sources=sources))
+        return [counts(found, "decontaminate", "none"), *(pq.read_table(part) for part in found.parts.get("web", ()))]
+
+    for number in (0, 2):
+        item = {"question": " ".join(sentences(number)), "options": ["a", "b"], "answer": 1}
+        (tmp_path / "own.jsonl").write_text(json.dumps(item) + "\n")
+        if not number:
+            assert cut(("read", "extract", "exact", "fuzzy", "decontaminate"), none) == [(0, 0)]
+        empty, table = cut(("read", "extract", "decontaminate"), none, ("web", f"{raw}/web0.jsonl"))
+        assert empty == (0, 0)
+        assert {f"c{each}" for each in range(0, 20, 2)} - {*table["id"].to_pylist()} == {f"c{number}"}

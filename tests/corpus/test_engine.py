@@ -44,14 +44,15 @@ if __name__ == "__main__":
 
 
 ORPHANS = """
+import functools
 import os
 import sys
 import time
 from pathlib import Path
 from scaling.corpus.engine import Engine
 
-def work(item):
-    (Path(sys.argv[1]) / f"{os.getpid()}.pid").touch()
+def work(folder, item):
+    (folder / f"{os.getpid()}.pid").touch()
     time.sleep(300)
 
 def die(item):
@@ -66,7 +67,7 @@ if __name__ == "__main__":
         assert "a worker process of the build was killed" in str(error), error
     else:
         raise AssertionError
-    list(Engine("native", 2).each(work, [1, 2]))
+    list(Engine("native", 2).each(functools.partial(work, Path(sys.argv[1])), [1, 2]))
 """
 
 
