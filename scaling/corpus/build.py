@@ -1,10 +1,9 @@
 """Builds a corpus: runs the stages of a config in their order, each on what the one before left."""
 
 import dataclasses
-import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,14 @@ from etils import epath
 
 from scaling import __version__, durable
 from scaling.config.schema import to_dict
-from scaling.corpus import stages
+from scaling.corpus import documents, stages
 from scaling.corpus.config import Corpus
 from scaling.corpus.engine import Engine
 from scaling.corpus.outcome import Tally
 from scaling.corpus.output import mixture
 from scaling.corpus.page import corpus_page
 from scaling.corpus.reading.read import find
-from scaling.corpus.stage import Parts, Stage
+from scaling.corpus.stage import Input, Parts, Stage, digest
 from scaling.corpus.steps import Steps
 from scaling.data import progress
 from scaling.data.manifest import Manifest
@@ -48,8 +47,9 @@ class Built:
 def build(config: Corpus) -> Built:
     """Builds the corpus in ``config.workdir``, or goes on with a build there.
 
-    A stage whose knobs, input or version have changed is made again, and all stages after it. Everything that was done
-    before stays. What the knobs name is opened before anything is written.
+    A stage whose knobs or version have changed is made again, and all stages after it. If files of the sources have
+    changed, the parts that depend on them are. Everything else that was done before stays. What the knobs name is
+    opened before anything is written.
 
     Args:
         config: of ``checked``.
@@ -69,11 +69,11 @@ def build(config: Corpus) -> Built:
     outside = {name: stages.outside(name, config) for name in config.stages}
     folder.mkdir(parents=True, exist_ok=True)
     with held(epath.Path(folder / ".lock"), f"another process builds in {folder}; wait for it, or stop it"):
-        return _build(config, folder, engine, {"version": __version__, "sources": sources}, outside)
+        return _build(config, folder, engine, sources, outside)
 
 
 def _build(
-    config: Corpus, folder: Path, engine: Engine, made_of: Mapping[str, Any], outside: Mapping[str, Mapping[str, Any]]
+    config: Corpus, folder: Path, engine: Engine, sources: Sequence[Input], outside: Mapping[str, Mapping[str, Any]]
 ) -> Built:
     """Runs the stages.
 
@@ -81,12 +81,13 @@ def _build(
         config: see there.
         folder: of the build.
         engine: where tasks run.
-        made_of: what the first stage reads.
+        sources: the files of all sources.
         outside: what each stage takes from outside of the build, besides its knobs.
     """
     durable.replace_text(folder / CONFIG, json.dumps(to_dict(config), indent=1) + "\n")
     tallies: dict[str, Mapping[str, Tally]] = {}
     parts: dict[str, list[Path]] = {}
+    origins: dict[Path, str] = {}
     manifest = None
     for number, name in enumerate(config.stages, start=1):
         if name == "mixture":
@@ -95,42 +96,45 @@ def _build(
             break  # it is the last
         chosen = config.datasets(name)
         knobs = json.loads(json.dumps(to_dict(getattr(config, name))))
-        made_of = {"before": _digest(made_of), "stage": name, "datasets": chosen, "knobs": knobs, **outside[name]}
+        made_of = {"version": __version__, "stage": name, "knobs": knobs, **outside[name]}
+        if name not in stages.BY_PART:
+            of = [(each, origins[part]) for each, found in parts.items() for part in found]
+            made_of |= {"data sets": chosen, "documents": digest(of)}
         with progress.Steps(name) as bar:
             steps = Steps(folder / "stages" / f"{number:02d}-{name}", engine, bar.progress)
             steps.begin(made_of)
-            stage = Stage(steps, {each: parts[each] for each in chosen if each in parts}, parts)
-            if name == "read" or any(stage.parts.values()):
+            taken = {each: parts[each] for each in chosen if each in parts}
+            stage = Stage(steps, taken, parts, sources, digest(made_of), origins)
+            if name == "read" or any(documents.rows(part) for found in taken.values() for part in found):
                 left, tallies[name] = stages.ALL[name](stage, config)
             else:  # no document is left that it could do something with
                 left, tallies[name] = {each: [] for each in chosen}, {each: Tally() for each in chosen}
         parts |= {each: [*found] for each, found in left.items()}
+        if name not in stages.BY_PART:
+            origins |= dict.fromkeys((part for found in left.values() for part in found), stage.stamp)
         _report(folder, tallies, manifest)
     if manifest:
         _report(folder, tallies, manifest)
     return Built(folder, tallies, parts, manifest)
 
 
-def _sources(config: Corpus) -> list[list[Any]]:
-    """What the files are known by: name, size and time, which change if their content does."""
+def _sources(config: Corpus) -> list[Input]:
+    """The files, with their sizes and times."""
     from scaling.data import sources
 
-    found: list[list[Any]] = []
+    found, seen = [], set()
     for source in config.sources:
         for file in find(source[1]):
-            fs, path = sources.filesystem(file)
-            facts = fs.info(path)
-            when = next((str(facts[key]) for key in ("mtime", "LastModified", "updated", "ETag") if key in facts), "")
-            if any(each[0] == source[0] and each[-3] == file for each in found):
+            if (source[0], file) in seen:
                 raise ValueError(
                     f"config.sources: two sources of {source[0]} have the file {file}; give it to one of them"
                 )
-            found.append([*source, file, facts.get("size"), when])
+            seen.add((source[0], file))
+            fs, path = sources.filesystem(file)
+            facts = fs.info(path)
+            when = next((str(facts[key]) for key in ("mtime", "LastModified", "updated", "ETag") if key in facts), "")
+            found.append(Input(source, file, facts.get("size"), when))
     return found
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()
 
 
 def _report(folder: Path, tallies: Mapping[str, Mapping[str, Tally]], manifest: Manifest | None) -> None:

@@ -1,5 +1,6 @@
 """Each stage of a build: which tasks it runs in which steps, and which parts it leaves."""
 
+import dataclasses
 import functools
 import hashlib
 import shutil
@@ -22,7 +23,7 @@ from scaling.corpus.output import tokens
 from scaling.corpus.reading import ids
 from scaling.corpus.reading import read as reading
 from scaling.corpus.reading.source import Read
-from scaling.corpus.stage import Parts, Stage, input_bytes, measured
+from scaling.corpus.stage import Parts, Stage, digest, input_bytes, measured, only
 from scaling.corpus.steps import Task
 from scaling.data import shards, tokenizer
 
@@ -33,27 +34,30 @@ def read(stage: Stage, config: Corpus) -> Made:
     """Reads the sources; then renames documents whose ids are not unique."""
     tasks, owners = [], []
     for name in config.names:
-        sources = [source for source in config.sources if source[0] == name]
-        files = [(file, source) for source in sources for file in reading.find(source[1])]
-        called = reading.names([file for file, _ in files])
-        for number, (file, source) in enumerate(files):
-            stem = f"raw/{name}/f{number:05d}"
-            call = functools.partial(
-                _read, file, config.read_knobs(source), f"{name}/{called[file]}", stage.folder, stem
-            )
-            tasks.append(Task(stem, call))
+        files = [each for each in stage.inputs if each.source[0] == name]
+        called = reading.names([each.path for each in files])
+        for number, each in enumerate(files):
+            stem, known = f"raw/{name}/f{number:05d}", f"{name}/{called[each.path]}"
+            call = functools.partial(_read, each.path, config.read_knobs(each.source), known, stage.folder, stem)
+            tasks.append(Task(stem, call, made_of=digest([dataclasses.astuple(each), known])))
             owners.append(name)
     results = stage.steps.run("files", tasks)
     parts: dict[str, list[Path]] = {name: [] for name in config.names}
     tallies = {name: Tally() for name in config.names}
-    for name, result in zip(owners, results, strict=True):
-        parts[name] += [stage.folder / file for file in result["files"]]
+    for name, task, result in zip(owners, tasks, results, strict=True):
+        found = [stage.folder / file for file in result["files"]]
+        stage.origins.update((part, digest([stage.stamp, task.made_of])) for part in found)
+        parts[name] += found
         tallies[name].add(Tally.of(result["tally"]))
-    again = Stage(stage.steps, parts, parts)
-    repeated = _repeated_ids(again, sum(tally.documents_out for tally in tallies.values()))
+    for name, found in parts.items():
+        results_of = [stage.folder / task.name for owner, task in zip(owners, tasks, strict=True) if owner == name]
+        only(stage.folder / "raw" / name, [*found, *results_of])
+    again = dataclasses.replace(stage, parts=parts)
+    whole = digest([(name, stage.origins[part]) for name, found in parts.items() for part in found])
+    repeated = _repeated_ids(again, sum(tally.documents_out for tally in tallies.values()), whole)
     if not repeated:
         return parts, tallies
-    renamed = again.rows(functools.partial(_rename, repeated), "renaming")
+    renamed = again.rows(functools.partial(_rename, repeated), "renaming", whole)
     for name, tally in again.tallies().items():
         tallies[name].add(Tally(counts=tally.counts, faults=tally.faults))
     return renamed, tallies
@@ -70,21 +74,28 @@ def _read(file: str, knobs: Read, name: str, folder: Path, stem: str) -> dict[st
     return {"files": files, "tally": tally.to_dict()}
 
 
-def _repeated_ids(stage: Stage, rows: int) -> list[Path]:
-    """Files with the hashes of repeated ids, by ranges of hashes; those without any are left out."""
+def _repeated_ids(stage: Stage, rows: int, whole: str) -> list[Path]:
+    """Files with the hashes of repeated ids, by ranges of hashes; those without any are left out.
+
+    Args:
+        stage: with the parts.
+        rows: number of documents.
+        whole: a digest of what all parts are made of.
+    """
     every, work = [part for parts in stage.parts.values() for part in parts], stage.folder
     hashed = []
     for number, part in enumerate(every):
         target = duplicates.path_of(work, "ids", number)
-        hashed.append(Task(f"ids/{number:06d}", functools.partial(_hash_ids, part, target), (target,)))
+        made_of = digest([part.parent.name, part.name, stage.origins[part]])
+        hashed.append(Task(f"ids/{number:06d}", functools.partial(_hash_ids, part, target), (target,), made_of))
     stage.steps.run("ids", hashed)
     count = 1 + rows // duplicates.ENTRIES
     targets = [duplicates.path_of(work, "repeated", number) for number in range(count)]
-    ranges = [
-        Task(f"repeated/{number:06d}", functools.partial(_repeated, work, len(every), number, count, target), (target,))
-        for number, target in enumerate(targets)
-    ]
-    found = stage.steps.run("repeated ids", ranges if every else [])
+    ranges = []
+    for number, target in enumerate(targets if every else ()):
+        call = functools.partial(_repeated, work, len(every), number, count, target)
+        ranges.append(Task(f"repeated/{number:06d}", call, (target,), whole))
+    found = stage.steps.run("repeated ids", ranges)
     return [target for target, result in zip(targets, found, strict=False) if result["repeated"]]
 
 
@@ -155,7 +166,7 @@ def judge_quality(stage: Stage, config: Corpus) -> Made:
     figures: dict[str, Any] = {}
     if not knobs.classifier:
         path = stage.folder / "classifier.npz"
-        sizes = {name: sum(map(_rows, parts)) for name, parts in stage.all_parts.items()}
+        sizes = {name: sum(map(documents.rows, parts)) for name, parts in stage.all_parts.items()}
         shares, classes = quality.shares(knobs, sizes), knobs.classes(tuple(sizes))
         tasks, files = [], (list[Path](), list[Path]())
         for name, share in shares.items():
@@ -174,10 +185,6 @@ def judge_quality(stage: Stage, config: Corpus) -> Made:
         for kind, number in zip(("raw", "curated"), figures["tested"], strict=True):
             tally.notes[f"held-out {kind} documents"] = number
     return made, tallies
-
-
-def _rows(part: Path) -> int:
-    return int(pq.read_metadata(part).num_rows)
 
 
 def _sample(part: Path, knobs: quality.Quality, share: float, target: Path) -> dict[str, Any]:
@@ -349,6 +356,8 @@ def _join(streams: Sequence[Path], name: str, fingerprint: str, output: Path) ->
     return {"tokens": index.tokens, "documents": index.documents}
 
 
+# What is made of each part by itself. The other stages depend on all documents of all data sets.
+BY_PART = ("read", "votes", "extract", "language", "heuristics", "toxicity", "demonstrations")
 ALL: dict[str, Callable[[Stage, Corpus], Made]] = {
     "read": read,
     "votes": _by_rows(votes.votes, "votes"),

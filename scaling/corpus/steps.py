@@ -1,8 +1,8 @@
 """Steps of a build: many tasks that run at once, each at most once, also over restarts.
 
-A task is done when its result file and the files that it makes are there. The result is written last, so what a killed
-task leaves is written again, and so is what was deleted later. Tasks hold a shared lock, which ``begin`` waits for, so
-that a task of a build that was killed cannot write into the next build.
+A task is done when its result file, made of the same input, and the files that it makes are there. The result is
+written last, so what a killed task leaves is written again, and so is what was deleted later. Tasks hold a shared lock,
+which ``begin`` waits for, so that a task of a build that was killed cannot write into the next build.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from scaling import durable, json_text
 from scaling.corpus.engine import Engine
 
 STAMP = "stage.json"  # of the folder of a stage: what it was made of
+_MADE_OF = "made of"  # in a result file
 _LOCK = ".tasks.lock"  # beside the folders of the stages
 _PATIENCE = 60.0  # seconds that tasks of a killed build get to end; workers notice its end in less than one
 
@@ -33,11 +34,14 @@ class Task:
         call: picklable, without arguments; returns plain values that JSON can hold.
         outputs: files that it makes. Files that only the result tells are named there, from the folder of the stage, in
             the list "files".
+        made_of: what the task is made of besides that which the whole stage is made of (``Steps.begin``), as a digest.
+            A task that was made of something else is done again.
     """
 
     name: str
     call: Callable[[], Mapping[str, Any]]
     outputs: tuple[Path, ...] = ()
+    made_of: str = ""
 
 
 Progress = Callable[[str, int, int], None]  # (what, tasks that are done, all of them)
@@ -102,6 +106,13 @@ class Steps:
         assert None not in results, "a task did not make what it says"
         return [result for result in results if result is not None]
 
+    def result(self, name: str) -> dict[str, Any]:
+        """The result of a task that is done, by its name."""
+        path = self.folder / f"{name}.json"
+        found: dict[str, Any] = json_text.parse(path.read_bytes(), str(path))
+        del found[_MADE_OF]
+        return found
+
     def _path(self, task: Task) -> Path:
         return self.folder / f"{task.name}.json"
 
@@ -111,6 +122,8 @@ class Steps:
             result: dict[str, Any] = json_text.parse(self._path(task).read_bytes(), str(self._path(task)))
         except (FileNotFoundError, ValueError):
             return None
+        if result.pop(_MADE_OF, None) != task.made_of:
+            return None
         files = [*task.outputs, *(self.folder / name for name in result.get("files", ()))]
         return result if all(file.exists() for file in files) else None
 
@@ -118,7 +131,7 @@ class Steps:
 def _do(folder: Path, task: Task) -> None:
     with (folder.parent / _LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        result = dict(task.call())
+        result = {**task.call(), _MADE_OF: task.made_of}
         durable.replace_text(folder / f"{task.name}.json", json.dumps(result, sort_keys=True) + "\n", synced=True)
 
 

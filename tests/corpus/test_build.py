@@ -192,9 +192,9 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(raw, tmp_path):
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     build(config(raw, tmp_path, stages=stages, only=(("votes", "web"),), votes__least=2.0))
     again = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
-    read = [path for path in times if "01-read" in str(path)]
-    assert all(times[path] == again[path] for path in read) and read
-    assert all(times[path] != again[path] for path in times.keys() & again.keys() if path not in read)
+    kept = [path for path in times if "01-read" in str(path) or "extract/crawl" in str(path)]  # crawl has no votes
+    assert all(times[path] == again[path] for path in kept) and len(kept) == 4
+    assert all(times[path] != again[path] for path in times.keys() & again.keys() if path not in kept)
 
 
 @pytest.mark.parametrize(
@@ -264,6 +264,49 @@ def test_only_sources_are_needed():
     values.decontaminate.tasks = "lambada"
     more = checked(edited(CORPUS, values, []))
     assert {*more.stages} - {*plain.stages} == {"votes", "decontaminate"} and more.datasets("votes") == ("web",)
+
+
+def test_a_source_that_changes_costs_only_its_parts(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"Text of {name}.")
+    own = {"only": (), "stages": ("read", "extract", "demonstrations"), "read__part_bytes": 1}
+    one, two = ("one", f"{tmp_path}/[ab].txt"), ("two", f"{tmp_path}/c.txt")
+
+    def made(*sources):
+        build(config("", tmp_path / "run", **own, sources=sources))
+        return {
+            str(path.relative_to(tmp_path / "run/stages")): path.stat().st_mtime_ns
+            for path in (tmp_path / "run").rglob("*.parquet")
+        }
+
+    before = made(one)
+    both = made(one, two)
+    assert before.items() <= both.items() and len(both) == len(before) + 3
+    (tmp_path / "b.txt").write_text("Other text of b.")
+    after = made(one, two)
+    changed = {name for name, time in after.items() if time != both[name]}
+    assert changed == {
+        f"{folder}/one/f00001-00000.parquet" for folder in ("01-read/raw", "02-extract", "03-demonstrations")
+    }
+    assert (
+        pq.read_table(tmp_path / "run/stages/03-demonstrations/one/f00001-00000.parquet")["text"][0].as_py()[:5]
+        == "Other"
+    )
+    (tmp_path / "b.txt").unlink()
+    assert made(one).keys() == before.keys() - changed | {name for name in after if "/two/" in name}
+    (tmp_path / "d.txt").write_text("Text of d.")
+    assert made(two, ("one", f"{tmp_path}/[ad].txt")).keys() == after.keys()
+
+
+def test_a_classifier_is_not_trained_for_documents_that_are_not_there(raw, tmp_path):
+    sources = (("web", f"{raw}/web0.jsonl", "votes=karma"), ("good", f"{raw}/web1.jsonl"))
+    own = {"only": (("quality", "web"),), "quality__positives": ("good",), "votes__least": 100.0, "exact__order": ()}
+    made = build(config(raw, tmp_path, **own, sources=sources, stages=("read", "votes", "extract", "quality")))
+    assert counts(made, "votes", "web") == (10, 0) and counts(made, "quality", "web") == (0, 0)
+    (part,) = made.parts["good"]
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=f"{part} is no whole Parquet file .*; delete it"):
+        build(config(raw, tmp_path, **own, sources=sources, stages=("read", "votes", "extract", "exact")))
 
 
 SHORT = ("read", "extract", "exact", "tokens", "mixture")

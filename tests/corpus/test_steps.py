@@ -45,6 +45,14 @@ def test_a_task_is_done_if_its_result_and_its_files_are_there(tmp_path):
     assert run()[1] == [{"files": [], "of": "a"}, {"files": ["b.bin"], "of": "b"}]
 
 
+def test_a_task_of_other_input_is_done_again(tmp_path):
+    step, ran = Steps(tmp_path / "stages/01-x", Engine("native", 1), lambda *_: None), []
+    for made_of in ("one", "one", "two", "one"):
+        step.begin({})
+        step.run("work", [Task("a", lambda made_of=made_of: ran.append(made_of) or {}, made_of=made_of)])
+    assert ran == ["one", "two", "one"] and step.result("a") == {}
+
+
 def test_a_build_waits_for_the_tasks_of_another_one(tmp_path, monkeypatch):
     run = made(tmp_path)
     run()

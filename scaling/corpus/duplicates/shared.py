@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from scaling import durable
 from scaling.corpus import documents, outcome
@@ -102,7 +101,7 @@ def find(found: Mapping[str, Sequence[Path]], folder: Path, order: Sequence[str]
         starts.append(len(parts))
         for path in found[name]:
             parts.append(Part(len(parts), path, folder / name / path.name))
-    rows = sum(pq.read_metadata(part.source).num_rows for part in parts)
+    rows = sum(documents.rows(part.source) for part in parts)
     return Corpus(folder / "work", tuple(ordered), tuple(starts), len(parts), rows), parts
 
 
