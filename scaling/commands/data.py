@@ -81,7 +81,7 @@ def _run(options: argparse.Namespace, config: "Corpus") -> int:
             )
         for name, note in {name: note for tally in by_set.values() for name, note in notes(tally).items()}.items():
             print(f"{stage:15}{name}: {note}")
-    for stage in () if options.stage else STAGES:
+    for stage in STAGES if "mixture" in config.stages else ():  # of a whole build
         if stage not in config.stages and (lacking := config.lacking(stage)):
             print(f"{stage:15}is left out: {lacking}")
     if built.manifest:
