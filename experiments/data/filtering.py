@@ -14,7 +14,7 @@ is what models are validated on. docs/results/filtering makes such a folder of a
 - ``classifier`` trains the classifier of curated against raw documents, on a sample of the crawl that no other corpus
   holds: of so little text it would know each document of the crawl again.
 - ``raw`` is everything as it is, by size. ``built`` is GPT-3's recipe: English, the Pareto rule on the crawl,
-  deduplication, and more of the curated sets than their size. ``sized`` is the same with weights by size.
+  deduplication, and more of the curated sets than their size.
 - ``best25`` is the best 25 % of the crawl by the classifier, ``part25`` a random quarter, both without copies. Their
   tokens are in ``tokens/crawl`` of the build; no curated text is among them.
 
@@ -33,8 +33,8 @@ FILES = 16  # of the crawl
 def get_corpus(arguments: str = "corpus,built") -> ConfigDict:
     folder, _, variant = arguments.partition(",")
     kind, percent = variant.rstrip("0123456789."), variant[len(variant.rstrip("0123456789.")) :]
-    if kind not in ("classifier", "raw", "built", "sized") and not (kind in ("best", "part") and percent):
-        raise ValueError(f"{variant!r} must be classifier, raw, built, sized, or best or part with a percentage")
+    if kind not in ("classifier", "raw", "built") and not (kind in ("best", "part") and percent):
+        raise ValueError(f"{variant!r} must be classifier, raw, built, or best or part with a percentage")
     config = default_config()
     config.tokens.tokenizer = "bytes"
     config.sources = tuple((name, f"{folder}/{name}/*.jsonl.gz") for name in (*CURATED, "crawl"))
@@ -48,7 +48,7 @@ def get_corpus(arguments: str = "corpus,built") -> ConfigDict:
     if kind == "raw":
         config.stages = ("read", "extract", "tokens", "mixture")
         return config
-    if kind in ("built", "sized"):
+    if kind == "built":
         config.stages = ("read", "extract", "language", "quality", "exact", "fuzzy", "tokens", "mixture")
         config.only = (("language", "crawl"), ("quality", "crawl"))
         config.exact.order = config.fuzzy.order = CURATED
@@ -57,8 +57,7 @@ def get_corpus(arguments: str = "corpus,built") -> ConfigDict:
         # which a fifth is books and Wikipedia, it keeps 4 %, and the trainings there would see that 12 times.
         config.quality.alpha = 3.0
         # Table 2.2 has 60 % of the crawl; links, books and Wikipedia share the rest.
-        if kind == "built":
-            config.mixture.weights = (("crawl", 0.6), ("books", 0.2), ("wikipedia", 0.2))
+        config.mixture.weights = (("crawl", 0.6), ("books", 0.2), ("wikipedia", 0.2))
         return config
     config.stages = ("read", "extract", "exact", "fuzzy", "quality", "tokens", "mixture")
     config.quality.best = float(percent) / 100

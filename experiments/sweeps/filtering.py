@@ -5,9 +5,9 @@
     scaling fit runs/filtering/*part*crawl runs/filtering/*best100* --form=data_constrained
 
 experiments/data/filtering.py builds the corpora, runs/filtering-FOLDER-*, and FOLDER/held_out.jsonl.gz is what all
-models are validated on. The first sweep trains three sizes for four lengths on five levels of filtering of the same
-crawl and on two random parts of it. The second trains one size with three seeds on the raw mixture, on the built one,
-and on the built one with weights by size. The fit is of the runs that differ only in how often text is repeated.
+models are validated on. The first sweep trains three sizes for three lengths on five levels of filtering of the same
+crawl and on two random parts of it. The second trains one size with three seeds on the raw mixture and on the built
+one. The fit is of the runs that differ only in how often text is repeated.
 
 Machine: one CPU core, about an hour for both. docs/results/filtering has the results.
 """
@@ -17,11 +17,11 @@ from scaling.config.files import run_name
 from scaling.sweep.plan import Shape, Sweep, tokens
 from scaling.sweep.rules import power
 
-# Of the ladder of byte models, with 14, 39 and 132 thousand parameters.
+# Of the ladder of byte models, with 12, 38 and 132 thousand parameters.
 SHAPES = (Shape(4, 12, 1), Shape(4, 24, 2), Shape(4, 48, 3))
-LENGTHS = (2e5, 4e5, 8e5, 1.6e6)  # the last is nearly an epoch of the whole crawl, and 13.5 of its best 6.25 %
+LENGTHS = (2e5, 8e5, 1.6e6)  # the last is nearly an epoch of the whole crawl, and 13.5 of its best 6.25 %
 LEVELS = ("best100", "best50", "best25", "best12.5", "best6.25", "part25", "part6.25")
-MIXTURES = ("raw", "built", "sized")
+MIXTURES = ("raw", "built")
 
 
 def get_sweep(arguments: str = "corpus") -> Sweep:
