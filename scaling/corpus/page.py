@@ -102,7 +102,7 @@ def notes(tally: Tally) -> dict[str, str]:
     """The notes of a stage as texts, for this page and for the terminal."""
     found = {}
     for name, value in tally.notes.items():
-        found[name] = f"{value:.4f}" if isinstance(value, float) else str(value)
+        found[name] = "unknown" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
     return found
 
 

@@ -1,5 +1,6 @@
 """Whole builds: stages in their order, the same bytes for any workers and engine, restarts, and bad input."""
 
+import dataclasses
 import gzip
 import json
 import random
@@ -14,8 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from scaling.config.files import edited
+from scaling.corpus import stages
 from scaling.corpus.build import build
-from scaling.corpus.config import CORPUS, checked
+from scaling.corpus.config import CORPUS, checked, load
+from scaling.corpus.filters.toxicity import Toxicity
+from scaling.corpus.reading.read import find
 from scaling.data.shards import TokenDataset, read_index
 from tests.evaluate.tasks.stand_ins import TASK
 from tests.programs import environment
@@ -251,6 +255,26 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(raw, tmp_path
         with pytest.raises(error, match=words):
             build(config(raw, tmp_path / f"two/{number}", **own, **changes))
     assert not [*(tmp_path / "two").iterdir()]
+
+
+def test_the_shipped_recipe_reads_pages_and_texts_of_the_crawl_and_no_metadata(tmp_path):
+    for name in ("a.warc.gz", "b/c.warc.wet.gz", "d.wet.gz", "c.warc.wat.gz", "d.wat.gz"):
+        (tmp_path / "crawl" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "crawl" / name).touch()
+    recipe = load(f"data/gpt3_small:{tmp_path}")
+    assert recipe.stages[:5] == ("read", "votes", "extract", "language", "quality")
+    (crawl,) = (source[1] for source in recipe.sources if source[0] == "crawl")
+    assert [file.rsplit("/", 1)[1] for file in find(crawl)] == ["a.warc.gz", "c.warc.wet.gz", "d.wet.gz"]
+
+
+def test_what_a_stage_takes_from_outside_changes_with_it(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("1")
+    toxic = dataclasses.replace(CORPUS.root, toxicity=Toxicity(classifier=str(tmp_path / "run")))
+    before = stages.outside("toxicity", toxic)
+    assert before == stages.outside("toxicity", toxic)
+    (tmp_path / "run/config.json").write_text("22")
+    assert stages.outside("toxicity", toxic) != before
 
 
 def test_only_sources_are_needed():
