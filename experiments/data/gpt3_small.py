@@ -21,12 +21,12 @@ from scaling.corpus.config import default_config
 def get_corpus(folder: str = "corpus") -> ConfigDict:
     config = default_config()
     config.sources = (
-        ("crawl", f"{folder}/crawl/**/*.w*.gz"),
+        ("crawl", f"{folder}/crawl/**/*.w*[!a][ct].gz"),  # .warc.gz and .wet.gz, but not .wat.gz
         ("webtext", f"{folder}/webtext/**/*.jsonl.gz", "votes=karma"),
         ("books", f"{folder}/books/**/*.txt*"),
         ("wikipedia", f"{folder}/wikipedia/**/*.jsonl.gz"),
     )
-    config.stages = tuple(stage for stage in config.stages if stage not in ("heuristics", "toxicity"))
+    config.heuristics.presets = ()  # GPT-3 had no such rules
     config.only = (("votes", "webtext"), ("language", "crawl,webtext"), ("quality", "crawl"))
     config.votes.least = 3.0
     config.quality.positives = ("webtext", "books", "wikipedia")

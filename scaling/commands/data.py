@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares ``build`` and the stages."""
     kinds = add_verbs(parser, title="what to do", metavar="WHAT", required=True)
     build = add_verb(kinds, "build", "run all stages of --config=FILE, or go on with them", _build, takes_config=True)
-    build.set_defaults(stdout=Stdout.COPY)
+    build.set_defaults(stdout=Stdout.COPY, stage="")
     build.add_argument("--describe", action="store_true", help="print all knobs of such a config, as Markdown")
     for name, help in _ALONE.items():
         one = add_verb(kinds, name, f"{help}; only this stage", _stage, takes_config=True)
@@ -51,11 +51,11 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _stage(options: argparse.Namespace) -> int:
-    """Runs one stage on the sources."""
+    """Runs one stage on the sources, in a folder of its own."""
     from scaling.corpus.config import NEEDED, checked, load
 
     config = load(options.config, options.overrides)
-    before = () if options.stage == "extract" else ("votes",) if options.stage == "votes" else ()
+    before = ("votes",) if options.stage == "votes" else ()
     after = () if options.stage in (*NEEDED, "votes") else (options.stage,)
     config = dataclasses.replace(config, stages=("read", *before, "extract", *after))
     return _run(options, checked(config))
@@ -64,11 +64,13 @@ def _stage(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace, config: "Corpus") -> int:
     from scaling.config.files import run_name
     from scaling.corpus import build
+    from scaling.corpus.config import STAGES
     from scaling.corpus.output import mixture
+    from scaling.corpus.page import notes
 
-    name = run_name(options.config) if options.config else options.stage
+    names = [run_name(options.config) if options.config else "", options.stage]
     if not config.workdir:
-        config = dataclasses.replace(config, workdir=f"runs/{name}")
+        config = dataclasses.replace(config, workdir=f"runs/{'-'.join(filter(None, names)) or 'corpus'}")
     built = build.build(config)
     for stage, by_set in built.tallies.items():
         for data_set, tally in by_set.items():
@@ -77,9 +79,14 @@ def _run(options: argparse.Namespace, config: "Corpus") -> int:
                 f"{stage:15}{data_set:16}{tally.documents_in:>10,} -> {tally.documents_out:>9,} documents, "
                 f"{tally.bytes_in:>13,} -> {tally.bytes_out:>13,} bytes{faults}"
             )
+        for name, note in {name: note for tally in by_set.values() for name, note in notes(tally).items()}.items():
+            print(f"{stage:15}{name}: {note}")
+    for stage in STAGES if "mixture" in config.stages else ():  # of a whole build
+        if stage not in config.stages and (lacking := config.lacking(stage)):
+            print(f"{stage:15}is left out: {lacking}")
     if built.manifest:
         print(f"\n{mixture.table(built.manifest)}")
-        for sentence in mixture.repeated(config.mixture, built.manifest):
+        for sentence in mixture.warnings(config.mixture, built.manifest, config.names):
             print(f"scaling data: {sentence}", file=sys.stderr)
     print(f"\nreport: {built.folder / build.REPORT}")
     return 0

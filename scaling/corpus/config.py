@@ -10,9 +10,11 @@ from scaling.config import files
 from scaling.config.kind import Kind
 from scaling.config.knob import knob
 from scaling.corpus.decontaminate import Decontaminate
+from scaling.corpus.duplicates import fuzzy, shared
 from scaling.corpus.duplicates.exact import Exact
 from scaling.corpus.duplicates.fuzzy import Fuzzy
 from scaling.corpus.engine import Engine
+from scaling.corpus.extraction import language
 from scaling.corpus.extraction.extract import Extract
 from scaling.corpus.extraction.language import Language
 from scaling.corpus.filters.demonstrations import Demonstrations
@@ -20,6 +22,7 @@ from scaling.corpus.filters.heuristics import Heuristics
 from scaling.corpus.filters.quality import Quality
 from scaling.corpus.filters.toxicity import Toxicity
 from scaling.corpus.filters.votes import Votes
+from scaling.corpus.output import mixture
 from scaling.corpus.output.mixture import Mixture
 from scaling.corpus.output.tokens import Tokens
 from scaling.corpus.reading.source import Read
@@ -56,7 +59,12 @@ class Corpus:
         "documents: a path or glob of .txt, .jsonl, .parquet, .warc, .arc or .wet, also compressed; keys are fields of "
         "records that have other names there, as in 'text=content,id=path,votes=karma'; html = the text is HTML",
     )
-    stages: tuple[str, ...] = knob(STAGES, "names", "in their order; read and extract are always needed")
+    stages: tuple[str, ...] = knob(
+        (),
+        "names",
+        f"in their order, of {', '.join(STAGES)}; () = all that have what they need: votes a field of votes, "
+        "heuristics presets, quality positives or a classifier, toxicity a classifier, decontaminate tasks",
+    )
     only: tuple[tuple[str, str], ...] = knob(
         (),
         "(stage, data sets)",
@@ -82,11 +90,29 @@ class Corpus:
         return tuple(dict.fromkeys(source[0] for source in self.sources))
 
     def datasets(self, stage: str) -> tuple[str, ...]:
-        """The data sets that a stage is for."""
+        """The data sets that a stage is for; ``votes`` is for those whose sources name votes, unless ``only`` says."""
         for name, chosen in self.only:
             if name == stage:
                 return tuple(name for name in self.names if name in _split(chosen))
+        if stage == "votes":
+            voted = {source[0] for source in self.sources if self.read_knobs(source).votes_key}
+            return tuple(name for name in self.names if name in voted)
         return self.names
+
+    def lacking(self, stage: str) -> str:
+        """What a stage cannot do without and the knobs do not name, as a sentence; "" = nothing."""
+        there = {
+            "votes": (self.datasets("votes"), "votes=KEY in config.sources names no field of votes"),
+            "heuristics": (self.heuristics.presets, "config.heuristics.presets names none"),
+            "quality": (
+                self.quality.positives or self.quality.classifier,
+                "config.quality.positives names no curated data set, and config.quality.classifier no classifier",
+            ),
+            "toxicity": (self.toxicity.classifier, "config.toxicity.classifier names no run"),
+            "decontaminate": (self.decontaminate.tasks, "config.decontaminate.tasks names no task"),
+        }
+        found, sentence = there.get(stage, (True, ""))
+        return "" if found else sentence
 
     def read_knobs(self, source: Sequence[str]) -> Read:
         """The knobs with which a source is read."""
@@ -120,7 +146,7 @@ def load(spec: str | None, overrides: Sequence[str] = ()) -> Corpus:
 
 
 def checked(config: Corpus) -> Corpus:
-    """The config, if its parts fit together.
+    """The config with its stages, if its parts fit together. No file is opened.
 
     Raises:
         ValueError: they do not; the message names the knob.
@@ -129,18 +155,50 @@ def checked(config: Corpus) -> Corpus:
         raise ValueError("config.sources is empty; give (data set, files), such as (('books', 'books/*.jsonl.gz'),)")
     for source in config.sources:
         _check_source(source)
+    for entry in config.only:
+        _check_only(entry, config)
+    if not config.stages:
+        config = dataclasses.replace(config, stages=tuple(name for name in STAGES if not config.lacking(name)))
+    _check_stages(config)
+    Engine(config.engine, config.workers)  # refuses what it cannot be
+    for name in config.stages:
+        _check_knobs(name, config)
+    return config
+
+
+def _check_stages(config: Corpus) -> None:
     if unknown := [name for name in config.stages if name not in STAGES]:
         raise ValueError(f"config.stages: there is no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
     if len(set(config.stages)) < len(config.stages):
         raise ValueError("config.stages names a stage twice")
-    if [name for name in config.stages if name != "votes"][:2] != list(NEEDED):
-        raise ValueError("config.stages must begin with read and extract; only votes may stand between them")
+    begin = ("read", "votes", "extract") if "votes" in config.stages else NEEDED
+    if config.stages[: len(begin)] != begin:
+        raise ValueError("config.stages must begin with read and extract; votes stands between them, and no other")
     if "mixture" in config.stages and config.stages[-2:] != ("tokens", "mixture"):
         raise ValueError("config.stages: mixture is the last stage, after tokens")
-    for entry in config.only:
-        _check_only(entry, config)
-    Engine(config.engine, config.workers)  # refuses what it cannot be
-    return config
+    for name in config.stages:
+        if lacking := config.lacking(name):
+            raise ValueError(f"config.stages has {name}, but {lacking}")
+
+
+def _check_knobs(stage: str, config: Corpus) -> None:
+    """Refuses knobs of a stage that its data sets do not fit."""
+    chosen = config.datasets(stage)
+    if stage == "votes":
+        for source in config.sources:
+            if source[0] in chosen and not config.read_knobs(source).votes_key:
+                raise ValueError(f"config.sources: {source[1]} of {source[0]} has no votes=KEY, which votes needs")
+    if stage == "language":
+        language.check(config.language)
+    if stage == "quality" and not config.quality.classifier:
+        config.quality.classes(config.names)
+    if stage == "exact":
+        shared.check_order("exact", config.exact.order, chosen)
+    if stage == "fuzzy":
+        fuzzy.resolved(config.fuzzy)
+        shared.check_order("fuzzy", config.fuzzy.order, chosen)
+    if stage == "mixture":
+        mixture.check(config.mixture, config.names)
 
 
 def _check_source(source: Sequence[str]) -> None:
@@ -166,6 +224,10 @@ def _check_only(entry: Sequence[str], config: Corpus) -> None:
         raise ValueError(f"config.only: {stage!r} must be one of {', '.join(allowed)}; the other stages are for all")
     if unknown := [name for name in _split(chosen) if name not in config.names]:
         raise ValueError(f"config.only: {stage} names {unknown[0]!r}, which is none of {', '.join(config.names)}")
+    if not _split(chosen):
+        raise ValueError(f"config.only: {stage} names no data set; to leave the stage out, take it from config.stages")
+    if [each[0] for each in config.only].count(stage) > 1:
+        raise ValueError(f"config.only names {stage} twice; give all its data sets in one entry, with commas")
 
 
 def _split(text: str) -> list[str]:

@@ -20,6 +20,8 @@ There are four steps:
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -100,6 +102,27 @@ class Found:
             return cls(**file)
 
 
+def digest(knobs: Decontaminate) -> str:
+    """A digest of the items of the tasks, which changes if the files of the tasks do.
+
+    Raises:
+        FileNotFoundError, ValueError: as of ``collect``.
+    """
+    return hashlib.sha256(json.dumps(_items(knobs)).encode()).hexdigest()
+
+
+def _items(knobs: Decontaminate) -> dict[str, list[str]]:
+    """The texts of the items, by the name of the task."""
+    for name in ("words", "shortest", "most_pieces"):
+        if getattr(knobs, name) < 1:
+            raise ValueError(f"decontaminate.{name} must be at least 1, not {getattr(knobs, name)}")
+    for name in ("window", "most_documents"):
+        if getattr(knobs, name) < 0:
+            raise ValueError(f"decontaminate.{name} must be 0 or more, not {getattr(knobs, name)}")
+    found = item_texts(find_tasks(knobs.tasks), knobs.data or None)
+    return {name: [*items.values()] for name, (items, _) in found.items()}
+
+
 def collect(knobs: Decontaminate) -> tuple[Wanted, Tally]:
     """The grams of all items of the tasks; the tally counts by task items, grams, and items that have none.
 
@@ -107,17 +130,11 @@ def collect(knobs: Decontaminate) -> tuple[Wanted, Tally]:
         FileNotFoundError: a task's files are not there.
         ValueError: no such task, a malformed record, or a knob out of range.
     """
-    for name in ("words", "shortest", "most_pieces"):
-        if getattr(knobs, name) < 1:
-            raise ValueError(f"decontaminate.{name} must be at least 1, not {getattr(knobs, name)}")
-    for name in ("window", "most_documents"):
-        if getattr(knobs, name) < 0:
-            raise ValueError(f"decontaminate.{name} must be 0 or more, not {getattr(knobs, name)}")
-    texts = item_texts(find_tasks(knobs.tasks), knobs.data or None)
+    texts = _items(knobs)
     numbers: dict[str, int] = {}
     owned, tally = [], Tally()
-    for task, (name, (items, _)) in enumerate(texts.items()):
-        for text in items.values():
+    for task, (name, items) in enumerate(texts.items()):
+        for text in items:
             words = words_of(text)
             owned.append((task, np.array([numbers.setdefault(w, len(numbers) + 1) for w in words], np.uint32)))
             tally.count(f"{name}: items without a gram", len(words) < knobs.words)

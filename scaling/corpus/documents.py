@@ -72,6 +72,18 @@ def read(path: Path) -> pa.Table:
     return found
 
 
+def rows(path: Path) -> int:
+    """How many documents a part has.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is no whole Parquet file ({str(error).splitlines()[0]}); delete it") from None
+
+
 def text_bytes(documents: pa.Table, column: str = "text") -> int:
     """Bytes of a column's texts, in UTF-8."""
     return pc.sum(pc.binary_length(documents[column])).as_py() or 0

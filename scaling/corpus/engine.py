@@ -1,14 +1,20 @@
 """Runs a function on many items at once, by Daft: on processes of this machine (``native``), or on a Ray cluster."""
 
 import dataclasses
+import functools
 import json
 import logging
 import os
+import tempfile
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 ENGINES = ("native", "ray")
+_WATCH = 0.1  # seconds between two looks of a worker at whether it is still wanted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +44,22 @@ class Engine:
 
         Raises:
             ValueError, OSError: what ``function`` raised, the first that is noticed; tasks that run then may be lost.
+            OSError: a worker was killed.
             RuntimeError: ``function`` has a bug; the text has the traceback.
+            KeyboardInterrupt: ctrl-C. Daft may end quietly then.
         """
         if self.kind == "native" and (self.workers == 1 or len(items) <= 1):
             yield from map(function, items)
             return
+        left = len(items)
         for text in self._by_daft(function, items):
+            left -= 1
             outcome = json.loads(text)
             if "error" in outcome:
                 raise _ERRORS[outcome["error"]](*outcome["arguments"])
             yield outcome["result"]
+        if left:
+            raise KeyboardInterrupt
 
     def _by_daft(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[str]:
         import daft
@@ -55,19 +67,51 @@ class Engine:
         workers = self.workers or _cores()
         if self.kind == "ray":
             workers = self.workers or _start_ray()
+        native, parent = self.kind == "native", os.getpid()  # Ray itself ends the workers of a dead driver
+        descriptor, name = tempfile.mkstemp(prefix="scaling-build-")
+        os.close(descriptor)
+        token = Path(name)  # is there as long as results are wanted
 
         @daft.cls(max_concurrency=min(workers, len(items)), use_process=True)
         class Worker:
             @daft.method.batch(return_dtype=daft.DataType.string(), batch_size=1)
             def call(self, column: Any) -> list[str]:
+                if native:
+                    _end_with(parent, token)
                 return [json.dumps(_outcome(function, items[number])) for number in column.to_pylist()]
 
         worker: Any = Worker()  # its methods take columns, too
         frame = daft.from_pydict({"number": list(range(len(items)))})
         if self.kind == "ray":
             frame = frame.into_partitions(len(items))
-        for row in frame.select(worker.call(frame["number"]).alias("outcome")).iter_rows():
-            yield row["outcome"]
+        done = 0
+        try:
+            for row in frame.select(worker.call(frame["number"]).alias("outcome")).iter_rows():
+                done += 1
+                yield row["outcome"]
+        except RuntimeError as error:
+            if "UDF process" not in str(error):
+                raise
+            raise OSError(
+                "a worker process of the build was killed, perhaps for lack of memory; give the same command again to "
+                "go on, with fewer config.workers or smaller config.read.part_bytes if it happens again"
+            ) from None
+        finally:
+            token.unlink(missing_ok=True)
+            if native and done < len(items):
+                time.sleep(2 * _WATCH)  # Daft's threads, which end with the workers, must not outlive Python
+
+
+@functools.cache
+def _end_with(parent: int, token: Path) -> None:
+    """Ends this worker as soon as the process that started it, or the file, is gone; Daft would not stop its task."""
+
+    def watch() -> None:
+        while os.getppid() == parent and token.exists():
+            time.sleep(_WATCH)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 _ERRORS: dict[str, type[Exception]] = {"OSError": OSError, "ValueError": ValueError, "RuntimeError": RuntimeError}

@@ -25,7 +25,7 @@ class Fault:
 
 @dataclasses.dataclass
 class Tally:
-    """Figures of a stage, of one part or of many. ``add`` is associative and commutative, so order is without effect.
+    """Figures of a stage, of one part or of many. ``add`` is associative and commutative, but for the order of faults.
 
     Attributes:
         documents_in, documents_out: numbers of documents.
@@ -76,7 +76,7 @@ class Tally:
         self.counts = dict(sorted((collections.Counter(self.counts) + collections.Counter(other.counts)).items()))
         for reason, found in other.examples.items():
             self.examples[reason] = heapq.nsmallest(EXAMPLES, [*self.examples.get(reason, ()), *found])
-        self.faults = sorted([*self.faults, *other.faults], key=lambda fault: (fault.file, fault.place))
+        self.faults.extend(other.faults)
         self.notes |= other.notes
         for name, bins in other.histograms.items():
             mine = self.histograms.get(name, [0] * BINS)

@@ -32,7 +32,10 @@ def corpus_page(title: str, made: str, tallies: Tallies, mixture: Sequence[Seque
             total.add(tally)
         sections.append(Section(stage, stage.capitalize(), _stage(total), tuple(_histograms(stage, total))))
     faults = [
-        (stage, fault) for stage, by_set in tallies.items() for tally in by_set.values() for fault in tally.faults
+        (stage, fault)
+        for stage, by_set in tallies.items()
+        for tally in by_set.values()
+        for fault in sorted(tally.faults, key=lambda fault: (fault.file, fault.place))
     ]
     if faults:
         rows = [[stage, escape(fault.file), f"{fault.place:,}", escape(fault.reason)] for stage, fault in faults]
@@ -86,15 +89,21 @@ def _bars(tallies: Tallies) -> list[Drawing]:
 
 
 def _stage(tally: Tally) -> str:
-    if not tally.counts:
-        return "<p>Nothing was dropped.</p>"
-    parts = [
-        table(["counted", "number"], [[escape(what), f"{number:,}"] for what, number in tally.counts.items()], (1,))
-    ]
+    rows = [[escape(what), f"{number:,}"] for what, number in tally.counts.items()]
+    rows += [[escape(what), escape(note)] for what, note in notes(tally).items()]
+    parts = [table(["counted", "number"], rows, (1,)) if rows else "<p>Nothing was dropped.</p>"]
     for reason, found in tally.examples.items():
         shown = "".join(f"<p><small>{escape(id)}</small><br>{escape(text)}</p>" for _, id, text in found)
         parts.append(f"<details><summary>{escape(reason)}: examples</summary>{shown}</details>")
     return "\n".join(parts)
+
+
+def notes(tally: Tally) -> dict[str, str]:
+    """The notes of a stage as texts, for this page and for the terminal."""
+    found = {}
+    for name, value in tally.notes.items():
+        found[name] = "unknown" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+    return found
 
 
 def _histograms(stage: str, tally: Tally) -> list[Drawing]:

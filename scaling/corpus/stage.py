@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from scaling import json_text
 from scaling.corpus import documents
 from scaling.corpus.outcome import Tally
 from scaling.corpus.steps import Steps, Task
@@ -20,6 +21,16 @@ RowStage = Callable[[pa.Table], tuple[pa.Table, Tally]]
 
 
 @dataclasses.dataclass(frozen=True)
+class Input:
+    """A file of a source, with what changes if its content does."""
+
+    source: tuple[str, ...]
+    path: str
+    size: int | None
+    time: str  # or what a store has in its place
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """Where a stage works.
 
@@ -27,11 +38,17 @@ class Stage:
         steps: runs its tasks in its folder.
         parts: what it reads, of the data sets that it is for.
         all_parts: of all data sets, for stages that learn from others.
+        inputs: the files of the sources.
+        stamp: a digest of what the whole stage is made of.
+        origins: for each part a digest of what it is made of; ``read`` and ``rows`` add those that they write.
     """
 
     steps: Steps
     parts: Parts
     all_parts: Parts
+    inputs: Sequence[Input]
+    stamp: str
+    origins: dict[Path, str]
 
     @property
     def folder(self) -> Path:
@@ -47,24 +64,41 @@ class Stage:
         found = {name: Tally() for name in self.parts}
         for name, targets in self.targets().items():
             for target in targets:
-                result = target.with_suffix(".json")
-                found[name].add(Tally.of(json_text.parse(result.read_bytes(), str(result))))
+                found[name].add(Tally.of(self.steps.result(f"{name}/{target.stem}")))
         return found
 
-    def rows(self, function: RowStage, what: str = "documents") -> dict[str, list[Path]]:
+    def rows(self, function: RowStage, what: str = "documents", also: str = "") -> dict[str, list[Path]]:
         """Applies a function to each part; the new parts.
 
         Args:
             function: picklable; of the documents of a part.
             what: the step's name, for the progress.
+            also: a digest of what the function depends on besides the part and what the whole stage is made of.
         """
-        tasks = [
-            Task(f"{name}/{part.stem}", functools.partial(_apply, function, part, self.folder / name / part.name))
-            for name, parts in self.parts.items()
-            for part in parts
-        ]
+        targets, tasks = self.targets(), []
+        for name, parts in self.parts.items():
+            for part, target in zip(parts, targets[name], strict=True):
+                call = functools.partial(_apply, function, part, target)
+                made_of = self.origins[part] + also
+                tasks.append(Task(f"{name}/{part.stem}", call, (target,), made_of))
+                self.origins[target] = digest([self.stamp, made_of])
         self.steps.run(what, tasks)
-        return self.targets()
+        for name, parts in targets.items():
+            only(self.folder / name, parts)
+        return targets
+
+
+def digest(values: Any) -> str:
+    """A digest of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()
+
+
+def only(folder: Path, parts: Sequence[Path]) -> None:
+    """Deletes the parts of a folder, and their results, that are none of these: those of sources that have changed."""
+    stems = {part.stem for part in parts}
+    for path in folder.glob("*.*"):
+        if path.is_file() and path.stem not in stems:
+            path.unlink()
 
 
 def _apply(function: RowStage, part: Path, target: Path) -> dict[str, Any]:

@@ -49,8 +49,8 @@ External links.
 
 
 def test_normal_form_and_controls():
-    text = "\ufeffe\u0301\r\nx\ry\x00\x1bz\t\u200d\u0085w\x0cv"
-    assert clean.normalized(text, "NFC", True) == "é\nx\nyz\t\u200dw\nv"
+    text = "\ufeffe\u0301\r\nx\ry\x00\x1bz\t\u200d\u0085w\x0cv\x0bu\x1et"
+    assert clean.normalized(text, "NFC", True) == "é\nx\nyz\t\u200d\nw\nv\nu\nt"
     assert clean.normalized("e\u0301\x00", "", False) == "e\u0301\x00"
     assert clean.normalized("ﬁ", "NFKC", True) == "fi"
 
@@ -60,6 +60,14 @@ def test_a_book_keeps_its_own_text():
     assert clean.without_gutenberg(BOOK.replace(" Gutenberg", " Goodberg").replace(" GUTENBERG", "")) != BOOK[:0]
     other = "*** START OF THE SHOW ***\nProduced by me.\n*** END OF THE SHOW ***"
     assert clean.without_gutenberg(other) == other
+
+
+def test_a_line_that_only_looks_like_a_footer_and_a_second_book_stay():
+    begin, end = BOOK.split("A chapter.")
+    line = "End of Project Gutenberg's first decade came soon.\n\n" + "More text follows. " * 20 + "A chapter."
+    assert clean.without_gutenberg(begin + line + end).startswith(f"TEA\n\n{line}")
+    coffee = clean.without_gutenberg(BOOK + "\n" + BOOK.replace("TEA\n\nA", "COFFEE\n\nA"))
+    assert coffee == "\n\n".join(clean.without_gutenberg(BOOK).replace("TEA", name) for name in ("TEA", "COFFEE"))
 
 
 def test_old_books_end_their_header_in_small_print():
@@ -73,6 +81,8 @@ def test_old_books_end_their_header_in_small_print():
 def test_an_article_loses_markup_and_empty_sections():
     cleaned = "Chen & Co\n\nChen & Co (born 1942) was founded in Bath. \nHistory.\nIt grewfast .\nSee also.\nTea"
     assert clean.without_wiki(ARTICLE) == cleaned
+    open_link = ARTICLE.replace("[[File:A.jpg|thumb|It]]", "[[File:A.jpg|thumb")
+    assert clean.without_wiki(open_link) == cleaned
     other = "Call f () in C.\nReferences.\n"
     assert clean.without_wiki(other) == other
 

@@ -82,6 +82,14 @@ def test_pages_that_are_too_much_are_faults_and_the_others_are_read(page, knobs,
     assert time.monotonic() - start < 60
 
 
+def test_dropped_texts_are_shown_and_very_many_faults_are_counted_but_not_named():
+    _, tally = extract(table(*[b"<p>x</p>"] * 250), Extract(largest=3))
+    assert tally.counts["page too large"] == 250 and len(tally.faults) == 101
+    assert tally.faults[-1].reason.startswith("150 more pages of this part")
+    _, tally = extract(table(b"", text="\0\0 \0"), Extract())
+    assert [text for _, _, text in tally.examples["no text"]] == ["\0\0 \0"]
+
+
 def test_the_process_that_extracts_may_die_and_fail():
     extractor = Extractor(Settings())
     assert "number 3" in extractor.extract(PAGE.decode())

@@ -11,7 +11,7 @@ import pytest
 from scaling.config.schema import Data
 from scaling.corpus import documents as parts
 from scaling.corpus.output import tokens
-from scaling.corpus.output.mixture import Mixture, build, check, mixed, repeated, table
+from scaling.corpus.output.mixture import Mixture, build, check, mixed, table, warnings
 from scaling.data import loader, manifest, shards, sources
 from scaling.data.manifest import DataSet, Manifest
 from scaling.data.tokenizer import load
@@ -128,10 +128,14 @@ def test_a_data_set_that_repeats_too_often_is_said_aloud():
     knobs = Mixture(weights=(("small", 1), ("large", 3)), tokens=40_000)
     length, found = mixed(knobs, sets)
     made = Manifest(length, "bytes", "", found, {}, {})
-    (sentence,) = repeated(knobs, made)
+    sentences = warnings(knobs, made, ["empty", "small", "large"])
+    assert sentences[0].startswith("empty has no document left and is not in the mixture")
+    assert sentences[1].startswith("small has 1,000 tokens, and a training with sequences of 2,048 needs")
+    sentence = sentences[2]
+    assert len(sentences) == 3
     assert sentence.startswith("small would be seen 10.0 times in a training of 40,000 tokens, more than ")
     assert "its share is 25 %, and 10 % would be 4 times" in sentence
-    assert not repeated(dataclasses.replace(knobs, most_epochs=10.0), made)
+    assert len(warnings(dataclasses.replace(knobs, most_epochs=10.0), made, ["small", "large"])) == 1
     length, found = mixed(Mixture(), sets)  # by their tokens: each is seen once
     assert length == 101_000 and [each.epochs for each in found] == [1, 1]
 

@@ -41,6 +41,11 @@ def test_a_long_document_is_read_whole_in_windows():
     assert toxicity.rate(["aa", text, "x"], "max", rater([])).tolist() == [0.0, highest, 1.0]
 
 
+def test_the_highest_of_negative_numbers_is_negative():
+    negative = Rater(lambda texts: [-len(text) for text in texts], lambda text: len(text) - ROOM, ROOM)
+    assert toxicity.rate(["aa", "", "a" * 20], "max", negative).tolist() == [-2.0, 0.0, -10.0]
+
+
 def test_windows_are_cut_at_white_space_where_there_is_some():
     text = "word " * 30
     assert all(set(window.split()) == {"word"} for window in toxicity.windows(text, rater([])))

@@ -82,6 +82,35 @@ def test_bodies_are_decoded(tmp_path):
     assert [row["content"] for row in rows] == [PAGE] * 5 and not tally.faults
 
 
+def test_what_looks_like_something_else_is_read_as_what_it_is(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    wet = record(1, b"HTTP/2 is faster than HTTP/1.1.", kind="conversion", mime="text/plain")
+    made = [
+        b"\xef\xbb\xbf" + wet,
+        record(2, http(zstandard.compress(PAGE), "Content-Type: text/html\nContent-Encoding: zstd")),
+    ]
+    twice = "Content-Type: text/html\nContent-Encoding: deflate\nContent-Encoding: gzip"
+    made.append(record(3, http(gzip.compress(zlib.compress(PAGE)), twice)))
+    rows, tally = of(tmp_path, b"".join(made))
+    assert rows[0]["text"].startswith("HTTP/2 is") and not tally.faults
+    assert [row["content"] for row in rows[1:]] == [PAGE, PAGE]
+    skipped = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
+    rows, tally = of(tmp_path, skipped + zstandard.compress(record(1)) + skipped + zstandard.compress(record(2)))
+    assert ids(rows) == ["record-1", "record-2"] and not tally.faults
+
+
+def test_documents_that_are_lost_are_documents_that_went_in(tmp_path):
+    made = [
+        record(1),
+        record(2, b"no status"),
+        record(3, http(b"\n")),
+        record(4, kind="request"),
+        record(5, http(b"x" * 5000)),
+    ]
+    rows, tally = of(tmp_path, b"".join(made), longest=4000)
+    assert ids(rows) == ["record-1"] and tally.documents_in == 4
+
+
 def test_damaged_bodies_are_faults_and_what_there_is_of_them_is_kept(tmp_path):
     html = "Content-Type: text/html"
     bomb = gzip.compress(b"<p>" + bytes(10_000))
@@ -110,6 +139,13 @@ def test_a_wrong_length_costs_no_other_record(tmp_path, length):
     assert all(row["content"] == PAGE for row in rows)
     assert tally.faults and {fault.place for fault in tally.faults} == {len(made[0])}
     assert tally.counts["fault: wrong length"] == 1
+
+
+def test_a_chunk_that_is_cut_off_is_named(tmp_path):
+    body = b"%x\r\n" % (len(PAGE) + 9) + PAGE
+    rows, tally = of(tmp_path, record(1, http(body, "Content-Type: text/html\nTransfer-Encoding: chunked")))
+    assert rows[0]["content"] == PAGE
+    assert faults(tally) == [(0, f"the last chunk of the body says {len(PAGE) + 9} bytes; 9 lack")]
 
 
 def test_a_cut_off_archive_keeps_what_there_is(tmp_path):

@@ -45,8 +45,8 @@ def steps(found: Mapping[str, Sequence[Path]], folder: Path, knobs: Exact) -> li
     work = corpus.work
     partitions = 1 + corpus.rows // dup.ENTRIES
     return [
-        dup.Step("digests", digests, [(work, part) for part in parts]),
-        dup.Step("choose", choose, [(corpus, number, partitions) for number in range(partitions)]),
+        dup.Step("digests", digests, [(work, part) for part in parts], ("digests",)),
+        dup.Step("choose", choose, [(corpus, number, partitions) for number in range(partitions)], ("losers",)),
         dup.Step("drop", dup.drop, [(corpus, part, partitions, "exact duplicate") for part in parts]),
     ]
 

@@ -99,11 +99,13 @@ def steps(found: Mapping[str, Sequence[Path]], folder: Path, knobs: Fuzzy) -> li
     count = 1 + corpus.rows * (knobs.bands + 1) // dup.ENTRIES
     ranges = range(count)
     return [
-        dup.Step("sketch", sketch, [(work, part, knobs) for part in parts]),
-        dup.Step("buckets", similar.buckets, [(corpus, number, count) for number in ranges]),
-        dup.Step("sets", similar.sets, [(corpus, part, count, knobs.ngram) for part in parts]),
-        dup.Step("verify", similar.verify, [(corpus, number, knobs.bands, knobs.threshold) for number in ranges]),
-        dup.Step("choose", choose, [(corpus, count)]),
+        dup.Step(
+            "sketch", sketch, [(work, part, knobs) for part in parts], ("signatures", "contents", "ranks", "bands")
+        ),
+        dup.Step("buckets", similar.buckets, [(corpus, n, count) for n in ranges], ("buckets", "equal", "mentions")),
+        dup.Step("sets", similar.sets, [(corpus, part, count, knobs.ngram) for part in parts], ("sets", "places")),
+        dup.Step("verify", similar.verify, [(corpus, n, knobs.bands, knobs.threshold) for n in ranges], ("edges",)),
+        dup.Step("choose", choose, [(corpus, count)], ("losers",)),
         dup.Step("drop", dup.drop, [(corpus, part, 1, "near-duplicate") for part in parts]),
     ]
 

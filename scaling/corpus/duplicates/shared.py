@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from scaling import durable
 from scaling.corpus import documents, outcome
@@ -45,11 +44,18 @@ class Step:
         name: of the step, unique in its stage.
         function: of the module's top level, so that it can be pickled; returns values for a JSON file.
         inputs: the arguments of each task.
+        files: kinds of files (``path_of``) that each task writes into ``work``, with the number of the task.
     """
 
     name: str
     function: Callable[..., dict[str, Any]]
     inputs: list[tuple[Any, ...]]
+    files: tuple[str, ...] = ()
+
+    def outputs(self, work: Path, number: int) -> tuple[Path, ...]:
+        """The files of a task, by its number."""
+        parts = (each.target for each in self.inputs[number] if isinstance(each, Part) and not self.files)
+        return (*(path_of(work, kind, number) for kind in self.files), *parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +93,7 @@ def find(found: Mapping[str, Sequence[Path]], folder: Path, order: Sequence[str]
     Raises:
         ValueError: ``order`` has a name that is no data set, or a name twice.
     """
-    for name in order:
-        if name not in found:
-            raise ValueError(f"order names the data set {name!r}, which is none of {', '.join(found)}")
-    if len(set(order)) < len(order):
-        raise ValueError(f"order={tuple(order)} names a data set twice")
+    check_order("deduplication", order, tuple(found))
     ordered = [*order, *(name for name in found if name not in order)]
     parts: list[Part] = []
     starts: list[int] = []
@@ -99,8 +101,21 @@ def find(found: Mapping[str, Sequence[Path]], folder: Path, order: Sequence[str]
         starts.append(len(parts))
         for path in found[name]:
             parts.append(Part(len(parts), path, folder / name / path.name))
-    rows = sum(pq.read_metadata(part.source).num_rows for part in parts)
+    rows = sum(documents.rows(part.source) for part in parts)
     return Corpus(folder / "work", tuple(ordered), tuple(starts), len(parts), rows), parts
+
+
+def check_order(stage: str, order: Sequence[str], names: Sequence[str]) -> None:
+    """Refuses an order of data sets that is none.
+
+    Raises:
+        ValueError: it has a name that is none of ``names``, or a name twice.
+    """
+    for name in order:
+        if name not in names:
+            raise ValueError(f"{stage}: order names the data set {name!r}, which is none of {', '.join(names)}")
+    if len(set(order)) < len(order):
+        raise ValueError(f"{stage}: order={tuple(order)} names a data set twice")
 
 
 def keys_of(part: Part, rows: np.ndarray) -> np.ndarray:

@@ -4,6 +4,8 @@ import html
 import re
 import unicodedata
 
+# Ends of lines, and what separates as they do; a line feed stands for each.
+_BREAKS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1f\x85]")
 # Control characters but tab and line feed, and the byte order mark; they are never part of a text.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 
@@ -16,7 +18,7 @@ def normalized(text: str, form: str, controls: bool) -> str:
         form: "NFC", "NFD", "NFKC" or "NFKD"; "" = as it is.
         controls: whether control characters are taken out.
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x0c", "\n")
+    text = _BREAKS.sub("\n", text)
     if controls:
         text = _CONTROLS.sub("", text)
     return unicodedata.normalize(form, text) if form else text  # type: ignore[arg-type]
@@ -45,24 +47,44 @@ _CREDIT = re.compile(  # paragraphs before the book that say who made the file
     re.IGNORECASE,
 )
 _NEAR = 30_000  # characters from the beginning in which a header ends
+_LAST = 200  # characters that may follow a footer's only line: the rest of a title
+_CLOSE = 500  # characters in which the next paragraph of a footer begins
 
 
 def without_gutenberg(text: str) -> str:
-    """A book of Project Gutenberg without header, credits, licence and footer; any other text is unchanged."""
+    """Books of Project Gutenberg without headers, credits, licences and footers; any other text is unchanged."""
     if not _MENTION.search(text, 0, _NEAR):
         return text
-    for start in list(_START.finditer(text, 0, _NEAR))[-1:]:
-        text = text[start.end() :]
-    text = _LICENCE.sub("", text)
-    if end := _END.search(text):
-        text = text[: end.start()]
-    return _CREDIT.sub("", text).strip("\n")
+    books, start = [], 0
+    while start >= 0:
+        end = _footer(text, start)
+        stop = end.start() if end else len(text)
+        for header in list(_START.finditer(text, start, min(stop, start + _NEAR)))[-1:]:
+            start = header.end()
+        books.append(_CREDIT.sub("", _LICENCE.sub("", text[start:stop])).strip("\n"))
+        following = _START.search(text, end.end()) if end else None
+        start = following.start() if following else -1
+    return "\n\n".join(books)
+
+
+def _footer(text: str, start: int) -> re.Match[str] | None:
+    """The first line of the first footer. A line such as "End of Project Gutenberg's first year" in a text is none."""
+    for found in _END.finditer(text, start):
+        following = text[found.end() : found.end() + _CLOSE].partition("\n\n")[2].strip("\n")
+        if (
+            found[0].lstrip().startswith("*")
+            or len(text) - found.end() <= _LAST
+            or following.lstrip().startswith("***")
+            or _END.match(following)
+        ):
+            return found
+    return None
 
 
 # Dumps of Wikipedia that WikiExtractor made leave these behind.
 _MARKUP = (
     re.compile(r"^__[A-Z]+__[ \t]*$\n?", re.MULTILINE),  # switches of the parser
-    re.compile(r"\[\[(?:Category|File|Image):[^\[\]]*(?:\]\]|$)", re.MULTILINE),
+    re.compile(r"\[\[(?:Category|File|Image):[^\[\]\n]*(?:\]\]|$)", re.MULTILINE),
     re.compile(r"</?(?:br|(?:only|no)?include(?:only)?|section|gallery|templatestyles|center|poem|ref)\b[^<>\n]*>"),
     re.compile(r"\[https?://[^\s\[\]]+\]"),  # links without a text
     re.compile(r"(?<=\()[;, ]+"),  # a left-out pronunciation: "Chen (; born 1942)"

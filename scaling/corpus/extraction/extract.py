@@ -13,6 +13,7 @@ from scaling.corpus.extraction import clean
 from scaling.corpus.extraction.extractor import Extractor, Settings, Stopped
 from scaling.corpus.outcome import Fault, Tally
 from scaling.corpus.reading import formats
+from scaling.corpus.reading.source import NAMED
 
 EXTRACTORS = ("trafilatura", "resiliparse")
 FORMS = ("", "NFC", "NFD", "NFKC", "NFKD")
@@ -42,14 +43,17 @@ class Extract:
             ("normalization", self.normalization, FORMS),
         ):
             if value not in allowed:
-                raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
+                raise ValueError(f"extract.{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
+        for name in ("largest", "deepest", "tags", "seconds", "memory"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"extract.{name}={getattr(self, name)!r} must be more than 0")
 
 
 def extract(documents: pa.Table, knobs: Extract) -> tuple[pa.Table, Tally]:
     """The documents with clean text, in the columns of ``documents.COLUMNS``.
 
     Documents without text are dropped. Pages that are too large or too deep, and those that the extractor cannot do,
-    are faults too, each with its file and place.
+    are faults too, each with its file and place; those beyond ``source.NAMED`` of a part are counted only.
 
     Args:
         documents: of ``read``; the columns kind, content, charset and votes end here.
@@ -58,34 +62,45 @@ def extract(documents: pa.Table, knobs: Extract) -> tuple[pa.Table, Tally]:
     Raises:
         ValueError: the extractor's package is not installed.
     """
-    tally = Tally()
+    tally, named = Tally(), 0
     kept: list[bool] = []
     texts: list[str] = []
     for row in documents.to_pylist():
         try:
             raw = _page(row, knobs, tally) if row.get("kind") == "html" else row["text"]
-            text = cleaned(raw, knobs)
+            text = cleaned(raw, knobs, tally)
             reason = "" if text.strip() else "no text"
         except _Refused as refused:
             text, reason = "", refused.what
-            tally.faults.append(Fault(row["file"], row["place"], str(refused)))
+            named += 1
+            if named <= NAMED:
+                tally.faults.append(Fault(row["file"], row["place"], str(refused)))
         kept.append(not reason)
         if reason:
-            begin = row.get("content") or b""
-            tally.drop(reason, row["id"], begin[:2000].decode("utf-8", "replace"))
+            begin = (row.get("content") or b"")[:2000].decode("utf-8", "replace")
+            tally.drop(reason, row["id"], begin or row["text"])
         else:
             texts.append(text)
+    if named > NAMED:
+        more = f"{named - NAMED} more pages of this part were left out; they are counted, but not named"
+        tally.faults.append(Fault(documents["file"][0].as_py(), 0, more))
     left = documents.filter(pa.array(kept, pa.bool_()))
     left = left.drop_columns([name for name in _RAW if name in left.column_names])
     return columns.with_column(left, "text", pa.array(texts, pa.large_string())), tally
 
 
-def cleaned(text: str, knobs: Extract) -> str:
-    """A text as the knobs ask for it; that of a book or article without what is not its own."""
+def cleaned(text: str, knobs: Extract, tally: Tally) -> str:
+    """A text as the knobs ask for it; that of a book or article without what is not its own, which is counted."""
     text = clean.normalized(text, knobs.normalization, knobs.controls)
-    if knobs.gutenberg:
-        text = clean.without_gutenberg(text)
-    return clean.without_wiki(text) if knobs.wiki else text
+    for name, wanted, function in (
+        ("Project Gutenberg", knobs.gutenberg, clean.without_gutenberg),
+        ("wiki", knobs.wiki, clean.without_wiki),
+    ):
+        if wanted and (shorter := function(text)) != text:
+            tally.count(f"{name}: documents cut")
+            tally.count(f"{name}: characters cut", len(text) - len(shorter))
+            text = shorter
+    return text
 
 
 class _Refused(Exception):

@@ -25,6 +25,23 @@ class Language:
     least: float = knob(0.65, "probability", "documents whose language is less certain are dropped")
     characters: int = knob(2000, "characters", "beginning of a document that is looked at")
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.least <= 1:
+            raise ValueError(f"language.least={self.least!r} must be from 0 to 1")
+        if self.characters < 1:
+            raise ValueError(f"language.characters={self.characters!r} must be at least 1")
+
+
+def check(knobs: Language) -> None:
+    """Refuses languages that the model does not know.
+
+    Raises:
+        ValueError: ``knobs.keep`` names one, or py3langid is not installed.
+    """
+    known = sorted(map(str, _identifier().labels))
+    if unknown := sorted(set(knobs.keep) - set(known)):
+        raise ValueError(f"language.keep: the model knows no language {unknown[0]!r}; it knows {', '.join(known)}")
+
 
 def language(documents: pa.Table, knobs: Language) -> tuple[pa.Table, Tally]:
     """The documents of the languages that are kept, with the columns ``language`` and ``language_score``.
@@ -35,11 +52,8 @@ def language(documents: pa.Table, knobs: Language) -> tuple[pa.Table, Tally]:
     Raises:
         ValueError: ``knobs.keep`` names a language that the model does not know, or py3langid is not installed.
     """
-    identifier = _identifier()
-    known = sorted(map(str, identifier.labels))
-    if unknown := sorted(set(knobs.keep) - set(known)):
-        raise ValueError(f"keep: the model knows no language {unknown[0]!r}; it knows {', '.join(known)}")
-    tally = Tally()
+    check(knobs)
+    identifier, tally = _identifier(), Tally()
     names, scores, reasons = [], [], []
     for text in documents["text"]:
         name, score = identifier.classify(" ".join(text.as_py()[: knobs.characters].split()))

@@ -79,10 +79,10 @@ def rate(texts: Sequence[str], pool: str, rater: Rater) -> np.ndarray:
     ratings = np.zeros(len(cut))
     for first in range(0, len(cut), _TOGETHER):
         ratings[first : first + _TOGETHER] = rater.rate([window for _, window in cut[first : first + _TOGETHER]])
-    found = np.zeros(len(texts))
     if pool == "max":
+        found = np.full(len(texts), -np.inf)  # a number of a run without classes may be negative
         np.maximum.at(found, owners, ratings)
-        return found
+        return np.where(np.isneginf(found), 0.0, found)
     sizes = np.array([len(window) for _, window in cut], np.float64)
     totals = np.bincount(owners, sizes, len(texts))
     return np.bincount(owners, sizes * ratings, len(texts)) / np.maximum(totals, 1)

@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,16 +12,18 @@ from scaling import durable
 def whole(final: Path) -> Iterator[Path]:
     """Makes an empty folder beside ``final``, which takes its name, and the place of what was there, at the end.
 
-    Nothing is left of it if an error is raised.
+    Nothing is left of it if an error is raised. What a killed process left of it is deleted by the next call. Only one
+    process may make a folder at a time.
 
     Raises:
         OSError: cannot write.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    temporary = final.parent / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
         made = temporary / final.name
-        made.mkdir()
+        made.mkdir(parents=True)
         yield made
         if final.exists():
             final.rename(temporary / "old")

@@ -21,6 +21,8 @@ from scaling.data import shards
 from scaling.data.manifest import DataSet, Manifest
 from scaling.runs.config_json import git_commit
 
+SEQUENCE = 2048  # tokens that GPT-3 sees at a time
+
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
@@ -108,11 +110,29 @@ def table(manifest: Manifest) -> str:
     )
 
 
-def repeated(knobs: Mixture, manifest: Manifest) -> list[str]:
-    """A sentence for each data set that a training would see more than ``most_epochs`` times."""
+def warnings(knobs: Mixture, manifest: Manifest, names: Sequence[str]) -> list[str]:
+    """What the build says aloud of the mixture, a sentence each.
+
+    Args:
+        knobs: of the stage.
+        manifest: of ``build``.
+        names: of all data sets. Those without a document are left out of the mixture, those of less than one sequence
+            cannot be trained on, and those that a training would see more than ``most_epochs`` times gain little.
+    """
     total = sum(each.weight for each in manifest.datasets)
-    sentences = []
+    there = {each.name for each in manifest.datasets}
+    sentences = [
+        f"{name} has no document left and is not in the mixture; the others share its weight; see in the report which "
+        "stage dropped its documents"
+        for name in names
+        if name not in there
+    ]
     for each in manifest.datasets:
+        if each.tokens <= SEQUENCE:
+            sentences.append(
+                f"{each.name} has {each.tokens:,} tokens, and a training with sequences of {SEQUENCE:,} needs at least "
+                f"{SEQUENCE + 1:,} of each data set: train on shorter ones, add text to it, or leave it out"
+            )
         if each.epochs > knobs.most_epochs:
             share = 100 * each.weight / total
             sentences.append(
@@ -132,7 +152,8 @@ def build(
     Args:
         folder: of the corpus.
         knobs: of the stage.
-        names: of the data sets.
+        names: of the data sets that have tokens. The weights of others are left out, so that those that are there
+            share the whole.
         config: of the build, for the manifest.
         text: name of a data set -> the parts of its last stage; used if ``knobs.text``.
 
@@ -140,6 +161,10 @@ def build(
         FileNotFoundError, ValueError: no or damaged tokens, tokens of different tokenizers, or as of ``check``.
         OSError: cannot write.
     """
+    if not names:
+        raise ValueError("no document is left in any data set; see in the report which stage dropped them")
+    if knobs.weights:
+        knobs = dataclasses.replace(knobs, weights=tuple(each for each in knobs.weights if each[0] in names))
     check(knobs, names)
     indices = {name: shards.read_index(folder / "tokens" / name) for name in names}
     first = indices[names[0]]

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from typing import IO, Any, NamedTuple
 
+ZSTD = b"\x28\xb5\x2f\xfd"  # how a frame of zstd begins; frames that are to be skipped begin otherwise
 BLOCK = 1 << 16  # stored bytes read at a time
 PIECE = 1 << 20  # bytes of content made at a time, as far as the codec lets its output be bounded
 
@@ -49,7 +50,7 @@ _CODECS = (
         True,
     ),
     _Codec("bzip2", re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), bz2.BZ2Decompressor, BLOCK, True),
-    _Codec("zstd", re.compile(rb"\x28\xb5\x2f\xfd"), _zstd, 1 << 10, False),
+    _Codec("zstd", re.compile(re.escape(ZSTD) + rb"|[\x50-\x5f]\x2a\x4d\x18"), _zstd, 1 << 10, False),
 )
 _START = 10  # bytes that the longest pattern of a start needs
 

@@ -72,7 +72,8 @@ def read(path: str, knobs: Read, tally: Tally, name: str = "") -> Iterator[pa.Ta
     Args:
         path: of ``find``.
         knobs: which fields are read, and limits.
-        tally: where faults, and records that are no documents, are counted; complete when the iteration has ended.
+        tally: where documents, those that bad input costs too, faults, and records that are no documents, are counted;
+            complete when the iteration has ended.
         name: of the file in ids and faults, unique in the corpus: that of the data set, and of the file in it
             (``names``); "" = the last part of the path.
 
@@ -108,6 +109,7 @@ def _tables(rows: Iterable[Row], source: Source) -> Iterator[pa.Table]:
     found: list[Row] = []
     size = 0
     for row in rows:
+        source.tally.documents_in += 1
         if not row.content.strip() and not row.text.strip():
             source.tally.drop("empty", row.id or f"{source.name}:{row.place}", row.text)
             continue
@@ -139,7 +141,7 @@ def _text(stream: Stream, source: Source) -> Iterator[Row]:
                 break
             source.damaged(stream.offset, damage)
     if len(data) > limit:
-        source.fault(0, "too long", f"the document is longer than the knob longest ({limit} bytes)")
+        source.lost(0, "too long", f"the document is longer than the knob longest ({limit} bytes)")
     elif (row := source.text(Row(0), bytes(data))) is not None:
         yield row
 
@@ -159,7 +161,7 @@ def _json_lines(stream: Stream, source: Source) -> Iterator[Row]:
             while line and not line.endswith(b"\n"):
                 line = stream.line(limit)
                 length += len(line)
-            source.fault(number, "too long", f"the line of {length} bytes is longer than the knob longest ({limit})")
+            source.lost(number, "too long", f"the line of {length} bytes is longer than the knob longest ({limit})")
         elif line.strip():
             row = _json(line, number, source)
             if row is not None:
@@ -176,10 +178,10 @@ def _json(line: bytes, number: int, source: Source) -> Row | None:
     try:
         record = json_text.parse(text, f"line {number}")
     except ValueError as error:
-        source.fault(number, "not JSON", str(error))
+        source.lost(number, "not JSON", str(error))
         return None
     if not isinstance(record, dict):
-        source.fault(number, "not JSON", f"line {number} is no JSON object")
+        source.lost(number, "not JSON", f"line {number} is no JSON object")
         return None
     return _fields(record, number, source)
 
@@ -190,7 +192,7 @@ def _fields(record: dict[str, Any], place: int, source: Source) -> Row | None:
     text = record.get(knobs.text_key)
     if not isinstance(text, str | bytes):
         there = "is no text" if knobs.text_key in record else f"is not there; there are {', '.join(map(repr, record))}"
-        source.fault(place, "no text", f"the field {knobs.text_key!r} {there[:200]}")
+        source.lost(place, "no text", f"the field {knobs.text_key!r} {there[:200]}")
         return None
     id, url = record.get(knobs.id_key), record.get(knobs.url_key)
     row = Row(
@@ -216,7 +218,11 @@ def _parquet(raw: IO[bytes], source: Source) -> Iterator[Row]:
         source.fault(0, "no Parquet", f"the file is no whole Parquet file ({str(error).splitlines()[0]})")
         return
     there = file.schema_arrow.names
-    columns = [name for name in (knobs.text_key, knobs.id_key, knobs.url_key, knobs.votes_key) if name in there]
+    keys = dict.fromkeys((knobs.text_key, knobs.id_key, knobs.url_key, knobs.votes_key))
+    columns = [name for name in keys if there.count(name) == 1]
+    for name in keys:
+        if there.count(name) > 1 and name != knobs.text_key:
+            source.fault(0, "column twice", f"the file has {there.count(name)} columns {name!r}; none of them is read")
     if there.count(knobs.text_key) != 1:
         reason = f"the file has {there.count(knobs.text_key)} columns {knobs.text_key!r}; it has {', '.join(there)}"
         source.fault(0, "no text", reason[:400])
@@ -237,7 +243,10 @@ def _parquet(raw: IO[bytes], source: Source) -> Iterator[Row]:
 
 
 def _cells(columns: list[str], cells: Sequence[Any], row: int, source: Source) -> Row | None:
-    """The document of a row, unless its text is too long. A column of texts may have bytes that are not UTF-8."""
+    """The document of a row, unless its text is too long. A column of texts may have bytes that are not UTF-8.
+
+    A cell that Python has no value for, such as a date after the year 9999, counts as one that is not there.
+    """
     record: dict[str, Any] = {}
     for name, cell in zip(columns, cells, strict=True):
         try:
@@ -246,10 +255,13 @@ def _cells(columns: list[str], cells: Sequence[Any], row: int, source: Source) -
             record[name] = bytes(error.object)
             if name != source.knobs.text_key:
                 record[name] = record[name].decode("utf-8", "replace")
+        except (ArithmeticError, ValueError, pa.ArrowException) as error:
+            record[name] = None
+            source.fault(row, "unreadable cell", f"the column {name!r} cannot be read here ({error})"[:200])
     text = record[source.knobs.text_key]
     if isinstance(text, str | bytes) and (size := len(text.encode() if isinstance(text, str) else text)) > (
         limit := source.knobs.longest
     ):
-        source.fault(row, "too long", f"the text of {size} bytes is longer than the knob longest ({limit})")
+        source.lost(row, "too long", f"the text of {size} bytes is longer than the knob longest ({limit})")
         return None
     return _fields(record, row, source)

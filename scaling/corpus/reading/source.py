@@ -23,6 +23,11 @@ class Read:
     longest: int = knob(32 << 20, "bytes", "longest document; a longer one is a fault and is left out")
     part_bytes: int = knob(32 << 20, "bytes", "content of a part; tasks need several times that in memory")
 
+    def __post_init__(self) -> None:
+        for name in ("longest", "part_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"read.{name}={getattr(self, name)} must be at least 1")
+
 
 class Row(NamedTuple):
     """A document as it was read. ``kind`` says whether ``text`` or ``content`` has it."""
@@ -58,6 +63,11 @@ class Source:
         if self.faults <= NAMED:
             self.tally.faults.append(Fault(self.name, place, reason))
 
+    def lost(self, place: int, what: str, reason: str) -> None:
+        """Counts and names a document that is left out because of bad input."""
+        self.tally.documents_in += 1
+        self.fault(place, what, reason)
+
     def damaged(self, place: int, damage: formats.Damage) -> None:
         """Counts a place of a compressed file where content is lost."""
         self.fault(place, "damaged compression", f"{damage.reason}; stored byte {damage.stored}")
@@ -71,7 +81,7 @@ class Source:
     def text(self, row: Row, data: bytes, charset: str = "") -> Row | None:
         """The row with a text from bytes; None if they are no text."""
         if formats.is_binary(data):
-            self.fault(row.place, "binary", "the document is binary data, not text")
+            self.lost(row.place, "binary", "the document is binary data, not text")
             return None
         text, wrong = formats.decode(data, charset)
         if wrong:

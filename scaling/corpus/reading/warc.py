@@ -6,6 +6,7 @@ no ARC, and gives no offsets inside of a gzip member; warcio stops at it. The fo
 "Arc File Format" (Internet Archive, 1996).
 """
 
+import io
 import re
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ _LINE = 1 << 20  # bytes of a line looked at when the next record is searched
 _VERSION = re.compile(rb"WARC/\d+\.\d+[ \t]*\r?\n")
 # URL, IP address, date, type (with the further fields of version 2), length. The URL may have spaces.
 _ARC = re.compile(rb"([a-z][a-z0-9+.-]*:[^\r\n]*?) (\S+) (\d{8,}) (\S+)(?: \S+)*? (\S+)\r?\n", re.IGNORECASE)
+_STATUS = re.compile(rb"HTTP/\S+[ \t]+(\d{3})")
 _BLANK = b"\r\n \t\0"
 _HTML = ("text/html", "application/xhtml+xml")
 _DOCUMENTS = ("response", "resource", "conversion")
@@ -55,6 +57,8 @@ def records(stream: Stream, source: Source) -> Iterator[Record]:
                 return
             source.damaged(at, damage)
             continue
+        if at == 0:
+            line = line.removeprefix(b"\xef\xbb\xbf")
         if not line.strip(_BLANK):
             continue
         if start is None:
@@ -113,7 +117,7 @@ def _content(start: re.Pattern[bytes], stream: Stream, source: Source, at: int, 
     length = int(declared) if re.fullmatch(r"\d{1,18}", declared) else None
     if length is not None and length > limit:
         skipped = _until(start, stream, 0)[1]
-        source.fault(at, "too long", f"the record of {length} bytes is longer than the knob longest ({limit})")
+        source.lost(at, "too long", f"the record of {length} bytes is longer than the knob longest ({limit})")
         if skipped < length:
             source.fault(at, "wrong length", f"the record says that it has {length} bytes, and {skipped} are there")
         return None
@@ -161,7 +165,9 @@ def _until(start: re.Pattern[bytes], stream: Stream, keep: int) -> tuple[bytes, 
 def _document(record: Record, source: Source) -> Row | None:
     fields, body = record.fields, record.content
     declared = fields.get("content-type", "")
-    if declared.startswith("application/http") or body.startswith(b"HTTP/"):
+    # Old crawlers declare the type of the page. The text of a WET file may begin with "HTTP/2", too.
+    response = fields["warc-type"].lower() == "response" and _STATUS.match(body)
+    if declared.startswith("application/http") or response:
         page = _http(record, source)
         if page is None:
             return None
@@ -186,15 +192,19 @@ def _document(record: Record, source: Source) -> Row | None:
 
 def _http(record: Record, source: Source) -> tuple[str, bytes] | None:
     """The content type and the decoded body of a response; None unless its status is 200."""
-    head = re.match(rb"HTTP/\S+[ \t]+(\d{3})[^\n]*\n(.*?)(?:(?<=\n)\r?\n|\Z)", record.content, re.DOTALL)
+    head = re.match(_STATUS.pattern + rb"[^\n]*\n(.*?)(?:(?<=\n)\r?\n|\Z)", record.content, re.DOTALL)
     if not head:
-        source.fault(record.place, "no HTTP", "the response does not begin with a status of HTTP")
+        source.lost(record.place, "no HTTP", "the response does not begin with a status of HTTP")
         return None
     if head[1] != b"200":
         source.tally.count("responses with a status other than 200")
         return None
-    lines = (line.partition(b":") for line in head[2].splitlines())
-    fields = {name.strip().lower().decode("latin-1"): value.strip().decode("latin-1") for name, _, value in lines}
+    fields: dict[str, str] = {}
+    for line in head[2].decode("latin-1").splitlines():
+        name, _, value = (part.strip() for part in line.partition(":"))
+        # Codings may stand in several fields, in the order in which they were applied.
+        several = name.lower() in fields and name.lower().endswith("-encoding")
+        fields[name.lower()] = f"{fields[name.lower()]},{value}" if several else value
     body = record.content[head.end() :]
     if "chunked" in fields.get("transfer-encoding", "").lower():
         body = _joined(body, record, source)
@@ -210,7 +220,12 @@ def _joined(body: bytes, record: Record, source: Source) -> bytes:
         size = int(mark[1], 16)
         parts.append(body[mark.end() : mark.end() + size])
         at = mark.end() + size
-        if size == 0 or at > len(body):
+        if at > len(body):
+            source.fault(
+                record.place, "cut off", f"the last chunk of the body says {size} bytes; {at - len(body)} lack"
+            )
+            break
+        if size == 0:
             break
         at += 2 if body[at : at + 2] == b"\r\n" else 1 if body[at : at + 1] == b"\n" else 0
     else:
@@ -230,6 +245,8 @@ def _plain(body: bytes, encoding: str, record: Record, source: Source) -> bytes:
         decoder = zlib.decompressobj(15 if body[:1] == b"\x78" else -15)
     elif encoding == "br" and not re.match(rb"\s*<", body):
         return _brotli(body, record, source)
+    elif encoding == "zstd" and body.startswith(formats.ZSTD):
+        return _zstd(body, record, source)
     else:
         return body
     plain = bytearray()
@@ -265,3 +282,16 @@ def _brotli(body: bytes, record: Record, source: Source) -> bytes:
     except brotli.error:
         source.fault(record.place, "damaged body", "the Brotli data of the body is damaged")
     return bytes(plain[: source.knobs.longest])
+
+
+def _zstd(body: bytes, record: Record, source: Source) -> bytes:
+    limit, plain = source.knobs.longest, bytearray()
+    for piece in formats.decoded(io.BytesIO(body)):
+        if isinstance(piece, formats.Damage):
+            source.fault(record.place, "damaged body", piece.reason)
+        else:
+            plain += piece
+        if len(plain) > limit:
+            source.fault(record.place, "too long", "the body is longer than the knob longest; it is cut there")
+            break
+    return bytes(plain[:limit])
