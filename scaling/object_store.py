@@ -56,12 +56,9 @@ def set_patience(seconds: float) -> None:
 
 
 def _tries(seconds: float) -> tuple[int, int]:
-    """So many tries, and seconds of silence after which one has failed, fill a time; at most a quarter of it are pauses.
-
-    Each try has time for silence that is noticed late, and as much again.
-    """
+    """So many tries, and seconds of silence after which one has failed, fill a time; a quarter of it are pauses."""
     tries, pause, spent = 1, _FIRST_PAUSE, 0.0
-    while spent + pause <= seconds / 4 and (seconds - spent - pause) / (tries + 1) >= 2 * _NOTICED:
+    while spent + pause <= seconds / 4:
         tries, spent, pause = tries + 1, spent + pause, min(2 * pause, _LONGEST_PAUSE)
     return tries, max(1, int((seconds - spent) / tries - _NOTICED))
 
