@@ -18,7 +18,7 @@ from tests.stores.proxy import Plan, Proxy
 
 EVERY = 10  # save interval
 LONG, HALF, QUICK = steps(400, EVERY), steps(200, EVERY), steps(60, EVERY)
-LIMIT = 30  # config.guard.store_seconds of a run whose store goes away
+LIMIT = 60  # config.guard.store_seconds of a run whose store goes away; with less, silence is noticed too late
 SPOILED = 200
 
 
