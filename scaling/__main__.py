@@ -1,7 +1,5 @@
 """``python -m scaling`` is the ``scaling`` command."""
 
-import sys
+from scaling.cli import program
 
-from scaling.cli import main
-
-sys.exit(main())
+program()

@@ -5,10 +5,11 @@ import importlib
 import keyword
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from scaling import __version__, exit_codes, output, platforms
 from scaling.commands.verb import Parser, add_verb, add_verbs
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from scaling.config.kind import Kind
 
 DEBUG_VARIABLE = "SCALING_TRACEBACK"  # if set to 1, a mistake shows Python's traceback and not one sentence
+_LAST_SECONDS = 30.0  # that a process takes at most to end after it has failed
 PACKAGE = Path(__file__).resolve().parent
 # Options that are texts, in which a leading ~ is not expanded.
 _TEXTS = ("prompt", "stop", "system", "control", "control_field", "text_key")
@@ -117,6 +119,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         program = f"scaling {verb}" if verb in _VERBS else "scaling"
         print(f"{program}: error: {_sentence(error)}", file=sys.stderr)
         return exit_codes.of(error)
+
+
+def program() -> NoReturn:
+    """The command ``scaling``: ``main``, and then the end of the process.
+
+    After a failure, threads of libraries may still wait, as for an object store that refuses; the process has said why
+    it ends, and ends whatever they do.
+    """
+    code = main()
+    if code:
+        last = threading.Timer(_LAST_SECONDS, os._exit, [code])
+        last.daemon = True
+        last.start()
+    sys.exit(code)
 
 
 def _run(argv: list[str]) -> int:

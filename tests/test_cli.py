@@ -299,6 +299,14 @@ def test_light_verbs_start_without_jax():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_thread_that_waits_does_not_keep_a_failed_process():
+    program = (
+        "import threading, time; from scaling import cli; cli._LAST_SECONDS = 0.5; cli.main = lambda: 74; "
+        "threading.Thread(target=time.sleep, args=[300]).start(); cli.program()"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=100).returncode == 74
+
+
 def test_a_missing_extra_of_the_corpus_is_one_sentence():
     program = (
         "import sys; sys.modules['pyarrow'] = None; from scaling.cli import main; sys.exit(main(['data', 'build']))"

@@ -1,8 +1,12 @@
 """The verb ``status``: shows the progress of launched runs as a table or as JSON."""
 
 import argparse
+import contextlib
+import sys
 
 from scaling import exit_codes
+
+_PATIENCE = 10.0  # seconds that an object store may fail; who asks for states does not want to wait as a run does
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -28,12 +32,17 @@ def run(options: argparse.Namespace) -> int:
     """
     from launch import status
     from launch.find import find
+    from scaling import object_store
     from scaling.runs.run_directory import read_ahead
 
-    with read_ahead(options.launches):
+    object_store.set_patience(_PATIENCE)
+    with read_ahead(options.launches), contextlib.ExitStack() as ahead:
         launches = find(options.launches)
-        with read_ahead(run for launch in launches for run in launch.runs.values()):
-            found = [row for launch in launches for row in status.rows(launch)]
+        try:
+            ahead.enter_context(read_ahead(run for launch in launches for run in launch.runs.values()))
+        except OSError as error:
+            print(f"some values are not known: {error}", file=sys.stderr)
+        found = [row for launch in launches for row in status.rows(launch)]
     if options.json:
         print(status.to_json(found))
     elif found:

@@ -154,7 +154,8 @@ def test_a_sweep_is_handed_over_watched_and_stopped(command):
     assert "2 runs" in out and "chip-hours" in out
     assert {key.split("/")[0] for key in command.objects()} == {"configmap", "jobset"} and len(command.objects()) == 4
     assert "step 2/100" in err and err.count("step 2/100") == 2  # each line once, of each run
-    code, out, _ = command("status", "sweep", "--json")
+    code, out, err = command("status", "sweep", "--json")
+    assert code == 0, err
     rows = json.loads(out)
     assert [row["state"] for row in rows] == ["finished"] * 2 and [row["restarts"] for row in rows] == [1, 1]
     assert rows[0]["steps"] == 4 and rows[0]["loss"] is None  # the bucket cannot be read from here

@@ -1,10 +1,15 @@
 """A store of each kind for the tests of a file, with an empty folder for each test."""
 
+import os
+
 import pytest
 
 from scaling import object_store
 from tests.stores.emulators import BUCKET, SCHEMES, emulated, missing
 from tests.stores.proxy import Plan
+
+# The emulators run in this process, which is silent for seconds while it compiles.
+os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "60")
 
 
 @pytest.fixture(scope="session", params=SCHEMES)
