@@ -52,8 +52,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 engines: setup
-	@echo "Installing $(ENGINES_PIP) into $(VENV) for the tests of object stores ..."
-	@$(PIP) install $(ENGINES_PIP)
+	@test -z "$(ENGINES_PIP)" || echo "Installing $(ENGINES_PIP) into $(VENV) for the tests of object stores ..."
+	@test -z "$(ENGINES_PIP)" || $(PIP) install $(ENGINES_PIP)
 	@test "$$(id -u)" = 0 && command -v apt-get > /dev/null || \
 	  { echo "make engines: needs root and apt-get; without them the tests of real engines are skipped"; exit 1; }
 	@echo "Installing $(ENGINES_APT) for the tests of real engines ..."
