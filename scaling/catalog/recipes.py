@@ -145,6 +145,41 @@ def encoder(family: str, size: str, steps: int, /, **optimizer: float | str) -> 
     return config
 
 
+def finetuning(rows: int, peak_lr: float, warmup: float, lm_weight: float) -> ConfigDict:
+    """Fine-tuning for a task, as for GPT-1 and BERT: 3 epochs of 32 examples a batch, a linear decay, dropout 0.1.
+
+    Args:
+        rows: of an example.
+        peak_lr: learning rate after warm-up.
+        warmup: its share of the training.
+        lm_weight: of the language model's loss.
+    """
+    config = default_config()
+    config.data.tokenizer = ""  # the start's
+    config.compute.loss_chunk = 0
+    config.model.dropout_embedding = 0.1
+    config.model.dropout_attention = 0.1
+    config.model.dropout_residual = 0.1
+
+    config.align.epochs = 3.0
+    config.align.lm_weight = lm_weight
+    config.align.dropout = 0.1
+    config.align.warmup = warmup
+    config.train.sequence_length = 128
+    config.train.batch_tokens = 32 * rows * config.train.sequence_length
+    config.optimizer.peak_lr = peak_lr
+    config.optimizer.beta2 = 0.999
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.schedule = "linear"
+    config.optimizer.final_fraction = 0.0
+    config.optimizer.warmup_tokens = 0
+
+    config.eval.every_steps = 0
+    config.checkpoint.every_steps = 500
+    config.log.tensorboard = False
+    return config
+
+
 def small_bytes(band_width: int) -> ConfigDict:
     """Byte models of 10 thousand to a few million parameters on a CPU; docs/results/cpu_ladder says what was tried.
 

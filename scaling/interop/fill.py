@@ -58,7 +58,8 @@ def fill(
     found = []
     for place in np.flatnonzero(ids[0] == mask):
         row = logits[place, : words.vocab_size].astype(np.float64)
-        probabilities = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+        weights = np.exp(row - row.max())
+        probabilities = weights / weights.sum()
         best = np.argsort(-row, kind="stable")[:top]
         found.append([Candidate(words.decode([i]), int(i), float(probabilities[i])) for i in best])
     return found

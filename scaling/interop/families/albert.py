@@ -1,21 +1,21 @@
 """ALBERT and ELECTRA: BERT with narrow embeddings; in ALBERT all layers of a group have the same weights."""
 
 from scaling.interop.families.bert import (
+    BUFFERS,
     EMBEDDINGS,
     ENCODER,
     INSIDE,
     KEYS,
     ONLY,
     UNUSED,
+    block,
     head,
     linear,
-    norm,
     with_defaults,
 )
 from scaling.interop.family import ACTIVATIONS, Family, Key
 
 _NARROW = ENCODER | {"narrow_embedding": True}
-_BUFFERS = r"embeddings\.(position_ids|token_type_ids)"
 
 ELECTRA = Family(
     "electra", "ElectraForMaskedLM", "electra.", "encoder.layer.",
@@ -32,7 +32,7 @@ ELECTRA = Family(
     inside=INSIDE,
     only=ONLY,
     unused=UNUSED + " summary_last_dropout",
-    buffers=_BUFFERS + r"|discriminator_predictions\..*",
+    buffers=BUFFERS + r"|discriminator_predictions\..*",
     bare_class="ElectraModel",
     optional={"generator_predictions.dense.weight": "head_transform logit_bias"},
 )  # fmt: skip
@@ -61,20 +61,14 @@ ALBERT = Family(
     ),
     inside={
         f"albert_layers.0.{name}": entry
-        for name, entry in (
-            linear("attention.query", "attention.query", "HK", "D")
-            | linear("attention.key", "attention.key", "NK", "D")
-            | linear("attention.value", "attention.value", "NK", "D")
-            | linear("attention.dense", "attention.out", "D", "HK")
-            | norm("attention.LayerNorm", "attention_norm")
-            | linear("ffn", "mlp.up", "F", "D")
-            | linear("ffn_output", "mlp.down", "D", "F")
-            | norm("full_layer_layer_norm", "mlp_norm")
+        for name, entry in block(
+            "attention.query attention.key attention.value attention.dense attention.LayerNorm ffn ffn_output "
+            "full_layer_layer_norm"
         ).items()
     },
     only=ONLY | {"inner_group_num": 1},
     unused=UNUSED + " classifier_dropout_prob down_scale_factor gap_size net_structure_type num_memory_blocks",
-    buffers=_BUFFERS + r"|predictions\.decoder\.bias",
+    buffers=BUFFERS + r"|predictions\.decoder\.bias",
     bare_class="AlbertModel",
     pairs_class="AlbertForPreTraining",
     optional={

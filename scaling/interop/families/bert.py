@@ -47,20 +47,33 @@ def head(dense: str, layer_norm: str, decoder: str, bias: str) -> dict[str, tupl
     return tensors | {f"{decoder}.weight": ("unembedding", "V W"), bias: ("logit_bias", "V")}
 
 
-INSIDE = (
-    linear("attention.self.query", "attention.query", "HK", "D")
-    | linear("attention.self.key", "attention.key", "NK", "D")
-    | linear("attention.self.value", "attention.value", "NK", "D")
-    | linear("attention.output.dense", "attention.out", "D", "HK")
-    | norm("attention.output.LayerNorm", "attention_norm")
-    | linear("intermediate.dense", "mlp.up", "F", "D")
-    | linear("output.dense", "mlp.down", "D", "F")
-    | norm("output.LayerNorm", "mlp_norm")
+def block(names: str) -> dict[str, tuple[str, str]]:
+    """The tensors of a layer, by the names of their modules.
+
+    Args:
+        names: of queries, keys, values, the product after attention, its norm, the two products of the MLP, its norm.
+    """
+    query, key, value, out, attention_norm, up, down, mlp_norm = names.split()
+    return (
+        linear(query, "attention.query", "HK", "D")
+        | linear(key, "attention.key", "NK", "D")
+        | linear(value, "attention.value", "NK", "D")
+        | linear(out, "attention.out", "D", "HK")
+        | norm(attention_norm, "attention_norm")
+        | linear(up, "mlp.up", "F", "D")
+        | linear(down, "mlp.down", "D", "F")
+        | norm(mlp_norm, "mlp_norm")
+    )
+
+
+INSIDE = block(
+    "attention.self.query attention.self.key attention.self.value attention.output.dense attention.output.LayerNorm "
+    "intermediate.dense output.dense output.LayerNorm"
 )
-UNUSED = "classifier_dropout gradient_checkpointing position_embedding_type"
+UNUSED = "classifier_dropout gradient_checkpointing"
 # Without ties, old and new versions of transformers differ in which of two biases they add.
 ONLY = {"is_decoder": False, "position_embedding_type": "absolute", "tie_word_embeddings": True}
-_BUFFERS = r"embeddings\.(position_ids|token_type_ids)"
+BUFFERS = r"embeddings\.(position_ids|token_type_ids)"
 
 BERT = Family(
     "bert", "BertForMaskedLM", "bert.", "encoder.layer.",
@@ -73,7 +86,7 @@ BERT = Family(
     inside=INSIDE,
     only=ONLY,
     unused=UNUSED,
-    buffers=_BUFFERS + r"|cls\.predictions\.decoder\.bias",
+    buffers=BUFFERS + r"|cls\.predictions\.decoder\.bias",
     bare_class="BertModel",
     pairs_class="BertForPreTraining",
     optional={
@@ -96,7 +109,7 @@ def _roberta(model_type: str, class_name: str, bare_class: str, vocab_size: int)
         inside=INSIDE,
         only=ONLY | {"pad_token_id": 1},
         unused=UNUSED,
-        buffers=_BUFFERS + r"|lm_head\.decoder\.bias",
+        buffers=BUFFERS + r"|lm_head\.decoder\.bias",
         bare_class=bare_class,
         optional={"pooler.dense.weight": "pooler", "lm_head.dense.weight": "head_transform logit_bias"},
         counts_offset=True,
@@ -122,19 +135,13 @@ DISTILBERT = Family(
     ),
     fixed=ENCODER | {"norm_epsilon": 1e-12},
     outside=EMBEDDINGS | head("vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias"),
-    inside=(
-        linear("attention.q_lin", "attention.query", "HK", "D")
-        | linear("attention.k_lin", "attention.key", "NK", "D")
-        | linear("attention.v_lin", "attention.value", "NK", "D")
-        | linear("attention.out_lin", "attention.out", "D", "HK")
-        | norm("sa_layer_norm", "attention_norm")
-        | linear("ffn.lin1", "mlp.up", "F", "D")
-        | linear("ffn.lin2", "mlp.down", "D", "F")
-        | norm("output_layer_norm", "mlp_norm")
+    inside=block(
+        "attention.q_lin attention.k_lin attention.v_lin attention.out_lin sa_layer_norm ffn.lin1 ffn.lin2 "
+        "output_layer_norm"
     ),
     only={"tie_word_embeddings": True},
     unused="qa_dropout seq_classif_dropout sinusoidal_pos_embds",  # its sinusoids are stored as if they were learned
-    buffers=_BUFFERS,
+    buffers=BUFFERS,
     bare_class="DistilBertModel",
     optional={"vocab_transform.weight": "head_transform logit_bias"},
 )  # fmt: skip
