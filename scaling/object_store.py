@@ -342,7 +342,11 @@ epath.register_path_cls(SCHEMES)(StorePath)
 
 
 class _Upload(io.BytesIO):
-    """Collects an object, which is put when this is closed, unless an error is on its way."""
+    """Collects an object, which is put when this is closed, unless an error is on its way.
+
+    It is put at most once, and never by the garbage collector, which may run in any thread, and so late that the object
+    has been replaced by a newer one.
+    """
 
     def __init__(self, path: StorePath):
         super().__init__()
@@ -353,9 +357,14 @@ class _Upload(io.BytesIO):
         super().__exit__(kind, *rest)
 
     def close(self) -> None:
-        if not self.closed and not self.dropped:
-            self._path.write_bytes(self.getvalue())
-        super().close()
+        if not self.closed:
+            content = self.getvalue()
+            super().close()
+            if not self.dropped:
+                self._path.write_bytes(content)
+
+    def __del__(self) -> None:
+        self.dropped = True
 
 
 class _Text(io.TextIOWrapper):
@@ -365,6 +374,10 @@ class _Text(io.TextIOWrapper):
         if isinstance(self.buffer, _Upload):
             self.buffer.dropped |= kind is not None
         super().__exit__(kind, *rest)
+
+    def __del__(self) -> None:
+        if isinstance(self.buffer, _Upload):
+            self.buffer.dropped = True
 
 
 def _parts(url: str | os.PathLike[str]) -> tuple[str, str, str]:

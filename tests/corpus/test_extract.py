@@ -1,5 +1,7 @@
 import collections
+import contextlib
 import gzip
+import io
 import json
 import os
 import re
@@ -147,7 +149,9 @@ def f1(pairs):
 @needs_shared(GOLD)
 @pytest.mark.parametrize("extractor, least", [("trafilatura", 0.95), ("resiliparse", 0.90)])
 def test_gold_pages(extractor, least):
-    from trafilatura import cli, cli_utils
+    # Its command line sets how standard output is encoded, which pytest's capture must not lose.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        from trafilatura import cli, cli_utils
 
     with gzip.open(SHARED / GOLD) as file:
         gold = {row["id"]: row for row in map(json.loads, file)}

@@ -1,5 +1,6 @@
 """Paths, preconditions, faults and locks of object stores, against emulators behind a proxy."""
 
+import gc
 import json
 import threading
 import time
@@ -147,6 +148,27 @@ def test_an_error_in_the_background_is_raised_by_settle(store, url):
     durable.replace_text_later(f"{url}/x", "2")
     background.settle()
     assert epath.Path(f"{url}/x").read_text() == "2"
+
+
+def test_a_put_that_failed_or_was_never_closed_is_not_done_by_the_garbage_collector(store, url):
+    path = epath.Path(f"{url}/x")
+    path.write_text("1")
+    object_store.set_patience(2.0)
+    store.status = 403
+    for write in (path.write_text, lambda text: path.write_bytes(text.encode())):
+        with pytest.raises(PermissionError):
+            write("2")
+    file = path.open("w")
+    with pytest.raises(PermissionError), file:
+        file.write("3")
+    store.status = 0
+    for mode, content in (("w", "4"), ("wb", b"5")):
+        unclosed = path.open(mode)
+        unclosed.write(content)
+        del unclosed
+    del file
+    gc.collect()
+    assert path.read_text() == "1"
 
 
 @pytest.fixture
