@@ -64,6 +64,9 @@ class Model:
     vocab_multiple: int = knob(128, "tokens", "rows of the embedding are padded to a multiple of this")
     context_length: int = knob(2048, "tokens", "longest text: of learned positions, their number")
     num_layers: int = knob(12, "layers", "Transformer blocks")
+    encoder_layers: int = knob(
+        0, "layers", "Transformer blocks of an encoder, whose final states each block attends to (T5); 0 = no encoder"
+    )
     layer_groups: int = knob(
         0, "groups", "layers one after the other share weights, in this many groups (ALBERT: 1); 0 = none share"
     )
@@ -95,6 +98,7 @@ class Model:
     relative_buckets: int = knob(32, "buckets", "distances that relative positions tell apart, near ones exactly")
     relative_distance: int = knob(128, "tokens", "farther than this, relative positions are all alike")
     scaled_embedding: bool = knob(False, "", "token embeddings are multiplied by sqrt(d_model)")
+    scaled_output: bool = knob(False, "", "logits are divided by sqrt(d_model) (T5 with a tied embedding)")
     embedding_width: int = knob(
         0, "features", "width of the token embeddings, projected to d_model and back (OPT-350m); 0 = d_model"
     )
@@ -183,6 +187,11 @@ class Model:
     def d_summed(self) -> int:
         """Width in which embeddings, positions and types are added."""
         return self.d_embedding if self.narrow_embedding else self.d_model
+
+    @property
+    def encoder(self) -> "Model":
+        """The encoder of a model that has one, as a model: it sees both sides, and has ``encoder_layers``."""
+        return dataclasses.replace(self, num_layers=self.encoder_layers, encoder_layers=0, causal=False)
 
     @property
     def stored_layers(self) -> int:

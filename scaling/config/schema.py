@@ -49,6 +49,7 @@ class Data:
         "what pre-training predicts: next_token; hidden tokens (mlm), and whether two texts follow each other "
         "(mlm_nsp, BERT) or are swapped (mlm_sop, ALBERT)",
     )
+    source_length: int = knob(0, "tokens", "that the encoder reads in a row; 0 = train.sequence_length")
     text_key: str = knob("text", "", "field that holds the text in .jsonl and .parquet records")
     control_field: str = knob(
         "", "", "field of .jsonl and .parquet records with a control code, as in CTRL: texts begin with it; '' = none"

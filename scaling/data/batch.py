@@ -21,6 +21,9 @@ class Batch(NamedTuple):
         positions: of each token in its text, int32; None = 0, 1, 2, ... in each row.
         segments: non-decreasing number of each token's document in its row, int32: attention stays inside; None = one.
         types: kind of each token (``config.model.token_types``), int32; None = all 0.
+        source: tokens that an encoder reads (``config.model.encoder_layers``), int32 [..., S]; None = no encoder.
+        source_segments: number of the text of each of them, int32 [..., S]: the tokens of segment 0, which is that of
+            all tokens where ``segments`` is None, see those with a 0; padding has a 1.
     """
 
     tokens: Array
@@ -29,6 +32,8 @@ class Batch(NamedTuple):
     positions: Array | None = None
     segments: Array | None = None
     types: Array | None = None
+    source: Array | None = None
+    source_segments: Array | None = None
 
 
 class Scored(NamedTuple):
