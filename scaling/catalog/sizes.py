@@ -252,6 +252,10 @@ def parameters(model: Model) -> Parameters:
     norms = _norm(model, d) * (1 if model.parallel == "one_norm" else 2) + model.qk_norm * 2 * _norm(
         model, model.d_head
     )
+    if model.encoder_layers:  # attention over what it has read, in each layer
+        norms += _norm(model, d) + model.qk_norm * 2 * _norm(model, model.d_head)
+        matrices += model.num_layers * d * (2 * queries + 2 * keys)
+        biases += model.num_layers * (model.qkv_bias * (queries + 2 * keys) + model.out_bias * d)
     projected = (width * d + model.narrow_embedding * d if width != d else 0) + (
         d * model.d_output if model.d_output != d else 0
     )
@@ -260,7 +264,7 @@ def parameters(model: Model) -> Parameters:
     ends += model.outputs * (model.d_output + 1) + model.pairs * 2 * (d + 1)
     unties, has_bias = not (model.tied_embedding or model.outputs), model.logit_bias and not model.outputs
     rows = width * (1 + unties) + has_bias  # of each token, in all tables
-    return Parameters(
+    found = Parameters(
         token_embedding=model.padded_vocab * width,
         positions=_positions(model),
         blocks=(matrices + idle + biases + model.num_layers * norms) * model.stored_layers // model.num_layers,
@@ -271,6 +275,19 @@ def parameters(model: Model) -> Parameters:
         matrices=matrices,
         idle=idle,
         projection=model.outputs * model.d_output or (model.vocab_size + model.transforms * d) * width,
+    )
+    return _with_encoder(found, model) if model.encoder_layers else found
+
+
+def _with_encoder(found: Parameters, model: Model) -> Parameters:
+    encoder = parameters(model.encoder)
+    return dataclasses.replace(
+        found,
+        positions=found.positions + encoder.positions,
+        blocks=found.blocks + encoder.blocks,
+        final_norm=found.final_norm + encoder.final_norm,
+        ends=found.ends + model.embedding_norm * _norm(model, model.d_summed),
+        matrices=found.matrices + encoder.matrices,
     )
 
 
