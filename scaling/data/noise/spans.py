@@ -62,8 +62,8 @@ def lengths(source_length: int, knobs: Knobs) -> Lengths:
         found = Lengths.of(found.tokens - 1, knobs)
     if found.source > source_length or not 1 <= found.spans <= min(found.hidden, found.tokens - found.hidden):
         right = (
-            f"makes {found.spans} spans of {found.hidden} hidden tokens among {found.tokens}, for a source of "
-            f"{source_length}; each span must have a token, and so must the text before it"
+            f"hides {found.hidden} of {found.tokens} tokens in {found.spans} spans, for a source of {source_length}; "
+            "there must be a span, and each must have a token and text before it"
         )
         raise refused("noise.rate", knobs.rate, right)
     return found
