@@ -264,6 +264,8 @@ def _check_model(config: Config) -> None:
             f"is longer than the {model.context_length} positions of config.model.context_length; must be at most that",
         )
     _check_family(model)
+    if model.encoder_layers:
+        _check_two_stacks(config)
     if not model.causal:
         _check_encoder(config)
     else:
@@ -283,6 +285,27 @@ def _check_model(config: Config) -> None:
             model.num_layers,
             f"must be a multiple of the {period} entries of config.model.attention_pattern, as {near} would be",
         )
+
+
+def _check_two_stacks(config: Config) -> None:
+    """What a model with an encoder beside its decoder cannot have."""
+    wrong: tuple[tuple[str, Any, Any], ...] = (
+        ("model.causal", config.model.causal, True),
+        ("model.parallel", config.model.parallel, "no"),
+        ("model.embedding_width", config.model.d_embedding, config.model.d_model),
+        ("model.experts.count", config.model.experts.count, 0),
+        ("model.outputs", config.model.outputs, 0),
+        ("model.attention_pattern", config.model.attention_pattern, ("dense",)),
+        ("model.document_mask", config.model.document_mask, False),
+        ("mesh.context", config.mesh.context, 1),
+        ("mesh.stage", config.mesh.stage, 1),
+        ("lora.rank", config.lora.rank, 0),
+        ("eval.tasks", config.eval.tasks, ""),
+        ("sample.prompts", config.sample.prompts, ()),
+    )
+    for name, value, right in wrong:
+        if value != right:
+            raise refused(name, value, f"must be {right!r} with config.model.encoder_layers > 0")
 
 
 def _check_encoder(config: Config) -> None:

@@ -30,6 +30,7 @@ class Softmax(NamedTuple):
         slopes: of ALiBi, one a head: a score falls by so much with each position of distance; () = none.
         relative: added to scores by bucket of distance (``positions.relative_buckets``), float32 [buckets, H]; None.
         distance: from which on all are in the last bucket.
+        causal: the buckets are of keys before their query alone.
     """
 
     scale: float
@@ -38,6 +39,7 @@ class Softmax(NamedTuple):
     slopes: tuple[float, ...] = ()
     relative: jax.Array | None = None
     distance: int = 128
+    causal: bool = True
 
     @property
     def plain(self) -> bool:
@@ -84,6 +86,29 @@ def attend(
     if kernel == "cudnn":
         return checkpoint_name(kernels.cudnn(q, k, v, scale=softmax.scale, window=context.window), SAVED)
     return checkpoint_name(_reference(q, k, v, context, softmax), SAVED)
+
+
+def across(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: tuple[jax.Array | None, jax.Array | None], softmax: Softmax
+) -> jax.Array:
+    """Attention of the tokens of one text over those of another: without order, so without positions.
+
+    Args:
+        q: queries [B, H, T, K].
+        k: keys [B, N, S, K]; N divides H.
+        v: values [B, N, S, K].
+        segments: of queries, int32 [B, T], and of keys, int32 [B, S]; None = all are 0. A query sees those of its own.
+        softmax: plain, but for its dropout.
+
+    Returns:
+        [B, H, T, K], in q's dtype; scores and softmax are float32.
+    """
+    mine, theirs = (
+        jnp.zeros((1, x.shape[2]), jnp.int32) if found is None else found
+        for x, found in zip((q, k), segments, strict=True)
+    )
+    mask = mine[:, None, :, None] == theirs[:, None, None, :]
+    return checkpoint_name(_weighed(q, k, v, mask, jnp.zeros((), jnp.int32), softmax), SAVED)
 
 
 class _Tokens(NamedTuple):
@@ -274,7 +299,7 @@ def _weights(scores: jax.Array, mask: jax.Array, age: jax.Array, softmax: Softma
         slopes = np.asarray(softmax.slopes, np.float32)[:, None, None]
         scores = scores - slopes * age[..., None, :, :].astype(jnp.float32)
     if softmax.relative is not None:
-        buckets = relative_buckets(age, len(softmax.relative), softmax.distance)
+        buckets = relative_buckets(age, len(softmax.relative), softmax.distance, softmax.causal)
         scores = scores + jnp.moveaxis(softmax.relative[buckets], -1, -3)
     return jax.nn.softmax(jnp.where(mask, scores, _MASKED), axis=-1)
 

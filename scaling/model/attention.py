@@ -1,4 +1,4 @@
-"""Self-attention around the residual stream: projections, positions, cache."""
+"""Attention around the residual stream, of a text over itself or over another: projections, positions, cache."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from scaling.config import schema as cfg
 from scaling.model import kernels
-from scaling.model.attend import Softmax, attend
+from scaling.model.attend import Softmax, across, attend
 from scaling.model.context import AttentionContext, Cached, Memory
 from scaling.model.fused import stacked
 from scaling.model.layers import SAVED, Parameter, add_bias, constant, normal, normal_parts
@@ -18,8 +18,8 @@ from scaling.model.quantized import project
 from scaling.parallel.sharding import constrain, current_mesh
 
 
-class SelfAttention(nnx.Module):
-    """Self-attention; queries, keys and values have a projection each, keys and values maybe fewer heads."""
+class Attention(nnx.Module):
+    """What both kinds have: queries, keys and values have a projection each, keys and values maybe fewer heads."""
 
     def __init__(self, network: cfg.Network, rngs: nnx.Rngs):
         config = network.model
@@ -42,6 +42,22 @@ class SelfAttention(nnx.Module):
         self.out = normal(rngs.params(), (h, k, d), scales.residual_std, ("heads", None, "embed"))
         if config.out_bias:
             self.out_bias = constant(0.0, (d,), (None,), "bias")
+
+    def _headed(self, part: jax.Array, bias: Parameter | None, time: str | None = None) -> jax.Array:
+        """A projection [B, T, H, K] with its bias, as [B, H, T, K]."""
+        part = part.swapaxes(1, 2)
+        part = part if bias is None else add_bias(part, bias, 1)
+        return checkpoint_name(constrain(part, "batch", "heads", time, None), SAVED)
+
+    def _merge(self, mixed: jax.Array, context: AttentionContext) -> jax.Array:
+        """Heads [B, H, T, K] back into the residual stream [B, T, D]."""
+        mixed = constrain(mixed, "batch", "heads", "time" if context.zigzag else None, None)
+        out = project(mixed.swapaxes(1, 2), self.out, self.compute.quantization, 2)
+        return constrain(add_bias(out, self.out_bias) if self.config.out_bias else out, "batch", "sequence", None)
+
+
+class SelfAttention(Attention):
+    """Attention of a text over itself."""
 
     def fuse(self) -> None:
         """Makes one parameter of the three projections, as ``model.fused`` does of arrays.
@@ -71,6 +87,7 @@ class SelfAttention(nnx.Module):
         """
         rate = self.config.dropout_attention
         softmax = self.softmax._replace(relative=context.relative, rate=rate, key=key if rate > 0 else None)
+        softmax = softmax._replace(causal=context.causal)
         q, k, v = self._project(x, context)
         if self.config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
@@ -98,12 +115,7 @@ class SelfAttention(nnx.Module):
                 parts = self._together(x, _in_one(*weights), time)
             else:
                 parts = [project(x, w, self.compute.quantization) for w in weights]
-        found = []
-        for part, bias in zip(parts, biases, strict=True):
-            part = part.swapaxes(1, 2)
-            part = part if bias is None else add_bias(part, bias, 1)
-            found.append(checkpoint_name(constrain(part, "batch", "heads", time, None), SAVED))
-        return found
+        return [self._headed(part, bias, time) for part, bias in zip(parts, biases, strict=True)]
 
     def _together(self, x: jax.Array, weights: Parameter, time: str | None) -> list[jax.Array]:
         """One product for queries, keys and values, [B, T, H, K] each, with weights [D, 3, H, K]."""
@@ -111,11 +123,28 @@ class SelfAttention(nnx.Module):
         # Not by indexing: its gradient is a sum of padded arrays, that of a split puts them together.
         return [part.squeeze(2) for part in jnp.split(product, 3, axis=2)]
 
-    def _merge(self, mixed: jax.Array, context: AttentionContext) -> jax.Array:
-        """Heads [B, H, T, K] back into the residual stream [B, T, D]."""
-        mixed = constrain(mixed, "batch", "heads", "time" if context.zigzag else None, None)
-        out = project(mixed.swapaxes(1, 2), self.out, self.compute.quantization, 2)
-        return constrain(add_bias(out, self.out_bias) if self.config.out_bias else out, "batch", "sequence", None)
+
+class CrossAttention(Attention):
+    """Attention over what an encoder has made of another text (arXiv 1706.03762, section 3.2.3)."""
+
+    def __call__(self, x: jax.Array, context: AttentionContext, key: jax.Array | None = None) -> jax.Array:
+        """Attention of tokens [B, T, D] over ``context.source``: [B, T, D]; ``key`` is that of dropout on weights."""
+        source, rate = context.source, self.config.dropout_attention
+        assert source is not None
+        keys, values = source.memory or self.memory(source.states)
+        q = self._one(x, "query")
+        softmax = Softmax(self.softmax.scale, rate=rate, key=key if rate > 0 else None)
+        return self._merge(across(q, keys, values, (context.segments, source.segments), softmax), context)
+
+    def memory(self, states: jax.Array | None) -> Memory:
+        """Keys and values [B, N, S, K] of the encoder's final states [B, S, D]."""
+        assert states is not None
+        return self._one(states, "key"), self._one(states, "value")
+
+    def _one(self, x: jax.Array, name: str) -> jax.Array:
+        bias = getattr(self, f"{name}_bias") if self.config.qkv_bias else None
+        found = self._headed(project(x, getattr(self, name), self.compute.quantization), bias)
+        return getattr(self, f"{name}_norm")(found) if self.config.qk_norm and name != "value" else found
 
 
 def _in_one(*parts: Parameter) -> Parameter:

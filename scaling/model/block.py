@@ -1,4 +1,4 @@
-"""One Transformer block: attention and MLP around a residual stream."""
+"""One Transformer block: attention, maybe over another text, too, and MLP around a residual stream."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from scaling.config import schema as cfg
-from scaling.model.attention import SelfAttention
+from scaling.model.attention import CrossAttention, SelfAttention
 from scaling.model.context import AttentionContext, Memory
 from scaling.model.experts import Counted, Experts, RouterSums
 from scaling.model.layers import SAVED, dropout
@@ -22,7 +22,8 @@ class Block(nnx.Module):
     """Attention and MLP, or experts in its place, around a residual stream.
 
     One after the other, with a norm before each (GPT-2/3) or after each sum (GPT-1); or side by side on the same stream
-    (``parallel``), with a norm for both (GPT-J, PaLM) or one each (GPT-NeoX).
+    (``parallel``), with a norm for both (GPT-J, PaLM) or one each (GPT-NeoX). Where there is an encoder, attention over
+    its states comes between the two, in the same way.
     """
 
     def __init__(self, network: cfg.Network, rngs: nnx.Rngs, experts: bool = False):
@@ -30,6 +31,9 @@ class Block(nnx.Module):
         self.config = config = network.model
         self.attention_norm = make_norm(config, config.d_model)
         self.attention = SelfAttention(network, rngs)
+        if config.encoder_layers:
+            self.cross_norm = make_norm(config, config.d_model)
+            self.cross = CrossAttention(network, rngs)
         if config.parallel != "one_norm":
             self.mlp_norm = make_norm(config, config.d_model)
         self.routes = experts
@@ -56,7 +60,7 @@ class Block(nnx.Module):
         Returns:
             The residual stream, of a cached context the layer's cache, and of experts that count their sums.
         """
-        keys = (None, None, None) if key is None else jax.random.split(key, 3)
+        keys = (None,) * 5 if key is None else jax.random.split(key, 5 if self.config.encoder_layers else 3)
         rate = self.config.dropout_residual
         # A kept sum spares the backward pass the product before it; a pre-norm block's last is the next one's input.
         if self.config.parallel != "no":
@@ -68,10 +72,16 @@ class Block(nnx.Module):
         if self.config.norm == "pre":
             update, memory = self.attention(self.attention_norm(x), context, keys[0])
             x = checkpoint_name(_in_rows(self._plus(x, dropout(update, rate, keys[1]))), SAVED)
+            if self.config.encoder_layers:
+                update = self.cross(self.cross_norm(x), context, keys[3])
+                x = checkpoint_name(_in_rows(self._plus(x, dropout(update, rate, keys[4]))), SAVED)
             update, sums = self._feed(self.mlp_norm(x), counted)
             return _in_rows(self._plus(x, dropout(update, rate, keys[2]))), memory, sums
         update, memory = self.attention(x, context, keys[0])
         x = self.attention_norm(checkpoint_name(self._plus(x, dropout(update, rate, keys[1])), SAVED))
+        if self.config.encoder_layers:
+            update = self.cross(x, context, keys[3])
+            x = self.cross_norm(checkpoint_name(self._plus(x, dropout(update, rate, keys[4])), SAVED))
         update, sums = self._feed(x, counted)
         x = self._plus(x, dropout(update, rate, keys[2]))
         return self.mlp_norm(checkpoint_name(x, SAVED)), memory, sums

@@ -9,7 +9,7 @@ import jax
 
 from scaling.config import schema as cfg
 
-Memory = tuple[jax.Array, jax.Array]  # cached keys and values of one layer, [B, H, S, K] each
+Memory = tuple[jax.Array, ...]  # cached keys and values of one layer, [B, H, S, K] each
 
 _STATIC = {"static": True}
 
@@ -34,6 +34,22 @@ class Cached:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Source:
+    """What an encoder has made of the text that the tokens of a call attend to.
+
+    Attributes:
+        states: its final states [B, S, D]; None where ``memory`` is known.
+        segments: number of each one's text, int32 [B, S]: tokens see those of their own segment. None = all are 0.
+        memory: keys and values of one layer, made of the states.
+    """
+
+    states: jax.Array | None
+    segments: jax.Array | None = None
+    memory: Memory | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class AttentionContext:
     """Who sees whom. Attributes that are None or at their default restrict nothing.
 
@@ -45,6 +61,7 @@ class AttentionContext:
         types: kind of each token, which is added to its embedding, int32 [B or 1, T]; None = all 0.
         relative: what each head adds to scores by bucket of distance, float32 [buckets, H] (T5); one for all layers.
         cached: the row grows, and its first tokens are in a cache.
+        source: what the encoder has read; None = there is none.
         window: a token sees this many positions, its own included; 0 = all.
         strided: and of those before them each ``window``-th (Sparse Transformer, arXiv 1904.10509, section 4.2).
         causal: a token sees nothing that comes after it.
@@ -57,6 +74,7 @@ class AttentionContext:
     types: jax.Array | None = None
     branches: jax.Array | None = None
     cached: Cached | None = None
+    source: Source | None = None
     window: int = dataclasses.field(default=0, metadata=_STATIC)
     strided: bool = dataclasses.field(default=False, metadata=_STATIC)
     relative: jax.Array | None = None
@@ -73,6 +91,11 @@ class AttentionContext:
         if sight == (self.window, self.strided):
             return self
         return dataclasses.replace(self, window=sight.window, strided=sight.strided)
+
+    def reading(self, memory: Memory) -> "AttentionContext":
+        """The same in a layer that has made these keys and values of the source."""
+        assert self.source is not None
+        return dataclasses.replace(self, source=dataclasses.replace(self.source, states=None, memory=memory))
 
     def after(self, memory: Memory) -> "AttentionContext":
         """The same in a layer whose cache holds these keys and values."""

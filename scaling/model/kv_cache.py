@@ -1,7 +1,8 @@
 """Decoding with a key-value cache: the prompt once (``prefill``), then a few tokens at a time (``extend``).
 
 Rows of a batch are padded at the front, so that all of them write to the same slot of the cache, in place. A cache
-is a plain tree: for each layer keys and values, [B, N, S, K] each, batch and heads sharded as in training.
+is a plain tree: for each layer keys and values, [B, N, S, K] each, batch and heads sharded as in training. Keys and
+values of what an encoder has read are computed once, and lie beside them.
 
 Layers are separate arrays here and not a stack as in training. A scan over a stack reads each layer through a
 dynamic slice, which is a copy of the weights a token; decoding is bound by reading the weights once
@@ -19,11 +20,12 @@ from jax.sharding import Mesh, NamedSharding
 
 from scaling.config import schema as cfg
 from scaling.model import decoder
-from scaling.model.context import AttentionContext, Cached, Memory
+from scaling.model.context import AttentionContext, Cached, Memory, Source
 from scaling.model.fused import fused
 from scaling.model.parametrization import parametrization
 from scaling.parallel.sharding import constrain, is_axes, stored_spec
 
+# Of each layer the keys and values of the tokens, and those of the source where there is one.
 Cache = tuple[Memory, ...]
 
 
@@ -75,7 +77,10 @@ def _split_axes(config: cfg.Model) -> Any:
 
 def _together(config: cfg.Model, tree: Any) -> Any:
     """Queries, keys and values in one where they have the same shape."""
-    return tree if config.has_grouped_heads else fused(tree)
+    if config.has_grouped_heads:
+        return tree
+    blocks = {name: tree[name] | {"attention": fused(tree[name]["attention"])} for name in decoder.layers_of(config)}
+    return tree | blocks
 
 
 def _unstacked(config: cfg.Model, tree: Any, layer: Any) -> Any:
@@ -92,8 +97,20 @@ def _shardings(axes: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda names: NamedSharding(mesh, stored_spec(names)), axes, is_leaf=is_axes)
 
 
+def encoded(
+    network: cfg.Network, params: decoder.Params, ids: jax.Array | None, segments: jax.Array | None
+) -> Source | None:
+    """What the encoder makes of its texts (``Decoder.encode``), for ``prefill``; None where there are none."""
+    return None if ids is None else decoder.merge_layers(network, params)[0].encode(ids, segments)
+
+
 def prefill(
-    network: cfg.Network, params: decoder.Params, tokens: jax.Array, starts: jax.Array, slots: int
+    network: cfg.Network,
+    params: decoder.Params,
+    tokens: jax.Array,
+    starts: jax.Array,
+    slots: int,
+    source: Source | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Reads the prompts.
 
@@ -103,41 +120,60 @@ def prefill(
         tokens: ids, int32 [B, T], padded at the front with any ids.
         starts: first slot of each row that is not padding, int32 [B]; T for a row that is all padding.
         slots: S, of the cache; at least T.
+        source: what the encoder has read; its keys and values are computed here, once.
 
     Returns:
         Final hidden states [B, T, D] (those of padding mean nothing), and the cache with slots 0 to T - 1 filled.
     """
-    return _through(network, params, tokens, Cached(starts, 0, slots), [None] * network.model.num_layers)
+    return _through(network, params, tokens, Cached(starts, 0, slots), [None] * network.model.num_layers, source)
 
 
 def extend(
-    network: cfg.Network, params: decoder.Params, tokens: jax.Array, cache: Cache, slot: jax.Array, starts: jax.Array
+    network: cfg.Network,
+    params: decoder.Params,
+    tokens: jax.Array,
+    cache: Cache,
+    slot: jax.Array,
+    starts: jax.Array,
+    source_segments: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Reads the next tokens [B, T] of every row, at slots ``slot`` to ``slot + T - 1``.
+
+    ``source_segments`` are those of the source that ``prefill`` has read.
 
     Returns:
         Final hidden states [B, T, D], and the cache with these slots filled.
     """
-    return _through(network, params, tokens, Cached(starts, slot, cache[0][0].shape[2]), cache)
+    source = Source(None, source_segments) if network.model.encoder_layers else None
+    return _through(network, params, tokens, Cached(starts, slot, cache[0][0].shape[2]), cache, source)
 
 
 def _through(
-    network: cfg.Network, params: decoder.Params, tokens: jax.Array, cached: Cached, cache: Sequence[Memory | None]
+    network: cfg.Network,
+    params: decoder.Params,
+    tokens: jax.Array,
+    cached: Cached,
+    cache: Sequence[Memory | None],
+    source: Source | None,
 ) -> tuple[jax.Array, Cache]:
     """Tokens through all layers, each with its cache (None: it has none yet)."""
     model, blocks = decoder.merge_layers(network, params)
     there = cached.slot + jnp.arange(tokens.shape[1])
     # Padding stands at position 0, in a document of its own.
     positions = jnp.clip(there - cached.starts[:, None], 0, network.model.context_length - 1)
-    segments = (there >= cached.starts[:, None]).astype(jnp.int32)
-    context = model.informed(AttentionContext(positions, segments, cached=cached))
+    segments = -(there < cached.starts[:, None]).astype(jnp.int32)
+    context = model.informed(AttentionContext(positions, segments, cached=cached, source=source))
     x, grown = model.embed(tokens, positions), []
     layers = itertools.cycle(decoder.period(network.model))
     for block, layer, memory in zip(blocks, layers, cache, strict=False):
         here = context.within(layer.sight)
-        x, after, _ = block(x, here if memory is None else here.after(memory))
+        read: Memory = ()
+        if source is not None:
+            read = block.cross.memory(source.states) if memory is None else memory[2:]
+            here = here.reading(read)
+        x, after, _ = block(x, here if memory is None else here.after(memory[:2]))
         assert after is not None
-        grown.append(after)
+        grown.append((*after, *read))
     return model.finish(x), tuple(grown)
 
 

@@ -45,7 +45,7 @@ def parametrization(model: cfg.Model) -> Parametrization:
         embedding_std=model.init_std,
         attention_scale=model.attention_scale or derived,
         residual_multiplier=1 / depth,
-        logit_multiplier=1 / width,
+        logit_multiplier=1 / width / (math.sqrt(model.d_model) if model.scaled_output else 1.0),
         hidden_lr=1 / width,
         hidden_decay=width,
         hidden_epsilon=1 / (width * depth),

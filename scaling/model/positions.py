@@ -83,14 +83,18 @@ def sinusoids(positions: jax.Array, width: int, order: str) -> jax.Array:
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*angles.shape[:-1], width)
 
 
-def relative_buckets(age: jax.Array, buckets: int, distance: int) -> jax.Array:
-    """The bucket of each distance, int32, as T5's decoder has them (arXiv 1910.10683, section 2.1).
+def relative_buckets(age: jax.Array, buckets: int, distance: int, causal: bool = True) -> jax.Array:
+    """The bucket of each distance, int32, as T5 has them (arXiv 1910.10683, section 2.1).
 
     Args:
-        age: positions from a key to its query, any shape; those of later keys count as 0.
+        age: positions from a key to its query, any shape; negative of later keys.
         buckets: half are distances 0, 1, ...; the rest grow geometrically.
         distance: from here on all distances are in the last bucket.
+        causal: later keys count as at distance 0. False: half of the buckets are for them.
     """
+    if not causal:
+        half = buckets // 2
+        return jnp.where(age < 0, half, 0) + relative_buckets(jnp.abs(age), half, distance)
     exact = buckets // 2
     age = jnp.maximum(age, 0)
     far = jnp.log(jnp.maximum(age, 1).astype(jnp.float32) / exact) / math.log(distance / exact) * (buckets - exact)

@@ -79,6 +79,11 @@ def forward(
     """
     batch = jax.tree.map(lambda x: constrain(x, "rows", None), batch)
     context, counted = AttentionContext(batch.positions, batch.segments, batch.types), None
+    if model.config.encoder_layers:
+        assert isinstance(batch, Batch) and batch.source is not None
+        key, encoder_key = (None, None) if key is None else jax.random.split(key)
+        source = model.encode(batch.source, batch.source_segments, encoder_key)
+        context = dataclasses.replace(context, source=source)
     if model.config.experts.count:
         # What comes after the last token that counts is padding: nothing that counts sees it.
         counts = batch.reads if isinstance(batch, Scored) else batch.weights

@@ -37,7 +37,7 @@ def make_optimizer(
     """
     scales = parametrization(model)
     kinds = lora.metadata(model, adapters, "kind")
-    inside = jax.tree.map_with_path(lambda path, kind: path[0].key in decoder.STACKS, kinds)
+    inside = jax.tree.map_with_path(lambda path, kind: decoder.is_stacked([part.key for part in path]), kinds)
 
     def tree(leaf: Any) -> Any:
         return jax.tree.map(leaf, kinds, inside)
