@@ -45,21 +45,13 @@ def must_fit(config: cfg.Config) -> None:
         raise refused("model.encoder_layers", 0, f"must be at least 1 {said}, whose source an encoder reads")
     if model.encoder_layers and name not in (*WITH_SOURCE, "pairs"):
         raise refused("model.encoder_layers", model.encoder_layers, f"must be 0 {said}, which has no source")
-    if model.encoder_layers:
-        _must_read_sources(config)
+    length = config.data.source_length or config.train.sequence_length
+    if model.encoder_layers and length > model.context_length:
+        right = f"must be at most config.model.context_length={model.context_length}"
+        raise refused("data.source_length", length, right)
     if name in pairs.OBJECTIVES:
         for knob, value in (("data.mixture", config.data.mixture), ("data.control_field", config.data.control_field)):
             if value:
                 raise refused(knob, value, f"must be {type(value)()!r} {said}")
     if name == "tlm" and model.token_types < 2:
         raise refused("model.token_types", model.token_types, f"must be at least 2 {said}, to tell languages apart")
-
-
-def _must_read_sources(config: cfg.Config) -> None:
-    """Refuses what an encoder beside a decoder cannot read."""
-    length = config.data.source_length or config.train.sequence_length
-    if length > config.model.context_length:
-        right = f"must be at most config.model.context_length={config.model.context_length}"
-        raise refused("data.source_length", length, right)
-    if config.model.document_mask:
-        raise refused("model.document_mask", True, "must be False with config.model.encoder_layers")

@@ -89,7 +89,7 @@ def _record(config: cfg.Config, words: "Tokenizer") -> dict[str, Any]:
             "jax": jax.__version__,
             "python": platform.python_version(),
         },
-        "flops_per_token": flops.training_per_token(config.model, config.train.sequence_length, config.predicted),
+        "flops_per_token": flops.of_pretraining(config),
     }
 
 

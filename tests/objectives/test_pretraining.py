@@ -47,7 +47,6 @@ def test_each_takes_its_models_and_refuses_the_others(name):
             config("tlm", dataclasses.replace(ENCODER, token_types=1)),
             r"model\.token_types=1 must be at least 2",
         ),
-        (config("pairs", dataclasses.replace(BOTH, document_mask=True)), r"document_mask=True must be False"),
     ],
 )
 def test_knobs_that_do_not_go_together_are_refused(changed, message):
