@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from scaling.align.rows import Rows, split
 from scaling.config import schema as cfg
 from scaling.config.refusal import must_be_multiple, refused
 from scaling.data.batch import Batch
@@ -18,6 +17,7 @@ from scaling.data.chat.dialogues import Skipped
 from scaling.data.chat.rows import Text, fitting
 from scaling.data.chat.template import Chat, read_template, shortened
 from scaling.data.chat_tokenizer import SUFFIX
+from scaling.data.rows import Rows, split
 from scaling.data.tokenizer import Tokenizer
 from scaling.objectives.dpo import dpo
 from scaling.train.recipe import Recipe

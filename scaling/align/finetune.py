@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from scaling.align import task as tasks
-from scaling.align.rows import Rows, held_out
 from scaling.align.task import Example, Task
 from scaling.config import schema as cfg
 from scaling.config.refusal import must_be_multiple, refused
 from scaling.data.batch import Scored, scored
 from scaling.data.chat.dialogues import Skipped
 from scaling.data.control_tokenizer import DELIMITER, EXTRACT, MASKS, START, TASK
+from scaling.data.rows import Rows, held_out
 from scaling.data.tokenizer import Tokenizer
 from scaling.objectives.classification import Form, classification, derived
 from scaling.train.recipe import Recipe

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scaling.align.rows import Rows, split
 from scaling.align.score import Scorer, write_bias
 from scaling.config import schema as cfg
 from scaling.config.refusal import must_be_multiple
@@ -20,6 +19,7 @@ from scaling.data.chat import comparisons, dialogues
 from scaling.data.chat.dialogues import Skipped
 from scaling.data.chat.template import Chat, read_template
 from scaling.data.chat_tokenizer import SUFFIX
+from scaling.data.rows import Rows, split
 from scaling.data.tokenizer import Tokenizer
 from scaling.objectives.ranking import ranking
 from scaling.train.recipe import Recipe

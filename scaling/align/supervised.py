@@ -6,11 +6,11 @@ in which they do not see each other. All targets of a batch weigh alike, whateve
 
 import logging
 
-from scaling.align.rows import Rows, split
 from scaling.config import schema as cfg
 from scaling.data.chat import dialogues, rows
 from scaling.data.chat.template import Chat, read_template
 from scaling.data.chat_tokenizer import SUFFIX
+from scaling.data.rows import Rows, split
 from scaling.data.tokenizer import Tokenizer
 from scaling.objectives.next_token import next_token
 from scaling.train.recipe import Recipe

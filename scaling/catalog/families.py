@@ -72,6 +72,31 @@ BERT = dict(
     vocab_multiple=1,
 )
 ROBERTA = BERT | dict(norm_epsilon=1e-5, token_types=1, position_offset=2)
+# The Transformer (arXiv 1706.03762, sections 3 and 5, table 3): an encoder with a decoder.
+TRANSFORMER = dict(
+    positions="sinusoidal",
+    sinusoid="interleaved",
+    scaled_embedding=True,
+    activation="relu",
+    norm_epsilon=1e-6,
+    scale_residual_init=False,
+    vocab_multiple=1,
+)
+# T5 (arXiv 1910.10683, section 2.1, and the released configurations); its version 1.1, with a gate and untied.
+T5 = dict(
+    positions="relative",
+    norm_kind="rms",
+    norm_epsilon=1e-6,
+    attention_scale=1.0,
+    activation="relu",
+    scaled_output=True,
+    scale_residual_init=False,
+    vocab_multiple=1,
+    **_NO_BIAS,
+)
+T5_11 = T5 | dict(gated=True, activation="gelu_tanh", scaled_output=False, tied_embedding=False)
+# BART (arXiv 1910.13461, section 2.1, and the released code).
+BART = dict(position_offset=2, embedding_norm=True, activation="gelu", scale_residual_init=False, vocab_multiple=1)
 
 
 def _size(
@@ -104,6 +129,23 @@ def _size(
         switches=switches,
         **rest,
     )
+
+
+def _both(
+    family: str,
+    name: str,
+    shape: tuple[int, int, int, int],
+    context_length: int,
+    vocab_size: int,
+    billions: float,
+    batch_tokens: int,
+    peak_lr: float,
+    switches: dict[str, Any],
+    **rest: Any,
+) -> Size:
+    """A decoder with an encoder of as many layers."""
+    switches = switches | dict(encoder_layers=shape[0])
+    return _size(family, name, shape, context_length, vocab_size, billions, batch_tokens, peak_lr, switches, **rest)
 
 
 _M = 1_048_576
@@ -146,6 +188,27 @@ ALL = (
     _size("BERT", "large", (24, 1024, 16, 4096), 512, 30_522, 0.336, 256 * 512, 1.0e-4, BERT, norm="post"),
     _size("RoBERTa", "base", (12, 768, 12, 3072), 512, 50_265, 0.125, 8000 * 512, 6.0e-4, ROBERTA, norm="post"),
     _size("RoBERTa", "large", (24, 1024, 16, 4096), 512, 50_265, 0.355, 8000 * 512, 4.0e-4, ROBERTA, norm="post"),
+    # The paper prints 65M for base; its tables, matrices, biases and norms are 63.1M.
+    _both("Transformer", "base", (6, 512, 8, 2048), 512, 37_000, 0.0631, 896 * 128, 6.99e-4, TRANSFORMER, norm="post"),
+    _both("Transformer", "big", (6, 1024, 16, 4096), 512, 37_000, 0.213, 896 * 128, 4.94e-4, TRANSFORMER, norm="post"),
+    # Counts of T5 and BART are those of the released weights; T5's paper prints 770M for large.
+    _both("T5", "small", (6, 512, 8, 2048), 512, 32_128, 0.0605, 2048 * 512, 0.01, T5),
+    _both("T5", "base", (12, 768, 12, 3072), 512, 32_128, 0.2229, 2048 * 512, 0.01, T5),
+    _both("T5", "large", (24, 1024, 16, 4096), 512, 32_128, 0.7377, 2048 * 512, 0.01, T5),
+    _both("T5", "3b", (24, 1024, 32, 16_384), 512, 32_128, 2.852, 2048 * 512, 0.01, T5, d_head=128),
+    _both("T5", "11b", (24, 1024, 128, 65_536), 512, 32_128, 11.31, 2048 * 512, 0.01, T5, d_head=128),
+    _both("T5 1.1", "small", (8, 512, 6, 1024), 512, 32_128, 0.07696, 2048 * 512, 0.01, T5_11, d_head=64),
+    _both("T5 1.1", "base", (12, 768, 12, 2048), 512, 32_128, 0.2476, 2048 * 512, 0.01, T5_11),
+    _both("T5 1.1", "large", (24, 1024, 16, 2816), 512, 32_128, 0.7832, 2048 * 512, 0.01, T5_11),
+    _both("T5 1.1", "xl", (24, 2048, 32, 5120), 512, 32_128, 2.850, 2048 * 512, 0.01, T5_11),
+    _both("T5 1.1", "xxl", (24, 4096, 64, 10_240), 512, 32_128, 11.13, 2048 * 512, 0.01, T5_11),
+    _both("mT5", "small", (8, 512, 6, 1024), 1024, 250_112, 0.300, 1024 * 1024, 0.01, T5_11, d_head=64),
+    _both("mT5", "base", (12, 768, 12, 2048), 1024, 250_112, 0.582, 1024 * 1024, 0.01, T5_11),
+    _both("mT5", "large", (24, 1024, 16, 2816), 1024, 250_112, 1.23, 1024 * 1024, 0.01, T5_11),
+    _both("mT5", "xl", (24, 2048, 32, 5120), 1024, 250_112, 3.74, 1024 * 1024, 0.01, T5_11),
+    _both("mT5", "xxl", (24, 4096, 64, 10_240), 1024, 250_112, 12.9, 1024 * 1024, 0.01, T5_11),
+    _both("BART", "base", (6, 768, 12, 3072), 1024, 50_265, 0.1394, 8000 * 512, 6.0e-4, BART, norm="post"),
+    _both("BART", "large", (12, 1024, 16, 4096), 1024, 50_265, 0.4063, 8000 * 512, 4.0e-4, BART, norm="post"),
 )
 
 WITH_GPT2_TOKENS = ("OPT", "GPT-Neo", "GPT-J")

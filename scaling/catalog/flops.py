@@ -30,39 +30,38 @@ def positions_seen(sequence_length: int, window: int = 0, strided: bool = False,
     return seen if causal else 2 * seen - 1
 
 
-def forward_per_token(model: Model, sequence_length: int | None = None, source_length: int | None = None) -> float:
+def forward_per_token(model: Model, sequence_length: int | None = None, source_length: int = 0) -> float:
     """Forward FLOPs a token, mean over a sequence: blocks, attention (causal and banded parts only), logits.
+
+    With an encoder beside the decoder, what the tokens of the source need is shared by those of the target.
 
     Args:
         model: resolved (``vocab_size``, ``d_head`` and ``d_ff`` known).
         sequence_length: tokens in a sequence; None = ``context_length``.
-        source_length: tokens that an encoder reads for each sequence, whose FLOPs count as those of the sequence's
-            tokens; None or 0 = as many.
+        source_length: tokens that an encoder reads for each sequence; 0 = as many.
     """
-    length = sequence_length or model.context_length
-    total = 2 * parameters(model).chinchilla + attention_per_token(model, length, source_length)
-    if not model.encoder_layers:
-        return total
-    # By these the tokens of the source are multiplied, and not those of the sequence.
-    keys = 2 * model.num_layers * model.d_model * model.kv_heads * model.d_head
-    return total + 2 * ((source_length or length) / length - 1) * (parameters(model.encoder).matrices + keys)
+    length, counted = sequence_length or model.context_length, parameters(model)
+    products: float = 2 * counted.chinchilla
+    if model.encoder_layers:
+        products += 2 * counted.source * ((source_length or length) / length - 1)
+    return products + attention_per_token(model, length, source_length)
 
 
-def attention_per_token(model: Model, sequence_length: int, source_length: int | None = None) -> float:
+def attention_per_token(model: Model, sequence_length: int, source_length: int = 0) -> float:
     """Forward FLOPs a token of the products of queries with keys, and of attention weights with values."""
     sights = [model.sights[i % len(model.sights)] for i in range(model.num_layers)]
     # Each of the two products takes 2 d_head operations for every head and every position seen.
-    seen = sum(positions_seen(sequence_length, *sight, causal=model.causal) for sight in sights)
-    found = 4 * model.num_heads * model.d_head * seen
+    seen = [positions_seen(sequence_length, *sight, causal=model.causal) for sight in sights]
+    own = sum(4 * model.num_heads * model.d_head * positions for positions in seen)
     if not model.encoder_layers:
-        return found
+        return own
     source = source_length or sequence_length
-    across = 4 * model.num_heads * model.d_head * model.num_layers * source
-    return found + across + attention_per_token(model.encoder, source) * source / sequence_length
+    across = 4 * model.num_heads * model.d_head * source * model.num_layers
+    return own + across + attention_per_token(model.encoder, source) * source / sequence_length
 
 
 def training_per_token(
-    model: Model, sequence_length: int | None = None, predicted: float = 1.0, source_length: int | None = None
+    model: Model, sequence_length: int | None = None, predicted: float = 1.0, source_length: int = 0
 ) -> float:
     """Forward and backward FLOPs a token; the backward pass takes twice as many (two products for each product).
 
@@ -76,8 +75,8 @@ def training_per_token(
     return 3 * (forward_per_token(model, sequence_length, source_length) - unpredicted)
 
 
-def training_flops_per_token(config: Config) -> float:
-    """The FLOPs a token of a resolved config's training."""
+def of_pretraining(config: Config) -> float:
+    """Forward and backward FLOPs a token of a resolved config's training."""
     return training_per_token(config.model, config.train.sequence_length, config.predicted, config.data.source_length)
 
 

@@ -192,6 +192,7 @@ class Parameters:
     ends: int  # what else lies outside the blocks: projections and norms at the embedding and the head, biases
     padding: int  # parameters in the rows that pad the vocabulary to vocab_multiple, in all tables together
     matrices: int  # weight matrices of the blocks that a token is multiplied by: no biases, no norms, no idle experts
+    source: int  # of these, what the tokens of an encoder's source are multiplied by, and the decoder's are not
     idle: int  # of all experts, those that a token does not take
     projection: int  # matrices from the last state to the logits, without padding, tied or not
 
@@ -241,21 +242,19 @@ def parameters(model: Model) -> Parameters:
     ups = 2 if model.gated else 1
     expert = d * (3 if experts.gated else 2) * model.d_expert
     idle = routed * (experts.count - experts.per_token) * expert
+    attentions = model.num_layers * (2 if model.encoder_layers else 1)  # a decoder attends to its source, too
     matrices = (
-        model.num_layers * d * (2 * queries + 2 * keys)
+        attentions * d * (2 * queries + 2 * keys)
         + plain * d * (ups + 1) * f
         + routed * (d * experts.count + experts.per_token * expert)
     )
-    biases = model.num_layers * (
-        model.qkv_bias * (queries + 2 * keys) + model.out_bias * d
-    ) + plain * model.mlp_bias * (ups * f + d)
-    norms = _norm(model, d) * (1 if model.parallel == "one_norm" else 2) + model.qk_norm * 2 * _norm(
-        model, model.d_head
+    biases = attentions * (model.qkv_bias * (queries + 2 * keys) + model.out_bias * d) + plain * model.mlp_bias * (
+        ups * f + d
     )
-    if model.encoder_layers:  # attention over what it has read, in each layer
-        norms += _norm(model, d) + model.qk_norm * 2 * _norm(model, model.d_head)
-        matrices += model.num_layers * d * (2 * queries + 2 * keys)
-        biases += model.num_layers * (model.qkv_bias * (queries + 2 * keys) + model.out_bias * d)
+    norms = model.num_layers * _norm(model, d) * (1 if model.parallel == "one_norm" else 2)
+    norms += attentions * model.qk_norm * 2 * _norm(model, model.d_head) + (attentions - model.num_layers) * _norm(
+        model, d
+    )
     projected = (width * d + model.narrow_embedding * d if width != d else 0) + (
         d * model.d_output if model.d_output != d else 0
     )
@@ -264,30 +263,34 @@ def parameters(model: Model) -> Parameters:
     ends += model.outputs * (model.d_output + 1) + model.pairs * 2 * (d + 1)
     unties, has_bias = not (model.tied_embedding or model.outputs), model.logit_bias and not model.outputs
     rows = width * (1 + unties) + has_bias  # of each token, in all tables
-    found = Parameters(
+    counted = Parameters(
         token_embedding=model.padded_vocab * width,
         positions=_positions(model),
-        blocks=(matrices + idle + biases + model.num_layers * norms) * model.stored_layers // model.num_layers,
+        blocks=(matrices + idle + biases + norms) * model.stored_layers // model.num_layers,
         final_norm=_norm(model, d) if model.norm == "pre" else 0,
         unembedding=unties * model.padded_vocab * width,
         ends=ends + has_bias * model.padded_vocab,
         padding=(model.padded_vocab - model.vocab_size) * rows,
         matrices=matrices,
+        source=0,
         idle=idle,
         projection=model.outputs * model.d_output or (model.vocab_size + model.transforms * d) * width,
     )
-    return _with_encoder(found, model) if model.encoder_layers else found
+    return _with_encoder(counted, model) if model.encoder_layers else counted
 
 
-def _with_encoder(found: Parameters, model: Model) -> Parameters:
+def _with_encoder(decoder: Parameters, model: Model) -> Parameters:
+    """Adds the encoder, a stack with positions and norms of its own, which reads the decoder's token embeddings."""
     encoder = parameters(model.encoder)
+    keys = model.num_layers * model.d_model * 2 * model.kv_heads * model.d_head  # and values, of what it made
     return dataclasses.replace(
-        found,
-        positions=found.positions + encoder.positions,
-        blocks=found.blocks + encoder.blocks,
-        final_norm=found.final_norm + encoder.final_norm,
-        ends=found.ends + model.embedding_norm * _norm(model, model.d_summed),
-        matrices=found.matrices + encoder.matrices,
+        decoder,
+        positions=decoder.positions + encoder.positions,
+        blocks=decoder.blocks + encoder.blocks,
+        final_norm=decoder.final_norm + encoder.final_norm,
+        ends=decoder.ends + model.embedding_norm * _norm(model, model.d_summed),
+        matrices=decoder.matrices + encoder.matrices,
+        source=encoder.matrices + keys,
     )
 
 

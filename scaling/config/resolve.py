@@ -26,7 +26,7 @@ CHOICES = {
     "compute.dtype": ("bfloat16", "float32"),
     "compute.quantization": ("none", "int8", "fp8"),
     "compute.remat": ("none", "dots", "projections", "full"),
-    "data.objective": ("next_token", "mlm", "mlm_nsp", "mlm_sop"),
+    "data.objective": ("next_token", "mlm", "mlm_nsp", "mlm_sop", "tlm", "span_corruption", "denoising", "pairs"),
     "data.bad_records": ("error", "skip"),
     "checkpoint.choose": ("", "loss", "reward"),
     "align.loss_on": ("assistant", "all"),
@@ -59,7 +59,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "data.prefetch train.tokens train.batch_tokens train.ramp_start_tokens mesh.stage mesh.fsdp mesh.expert "
         "mesh.context mesh.tensor mesh.slices distributed.heartbeat_seconds distributed.join_seconds eval.tokens "
         "log.every_steps checkpoint.keep_last sample.tokens rl.response_tokens rl.samples rl.minibatches rl.passes "
-        "rl.kl_horizon rl.pretraining_rows guard.store_seconds",
+        "rl.kl_horizon rl.pretraining_rows guard.store_seconds noise.span",
     ),
     (
         "0 or more",
@@ -71,6 +71,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "model.position_offset model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
         "model.rotary.high model.rotary.attention_factor train.sequence_length "
         "train.microbatch_sequences train.pipeline_microbatches train.ramp_tokens compute.loss_chunk train.z_loss "
+        "data.source_length "
         "optimizer.peak_lr optimizer.weight_decay optimizer.clip_norm optimizer.warmup_tokens optimizer.decay_tokens "
         "distributed.num_processes eval.every_steps eval.batch_sequences eval.tasks_every_steps eval.tasks_limit "
         "checkpoint.every_steps checkpoint.keep_every_steps guard.rollback_after guard.hang_seconds "
@@ -89,13 +90,18 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "in [0, 1)",
         lambda v: 0 <= v < 1,
         "align.dropout align.warmup model.dropout_embedding model.dropout_attention model.dropout_residual "
-        "data.validation_fraction optimizer.beta1 optimizer.beta2 rl.ema",
+        "data.validation_fraction optimizer.beta1 optimizer.beta2 rl.ema train.label_smoothing "
+        "noise.deleted noise.masked noise.infilling",
     ),
     ("at least 0, -1 for all, or -2 for nothing", lambda v: v >= -2, "align.layers"),
     ("in [0, 0.5)", lambda v: 0 <= v < 0.5, "dpo.label_smoothing"),
     ("0 or more, or -1 for the control tokens that are new", lambda v: v >= -1, "lora.first_new_token"),
     ("in [2, 9]", lambda v: 2 <= v <= 9, "align.completions"),
-    ("in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.final_fraction rl.gamma rl.gae_lambda noise.random noise.kept"),
+    (
+        "in [0, 1]",
+        lambda v: 0 <= v <= 1,
+        "optimizer.final_fraction rl.gamma rl.gae_lambda noise.random noise.kept noise.permuted noise.rotated",
+    ),
     ("in (0, 1]", lambda v: 0 < v <= 1, "noise.rate"),
     ("at least 1, or -1 for all devices that the other axes do not use", lambda v: v >= 1 or v == -1, "mesh.data"),
     ("0 or more, or -1 for 'not given'", lambda v: v >= -1, "distributed.process_id"),

@@ -47,9 +47,12 @@ class Data:
         "next_token",
         "",
         "what pre-training predicts: next_token; hidden tokens (mlm), and whether two texts follow each other "
-        "(mlm_nsp, BERT) or are swapped (mlm_sop, ALBERT)",
+        "(mlm_nsp, BERT) or are swapped (mlm_sop, ALBERT), or in two languages (tlm, XLM); behind an encoder hidden "
+        "spans (span_corruption, T5) or the text without noise (denoising, BART); the targets of pairs",
     )
     source_length: int = knob(0, "tokens", "that the encoder reads in a row; 0 = train.sequence_length")
+    source_key: str = knob("source", "", "field of the source in the .jsonl records of objectives pairs and tlm")
+    target_key: str = knob("target", "", "field of the target, or of its translation, in the same records")
     text_key: str = knob("text", "", "field that holds the text in .jsonl and .parquet records")
     control_field: str = knob(
         "", "", "field of .jsonl and .parquet records with a control code, as in CTRL: texts begin with it; '' = none"
@@ -64,9 +67,15 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    rate: float = knob(0.15, "fraction", "of the tokens of a text are hidden and predicted")
+    rate: float = knob(0.15, "fraction", "of the tokens of a text are hidden and predicted: mlm, tlm, span_corruption")
     random: float = knob(0.1, "fraction", "of the hidden tokens become any token, and not the mask")
     kept: float = knob(0.1, "fraction", "of the hidden tokens stay as they are")
+    span: float = knob(3.0, "tokens", "mean length of a hidden span: span_corruption, and infilling of denoising")
+    permuted: float = knob(1.0, "fraction", "denoising: of the sentences of a document change places")
+    rotated: float = knob(0.0, "probability", "denoising: that a document begins with any of its tokens")
+    deleted: float = knob(0.0, "fraction", "denoising: of the tokens are left out")
+    masked: float = knob(0.0, "fraction", "denoising: of the tokens become the mask, each one for itself")
+    infilling: float = knob(0.3, "fraction", "denoising: of the tokens are in spans that become one mask each")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +97,9 @@ class Train:
     ramp_start_tokens: int = knob(32_768, "tokens", "batch size at the start of the ramp")
     ramp_tokens: int = knob(0, "tokens", "the batch grows linearly over this many tokens; 0 = no ramp")
     z_loss: float = knob(0.0, "", "coefficient of the penalty on the squared log of the softmax's denominator")
+    label_smoothing: float = knob(
+        0.0, "probability", "that pre-training spreads over all tokens alike, and takes from the target's"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +294,7 @@ class Config:
     @property
     def predicted(self) -> float:
         """The share of the tokens whose logits pre-training computes."""
-        return self.noise.rate if self.data.objective.startswith("mlm") else 1.0
+        return self.noise.rate if self.data.objective in ("mlm", "mlm_nsp", "mlm_sop", "tlm") else 1.0
 
     @property
     def network(self) -> Network:

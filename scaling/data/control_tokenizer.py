@@ -1,5 +1,6 @@
-"""A tokenizer with control tokens after its own ids: ``books+chat`` for dialogues, ``books+mask`` for hidden tokens.
+"""A tokenizer with control tokens after its own ids.
 
+``books+chat`` has those of dialogues, ``books+mask`` of hidden tokens, ``books+sentinels`` of hidden spans.
 The ids of text are those of the tokenizer before the ``+``, so a model that was trained with that one can be trained on
 with this one. No text has a control token: only a chat template, or the layout of a task, puts them there. Suffixes may
 follow one another, as in ``books+chat+task``.
@@ -11,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from scaling.data import chat_tokenizer
-from scaling.data.tokenizer_base import BEGIN, END_OF_TEXT, MASK, SEPARATOR, Tokenizer, fingerprint
+from scaling.data.tokenizer_base import BEGIN, END_OF_TEXT, MASK, SENTINELS, SEPARATOR, Tokenizer, fingerprint
 
 TASK = "+task"
 MASKS = "+mask"
+SPANS = "+sentinels"
 START, DELIMITER, EXTRACT = "<|start|>", "<|delimiter|>", "<|extract|>"  # Radford et al. 2018, section 3.3
 
 
@@ -32,6 +34,7 @@ SUFFIXES = {
     ),
     TASK: Controls((START, DELIMITER, EXTRACT)),
     MASKS: Controls((MASK, BEGIN, SEPARATOR)),
+    SPANS: Controls(SENTINELS),
 }
 
 

@@ -12,7 +12,7 @@ from scaling.config.schema import Data
 from scaling.data import manifest, prepare
 from scaling.data.bad_records import BadRecords, Replacing
 from scaling.data.batch import Batch, filled
-from scaling.data.noise import Noise
+from scaling.data.noise.row import Noise
 from scaling.data.shards import TokenDataset
 from scaling.data.tokenizer import Tokenizer
 
@@ -39,6 +39,8 @@ class TrainingSet:
 
     def unique(self, tokens: int) -> int:
         """Tokens that a training of ``tokens`` sees at least once: of each source its share, or all that it has."""
+        if self.noise is not None:
+            tokens = tokens * self.noise.taken // self.noise.room
         return round(sum(min(share * tokens, there) for share, there in self.parts))
 
     def __getitem__(self, i: int) -> Any:

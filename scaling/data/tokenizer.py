@@ -10,7 +10,8 @@
 * a path to a sentencepiece model (``*.model``);
 * a path to a ``tokenizer.json`` of Hugging Face (``*.json``), with its ``tokenizer_config.json`` beside it;
 * any of these with ``+chat`` after it: the same, with control tokens for dialogues (``control_tokenizer``);
-* any with ``+task`` after it: the same, with the tokens that surround texts to be classified.
+* any with ``+task`` after it: the same, with the tokens that surround texts to be classified;
+* any with ``+mask`` or ``+sentinels``: the same, with the tokens that stand for hidden tokens, or for hidden spans.
 
 Text that spells ``<|endoftext|>`` is ordinary text: only ``Tokenizer.eot`` ends a document.
 """

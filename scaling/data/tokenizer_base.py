@@ -2,12 +2,15 @@
 
 import abc
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 END_OF_TEXT = "<|endoftext|>"
 MASK, BEGIN, SEPARATOR = "<|mask|>", "<|begin|>", "<|separator|>"  # of encoders: BERT's [MASK], [CLS], [SEP]
+SENTINELS = tuple(f"<|sentinel_{i}|>" for i in range(100))  # stand for hidden spans (T5)
+_T5_SENTINEL, _T5_PAD = "<extra_id_{}>", "<pad>"  # as T5's own tokenizers spell them, and the token before a target
 _NAMED = {MASK: "mask_token", BEGIN: "cls_token", SEPARATOR: "sep_token"}  # in the files of imported tokenizers
 
 
@@ -88,6 +91,29 @@ class Tokenizer(abc.ABC):
                 f"the tokenizer {self.name!r} has no token {token}; a name that ends in +mask gives it one"
             )
         return self.controls[spelling]
+
+    @property
+    def sentinels(self) -> np.ndarray:
+        """Ids of the tokens that stand for hidden spans, the first span's first, int32 [n].
+
+        Raises:
+            ValueError: the tokenizer has none.
+        """
+        known = self.controls
+        for spelled in (SENTINELS, [_T5_SENTINEL.format(i) for i in range(len(known))]):
+            found = list(itertools.takewhile(lambda i: i is not None, map(known.get, spelled)))
+            if found:
+                return np.asarray(found, np.int32)
+        raise ValueError(f"the tokenizer {self.name!r} has no sentinels; a name that ends in +sentinels gives it some")
+
+    @property
+    def decoder_start(self) -> int:
+        """Id of the token that a decoder beside an encoder reads before its target.
+
+        It is the end of the text, as BART has it, and for T5's own tokenizers padding.
+        """
+        known = self.controls
+        return known.get(_T5_PAD, self.eot) if _T5_SENTINEL.format(0) in known else self.eot
 
     def spelling(self, token: str) -> str:
         """How the tokenizer spells a control token: of MASK, BEGIN and SEPARATOR, an imported one says it."""

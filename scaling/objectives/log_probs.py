@@ -38,16 +38,19 @@ class Unembedding(NamedTuple):
         logit_multiplier: of the parametrization.
         chunk: positions unembedded at a time; 0 = all.
         entropy: also that of each distribution, as a number without a gradient.
+        smoothing: probability that a loss spreads over the whole vocabulary, and takes from the target's (arXiv
+            1512.00567, section 7); for ``weighted_loss``.
     """
 
     vocab_size: int
     logit_multiplier: float = 1.0
     chunk: int = 0
     entropy: bool = False
+    smoothing: float = 0.0
 
     @classmethod
     def of(cls, config: cfg.Config) -> "Unembedding":
-        """That of a resolved config."""
+        """That of a resolved config, without smoothing."""
         multiplier = parametrization(config.model).logit_multiplier
         return cls(config.model.vocab_size, multiplier, config.compute.loss_chunk)
 
@@ -64,6 +67,7 @@ def log_probs(hidden: jax.Array, output: Output, targets: jax.Array, how: Unembe
     Returns:
         float32 [B, T] each; with ``how.entropy`` the entropy too, in nats.
     """
+    assert not how.smoothing
     return _log_probs(hidden, output, targets, how)
 
 
@@ -91,6 +95,9 @@ def weighted_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """The sum of weights * (z_loss * log_partition^2 - log_prob), and the log-probabilities.
 
+    With ``how.smoothing`` the first has, in the place of log_prob, (1 - smoothing) * log_prob + smoothing * the mean of
+    the log-probabilities of all tokens; the second stays what it is.
+
     Args:
         hidden: as in ``log_probs``.
         output: as in ``log_probs``.
@@ -109,7 +116,7 @@ def weighted_loss(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _weighted_loss(hidden, output, targets, weights, how, z_loss):
     scores, _ = _sharded(hidden, output, targets, weights, how, None)
-    return _summed(scores, weights, z_loss)
+    return _summed(scores, weights, how, z_loss)
 
 
 def _weighted_loss_forward(hidden, output, targets, weights, how, z_loss):
@@ -117,7 +124,7 @@ def _weighted_loss_forward(hidden, output, targets, weights, how, z_loss):
         return -weights, 2 * z_loss * log_z * weights
 
     scores, grads = _sharded(hidden, output, targets, weights, how, slopes)
-    return _summed(scores, weights, z_loss), grads
+    return _summed(scores, weights, how, z_loss), grads
 
 
 def _weighted_loss_backward(how, z_loss, grads, cotangents):
@@ -128,14 +135,19 @@ def _weighted_loss_backward(how, z_loss, grads, cotangents):
 _weighted_loss.defvjp(_weighted_loss_forward, _weighted_loss_backward)
 
 
-def _summed(scores, weights, z_loss):
-    log_prob, log_z = scores
-    each = z_loss * jnp.square(log_z) - log_prob if z_loss else -log_prob
+def _summed(scores, weights, how, z_loss):
+    log_prob, log_z, *mean = scores
+    wanted = log_prob
+    if how.smoothing:
+        wanted = (1 - how.smoothing) * log_prob + how.smoothing * (mean[0] - log_z)
+    each = z_loss * jnp.square(log_z) - wanted if z_loss else -wanted
     return (weights * each).sum(), log_prob
 
 
 def _sharded(hidden, output, targets, known, how, slopes):
     """Log-probabilities and log-partition functions [B, T]; with ``slopes`` also the gradients of hidden and output.
+
+    With ``how.smoothing`` the third number of a token is the mean of its logits.
 
     Args:
         hidden: [B, T, D].
@@ -159,7 +171,7 @@ def _sharded(hidden, output, targets, known, how, slopes):
     run = jax.shard_map(
         functools.partial(_local, how=how, slopes=slopes, token_axes=token_axes, scatters=scatters),
         in_specs=((hidden_spec, tokens, tokens), (P(VOCAB_AXIS, None), bias)),
-        out_specs=((tokens,) * (2 + how.entropy), grads),
+        out_specs=((tokens,) * (2 + how.entropy + bool(how.smoothing)), grads),
         check_vma=False,
     )
     scores, grads = run((hidden, targets, known), tuple(output))
@@ -177,7 +189,8 @@ def _local(batch, output, *, how, slopes, token_axes, scatters):
         logits = jnp.einsum("btd,vd->btv", h, table, preferred_element_type=jnp.float32) * how.logit_multiplier
         if bias is not None:
             logits += bias
-        logits = jnp.where(ids < how.vocab_size, logits, _MASKED)
+        real = ids < how.vocab_size
+        logits = jnp.where(real, logits, _MASKED)
         peak = jax.lax.pmax(logits.max(-1), VOCAB_AXIS)
         exp = jnp.exp(logits - peak[..., None])
         total = jax.lax.psum(exp.sum(-1), VOCAB_AXIS)
@@ -187,15 +200,20 @@ def _local(batch, output, *, how, slopes, token_axes, scatters):
         if how.entropy:
             entropy = log_z - jax.lax.psum((exp * logits).sum(-1), VOCAB_AXIS) / total
             return total_grads, ((log_prob, log_z, entropy), None)
+        scores: tuple[jax.Array, ...] = (log_prob, log_z)
+        if how.smoothing:
+            scores += (jax.lax.psum(jnp.where(real, logits, 0.0).sum(-1), VOCAB_AXIS) / how.vocab_size,)
         if slopes is None:
-            return total_grads, ((log_prob, log_z), None)
+            return total_grads, (scores, None)
         of_log_prob, of_log_z = slopes(log_z, k)
         grad = exp * ((of_log_z - of_log_prob) / total)[..., None] + jnp.where(hit, of_log_prob[..., None], 0.0)
+        if how.smoothing:  # a part of what the target has is shared by all tokens
+            grad += (how.smoothing * of_log_prob)[..., None] * (real / how.vocab_size - hit)
         of_table, of_bias = total_grads
         of_bias = None if bias is None else of_bias + grad.sum((0, 1))
         grad = (grad * how.logit_multiplier).astype(h.dtype)
         of_table += jnp.einsum("btv,btd->vd", grad, h, preferred_element_type=jnp.float32)
-        return (of_table, of_bias), ((log_prob, log_z), jnp.einsum("btv,vd->btd", grad, table))
+        return (of_table, of_bias), (scores, jnp.einsum("btv,vd->btd", grad, table))
 
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), output) if slopes else None
     chunk = how.chunk if 0 < how.chunk < length else length

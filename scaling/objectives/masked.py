@@ -23,7 +23,7 @@ def masked(config: cfg.Config) -> Objective:
     Logits are made of hidden tokens alone. A row has at most ``config.noise.rate`` of its length of them, rounded, and
     at least one.
     """
-    unembedding = Unembedding.of(config)
+    unembedding = Unembedding.of(config)._replace(smoothing=config.train.label_smoothing)
     most = most_hidden(config.noise.rate, config.train.sequence_length)
 
     def objective(model: Decoder, frozen: Any, batch: Batch | Scored, key: jax.Array | None) -> Sums:

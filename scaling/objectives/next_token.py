@@ -16,9 +16,10 @@ def next_token(config: cfg.Config) -> Objective:
 
     What is minimised is the negative log-likelihood of the targets and z_loss * logsumexp(logits)^2 (PaLM, arXiv
     2204.02311, section 5), each times its target's weight, and the routers' losses of a model with experts; "loss" is
-    the first alone, in nats a token.
+    the first alone, in nats a token. With ``config.train.label_smoothing`` what is minimised is smoothed
+    (``weighted_loss``), and the loss is not.
     """
-    unembedding = Unembedding.of(config)
+    unembedding = Unembedding.of(config)._replace(smoothing=config.train.label_smoothing)
 
     def objective(model: Decoder, frozen: Any, batch: Batch, key: jax.Array | None) -> Sums:
         hidden, batch, routers = forward(model, batch, key, config.train.pipeline_microbatches)

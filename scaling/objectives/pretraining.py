@@ -2,11 +2,22 @@
 
 from scaling.config import schema as cfg
 from scaling.config.refusal import refused
+from scaling.data import pairs
 from scaling.objectives.masked import masked
 from scaling.objectives.next_token import next_token
 from scaling.objectives.objective import Objective
 
-OBJECTIVES = {"next_token": next_token, "mlm": masked, "mlm_nsp": masked, "mlm_sop": masked}
+OBJECTIVES = {
+    "next_token": next_token,
+    "mlm": masked,
+    "mlm_nsp": masked,
+    "mlm_sop": masked,
+    "tlm": masked,
+    "span_corruption": next_token,
+    "denoising": next_token,
+    "pairs": next_token,
+}
+WITH_SOURCE = ("span_corruption", "denoising")  # what needs an encoder; pairs are for decoders alone, too
 
 
 def pretraining(config: cfg.Config) -> Objective:
@@ -25,7 +36,22 @@ def must_fit(config: cfg.Config) -> None:
     Raises:
         ValueError: it does.
     """
-    name = config.data.objective
-    if config.model.causal != (name == "next_token"):
-        right = f"must be {name == 'next_token'} with config.data.objective={name!r}"
-        raise refused("model.causal", config.model.causal, right)
+    name, model = config.data.objective, config.model
+    said = f"with config.data.objective={name!r}"
+    causal = OBJECTIVES[name] is next_token
+    if model.causal != causal:
+        raise refused("model.causal", model.causal, f"must be {causal} {said}")
+    if name in WITH_SOURCE and not model.encoder_layers:
+        raise refused("model.encoder_layers", 0, f"must be at least 1 {said}, whose source an encoder reads")
+    if model.encoder_layers and name not in (*WITH_SOURCE, "pairs"):
+        raise refused("model.encoder_layers", model.encoder_layers, f"must be 0 {said}, which has no source")
+    length = config.data.source_length or config.train.sequence_length
+    if model.encoder_layers and length > model.context_length:
+        right = f"must be at most config.model.context_length={model.context_length}"
+        raise refused("data.source_length", length, right)
+    if name in pairs.OBJECTIVES:
+        for knob, value in (("data.mixture", config.data.mixture), ("data.control_field", config.data.control_field)):
+            if value:
+                raise refused(knob, value, f"must be {type(value)()!r} {said}")
+    if name == "tlm" and model.token_types < 2:
+        raise refused("model.token_types", model.token_types, f"must be at least 2 {said}, to tell languages apart")

@@ -89,7 +89,7 @@ def _record(config: cfg.Config, words: "Tokenizer") -> dict[str, Any]:
             "jax": jax.__version__,
             "python": platform.python_version(),
         },
-        "flops_per_token": flops.training_flops_per_token(config),
+        "flops_per_token": flops.of_pretraining(config),
     }
 
 

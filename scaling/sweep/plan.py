@@ -349,7 +349,7 @@ def _with(config: cfg.Config, values: Mapping[str, Any]) -> cfg.Config:
 
 
 def _scale(config: cfg.Config) -> Scale:
-    per_token = flops.training_flops_per_token(config)
+    per_token = flops.of_pretraining(config)
     return Scale(parameters(config.model), per_token)
 
 

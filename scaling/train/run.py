@@ -9,9 +9,10 @@ import jax
 from etils import epath
 
 from scaling.config import schema as cfg
-from scaling.data import loader
+from scaling.data import loader, pairs
 from scaling.data.bad_records import BadRecords
-from scaling.data.noise import Noisy, noise_of
+from scaling.data.noise.by_name import noise_of
+from scaling.data.noise.row import Noisy
 from scaling.data.tokenizer import Tokenizer
 from scaling.model import decoder, lora
 from scaling.objectives.pretraining import must_fit
@@ -31,7 +32,7 @@ class Data:
         separator: of documents that are not to see each other, as of ``of_sequences``; None = they see each other.
     """
 
-    training: Any  # loader.TrainingSet, or align.rows.Rows
+    training: Any  # loader.TrainingSet, or data.rows.Rows
     held_out: Sequence[Any]
     bad_records: BadRecords | None
     separator: int | None = None
@@ -40,10 +41,12 @@ class Data:
     def of(cls, config: cfg.Config, words: Tokenizer) -> "Data":
         """Finds the data of a resolved config, and tokenizes what is not in the cache; errors as in the loader."""
         must_fit(config)
+        if config.data.objective in pairs.OBJECTIVES:
+            return cls(*pairs.data(config, words), None)
         bad_records = BadRecords() if config.data.bad_records == "skip" else None
         separator = words.eot if config.model.document_mask else None
-        noise = noise_of(config.data.objective, config.noise, words, separator, config.seed)
-        length = config.train.sequence_length if noise is None else noise.taken(config.train.sequence_length)
+        noise = noise_of(config, words)
+        length = config.train.sequence_length if noise is None else noise.taken
         training = loader.training_set(config.data, words, length, config.seed, bad_records)
         held_out: Sequence[Any] = loader.validation_set(config.data, words, length, bad_records)
         if noise is not None:

@@ -16,7 +16,7 @@ class Speed:
     def __init__(self, run: Run, peak_flops: float):
         """Args: the run; FLOP/s of all of its devices."""
         self._schedule, self._peak = run.schedule, peak_flops
-        self._flops = flops.training_flops_per_token(run.config)
+        self._flops = flops.of_pretraining(run.config)
         self.start(0)
 
     def start(self, step: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from scaling.catalog import families, flops, size_report, sizes
 from scaling.config.resolve import resolve
-from scaling.config.schema import Experts, Model, default_config, freeze
+from scaling.config.schema import Config, Data, Experts, Model, Train, default_config, freeze
 from scaling.model import decoder
 from tests import tiny
 
@@ -67,6 +67,12 @@ VARIANTS = {
     "encoder, narrow": families.ROBERTA | {"embedding_width": 16, "vocab_multiple": 8},
     "encoder, shared": families.BERT | {"embedding_width": 16, "narrow_embedding": True, "layer_groups": 1},
     "encoder, classes": families.BERT | {"outputs": 3, "pooler": True, "pair_head": True},
+    "encoder and decoder": {"encoder_layers": 2},
+    "encoder and decoder, 2017": families.TRANSFORMER | {"encoder_layers": 3, "norm": "post", "dropout_residual": 0.1},
+    "encoder and decoder, T5": families.T5 | {"encoder_layers": 4, "d_head": 16},
+    "encoder and decoder, T5 1.1": families.T5_11 | {"encoder_layers": 3, "vocab_multiple": 8},
+    "encoder and decoder, BART": families.BART | {"encoder_layers": 2, "norm": "post", "token_types": 2},
+    "encoder and decoder, grouped": {"encoder_layers": 1, "num_kv_heads": 2, "qk_norm": True, "qkv_bias": False},
     "encoder, narrow, classes": families.BERT | {"outputs": 3, "embedding_width": 16},
 }
 
@@ -188,3 +194,16 @@ def test_report_holds_every_size_in_both_forms():
             assert abs(r["deviation_percent"]["pf_days"]) < 1
     text = size_report.to_text()
     assert all(name in text for name in ("GPT-1", "GPT-2 1558m", "GPT-3 175b", "24*128 is not 2048"))
+
+
+def test_a_source_of_another_length_costs_what_its_products_cost():
+    """By hand: 2 and 3 layers of width 8 with 2 heads of 4 and an MLP of 16; a source of 6 for a target of 4."""
+    model = Model(vocab_size=10, num_layers=3, encoder_layers=2, d_model=8, num_heads=2, d_head=4, d_ff=16)
+    attention, mlp = 4 * 8 * 8, 2 * 8 * 16
+    source = 6 * 2 * (2 * (attention + mlp) + 3 * 2 * 8 * 8)  # the encoder; keys and values for each decoder layer
+    target = 4 * 2 * (3 * (attention + 2 * 8 * 8 + mlp) + 10 * 8)  # queries and outputs of the second attention
+    seen = 2 * 6 * 6 + 3 * 4 * 6 + 3 * (1 + 2 + 3 + 4)  # pairs of a query and a key: encoder, across, decoder
+    assert flops.forward_per_token(model, 4, 6) * 4 == pytest.approx(source + target + 4 * 8 * seen)
+    assert flops.forward_per_token(model, 4) == flops.forward_per_token(model, 4, 4)
+    config = Config(model=model, train=Train(sequence_length=4), data=Data(source_length=6, objective="pairs"))
+    assert flops.of_pretraining(config) == pytest.approx(3 * flops.forward_per_token(model, 4, 6))

@@ -5,7 +5,9 @@ import pytest
 
 from scaling.config import schema as cfg
 from scaling.data import tokenizer
-from scaling.data.noise import Noise, Noisy, Special, masked, noise_of
+from scaling.data.noise.by_name import noise_of
+from scaling.data.noise.masked import Special, masked
+from scaling.data.noise.row import Noise, Noisy
 from scaling.objectives.masked import most_hidden
 
 WORDS = tokenizer.load("bytes+mask")
@@ -13,8 +15,15 @@ SPECIAL = Special.of(WORDS)
 KNOBS = cfg.Noise()
 
 
-def noise(separator=None, seed=0, knobs=KNOBS):
-    found = noise_of("mlm", knobs, WORDS, separator, seed)
+def config(objective="mlm", knobs=KNOBS, length=128, seed=0, document_mask=False):
+    return cfg.Config(
+        seed=seed, data=cfg.Data(objective=objective), noise=knobs, train=cfg.Train(sequence_length=length),
+        model=cfg.Model(document_mask=document_mask),
+    )  # fmt: skip
+
+
+def noise(knobs=KNOBS, **of):
+    found = noise_of(config(knobs=knobs, **of), WORDS)
     assert isinstance(found, Noise)
     return found
 
@@ -80,7 +89,7 @@ def test_a_row_is_a_function_of_index_and_seed_alone():
 
 def test_documents_that_do_not_see_each_other():
     ids = np.array([1, 2, WORDS.eot, 3, 4, 5, WORDS.eot, 6, 7], np.int32)
-    row = noise(separator=WORDS.eot)([ids], 0)
+    row = noise(document_mask=True)([ids], 0)
     np.testing.assert_array_equal(row.segments, [0, 0, 0, 1, 1, 1, 1, 2, 2])
     np.testing.assert_array_equal(row.positions, [0, 1, 2, 0, 1, 2, 3, 0, 1])
     np.testing.assert_array_equal(row.targets, [SPECIAL.begin, *ids[:-1]])
@@ -88,7 +97,7 @@ def test_documents_that_do_not_see_each_other():
 
 def paired(objective, count=600, length=31):
     texts = sequences(count, length)
-    made = noise_of(objective, cfg.Noise(), WORDS, None, 0)
+    made = noise_of(config(objective, length=length + 2), WORDS)
     return [made(texts, i) for i in range(count)], texts
 
 
@@ -121,8 +130,8 @@ def test_held_out_rows_have_a_length():
 
 def test_a_tokenizer_without_a_mask_is_refused():
     with pytest.raises(ValueError, match=r"'bytes' has no token <\|mask\|>; a name that ends in \+mask gives it one"):
-        noise_of("mlm", KNOBS, tokenizer.load("bytes"), None, 0)
-    assert noise_of("next_token", KNOBS, tokenizer.load("bytes"), None, 0) is None
+        noise_of(config(), tokenizer.load("bytes"))
+    assert noise_of(config("next_token"), tokenizer.load("bytes")) is None
 
 
 def test_texts_are_framed():

@@ -20,26 +20,54 @@ TARGETS = jax.random.randint(KEYS[2], (8, 12), 0, 50)
 WEIGHTS = jnp.asarray(np.random.default_rng(0).choice([0.0, 1.0, 0.5], (8, 12)).astype(np.float32))  # 0: does not count
 
 
+def whole_logits(hidden, output):
+    return (jnp.einsum("btd,vd->btv", hidden, output.table) * 0.5 + (0 if output.bias is None else output.bias))[
+        ..., :50
+    ]
+
+
 def scores(hidden, output):
     """Log-probabilities and log-partition functions by whole logits."""
-    logits = jnp.einsum("btd,vd->btv", hidden, output.table) * 0.5 + (0 if output.bias is None else output.bias)
-    logits = logits[..., :50]
+    logits = whole_logits(hidden, output)
     log_z = jax.nn.logsumexp(logits, -1)
     return jnp.take_along_axis(logits, TARGETS[..., None], -1)[..., 0] - log_z, log_z
 
 
-def reference(hidden, output):
+def reference(hidden, output, smoothing=0.0):
     log_prob, log_z = scores(hidden, output)
+    if smoothing:  # the cross-entropy with a distribution that is given as a whole
+        wanted = (1 - smoothing) * jax.nn.one_hot(TARGETS, 50) + smoothing / 50
+        log_prob = (wanted * jax.nn.log_softmax(whole_logits(hidden, output))).sum(-1)
     return (WEIGHTS * (0.01 * log_z**2 - log_prob)).sum()
 
 
 MIXED = cfg.Mesh(fsdp=2, tensor=2)
 
 
-@pytest.mark.parametrize(
-    ("chunk", "mesh"),
-    [*((chunk, None) for chunk in (0, 4, 5, 100)), (0, MIXED), (5, MIXED), (5, cfg.Mesh()), (5, cfg.Mesh(tensor=8))],
-)
+WAYS = [*((chunk, None) for chunk in (0, 4, 5, 100)), (0, MIXED), (5, MIXED), (5, cfg.Mesh()), (5, cfg.Mesh(tensor=8))]
+
+
+@pytest.mark.parametrize(("chunk", "mesh"), WAYS)
+@pytest.mark.parametrize("bias", [None, BIAS], ids=["plain", "biased"])
+def test_a_smoothed_loss_equals_that_of_whole_distributions(chunk, mesh, bias):
+    output = Output(TABLE, bias)
+    how = Unembedding(vocab_size=50, logit_multiplier=0.5, chunk=chunk, smoothing=0.1)
+
+    def objective(hidden, output):
+        minimised, found = weighted_loss(hidden, output, TARGETS, WEIGHTS, how, 0.01)
+        return 2.0 * minimised, found
+
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(make_mesh(mesh)):
+        (value, found), grads = jax.jit(jax.value_and_grad(objective, (0, 1), has_aux=True))(HIDDEN, output)
+        (alone, _) = jax.jit(objective)(HIDDEN, output)  # as a validation computes it, without a gradient
+    want, want_grads = jax.jit(jax.value_and_grad(lambda h, o: reference(h, o, 0.1), (0, 1)))(HIDDEN, output)
+    np.testing.assert_allclose([value, alone], 2 * want, rtol=1e-6)
+    np.testing.assert_allclose(found, scores(HIDDEN, output)[0], atol=1e-5)  # the loss that is logged is not smoothed
+    for got, expected in zip(*map(jax.tree.leaves, (grads, want_grads)), strict=True):
+        np.testing.assert_allclose(got, 2 * expected, atol=5e-6)
+
+
+@pytest.mark.parametrize(("chunk", "mesh"), WAYS)
 @pytest.mark.parametrize("bias", [None, BIAS], ids=["plain", "biased"])
 def test_value_and_gradients_equal_the_whole_logits(chunk, mesh, bias):
     output = Output(TABLE, bias)

@@ -10,7 +10,7 @@ import pytest
 from scaling.config import schema as cfg
 from scaling.data import tokenizer
 from scaling.data.batch import Batch, filled
-from scaling.data.noise import noise_of
+from scaling.data.noise.by_name import noise_of
 from scaling.model import decoder
 from scaling.model.context import AttentionContext
 from scaling.objectives.pretraining import pretraining
@@ -37,7 +37,7 @@ def config(**train):
 
 def batch(microbatches, rows):
     texts = list(np.random.default_rng(0).integers(0, 256, (microbatches * rows, 16)).astype(np.int32))
-    noise = noise_of("mlm", cfg.Noise(), WORDS, None, 0)
+    noise = noise_of(config(), WORDS)
     made = [noise(texts, i) for i in range(len(texts))]
     fields = [np.stack([row[i] for row in made]).reshape(microbatches, rows, 16) for i in range(3)]
     return Batch(*fields)
@@ -94,7 +94,7 @@ def test_two_losses_are_those_of_whole_logits(mesh, microbatches):
     model = dataclasses.replace(whole.model, pooler=True, pair_head=True)
     whole = dataclasses.replace(whole, model=model, data=cfg.Data(objective="mlm_nsp"))
     texts = list(np.random.default_rng(0).integers(0, 256, (8, 14)).astype(np.int32))
-    noise = noise_of("mlm_nsp", cfg.Noise(), WORDS, None, 0)
+    noise = noise_of(whole, WORDS)
     made = [noise(texts, i) for i in range(8)]
     placed = filled((microbatches, rows), {divmod(i, rows): row for i, row in enumerate(made)})
     devices = make_mesh(mesh, jax.devices()[: mesh.devices])

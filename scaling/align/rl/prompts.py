@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scaling.align.rows import Rows, split
 from scaling.config import schema as cfg
 from scaling.config.refusal import must_be_multiple, must_divide, refused
 from scaling.data import loader
 from scaling.data.chat import prompts
 from scaling.data.chat.dialogues import Skipped
 from scaling.data.chat.template import Chat, read_template
+from scaling.data.rows import Rows, split
 from scaling.data.tokenizer import Tokenizer
 from scaling.generate.conversation import NoRoom, prompt_of
 from scaling.train.run import Data

@@ -1,17 +1,14 @@
-"""Objectives of pre-training that change the text: a row is a pure function of the sequence, its index and a seed.
+"""Hidden tokens, which an encoder predicts: BERT's masked language modelling, alone or with two texts."""
 
-So a sequence has other noise in each epoch, and the same on every mesh and after a restart. The ids of control tokens
-and of the end of a text are never masked, and never drawn.
-"""
-
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from scaling.config.schema import Config
 from scaling.config.schema import Noise as Knobs
 from scaling.data.batch import Batch, Scored, restarted, scored
+from scaling.data.noise.row import Noise, special_ids
 from scaling.data.tokenizer_base import BEGIN, MASK, SEPARATOR, Tokenizer
 
 _OTHERS = 2**20  # of endless sequences, the first so many are drawn from
@@ -42,8 +39,7 @@ class Special(NamedTuple):
             ValueError: it has no such tokens.
         """
         mask, begin, separator = (words.special(token) for token in (MASK, BEGIN, SEPARATOR))
-        every = np.asarray(sorted({*words.controls.values(), words.eot}), np.int32)
-        return cls(mask, begin, separator, every, words.vocab_size)
+        return cls(mask, begin, separator, special_ids(words), words.vocab_size)
 
 
 def masked(ids: np.ndarray, knobs: Knobs, special: Special, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -81,73 +77,42 @@ def _ordinary(special: Special, count: int, rng: np.random.Generator) -> np.ndar
     return drawn
 
 
-@dataclasses.dataclass(frozen=True)
-class Noise:
-    """What an objective makes of sequences.
-
-    Attributes:
-        name: of the objective and its knobs.
-        taken: tokens of the text in a row of so many.
-        row: (sequences int32 [taken + 1], index, what is drawn) to a row of arrays [T].
-        seed: of all that is drawn.
-    """
-
-    name: str
-    taken: Callable[[int], int]
-    row: Callable[[Sequence[np.ndarray], int, np.random.Generator], Batch | Scored]
-    seed: int
-
-    def __call__(self, sequences: Sequence[np.ndarray], index: int) -> Batch | Scored:
-        """The row of an index."""
-        return self.row(sequences, index, np.random.default_rng((self.seed, index)))
+def name(config: Config) -> str:
+    """Of the objective and the knobs of its noise, for the fingerprint of the data."""
+    noise = config.noise
+    return f"{config.data.objective} Noise(rate={noise.rate}, random={noise.random}, kept={noise.kept})"
 
 
-@dataclasses.dataclass(frozen=True)
-class Noisy(Sequence[Batch | Scored]):
-    """Rows made of sequences.
-
-    Attributes:
-        sequences: of tokens, int32 [taken + 1] each.
-        noise: what is made of them.
-    """
-
-    sequences: Sequence[np.ndarray]
-    noise: Noise
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def __getitem__(self, index):
-        return self.noise(self.sequences, index)
-
-
-def noise_of(objective: str, knobs: Knobs, words: Tokenizer, separator: int | None, seed: int) -> Noise | None:
-    """The noise of ``config.data.objective``; None = next-token prediction has none.
-
-    Args:
-        objective: its name.
-        knobs: ``config.noise``.
-        words: tokenizer.
-        separator: the end-of-text token, where attention is to stay inside documents; None = they see each other.
-        seed: of all that is drawn.
+def one_text(config: Config, words: Tokenizer) -> Noise:
+    """``mlm``: hidden tokens of the stream; attention stays inside documents with ``config.model.document_mask``.
 
     Raises:
         ValueError: the tokenizer has no mask.
     """
-    if objective == "next_token":
-        return None
-    special = Special.of(words)
+    special, knobs, room = Special.of(words), config.noise, config.train.sequence_length
 
-    def mlm(sequences: Sequence[np.ndarray], index: int, rng: np.random.Generator) -> Batch:
+    def row(sequences: Sequence[np.ndarray], index: int, rng: np.random.Generator) -> Batch:
         ids = np.concatenate([[special.begin], sequences[index][:-1]]).astype(np.int32)
         noisy, weights = masked(ids, knobs, special, rng)
-        if separator is None:
+        if not config.model.document_mask:
             return Batch(noisy, ids, weights)
-        segments = np.cumsum(ids == separator, dtype=np.int32)
+        segments = np.cumsum(ids == words.eot, dtype=np.int32)
         return Batch(noisy, ids, weights, restarted(segments), segments)
 
-    def pairs(sequences: Sequence[np.ndarray], index: int, rng: np.random.Generator) -> Scored:
-        texts, label = pair(sequences, index, rng, swaps=objective == "mlm_sop")
+    return Noise(name(config), room - 1, room, row, config.seed)
+
+
+def two_texts(config: Config, words: Tokenizer) -> Noise:
+    """``mlm_nsp`` and ``mlm_sop``: hidden tokens of two texts, and a label for the question about them.
+
+    Raises:
+        ValueError: the tokenizer has no mask.
+    """
+    special, knobs, room = Special.of(words), config.noise, config.train.sequence_length
+    swaps = config.data.objective == "mlm_sop"
+
+    def row(sequences: Sequence[np.ndarray], index: int, rng: np.random.Generator) -> Scored:
+        texts, label = pair(sequences, index, rng, swaps)
         ids = [special.begin, *texts[0], special.separator, *texts[1], special.separator]
         row = scored(
             np.asarray(ids, np.int32), len(ids), label, types=np.repeat([0, 1], [len(texts[0]) + 2, len(texts[1]) + 1])
@@ -155,9 +120,26 @@ def noise_of(objective: str, knobs: Knobs, words: Tokenizer, separator: int | No
         noisy, weights = masked(row.tokens, knobs, special, rng)
         return row._replace(tokens=noisy, targets=row.tokens, weights=weights, segments=None)
 
-    if objective == "mlm":
-        return Noise(f"{objective} {knobs}", lambda length: length - 1, mlm, seed)
-    return Noise(f"{objective} {knobs}", lambda length: length - 3, pairs, seed)
+    return Noise(name(config), room - 3, room, row, config.seed)
+
+
+def two_languages(config: Config, words: Tokenizer) -> Noise:
+    """``tlm``: hidden tokens of rows that hold a text and its translation (XLM: arXiv 1901.07291, section 3.3).
+
+    Raises:
+        ValueError: the tokenizer has no mask.
+    """
+    special, knobs, room = Special.of(words), config.noise, config.train.sequence_length
+
+    def row(rows: Sequence[Batch], index: int, rng: np.random.Generator) -> Batch:
+        plain = rows[index]
+        length = int(plain.weights.sum())
+        noisy, weights = masked(plain.tokens[:length], knobs, special, rng)
+        tokens, counts = plain.tokens.copy(), np.zeros(room, np.float32)
+        tokens[:length], counts[:length] = noisy, weights
+        return plain._replace(tokens=tokens, weights=counts)
+
+    return Noise(name(config), room, room, row, config.seed)
 
 
 def pair(

@@ -9,6 +9,7 @@ import grain
 
 from scaling.config import schema as cfg
 from scaling.data.chat.rows import fingerprint
+from scaling.data.noise.row import Noise
 
 T = TypeVar("T")
 
@@ -23,6 +24,7 @@ class Rows:
         tokens: places in one pass.
         fingerprint: hash of everything that decides the stream.
         group: rows of an item of the stream.
+        noise: what is made of the stream's items; None = they are the rows.
     """
 
     stream: grain.MapDataset
@@ -30,18 +32,22 @@ class Rows:
     tokens: int
     fingerprint: str
     group: int = 1
+    noise: Noise | None = None
 
     @classmethod
-    def of(cls, items: Sequence[Any], config: cfg.Config, group: int = 1) -> "Rows":
+    def of(cls, items: Sequence[Any], config: cfg.Config, group: int = 1, noise: Noise | None = None) -> "Rows":
         """Rows in the order of a run's seed; with ``group`` > 1, each item is a list of so many that stay together."""
         order = int.from_bytes(hashlib.blake2b(f"{config.seed} rows".encode(), digest_size=4).digest())
         stream = grain.MapDataset.source(items).shuffle(seed=order).repeat()
         rows = items if group == 1 else [row for item in items for row in item]
         length = config.train.sequence_length
-        return cls(stream, len(rows), len(rows) * length, fingerprint(rows, length, config.seed), group)
+        facts = (length, config.seed, *([noise.name] if noise else []))
+        return cls(stream, len(rows), len(rows) * length, fingerprint(rows, *facts), group, noise)
 
     def __getitem__(self, i: int) -> Any:
         """Row i, for any i >= 0."""
+        if self.noise is not None:
+            return self.noise(self.stream, i)
         return self.stream[i] if self.group == 1 else self.stream[i // self.group][i % self.group]
 
 
