@@ -34,7 +34,7 @@ def logits(
         ids: token ids, integers [B, T] or [T], T at most the model's context.
         mask: 1 where a token is, 0 where there is padding, integers like ``ids``; None = no padding. For encoders.
         types: kinds of the tokens, integers like ``ids``; None = all 0.
-        decoder_ids: of a model with an encoder beside its decoder: what the decoder reads, integers [B, T] or [T], while
+        decoder_ids: of a model with an encoder beside its decoder: what the decoder reads, integers [B, T] or [T]. Then
             ``ids`` and ``mask`` [B, S] are the encoder's.
 
     Returns:

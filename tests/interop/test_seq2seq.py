@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 
+from scaling.generate.generator import Generator
+from scaling.generate.sampling import Sampling
 from scaling.interop import huggingface
 from scaling.interop.logits import compute, logits
 from tests import tiny
@@ -79,3 +81,46 @@ def test_bad_input(tmp_path):
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"encoder_ffn_dim=24 and decoder_ffn_dim=8 must be equal"):
         huggingface.load(folder)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_beam_search_equals_hugging_face(name):
+    found = np.load(FIXTURES / name / "expected.npz")
+    model, params = huggingface.load(FIXTURES / name)
+    sources = [row[kept == 1] for row, kept in zip(found["ids"], found["mask"], strict=True)]
+    generator = Generator(tiny.in_float32(model), params, None)
+    sampling = Sampling(tokens=10, beams=3, length_penalty=0.7, end_ids=(3,))
+    best = [each[0] for each in generator.generate([[3]] * 3, sampling, sources=sources)]
+    for one, text, score in zip(best, found["beams"], found["scores"], strict=True):
+        ended = [*one.ids, 3] if one.finish == "end" else list(one.ids)
+        assert ended == text[: len(ended)].tolist() and not text[len(ended) :].any()
+        assert one.score == pytest.approx(score, abs=2e-5)
+
+
+def test_greedy_texts_are_those_of_the_whole_pass():
+    """One token after the other with the cache, against logits of the whole text; batches change nothing."""
+    found = np.load(FIXTURES / "t5" / "expected.npz")
+    model, params = huggingface.load(FIXTURES / "t5")
+    network = tiny.in_float32(model)
+    sources = [row[kept == 1] for row, kept in zip(found["ids"], found["mask"], strict=True)]
+    generator = Generator(network, params, None)
+    sampling = Sampling(tokens=6, temperature=0.0, end_ids=())
+    texts = [each[0].ids for each in generator.generate([[3, 9], [3], [3]], sampling, sources=sources)]
+    for source, start, text in zip(sources, ([3, 9], [3], [3]), texts, strict=True):
+        whole = np.asarray([[*start, *text]])
+        best = compute(network, params, source[None], decoder_ids=whole).argmax(-1)[0]
+        assert best[len(start) - 1 : -1].tolist() == list(text)
+    streamed = list(generator.stream([3], sampling, 2, sources[1]))[-1]
+    assert streamed.ids == texts[1]
+
+
+def test_a_model_with_an_encoder_needs_sources():
+    model, params = huggingface.load(FIXTURES / "t5")
+    generator = Generator(tiny.in_float32(model), params, None)
+    with pytest.raises(ValueError, match="has an encoder, so each prompt needs a source"):
+        generator.generate([[3]], Sampling(tokens=2))
+    with pytest.raises(ValueError, match="source 1 has 25 tokens, more than the model's context of 24"):
+        generator.generate([[3]], Sampling(tokens=2), sources=[[1] * 25])
+    gpt2, params = huggingface.load(FIXTURES.parent / "families" / "gpt2")
+    with pytest.raises(ValueError, match="has no encoder, so prompts have no source"):
+        Generator(tiny.in_float32(gpt2), params, None).generate([[3]], Sampling(tokens=2), sources=[[1]])
