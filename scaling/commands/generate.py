@@ -285,7 +285,7 @@ def _record(line: str, where: str, key: str) -> dict[str, Any]:
 def _served(options: argparse.Namespace) -> "Served":
     from scaling.interop.served import load_decoder
 
-    return load_decoder(options.model, options.tokenizer, options.mesh, options.dtype)
+    return load_decoder(options.model, options.tokenizer, options.mesh, options.dtype, _has_sources(options))
 
 
 def _stream(generator: "Generator", text: str, prompt: list[int], sampling: "Sampling") -> None:

@@ -16,9 +16,9 @@ from scaling.interop.tensor_folder import TensorFolder
 from scaling.model import decoder
 from scaling.runs.stores import Later, by_path
 
-# Axes of our parameters: B buckets of distances, D and Q model, E experts, F MLP, H heads, K features of a head, N heads
-# of keys, P positions, S width in which embeddings are added, T types of tokens, V tokens (ours have padded_vocab, theirs
-# vocab_size), W width of the embedding, X MLP of an expert.
+# Axes of our parameters: B buckets of distances, D and Q model, E experts, F MLP, H heads, K features of a head,
+# N heads of keys, P positions, S width in which embeddings are added, T types of tokens, V tokens (ours have
+# padded_vocab, theirs vocab_size), W width of the embedding, X MLP of an expert.
 AXES = {
     "tokens": "VW",
     "positions": "PS",
@@ -260,10 +260,10 @@ def _tensors(model: cfg.Model, family: Family, inside: Mapping[str, tuple[str, s
 
 def _sizes(model: cfg.Model) -> dict[str, int]:
     return {
-        "1": 1, "2": 2, "3": 3, "B": model.relative_buckets, "D": model.d_model, "E": model.experts.count, "F": model.d_ff, "H": model.num_heads,
-        "K": model.d_head, "N": model.kv_heads, "P": model.position_offset + model.context_length,
-        "Q": model.d_model, "S": model.d_summed, "T": model.token_types,
-        "V": model.vocab_size, "W": model.d_embedding, "X": model.d_expert,
+        "1": 1, "2": 2, "3": 3, "B": model.relative_buckets, "D": model.d_model, "E": model.experts.count,
+        "F": model.d_ff, "H": model.num_heads, "K": model.d_head, "N": model.kv_heads,
+        "P": model.position_offset + model.context_length, "Q": model.d_model, "S": model.d_summed,
+        "T": model.token_types, "V": model.vocab_size, "W": model.d_embedding, "X": model.d_expert,
     }  # fmt: skip
 
 
