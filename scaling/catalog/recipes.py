@@ -145,6 +145,70 @@ def encoder(family: str, size: str, steps: int, /, **optimizer: float | str) -> 
     return config
 
 
+def encoder_decoder(
+    family: str, size: str, lengths: tuple[int, int], rows: int, steps: int, /, **optimizer: float | str
+) -> ConfigDict:
+    """A published encoder with its decoder: no weight decay, no clipping, and dropout 0.1 everywhere.
+
+    Tokens are counted in those of the target, whose places a row has.
+
+    Args:
+        family: as ``scaling.catalog.families`` has it.
+        size: of the shape.
+        lengths: tokens of the source and of the target in a row.
+        rows: in a batch.
+        steps: length of training.
+        optimizer: knobs of ``config.optimizer`` in which papers differ.
+
+    Raises:
+        ValueError: no such family or shape.
+    """
+    config = families.find(family, size).apply(default_config())
+    config.data.tokenizer = "gpt2+mask" if family == "BART" else ""
+    config.data.source_length, config.train.sequence_length = lengths
+    config.train.batch_tokens = rows * lengths[1]
+    config.train.tokens = steps * config.train.batch_tokens
+    config.model.dropout_embedding = config.model.dropout_attention = config.model.dropout_residual = 0.1
+    config.optimizer.clip_norm = 0.0
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.update(optimizer)
+    return config
+
+
+def small_transformer(d_model: int, layers: int, alone: bool, length: int) -> ConfigDict:
+    """The Transformer of 2017 in miniature, for pairs on two CPU cores: sinusoids, ReLU, label smoothing 0.1.
+
+    Args:
+        d_model: width, of heads of 32.
+        layers: of the encoder, and as many of the decoder.
+        alone: in their place a decoder alone, with as many parameters, that reads the source before the target.
+        length: tokens of a source, and of a target; a decoder alone has both in a row.
+    """
+    config = default_config()
+    config.data.objective = "pairs"
+    # A layer of a decoder that attends to a source has 16 d_model^2 parameters, every other one 12.
+    config.model.num_layers, config.model.encoder_layers = (layers * 7 // 3, 0) if alone else (layers, layers)
+    config.model.attention_pattern = ("dense",)
+    config.model.d_model = d_model
+    config.model.num_heads = d_model // 32
+    config.model.context_length = config.train.sequence_length = 2 * length if alone else length
+    config.model.positions = "sinusoidal"
+    config.model.sinusoid = "interleaved"
+    config.model.scaled_embedding = True
+    config.model.activation = "relu"
+    config.compute.dtype = "float32"  # CPUs have no fast bfloat16
+    config.compute.loss_chunk = 0
+    config.train.label_smoothing = 0.1
+    config.train.batch_tokens = 64 * config.train.sequence_length
+    config.optimizer.beta2 = 0.98
+    config.optimizer.epsilon = 1e-9
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.schedule = "inverse_sqrt"
+    config.checkpoint.keep_last = 1
+    config.log.tensorboard = False
+    return config
+
+
 def finetuning(rows: int, peak_lr: float, warmup: float, lm_weight: float) -> ConfigDict:
     """Fine-tuning for a task, as for GPT-1 and BERT: 3 epochs of 32 examples a batch, a linear decay, dropout 0.1.
 

@@ -26,6 +26,7 @@ def given(tmp_path_factory):
     return f"--config.data.train={path}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knobs", [ALONE, LANGUAGES], ids=["one text", "two languages"])
 def test_it_learns_and_goes_on_to_the_same_numbers(given, tmp_path, knobs):
     every = ["--config.log.batch_hash=true", "--config.checkpoint.every_steps=10"]
