@@ -43,7 +43,7 @@ def test_resolves_on_its_mesh(path):
 def test_docstring_tells_command_machine_time_and_loss(path):
     text = path.read_text()
     docstring = text.split('"""')[1]
-    assert re.search(rf"scaling (train|align \w+) --config={path.relative_to(ROOT)}", docstring)
+    assert re.search(rf"scaling (train|distill|align \w+) --config={path.relative_to(ROOT)}", docstring)
     assert "Machine:" in docstring
     assert "ime" in docstring
     assert "loss" in docstring
