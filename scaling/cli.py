@@ -52,6 +52,7 @@ class _Verb(NamedTuple):
 _VERBS = {
     "train": _Verb("train the model of --config=FILE, or resume it", True, Stdout.LOG),
     "align": _Verb("train what comes after pre-training, sample answers, compare models"),
+    "distill": _Verb("train a student that imitates the teacher of --config=FILE", True, Stdout.LOG),
     "sweep": _Verb("train all runs of the sweep in --config=FILE, or resume them", True, Stdout.LOG),
     "launch": _Verb(
         "start a run or a sweep on this machine or in a cloud, and restart it when needed", True, Stdout.LOG

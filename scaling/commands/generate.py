@@ -26,6 +26,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="RUN", help="run directory, or Hugging Face folder with config.json, model.safetensors")
     add("--prompt", action="append", default=[], metavar="TEXT", help="text to continue; may be repeated")
     add("--prompts", metavar="FILE", help="file with a text on each line, or .jsonl with a field 'prompt'")
+    add(
+        "--source",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="text that the encoder of a model reads; the answer begins with --prompt, if any; may be repeated",
+    )
+    add("--sources", metavar="FILE", help="file with a source on each line, or .jsonl with a field 'source'")
     add("--chat", action="store_true", help="answer the prompts as messages of a user, by the model's chat template")
     add("--system", default="", metavar="TEXT", help="with --chat: system message")
     add("--template", default="", metavar="FILE", help="with --chat: template (jinja2), if not the model's own")
@@ -107,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
     generator = Generator(served.network, served.params, served.words, served.mesh)
     ids, sampling, answer = _read(options, prompts, generator, served, sampling)
     alone = len(prompts) == sampling.num_samples == sampling.beams == 1
-    if alone and reward is None and not options.json:
+    if alone and reward is None and not options.json and not _has_sources(options):
         _stream(generator, _shown(options, prompts[0]), ids[0], sampling)
         return 0
     found = answer()
@@ -116,7 +124,8 @@ def run(options: argparse.Namespace) -> int:
         best = None if scores is None else max(range(len(completions)), key=scores[number].__getitem__)
         for sample, completion in enumerate(completions):
             if options.json:
-                said = {"messages": list(prompt.messages)} if options.chat else {"prompt": _text(prompt)}
+                name = "source" if _has_sources(options) else "prompt"
+                said = {"messages": list(prompt.messages)} if options.chat else {name: _text(prompt)}
                 record = {**said, "number": number, "sample": sample} | ({} if code is None else {"control": code})
                 record |= {} if scores is None else {"reward": scores[number][sample], "best": sample == best}
                 print(_json(record, completion))
@@ -138,6 +147,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--system and --template belong to a dialogue; give --chat")
     if options.chat and code is not None:
         raise ValueError("--chat and --control exclude each other: a dialogue begins as its template says")
+    if _has_sources(options) and (options.chat or code is not None or options.prompts or len(options.prompt) > 1):
+        raise ValueError("--source takes one --prompt at most, and neither --prompts nor --chat nor --control")
     if (options.best_of is None) != (options.reward is None):
         raise ValueError("--best_of=N and --reward=SPEC belong together: the best of N texts by the reward")
     if options.best_of is None:
@@ -168,6 +179,13 @@ def _read(
         first = dataclasses.replace(answers.sampling, tokens=framed[0].room)
         return [each.ids for each in framed], first, lambda: answers(prompts)
     code, words = options.control, served.words
+    if _has_sources(options):
+        from scaling.data import pairs
+
+        sources = [pairs.framed(words.encode(_text(prompt)), words) for prompt in prompts]
+        start = [words.decoder_start, *(words.encode(options.prompt[0]).tolist() if options.prompt else ())]
+        ids = [start] * len(sources)
+        return ids, sampling, lambda: generator.generate(ids, sampling, options.batch_size, sources=sources)
     # Sequences of a training with control codes begin with a code, where others follow an end of text.
     before = words.start if code is None else words.encode(code).tolist()
     if code is not None and not before:
@@ -186,8 +204,14 @@ def _text(prompt: "Prompt") -> str:
     return prompt.messages[-1]["content"]
 
 
+def _has_sources(options: argparse.Namespace) -> bool:
+    return bool(options.source or options.sources)
+
+
 def _shown(options: argparse.Namespace, prompt: "Prompt") -> str:
     """What is printed before a continuation; an answer stands alone."""
+    if _has_sources(options):
+        return options.prompt[0] if options.prompt else ""
     return "" if options.chat else _text(prompt)
 
 
@@ -203,7 +227,10 @@ def _check_codes(model: str) -> None:
 
 
 def _prompts(options: argparse.Namespace) -> "list[Prompt]":
-    """The prompts of ``--prompt`` and ``--prompts``, after checks; a text is the message of a user."""
+    """The prompts of ``--prompt`` and ``--prompts``, after checks; a text is the message of a user.
+
+    Where there are sources, these, in the same way.
+    """
     from scaling.data.chat import prompts as chat_prompts
     from scaling.data.chat.dialogues import Skipped, with_system
 
@@ -211,20 +238,22 @@ def _prompts(options: argparse.Namespace) -> "list[Prompt]":
         messages = with_system([{"role": "user", "content": text}], options.system)
         return chat_prompts.Prompt(tuple(messages), record or {"prompt": text}, where)
 
-    found = [prompt(text, "--prompt") for text in options.prompt]
-    if options.prompts is not None and options.chat and options.prompts.removesuffix(".gz").endswith(".jsonl"):
-        found += chat_prompts.read(options.prompts, Skipped(True, ""), options.system)
-    elif options.prompts is not None:
-        path = Path(options.prompts)
+    kind = "source" if _has_sources(options) else "prompt"
+    given, file = getattr(options, kind), getattr(options, f"{kind}s")
+    found = [prompt(text, f"--{kind}") for text in given]
+    if file is not None and options.chat and file.removesuffix(".gz").endswith(".jsonl"):
+        found += chat_prompts.read(file, Skipped(True, ""), options.system)
+    elif file is not None:
+        path = Path(file)
         for number, line in enumerate(_lines(path), start=1):
             where = f"{path}:{number}"
             if path.suffix != ".jsonl":
                 found.append(prompt(line, where))
             elif line.strip():
-                record = _record(line, where)
-                found.append(prompt(record["prompt"], where, record))
-    if options.prompts is not None and len(found) == len(options.prompt):
-        raise ValueError(f"{options.prompts} holds no prompts")
+                record = _record(line, where, kind)
+                found.append(prompt(record[kind], where, record))
+    if file is not None and len(found) == len(given):
+        raise ValueError(f"{file} holds no {kind}s")
     if not found and options.control:
         return [prompt("", "--control")]
     if not found:
@@ -232,9 +261,9 @@ def _prompts(options: argparse.Namespace) -> "list[Prompt]":
     for each in found:
         text = _text(each)
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValueError(f"{each.where}: the prompt is not valid Unicode text")
+            raise ValueError(f"{each.where}: the {kind} is not valid Unicode text")
         if not text:
-            raise ValueError(f"{each.where}: the prompt is empty; give at least one character")
+            raise ValueError(f"{each.where}: the {kind} is empty; give at least one character")
     return found
 
 
@@ -246,17 +275,17 @@ def _lines(path: Path) -> list[str]:
         raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def _record(line: str, where: str) -> dict[str, Any]:
+def _record(line: str, where: str, key: str) -> dict[str, Any]:
     record = json_text.parse(line, where)
-    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-        raise ValueError(f"{where}: must be an object with a text in its field 'prompt'")
+    if not isinstance(record, dict) or not isinstance(record.get(key), str):
+        raise ValueError(f"{where}: must be an object with a text in its field {key!r}")
     return record
 
 
 def _served(options: argparse.Namespace) -> "Served":
     from scaling.interop.served import load_decoder
 
-    return load_decoder(options.model, options.tokenizer, options.mesh, options.dtype)
+    return load_decoder(options.model, options.tokenizer, options.mesh, options.dtype, _has_sources(options))
 
 
 def _stream(generator: "Generator", text: str, prompt: list[int], sampling: "Sampling") -> None:

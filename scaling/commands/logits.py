@@ -16,6 +16,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ids", required=True, metavar="IDS.npy", help="token ids, integers [batch, time]")
     parser.add_argument("--mask", metavar="MASK.npy", help="of an encoder: 1 at tokens, 0 at padding, like the ids")
     parser.add_argument("--types", metavar="TYPES.npy", help="types of the tokens, like the ids (default: all 0)")
+    parser.add_argument(
+        "--decoder_ids", metavar="IDS.npy", help="of a model with encoder and decoder: the decoder's [batch, time]"
+    )
     parser.add_argument("--output", required=True, metavar="LOGITS.npy", help="float32 [batch, time, vocabulary]")
 
 
@@ -28,14 +31,15 @@ def run(options: argparse.Namespace) -> int:
     """
     if Path(options.output).suffix != ".npy":
         raise ValueError(f"--output={options.output} must end in .npy")
-    ids, mask, types = (path and _integers(path) for path in (options.ids, options.mask, options.types))
+    given = (options.ids, options.mask, options.types, options.decoder_ids)
+    ids, mask, types, decoder_ids = (path and _integers(path) for path in given)
     import numpy as np
 
     from scaling.durable import check_writable, naming
     from scaling.interop.logits import logits
 
     check_writable(options.output)
-    found = logits(options.model, ids, mask, types)
+    found = logits(options.model, ids, mask, types, decoder_ids)
     with naming(options.output):
         np.save(options.output, found)
     print(options.output)

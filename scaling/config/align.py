@@ -103,3 +103,15 @@ class Dpo:
     pairs: str = knob(
         "all", "", "of a ranking of more than two: 'all', or 'best_worst' for the best and the worst completion alone"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill:
+    teacher: str = knob("", "path", "run directory whose predictions are imitated; empty = config.start")
+    layers: int = knob(
+        0, "layers", "blocks of config.start with which the training begins, at equal distances; 0 = all"
+    )
+    temperature: float = knob(2.0, "", "divides the logits of both models, where they are compared")
+    kl: float = knob(5.0, "", "coefficient of the divergence from the teacher, times temperature^2")
+    lm: float = knob(2.0, "", "coefficient of the loss of config.data.objective")
+    cosine: float = knob(1.0, "", "coefficient of 1 - cosine of the final states of both models")

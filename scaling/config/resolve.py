@@ -64,7 +64,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "0 or more",
         lambda v: v >= 0,
-        "align.epochs align.lm_weight dpo.nll lora.rank rl.value_rate rl.kl rl.kl_target rl.pretraining_weight "
+        "align.epochs align.lm_weight dpo.nll distill.layers distill.kl distill.lm distill.cosine lora.rank "
+        "rl.value_rate rl.kl rl.kl_target rl.pretraining_weight "
         "model.outputs model.token_types model.layer_groups "
         "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
         "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "
@@ -83,7 +84,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "more than 0",
         lambda v: v > 0,
-        "dpo.beta lora.alpha model.norm_epsilon model.rotary.theta optimizer.epsilon rl.temperature rl.clip "
+        "dpo.beta lora.alpha distill.temperature "
+        "model.norm_epsilon model.rotary.theta optimizer.epsilon rl.temperature rl.clip "
         "rl.value_clip",
     ),
     (

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from scaling.config.align import Align, Chat, Dpo, Reinforcement
+from scaling.config.align import Align, Chat, Distill, Dpo, Reinforcement
 from scaling.config.align import Lora as Lora
 from scaling.config.knob import knob
 from scaling.config.model import Compute, Model, Network
@@ -289,6 +289,7 @@ class Config:
     align: Align = Align()
     rl: Reinforcement = Reinforcement()
     dpo: Dpo = Dpo()
+    distill: Distill = Distill()
     lora: Lora = Lora()
 
     @property

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling.generate.decode import Program
+from scaling.generate.decode import Program, Rows
 from scaling.generate.sampling import Rules
 from scaling.model import decoder, kv_cache
 from scaling.parallel.sharding import constrain
@@ -53,27 +53,24 @@ class Ends(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("program", "beams"))
 @jax.default_matmul_precision("highest")
-def search(
-    program: Program, beams: int, params: decoder.Params, tokens: jax.Array, starts: jax.Array, ends: Ends
-) -> tuple[jax.Array, jax.Array]:
+def search(program: Program, beams: int, params: decoder.Params, rows: Rows, ends: Ends) -> tuple[jax.Array, jax.Array]:
     """Searches on the device from the prompts to the end.
 
     Args:
         program: its N is at least ``ends.limit``.
         beams: W, width of the search.
         params: from ``kv_cache.split_layers``.
-        tokens: prompts, int32 [B, P], padded at the front.
-        starts: first slot of each row that is not padding, int32 [B]; P = the row is padding.
+        rows: prompts, and sources where there is an encoder.
         ends: when it is over.
 
     Returns:
         Complete texts, int32 [B, W, N] filled up with -1, best first, and their scores float32 [B, W].
     """
     network, rules, _ = program
-    batch, length = tokens.shape
-    state, logits = _started(program, beams, params, tokens, starts)
+    batch, length = rows.tokens.shape
+    state, logits = _started(program, beams, params, rows)
     state = _with_choice(state, jnp.repeat(logits[:, None], beams, axis=1), rules, ends, length)
-    starts = jnp.repeat(starts, beams)
+    starts, segments = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), (rows.starts, rows.source_segments))
 
     def unfinished(state: State) -> jax.Array:
         closed = ends.early_stopping & state.is_complete.all()
@@ -82,7 +79,7 @@ def search(
     def body(state: State) -> State:
         last = jax.lax.dynamic_index_in_dim(state.running, state.step - 1, axis=2, keepdims=False)
         hidden, memory = kv_cache.extend(
-            network, params, last.reshape(-1, 1), state.cache, length + state.step - 1, starts
+            network, params, last.reshape(-1, 1), state.cache, length + state.step - 1, starts, segments
         )
         logits = kv_cache.next_logits(network, params, hidden[:, 0], rules.vocab).reshape(batch, beams, -1)
         return _with_choice(state._replace(cache=memory), logits, rules, ends, length)
@@ -91,13 +88,13 @@ def search(
     return constrain(state.complete, None, None, None), constrain(state.complete_scores, None, None)
 
 
-def _started(
-    program: Program, beams: int, params: decoder.Params, tokens: jax.Array, starts: jax.Array
-) -> tuple[State, jax.Array]:
+def _started(program: Program, beams: int, params: decoder.Params, rows: Rows) -> tuple[State, jax.Array]:
     """The state before anything is chosen, and the logits [B, V] of the first token."""
     network, rules, room = program
+    tokens, starts, _, *of_source = rows
     batch, length = tokens.shape
-    hidden, memory = kv_cache.prefill(network, params, tokens, starts, length + room)
+    source = kv_cache.encoded(network, params, *of_source)
+    hidden, memory = kv_cache.prefill(network, params, tokens, starts, length + room, source)
     logits = kv_cache.next_logits(network, params, hidden[:, -1], rules.vocab)
     memory = jax.tree.map(lambda x: _rows(jnp.repeat(x, beams, axis=0)), memory)
     nothing = jnp.full((batch, beams, room), -1, jnp.int32)
@@ -148,7 +145,8 @@ def _with_choice(state: State, logits: jax.Array, rules: Rules, ends: Ends, prom
         complete_scores=complete_scores,
         is_complete=is_complete,
         improvable=state.improvable & (reachable > worst).any(1),
-        cache=jax.tree.map(lambda x: _inherit(x, parents, prompt), state.cache),
+        # Of an encoder's keys and values, which are the last, all beams of a prompt have the same.
+        cache=tuple((*(_inherit(x, parents, prompt) for x in layer[:2]), *layer[2:]) for layer in state.cache),
     )
 
 

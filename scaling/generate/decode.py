@@ -41,7 +41,9 @@ class Rows(NamedTuple):
 
     tokens: jax.Array  # prompts, int32 [B, P], padded at the front
     starts: jax.Array  # first slot of each row that is not padding, int32 [B]; P = the row is padding
-    keys: jax.Array  # a random key for each row [B]
+    keys: jax.Array | None = None  # a random key for each row [B]; None = nothing is drawn
+    source: jax.Array | None = None  # what an encoder reads, int32 [B, S], padded at the end; None = no encoder
+    source_segments: jax.Array | None = None  # of the source, int32 [B, S]: 0 at tokens, 1 at padding
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -56,9 +58,10 @@ def start(program: Program, params: decoder.Params, dials: Dials, rows: Rows) ->
         dials: the rest of the sampling.
         rows: prompts and keys.
     """
-    (network, rules, room), (tokens, starts, keys) = program, rows
+    (network, rules, room), (tokens, starts, keys, *of_source) = program, rows
     batch, length = tokens.shape
-    hidden, memory = kv_cache.prefill(network, params, tokens, starts, length + room)
+    source = kv_cache.encoded(network, params, *of_source)
+    hidden, memory = kv_cache.prefill(network, params, tokens, starts, length + room, source)
     logits = kv_cache.next_logits(network, params, hidden[:, -1], rules.vocab)
     seen = None
     if rules.penalised:
@@ -90,7 +93,13 @@ def proceed(
 
     def body(state: State) -> State:
         hidden, memory = kv_cache.extend(
-            network, params, state.last[:, None], state.cache, prompt + state.step - 1, rows.starts
+            network,
+            params,
+            state.last[:, None],
+            state.cache,
+            prompt + state.step - 1,
+            rows.starts,
+            rows.source_segments,
         )
         logits = kv_cache.next_logits(network, params, hidden[:, 0], rules.vocab)
         return _with_choice(state._replace(cache=memory), logits, rules, dials, rows.keys)
@@ -98,7 +107,8 @@ def proceed(
     return jax.lax.while_loop(unfinished, body, state)
 
 
-def _with_choice(state: State, logits: jax.Array, rules: Rules, dials: Dials, keys: jax.Array) -> State:
+def _with_choice(state: State, logits: jax.Array, rules: Rules, dials: Dials, keys: jax.Array | None) -> State:
+    assert keys is not None
     step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
     ids = choose(logits, step_keys, rules, dials, state.seen)
     # Small and needed by every process: whole on each device.

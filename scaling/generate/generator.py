@@ -36,6 +36,7 @@ class _Row:
     sample: int
     ids: np.ndarray
     number: int  # of the prompt, by which it is drawn
+    source: np.ndarray | None = None  # what an encoder reads
 
 
 def bucket(size: int, smallest: int = SMALLEST_BUCKET, largest: int | None = None) -> int:
@@ -82,6 +83,7 @@ class Generator:
         sampling: Sampling,
         batch_size: int = 8,
         numbers: Sequence[int] | None = None,
+        sources: Sequence[Sequence[int] | np.ndarray] | None = None,
     ) -> list[list[Completion]]:
         """Continues each prompt; which batch it is in changes nothing but the time.
 
@@ -90,6 +92,8 @@ class Generator:
             sampling: how.
             batch_size: texts that are continued at a time, a power of two; beams count.
             numbers: of the prompts, on which their draws depend; None = 0, 1, 2, ...
+            sources: token ids that an encoder reads for each prompt, which is then the beginning of what the decoder
+                writes; None = the model has no encoder.
 
         Returns:
             For each prompt ``num_samples`` completions; those of a beam search best first, and fewer where there are
@@ -99,14 +103,16 @@ class Generator:
             ValueError: a prompt that is empty, has ids outside the vocabulary, or leaves no room in the context.
         """
         arrays = [self._checked(number, ids, sampling) for number, ids in enumerate(prompts)]
+        read = self._sources(sources, len(arrays))
         samples = 1 if sampling.beams > 1 else sampling.num_samples
         drawn = range(len(arrays)) if numbers is None else numbers
         rows = [
-            _Row(place, sample, ids, number)
+            _Row(place, sample, ids, number, read[place])
             for place, (ids, number) in enumerate(zip(arrays, drawn, strict=True))
             for sample in range(samples)
         ]
-        rows.sort(key=lambda row: len(row.ids))  # like lengths together: little padding
+        # Like lengths together: little padding.
+        rows.sort(key=lambda row: (len(row.ids), 0 if row.source is None else len(row.source)))
         size = max(1, batch_size // sampling.beams)
         found: dict[tuple[int, int], Completion] = {}
         for first in range(0, len(rows), size):
@@ -120,7 +126,13 @@ class Generator:
             found.update({(row.prompt, row.sample): completion for row, completion in zip(batch, last, strict=True)})
         return [[found[n, s] for s in range(sampling.num_samples) if (n, s) in found] for n in range(len(arrays))]
 
-    def stream(self, prompt: Sequence[int] | np.ndarray, sampling: Sampling, every: int = 4) -> Iterator[Completion]:
+    def stream(
+        self,
+        prompt: Sequence[int] | np.ndarray,
+        sampling: Sampling,
+        every: int = 4,
+        source: Sequence[int] | np.ndarray | None = None,
+    ) -> Iterator[Completion]:
         """The first sample of one prompt as it grows, ``every`` tokens at a time; the last has a ``finish``.
 
         Text only ever grows: what may still become a stop string, or is half a character, is held back.
@@ -128,11 +140,15 @@ class Generator:
         Raises:
             ValueError: as in ``generate``, and for beam search, which knows its text only at the end.
         """
-        for (completion,) in self.streams(prompt, dataclasses.replace(sampling, num_samples=1), every):
+        for (completion,) in self.streams(prompt, dataclasses.replace(sampling, num_samples=1), every, source):
             yield completion
 
     def streams(
-        self, prompt: Sequence[int] | np.ndarray, sampling: Sampling, every: int = 4
+        self,
+        prompt: Sequence[int] | np.ndarray,
+        sampling: Sampling,
+        every: int = 4,
+        source: Sequence[int] | np.ndarray | None = None,
     ) -> Iterator[list[Completion]]:
         """All samples of one prompt as they grow together; what is finished is repeated until the last one is.
 
@@ -142,18 +158,33 @@ class Generator:
         if sampling.beams > 1:
             raise ValueError(f"beam search (beams={sampling.beams}) cannot be streamed")
         ids = self._checked(0, prompt, sampling)
-        rows = [_Row(0, sample, ids, 0) for sample in range(sampling.num_samples)]
+        (read,) = self._sources(None if source is None else [source], 1)
+        rows = [_Row(0, sample, ids, 0, read) for sample in range(sampling.num_samples)]
         for completions in self._sample(rows, sampling, every):
             yield [
                 found if found.finish else dataclasses.replace(found, text=_settled(found.text, sampling.stop))
                 for found in completions
             ]
 
-    def _checked(self, number: int, ids: Sequence[int] | np.ndarray, sampling: Sampling) -> np.ndarray:
-        array = np.asarray(ids)
-        where, context, vocab = f"prompt {number + 1}", self.config.context_length, self.config.vocab_size
-        if sampling.stop and self.words is None:
-            raise ValueError("stop strings need a tokenizer")
+    def _sources(self, sources: Sequence[Sequence[int] | np.ndarray] | None, count: int) -> Sequence[np.ndarray | None]:
+        """The sources of so many prompts; None each without an encoder."""
+        if (sources is not None) != bool(self.config.encoder_layers):
+            has = "an encoder, so each prompt needs a" if sources is None else "no encoder, so prompts have no"
+            raise ValueError(f"the model has {has} source")
+        if sources is None:
+            return [None] * count
+        assert len(sources) == count, (len(sources), count)
+        found = [self._ids(f"source {number + 1}", ids) for number, ids in enumerate(sources)]
+        for number, ids in enumerate(found):
+            if len(ids) > self.config.context_length:
+                raise ValueError(
+                    f"source {number + 1} has {len(ids)} tokens, more than the model's context of "
+                    f"{self.config.context_length}"
+                )
+        return found
+
+    def _ids(self, where: str, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        array, vocab = np.asarray(ids), self.config.vocab_size
         if array.ndim != 1 or not array.size:
             raise ValueError(f"{where} is empty; it must have at least one token")
         if not np.issubdtype(array.dtype, np.integer):
@@ -161,6 +192,13 @@ class Generator:
         outside = array[(array < 0) | (array >= vocab)]
         if outside.size:
             raise ValueError(f"{where} holds token {outside[0]}, outside the vocabulary of {vocab} (0 to {vocab - 1})")
+        return array.astype(np.int32)
+
+    def _checked(self, number: int, ids: Sequence[int] | np.ndarray, sampling: Sampling) -> np.ndarray:
+        where, context = f"prompt {number + 1}", self.config.context_length
+        if sampling.stop and self.words is None:
+            raise ValueError("stop strings need a tokenizer")
+        array = self._ids(where, ids)
         if len(array) >= context:
             raise ValueError(
                 f"{where} has {len(array)} tokens, which leaves no room in the model's context of {context}; "
@@ -171,21 +209,21 @@ class Generator:
                 f"{where} has {len(array)} tokens, and {sampling.tokens} new ones make {len(array) + sampling.tokens}, "
                 f"more than the model's context of {context}; ask for at most {context - len(array)} new ones"
             )
-        return array.astype(np.int32)
+        return array
 
     def _sample(self, rows: list[_Row], sampling: Sampling, every: int) -> Iterator[list[Completion]]:
         """Completions of a batch after every ``every`` tokens; the last time all are finished."""
         static, dials = self._rules(sampling)
-        tokens, starts = self._padded(rows)
-        padding = [0] * (len(tokens) - len(rows))
         with jax.set_mesh(self.mesh):
+            batch = self._padded(rows)
+            padding = [0] * (len(batch.tokens) - len(rows))
             keys = row_keys(
                 sampling.seed,
                 self._put(np.asarray([row.number for row in rows] + padding, np.int32)),
                 self._put(np.asarray([row.sample for row in rows] + padding, np.int32)),
             )
             program = decode.Program(self.network, static, bucket(sampling.tokens))
-            batch = decode.Rows(self._put(tokens), self._put(starts), keys)
+            batch = batch._replace(keys=keys)
             state = decode.start(program, self._params, dials, batch)
         step, completions = 1, [Completion((), "", "")] * len(rows)
         while True:
@@ -207,7 +245,6 @@ class Generator:
 
     def _beam_search(self, rows: list[_Row], sampling: Sampling) -> list[list[Completion]]:
         static, dials = self._rules(sampling)
-        tokens, starts = self._padded(rows)
         room = bucket(sampling.tokens)
         lengths = np.maximum(1, np.arange(room + 1, dtype=np.float64))
         with jax.set_mesh(self.mesh):
@@ -218,9 +255,7 @@ class Generator:
                 np.asarray(sampling.early_stopping),
             )
             program = decode.Program(self.network, static, room)
-            texts, scores = beam.search(
-                program, sampling.beams, self._params, self._put(tokens), self._put(starts), ends
-            )
+            texts, scores = beam.search(program, sampling.beams, self._params, self._padded(rows), ends)
         texts, scores = np.asarray(texts), np.asarray(scores)
         return [
             [
@@ -239,15 +274,23 @@ class Generator:
         vocab = self.config.vocab_size if self.words is None else self.words.vocab_size
         return rules(sampling, vocab, None if self.words is None else self.words.eot)
 
-    def _padded(self, rows: list[_Row]) -> tuple[np.ndarray, np.ndarray]:
-        """Prompts padded at the front to one bucket, and where each starts; rows of padding fill the batch."""
+    def _padded(self, rows: list[_Row]) -> decode.Rows:
+        """Prompts padded at the front to one bucket, sources at the end; rows of padding fill the batch."""
         longest = max(len(row.ids) for row in rows)
         batch, length = batch_shape(len(rows), longest, self.config.context_length, self.mesh)
         tokens, starts = np.zeros((batch, length), np.int32), np.full(batch, length, np.int32)
         for b, row in enumerate(rows):
             starts[b] = length - len(row.ids)
             tokens[b, starts[b] :] = row.ids
-        return tokens, starts
+        found = decode.Rows(self._put(tokens), self._put(starts))
+        if not self.config.encoder_layers:
+            return found
+        sources = [row.source for row in rows if row.source is not None]
+        room = bucket(max(map(len, sources)), largest=self.config.context_length)
+        source, segments = np.zeros((batch, room), np.int32), np.ones((batch, room), np.int32)
+        for b, ids in enumerate(sources):
+            source[b, : len(ids)], segments[b, : len(ids)] = ids, 0
+        return found._replace(source=self._put(source), source_segments=self._put(segments))
 
     def _completion(
         self, row: _Row, ids: np.ndarray, dials: Dials, sampling: Sampling, complete: bool = False

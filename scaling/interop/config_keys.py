@@ -40,7 +40,7 @@ _ONLY = {
     "rope_interleaved": False,
 }
 # Knobs by which families differ most: a family that lacks one of these is not the nearest to a model.
-_STRUCTURE = ("causal", "norm", "norm_kind", "positions", "parallel", "gated", "experts.count")
+_STRUCTURE = ("causal", "encoder_layers", "norm", "norm_kind", "positions", "parallel", "gated", "experts.count")
 # Knobs to the beginnings of the names of others, which say nothing where the first one differs.
 _FOLLOW = {
     "experts.count": ("experts.", "gated", "mlp_bias", "d_ff"),
@@ -70,7 +70,8 @@ def to_model(values: Mapping[str, Any], where: str, vocab_multiple: int) -> tupl
         _check_keys(values, family)
         knobs = dict(family.fixed) | {"vocab_multiple": vocab_multiple}
         for key in family.keys:
-            knobs |= dict.fromkeys(key.ours.split(), _value(key, values))
+            value, ours = _value(key, values), key.ours.split()
+            knobs |= zip(ours, value, strict=True) if isinstance(value, tuple) else dict.fromkeys(ours, value)
         if family.counts_offset:
             knobs["context_length"] -= knobs["position_offset"]
         if family.balance:
@@ -120,7 +121,12 @@ def _check_keys(values: Mapping[str, Any], family: Family) -> None:
         found = values.get(name, right)
         if found is not None and (found != right or isinstance(found, bool) != isinstance(right, bool)):
             raise ValueError(f"{name}={found!r} is not supported; must be {json.dumps(right)}")
-    known = {key.theirs for key in family.keys} | family.only.keys() | _ONLY.keys() | set(_UNUSED.split())
+    known = (
+        {name for key in family.keys for name in key.theirs.split()}
+        | family.only.keys()
+        | _ONLY.keys()
+        | set(_UNUSED.split())
+    )
     if values.get(family.scaled_by_layer) is not None:
         _check_bool(family.scaled_by_layer, values[family.scaled_by_layer])
     known |= {*family.unused.split(), *windows.KEYS[family.windows], family.scaled_by_layer, family.balance}
@@ -135,7 +141,13 @@ def _check_keys(values: Mapping[str, Any], family: Family) -> None:
 
 def _value(key: Key, values: Mapping[str, Any]) -> Any:
     """The value of a key in our terms, checked by itself."""
-    found = values.get(key.theirs)
+    first, *others = key.theirs.split()
+    found = values.get(first)
+    for other in others:
+        if values.get(other, found) != found:
+            raise ValueError(f"{first}={found!r} and {other}={values[other]!r} must be equal")
+    if found is None and isinstance(key.default, Key):
+        return _value(key.default, values)
     if found is None and key.default is not REQUIRED:
         return key.default or 0 if key.names is None and not isinstance(key.default, bool) else key.default
     if key.names is not None:
@@ -195,9 +207,11 @@ def _values(model: cfg.Model, family: Family) -> dict[str, Any]:
         "architectures": [kind],
     }
     for key in family.keys:
-        knob = key.ours.split()[0]
+        knob, *others = key.ours.split()
         value = get(model, knob)
         if key.names is not None:
+            if isinstance(next(iter(key.names.values())), tuple):
+                value = (value, *(get(model, other) for other in others))
             value = next((theirs for theirs, ours in key.names.items() if ours == value), next(iter(key.names)))
         elif key.default is None and value == get(derived, knob):
             value = None
@@ -205,7 +219,7 @@ def _values(model: cfg.Model, family: Family) -> dict[str, Any]:
             value = value or model.d_head
         elif knob == "context_length" and family.counts_offset:
             value += model.position_offset
-        values[key.theirs] = value
+        values |= dict.fromkeys(key.theirs.split(), value)
     values |= windows.write(family.windows, given)
     if family.rope:
         values |= rope.write(given.rotary, family.rope, given.d_head)

@@ -25,10 +25,12 @@ class Key(NamedTuple):
     """A key of their config.json.
 
     Attributes:
-        theirs: its name.
-        ours: the knob of ``cfg.Model`` that it sets; several, separated by blanks, are set to the same value.
+        theirs: its name; several, separated by blanks, must have the same value.
+        ours: the knob of ``cfg.Model`` that it sets; several, separated by blanks, are set to the same value, or to
+            those of a tuple.
         default: transformers' own value, in our terms, where the key is left out or null. None stands for a value that
-            is derived from others, and is written as null where it is the derived one; 0 is written as a number.
+            is derived from others, and is written as null where it is the derived one; 0 is written as a number. A
+            ``Key`` stands for the value of that key.
         names: their values to ours, of a key that is no number; the first name of each of ours is the one written.
     """
 
@@ -72,6 +74,8 @@ class Family:
         inside: tensors of a layer, in the same way; several parameters, separated by blanks, are one tensor. Those of
             MLPs are passed over in layers that have experts, and the reverse.
         inside_too: all tensors of a layer in another spelling, which is read and never written.
+        encoder_layers: as ``layers``, of an encoder beside the decoder.
+        inside_encoder: as ``inside``, of its layers. Its parameters outside of them are in ``outside``.
         only: other keys that change numbers, with the one value that is supported.
         unused: other keys that change no logits.
         buffers: regular expression of tensors that are passed over.
@@ -82,7 +86,8 @@ class Family:
         scaled_by_layer: key that asks for scores divided by the number of the layer, from 1.
         bare_class: as ``class_name``, of a model without logits; "" = there is none.
         pairs_class: as ``class_name``, of a model with a pair head.
-        optional: tensors that decide by being there: their name to the knobs that are then true.
+        optional: tensors that decide by being there: their name to the knobs that are then true, or with a minus sign
+            before the knob, false.
         respelled: ends of names of tensors in old folders, to the present ones.
         counts_offset: their context length counts the rows of ``position_offset``.
     """
@@ -107,13 +112,15 @@ class Family:
     bare_class: str = ""
     pairs_class: str = ""
     optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    encoder_layers: str = ""
+    inside_encoder: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     respelled: Mapping[str, str] = dataclasses.field(default_factory=dict)
     counts_offset: bool = False
 
     @property
     def may_have(self) -> tuple[str, ...]:
         """Knobs that ``optional`` tensors decide."""
-        return tuple(knob for knobs in self.optional.values() for knob in knobs.split())
+        return tuple(knob.lstrip("-") for knobs in self.optional.values() for knob in knobs.split())
 
 
 # Knobs that change no logits of a trained model, or whose size changes only rows that no token has.

@@ -47,8 +47,8 @@ def opened(folder: str | os.PathLike[str], vocab_multiple: int = 1) -> Iterator[
     model, family = config_keys.to_model(values, str(folder / CONFIG), vocab_multiple)
     scaled = bool(family.scaled_by_layer and values.get(family.scaled_by_layer))
     with TensorFolder(folder, family.prefix, family.respelled) as tensors:
-        there = [knobs for name, knobs in family.optional.items() if name in tensors.names]
-        model = with_knobs(model, dict.fromkeys(" ".join(there).split(), True))
+        there = " ".join(knobs for name, knobs in family.optional.items() if name in tensors.names).split()
+        model = with_knobs(model, {knob.lstrip("-"): not knob.startswith("-") for knob in there})
         yield weights.FolderWeights(model, family, tensors, scaled)
 
 

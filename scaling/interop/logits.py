@@ -19,7 +19,11 @@ _FLOATS_AT_ONCE = 2**26  # the largest array of one batch of rows: 256 MiB of fl
 
 
 def logits(
-    model: str | os.PathLike[str], ids: np.ndarray, mask: np.ndarray | None = None, types: np.ndarray | None = None
+    model: str | os.PathLike[str],
+    ids: np.ndarray,
+    mask: np.ndarray | None = None,
+    types: np.ndarray | None = None,
+    decoder_ids: np.ndarray | None = None,
 ) -> np.ndarray:
     """Logits in float32, whatever the model was trained in, without dropout: of the next token, or of an encoder's own.
 
@@ -30,6 +34,8 @@ def logits(
         ids: token ids, integers [B, T] or [T], T at most the model's context.
         mask: 1 where a token is, 0 where there is padding, integers like ``ids``; None = no padding. For encoders.
         types: kinds of the tokens, integers like ``ids``; None = all 0.
+        decoder_ids: of a model with an encoder beside its decoder: what the decoder reads, integers [B, T] or [T]. Then
+            ``ids`` and ``mask`` [B, S] are the encoder's.
 
     Returns:
         float32 [B, T, vocab_size] (B = 1 for one-dimensional ids).
@@ -42,15 +48,25 @@ def logits(
     ids = _matrix(ids)
     network, params = load_model(model)
     _check_ids(ids, network.model)
+    if (decoder_ids is not None) != bool(network.model.encoder_layers):
+        has = (
+            "has an encoder, so it needs" if decoder_ids is None else "has no encoder beside a decoder, so it takes no"
+        )
+        raise ValueError(f"{os.fspath(model)} {has} decoder_ids")
+    if decoder_ids is not None:
+        decoder_ids = _matrix(decoder_ids)
+        _check_ids(decoder_ids, network.model, "decoder_ids")
+        if len(decoder_ids) != len(ids):
+            raise ValueError(f"decoder_ids must have as many rows as ids, {len(ids)}, got {len(decoder_ids)}")
     if not network.model.causal and not network.model.head_transform:
         raise ValueError(f"{os.fspath(model)} is an encoder without logits; `scaling embed` gives its vectors")
-    if mask is not None and network.model.causal:
+    if mask is not None and network.model.causal and decoder_ids is None:
         raise ValueError(f"{os.fspath(model)} sees no padding that comes after a text, so it takes no mask")
     kinds = network.model.token_types
     if types is not None and not kinds:
         raise ValueError(f"{os.fspath(model)} tells no types of tokens apart")
     mask, types = _like(ids, mask, "mask", 2), _like(ids, types, "types", kinds)
-    return compute(network, params, ids, mask, types)
+    return compute(network, params, ids, mask, types, decoder_ids)
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[cfg.Network, decoder.Params]:
@@ -73,14 +89,16 @@ def compute(
     ids: np.ndarray,
     mask: np.ndarray | None = None,
     types: np.ndarray | None = None,
+    decoder_ids: np.ndarray | None = None,
 ) -> np.ndarray:
     """As ``logits``, after its checks: [B, T, vocab_size], a few rows at a time, so that memory stays bounded."""
     network = cfg.Network(network.model, dataclasses.replace(network.compute, dtype="float32"))
     config = network.model
-    count, length = ids.shape
+    predicted = ids if decoder_ids is None else decoder_ids
+    count, length = len(ids), max(ids.shape[1], predicted.shape[1])
     widest = max(config.padded_vocab, config.num_heads * length, config.d_ff)
     rows = min(count, max(1, _FLOATS_AT_ONCE // (length * widest)))
-    result = np.empty((count, length, config.vocab_size), np.float32)
+    result = np.empty((*predicted.shape, config.vocab_size), np.float32)
     mesh = one_device()
     params = jax.device_put(params, decoder.shardings(config, mesh))
     for start in range(0, count, rows):
@@ -92,7 +110,7 @@ def compute(
             return np.pad(some, ((0, rows - len(some)), (0, 0)))  # one shape, one compilation
 
         with jax.set_mesh(mesh):
-            found = np.asarray(_forward(network, params, part(ids), part(mask), part(types)))
+            found = np.asarray(_forward(network, params, *map(part, (ids, mask, types, decoder_ids))))
             result[start : start + rows] = found[: count - start]
     return result
 
@@ -101,10 +119,17 @@ def compute(
 # Accelerators otherwise round the inputs of float32 products to fewer bits.
 @jax.default_matmul_precision("highest")
 def _forward(
-    network: cfg.Network, params: decoder.Params, ids: jax.Array, mask: jax.Array | None, types: jax.Array | None
+    network: cfg.Network,
+    params: decoder.Params,
+    ids: jax.Array,
+    mask: jax.Array | None,
+    types: jax.Array | None,
+    decoder_ids: jax.Array | None,
 ) -> jax.Array:
-    model = decoder.merge(network, params)
-    return model.logits(model(ids, padded(mask, types)))
+    model, context = decoder.merge(network, params), padded(mask, types)
+    if decoder_ids is not None:
+        return model.logits(model(decoder_ids, AttentionContext(source=model.encode(ids, context.segments))))
+    return model.logits(model(ids, context))
 
 
 def padded(mask: jax.Array | None, types: jax.Array | None) -> AttentionContext:
@@ -133,13 +158,13 @@ def _like(ids: np.ndarray, given: np.ndarray | None, name: str, kinds: int) -> n
     return given
 
 
-def _check_ids(ids: np.ndarray, config: cfg.Model) -> None:
+def _check_ids(ids: np.ndarray, config: cfg.Model, name: str = "ids") -> None:
     if ids.shape[1] > config.context_length:
-        raise ValueError(f"ids are {ids.shape[1]} tokens long; the model has {config.context_length} positions")
+        raise ValueError(f"{name} are {ids.shape[1]} tokens long; the model has {config.context_length} positions")
     outside = np.argwhere((ids < 0) | (ids >= config.vocab_size))
     if len(outside):
         row, column = map(int, outside[0])
         raise ValueError(
-            f"ids[{row}, {column}] is {ids[row, column]}, outside the vocabulary of {config.vocab_size} tokens "
+            f"{name}[{row}, {column}] is {ids[row, column]}, outside the vocabulary of {config.vocab_size} tokens "
             f"(0 to {config.vocab_size - 1})"
         )

@@ -98,14 +98,25 @@ def load_served(
 
 
 def load_decoder(
-    model: str | os.PathLike[str], tokenizer_name: str | None = None, axes: str = "", dtype: str = "float32"
+    model: str | os.PathLike[str],
+    tokenizer_name: str | None = None,
+    axes: str = "",
+    dtype: str = "float32",
+    sources: bool = False,
 ) -> Served:
-    """As ``load_served``, for what continues texts; an encoder is a ValueError, too."""
+    """As ``load_served``, for what continues texts.
+
+    An encoder is a ValueError, too, and so is a decoder with an encoder beside it, unless there are ``sources`` for it.
+    """
     served = load_served(model, tokenizer_name, axes, dtype)
     if not served.network.model.causal:
         raise ValueError(
             f"{os.fspath(model)} is an encoder, which continues no texts; see `scaling fill` and `scaling embed`"
         )
+    if served.network.model.encoder_layers and not sources:
+        raise ValueError(f"{os.fspath(model)} writes behind an encoder; see `scaling generate --source`")
+    if sources and not served.network.model.encoder_layers:
+        raise ValueError(f"{os.fspath(model)} has no encoder that reads a --source; give --prompt")
     return served
 
 

@@ -16,13 +16,14 @@ from scaling.interop.tensor_folder import TensorFolder
 from scaling.model import decoder
 from scaling.runs.stores import Later, by_path
 
-# Axes of our parameters: D and Q model, E experts, F MLP, H heads, K features of a head, N heads of keys, P positions,
-# S width in which embeddings are added, T types of tokens, V tokens (ours have padded_vocab, theirs vocab_size),
-# W width of the embedding, X MLP of an expert.
+# Axes of our parameters: B buckets of distances, D and Q model, E experts, F MLP, H heads, K features of a head,
+# N heads of keys, P positions, S width in which embeddings are added, T types of tokens, V tokens (ours have
+# padded_vocab, theirs vocab_size), W width of the embedding, X MLP of an expert.
 AXES = {
     "tokens": "VW",
     "positions": "PS",
     "types": "TS",
+    "relative": "BH",
     "project_in": "WD",
     "project_in_bias": "D",
     "project_out": "DW",
@@ -58,7 +59,16 @@ AXES = {
     "experts.down": "EXD",
     "embedding_norm.gain": "S",
     "embedding_norm.bias": "S",
-} | {f"{norm}.{part}": "D" for norm in ("attention_norm", "mlp_norm", "final_norm") for part in ("gain", "bias")}
+} | {
+    f"{norm}.{part}": "D"
+    for norm in ("attention_norm", "cross_norm", "mlp_norm", "final_norm")
+    for part in ("gain", "bias")
+}  # fmt: skip
+AXES |= {
+    f"cross.{name.removeprefix('attention.')}": axes for name, axes in AXES.items() if name.startswith("attention.")
+}
+_GATES = "{_1}"  # in a name, "_1" where the MLP has gates
+_ENCODER = "encoder."  # before the paths of an encoder's parameters
 _EXPERT = "{e}"  # in a name, the expert's number
 # Outside of what bare models have, so without the prefix.
 _HEAD = (
@@ -194,7 +204,7 @@ def stored(model: cfg.Model) -> decoder.Params:
     """How a checkpoint holds the parameters so that tensors can be written one by one: each layer and expert apart."""
     found = {}
     for path, leaf in by_path(decoder.abstract(model)).items():
-        stack, _, part = path.partition(".")
+        stack, _, part = path.removeprefix(_ENCODER).partition(".")
         apart = (1 + AXES[part].startswith("E")) if stack in decoder.STACKS else 0
         found[path] = Later(leaf.shape, (1,) * apart + leaf.shape[apart:])
     return nested(found)
@@ -219,13 +229,16 @@ def _tensors(model: cfg.Model, family: Family, inside: Mapping[str, tuple[str, s
     wanted, sizes = set(by_path(decoder.abstract(model))), _sizes(model)
     found: list[Tensor] = []
 
-    def add(table: Mapping[str, tuple[str, str]], layer: int | None, stack: str, place: tuple[int, ...]) -> None:
+    def add(
+        table: Mapping[str, tuple[str, str]], layer: int | None, stack: str, place: tuple[int, ...], before: str = ""
+    ) -> None:
         for name, (parts, layout) in table.items():
             ours = tuple(stack + part for part in parts.split())
             if ours[0] not in wanted:
                 continue
             shape = tuple(math.prod(sizes[axis] for axis in group) for group in layout.split())
-            whole = name if layer is None else f"{family.layers}{layer}.{name}"
+            whole = name if layer is None else f"{before}{layer}.{name}"
+            whole = whole.replace(_GATES, "_1" if model.gated else "")
             for expert in range(model.experts.count) if _EXPERT in name else (None,):
                 index = place if expert is None else (*place, expert)
                 found.append(Tensor(whole.replace(_EXPERT, str(expert)), ours, index, layer, layout, shape))
@@ -237,7 +250,9 @@ def _tensors(model: cfg.Model, family: Family, inside: Mapping[str, tuple[str, s
         for place, layer in enumerate(layers)
     }
     for layer, (stack, place) in sorted(places.items()):
-        add(inside, layer, f"{stack}.", (place,))
+        add(inside, layer, f"{stack}.", (place,), family.layers)
+    for layer in range(model.encoder_layers):
+        add(family.inside_encoder, layer, f"{_ENCODER}{decoder.STACK}.", (layer,), family.encoder_layers)
     if missing := wanted - {path for tensor in found for path in tensor.ours}:
         raise ValueError(f"Hugging Face's {family.model_type} has no tensor for the parameter {min(missing)}")
     return found
@@ -245,16 +260,16 @@ def _tensors(model: cfg.Model, family: Family, inside: Mapping[str, tuple[str, s
 
 def _sizes(model: cfg.Model) -> dict[str, int]:
     return {
-        "2": 2, "3": 3, "D": model.d_model, "E": model.experts.count, "F": model.d_ff, "H": model.num_heads,
-        "K": model.d_head, "N": model.kv_heads, "P": model.position_offset + model.context_length,
-        "Q": model.d_model, "S": model.d_summed, "T": model.token_types,
-        "V": model.vocab_size, "W": model.d_embedding, "X": model.d_expert,
+        "1": 1, "2": 2, "3": 3, "B": model.relative_buckets, "D": model.d_model, "E": model.experts.count,
+        "F": model.d_ff, "H": model.num_heads, "K": model.d_head, "N": model.kv_heads,
+        "P": model.position_offset + model.context_length, "Q": model.d_model, "S": model.d_summed,
+        "T": model.token_types, "V": model.vocab_size, "W": model.d_embedding, "X": model.d_expert,
     }  # fmt: skip
 
 
 def _axes(entry: Tensor) -> str:
     """Axes of the parameters that a tensor holds, or of its part of them."""
-    first = entry.ours[0]
+    first = entry.ours[0].removeprefix(_ENCODER)
     if entry.layer is None:
         return AXES[first]
     return AXES[first.partition(".")[2]][len(entry.place) - 1 :]  # without the axes that the place is on
@@ -263,7 +278,7 @@ def _axes(entry: Tensor) -> str:
 def _order(entry: Tensor) -> tuple[str, list[int]]:
     """Axes of the parameters put into one array, and for each axis of theirs its place among these."""
     axes = (str(len(entry.ours)) if len(entry.ours) > 1 else "") + _axes(entry)
-    return axes, [axes.index(axis) for axis in entry.layout.replace(" ", "")]
+    return axes, [axes.index(axis) for axis in entry.layout if axis not in " 1"]
 
 
 def _to_ours(tensor: np.ndarray, entry: Tensor, sizes: Mapping[str, int]) -> list[np.ndarray]:

@@ -29,9 +29,8 @@ def masked(config: cfg.Config) -> Objective:
     def objective(model: Decoder, frozen: Any, batch: Batch | Scored, key: jax.Array | None) -> Sums:
         states_of_all, batch, _ = forward(model, batch, key, config.train.pipeline_microbatches)
         weights, places = jax.lax.top_k(batch.weights, most)
-        hidden = jnp.take_along_axis(states_of_all, places[..., None], axis=1)
         targets = jnp.take_along_axis(batch.targets, places, axis=1)
-        hidden = model.transformed(hidden)
+        hidden = model.transformed(at(states_of_all, places))
         minimised, log_probs = weighted_loss(
             hidden, model.output(hidden.dtype), targets, weights, unembedding, config.train.z_loss
         )
@@ -39,6 +38,11 @@ def masked(config: cfg.Config) -> Objective:
         return with_pairs(sums, model, states_of_all, batch) if isinstance(batch, Scored) else sums
 
     return objective
+
+
+def at(states_of_all: jax.Array, places: jax.Array) -> jax.Array:
+    """The states [B, N, D] of all [B, T, D] at some places, int32 [B, N]."""
+    return jnp.take_along_axis(states_of_all, places[..., None], axis=1)
 
 
 def with_pairs(sums: Sums, model: Decoder, hidden: jax.Array, batch: Scored) -> Sums:

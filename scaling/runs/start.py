@@ -28,7 +28,12 @@ from scaling.runs.config_json import read_config_json
 from scaling.runs.paths import TEMPLATE, absolute
 
 # Of a run, by the knob that names the other run.
-FILES = {"start": "start.json", "rl.reward": "reward_start.json", "rl.gold": "gold_start.json"}
+FILES = {
+    "start": "start.json",
+    "rl.reward": "reward_start.json",
+    "rl.gold": "gold_start.json",
+    "distill.teacher": "teacher_start.json",
+}
 ALL_LAYERS, NOTHING = -1, -2  # of config.align.layers
 _AFTER_BLOCKS = {"final_norm", "project_out"}  # parameters that read the last block
 HUGGING_FACE = "huggingface"  # folder of a run that was imported, which its children keep
@@ -70,7 +75,8 @@ class Start:
             FileNotFoundError: no run there.
             ValueError: no checkpoint, or the run in ``workdir`` began with another, or with one of another bias.
         """
-        value = {"start": config.start, "rl.reward": config.rl.reward, "rl.gold": config.rl.gold}[knob]
+        named = {"rl.reward": config.rl.reward, "rl.gold": config.rl.gold, "distill.teacher": config.distill.teacher}
+        value = named.get(knob, config.start)
         run = str(absolute(value))
         if (absolute(workdir) / FILES[knob]).exists():
             noted = cls.noted(workdir, knob)
@@ -89,7 +95,7 @@ class Start:
             if saved is None:
                 raise refused(knob, value, "must hold a checkpoint")
             step, meta = saved
-            added = None if knob == "start" else read_bias(run)
+            added = read_bias(run) if knob.startswith("rl.") else None
             return cls(run, step, checkpoints.digest(step), cfg.freeze(meta["config"]).model, knob, added)
         finally:
             checkpoints.close()
@@ -171,6 +177,11 @@ class Start:
             right = f"must be at most the {self.model.num_layers} layers of config.start"
             raise refused("align.layers", config.align.layers, right)
         free = {name: getattr(config.model, name) for name in _FREE}
+        kept, own = config.distill.layers, self.model
+        if kept > own.num_layers or (kept and (own.experts.count or own.layer_groups or own.encoder_layers)):
+            right = f"must be at most {own.num_layers}, the layers of config.start, which must not share weights"
+            raise refused("distill.layers", kept, f"{right}, have experts or stand behind an encoder")
+        free |= {"num_layers": kept} if kept else {}
         return dataclasses.replace(self.model, vocab_size=max(self.model.vocab_size, words.vocab_size), **free)
 
     def adapters_for(self, config: cfg.Config, words: Tokenizer) -> cfg.Lora:
@@ -269,6 +280,9 @@ def _grown(old: cfg.Model, new: cfg.Model, layers: int, params: decoder.Params, 
         made[name] = _with_rows(made[name], old.vocab_size, new)
     if layers == NOTHING:
         return fresh
+    if new.num_layers < old.num_layers:  # of a student, every so many-th layer of the teacher
+        kept = np.arange(new.num_layers) * old.num_layers // new.num_layers
+        made[decoder.STACK] = jax.tree.map(lambda x: x[kept], made[decoder.STACK])
     if layers not in (ALL_LAYERS, new.num_layers):
         made |= {name: fresh[name] for name in _AFTER_BLOCKS & made.keys()}
         for name, numbers in decoder.layers_of(new).items():

@@ -2,6 +2,7 @@
 
 from scaling.interop.families import (
     albert,
+    bart,
     bert,
     bloom,
     ctrl,
@@ -15,6 +16,7 @@ from scaling.interop.families import (
     mixtral,
     opt,
     qwen,
+    t5,
 )
 from scaling.interop.family import Family
 
@@ -42,5 +44,8 @@ FAMILIES: dict[str, Family] = {
         bert.DISTILBERT,
         albert.ELECTRA,
         albert.ALBERT,
+        t5.T5,
+        t5.MT5,
+        bart.BART,
     )
 }
