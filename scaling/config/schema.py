@@ -48,7 +48,8 @@ class Data:
         "",
         "what pre-training predicts: next_token; hidden tokens (mlm), and whether two texts follow each other "
         "(mlm_nsp, BERT) or are swapped (mlm_sop, ALBERT), or in two languages (tlm, XLM); behind an encoder hidden "
-        "spans (span_corruption, T5) or the text without noise (denoising, BART); the targets of pairs",
+        "spans (span_corruption, T5), the text without noise (denoising, BART) or its rest (prefix); pairs: their "
+        "targets",
     )
     source_length: int = knob(0, "tokens", "that the encoder reads in a row; 0 = train.sequence_length")
     source_key: str = knob("source", "", "field of the source in the .jsonl records of objectives pairs and tlm")

@@ -15,9 +15,10 @@ OBJECTIVES = {
     "tlm": masked,
     "span_corruption": next_token,
     "denoising": next_token,
+    "prefix": next_token,
     "pairs": next_token,
 }
-WITH_SOURCE = ("span_corruption", "denoising")  # what needs an encoder; pairs are for decoders alone, too
+WITH_SOURCE = ("span_corruption", "denoising", "prefix")  # what needs an encoder; pairs are for decoders alone, too
 
 
 def pretraining(config: cfg.Config) -> Objective:

@@ -1,0 +1,49 @@
+"""Prefix language modelling: a text in two parts."""
+
+import numpy as np
+
+from scaling.config import schema as cfg
+from scaling.data import tokenizer
+from scaling.data.noise.by_name import noise_of
+
+WORDS = tokenizer.load("bytes")
+
+
+def noise(source=0, length=16, seed=0):
+    return noise_of(
+        cfg.Config(
+            seed=seed, data=cfg.Data(objective="prefix", source_length=source),
+            train=cfg.Train(sequence_length=length), model=cfg.Model(encoder_layers=1),
+        ),
+        WORDS,
+    )  # fmt: skip
+
+
+def texts(count, length):
+    return list(np.random.default_rng(0).integers(0, 256, (count, length)).astype(np.int32))
+
+
+def test_both_parts_make_the_text_and_are_cut_anywhere_alike():
+    for source, length, taken in ((0, 16, 16), (24, 16, 16), (12, 16, 12)):
+        made = noise(source, length)
+        assert made.taken == taken and made.room == length
+        given, places = texts(3000, taken + 1), []
+        for i in range(3000):
+            row = made(given, i)
+            first, second = row.source[row.source_segments == 0], row.targets[row.weights == 1]
+            assert first[-1] == second[-1] == WORDS.eot
+            np.testing.assert_array_equal(np.concatenate([first[:-1], second[:-1]]), given[i][:-1])
+            np.testing.assert_array_equal(row.tokens[: len(second)], [WORDS.decoder_start, *second[:-1]])
+            places.append(len(first) - 1)
+        counts = np.bincount(places, minlength=taken)[1:]
+        assert len(counts) == taken - 1 and row.source.shape == (source or length,)
+        expected = 3000 / (taken - 1)
+        assert np.square(counts - expected).sum() / expected < taken - 2 + 3 * np.sqrt(2 * (taken - 2))  # chi squared
+
+
+def test_rows_are_functions_of_index_and_seed():
+    given = texts(1, 17) * 20
+    rows = [noise()(given, i).source.tobytes() for i in range(20)]
+    assert [noise()(given, i).source.tobytes() for i in reversed(range(20))] == rows[::-1]
+    assert len(set(rows)) > 5  # of 15 places
+    assert rows != [noise(seed=1)(given, i).source.tobytes() for i in range(20)]
