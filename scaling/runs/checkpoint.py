@@ -24,7 +24,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint.path import atomicity
 
 from scaling import background, durable
 from scaling.config import schema as cfg
@@ -63,9 +62,10 @@ class Checkpoints:
         self.directory = absolute(run_dir) / CHECKPOINTS
         self.config = config or cfg.Checkpoint()
         self._remote = is_remote(self.directory)
-        # No rename in a store: the folder has its final name from the start, and our checksums tell when it is whole.
-        path_class = atomicity.CommitFileTemporaryPath if self._remote else None
-        self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), temporary_path_class=path_class)
+        path_class = orbax_stores.path_class(self.directory)
+        options = ocp.CompositeOptions(temporary_path_class=path_class)
+        handler = ocp.CompositeCheckpointHandler(composite_options=options)
+        self._saver = ocp.AsyncCheckpointer(handler, temporary_path_class=path_class)
         self._committer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
         self._broken = False  # a save failed; Orbax repeats its error at every later call

@@ -6,9 +6,12 @@ if a newer Orbax does not use them any more.
 """
 
 import os
+from typing import Any
 
+from etils import epath
 from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
+from orbax.checkpoint.path import atomicity
 
 from scaling import object_store
 
@@ -24,3 +27,12 @@ def install() -> None:
     tensorstore_utils._use_gcs_driver = object_store.is_remote
     tensorstore_utils._normalize_path = _normalized
     gcs_utils.get_kvstore_for_gcs = object_store.kvstore
+
+
+def path_class(directory: epath.PathLike) -> type[Any] | None:
+    """How Orbax makes a step and the items in it whole: None = as usual, by renaming, which a store does not have.
+
+    There the folders have their final names from the start, and our checksums tell when a step is whole. By itself
+    Orbax does so only on ``gs://``; on ``s3://`` it would copy every item that it has written.
+    """
+    return atomicity.CommitFileTemporaryPath if object_store.is_remote(directory) else None
