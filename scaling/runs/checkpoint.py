@@ -29,6 +29,7 @@ from scaling import background, durable
 from scaling.config import schema as cfg
 from scaling.model.fused import apart, fused
 from scaling.object_store import is_remote
+from scaling.paths import is_url
 from scaling.runs import orbax_stores, stores
 from scaling.runs.choice import ranked
 from scaling.runs.paths import CHECKPOINTS, absolute
@@ -408,7 +409,7 @@ def verify(path: epath.Path) -> dict[str, Any]:
     if META not in digests:
         raise DamagedCheckpoint(f"{path / _CHECKSUMS.format(0)} is damaged ({META} is not in it)")
     for name in digests:
-        if name.startswith("/") or "://" in name or ".." in name.split("/"):
+        if name.startswith("/") or is_url(name) or ".." in name.split("/"):
             raise DamagedCheckpoint(f"{path} has a checksum of {name}, which lies outside of it")
     share = sorted(digests)[jax.process_index() :: jax.process_count()]
     for name, found in zip(share, _sums(path, share), strict=True):

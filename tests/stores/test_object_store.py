@@ -8,13 +8,14 @@ import time
 import pytest
 from etils import epath
 
-from scaling import background, durable, object_store
+from scaling import background, cli, durable, exit_codes, object_store
 from scaling.config.schema import Data
 from scaling.data import loader, sources
 from scaling.data.tokenizer import load
 from scaling.runs import store_lock
 from scaling.runs.json_lines import JsonLines, append, last_record, read_lines
 from scaling.runs.lock import is_locked, only_one
+from scaling.runs.paths import absolute
 from scaling.runs.run_directory import read_ahead
 from tests.stores.proxy import FAULTS, Plan
 from tests.token_records import make
@@ -118,6 +119,22 @@ def test_refusals_are_sentences_without_a_second_try(store, url):
         epath.Path(f"{store.scheme}://no-such-bucket/x").write_text("1")
     with pytest.raises(ValueError, match="names no bucket"):
         object_store.read(f"{store.scheme}:///x")
+    with pytest.raises(ValueError, match="cannot be a bucket"):
+        epath.Path(f"{store.scheme}://B_/x").exists()
+
+
+def test_other_stores_and_mistyped_paths_are_refused(capsys):
+    for path in ("gcs://bucket/run", "GS://bucket/run", "az://bucket/run"):
+        for arguments in (
+            ["status", path],
+            ["train", "--config=cpu/smoke", f"--config.workdir={path}"],
+            ["generate", path, "--prompt=x"],
+        ):
+            assert cli.main(arguments) == exit_codes.USAGE
+            assert "use gs://BUCKET/FOLDER or s3://BUCKET/FOLDER" in capsys.readouterr().err
+    for path in ("gs:/bucket/run", "s3:bucket"):
+        with pytest.raises(ValueError, match="two slashes"):
+            absolute(path)
 
 
 def test_lines_are_put_by_settle_and_survive_a_writer_beside(store, url):
