@@ -142,8 +142,9 @@ def test_credentials_that_expire_end_the_run(store, url, capsys):
     store.status = 401
     said = process.communicate(timeout=120)[1]
     store.status = 0
-    # Before that, Orbax's thread may print a traceback of its own, if its event loop is closed while it writes.
     assert process.returncode not in (0, -signal.SIGKILL)
     errors = [line for line in said.splitlines() if line.startswith("scaling train: error: ")]
     assert len(errors) == 1 and "credentials" in errors[0]
+    usual = ("step ", "tokenizing ", "I1", "I0", f"{url}: 38,784 parameters")
+    assert [line for line in said.splitlines() if not line.startswith(usual)] == errors
     assert (epath.Path(url) / "checkpoints/000000010/checksums-00000.json").is_file()
