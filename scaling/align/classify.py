@@ -89,7 +89,7 @@ def load(run_dir: epath.PathLike, axes: str = "", dtype: str = "float32") -> Cla
         FileNotFoundError: no run there.
         ValueError: it is no such run.
     """
-    path = Path(run_dir) / FILE
+    path = epath.Path(run_dir) / FILE
     if not path.exists():
         raise ValueError(f"{run_dir} is no run of `scaling align finetune`, which keeps its task as {FILE}")
     return Classifier(load_served(run_dir, None, axes, dtype), tasks.load(path))

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from etils import epath
+
 from scaling.config.refusal import refused
 from scaling.data.chat.dialogues import Skipped
 from scaling.evaluate.tasks import catalogue, file, readers
@@ -143,7 +145,7 @@ def find(name: str) -> Task:
     return load(shipped[name])
 
 
-def load(path: Path) -> Task:
+def load(path: Path | epath.Path) -> Task:
     """Reads a task file; errors as of ``find``."""
     table = file.parse(path)
     sources = table.pop("source", [])
