@@ -1,6 +1,8 @@
 r"""Tables and the figure of what ``compare.py`` found: ``table.md``, ``bert_gpt.png`` and ``bert_gpt.svg``.
 
-python experiments/bert_gpt/summary.py FOLDER
+    python experiments/bert_gpt/summary.py FOLDER
+
+FOLDER has ``scores.jsonl``.
 """
 
 import functools
