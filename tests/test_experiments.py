@@ -11,7 +11,16 @@ from scaling.sweep.plan import plan
 
 ROOT = Path(__file__).parent.parent
 ELSE = ("sweeps", "in_context", "rewards", "data")
-PROGRAMS = [ROOT / "experiments/instructgpt/overoptimisation.py"]  # that a user runs, and that are no configs
+# That a user runs, and that are no configs.
+PROGRAMS = [
+    ROOT / "experiments" / name
+    for name in (
+        "instructgpt/overoptimisation.py",
+        "bert_gpt/compare.py",
+        "bert_gpt/probes.py",
+        "bert_gpt/summary.py",
+    )
+]
 FILES = sorted(p for p in ROOT.glob("experiments/*/*.py") if p.parent.name not in ELSE and p not in PROGRAMS)
 SIZES = {"filtering": 3}  # where a sweep is about data, and has fewer sizes
 SWEEPS = sorted(ROOT.glob("experiments/sweeps/*.py"))
