@@ -19,6 +19,7 @@ PROGRAMS = [
         "bert_gpt/compare.py",
         "bert_gpt/probes.py",
         "bert_gpt/summary.py",
+        "seq2seq/bigram.py",
     )
 ]
 FILES = sorted(p for p in ROOT.glob("experiments/*/*.py") if p.parent.name not in ELSE and p not in PROGRAMS)

@@ -53,8 +53,7 @@ def translation_table(data: list[tuple[list[str], list[str]]]) -> dict[str, dict
 
 def _normalized(counts: dict[str, float]) -> collections.defaultdict[str, float]:
     total = sum(counts.values())
-    found = collections.defaultdict(float, {word: count / total for word, count in counts.items()})
-    return found
+    return collections.defaultdict(float, {word: count / total for word, count in counts.items()})
 
 
 def translate(german: list[str], table: dict[str, dict[str, float]], bigrams: "Bigrams") -> list[str]:
