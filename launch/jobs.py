@@ -12,6 +12,8 @@ from etils import epath
 
 from scaling.config import schema as cfg
 from scaling.config.refusal import shown
+from scaling.object_store import is_remote
+from scaling.paths import is_url
 from scaling.runs.paths import PLAN
 from scaling.sweep.plan import Run
 from scaling.sweep.runner import write_plan
@@ -41,7 +43,7 @@ class Launch:
     @property
     def remote(self) -> bool:
         """Whether the runs write to an object store."""
-        return "://" in self.folder
+        return is_remote(self.folder)
 
     @property
     def state_folder(self) -> epath.Path:
@@ -130,7 +132,7 @@ def plan_folder(folder: epath.Path, name: str, workdir: str) -> epath.Path:
         name: of the run.
         workdir: its run directory.
     """
-    return folder / name if "://" in workdir else epath.Path(workdir)
+    return folder / name if is_remote(workdir) else epath.Path(workdir)
 
 
 def write_plans(launch: Launch) -> None:
@@ -156,7 +158,7 @@ def refuse_changed(launch: Launch, names: Collection[str]) -> None:
 
 def _check_folders(config: cfg.Config, local: bool) -> None:
     """Refuses paths that the machines of the run cannot reach."""
-    remote = "://" in config.workdir
+    remote = is_remote(config.workdir)
     if local:
         if remote:
             raise ValueError(
@@ -172,7 +174,7 @@ def _check_folders(config: cfg.Config, local: bool) -> None:
     paths = {f"mixture {i}": path for i, (path, _) in enumerate(config.data.mixture)}
     paths |= {"train": config.data.train, "validation": config.data.validation}
     for knob, path in paths.items():
-        if path and path != "books" and "://" not in path and not path.startswith("/"):
+        if path and path != "books" and not is_url(path) and not path.startswith("/"):
             raise ValueError(
                 f"config.data.{knob}={path} is a path of this machine; use gs://..., or an absolute path that the "
                 "other machines have"

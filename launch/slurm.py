@@ -18,6 +18,7 @@ from launch.restarts import DONE, FAIL
 from launch.slurm_job import Cluster, cluster_of, script
 from launch.slurm_state import LIVE, PENDING, Job, call
 from scaling import exit_codes
+from scaling.object_store import is_remote
 from scaling.runs.paths import LOG
 from scaling.sweep.plan import Run
 from scaling.sweep.states import FAILED, FINISHED, RUNNING, STOPPED, WAITING
@@ -190,7 +191,7 @@ class Slurm:
 
     def _script(self, runs: Sequence[Run]) -> str:
         plans = {self._indices[run.name]: self._plan_folder(run.name) for run in runs}
-        folders = [run.config.workdir for run in runs if "://" not in run.config.workdir]
+        folders = [run.config.workdir for run in runs if not is_remote(run.config.workdir)]
         mounts = [self._folder.absolute(), *plans.values(), *(Path(folder).absolute() for folder in folders)]
         return script(self._cluster, plans, [str(folder) for folder in mounts])
 

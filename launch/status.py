@@ -186,7 +186,7 @@ def _from_files(row: Row, run_dir: epath.Path, plan: epath.Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError, ImportError):
         return
     except Exception as error:  # libraries of object stores raise many kinds of exceptions
-        if "://" not in str(run_dir):
+        if not is_remote(run_dir):
             raise
         row.reason = str(error).splitlines()[0] if str(error) else type(error).__name__
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from scaling.paths import expanded, must_be_utf8
+from scaling.paths import expanded, is_url, must_be_utf8
 
 
 def root() -> Path:
@@ -20,7 +20,7 @@ def root() -> Path:
         ValueError: the name is not UTF-8, or the folder is not local.
     """
     named = os.environ.get("SCALING_CACHE") or ""
-    if "://" in named:
+    if is_url(named):
         raise ValueError(f"SCALING_CACHE={named} must be a local folder")
     path = Path(expanded(named) or _usual())
     must_be_utf8("the cache (SCALING_CACHE)", str(path))

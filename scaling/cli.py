@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from scaling import __version__, exit_codes, output, platforms
 from scaling.commands.verb import Parser, add_verb, add_verbs
 from scaling.output import Stdout
-from scaling.paths import each_expanded, expanded, must_be_utf8, must_lead_somewhere
+from scaling.paths import each_expanded, expanded, is_url, must_be_local, must_be_utf8, must_lead_somewhere
 
 if TYPE_CHECKING:
     from scaling.config.kind import Kind
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DEBUG_VARIABLE = "SCALING_TRACEBACK"  # if set to 1, a mistake shows Python's traceback and not one sentence
 _LAST_SECONDS = 30.0  # that a process takes at most to end after it has failed
 PACKAGE = Path(__file__).resolve().parent
+_INTO_STORES = ("import", "report")  # verbs whose output may be a folder in an object store
 # Options that are texts, in which a leading ~ is not expanded.
 _TEXTS = ("prompt", "stop", "system", "control", "control_field", "text_key")
 
@@ -148,7 +149,7 @@ def _run(argv: list[str]) -> int:
     if (config or overrides) and not options.takes_config:
         raise ValueError(f"{config or overrides[0]}: this verb takes no --config")
     options.config, options.overrides = config, overrides
-    _at_home(options)
+    _at_home(options, verb=_first_word(rest))
     output.begin(options.stdout)
     platforms.leave_out_tpu(os.environ)
     code = options.run(options) or exit_codes.OK
@@ -180,7 +181,7 @@ def _first_word(argv: Sequence[str]) -> str:
     return next((argument for argument in argv if not argument.startswith("-")), "")
 
 
-def _at_home(options: argparse.Namespace) -> None:
+def _at_home(options: argparse.Namespace, verb: str) -> None:
     """Expands ``~`` in all options except texts, and refuses folders that cannot be written to."""
     for name, value in vars(options).items():
         expand = each_expanded if name == "tasks" else expanded
@@ -190,10 +191,13 @@ def _at_home(options: argparse.Namespace) -> None:
             setattr(options, name, expand(value))
         elif isinstance(value, list):
             setattr(options, name, [expand(one) if isinstance(one, str) else one for one in value])
+    for name in ("output", "out"):
+        if getattr(options, name, None) is not None and verb not in _INTO_STORES:
+            must_be_local(f"--{name}", getattr(options, name))
     if getattr(options, "output", None) is not None:
         must_lead_somewhere(options.output)
     for path in [getattr(options, "output", None), *getattr(options, "runs", []), *getattr(options, "models", [])]:
-        if path is not None and "://" not in path:
+        if path is not None and not is_url(path):
             must_be_utf8("the folder", str(Path(path).absolute()))
 
 

@@ -13,7 +13,7 @@ A request that fails for a while (429, 5xx, a lost or silent connection) is repe
 that it can end. Credentials are those of the cloud's own tools: application default credentials, or the AWS chain. S3
 also reads ``AWS_REGION`` and ``AWS_ENDPOINT_URL``.
 
-Importing this module makes ``epath.Path`` give ``StorePath`` for such paths.
+Importing this module makes ``epath.Path`` give ``StorePath`` for such paths, and refuse those of other stores.
 """
 
 import collections
@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 from etils import epath
-from etils.epath import gpath, stat_utils
+from etils.epath import gpath, register, stat_utils
 
 SCHEMES = ("gs://", "s3://")
 MISSING = b"\x02"  # TensorStore's generation of an object that does not exist
@@ -338,6 +338,14 @@ class StorePath(gpath.PosixGPath):
         return stat_utils.StatResult(is_directory=False, length=len(self.read_bytes()), mtime=0)
 
 
+class _Stores(dict[str, Any]):
+    """The classes of paths by scheme, as ``epath.Path`` looks them up; a KeyError of its own would be no sentence."""
+
+    def __missing__(self, scheme: str) -> Any:
+        raise ValueError(f"{scheme}... names no store that is known here; use gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
+
+
+register._URI_PREFIXES_TO_CLS = _Stores()
 epath.register_path_cls(SCHEMES)(StorePath)
 
 
@@ -402,7 +410,11 @@ def _bucket(url: str, patience: float) -> Any:
     import tensorstore
 
     _limit_silence(patience)
-    return _done(tensorstore.KvStore.open(kvstore(url)), url)
+    try:
+        opening = tensorstore.KvStore.open(kvstore(url))
+    except ValueError:
+        raise ValueError(f"{url} cannot be a bucket: its name is not one that a store gives") from None
+    return _done(opening, url)
 
 
 def _done(future: Any, path: str | os.PathLike[str]) -> Any:

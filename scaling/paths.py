@@ -18,6 +18,25 @@ def each_expanded(names: str) -> str:
     return ",".join(map(expanded, names.split(",")))
 
 
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether a path names a place by a protocol, such as ``gs://`` or ``https://``, and none of this machine."""
+    return "://" in str(path)
+
+
+def must_be_local(name: str, path: str | os.PathLike[str]) -> None:
+    """Refuses a URL for what is written or read on this machine only.
+
+    Args:
+        name: of the option or knob, for the message.
+        path: as the user gives it.
+
+    Raises:
+        ValueError: it is a URL.
+    """
+    if is_url(path):
+        raise ValueError(f"{name}={path} must be on this machine; copy it between here and the store by other tools")
+
+
 def must_be_utf8(name: str, path: str) -> None:
     """Refuses a path that cannot be written to because it is not UTF-8, which TensorStore, Arrow and others require.
 
@@ -60,5 +79,5 @@ def must_lead_somewhere(path: str | os.PathLike[str]) -> None:
     Raises:
         FileNotFoundError: the path is such a link; the message gives the target.
     """
-    if "://" not in str(path) and (link := Path(path)).is_symlink() and not link.exists():
+    if not is_url(path) and (link := Path(path)).is_symlink() and not link.exists():
         raise FileNotFoundError(errno.ENOENT, f"it is a link to {link.readlink()}, which does not exist", str(path))

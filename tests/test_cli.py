@@ -246,7 +246,7 @@ def test_version_and_help(capsys):
 
 
 def test_logits(run, module, tmp_path):
-    def logits(model, ids, mask, types):
+    def logits(model, ids, mask, types, decoder_ids):
         assert model == "runs/x"
         return np.ones((*ids.shape, 3), np.float32)
 
@@ -259,7 +259,7 @@ def test_logits(run, module, tmp_path):
 
 
 def test_logits_that_cannot_be_written_are_not_computed(run, module, tmp_path):
-    def logits(model, ids, mask, types):
+    def logits(model, ids, mask, types, decoder_ids):
         raise AssertionError("computed")
 
     module("scaling.interop.logits", logits=logits)

@@ -11,7 +11,16 @@ from scaling.sweep.plan import plan
 
 ROOT = Path(__file__).parent.parent
 ELSE = ("sweeps", "in_context", "rewards", "data")
-PROGRAMS = [ROOT / "experiments/instructgpt/overoptimisation.py"]  # that a user runs, and that are no configs
+# That a user runs, and that are no configs.
+PROGRAMS = [
+    ROOT / "experiments" / name
+    for name in (
+        "instructgpt/overoptimisation.py",
+        "bert_gpt/compare.py",
+        "bert_gpt/probes.py",
+        "bert_gpt/summary.py",
+    )
+]
 FILES = sorted(p for p in ROOT.glob("experiments/*/*.py") if p.parent.name not in ELSE and p not in PROGRAMS)
 SIZES = {"filtering": 3}  # where a sweep is about data, and has fewer sizes
 SWEEPS = sorted(ROOT.glob("experiments/sweeps/*.py"))
@@ -43,7 +52,7 @@ def test_resolves_on_its_mesh(path):
 def test_docstring_tells_command_machine_time_and_loss(path):
     text = path.read_text()
     docstring = text.split('"""')[1]
-    assert re.search(rf"scaling (train|align \w+) --config={path.relative_to(ROOT)}", docstring)
+    assert re.search(rf"scaling (train|distill|align \w+) --config={path.relative_to(ROOT)}", docstring)
     assert "Machine:" in docstring
     assert "ime" in docstring
     assert "loss" in docstring

@@ -66,7 +66,7 @@ def test_home_in_options(home, monkeypatch):
         seen[0]
     )
     options = argparse.Namespace(models=["~/r", "s"], tasks="a,~/t.toml", prompt=["~/said"], stop=["~"], limit=3)
-    cli._at_home(options)
+    cli._at_home(options, verb="fit")
     assert options == argparse.Namespace(
         models=[f"{home}/r", "s"], tasks=f"a,{home}/t.toml", prompt=["~/said"], stop=["~"], limit=3
     )

@@ -1,4 +1,4 @@
-"""What a fine-tuned run says of texts: probabilities of classes, or a number."""
+"""What a fine-tuned run says of texts: probabilities of classes, a number, the answer to a question, or tags."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -11,6 +11,7 @@ from etils import epath
 
 from scaling.align import task as tasks
 from scaling.align.finetune import FILE, layout
+from scaling.align.marking import Marker
 from scaling.align.task import Example, Task
 from scaling.data.batch import Scored, filled, scored
 from scaling.evaluate.tasks import readers
@@ -23,6 +24,7 @@ from scaling.model import decoder
 from scaling.objectives.classification import answers
 from scaling.objectives.objective import forward
 from scaling.parallel.sharding import batch_sharding
+from scaling.runs.config_json import read_config_json
 
 
 class Classifier:
@@ -87,12 +89,33 @@ def load(run_dir: epath.PathLike, axes: str = "", dtype: str = "float32") -> Cla
 
     Raises:
         FileNotFoundError: no run there.
-        ValueError: it is no such run.
+        ValueError: it is no such run, or its task marks words.
     """
-    path = Path(run_dir) / FILE
+    found = load_any(run_dir, axes, dtype)
+    if isinstance(found, Marker):
+        raise ValueError(f"{run_dir} marks the words of texts ({found.task.name}), and gives texts no class or number")
+    return found
+
+
+def load_any(run_dir: epath.PathLike, axes: str = "", dtype: str = "float32") -> Classifier | Marker:
+    """The same for any task; errors as of ``load``."""
+    path = epath.Path(run_dir) / FILE
     if not path.exists():
         raise ValueError(f"{run_dir} is no run of `scaling align finetune`, which keeps its task as {FILE}")
-    return Classifier(load_served(run_dir, None, axes, dtype), tasks.load(path))
+    task, served = tasks.load(path), load_served(run_dir, None, axes, dtype)
+    if task.marks:
+        return Marker(served, task, read_config_json(run_dir)["config"]["train"]["sequence_length"])
+    return Classifier(served, task)
+
+
+def said(model: Classifier | Marker, path: Path, batch_size: int = 16) -> Iterator[str]:
+    """A JSON object for each text of a file (``items``): a class, a number, an answer or tags."""
+    if isinstance(model, Marker):
+        passages = [model.task.passage(item, labelled=False) for item in items(model.task, path)]
+        yield from (json.dumps(each, ensure_ascii=False) for each in model(passages, batch_size))
+    else:
+        asked = examples(model.task, path)
+        yield from lines(model.task, model(asked, batch_size), asked)
 
 
 def rate(classifier: Classifier, label: str, texts: Sequence[str]) -> list[float]:
@@ -128,15 +151,20 @@ def rate(classifier: Classifier, label: str, texts: Sequence[str]) -> list[float
 
 
 def examples(task: Task, path: Path) -> list[Example]:
+    """The items of a file as examples; errors as of ``items``, and an empty text."""
+    return [task.example(item, labelled=False) for item in items(task, path)]
+
+
+def items(task: Task, path: Path) -> list[Item]:
     """What a file holds to be classified: by the names of the task's fields, without labels; in .txt, a text a line.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a malformed file, a record that lacks a field, or an empty text; with its line.
+        ValueError: a malformed file, or a record that lacks a field; with its line.
     """
     source = tasks.own_source(task.without_label(), path)
     return [
-        task.example(Item("", where, fields), labelled=False)
+        Item("", where, fields)
         for where, record in readers.read(source, source.test, {"test": (path,)}, "test")
         if (fields := fields_of(record, source, where)) is not None
     ]

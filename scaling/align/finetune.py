@@ -3,7 +3,8 @@
 Each row of an example is ``[start] text [delimiter] text ... [extract]``, and the final state of the last token goes to
 a new head. Two texts without an order make two rows, one for each order, whose states are added; multiple choice makes
 a row for each choice. The language model's loss on the same rows may be added. Rows of an encoder are one text or two
-as it reads them, and the state of the first token goes to the head (BERT: arXiv 1810.04805, section 4).
+as it reads them, and the state of the first token goes to the head (BERT: arXiv 1810.04805, section 4). Tasks that mark
+words are in ``marking``.
 """
 
 import logging
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scaling.align import marking
 from scaling.align import task as tasks
 from scaling.align.task import Example, Task
 from scaling.config import schema as cfg
@@ -19,7 +21,7 @@ from scaling.config.refusal import must_be_multiple, refused
 from scaling.data.batch import Scored, scored
 from scaling.data.chat.dialogues import Skipped
 from scaling.data.control_tokenizer import DELIMITER, EXTRACT, MASKS, START, TASK
-from scaling.data.rows import Rows, held_out
+from scaling.data.rows import Rows
 from scaling.data.tokenizer import Tokenizer
 from scaling.objectives.classification import Form, classification, derived
 from scaling.train.recipe import Recipe
@@ -37,6 +39,8 @@ def recipe(config: cfg.Config) -> Recipe:
         FileNotFoundError, ValueError: as ``task.find``.
     """
     task = tasks.find(config.align.task)
+    if task.marks:
+        return marking.recipe(config, task, FILE)
     return Recipe(
         "align finetune",
         data=lambda config, words: data(config, words, task),
@@ -71,13 +75,7 @@ def data(config: cfg.Config, words: Tokenizer, task: Task) -> Data:
             raise ValueError(f"{place}: no example fits config.train.sequence_length={room}")
         return found
 
-    training = examples(config.data.train, "train")
-    if config.data.validation:
-        validation = examples(config.data.validation, "test")
-    elif tasks.has_split(task, config.data.train, "test"):
-        validation = examples(config.data.train, "test")
-    else:
-        training, validation = held_out(training, config.data.validation_fraction, config.data.train)
+    training, validation = tasks.splits(task, config.data, examples)
     skipped.summary()
     log.info("%s: %d examples to train on, and %d held out", task.name, len(training), len(validation))
     validation = validation[: config.eval.tokens // (room * form.rows)]  # whole examples

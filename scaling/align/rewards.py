@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from scaling.align.reward import ending
 from scaling.align.score import Scorer
@@ -57,7 +58,7 @@ def template_of(run: str, chat: cfg.Chat) -> str:
     Raises:
         FileNotFoundError, ValueError: as ``read_template``.
     """
-    kept = Path(run) / TEMPLATE
+    kept = epath.Path(run) / TEMPLATE
     return read_template(str(kept) if kept.exists() else chat.template)
 
 

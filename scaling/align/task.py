@@ -1,17 +1,23 @@
 """Tasks of fine-tuning: which texts of a record are read in which order, and what is to be said of them.
 
-A task is a TOML file. Its ``[[source]]`` tables are those of an evaluation task (docs/task_files.md); with ``data_of``
-it has those of a shipped evaluation task. docs/how-to/finetune.md describes the file.
+What is said is a class or a number of a text, the span of a text that answers a question, or a tag of each word. A task
+is a TOML file. Its ``[[source]]`` tables are those of an evaluation task (docs/task_files.md); with ``data_of`` it has
+those of a shipped evaluation task. docs/how-to/finetune.md describes the file.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from etils import epath
+
+from scaling.align.passages import Passage, answered, tagged
+from scaling.config import schema as cfg
 from scaling.config.refusal import refused
 from scaling.data.chat.dialogues import Skipped
+from scaling.data.rows import held_out
 from scaling.evaluate.tasks import catalogue, file, readers
 from scaling.evaluate.tasks.checks import one_of
 from scaling.evaluate.tasks.fields import fields_of
@@ -20,6 +26,8 @@ from scaling.evaluate.tasks.request import Item
 from scaling.evaluate.tasks.task import Field, Source, Split, nearest
 from scaling.evaluate.tasks.templates import placeholders
 from scaling.objectives.classification import Form
+
+T = TypeVar("T")
 
 SHIPPED = Path(__file__).parent / "tasks"
 # Files whose names no source has are read by their own keys.
@@ -47,6 +55,9 @@ class Layout:
         choices: templates, or the name of a field that is a list: a row for each, which has it as its last text.
         most_choices: of a record; 0 = as many as there are templates.
         both_orders: two texts without an order: a row for each order, whose final states are added.
+        span: template of the place, in characters from 0, where the answer ``label`` stands in the last of the texts.
+        references: with ``span``, the name of a field that is a list of accepted answers; empty = the answer alone.
+        words: the name of a field that is a list of words; ``label`` is then the name of the list of their tags.
     """
 
     about: str = ""
@@ -57,6 +68,9 @@ class Layout:
     choices: tuple[str, ...] | str = ()
     most_choices: int = 0
     both_orders: bool = False
+    span: str = ""
+    references: str = ""
+    words: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +99,11 @@ class Task:
         return Form(rows=2 if layout.both_orders else 1, classes=len(layout.labels))
 
     @property
+    def marks(self) -> bool:
+        """Whether words of a text are marked, as a span or by tags; the answer is then of no ``form``."""
+        return bool(self.layout.words or self.layout.span)
+
+    @property
     def names(self) -> list[str]:
         """Of the classes, as answers have them."""
         labels = self.layout.labels
@@ -92,7 +111,8 @@ class Task:
 
     def without_label(self) -> "Task":
         """The same for records of which nothing is known."""
-        return dataclasses.replace(self, layout=dataclasses.replace(self.layout, label=""))
+        layout = dataclasses.replace(self.layout, label="", span="", references="")
+        return dataclasses.replace(self, layout=layout)
 
     def example(self, item: Item, labelled: bool = True) -> Example:
         """An item as rows of texts.
@@ -111,6 +131,26 @@ class Task:
                 raise ValueError(f"{item.where}: {len(choices)} choices; there must be 2 to {self.form.rows}")
             rows = tuple((*texts, choice) for choice in choices)
         return Example(item.where, rows, self._label(item, len(rows)) if labelled else 0.0)
+
+    def passage(self, item: Item, labelled: bool = True) -> Passage:
+        """An item as a text whose words are marked.
+
+        Raises:
+            ValueError: as ``passages.tagged`` and ``passages.answered``; begins with the item's place.
+        """
+        layout = self.layout
+        if layout.words:
+            words = item.fields[layout.words]
+            words = words.split() if isinstance(words, str) else words
+            known = tuple(layout.labels)
+            return tagged(item.where, words, item.texts(layout.label) if labelled else None, known)
+        texts = item.not_empty(item.texts(layout.texts), "texts")
+        if not labelled:
+            return answered(item.where, texts)
+        answer, place = item.not_empty([item.text(layout.label)], "label")[0], item.text(layout.span)
+        if not place.isdecimal():
+            raise ValueError(f"{item.where}: span is {place[:40]!r}, and must be the number of a character from 0")
+        return answered(item.where, texts, (answer, int(place)), item.texts(layout.references or (layout.label,)))
 
     def _label(self, item: Item, rows: int) -> float:
         layout = self.layout
@@ -143,7 +183,7 @@ def find(name: str) -> Task:
     return load(shipped[name])
 
 
-def load(path: Path) -> Task:
+def load(path: Path | epath.Path) -> Task:
     """Reads a task file; errors as of ``find``."""
     table = file.parse(path)
     sources = table.pop("source", [])
@@ -158,15 +198,26 @@ def load(path: Path) -> Task:
         raise ValueError(f"{path}: source must be written [[source]], since there can be several")
     for source in found:
         one_of(str(path), "source.format", source.format, readers.FORMATS)
+        if readers.FORMATS[source.format].columns == "required" and not source.columns:
+            raise ValueError(f"{path}: source.columns is missing; the format {source.format} needs their names")
     named = tuple(_with_keys(source, layout) for source in found)
     return Task(path.stem, path.read_text(encoding="utf-8-sig"), layout, named)
 
 
 def _check(layout: Layout, path: str) -> None:
     """Refuses keys that are missing, or do not go together."""
-    for key in ("texts", "label"):
+    for key in ("words" if layout.words else "texts", "label"):
         if not getattr(layout, key):
             raise ValueError(f"{path}: {key} is missing")
+    others = [key for key in ("texts", "choices", "both_orders", "span", "references") if getattr(layout, key)]
+    if layout.words and others:
+        raise ValueError(f"{path}: {others[0]} does not go with words, whose tags are the answer")
+    if layout.words and len(layout.labels) < 2:
+        raise ValueError(f"{path}: labels must be at least two; they are the tags that a word may have")
+    if layout.span and (layout.labels or layout.choices or layout.both_orders or len(layout.texts) > 2):
+        raise ValueError(f"{path}: span is for one text or two, without labels, choices and both_orders")
+    if layout.references and not layout.span:
+        raise ValueError(f"{path}: references go with span")
     if layout.both_orders and (len(layout.texts) != 2 or layout.choices):
         raise ValueError(f"{path}: both_orders = true is for two texts, without choices")
     if (layout.choices and layout.labels and len(layout.labels) < 2) or len(layout.labels) == 1:
@@ -176,8 +227,12 @@ def _check(layout: Layout, path: str) -> None:
 
 
 def _used(layout: Layout) -> list[str]:
-    templates = [*layout.texts, layout.label, *(layout.choices if isinstance(layout.choices, tuple) else ())]
+    if layout.words:
+        return [layout.words, *([layout.label] if layout.label else [])]
+    choices = layout.choices if isinstance(layout.choices, tuple) else ()
+    templates = [*layout.texts, layout.label, layout.span, *choices]
     names = [name for template in templates for name in placeholders(template)]
+    names += [layout.references] if layout.references else []
     return [*names, layout.choices] if isinstance(layout.choices, str) and layout.choices else names
 
 
@@ -189,13 +244,19 @@ def _with_keys(source: Source, layout: Layout) -> Source:
 
 
 def read(task: Task, place: str, split: str, skipped: Skipped) -> Iterator[Example]:
-    """The examples of a file, or of a split in a folder that has the files of the task.
+    """The examples of a file, or of a split in a folder that has the files of the task; arguments as of ``made``."""
+    return made(task, place, split, skipped, task.example)
+
+
+def made(task: Task, place: str, split: str, skipped: Skipped, make: Callable[[Item], T]) -> Iterator[T]:
+    """What is made of the items of a file, or of a split in a folder that has the files of the task.
 
     Args:
         task: see there.
         place: local path. A file whose name no source of the task has is read by the names of the task's fields.
         split: "train" or "test".
-        skipped: where records go whose text is empty, whose label is unknown, or which lack a field.
+        skipped: where records go that lack a field, or of which ``make`` raises a ValueError.
+        make: of an item.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -208,9 +269,25 @@ def read(task: Task, place: str, split: str, skipped: Skipped) -> Iterator[Examp
         try:
             fields = fields_of(record, source, where)
             if fields is not None:
-                yield task.example(Item("", where, fields))
+                yield make(Item("", where, fields))
         except ValueError as error:
             skipped.skip(where, str(error).removeprefix(f"{where}: "))
+
+
+def splits(task: Task, data: cfg.Data, read: Callable[[str, str], list[T]]) -> tuple[list[T], list[T]]:
+    """What is trained on, and what is held out: ``data.validation``, the test file of the folder, or a fraction.
+
+    Args:
+        task: see there.
+        data: of the config.
+        read: of a place and a split.
+    """
+    training = read(data.train, "train")
+    if data.validation:
+        return training, read(data.validation, "test")
+    if has_split(task, data.train, "test"):
+        return training, read(data.train, "test")
+    return held_out(training, data.validation_fraction, data.train)
 
 
 def has_split(task: Task, place: str, split: str) -> bool:

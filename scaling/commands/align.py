@@ -27,11 +27,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("ppo", _ppo, "train the model of config.start by rewards of its answers, with a value function (PPO, PPO-ptx)")
     add("grpo", _grpo, "train the model of config.start by rewards of its answers, each compared with its group")
     add("dpo", _dpo, "optimise the model of config.start directly on comparisons of completions")
-    finetune = add("finetune", _finetune, "fine-tune the model of config.start to classify texts")
+    finetune = add(
+        "finetune",
+        _finetune,
+        "fine-tune the model of config.start to classify texts, find answers in them, or tag their words",
+    )
     finetune.add_argument("--task", help="sets config.align.task: sst2, rte, stsb, ..., or the path of a task file")
-    classify = add_verb(kinds, "classify", "classify the texts of a file by a run of `align finetune`", _classify)
+    classify = add_verb(kinds, "classify", "what a run of `align finetune` says of the texts of a file", _classify)
     classify.add_argument("run_dir", metavar="RUN", help="run directory")
-    classify.add_argument("file", metavar="FILE", help=".txt with a text a line, or .jsonl, .csv or .tsv with fields")
+    classify.add_argument(
+        "file", metavar="FILE", help=".txt with a text a line, .jsonl, .csv or .tsv with fields, or a file of the task"
+    )
     classify.add_argument("--batch", type=int, default=16, help="examples at a time (default 16)")
     classify.add_argument("--mesh", default="", help="devices, as in fsdp=2,tensor=4; default one")
     answering.add_verbs(kinds)
@@ -74,9 +80,8 @@ def _classify(options: argparse.Namespace) -> int:
 
     if options.batch < 1:
         raise ValueError(f"--batch={options.batch} must be at least 1")
-    classifier = classify.load(options.run_dir, options.mesh)
-    examples = classify.examples(classifier.task, Path(options.file))
-    for line in classify.lines(classifier.task, classifier(examples, options.batch), examples):
+    model = classify.load_any(options.run_dir, options.mesh)
+    for line in classify.said(model, Path(options.file), options.batch):
         print(line)
     return 0
 

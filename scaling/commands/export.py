@@ -23,14 +23,15 @@ def run(options: argparse.Namespace) -> int:
     """Writes the folder, and prints where it is.
 
     Raises:
-        ValueError: no folder, or two.
+        ValueError: no folder, two, or one in a store.
     """
     from scaling.interop import huggingface, peft
-    from scaling.paths import must_be_utf8, must_lead_somewhere
+    from scaling.paths import must_be_local, must_be_utf8, must_lead_somewhere
 
     if (options.folder is None) == (options.output is None):
         raise ValueError("needs one folder to write: scaling export RUN HF_DIR")
     folder = options.folder or options.output
+    must_be_local("the folder", folder)
     must_lead_somewhere(folder)
     must_be_utf8("the folder", folder)
     if options.adapters:

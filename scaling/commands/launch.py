@@ -308,6 +308,7 @@ def _hand_over(
 def _slurm(options: argparse.Namespace, launch: "Launch", chosen: "Settings") -> int:
     """Shows the plan, lets Slurm check the jobs, and submits them; nothing is written if Slurm refuses them."""
     from launch import bill, engine, slurm, slurm_job, state
+    from scaling.object_store import is_remote
     from scaling.sweep.progress import refuse_changed
 
     given = {name: getattr(options, name) for name in (*_SLURM, "nodes", "image", "parallel")}
@@ -317,7 +318,7 @@ def _slurm(options: argparse.Namespace, launch: "Launch", chosen: "Settings") ->
     cluster, folder = slurm_job.cluster_of(cloud), Path(launch.state_folder)
     if options.parallel and not launch.sweep:
         raise ValueError("--parallel bounds the runs of a sweep; this is one run")
-    refuse_changed([run for run in launch.runs if "://" not in run.config.workdir])
+    refuse_changed([run for run in launch.runs if not is_remote(run.config.workdir)])
     for run in launch.runs:
         bill.resolved(run, cluster.devices(run.config.mesh.cpu_devices), cluster.words)
     known = state.read(folder)

@@ -119,6 +119,7 @@ def _at_home(config: Config) -> Config:
         rl=dataclasses.replace(
             rl, reward=expanded(rl.reward), gold=expanded(rl.gold), pretraining=expanded(rl.pretraining)
         ),
+        distill=dataclasses.replace(config.distill, teacher=expanded(config.distill.teacher)),
         data=dataclasses.replace(
             data,
             train=expanded(data.train),

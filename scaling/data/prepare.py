@@ -26,7 +26,7 @@ from scaling.data import books, progress, shards, sources
 from scaling.data.sources import Document
 from scaling.data.tokenizer import Tokenizer, load
 from scaling.object_store import is_remote
-from scaling.paths import expanded
+from scaling.paths import expanded, is_url
 
 log = logging.getLogger(__name__)
 
@@ -312,7 +312,7 @@ def _cache(data: Data) -> Path:
 
 
 def _require_local(path: str) -> None:
-    if "://" in path:
+    if is_url(path):
         raise ValueError(
             f"{path}: token shards are written to a local directory; copy a finished one to the bucket "
             "and name it in config.data.train"
@@ -349,7 +349,7 @@ def _is_token_directory(source: str) -> bool:
 
 def _local(source: str, data: Data) -> Path:
     """The token directory itself if it is local, else its copy in the cache (ArrayRecord reads local files)."""
-    if "://" not in source:
+    if not is_url(source):
         return Path(sources.filesystem(source)[1])
     index = sources.read_bytes(f"{source.rstrip('/')}/{shards.INDEX}")
     final = _cache(data) / hashlib.sha256(index).hexdigest()[:32]

@@ -20,6 +20,7 @@ from etils import epath
 
 from scaling import json_text
 from scaling.object_store import is_remote
+from scaling.paths import is_url
 
 FORMATS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 _PARQUET_ROWS = 1024  # rows decoded at a time
@@ -39,7 +40,7 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         ValueError: no such protocol, or its package is not installed.
     """
     try:
-        if "://" not in path:  # fsspec would take '::' for a chain of file systems, and pathlib refuse a '~x'
+        if not is_url(path):  # fsspec would take '::' for a chain of file systems, and pathlib refuse a '~x'
             return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
         return fsspec.core.url_to_fs(path)
     except ImportError as error:
@@ -84,7 +85,7 @@ def matching(pattern: str) -> list[tuple[str, int]]:
     if not infos:
         hidden = " (hidden files count only where the pattern has the dot)" if re.search("[*?[]", path) else ""
         raise FileNotFoundError(f"no file matches {pattern}{hidden}")
-    return [(fs.unstrip_protocol(info["name"]) if "://" in pattern else info["name"], info["size"]) for info in infos]
+    return [(fs.unstrip_protocol(info["name"]) if is_url(pattern) else info["name"], info["size"]) for info in infos]
 
 
 def _glob(fs: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:

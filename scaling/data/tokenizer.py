@@ -9,6 +9,7 @@
 * a path to a directory with GPT-2's ``vocab.bpe`` and ``encoder.json`` (or ``merges.txt`` and ``vocab.json``);
 * a path to a sentencepiece model (``*.model``);
 * a path to a ``tokenizer.json`` of Hugging Face (``*.json``), with its ``tokenizer_config.json`` beside it;
+* a file of these in an object store, ``gs://`` or ``s3://``;
 * any of these with ``+chat`` after it: the same, with control tokens for dialogues (``control_tokenizer``);
 * any with ``+task`` after it: the same, with the tokens that surround texts to be classified;
 * any with ``+mask`` or ``+sentinels``: the same, with the tokens that stand for hidden tokens, or for hidden spans.
@@ -19,19 +20,24 @@ Text that spells ``<|endoftext|>`` is ordinary text: only ``Tokenizer.eot`` ends
 import base64
 import binascii
 import codecs
+import contextlib
+import hashlib
 import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import sentencepiece
 import tiktoken
+from etils import epath
 
-from scaling import json_text
+from scaling import cache, durable, json_text
 from scaling.data import books, json_tokenizer, sources
 from scaling.data.control_tokenizer import ControlTokenizer, suffix_of
 from scaling.data.tokenizer_base import END_OF_TEXT, Tokenizer, fingerprint
+from scaling.object_store import is_remote
 
 log = logging.getLogger(__name__)
 
@@ -241,6 +247,8 @@ def load(name: str) -> Tokenizer:
         return _download_gpt2()
     if name == "books":
         return SentencePieceTokenizer(name, books.TOKENIZER.read_bytes())
+    if is_remote(name):
+        return load(str(_here(epath.Path(name))))
     fs, path = sources.filesystem(name)
     if fs.isdir(path):
         return BPETokenizer(name, _gpt2_directory(name))
@@ -257,6 +265,25 @@ def load(name: str) -> Tokenizer:
     raise ValueError(
         f"tokenizer {name}: a file must end in .tiktoken, .model or .json, a directory hold GPT-2's two files"
     )
+
+
+def _here(path: epath.Path) -> Path:
+    """Copies a tokenizer's file in an object store, and those beside it, into the cache; returns where it is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    files = {path.name: path.read_bytes()}
+    for name in (json_tokenizer.SETTINGS, json_tokenizer.TEMPLATE):
+        with contextlib.suppress(FileNotFoundError):
+            files[name] = (path.parent / name).read_bytes()
+    digest = hashlib.sha256(b"\0".join([path.name.encode(), *(files[name] for name in sorted(files))])).hexdigest()
+    folder = cache.root() / "tokenizers" / digest[:32]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        with durable.replaced(folder / name) as partial:
+            partial.write_bytes(content)
+    return folder / path.name
 
 
 def _download_gpt2() -> BPETokenizer:

@@ -19,6 +19,7 @@ from scaling.interop import config_keys, gguf_file, new_folder, shards, tokenize
 from scaling.interop.family import with_knobs
 from scaling.interop.tensor_folder import TensorFolder
 from scaling.model import decoder
+from scaling.paths import must_be_local
 from scaling.runs.config_json import read_config_json
 from scaling.runs.model import open_run
 from scaling.runs.stores import by_path
@@ -39,6 +40,7 @@ def opened(folder: str | os.PathLike[str], vocab_multiple: int = 1) -> Iterator[
         FileNotFoundError: no config.json, no safetensors, or a shard is missing.
         ValueError: a model we do not have, or tensors that are missing, unknown or of the wrong shape.
     """
+    must_be_local("the Hugging Face folder", folder)
     folder = Path(folder)
     if folder.is_file():
         yield gguf_file.opened(folder, vocab_multiple)

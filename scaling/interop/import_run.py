@@ -11,6 +11,8 @@ from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
 from scaling.data import tokenizer
 from scaling.interop import gguf_file, huggingface, new_folder, tokenizer_files, weights
+from scaling.object_store import StorePath, is_remote
+from scaling.paths import must_be_local
 from scaling.runs import config_json
 from scaling.runs import tokenizer as run_tokenizer
 from scaling.runs.checkpoint import Checkpoints
@@ -25,7 +27,7 @@ def import_folder(
 
     Args:
         folder: as ``huggingface.opened``.
-        run_dir: new or empty; local.
+        run_dir: new or empty; on this machine or in an object store.
         tokenizer_name: as ``tokenizer.load`` reads; None = the folder's own.
 
     Raises:
@@ -34,8 +36,10 @@ def import_folder(
             than the model's table.
         OSError: the run directory cannot be written.
     """
-    target = Path(run_dir).absolute()
-    new_folder.check_new(target)
+    must_be_local("the folder to import", folder)
+    target = StorePath(run_dir) if is_remote(run_dir) else Path(run_dir).absolute()
+    if isinstance(target, Path):
+        new_folder.check_new(target)
     with _small_files(Path(folder), tokenizer_name is None) as small:
         words = tokenizer.load(tokenizer_name or tokenizer_files.own_tokenizer(small))
         kept = tokenizer_files.of_folder(small)
@@ -54,7 +58,11 @@ def _small_files(folder: Path, with_tokenizer: bool) -> contextlib.AbstractConte
 
 
 def _write(
-    found: weights.FolderWeights, words: tokenizer.Tokenizer, kept: Mapping[str, bytes], source: str, target: Path
+    found: weights.FolderWeights,
+    words: tokenizer.Tokenizer,
+    kept: Mapping[str, bytes],
+    source: str,
+    target: Path | StorePath,
 ) -> None:
     model = found.model
     if words.vocab_size > model.vocab_size:
@@ -64,7 +72,8 @@ def _write(
         )
     name = words.name if words.name in tokenizer.NAMES else str(target / f"tokenizer{words.file()[0]}")
     config = _config(model, str(target), name)
-    with new_folder.filling(target) as partial:
+    new = new_folder.filling_in_store(target) if isinstance(target, StorePath) else new_folder.filling(target)
+    with new as partial:
         (partial / tokenizer_files.KEPT).mkdir()
         for file, content in kept.items():
             (partial / tokenizer_files.KEPT / file).write_bytes(content)

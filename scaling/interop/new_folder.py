@@ -12,7 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scaling import exit_codes
+from scaling.object_store import StorePath
 from scaling.paths import must_lead_somewhere
+from scaling.runs.lock import held
+from scaling.runs.paths import CONFIG
+
+_UNFINISHED = ".unfinished"  # object in a folder of a store while it is filled; also the lock of who fills it
 
 
 def check_new(target: Path) -> None:
@@ -29,6 +34,40 @@ def check_new(target: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "it is a file and not a folder", str(above))
     if target.exists() and (not target.is_dir() or set(target.iterdir()) - set(_left_over(target))):
         raise FileExistsError(f"{target} exists and is not an empty folder; nothing was overwritten")
+
+
+@contextlib.contextmanager
+def filling_in_store(target: StorePath) -> Iterator[StorePath]:
+    """The same of a folder in an object store, which is written in its place, its config.json last.
+
+    An object in it says that it is unfinished; what a killed process left with it is deleted.
+
+    Args:
+        target: new or empty.
+
+    Raises:
+        FileExistsError: it holds something.
+        ValueError: another process fills it now.
+        OSError: the store does not answer, or refuses.
+    """
+    before = target.names()
+    with _terminated(), held(target / _UNFINISHED, f"another process writes to {target} now; nothing was overwritten"):
+        found = [name for name in target.names() if name != _UNFINISHED]
+        if found and (CONFIG in found or _UNFINISHED not in before):
+            raise FileExistsError(f"{target} exists and is not an empty folder; nothing was overwritten")
+        _delete(target, found)
+        try:
+            yield target
+        except BaseException:
+            with contextlib.suppress(OSError):  # the next one will delete what is left
+                _delete(target, target.names())
+            raise
+
+
+def _delete(folder: StorePath, names: list[str]) -> None:
+    for name in names:
+        if name != _UNFINISHED:
+            (folder / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

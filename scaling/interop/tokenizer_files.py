@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from scaling.config import schema as cfg
 from scaling.data.chat.template import Chat
 from scaling.data.chat_tokenizer import END_OF_TURN
@@ -54,7 +56,7 @@ class Beside:
 NOTHING = Beside()
 
 
-def of_folder(folder: Path) -> dict[str, bytes]:
+def of_folder(folder: Path | epath.Path) -> dict[str, bytes]:
     """The files of a Hugging Face folder that an imported run keeps."""
     return {name: (folder / name).read_bytes() for name in ("config.json", *FILES) if (folder / name).is_file()}
 
@@ -91,7 +93,7 @@ def of_run(run_dir: str | os.PathLike[str], values: Mapping[str, Any], model: cf
     Raises:
         ValueError: the run's tokenizer is damaged, or larger than the model's table.
     """
-    beside, own = _of_tokenizer(run_dir, values, model), Path(run_dir) / TEMPLATE
+    beside, own = _of_tokenizer(run_dir, values, model), epath.Path(run_dir) / TEMPLATE
     if not beside.files or not own.exists():
         return beside
     template = own.read_text(encoding="utf-8")
@@ -124,7 +126,7 @@ def _framed(files: Mapping[str, bytes], template: str) -> dict[str, bytes]:
 
 
 def _of_tokenizer(run_dir: str | os.PathLike[str], values: Mapping[str, Any], model: cfg.Model) -> Beside:
-    kept = Path(run_dir) / KEPT
+    kept = epath.Path(run_dir) / KEPT
     if kept.is_dir():
         before = read_config_json(kept)
         files = {name: content for name, content in of_folder(kept).items() if name != "config.json"}

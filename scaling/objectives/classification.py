@@ -111,13 +111,20 @@ def _of_numbers(found: jax.Array, labels: jax.Array, there: jax.Array) -> dict[s
 
 
 def derived(means: Mapping[str, Any]) -> dict[str, float]:
-    """What the means of the metrics amount to: "macro_f1" (a class that neither occurs nor is answered does not count),
-    or "pearson", the correlation of the numbers (0 where one side is constant).
+    """What the means of the metrics amount to: "macro_f1" (a class that neither occurs nor is answered does not count)
+    and "matthews", the correlation of classes and answers (for more than two classes: Gorodkin 2004), or "pearson",
+    the correlation of the numbers. Correlations are 0 where one side is constant.
     """
     if "confusion" in means:
         table = np.asarray(means["confusion"], np.float64)
-        occurs = table.sum(0) + table.sum(1)
-        return {"macro_f1": float(np.mean(2 * np.diag(table)[occurs > 0] / occurs[occurs > 0]))}
+        truth, answered = table.sum(1), table.sum(0)
+        occurs = truth + answered
+        spread = (1 - truth @ truth) * (1 - answered @ answered)  # the table sums to 1
+        both = np.trace(table) - truth @ answered
+        return {
+            "macro_f1": float(np.mean(2 * np.diag(table)[occurs > 0] / occurs[occurs > 0])),
+            "matthews": float(both / spread**0.5) if spread > 1e-12 else 0.0,
+        }
     if "moments" in means:
         x, y, xx, yy, xy = means["moments"]
         spread = (xx - x * x) * (yy - y * y)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from scaling.config import schema as cfg
-from scaling.data.batch import Batch, of_sequences
+from scaling.data.batch import Batch, Scored, of_sequences
 from scaling.objectives.pretraining import pretraining
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding, replicated
@@ -163,11 +163,19 @@ def shard_bytes(tree: Any) -> int:
     return total
 
 
-def _batch(config: cfg.Config, mesh: Mesh, shape: tuple[int, ...]) -> Batch:
+def _batch(config: cfg.Config, mesh: Mesh, shape: tuple[int, ...]) -> Batch | Scored:
     """Shapes of what the loader gives."""
-    made = of_sequences(
-        np.zeros((*shape[:-1], shape[-1] + 1), np.int32), separator=0 if config.model.document_mask else None
-    )
+    separator = 0 if config.model.document_mask else None
+    plain = of_sequences(np.zeros((*shape[:-1], shape[-1] + 1), np.int32), separator=separator)
+    made: Batch | Scored = plain
+    ids, numbers = plain.tokens, plain.weights
+    if config.data.objective in ("mlm_nsp", "mlm_sop"):
+        made = Scored(ids, ids, numbers, None, None, numbers, numbers, ids)
+    elif config.data.objective == "tlm":
+        made = plain._replace(positions=ids, segments=ids, types=ids)
+    elif config.model.encoder_layers:
+        source = np.zeros((*shape[:-1], config.data.source_length or shape[-1]), np.int32)
+        made = plain._replace(source=source, source_segments=source)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)), made)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from scaling.config import schema as cfg
+from scaling.config.refusal import refused
 from scaling.generate import decode
 from scaling.generate.generator import batch_shape, bucket
 from scaling.generate.sampling import Sampling, row_keys, rules
@@ -51,6 +52,8 @@ def compile_generation(config: cfg.Config, devices: list[Any], request: Request)
         ValueError: prompt and new tokens exceed the context.
     """
     model, network = config.model, config.network
+    if model.encoder_layers:
+        raise refused("model.encoder_layers", model.encoder_layers, "must be 0 for --step=generate")
     if request.prompt_tokens + request.tokens > model.context_length:
         raise ValueError(
             f"prompts of {request.prompt_tokens} tokens and {request.tokens} new ones exceed the model's context of "

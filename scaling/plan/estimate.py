@@ -49,18 +49,18 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     peak = EFFICIENCY * chip.flops / chip.devices
     tokens = train.batch_tokens / devices
     length = train.sequence_length
-    forward = flops.forward_per_token(model, length)
-    attention = forward - flops.forward_per_token(
-        dataclasses.replace(model, attention_pattern=("banded",), band_width=1), length
-    )
-    in_layers = forward - 2 * model.vocab_size * model.d_model
+    forward = flops.of_pretraining(config) / 3
+    narrow = dataclasses.replace(model, attention_pattern=("banded",), band_width=1)
+    seen = (flops.attention_per_token(each, length, config.data.source_length) for each in (model, narrow))
+    attention = next(seen) - next(seen)
+    in_layers = forward - 2 * model.vocab_size * model.d_model * config.predicted
     again = {"full": in_layers, "projections": attention, "dots": attention}
     twice = mesh.stage > 1 and compute.remat != "none"  # a pipeline recomputes each tick of a stage, too
     recomputed = again.get(compute.remat, 0.0) + twice * in_layers
     ticks = _ticks(config)
     # Attention's products run at half the speed of others, wherever they are counted.
     slow = attention * (3 + (compute.remat != "none"))
-    moved = (model.num_layers * RESIDUAL_TRAFFIC * model.d_model + MLP_TRAFFIC * _hidden(model)) * 2
+    moved = (_depth(config) * RESIDUAL_TRAFFIC * model.d_model + MLP_TRAFFIC * _hidden(model)) * 2
     elementwise = tokens * moved / (MEMORY_EFFICIENCY * chip.hbm_bandwidth / chip.devices)
     # FSDP: each microbatch gathers the weights for the forward and the backward pass and scatters their gradients.
     microbatches = BatchSchedule.from_config(train).max_microbatches
@@ -76,7 +76,7 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     if apart > 1:  # each microbatch sums its gradients over slices, in two bytes each
         reduction += 2 * params / 2 * (apart - 1) / apart * microbatches / network
     # Tensor parallelism: around attention and MLP the residual stream is gathered and scattered, in both passes.
-    crossing = 8 * model.num_layers * model.d_model * 2 * (mesh.tensor - 1)
+    crossing = 8 * _depth(config) * model.d_model * 2 * (mesh.tensor - 1)
     activations = tokens * crossing / link
     # Around experts, their slots cross the devices of ``expert`` twice in each pass.
     apart_experts = (mesh.expert - 1) / mesh.expert
@@ -99,6 +99,15 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
         layers = tokens * (3 * in_layers + slow + recomputed) / peak + elementwise
         parts["pipeline filling and emptying"] = layers * (mesh.stage - 1) / _parts(config)
     return Estimate(memory, sum(parts.values()), parts)
+
+
+def _depth(config: cfg.Config) -> float:
+    """Layers that a token passes through; those of an encoder by its tokens, and attention over these as a third."""
+    model = config.model
+    if not model.encoder_layers:
+        return model.num_layers
+    length = config.train.sequence_length
+    return model.num_layers * 4 / 3 + model.encoder_layers * (config.data.source_length or length) / length
 
 
 def _moments_mesh(mesh: cfg.Mesh) -> cfg.Mesh:
@@ -180,7 +189,7 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
     if mesh.stage > 1 and compute.remat != "none":  # what enters at each tick, and all that one tick keeps
         saved = part * (_ticks(config) * d / t + model.num_layers // mesh.stage * kept) * size
     else:
-        saved = _ticks(config) * part * model.num_layers // mesh.stage * kept * size
+        saved = _ticks(config) * part * _depth(config) // mesh.stage * kept * size
     experts = _expert_parameters(model) / (model.expert_layers * mesh.expert) if model.expert_layers else 0
     attention = 2 * d * (model.num_heads + model.kv_heads) * model.d_head
     layer = (attention + max((2 + model.gated) * d * model.d_ff, experts)) / t

@@ -227,9 +227,9 @@ def _step(base: Plan, config: cfg.Config, chip: chips.Chip, devices: list[Any]) 
     if base.step == "train":
         guess = guess.calibrated(predict.calibration(chip).factor)
     length, scale = config.train.sequence_length, program.tokens * (3 if base.step == "train" else 1) / base.peak
-    attention = scale * flops.attention_per_token(config.model, length)
-    unembedding = scale * 2 * config.model.vocab_size * config.model.d_model
-    products = scale * flops.forward_per_token(config.model, length) - attention - unembedding
+    attention = scale * flops.attention_per_token(config.model, length, config.data.source_length)
+    unembedding = scale * 2 * config.model.vocab_size * config.model.d_model * config.predicted
+    products = scale * flops.of_pretraining(config) / 3 - attention - unembedding
     kernels = predict.KERNELS if predict.KERNELS in guess.parts else predict.PRODUCTS
     ideal = {predict.PRODUCTS: products, predict.UNEMBEDDING: unembedding}
     ideal[kernels] = ideal.get(kernels, 0.0) + attention
@@ -353,7 +353,7 @@ def _empty(
         f"remat={config.compute.remat}, {sequences / shards:g} sequences of {train.sequence_length} a shard, "
         f"{whole} microbatches"
     )
-    flops_per_token = flops.forward_per_token(model, train.sequence_length) * (3 if step == "train" else 1)
+    flops_per_token = flops.of_pretraining(config) / (1 if step == "train" else 3)
     if request:
         work = f"{request.batch_size} texts, {request.prompt_tokens} tokens of prompts and {request.tokens} new ones"
         # A new token sees all before it: as many as the tokens of a sequence of twice that length do on average.

@@ -221,7 +221,9 @@ def short_names(paths: Sequence[str]) -> list[str]:
     names = [epath.Path(path).name for path in paths]
     if len(set(names)) == len(names):
         return names
-    return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
+    parts = [os.path.normpath(path).split("/") for path in paths]
+    common = sum(1 for _ in itertools.takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False)))
+    return ["/".join(each[common:]) for each in parts] if common else list(paths)
 
 
 def _named(points: Points, entries: Sequence[Entry]) -> Points:

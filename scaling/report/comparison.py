@@ -14,6 +14,7 @@ from scaling.laws.isoflop import isoflop
 from scaling.laws.points import Points
 from scaling.laws.ratio import Comparison, Shared, compare
 from scaling.laws.runs import run_points
+from scaling.object_store import is_remote
 from scaling.report import ratio_figures, tables
 from scaling.report.collect import Ladder, collect, flatten, frontier_of
 from scaling.report.sections import Section
@@ -117,7 +118,7 @@ def ladder_names(paths: Sequence[epath.PathLike]) -> tuple[str, ...]:
 
 def _real(path: epath.PathLike) -> epath.Path:
     """The absolute path without links; of a remote one the path itself."""
-    return epath.Path(path) if "://" in str(path) else epath.Path(os.path.realpath(path))
+    return epath.Path(path) if is_remote(path) else epath.Path(os.path.realpath(path))
 
 
 def _check_apart(names: Sequence[str], each: Sequence[Ladder]) -> None:

@@ -24,12 +24,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint.path import atomicity
 
 from scaling import background, durable
 from scaling.config import schema as cfg
 from scaling.model.fused import apart, fused
 from scaling.object_store import is_remote
+from scaling.paths import is_url
 from scaling.runs import orbax_stores, stores
 from scaling.runs.choice import ranked
 from scaling.runs.paths import CHECKPOINTS, absolute
@@ -63,9 +63,10 @@ class Checkpoints:
         self.directory = absolute(run_dir) / CHECKPOINTS
         self.config = config or cfg.Checkpoint()
         self._remote = is_remote(self.directory)
-        # No rename in a store: the folder has its final name from the start, and our checksums tell when it is whole.
-        path_class = atomicity.CommitFileTemporaryPath if self._remote else None
-        self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), temporary_path_class=path_class)
+        path_class = orbax_stores.path_class(self.directory)
+        options = ocp.CompositeOptions(temporary_path_class=path_class)
+        handler = ocp.CompositeCheckpointHandler(composite_options=options)
+        self._saver = ocp.AsyncCheckpointer(handler, temporary_path_class=path_class)
         self._committer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
         self._broken = False  # a save failed; Orbax repeats its error at every later call
@@ -408,7 +409,7 @@ def verify(path: epath.Path) -> dict[str, Any]:
     if META not in digests:
         raise DamagedCheckpoint(f"{path / _CHECKSUMS.format(0)} is damaged ({META} is not in it)")
     for name in digests:
-        if name.startswith("/") or "://" in name or ".." in name.split("/"):
+        if name.startswith("/") or is_url(name) or ".." in name.split("/"):
             raise DamagedCheckpoint(f"{path} has a checksum of {name}, which lies outside of it")
     share = sorted(digests)[jax.process_index() :: jax.process_count()]
     for name, found in zip(share, _sums(path, share), strict=True):

@@ -5,7 +5,7 @@ from pathlib import Path
 from etils import epath
 
 from scaling import durable, object_store
-from scaling.paths import must_be_utf8
+from scaling.paths import is_url, must_be_utf8
 
 CONFIG = "config.json"  # as it was run, with what is needed to understand the numbers beside it
 PLAN = "plan.json"  # as a sweep or a launcher planned it
@@ -28,9 +28,11 @@ def absolute(path: epath.PathLike) -> epath.Path:
     """The absolute path, which Orbax needs; remote paths (``gs://...``) are absolute already.
 
     Raises:
-        ValueError: not UTF-8, which may lie in the working directory.
+        ValueError: not UTF-8, which may lie in the working directory, or a URL without its slashes.
     """
-    path = epath.Path(path if "://" in str(path) else Path(path).absolute())
+    if str(path).startswith(("gs:", "s3:")) and not is_url(path):
+        raise ValueError(f"{path} needs two slashes after the colon, as in gs://BUCKET/FOLDER")
+    path = epath.Path(path if is_url(path) else Path(path).absolute())
     must_be_utf8("the run directory", str(path))
     return path
 

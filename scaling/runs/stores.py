@@ -18,6 +18,8 @@ import tensorstore
 from etils import epath
 from orbax.checkpoint import type_handlers
 
+from scaling.runs import orbax_stores
+
 _ITEM = "params"
 
 
@@ -102,7 +104,7 @@ def _save(path: epath.Path, tree: Any, opened: Future[Mapping[str, Store]], fill
         opened.set_result(arrays)
         filled.result()
 
-    with _checkpointer(fill) as saver:
+    with _checkpointer(path, fill) as saver:
         saver.save(path, args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(tree)}))
 
 
@@ -121,17 +123,20 @@ def _silent() -> Iterator[None]:
 def load(path: epath.Path, tree: Any) -> dict[str, Store]:
     """The parameters of a step by path, read when they are sliced; ``tree`` has their structure, with any leaves."""
     wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=Later), tree)
-    with _checkpointer() as saver:
+    with _checkpointer(path) as saver:
         args = ocp.args.PyTreeRestore(tree, restore_args=wanted)
         return by_path(saver.restore(path, args=ocp.args.Composite(**{_ITEM: args}))[_ITEM])
 
 
-def _checkpointer(fill: Fill | None = None) -> ocp.Checkpointer:
+def _checkpointer(path: epath.Path, fill: Fill | None = None) -> ocp.Checkpointer:
     # Without a handler for arrays of JAX, Orbax prints a warning.
     handlers = (Later, _Handler(fill)), (jax.Array, ocp.type_handlers.ArrayHandler())
     registry = type_handlers.create_type_handler_registry(*handlers)
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**{_ITEM: handler}))
+    path_class = orbax_stores.path_class(path)
+    options = ocp.CompositeOptions(temporary_path_class=path_class)
+    composite = ocp.CompositeCheckpointHandler(composite_options=options, **{_ITEM: handler})
+    return ocp.Checkpointer(composite, temporary_path_class=path_class)
 
 
 class _Handler(ocp.type_handlers.NumpyHandler):

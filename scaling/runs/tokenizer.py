@@ -4,20 +4,15 @@ With the copy, a run directory can be moved, copied to another machine or read f
 ``config.data.tokenizer`` names may change. With the fingerprint, a run is never read by another tokenizer.
 """
 
-import contextlib
-import hashlib
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from scaling import cache, durable
-from scaling.data import json_tokenizer, tokenizer
+from scaling.data import tokenizer
 from scaling.data.control_tokenizer import plain
 from scaling.data.tokenizer import Tokenizer
-from scaling.object_store import is_remote
 
 log = logging.getLogger(__name__)
 
@@ -98,19 +93,4 @@ def _copy(name: str, run_dir: epath.PathLike) -> str | None:
     path = epath.Path(run_dir) / f"tokenizer{suffix}"
     if not path.exists():
         return None
-    return f"{_here(path) if is_remote(path) else path}{name.removeprefix(text)}"
-
-
-def _here(path: epath.Path) -> Path:
-    """Copies a remote tokenizer's file, and those beside it, into the cache; returns where it is."""
-    files = {path.name: path.read_bytes()}
-    for name in (json_tokenizer.SETTINGS, json_tokenizer.TEMPLATE):
-        with contextlib.suppress(FileNotFoundError):
-            files[name] = (path.parent / name).read_bytes()
-    digest = hashlib.sha256(b"\0".join([path.name.encode(), *(files[name] for name in sorted(files))])).hexdigest()
-    folder = cache.root() / "tokenizers" / digest[:32]
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        with durable.replaced(folder / name) as partial:
-            partial.write_bytes(content)
-    return folder / path.name
+    return f"{path}{name.removeprefix(text)}"

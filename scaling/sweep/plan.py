@@ -21,6 +21,7 @@ from scaling.config.refusal import shown
 from scaling.config.resolve import MOST_STEPS, resolve
 from scaling.data import tokenizer
 from scaling.evaluate.tasks.knobs import check_tasks
+from scaling.object_store import is_remote
 
 _ROUNDING = 0.1  # rounding to whole batches may change a length by this fraction
 _SHAPE_KNOBS = ("num_layers", "d_model", "num_heads", "d_head", "d_ff")
@@ -179,7 +180,7 @@ def plan(sweep: Sweep, overrides: Sequence[str] = (), name: str = "sweep", local
     base = apply_overrides(sweep.base, overrides)
     vocab_size = base.model.vocab_size or tokenizer.load(base.data.tokenizer).vocab_size
     folder = base.workdir or f"runs/{name}"
-    if local and "://" in folder:
+    if local and is_remote(folder):
         raise ValueError(
             f"config.workdir={folder}: the folder of a sweep that is launched here must be local; `scaling sweep` "
             "takes one in an object store"

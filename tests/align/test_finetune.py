@@ -173,6 +173,25 @@ def test_f1_of_a_confusion_matrix():
     assert derived({"moments": [1.0, 2.0, 1.0, 4.5, 2.0]}) == {"pearson": 0.0}  # one side is constant
 
 
+def test_matthews_correlation_of_a_confusion_matrix():
+    rng = np.random.default_rng(0)
+    for classes in (2, 3):
+        golds, said = rng.integers(classes, size=60), rng.integers(classes, size=60)
+        said[:30] = golds[:30]
+        table = np.zeros((classes, classes))
+        np.add.at(table, (golds, said), 1 / 60)
+        one, other = (np.eye(classes)[each] for each in (golds, said))  # of indicators: Gorodkin 2004
+
+        def covariance(x, y):
+            return ((x - x.mean(0)) * (y - y.mean(0))).sum()
+
+        expected = covariance(one, other) / np.sqrt(covariance(one, one) * covariance(other, other))
+        np.testing.assert_allclose(derived({"confusion": table.tolist()})["matthews"], expected, rtol=1e-12)
+        if classes == 2:
+            np.testing.assert_allclose(expected, np.corrcoef(golds, said)[0, 1], rtol=1e-12)
+    assert derived({"confusion": [[0.3, 0.0], [0.7, 0.0]]})["matthews"] == 0.0  # one answer alone
+
+
 def test_control_tokens_surround_the_texts():
     words = tokenizer.load("bytes+task")
     rows = [row.ids for row in finetune.layout(words, True)(tasks.Example("", (("ab", "c"), ("c", "ab"))))]

@@ -16,7 +16,7 @@ from scaling.commands.report import write_report
 from scaling.config import schema as cfg
 from scaling.laws.isocurves import isoflop_curves
 from scaling.laws.points import Points, read_table, require_independence
-from scaling.report.collect import collect, frontier_of
+from scaling.report.collect import collect, frontier_of, short_names
 from scaling.report.law_figures import isoflop_curves as isoflop_drawing
 from scaling.report.records import write_points
 from scaling.report.tables import configs, runs
@@ -242,6 +242,14 @@ def test_frontier_is_the_best_of_each_budget_while_it_falls():
     flops, loss = np.array([1.0, 1.05, 10, 100, 1000]), np.array([3.0, 2.9, 2.5, 2.6, 2.0])
     columns = {"params": flops, "tokens": flops, "flops": flops, "loss": loss}
     assert frontier_of(Points(names, names, columns)).names == ("b", "c", "e")
+
+
+def test_names_of_runs_here_and_in_stores():
+    assert short_names(["gs://b/x/l1", "/runs/x/l2"]) == ["l1", "l2"]
+    assert short_names(["gs://b/x/l1", "gs://b/y/l1"]) == ["x/l1", "y/l1"]
+    assert short_names(["runs/x/l1", "./runs/y/l1"]) == ["x/l1", "y/l1"]
+    here_and_there = ["gs://b/x/l1", "s3://b/x/l1", "/runs/x/l1", "runs/x/l1"]
+    assert short_names(here_and_there) == here_and_there
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

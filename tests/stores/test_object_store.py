@@ -1,20 +1,23 @@
 """Paths, preconditions, faults and locks of object stores, against emulators behind a proxy."""
 
+import asyncio
 import gc
 import json
+import sys
 import threading
 import time
 
 import pytest
 from etils import epath
 
-from scaling import background, durable, object_store
+from scaling import background, cli, durable, exit_codes, object_store
 from scaling.config.schema import Data
 from scaling.data import loader, sources
 from scaling.data.tokenizer import load
-from scaling.runs import store_lock
+from scaling.runs import orbax_stores, store_lock
 from scaling.runs.json_lines import JsonLines, append, last_record, read_lines
 from scaling.runs.lock import is_locked, only_one
+from scaling.runs.paths import absolute
 from scaling.runs.run_directory import read_ahead
 from tests.stores.proxy import FAULTS, Plan
 from tests.token_records import make
@@ -118,6 +121,22 @@ def test_refusals_are_sentences_without_a_second_try(store, url):
         epath.Path(f"{store.scheme}://no-such-bucket/x").write_text("1")
     with pytest.raises(ValueError, match="names no bucket"):
         object_store.read(f"{store.scheme}:///x")
+    with pytest.raises(ValueError, match="cannot be a bucket"):
+        epath.Path(f"{store.scheme}://B_/x").exists()
+
+
+def test_other_stores_and_mistyped_paths_are_refused(capsys):
+    for path in ("gcs://bucket/run", "GS://bucket/run", "az://bucket/run"):
+        for arguments in (
+            ["status", path],
+            ["train", "--config=cpu/smoke", f"--config.workdir={path}"],
+            ["generate", path, "--prompt=x"],
+        ):
+            assert cli.main(arguments) == exit_codes.USAGE
+            assert "use gs://BUCKET/FOLDER or s3://BUCKET/FOLDER" in capsys.readouterr().err
+    for path in ("gs:/bucket/run", "s3:bucket"):
+        with pytest.raises(ValueError, match="two slashes"):
+            absolute(path)
 
 
 def test_lines_are_put_by_settle_and_survive_a_writer_beside(store, url):
@@ -169,6 +188,49 @@ def test_a_put_that_failed_or_was_never_closed_is_not_done_by_the_garbage_collec
     del file
     gc.collect()
     assert path.read_text() == "1"
+
+
+def test_a_write_that_outlives_its_event_loop_prints_nothing(store, url, monkeypatch):
+    printed = []
+    monkeypatch.setattr(orbax_stores, "_print_unraisable", printed.append)
+    monkeypatch.setattr(sys, "unraisablehook", None)
+    orbax_stores.install()
+    store.delay = 0.3
+
+    async def wait():
+        await object_store._opened(url)[0].read("x")
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(wait())
+    loop.run_until_complete(asyncio.sleep(0.05))
+    loop.close()
+    time.sleep(1.0)
+    assert not task.done() and not printed
+    task._log_destroy_pending = False
+
+    class Failing:
+        def __del__(self):
+            raise RuntimeError("Event loop is closed")
+
+    Failing()
+    assert len(printed) == 1  # any other is printed as always
+
+
+@pytest.mark.parametrize(("file", "lines"), [("/lib/orbax/save.py", 0), ("/lib/others.py", 1)])
+def test_what_orbax_forgot_is_not_printed_beside_its_error(caplog, file, lines):
+    orbax_stores.install()
+    names = {}
+    exec(compile("async def fail(): raise OSError", file, "exec"), names)
+
+    async def forget():
+        task = asyncio.create_task(names["fail"]())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert task.done()
+
+    asyncio.run(forget())
+    gc.collect()
+    assert len(caplog.records) == lines
 
 
 @pytest.fixture

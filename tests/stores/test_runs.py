@@ -88,6 +88,16 @@ def test_a_run_is_that_on_disk_and_is_read_like_it(store, url, reference, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_checkpoint_is_put_once(store, url):
+    assert train(url, "--config.checkpoint.every_steps=20") == 0
+    names = epath.Path(url).names()
+    state = sum(len((epath.Path(url) / name).read_bytes()) for name in names if name.startswith("checkpoints/"))
+    targets = [target for _, _, target in store.journal]
+    assert not [target for target in targets if "orbax-checkpoint-tmp" in target]  # what would then be copied
+    assert store.sent < 1.5 * state
+
+
+@pytest.mark.slow
 def test_two_processes_in_a_store_are_those_on_disk(store, url, tmp_path):
     launch(url, 2, NO_SAMPLES)
     launch(tmp_path / "two", 2, NO_SAMPLES)
@@ -132,8 +142,9 @@ def test_credentials_that_expire_end_the_run(store, url, capsys):
     store.status = 401
     said = process.communicate(timeout=120)[1]
     store.status = 0
-    # Before that, Orbax's thread may print a traceback of its own, if its event loop is closed while it writes.
     assert process.returncode not in (0, -signal.SIGKILL)
     errors = [line for line in said.splitlines() if line.startswith("scaling train: error: ")]
     assert len(errors) == 1 and "credentials" in errors[0]
+    usual = ("step ", "tokenizing ", "I1", "I0", f"{url}: 38,784 parameters")
+    assert [line for line in said.splitlines() if not line.startswith(usual)] == errors
     assert (epath.Path(url) / "checkpoints/000000010/checksums-00000.json").is_file()

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from etils import epath
+
 from scaling.evaluate.tasks.checks import check, one_of, with_own_keys
 from scaling.evaluate.tasks.kind import Kind
 from scaling.evaluate.tasks.kinds import KINDS
@@ -41,7 +43,7 @@ def load(path: str | Path) -> tuple[Task, ...]:
     return tuple(_task(name, path, _substitute(table, constants)) for name, constants in variants.items())
 
 
-def parse(path: Path) -> dict[str, Any]:
+def parse(path: Path | epath.Path) -> dict[str, Any]:
     """The TOML of a task file.
 
     Raises:

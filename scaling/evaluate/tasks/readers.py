@@ -1,4 +1,5 @@
-"""Reads local files as records: JSON Lines, JSON, CSV, TSV, XML, lines, blocks of lines, whole texts; also compressed.
+"""Reads local files as records: JSON Lines, JSON, CSV, TSV, XML, lines, blocks of lines, sentences of words with
+columns, whole texts; also compressed.
 
 A record comes with its place for messages: ``file:line``, or ``file: record N`` in formats without lines. Files are
 looked for anywhere below the data directory by the end of their path: ``BoolQ/val.jsonl`` is found in a collection of
@@ -14,9 +15,10 @@ import fnmatch
 import gzip
 import itertools
 import os
+import re
 import xml.etree.ElementTree as ElementTree
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
@@ -27,6 +29,7 @@ Record = tuple[str, Mapping[str, Any]]  # where it stands, and what it holds
 Files = Mapping[str, tuple[Path, ...]]
 
 _COMPRESSED = (".gz", ".bz2")
+CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 _LONGEST_FIELD = 2**30  # characters of a cell; the default of Python's csv is 131,072
 
 
@@ -160,10 +163,14 @@ def _whole(path: Path) -> str:
     return "\n".join(line for _, line in _lines(path))
 
 
-def _jsonl(path: Path, _: Source) -> Iterator[Record]:
+def _jsonl(path: Path, source: Source) -> Iterator[Record]:
     for number, line in _lines(path):
-        if line.strip():
-            yield f"{path}:{number}", _object(line, f"{path}:{number}")
+        where = f"{path}:{number}"
+        if line.strip() and source.records:
+            inside = _inside(_object(line, where), source.records.split("."), {}, f"{where}: {source.records}")
+            yield from ((where, record) for record in inside)
+        elif line.strip():
+            yield where, _object(line, where)
 
 
 def _object(text: str, where: str) -> Mapping[str, Any]:
@@ -275,6 +282,33 @@ def _blocks(path: Path, source: Source) -> Iterator[Record]:
         raise ValueError(f"{path}:{number}: the last record has {len(block)} of {len(source.columns)} lines")
 
 
+def _conll(path: Path, source: Source) -> Iterator[Record]:
+    """Sentences as lists of their columns: a line a word, cells apart by a tab or blanks, a blank line at the end."""
+    cells = ((number, line.split("\t") if "\t" in line.strip() else line.split()) for number, line in _lines(path))
+    return _sentences(path, source.columns, cells)
+
+
+def _conllu(path: Path, _: Source) -> Iterator[Record]:
+    """The same with the columns of CoNLL-U, without comments, ranges of words (2-3) and words that are absent (3.1)."""
+    lines = ((number, line) for number, line in _lines(path) if not line.startswith("#"))
+    cells = ((number, line.split("\t") if line.strip() else []) for number, line in lines)
+    words = ((number, each) for number, each in cells if not each or not re.fullmatch(r"\d+[-.]\d+", each[0]))
+    return _sentences(path, CONLLU, words)
+
+
+def _sentences(path: Path, columns: Sequence[str], lines: Iterable[tuple[int, list[str]]]) -> Iterator[Record]:
+    rows, begin = list[list[str]](), 0
+    for number, cells in itertools.chain(lines, [(0, [])]):
+        if cells and len(cells) != len(columns):
+            raise ValueError(f"{path}:{number}: {len(cells)} columns, and there should be {len(columns)}")
+        if cells:
+            begin = begin if rows else number
+            rows.append(cells)
+        elif rows:
+            yield f"{path}:{begin}", {name: [row[i] for row in rows] for i, name in enumerate(columns)}
+            rows = []
+
+
 def _text(path: Path, _: Source) -> Iterator[Record]:
     with _reading(path) as stream:
         yield str(path), {"text": stream.read()}
@@ -300,7 +334,7 @@ class Format:
 
 
 FORMATS = {
-    "jsonl": Format(_jsonl),
+    "jsonl": Format(_jsonl, records=True),
     "json": Format(_json, records=True),
     "csv": Format(_csv, columns="optional"),
     "tsv": Format(_tsv, columns="optional"),
@@ -308,5 +342,7 @@ FORMATS = {
     "lines": Format(_plain, keys=("line",)),
     "labelled_lines": Format(_labelled, keys=("label", "text")),
     "blocks": Format(_blocks, columns="required"),
+    "conll": Format(_conll, columns="required"),
+    "conllu": Format(_conllu, keys=CONLLU),
     "text": Format(_text, keys=("text",), all_files=True),
 }

@@ -55,7 +55,8 @@ class Goodput:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.end(self.exit_code if error is None else exit_codes.of(error))
+        # What could not be written is said already, and this cannot be written either.
+        self.end(self.exit_code if error is None else exit_codes.of(error), aloud=not isinstance(error, OSError))
 
     @contextlib.contextmanager
     def during(self, kind: str) -> Iterator[None]:
@@ -129,15 +130,25 @@ class Goodput:
         self._thrown.update(steps)
         self._mark = self._mark[0], self._seconds[attempts.STEPS]
 
-    def end(self, exit_code: int) -> None:
-        """The last entry, with an exit code; on a full disk the attempt stays as it was, as if killed."""
+    def end(self, exit_code: int, aloud: bool = True) -> None:
+        """The last entry, with an exit code; on a full disk the attempt stays as it was, as if killed.
+
+        Args:
+            exit_code: of ``scaling.exit_codes``.
+            aloud: warn if it cannot be written.
+        """
         self._enter(self._kind)
         if self._number:
             try:
                 self._write(ended=time.time(), exit_code=exit_code)
                 background.settle()
             except OSError as error:
-                log.warning("the end of attempt %d could not be noted (%s)", self._number, error)
+                log.log(
+                    logging.WARNING if aloud else logging.DEBUG,
+                    "the end of attempt %d could not be noted (%s)",
+                    self._number,
+                    error,
+                )
 
     def _enter(self, kind: str) -> str:
         """Starts to count another kind, and returns the one before."""

@@ -1,0 +1,229 @@
+r"""BERT against GPT at equal size and on equal text: fine-tuning, cloze and generation, with and without pre-training.
+
+    python experiments/bert_gpt/compare.py FOLDER --data=SHARED
+
+SHARED has books, wikipedia and c4 (experiments/bert_gpt/pretrain.py), eval/text_cls and eval/llm_foundry, and
+more/finetune. For each seed the program
+
+1. pre-trains ``gpt`` and ``bert``, and other arms that are named with ``--arms``;
+2. asks for hidden words of LAMBADA's passages, in the middle and at the end;
+3. fine-tunes on SST-2, CoLA, STS-B, RTE, MRPC and parts of speech, from these weights and from random ones;
+4. has both continue passages, and another seed's GPT judge the texts.
+
+What is found goes to ``scores.jsonl`` line by line, and the same command goes on where it ended. ``summary.py`` makes
+the figure and the tables of it.
+
+Machine: 2 CPU cores, about an hour and a half. Scores: docs/results/bert_gpt.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from probes import cloze, generation
+
+from scaling import cli, durable
+from scaling.align import classify
+from scaling.align import task as tasks
+from scaling.data import tokenizer
+from scaling.data.chat.dialogues import Skipped
+from scaling.runs.json_lines import JsonLines, read_lines
+
+HERE = Path(__file__).parent
+WORDS = "books+mask+task"  # what both read texts with
+LR, EPOCHS, BATCH = 1e-3, 3, 16
+TESTED = 1000  # examples of a task at most, the first ones
+
+
+class Glue(NamedTuple):
+    """A task: where its files lie, the longest row in tokens, how many examples are learned from, and the metric."""
+
+    place: str
+    length: int
+    trained: int
+    metric: str
+
+
+TASKS = {
+    "sst2": Glue("eval/text_cls", 48, 1000, "accuracy"),
+    "cola": Glue("more/finetune", 32, 1000, "matthews"),
+    "stsb": Glue("more/finetune", 64, 1000, "spearman"),
+    "rte": Glue("eval/text_cls", 128, 1000, "accuracy"),
+    "mrpc": Glue("more/finetune", 96, 1000, "accuracy"),
+    "upos": Glue("more/finetune", 64, 1000, "accuracy"),
+}
+
+
+STARTS = ("pre-trained", "random")
+
+
+class Study:
+    """The folder of the experiment, and what has been found.
+
+    Args:
+        folder: where everything is written.
+        data: folder of the texts and the tasks.
+    """
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.data = folder.resolve(), data.resolve()
+        self._scores = epath.Path(self.folder / "scores.jsonl")
+        self.found = {line["name"]: line for line in read_lines(self._scores)}
+
+    def once(self, name: str, measure: Callable[[], dict[str, Any]]) -> None:
+        """Writes what is measured under a name, unless it is there."""
+        if name in self.found:
+            return
+        begun = time.perf_counter()
+        line = {"name": name} | measure() | {"seconds": round(time.perf_counter() - begun)}
+        lines = JsonLines(self._scores, lambda record: False)
+        lines.write(line)
+        lines.close()
+        self.found[name] = line
+        jax.clear_caches()  # a program of one training serves no other
+        print(f"{time.strftime('%H:%M:%S')} {json.dumps(line)[:300]}", flush=True)
+
+    def run(self, arm: str, seed: int) -> Path:
+        """The run directory of a pre-training."""
+        return self.folder / f"{arm}-{seed}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures what is not there yet."""
+    parser = argparse.ArgumentParser(description="BERT against GPT")
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="where everything is written")
+    add("--data", type=Path, required=True, metavar="SHARED", help="folder of the texts and the tasks")
+    add("--seeds", type=int, default=3, metavar="N", help="of each training (default: 3)")
+    add("--arms", nargs="+", default=["gpt", "bert"], metavar="ARM", help="gpt, bert, albert, and bert2 on 2x the text")
+    options = parser.parse_args(arguments)
+    study = Study(options.folder, options.data)
+    arms, seeds = options.arms, range(options.seeds)
+    for seed in seeds:
+        for arm in arms:
+            study.once(f"pretrain {arm} {seed}", functools.partial(pretrain, study, arm, seed))
+        for arm in arms:
+            study.once(f"cloze {arm} {seed}", functools.partial(cloze, study.run(arm, seed), study.data))
+        for task, arm, start in itertools.product(TASKS, arms, STARTS):
+            study.once(f"{task} {arm} {start} {seed}", functools.partial(finetune, study, arm, start, task, seed))
+    for seed, arm in itertools.product(seeds, arms):
+        judge = study.run("gpt", (seed + 1) % len(seeds))
+        study.once(
+            f"generation {arm} {seed}", functools.partial(generation, study.run(arm, seed), judge, study.data, seed)
+        )
+
+
+def scaling(*arguments: object) -> None:
+    """A command of ours, which ends the program if it fails."""
+    if code := cli.main([str(argument) for argument in arguments]):
+        sys.exit(code)
+
+
+def knobs(values: dict[str, object]) -> list[str]:
+    """Of a command line."""
+    return [f"--config.{name}={value}" for name, value in values.items()]
+
+
+def pretrain(study: Study, arm: str, seed: int) -> dict[str, Any]:
+    """Trains a base; an arm that ends in 2 is trained on twice the tokens."""
+    kind = arm.removesuffix("2")
+    config = f"--config={HERE / 'pretrain.py'}:{kind},{study.data}"
+    values: dict[str, object] = {"workdir": study.run(arm, seed), "seed": seed}
+    if arm != kind:
+        values["train.tokens"] = 3_000_000
+    scaling("train", config, *knobs(values))
+    lines = read_lines(epath.Path(study.run(arm, seed) / "metrics.jsonl"))
+    last = read_lines(epath.Path(study.run(arm, seed) / "evals.jsonl"))[-1]
+    return {"loss": last["loss"], "tokens": lines[-1]["tokens"], "flops": lines[-1]["flops"]}
+
+
+# Fine-tuning.
+
+
+def finetune(study: Study, arm: str, start: str, name: str, seed: int) -> dict[str, Any]:
+    """Fine-tunes a base, or a model of its shape with random weights, and returns the metrics on the test examples."""
+    task, run = prepared(study, name), study.folder / "tuned" / f"{name}-{arm}-{start}-{seed}"
+    values: dict[str, object] = {
+        "start": study.run(arm, seed),
+        "workdir": run,
+        "seed": seed,
+        "data.tokenizer": WORDS,
+        "data.train": study.folder / "tasks" / f"{name}_train.jsonl",
+        "data.validation": study.folder / "tasks" / f"{name}_test.jsonl",
+        "align.layers": -1 if start == "pre-trained" else -2,
+        "align.epochs": EPOCHS,
+        "optimizer.peak_lr": LR,
+        "train.sequence_length": TASKS[name].length,
+        "train.batch_tokens": BATCH * TASKS[name].length,
+        "eval.tokens": 2**19,
+        "model.init_std": 0.08,  # as in pre-training
+        "compute.dtype": "float32",
+        "compute.scan_unroll": 2,
+        "checkpoint.every_steps": 10_000,
+    }
+    scaling("align", "finetune", "--config=encoders/finetune", f"--task={task}", *knobs(values))
+    found = read_lines(epath.Path(run / "evals.jsonl"))[-1]
+    kept: dict[str, Any] = {key: found[key] for key in ("loss", "accuracy", "matthews", "pearson") if key in found}
+    if "confusion" in found and len(found["confusion"]) == 2:
+        (_, wrong), (missed, hit) = found["confusion"]
+        kept["f1"] = 2 * hit / (2 * hit + wrong + missed)
+    if name == "stsb":
+        classifier = classify.load(run)
+        examples = list(tasks.read(classifier.task, str(values["data.validation"]), "test", Skipped(refuses=True)))
+        said = classifier(examples, batch_size=64)[:, 0]
+        kept["spearman"] = float(np.corrcoef(ranks(said), ranks(np.array([each.label for each in examples])))[0, 1])
+    return kept
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks of numbers [n], equal ones at their mean."""
+    ordered = np.sort(values)
+    return (np.searchsorted(ordered, values) + np.searchsorted(ordered, values, side="right")) / 2
+
+
+def prepared(study: Study, name: str) -> Path:
+    """Writes the task and its examples, in one order of two texts; returns the file of the task."""
+    folder, given = study.folder / "tasks", tasks.find(name)
+    path = folder / f"{name}.toml"
+    if path.exists():
+        return path
+    folder.mkdir(exist_ok=True)
+    for split, most in (("train", TASKS[name].trained), ("test", TESTED)):
+        found = itertools.islice(records(given, study.data, split), most)
+        durable.replace_text(folder / f"{name}_{split}.jsonl", "".join(json.dumps(each) + "\n" for each in found))
+    texts = [f"{{text{i}}}" for i in range(len(given.layout.texts))]
+    labels = f"labels = {json.dumps([str(i) for i in range(len(given.names))])}\n" if given.names else ""
+    plain = f'texts = {json.dumps(texts)}\nlabel = "{{label}}"\n{labels}'
+    durable.replace_text(path, given.text if given.marks else plain)
+    return path
+
+
+def records(given: tasks.Task, data: Path, split: str) -> Iterator[dict[str, Any]]:
+    """The sentences of a task with tags, or the examples of another that fit its rows."""
+    glue, words = TASKS[given.name], tokenizer.load(WORDS)
+    place, skipped = str(data / glue.place), Skipped(refuses=False)
+    if given.marks:
+        yield from (dict(item.fields) for item in tasks.made(given, place, split, skipped, lambda item: item))
+        return
+    for example in tasks.read(given, place, split, skipped):
+        texts = example.rows[0]
+        if len(words.framed(*texts)[0]) <= glue.length:
+            label = int(example.label) if given.names else example.label
+            yield {f"text{i}": text for i, text in enumerate(texts)} | {"label": label}
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,60 @@
+r"""BERT against GPT, and ALBERT beside them: a Transformer of 0.95M parameters, pre-trained in three ways.
+
+    scaling train --config=experiments/bert_gpt/pretrain.py:bert,FOLDER
+
+FOLDER holds .jsonl.gz files with a field "text": books/*.jsonl.gz, wikipedia/*.jsonl.gz, c4/*.jsonl.gz.
+
+``gpt`` and ``bert`` have the same blocks and the same tables, and read the same text in the same order. They differ in
+what a token sees and in what is predicted; BERT has a product and a norm before its logits in addition (1.8 % of the
+parameters), which fine-tuning leaves out. ``albert`` is ``bert`` whose two layers share weights, with embeddings of 32
+features. The shape is that of BERT-tiny (arXiv 1908.08962). Rows of 128 tokens hold several documents, which see each
+other.
+
+Machine: 2 CPU cores, minutes a training. Time and loss: docs/results/bert_gpt.
+"""
+
+from ml_collections import ConfigDict
+
+from scaling.config import default_config
+
+PARTS = (("books", 0.6), ("wikipedia", 0.33), ("c4", 0.07))  # about the sizes of the three
+
+
+def get_config(choice: str = "bert") -> ConfigDict:
+    arm, _, folder = choice.partition(",")
+    folder = folder or "data"
+    config = default_config()
+    config.data.train = ""
+    config.data.mixture = tuple((f"{folder}/{part}/*.jsonl.gz", weight) for part, weight in PARTS)
+    config.data.tokenizer = "books+mask"  # also for GPT, so that the tables are equal
+
+    config.model.context_length = 128
+    config.model.num_layers = 2
+    config.model.d_model = 128
+    config.model.num_heads = 2
+    # With learned positions BERT stays at the loss of word frequencies on so little text (docs/results/bert_gpt).
+    config.model.positions = "rotary"
+    config.model.init_std = 0.08  # large initial weights, because the model is narrow
+    config.compute.dtype = "float32"  # CPUs have no fast bfloat16
+    config.compute.loss_chunk = 0  # the vocabulary is small
+    config.compute.scan_unroll = 2
+    if arm != "gpt":
+        config.data.objective = "mlm"
+        config.model.causal = False
+        config.model.head_transform = True
+    if arm == "albert":
+        config.model.layer_groups = 1
+        config.model.embedding_width = 32
+        config.model.narrow_embedding = True
+
+    config.train.tokens = 1_500_000
+    config.train.batch_tokens = 2048  # a model this small learns more from many steps than from large batches
+    config.optimizer.peak_lr = 3e-3
+    config.optimizer.warmup_tokens = 150_000
+
+    config.eval.every_steps = 300
+    config.eval.tokens = 65_536
+    config.checkpoint.every_steps = 300
+    config.checkpoint.keep_last = 1
+    config.log.tensorboard = False
+    return config
