@@ -7,8 +7,9 @@ r"""Copies and reversals of random strings, as data for the Transformer of 2017;
 A record has a source of 1 to 20 small letters and a target, which is the source, or the source from its end. No source
 is in two records. ``strings.py:copy,alone`` is a decoder alone with as many parameters. Held out are 500 records.
 
-Machine: 2 CPU cores. Time: two to three minutes. Validation loss: copy 0.106, reverse 0.118 nats a token, where 0.105
-is the least that a label smoothing of 0.1 leaves.
+Machine: 2 CPU cores. Time: about three minutes with both free. Validation loss: copy 0.105, reverse 0.109 nats a token,
+where about 0.105 is what a label smoothing of 0.1 leaves; with the tokens before it given, every token of all held-out
+copies is the most likely one, and of 99.6 % of the reversals.
 """
 
 import json
@@ -30,8 +31,8 @@ def get_config(task: str = "copy") -> ConfigDict:
     config.data.train = f"strings/{name}.jsonl"
     config.data.validation_fraction = 0.01
     config.data.tokenizer = "bytes+mask"  # with a separator, for a decoder alone
-    config.train.tokens = 3_000 * config.train.batch_tokens
-    config.optimizer.peak_lr = 2e-3
+    config.train.tokens = 4_000 * config.train.batch_tokens
+    config.optimizer.peak_lr = 4e-3
     config.optimizer.warmup_tokens = 200 * config.train.batch_tokens
     config.eval.every_steps = 500
     return config
