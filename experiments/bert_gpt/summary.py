@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import STARTS, TASKS
+from compare import STARTS, TASKS, Glue
 from etils import epath
 from matplotlib.axes import Axes
 
@@ -33,6 +33,11 @@ def numbers(found: Found, arm: str, what: str, *keys: str) -> list[float]:
     return [value for value in each if value != {}]
 
 
+def measured(found: Found) -> dict[str, Glue]:
+    """The tasks of which something is there."""
+    return {task: glue for task, glue in TASKS.items() if any(name.startswith(f"{task} ") for name in found)}
+
+
 def shown(values: Sequence[float], factor: float = 1.0, digits: int = 1) -> str:
     """Mean and standard error over seeds."""
     if not values:
@@ -50,7 +55,7 @@ def table(found: Found, arms: Sequence[str]) -> str:
     columns = [(arm, start) for arm in arms for start in STARTS]
     lines += ["", "| task | " + " | ".join(f"{NAMES[arm]}, {start}" for arm, start in columns) + " |"]
     lines.append("|---" * (1 + len(columns)) + "|")
-    for task, glue in TASKS.items():
+    for task, glue in measured(found).items():
         cells = [shown(numbers(found, arm, f"{task}/{start}", glue.metric), 100) for arm, start in columns]
         lines.append(f"| {task}, {glue.metric} | " + " | ".join(cells) + " |")
     lines += ["", "| hidden words | " + " | ".join(NAMES[arm] for arm in arms) + " |", "|---" * (1 + len(arms)) + "|"]
@@ -76,20 +81,21 @@ WAYS = {
 def draw(found: Found, arms: Sequence[str]) -> Drawing:
     """Fine-tuning, hidden words and continued texts: means, and a point for each seed."""
     colours = dict(zip(("gpt", "bert", "albert", "bert2"), (BLUE, VERMILION, GREEN, PURPLE), strict=True))
+    tasks = measured(found)
     with canvas(columns=3, width=14.0, height=4.8) as (figure, (tuned, cloze, texts)):
 
         def bar(axes: Axes, place: float, values: Sequence[float], colour: str, pale: bool, label: str = "") -> None:
             axes.bar(place, np.mean(values), 0.18, color=colour, alpha=0.3 if pale else 0.85, label=label or None)
             axes.plot([place] * len(values), values, "o", color=INK, ms=2.5)
 
-        for number, (task, glue) in enumerate(TASKS.items()):
+        for number, (task, glue) in enumerate(tasks.items()):
             for column, (arm, start) in enumerate(itertools.product(arms, STARTS)):
                 values = [100 * each for each in numbers(found, arm, f"{task}/{start}", glue.metric)]
                 label = f"{NAMES[arm]}, {start}" if not number else ""
                 if values:
                     bar(tuned, number + 0.2 * (column - 1.5), values, colours[arm], start == "random", label)
         tuned.set(title="Fine-tuned", ylabel="accuracy, correlation, %")
-        tuned.set_xticks(range(len(TASKS)), [f"{task}\n{glue.metric}" for task, glue in TASKS.items()], fontsize=7.5)
+        tuned.set_xticks(range(len(tasks)), [f"{task}\n{glue.metric}" for task, glue in tasks.items()], fontsize=7.5)
         for number, (what, arm) in enumerate(itertools.product(CLOZE, arms)):
             if values := [100 * each for each in numbers(found, arm, "cloze", what, "accuracy")]:
                 bar(cloze, number // len(arms) + 0.2 * (number % len(arms) - 0.5), values, colours[arm], False)
