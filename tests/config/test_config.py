@@ -12,7 +12,7 @@ from scaling.config.files import load, split_arguments
 from scaling.config.kind import TRAINING
 from scaling.config.resolve import CHOICES, resolve
 from scaling.corpus.config import CORPUS
-from scaling.model.decoder import REMAT_POLICIES
+from scaling.model.stack import REMAT_POLICIES
 from scaling.model.mlp import ACTIVATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
