@@ -12,8 +12,8 @@ from scaling.config.files import load, split_arguments
 from scaling.config.kind import TRAINING
 from scaling.config.resolve import CHOICES, resolve
 from scaling.corpus.config import CORPUS
-from scaling.model.stack import REMAT_POLICIES
 from scaling.model.mlp import ACTIVATIONS
+from scaling.model.stack import REMAT_POLICIES
 
 ROOT = Path(__file__).resolve().parents[2]
 
