@@ -183,7 +183,9 @@ def _read(
         from scaling.data import pairs
 
         sources = [pairs.framed(words.encode(_text(prompt)), words) for prompt in prompts]
-        start = [words.decoder_start, *(words.encode(options.prompt[0]).tolist() if options.prompt else ())]
+        # Targets of training begin so, too.
+        start = [words.decoder_start, *words.template]
+        start += words.encode(options.prompt[0]).tolist() if options.prompt else []
         ids = [start] * len(sources)
         return ids, sampling, lambda: generator.generate(ids, sampling, options.batch_size, sources=sources)
     # Sequences of a training with control codes begin with a code, where others follow an end of text.

@@ -225,7 +225,7 @@ def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
         config = dataclasses.replace(config, data=named)
     words = run_tokenizer.find(config.data.tokenizer, workdir)
     model = start.model_for(config, words) if start else config.model
-    if model.encoder_layers and recipe.verb != "train":
+    if model.encoder_layers and recipe.verb not in ("train", "distill"):
         right = f"must be 0: `scaling {recipe.verb}` trains no model with an encoder beside its decoder"
         raise refused("model.encoder_layers", model.encoder_layers, right)
     config = dataclasses.replace(config, model=dataclasses.replace(model, outputs=recipe.outputs))

@@ -76,7 +76,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda v: v >= 0,
         "align.epochs align.lm_weight dpo.nll distill.layers distill.kl distill.lm distill.cosine lora.rank "
         "rl.value_rate rl.kl rl.kl_target rl.pretraining_weight "
-        "model.outputs model.token_types model.layer_groups "
+        "model.outputs model.token_types model.layer_groups model.encoder_layers "
         "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
         "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "
         "model.encoder_layers "

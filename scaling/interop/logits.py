@@ -43,7 +43,7 @@ def logits(
     Raises:
         FileNotFoundError: there is no model.
         ValueError: ids of the wrong kind, too long or outside the vocabulary; a damaged or unknown model; a mask or
-            types that the model does not have; an encoder without logits.
+            types that the model does not have; a row of padding alone; an encoder without logits.
     """
     ids = _matrix(ids)
     network, params = load_model(model)
@@ -54,7 +54,7 @@ def logits(
         )
         raise ValueError(f"{os.fspath(model)} {has} decoder_ids")
     if decoder_ids is not None:
-        decoder_ids = _matrix(decoder_ids)
+        decoder_ids = _matrix(decoder_ids, "decoder_ids")
         _check_ids(decoder_ids, network.model, "decoder_ids")
         if len(decoder_ids) != len(ids):
             raise ValueError(f"decoder_ids must have as many rows as ids, {len(ids)}, got {len(decoder_ids)}")
@@ -66,6 +66,9 @@ def logits(
     if types is not None and not kinds:
         raise ValueError(f"{os.fspath(model)} tells no types of tokens apart")
     mask, types = _like(ids, mask, "mask", 2), _like(ids, types, "types", kinds)
+    if mask is not None and not mask.any(axis=1).all():
+        row = int(np.argmin(mask.any(axis=1)))
+        raise ValueError(f"row {row} of the mask is padding alone; each row must have a token, where the mask is 1")
     return compute(network, params, ids, mask, types, decoder_ids)
 
 
@@ -137,12 +140,13 @@ def padded(mask: jax.Array | None, types: jax.Array | None) -> AttentionContext:
     return AttentionContext(segments=None if mask is None else 1 - mask, types=types)
 
 
-def _matrix(ids: np.ndarray) -> np.ndarray:
+def _matrix(ids: np.ndarray, name: str = "ids") -> np.ndarray:
     ids = np.asarray(ids)
     if not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"ids must be integers, not {ids.dtype}")
+        raise ValueError(f"{name} must be integers, not {ids.dtype}")
     if ids.ndim not in (1, 2) or not ids.size:
-        raise ValueError(f"ids must have shape [batch, time] or [time] with at least one token, got {list(ids.shape)}")
+        shape = list(ids.shape)
+        raise ValueError(f"{name} must have shape [batch, time] or [time] with at least one token, got {shape}")
     return np.atleast_2d(ids)
 
 

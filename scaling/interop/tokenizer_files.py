@@ -35,7 +35,11 @@ FILES = (
     GENERATION,
 )  # fmt: skip
 NO_TOKENIZER = ("config.json", GENERATION)  # kept with another tokenizer than the folder's, too
-_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
+# transformers takes ids of its own for those of a decoder behind an encoder that are left out.
+_SPECIAL = (
+    "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id", "forced_bos_token_id",
+    "forced_eos_token_id",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +144,11 @@ def _of_tokenizer(run_dir: str | os.PathLike[str], values: Mapping[str, Any], mo
         log.warning("the folder gets no tokenizer: %s", error)
         return NOTHING
     end = words.controls.get(END_OF_TURN, words.eot)
-    return Beside(_made(words, model), {"bos_token_id": words.eot, "eos_token_id": end})
+    ids = {"bos_token_id": words.eot, "eos_token_id": end}
+    if model.encoder_layers:
+        ids |= dict.fromkeys(("decoder_start_token_id", "pad_token_id"), words.decoder_start)
+        ids |= dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id"))
+    return Beside(_made(words, model), ids)
 
 
 def _of(run_dir: str | os.PathLike[str], values: Mapping[str, Any], model: cfg.Model) -> Tokenizer:

@@ -66,9 +66,11 @@ def vectors(
         float32 [texts, D].
 
     Raises:
-        ValueError: a text that does not fit the model; no such pool; or the model has no pooler.
+        ValueError: a text that does not fit the model; no such pool; the model has no pooler, or has two stacks.
     """
     model = network.model
+    if model.encoder_layers:
+        raise ValueError("the model has an encoder beside a decoder; only one of them alone gives vectors")
     if pool not in POOLS:
         raise ValueError(f"pool={pool!r} must be one of {', '.join(POOLS)}")
     if pool == "pooler" and not model.pooler:

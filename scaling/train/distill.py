@@ -62,9 +62,15 @@ def _check(config: cfg.Config, teacher: Start, words: Tokenizer) -> None:
         raise refused(name, teacher.run, "must be an encoder, a decoder, or both, as the student is")
     if theirs.outputs:
         raise refused(name, teacher.run, "predicts no tokens")
-    if theirs.context_length < config.train.sequence_length:
-        right = f"reads {theirs.context_length} tokens, less than {config.train.sequence_length}"
-        raise refused("train.sequence_length", config.train.sequence_length, f"must be less: {teacher.run} {right}")
+    lengths = {"train.sequence_length": config.train.sequence_length}
+    if model.encoder_layers:
+        lengths["data.source_length"] = config.data.source_length or config.train.sequence_length
+    for knob, length in lengths.items():
+        if length > theirs.context_length:
+            right = f"must be at most {theirs.context_length}, the tokens that {teacher.run} reads"
+            raise refused(knob, length, right)
+    if config.data.objective == "tlm" and theirs.token_types == 1:
+        raise refused(name, teacher.run, "must tell 2 types of tokens apart, or none, with config.data.objective='tlm'")
     if config.distill.cosine and theirs.d_output != model.d_output:
         right = f"must be 0, since the teacher's final states have {theirs.d_output} features, here {model.d_output}"
         raise refused("distill.cosine", config.distill.cosine, right)

@@ -7,6 +7,7 @@ import pytest
 
 from scaling import cli, exit_codes
 from tests.commands.test_encoder import ENCODER
+from tests.commands.test_seq2seq import BOTH
 from tests.commands.test_train import PLAIN, SMOKE, curve, train, weights
 
 
@@ -49,6 +50,29 @@ def test_another_shape_with_random_weights(teacher, tmp_path):
         (tmp_path / "run/teacher_start.json").read_text().replace('"step": ', '"step": 1')
     )
     assert distill(tmp_path / "run", *knobs, "--config.train.tokens=5120") == exit_codes.USAGE
+
+
+@pytest.mark.slow
+def test_an_encoder_with_a_decoder_is_taught_by_one(tmp_path, capsys):
+    (tmp_path / "pairs.jsonl").write_text("".join(f'{{"source": "{i}", "target": "{i}!"}}\n' for i in range(40)))
+    knobs = [
+        *BOTH, "--config.data.objective=pairs", f"--config.data.train={tmp_path / 'pairs.jsonl'}",
+        "--config.train.tokens=1024", "--config.train.sequence_length=16", "--config.train.ramp_tokens=0",
+        "--config.eval.every_steps=0", "--config.checkpoint.every_steps=0",
+    ]  # fmt: skip
+    teacher = tmp_path / "teacher"
+    assert train(teacher, *knobs, "--config.model.context_length=32") == 0
+    knobs += [
+        f"--config.distill.teacher={teacher}",
+        "--config.model.encoder_layers=1",
+        "--config.model.context_length=64",
+    ]
+    assert distill(tmp_path / "run", *knobs, "--config.data.source_length=40") == exit_codes.USAGE
+    assert "config.data.source_length=40 must be at most 32, the tokens that" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert distill(tmp_path / "run", *knobs) == 0
+    record = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert record["kl"] > 0 and record["cosine_loss"] > 0
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,23 @@
 """An encoder beside a decoder through the command line: each objective learns, and goes on where it ended."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from scaling import exit_codes
+from scaling import cli, exit_codes
+from scaling.config import schema as cfg
 from scaling.config.files import load
 from scaling.config.schema import freeze
+from scaling.data import tokenizer
 from scaling.data.noise.spans import lengths
+from scaling.generate.generator import Completion, Generator
+from scaling.interop import huggingface, tokenizer_files, tokenizer_json
+from scaling.model import decoder
 from scaling.runs.config_json import read_config_json
 from tests.commands.test_train import ROOT, curve, train, weights
 
@@ -94,3 +101,50 @@ def test_a_small_transformer_learns_copies(tmp_path):
     assert train(tmp_path / "run", *BOTH, *knobs) == 0
     # Without the source a letter costs ln 26 nats, four of five targets are letters: 2.6.
     assert curve(tmp_path / "run")[-1]["loss"] < 2.0
+
+
+@pytest.fixture
+def bart(tmp_path):
+    """A BART whose tokenizer has the ids of bytes, 256 for the end, and <s>=257 before each text."""
+    pytest.importorskip("tokenizers", reason="the package tokenizers (the extra hf) is not installed")
+    folder = tmp_path / "bart"
+    model = dataclasses.replace(huggingface.load(ROOT / "tests/fixtures/seq2seq/bart")[0], vocab_size=258)
+    huggingface.save(model, decoder.initialize(model, jax.random.key(0)), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"eos_token_id": 256, "decoder_start_token_id": 256, "forced_bos_token_id": 257}
+    (folder / "config.json").write_text(json.dumps(config))
+    values = json.loads(tokenizer_json.files(tokenizer.load("bytes"))["tokenizer.json"])
+    values["added_tokens"].append(values["added_tokens"][0] | {"id": 257, "content": "<s>"})
+    parts = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    values["post_processor"] = {
+        "type": "TemplateProcessing", "single": parts, "pair": [*parts, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [257], "tokens": ["<s>"]}},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": tokenizer.END_OF_TEXT}))
+    return folder
+
+
+def test_an_answer_begins_as_the_targets_of_training(bart, monkeypatch, capsys):
+    given = []
+
+    def generate(self, prompts, sampling, batch_size, sources):
+        given.append((prompts, [source.tolist() for source in sources]))
+        return [[Completion((), "", "end")]]
+
+    monkeypatch.setattr(Generator, "generate", generate)
+    assert cli.main(["generate", str(bart), "--source=a"]) == 0
+    assert cli.main(["generate", str(bart), "--source=a", "--prompt=b"]) == 0
+    source = [[257, 97, 256]]
+    assert given == [([[256, 257]], source), ([[256, 257, 98]], source)]
+
+
+def test_an_export_says_what_begins_and_ends_a_target(bart, tmp_path):
+    assert cli.main(["import", str(bart), str(tmp_path / "run")]) == 0
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    names = ("decoder_start_token_id", "forced_bos_token_id", "eos_token_id")
+    values = json.loads((tmp_path / "out/config.json").read_text())
+    assert [values[name] for name in names] == [256, 257, 256]
+    model = cfg.Model(vocab_size=257, encoder_layers=1)
+    made = tokenizer_files.of_run(tmp_path, {"config": {"data": {"tokenizer": "bytes"}}}, model).config
+    assert [made[name] for name in (*names, "pad_token_id", "forced_eos_token_id")] == [256, None, 256, 256, None]

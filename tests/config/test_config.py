@@ -86,6 +86,7 @@ REFUSED = {
     "lr": (dict(optimizer__peak_lr=-1e-3), ["config.optimizer.peak_lr=-0.001", "0 or more"]),
     "nan lr": (dict(optimizer__peak_lr=float("nan")), ["config.optimizer.peak_lr=nan", "finite"]),
     "infinite z-loss": (dict(train__z_loss=float("inf")), ["config.train.z_loss=inf", "finite"]),
+    "encoder": (dict(model__encoder_layers=-1), ["config.model.encoder_layers=-1", "0 or more"]),
     "decay": (dict(optimizer__weight_decay=-0.1), ["config.optimizer.weight_decay=-0.1", "0 or more"]),
     "dropout": (dict(model__dropout_residual=1.0), ["config.model.dropout_residual=1.0", "[0, 1)"]),
     "beta": (dict(optimizer__beta2=1.5), ["config.optimizer.beta2=1.5", "[0, 1)"]),

@@ -1,6 +1,7 @@
 """Prefix language modelling: a text in two parts."""
 
 import numpy as np
+import pytest
 
 from scaling.config import schema as cfg
 from scaling.data import tokenizer
@@ -47,3 +48,10 @@ def test_rows_are_functions_of_index_and_seed():
     assert [noise()(given, i).source.tobytes() for i in reversed(range(20))] == rows[::-1]
     assert len(set(rows)) > 5  # of 15 places
     assert rows != [noise(seed=1)(given, i).source.tobytes() for i in range(20)]
+
+
+def test_texts_that_cannot_be_cut_are_refused():
+    with pytest.raises(ValueError, match=r"config\.data\.source_length=1 must be at least 2"):
+        noise(source=1)
+    with pytest.raises(ValueError, match=r"config\.train\.sequence_length=1 must be at least 2"):
+        noise(length=1)

@@ -74,6 +74,10 @@ def test_bad_input(tmp_path):
         logits(FIXTURES / "t5", ids, decoder_ids=ids[:1])
     with pytest.raises(ValueError, match=r"decoder_ids\[1, 0\] is 61, outside the vocabulary of 61"):
         logits(FIXTURES / "t5", ids, decoder_ids=np.asarray([[1], [61]]))
+    with pytest.raises(ValueError, match=r"decoder_ids must have shape .* with at least one token"):
+        logits(FIXTURES / "t5", ids, decoder_ids=ids[:, :0])
+    with pytest.raises(ValueError, match="row 1 of the mask is padding alone"):
+        logits(FIXTURES / "t5", ids, np.asarray([[1, 1, 1, 0], [0, 0, 0, 0]]), decoder_ids=ids)
     with pytest.raises(ValueError, match="gpt2 has no encoder beside a decoder, so it takes no decoder_ids"):
         logits(FIXTURES.parent / "families" / "gpt2", ids, decoder_ids=ids)
     folder = Path(shutil.copytree(FIXTURES / "bart", tmp_path / "bart"))
