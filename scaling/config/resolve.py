@@ -79,7 +79,6 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "model.outputs model.token_types model.layer_groups model.encoder_layers "
         "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
         "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "
-        "model.encoder_layers "
         "model.position_offset model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
         "model.rotary.high model.rotary.attention_factor train.sequence_length "
         "train.microbatch_sequences train.pipeline_microbatches train.ramp_tokens compute.loss_chunk train.z_loss "
