@@ -43,7 +43,7 @@ def translation_table(data: list[tuple[list[str], list[str]]]) -> dict[str, dict
                 weights = np.array([table[source][target] for source in german])
                 for source, weight in zip(german, weights / weights.sum(), strict=True):
                     counts[source][target] += weight
-        table = {source: _normalized(found) for source, found in counts.items()}  # type: ignore[assignment]
+        table = {source: _normalized(found) for source, found in counts.items()}
     totals = collections.Counter(word for german, _ in data for word in german)
     for source, found in table.items():
         mass = sum(counts[source].values()) / totals[source]  # English words that it stands for, in the mean
@@ -51,7 +51,7 @@ def translation_table(data: list[tuple[list[str], list[str]]]) -> dict[str, dict
     return table
 
 
-def _normalized(counts: dict[str, float]) -> collections.defaultdict[str, float]:
+def _normalized(counts: dict[str, float]) -> dict[str, float]:
     total = sum(counts.values())
     return collections.defaultdict(float, {word: count / total for word, count in counts.items()})
 

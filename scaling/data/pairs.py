@@ -56,7 +56,7 @@ class Laid(Sequence[Batch]):
         return self._row(self._pairs[index])
 
 
-def data(config: Config, words: Tokenizer) -> tuple[Rows, Sequence[Batch]]:
+def data(config: Config, words: Tokenizer) -> tuple[Rows, Sequence[Any]]:
     """Rows of ``config.data.train``, and those of ``config.data.validation`` or a held-out fraction.
 
     Raises:
@@ -81,9 +81,9 @@ def data(config: Config, words: Tokenizer) -> tuple[Rows, Sequence[Batch]]:
     tokens = sum(len(pair.source) + len(pair.target) for pair in training)
     log.info("%d pairs of %d tokens, and %d held out", len(training), tokens, len(held_out))
     noise = two_languages(config, words) if config.data.objective == "tlm" else None
-    validation: Sequence[Batch] = Laid(held_out, layout.row)
+    validation: Sequence[Any] = Laid(held_out, layout.row)
     if noise is not None:
-        validation = Noisy(validation, noise)  # type: ignore[assignment]
+        validation = Noisy(validation, noise)
     return Rows.of(Laid(training, layout.row), config, noise=noise), validation
 
 

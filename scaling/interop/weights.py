@@ -14,6 +14,7 @@ from scaling.config import schema as cfg
 from scaling.interop.family import Family
 from scaling.interop.tensor_folder import TensorFolder
 from scaling.model import decoder
+from scaling.model.stack import layers_of
 from scaling.runs.stores import Later, by_path
 
 # Axes of our parameters: B buckets of distances, D and Q model, E experts, F MLP, H heads, K features of a head,
@@ -244,11 +245,7 @@ def _tensors(model: cfg.Model, family: Family, inside: Mapping[str, tuple[str, s
                 found.append(Tensor(whole.replace(_EXPERT, str(expert)), ours, index, layer, layout, shape))
 
     add(family.outside, None, "", ())
-    places = {
-        layer: (stack, place)
-        for stack, layers in decoder.layers_of(model).items()
-        for place, layer in enumerate(layers)
-    }
+    places = {layer: (stack, place) for stack, layers in layers_of(model).items() for place, layer in enumerate(layers)}
     for layer, (stack, place) in sorted(places.items()):
         add(inside, layer, f"{stack}.", (place,), family.layers)
     for layer in range(model.encoder_layers):

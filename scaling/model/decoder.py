@@ -23,10 +23,8 @@ from scaling.model.mlp import ACTIVATIONS
 from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
 from scaling.model.pipeline import stages
-from scaling.model.stack import STACK, STACKS, Stack, layers_of, make_block, period
+from scaling.model.stack import STACK, STACKS, Stack, make_block, period
 from scaling.parallel.sharding import Axes, stored_spec
-
-__all__ = ["STACK", "STACKS", "layers_of", "period"]  # of the stack, for those who read parameter trees
 
 Params = dict[str, Any]
 PLAIN = AttentionContext()  # one text a row

@@ -23,6 +23,7 @@ from scaling.model import decoder
 from scaling.model.context import AttentionContext, Cached, Memory, Source
 from scaling.model.fused import fused
 from scaling.model.parametrization import parametrization
+from scaling.model.stack import layers_of
 from scaling.parallel.sharding import constrain, is_axes, stored_spec
 
 # Of each layer the keys and values of the tokens, and those of the source where there is one.
@@ -79,14 +80,14 @@ def _together(config: cfg.Model, tree: Any) -> Any:
     """Queries, keys and values in one where they have the same shape."""
     if config.has_grouped_heads:
         return tree
-    blocks = {name: tree[name] | {"attention": fused(tree[name]["attention"])} for name in decoder.layers_of(config)}
+    blocks = {name: tree[name] | {"attention": fused(tree[name]["attention"])} for name in layers_of(config)}
     return tree | blocks
 
 
 def _unstacked(config: cfg.Model, tree: Any, layer: Any) -> Any:
     """The tree with a tuple of layers in the place of its stacks; ``layer(i, leaf)`` takes the i-th of a stack."""
     found = {}
-    for name, layers in decoder.layers_of(config).items():
+    for name, layers in layers_of(config).items():
         for i, number in enumerate(layers):
             found[number] = jax.tree.map(functools.partial(layer, i), tree[name], is_leaf=is_axes)
     outside = {name: value for name, value in tree.items() if name not in decoder.STACKS}

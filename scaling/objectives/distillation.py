@@ -13,7 +13,7 @@ from scaling.config import schema as cfg
 from scaling.data.batch import Batch
 from scaling.model.decoder import Decoder, Output, merge
 from scaling.model.parametrization import parametrization
-from scaling.objectives.log_probs import Unembedding, weighted_loss
+from scaling.objectives.log_probs import Unembedding, in_chunks, weighted_loss
 from scaling.objectives.masked import at, most_hidden
 from scaling.objectives.objective import Objective, Sums, forward
 
@@ -62,11 +62,7 @@ def divergence(
         each = (jnp.exp(wanted) * (wanted - found)).sum(-1)
         return total + (weights * each).sum(), None
 
-    def chunks(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, 0), (0, -count % chunk), *[(0, 0)] * (x.ndim - 2)])
-        return x.reshape(len(x), -1, chunk, *x.shape[2:]).swapaxes(0, 1)
-
-    inputs = jax.tree.map(chunks, (teacher.hidden, student.hidden, weights))
+    inputs = tuple(in_chunks(x, chunk) for x in (teacher.hidden, student.hidden, weights))
     return temperature**2 * jax.lax.scan(part, jnp.zeros(()), inputs)[0]
 
 
@@ -90,7 +86,7 @@ def distillation(config: cfg.Config, teacher: cfg.Model) -> Objective:
         return Predictions(hidden, model.output(hidden.dtype), parametrization(model.config).logit_multiplier)
 
     def objective(model: Decoder, frozen: Any, batch: Batch, key: jax.Array | None) -> Sums:
-        known = merge(network, jax.lax.stop_gradient(frozen))
+        known = merge(network, frozen)
         theirs, _, _ = forward(known, batch, None)
         ours, batch, routers = forward(model, batch, key)
         weights, targets, states = batch.weights, batch.targets, (ours, theirs)

@@ -220,7 +220,7 @@ def _local(batch, output, *, how, slopes, token_axes, scatters):
     if chunk == length:
         grads, found = chunk_of(start, batch)
     else:
-        inputs = jax.tree.map(functools.partial(_in_chunks, chunk=chunk), batch)
+        inputs = jax.tree.map(functools.partial(in_chunks, chunk=chunk), batch)
         grads, found = jax.lax.scan(chunk_of, start, inputs)
         found = jax.tree.map(functools.partial(_together, length=length), found)
     scores, grad_hidden = found
@@ -236,12 +236,12 @@ def _local(batch, output, *, how, slopes, token_axes, scatters):
     return scores, (grad_hidden, (of_table.astype(table.dtype), of_bias))
 
 
-def _in_chunks(x: jax.Array, chunk: int) -> jax.Array:
+def in_chunks(x: jax.Array, chunk: int) -> jax.Array:
     """[B, T, ...] as [T / chunk, B, chunk, ...], filled up with zeros: what is known of a token that is none is 0."""
     padding = [(0, 0), (0, -x.shape[1] % chunk), *[(0, 0)] * (x.ndim - 2)]
     return jnp.pad(x, padding).reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 
 
 def _together(x: jax.Array, length: int) -> jax.Array:
-    """The reverse of ``_in_chunks``."""
+    """The reverse of ``in_chunks``."""
     return x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :length]

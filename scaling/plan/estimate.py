@@ -51,8 +51,8 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     length = train.sequence_length
     forward = flops.of_pretraining(config) / 3
     narrow = dataclasses.replace(model, attention_pattern=("banded",), band_width=1)
-    seen = (flops.attention_per_token(each, length, config.data.source_length) for each in (model, narrow))
-    attention = next(seen) - next(seen)
+    source = config.data.source_length
+    attention = flops.attention_per_token(model, length, source) - flops.attention_per_token(narrow, length, source)
     in_layers = forward - 2 * model.vocab_size * model.d_model * config.predicted
     again = {"full": in_layers, "projections": attention, "dots": attention}
     twice = mesh.stage > 1 and compute.remat != "none"  # a pipeline recomputes each tick of a stage, too

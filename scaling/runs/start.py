@@ -21,6 +21,7 @@ from scaling.config.refusal import refused
 from scaling.data.control_tokenizer import SUFFIXES, ControlTokenizer
 from scaling.data.tokenizer import Tokenizer
 from scaling.model import decoder, lora
+from scaling.model.stack import layers_of
 from scaling.runs import tokenizer as run_tokenizer
 from scaling.runs.bias import read_bias
 from scaling.runs.checkpoint import Checkpoints
@@ -285,7 +286,7 @@ def _grown(old: cfg.Model, new: cfg.Model, layers: int, params: decoder.Params, 
         made[decoder.STACK] = jax.tree.map(lambda x: x[kept], made[decoder.STACK])
     if layers not in (ALL_LAYERS, new.num_layers):
         made |= {name: fresh[name] for name in _AFTER_BLOCKS & made.keys()}
-        for name, numbers in decoder.layers_of(new).items():
+        for name, numbers in layers_of(new).items():
             taken = np.asarray(numbers) < layers
             made[name] = jax.tree.map(functools.partial(_first, taken), made[name], fresh[name])
     return made

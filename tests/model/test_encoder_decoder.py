@@ -38,7 +38,10 @@ def changes(name):
 def data(count=8, length=16, source=11):
     """Rows whose sources and targets have different lengths."""
     rng = np.random.default_rng(0)
-    draw = lambda n: rng.integers(1, tiny.VOCAB, (count, n)).astype(np.int32)  # noqa: E731
+
+    def draw(n):
+        return rng.integers(1, tiny.VOCAB, (count, n)).astype(np.int32)
+
     lengths = rng.integers(3, source + 1, (count, 1))
     weights = (np.arange(length) < rng.integers(4, length + 1, (count, 1))).astype(np.float32)
     segments = (np.arange(source) >= lengths).astype(np.int32)

@@ -1,17 +1,9 @@
 """BART: an encoder and a decoder with norms after sums, as BERT's and GPT-1's (arXiv 1910.13461)."""
 
-from scaling.interop.families.bert import linear, norm
+from scaling.interop.families.bert import attention, block, norm
 from scaling.interop.family import ACTIVATIONS, Family, Key
 
-
-def _attention(theirs: str, ours: str) -> dict[str, tuple[str, str]]:
-    return (
-        linear(f"{theirs}.q_proj", f"{ours}.query", "HK", "D")
-        | linear(f"{theirs}.k_proj", f"{ours}.key", "NK", "D")
-        | linear(f"{theirs}.v_proj", f"{ours}.value", "NK", "D")
-        | linear(f"{theirs}.out_proj", f"{ours}.out", "D", "HK")
-        | norm(f"{theirs}_layer_norm", f"{ours}_norm")
-    )
+_ATTENTION = "{0}.q_proj {0}.k_proj {0}.v_proj {0}.out_proj {0}_layer_norm"
 
 
 def _ends(theirs: str, ours: str) -> dict[str, tuple[str, str]]:
@@ -20,12 +12,7 @@ def _ends(theirs: str, ours: str) -> dict[str, tuple[str, str]]:
     )
 
 
-_INSIDE = (
-    _attention("self_attn", "attention")
-    | linear("fc1", "mlp.up", "F", "D")
-    | linear("fc2", "mlp.down", "D", "F")
-    | norm("final_layer_norm", "mlp_norm")
-)
+_INSIDE = block(_ATTENTION.format("self_attn") + " fc1 fc2 final_layer_norm")
 
 BART = Family(
     "bart", "BartForConditionalGeneration", "model.", "decoder.layers.",
@@ -48,7 +35,7 @@ BART = Family(
     | _ends("encoder", "encoder.")
     | _ends("decoder", "")
     | {"lm_head.weight": ("unembedding", "V W")},
-    inside=_INSIDE | _attention("encoder_attn", "cross"),
+    inside=_INSIDE | attention(_ATTENTION.format("encoder_attn").split(), "cross"),
     encoder_layers="encoder.layers.",
     inside_encoder=_INSIDE,
     only={

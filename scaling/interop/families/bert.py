@@ -1,5 +1,7 @@
 """BERT, RoBERTa (and XLM-RoBERTa) and DistilBERT: encoders with norms after sums, and a product before the logits."""
 
+from collections.abc import Sequence
+
 from scaling.interop.family import ACTIVATIONS, Family, Key
 
 KEYS = (
@@ -47,19 +49,27 @@ def head(dense: str, layer_norm: str, decoder: str, bias: str) -> dict[str, tupl
     return tensors | {f"{decoder}.weight": ("unembedding", "V W"), bias: ("logit_bias", "V")}
 
 
+def attention(names: Sequence[str], ours: str) -> dict[str, tuple[str, str]]:
+    """The tensors of an attention of ours and its norm, by the names of modules that ``block`` has first."""
+    query, key, value, out, its_norm = names
+    return (
+        linear(query, f"{ours}.query", "HK", "D")
+        | linear(key, f"{ours}.key", "NK", "D")
+        | linear(value, f"{ours}.value", "NK", "D")
+        | linear(out, f"{ours}.out", "D", "HK")
+        | norm(its_norm, f"{ours}_norm")
+    )
+
+
 def block(names: str) -> dict[str, tuple[str, str]]:
     """The tensors of a layer, by the names of their modules.
 
     Args:
         names: of queries, keys, values, the product after attention, its norm, the two products of the MLP, its norm.
     """
-    query, key, value, out, attention_norm, up, down, mlp_norm = names.split()
+    *of_attention, up, down, mlp_norm = names.split()
     return (
-        linear(query, "attention.query", "HK", "D")
-        | linear(key, "attention.key", "NK", "D")
-        | linear(value, "attention.value", "NK", "D")
-        | linear(out, "attention.out", "D", "HK")
-        | norm(attention_norm, "attention_norm")
+        attention(of_attention, "attention")
         | linear(up, "mlp.up", "F", "D")
         | linear(down, "mlp.down", "D", "F")
         | norm(mlp_norm, "mlp_norm")
