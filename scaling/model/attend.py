@@ -31,6 +31,7 @@ class Softmax(NamedTuple):
         relative: added to scores by bucket of distance (``positions.relative_buckets``), float32 [buckets, H]; None.
         distance: from which on all are in the last bucket.
         causal: the buckets are of keys before their query alone.
+        added: to the products q.k before they are scaled, float32 [B or 1, H, T, S]: scores by content and position.
     """
 
     scale: float
@@ -40,11 +41,12 @@ class Softmax(NamedTuple):
     relative: jax.Array | None = None
     distance: int = 128
     causal: bool = True
+    added: jax.Array | None = None
 
     @property
     def plain(self) -> bool:
         """Whether weights are the softmax of scaled scores and nothing else."""
-        return not self.slopes and self.relative is None and self.key is None
+        return not self.slopes and self.relative is None and self.added is None and self.key is None
 
     def keys(self, count: int) -> jax.Array | None:
         """A key of dropout for each of some parts of the queries."""
@@ -124,7 +126,7 @@ def _reference(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionConte
     if segments is None:
         segments = jnp.zeros((1, length), jnp.int32)
     tokens = _Tokens(jnp.arange(length), segments)
-    if not context.causal:
+    if not context.causal or softmax.added is not None:
         return _masked(q, k, v, (tokens, tokens), context, softmax)
     if not window or length <= 2 * window:
         return _by_rows(q, k, v, tokens, context, softmax)
@@ -294,7 +296,7 @@ def _weighed(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, age: jax
 
 
 def _weights(scores: jax.Array, mask: jax.Array, age: jax.Array, softmax: Softmax) -> jax.Array:
-    scores = scores * softmax.scale
+    scores = (scores if softmax.added is None else scores + softmax.added) * softmax.scale
     if softmax.slopes:
         slopes = np.asarray(softmax.slopes, np.float32)[:, None, None]
         scores = scores - slopes * age[..., None, :, :].astype(jnp.float32)
