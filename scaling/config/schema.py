@@ -48,8 +48,8 @@ class Data:
         "",
         "what pre-training predicts: next_token; hidden tokens (mlm), and whether two texts follow each other "
         "(mlm_nsp, BERT) or are swapped (mlm_sop, ALBERT), or in two languages (tlm, XLM); behind an encoder hidden "
-        "spans (span_corruption, T5), the text without noise (denoising, BART) or its rest (prefix); pairs: their "
-        "targets",
+        "spans (span_corruption, T5), the text without noise (denoising, BART) or its rest (prefix); the last tokens "
+        "of a random order (permutation, XLNet); pairs: their targets",
     )
     source_length: int = knob(0, "tokens", "that the encoder reads in a row; 0 = train.sequence_length")
     source_key: str = knob("source", "", "field of the source in the .jsonl records of objectives pairs and tlm")
@@ -68,7 +68,9 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    rate: float = knob(0.15, "fraction", "of the tokens of a text are hidden and predicted: mlm, tlm, span_corruption")
+    rate: float = knob(
+        0.15, "fraction", "of the tokens of a text are predicted: mlm, tlm, span_corruption, permutation"
+    )
     random: float = knob(0.1, "fraction", "of the hidden tokens become any token, and not the mask")
     kept: float = knob(0.1, "fraction", "of the hidden tokens stay as they are")
     span: float = knob(3.0, "tokens", "mean length of a hidden span: span_corruption, and infilling of denoising")
@@ -296,7 +298,7 @@ class Config:
     @property
     def predicted(self) -> float:
         """The share of the tokens whose logits pre-training computes."""
-        return self.noise.rate if self.data.objective in ("mlm", "mlm_nsp", "mlm_sop", "tlm") else 1.0
+        return self.noise.rate if self.data.objective in ("mlm", "mlm_nsp", "mlm_sop", "tlm", "permutation") else 1.0
 
     @property
     def network(self) -> Network:

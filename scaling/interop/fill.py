@@ -37,6 +37,8 @@ def fill(
     model = network.model
     if model.causal:
         raise ValueError("only an encoder fills hidden places; this model continues texts")
+    if model.positions == "xlnet":
+        raise ValueError("an XLNet has learned no mask, so it fills no hidden places")
     if not model.head_transform:
         raise ValueError("the model is an encoder without logits")
     mask, own = words.special(MASK), words.spelling(MASK)

@@ -6,6 +6,7 @@ Shape legend: B rows, T tokens of this call, S slots of a cache, H heads, K head
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from scaling.config import schema as cfg
 
@@ -50,6 +51,30 @@ class Source:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Content:
+    """States of other tokens, of which a layer makes keys and values for those of a call.
+
+    Attributes:
+        states: what the layer's attention has read there [B, S, D]; None = not known yet.
+        segments, types, order: of these tokens, as of ``AttentionContext``, [B, S].
+        places: the tokens of the call stand at these places among the states, and do not see their own, int32 [B, T]
+            (XLNet's query stream). None = they come right after them, and see their own, too (Transformer-XL's memory).
+    """
+
+    states: jax.Array | None
+    segments: jax.Array | None = None
+    types: jax.Array | None = None
+    order: jax.Array | None = None
+    places: jax.Array | None = None
+
+    def seen(self, x: jax.Array) -> jax.Array:
+        """What tokens whose own states are x [B, T, D] see: [B, S or S + T, D]."""
+        assert self.states is not None
+        return jnp.concatenate([self.states, x], 1) if self.places is None else self.states
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class AttentionContext:
     """Who sees whom. Attributes that are None or at their default restrict nothing.
 
@@ -60,7 +85,9 @@ class AttentionContext:
             sees the context and its own branch, by ``positions``. -1 is padding. For scoring, without segments.
         types: kind of each token, which is added to its embedding, int32 [B or 1, T]; None = all 0.
         relative: what each head adds to scores by bucket of distance, float32 [buckets, H] (T5); one for all layers.
+        order: a token sees none with a higher number, int32 [B, T] (XLNet's factorisation order). Not causal.
         cached: the row grows, and its first tokens are in a cache.
+        content: states of other tokens that these see.
         source: what the encoder has read; None = there is none.
         window: a token sees this many positions, its own included; 0 = all.
         strided: and of those before them each ``window``-th (Sparse Transformer, arXiv 1904.10509, section 4.2).
@@ -73,7 +100,9 @@ class AttentionContext:
     segments: jax.Array | None = None
     types: jax.Array | None = None
     branches: jax.Array | None = None
+    order: jax.Array | None = None
     cached: Cached | None = None
+    content: Content | None = None
     source: Source | None = None
     window: int = dataclasses.field(default=0, metadata=_STATIC)
     strided: bool = dataclasses.field(default=False, metadata=_STATIC)
@@ -96,6 +125,10 @@ class AttentionContext:
         """The same in a layer that has made these keys and values of the source."""
         assert self.source is not None
         return dataclasses.replace(self, source=dataclasses.replace(self.source, states=None, memory=memory))
+
+    def seeing(self, content: Content, states: jax.Array) -> "AttentionContext":
+        """The same in a layer whose attention has read these states of the content."""
+        return dataclasses.replace(self, content=dataclasses.replace(content, states=states))
 
     def after(self, memory: Memory) -> "AttentionContext":
         """The same in a layer whose cache holds these keys and values."""

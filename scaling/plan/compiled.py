@@ -173,6 +173,8 @@ def _batch(config: cfg.Config, mesh: Mesh, shape: tuple[int, ...]) -> Batch | Sc
         made = Scored(ids, ids, numbers, None, None, numbers, numbers, ids)
     elif config.data.objective == "tlm":
         made = plain._replace(positions=ids, segments=ids, types=ids)
+    elif config.data.objective == "permutation":
+        made = plain._replace(order=ids)
     elif config.model.encoder_layers:
         source = np.zeros((*shape[:-1], config.data.source_length or shape[-1]), np.int32)
         made = plain._replace(source=source, source_segments=source)

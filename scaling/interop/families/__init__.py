@@ -17,6 +17,7 @@ from scaling.interop.families import (
     opt,
     qwen,
     t5,
+    xlnet,
 )
 from scaling.interop.family import Family
 
@@ -44,6 +45,7 @@ FAMILIES: dict[str, Family] = {
         bert.DISTILBERT,
         albert.ELECTRA,
         albert.ALBERT,
+        xlnet.XLNET,
         t5.T5,
         t5.MT5,
         bart.BART,
