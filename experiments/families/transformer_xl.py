@@ -4,7 +4,7 @@ r"""Transformer-XL, base: 151M parameters for WikiText-103, with a memory of the
         --config.data.tokenizer=FILE
 
 Segments of 150 tokens with a memory of 150, 200,000 steps of 9,000 tokens, Adam with lr 2.5e-4 and a cosine to 0, as in
-the authors' run_wt103_base.sh. A row has six segments, so that the first of six has no memory; the paper carries it over
+the authors' run_wt103_base.sh. A row has six segments, and the first of them has no memory; the paper carries it over
 from step to step. The paper's adaptive softmax and input are left out: all words have logits at once, from the same
 matrix. It needs a tokenizer of 267,735 words.
 

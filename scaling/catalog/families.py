@@ -99,7 +99,7 @@ T5_11 = T5 | dict(gated=True, activation="gelu_tanh", scaled_output=False, tied_
 BART = dict(position_offset=2, embedding_norm=True, activation="gelu", scale_residual_init=False, vocab_multiple=1)
 
 
-# Transformer-XL (arXiv 1901.02860, sections 3 and 4.1, and the released code): segments of 150 tokens with a memory of 150.
+# Transformer-XL (arXiv 1901.02860, sections 3 and 4.1, and the released code): segments of 150 tokens, memory of 150.
 TRANSFORMER_XL = dict(
     positions="transformer_xl",
     segment_length=150,
@@ -228,7 +228,7 @@ ALL = (
         TRANSFORMER_XL,
         d_head=41,
         norm="post",
-    ),  # fmt: skip
+    ),
     # Counts of the released weights; the paper says that they are like BERT's, which have no matrices for distances.
     _size("XLNet", "base", (12, 768, 12, 3072), 512, 32_000, 0.117, 256 * 512, 1.0e-4, XLNET, norm="post"),
     _size("XLNet", "large", (24, 1024, 16, 4096), 512, 32_000, 0.361, 8192 * 512, 4.0e-4, XLNET, norm="post"),

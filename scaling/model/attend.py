@@ -114,7 +114,7 @@ def across(
 
 
 class _Tokens(NamedTuple):
-    """Where some queries or keys stand: index in the row [T] (negative: none is there), document and order [B or 1, T]."""
+    """Where queries or keys stand: index in the row [T] (negative: none is there), document and order [B or 1, T]."""
 
     times: jax.Array
     segments: jax.Array
@@ -162,16 +162,11 @@ def _reference(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionConte
 
 def _all_seen(tokens: _Tokens, keys: int, context: AttentionContext) -> tuple[_Tokens, _Tokens]:
     """Where the tokens of a call stand, and where so many keys do: their own, or those of a content."""
-    tokens, content = tokens._replace(order=context.order), context.content
+    tokens, content, times = tokens._replace(order=context.order), context.content, jnp.arange(keys)
     if content is None:
         return tokens, tokens
     documents = jnp.zeros((1, keys), jnp.int32) if content.segments is None else content.segments
-    if content.places is not None:
-        return tokens, _Tokens(jnp.arange(keys), documents, content.order)
-    times = jnp.arange(keys)
-    return tokens._replace(times=times[-len(tokens.times) :]), _Tokens(
-        times, jnp.concatenate([documents, tokens.segments], 1)
-    )
+    return tokens._replace(times=times[-len(tokens.times) :]), _Tokens(times, documents, content.order)
 
 
 def _by_rows(

@@ -55,13 +55,13 @@ class Content:
     """States of other tokens, of which a layer makes keys and values for those of a call.
 
     Attributes:
-        states: what the layer's attention has read there [B, S, D]; None = not known yet.
-        segments, types, order: of these tokens, as of ``AttentionContext``, [B, S].
+        states: what the layer's attention has read there, [B, S, D].
+        segments, types, order: of all tokens that are seen, as of ``AttentionContext``.
         places: the tokens of the call stand at these places among the states, and do not see their own, int32 [B, T]
             (XLNet's query stream). None = they come right after them, and see their own, too (Transformer-XL's memory).
     """
 
-    states: jax.Array | None
+    states: jax.Array
     segments: jax.Array | None = None
     types: jax.Array | None = None
     order: jax.Array | None = None
@@ -69,7 +69,6 @@ class Content:
 
     def seen(self, x: jax.Array) -> jax.Array:
         """What tokens whose own states are x [B, T, D] see: [B, S or S + T, D]."""
-        assert self.states is not None
         return jnp.concatenate([self.states, x], 1) if self.places is None else self.states
 
 
@@ -125,10 +124,6 @@ class AttentionContext:
         """The same in a layer that has made these keys and values of the source."""
         assert self.source is not None
         return dataclasses.replace(self, source=dataclasses.replace(self.source, states=None, memory=memory))
-
-    def seeing(self, content: Content, states: jax.Array) -> "AttentionContext":
-        """The same in a layer whose attention has read these states of the content."""
-        return dataclasses.replace(self, content=dataclasses.replace(content, states=states))
 
     def after(self, memory: Memory) -> "AttentionContext":
         """The same in a layer whose cache holds these keys and values."""

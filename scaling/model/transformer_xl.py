@@ -11,7 +11,6 @@ from flax import nnx
 from scaling.config import schema as cfg
 from scaling.model.context import AttentionContext, Content
 from scaling.model.layers import add_bias, normal, product, use
-from scaling.model.parametrization import parametrization
 from scaling.model.positions import sinusoids
 
 # (block, its input, context, dropout key) to the block's output and the states of which its keys are made, [B, T, D].
@@ -22,11 +21,8 @@ class RelativeScores(nnx.Module):
     """What a layer adds to q.k by distance, and by whether two tokens have the same type (``positions="xlnet"``)."""
 
     def __init__(self, config: cfg.Model, rngs: nnx.Rngs):
-        heads, std = (config.num_heads, config.d_head), config.init_std
-        self.config, axes = config, ("heads", None)
-        self.position = normal(
-            rngs.params(), (config.d_model, *heads), parametrization(config).hidden_std, ("embed", *axes)
-        )
+        heads, axes, std = (config.num_heads, config.d_head), ("heads", None), config.init_std
+        self.position = normal(rngs.params(), (config.d_model, *heads), std, ("embed", *axes))
         self.content_bias = normal(rngs.params(), heads, std, axes, "bias")
         self.position_bias = normal(rngs.params(), heads, std, axes, "bias")
         if config.positions == "xlnet":
@@ -38,13 +34,13 @@ class RelativeScores(nnx.Module):
 
         These are (q + v) W R_{i-j} of section 3.3, and (q + b) s of XLNet's section 2.5; u, v and b are of each layer.
         """
-        weights = use(self.position, q.dtype)
-        added = by_distance(add_bias(q, self.position_bias, 1), weights, keys, _ages(q, context), context.causal)
-        if self.config.positions == "xlnet" and context.types is not None:
-            theirs = context.types if context.content is None else context.content.types
-            same = context.types[:, None, :, None] == theirs[:, None, None, :]
+        weights, ages = use(self.position, q.dtype), _ages(q, context)
+        added = by_distance(add_bias(q, self.position_bias, 1), weights, keys, ages, context.causal)
+        theirs = context.content.types if context.content else context.types
+        if hasattr(self, "types") and context.types is not None and theirs is not None:
             query, types = add_bias(q, self.type_bias, 1), use(self.types, q.dtype)
             each = jnp.einsum("bhtk,shk->bhts", query, types, preferred_element_type=jnp.float32)
+            same = context.types[:, None, :, None] == theirs[:, None, None, :]
             added = added + jnp.where(same, each[..., :1], each[..., 1:])
         return add_bias(q, self.content_bias, 1), added
 
@@ -63,7 +59,7 @@ def by_distance(q: jax.Array, weights: jax.Array, keys: int, ages: jax.Array | N
     rows, heads, length, features = q.shape
     distances = jnp.arange(keys - 1, -1 if causal else -keys, -1)
     encoded = sinusoids(distances[None], weights.shape[0], "halves")[0].astype(q.dtype)
-    if rows * length < features:  # fewer products than with all distances projected: decoding
+    if rows * length < features:  # decoding: fewer products than with all distances projected
         turned = jnp.einsum("bhtk,dhk->bhtd", q, weights)
         scores = jnp.einsum("bhtd,nd->bhtn", turned, encoded, preferred_element_type=jnp.float32)
     else:
@@ -71,65 +67,57 @@ def by_distance(q: jax.Array, weights: jax.Array, keys: int, ages: jax.Array | N
     if ages is not None:
         index = jnp.clip(keys - 1 - ages, 0, len(distances) - 1)[:, None]
         return jnp.take_along_axis(scores, jnp.broadcast_to(index, (rows, heads, *index.shape[2:])), axis=-1)
-    padded = jnp.pad(scores, [(0, 0), (0, 0), (0, 0), (0, keys + length - len(distances))])
-    flat = padded.reshape(rows, heads, -1)[..., length - 1 : -1]
-    return flat.reshape(rows, heads, length, -1)[..., :keys]
+    scores = jnp.pad(scores, [(0, 0), (0, 0), (0, 0), (0, keys + length - len(distances))])
+    return scores.reshape(rows, heads, -1)[..., length - 1 : -1].reshape(rows, heads, length, -1)[..., :keys]
 
 
 def _ages(q: jax.Array, context: AttentionContext) -> jax.Array | None:
-    """``ages`` of ``by_distance``."""
+    cached, content = context.cached, context.content
     if context.branches is not None and context.positions is not None:
         return context.positions[:, :, None] - context.positions[:, None, :]
-    if context.cached and context.cached.memory:
-        new = context.cached.slot + jnp.arange(q.shape[2])
-        return (new[:, None] - jnp.concatenate([jnp.arange(context.cached.slots), new]))[None]
-    content = context.content
-    if content is None or content.places is None or content.states is None:
-        return None
-    return content.places[:, :, None] - jnp.arange(content.states.shape[1])
+    if cached and cached.memory:
+        new = cached.slot + jnp.arange(q.shape[2])
+        return (new[:, None] - jnp.concatenate([jnp.arange(cached.slots), new]))[None]
+    if content and content.places is not None:
+        return content.places[:, :, None] - jnp.arange(content.states.shape[1])
+    return None
 
 
 def by_segments(
     layer: KeepingLayer,
-    blocks: tuple[Any, jax.Array | None],
+    layers: tuple[Any, jax.Array | None],
     x: jax.Array,
     context: AttentionContext,
     config: cfg.Model,
 ) -> jax.Array:
-    """Layers over a row segment by segment, each with a memory of the states before it (section 3.2).
+    """Layers (stacked parameters and dropout keys) over rows [B, T, D], segment by segment, with memory (section 3.2).
 
-    No gradient flows into the memory. A row is whole, so a step keeps nothing for the next one.
-
-    Args:
-        layer: see there.
-        blocks: parameters and dropout keys of all layers, stacked.
-        x: the residual stream [B, T, D].
-        context: of the row; causal.
-        config: with ``segment_length`` and ``memory_length``.
+    No gradient flows into what each layer keeps of the segments before. A row is whole, so a step keeps nothing for the
+    next one.
     """
     (rows, length, width), size, most = x.shape, config.segment_length, config.memory_length
-    count = -(-length // size)
     segments = jnp.zeros((rows, length), jnp.int32) if context.segments is None else context.segments
-    parts = [
-        jnp.pad(x, [(0, 0), (0, count * size - length), (0, 0)]),
-        jnp.pad(segments, [(0, 0), (0, count * size - length)]),
-    ]
-    x, segments = (part.reshape(rows, count, size, *part.shape[2:]).swapaxes(0, 1) for part in parts)
+    count = -(-length // size)
 
-    def segment(memory: Content, inputs: Any) -> tuple[Content, jax.Array]:
+    def split(whole: jax.Array) -> jax.Array:
+        whole = jnp.pad(whole, [(0, 0), (0, count * size - length), *[(0, 0)] * (whole.ndim - 2)])
+        return whole.reshape(rows, count, size, *whole.shape[2:]).swapaxes(0, 1)
+
+    def segment(memory: tuple[jax.Array, jax.Array], inputs: Any) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         x, segments, number = inputs
+        seen = jnp.concatenate([memory[1], segments], 1)
         here = dataclasses.replace(context, segments=segments, positions=None)
 
         def one(x: jax.Array, inputs: Any) -> tuple[jax.Array, jax.Array]:
             (block, key), states = inputs
             key = None if key is None else jax.random.fold_in(key, number)
-            return layer(block, x, here.seeing(memory, states), key)
+            return layer(block, x, dataclasses.replace(here, content=Content(states, seen)), key)
 
-        x, kept = jax.lax.scan(one, x, (blocks, memory.states))
-        states, segments = jnp.concatenate([memory.states, kept], 2), jnp.concatenate([memory.segments, segments], 1)
-        return Content(jax.lax.stop_gradient(states[:, :, size:]), segments[:, size:]), x
+        x, kept = jax.lax.scan(one, x, (layers, memory[0]))
+        states = jnp.concatenate([memory[0], kept], 2)[:, :, size:]
+        return (jax.lax.stop_gradient(states), seen[:, size:]), x
 
-    nothing = jnp.full((rows, most), -1, jnp.int32)  # the segment of no token
-    memory = Content(jnp.zeros((config.num_layers, rows, most, width), x.dtype), nothing)
-    _, done = jax.lax.scan(segment, memory, (x, segments, jnp.arange(count)))
+    # No token is of segment -1.
+    memory = jnp.zeros((config.num_layers, rows, most, width), x.dtype), jnp.full((rows, most), -1, jnp.int32)
+    _, done = jax.lax.scan(segment, memory, (split(x), split(segments), jnp.arange(count)))
     return done.swapaxes(0, 1).reshape(rows, count * size, width)[:, :length]

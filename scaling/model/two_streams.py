@@ -1,4 +1,4 @@
-"""XLNet's two streams (arXiv 1906.08237, sections 2.3 and 2.4): what is predicted is not seen, and where it stands is."""
+"""XLNet's two streams (arXiv 1906.08237, sections 2.3 and 2.4): one sees where a token stands, and not which it is."""
 
 import dataclasses
 from typing import Any
@@ -28,30 +28,27 @@ def two_streams(
     Returns:
         [B, N, D] in the compute dtype.
     """
-    h = model.embed(tokens)
-    g = jnp.broadcast_to(use(model.query_embedding, h.dtype), (*places.shape, h.shape[2]))
     context = model.informed(context)
     assert context.order is not None
-
-    def at(x: jax.Array | None) -> jax.Array | None:
-        return None if x is None else jnp.take_along_axis(x, places, 1)
-
-    content = Content(None, context.segments, context.types, context.order, places)
-    query = dataclasses.replace(
-        context, segments=at(context.segments), types=at(context.types), order=at(context.order) - 1
+    segments, types, order = (
+        None if x is None else jnp.take_along_axis(x, places, 1)
+        for x in (context.segments, context.types, context.order - 1)
     )
-    keys, layer = None, model.keeping()
+    query = dataclasses.replace(context, segments=segments, types=types, order=order)
+    h = model.embed(tokens)
+    g = jnp.broadcast_to(use(model.query_embedding, h.dtype), (*places.shape, h.shape[2]))
+    keys, layer, rate = None, model.keeping(), model.config.dropout_embedding
     if key is not None:
-        of_h, of_g, *rest = jax.random.split(key, 4)
-        rate = model.config.dropout_embedding
-        h, g = dropout(h, rate, of_h), dropout(g, rate, of_g)
-        keys = tuple(jax.random.split(each, model.config.num_layers) for each in rest)
+        *ends, of_h, of_g = jax.random.split(key, 4)
+        h, g = dropout(h, rate, ends[0]), dropout(g, rate, ends[1])
+        keys = tuple(jax.random.split(each, model.config.num_layers) for each in (of_h, of_g))
 
     def both(streams: tuple[jax.Array, jax.Array], inputs: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
         (h, g), (block, keys) = streams, inputs
         of_h, of_g = keys or (None, None)
         after, states = layer(block, h, context, of_h)
-        return (after, layer(block, g, query.seeing(content, states), of_g)[0]), None
+        content = Content(states, context.segments, context.types, context.order, places)
+        return (after, layer(block, g, dataclasses.replace(query, content=content), of_g)[0]), None
 
     h, g = (constrain(x, "rows", "sequence", None) for x in (h, g))
     return model.finish(jax.lax.scan(both, (h, g), (getattr(model, STACK), keys))[0][1])

@@ -1,4 +1,4 @@
-"""Permutation language modelling: each predicted token from those before it in a random order (XLNet, arXiv 1906.08237)."""
+"""Permutation language modelling: tokens from those before them in a random order (XLNet, arXiv 1906.08237)."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Permutation language modelling (XLNet: arXiv 1906.08237, sections 2.2 and 2.3): an order in which tokens are predicted.
+"""Permutation language modelling (XLNet: arXiv 1906.08237, sections 2.2 and 2.3): tokens are predicted in an order.
 
-Only the last tokens of the order are predicted, ``config.noise.rate`` of the row (1/K; the paper has K = 6 and 7). As in
-the authors' code, those before them have no order among themselves: they all see each other.
+Only the last tokens of the order are predicted, ``config.noise.rate`` of the row (1/K; the paper has K = 6 and 7). As
+in the authors' code, those before them have no order among themselves: they all see each other.
 """
 
 from collections.abc import Sequence
