@@ -312,7 +312,6 @@ def _check_two_stacks(config: Config) -> None:
         ("mesh.context", config.mesh.context, 1),
         ("mesh.stage", config.mesh.stage, 1),
         ("lora.rank", config.lora.rank, 0),
-        ("eval.tasks", config.eval.tasks, ""),
         ("sample.prompts", config.sample.prompts, ()),
     )
     for name, value, right in wrong:

@@ -80,9 +80,7 @@ class Answers:
     def rolling(self, texts: Sequence[str]) -> list[float]:
         """The log-likelihood of each whole text, by windows of the context length (``rolling_windows``)."""
         if self._reads:
-            raise ValueError(
-                "the task asks for likelihoods of running text; a model with an encoder has none"
-            )
+            raise ValueError("the task asks for likelihoods of running text; a model with an encoder has none")
         groups, owners = [], []
         for number, text in enumerate(texts):
             # The template, too, is predicted: HFLM.loglikelihood_rolling puts the token before it once more.
