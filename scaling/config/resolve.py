@@ -10,6 +10,7 @@ from typing import Any
 
 from scaling.config.align import MATRICES
 from scaling.config.refusal import must_be_multiple, must_divide, nearest_divisors, nearest_multiples, refused
+from scaling.config.resolve_discriminator import check_discriminator
 from scaling.config.resolve_mesh import check_mesh, check_pipeline, check_stages, data_axis, pipeline_microbatches
 from scaling.config.schema import Config, Model, knobs
 from scaling.paths import must_be_utf8, must_take_checkpoints
@@ -32,6 +33,7 @@ CHOICES = {
         "mlm_nsp",
         "mlm_sop",
         "tlm",
+        "replaced_token",
         "span_corruption",
         "denoising",
         "prefix",
@@ -77,6 +79,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "align.epochs align.lm_weight dpo.nll distill.layers distill.kl distill.lm distill.cosine lora.rank "
         "rl.value_rate rl.kl rl.kl_target rl.pretraining_weight "
         "model.outputs model.token_types model.layer_groups model.encoder_layers "
+        "model.generator_layers model.generator_width train.discriminator_weight "
         "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
         "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "
         "model.position_offset model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
@@ -281,7 +284,7 @@ def _check_model(config: Config) -> None:
     if not model.causal:
         _check_encoder(config)
     else:
-        for name in ("head_transform", "pooler", "pair_head", "layer_groups"):
+        for name in ("head_transform", "pooler", "pair_head", "layer_groups", "discriminator", "generator_layers"):
             if value := getattr(model, name):
                 raise refused(f"model.{name}", value, f"must be {type(value)()} with config.model.causal=True")
     if model.pair_head and not model.pooler:
@@ -337,8 +340,9 @@ def _check_encoder(config: Config) -> None:
     for name, value, right in wrong:
         if value != right:
             raise refused(name, value, f"must be {right!r} with config.model.causal=False")
+    check_discriminator(config)
     narrow = config.data.objective != "next_token" and config.model.d_embedding != config.model.d_model
-    if narrow and not config.model.head_transform:
+    if narrow and not config.model.head_transform and not config.model.discriminator:
         raise refused("model.head_transform", False, "must be True with config.model.embedding_width")
     if "strided" in config.model.attention_pattern:
         right = "must be of 'dense' and 'banded' with config.model.causal=False"

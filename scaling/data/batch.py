@@ -24,6 +24,8 @@ class Batch(NamedTuple):
         source: tokens that an encoder reads (``config.model.encoder_layers``), int32 [..., S]; None = no encoder.
         source_segments: number of the text of each of them, int32 [..., S]: the tokens of segment 0, which is that of
             all tokens where ``segments`` is None, see those with a 0; padding has a 1.
+        draws: for each token a number in [0, 1), drawn uniformly, float32: by it a generator replaces the token; None =
+            no generator (``config.model.generator_layers``).
     """
 
     tokens: Array
@@ -34,6 +36,7 @@ class Batch(NamedTuple):
     types: Array | None = None
     source: Array | None = None
     source_segments: Array | None = None
+    draws: Array | None = None
 
 
 class Scored(NamedTuple):

@@ -201,7 +201,8 @@ def _values(model: cfg.Model, family: Family) -> dict[str, Any]:
         with_sizes(dataclasses.replace(model, d_head=0, d_ff=0)) if model.d_model % model.num_heads == 0 else model
     )
     bare = family.bare_class and not model.head_transform
-    kind = family.pairs_class if model.pair_head and not bare else family.bare_class if bare else family.class_name
+    kind = family.discriminator_class if model.discriminator else ""
+    kind = kind or family.pairs_class if model.pair_head and not bare else family.bare_class if bare else family.class_name
     values: dict[str, Any] = {
         "model_type": family.model_type,
         "architectures": [kind],
