@@ -269,3 +269,8 @@ class Network:
 
     model: Model
     compute: Compute = Compute()
+
+    @property
+    def of_generator(self) -> "Network":
+        """That of the generator of a model that has one (``Model.generator``)."""
+        return Network(self.model.generator, self.compute)

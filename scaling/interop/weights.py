@@ -18,8 +18,8 @@ from scaling.model.stack import layers_of
 from scaling.runs.stores import Later, by_path
 
 # Axes of our parameters: B buckets of distances, D and Q model, E experts, F MLP, H heads, K features of a head,
-# N heads of keys, O one number, P positions, S width in which embeddings are added, T types of tokens, V tokens (ours have
-# padded_vocab, theirs vocab_size), W width of the embedding, X MLP of an expert.
+# N heads of keys, O one number, P positions, S width in which embeddings are added, T types of tokens, V tokens (ours
+# have padded_vocab, theirs vocab_size), W width of the embedding, X MLP of an expert.
 AXES = {
     "tokens": "VW",
     "positions": "PS",

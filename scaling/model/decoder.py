@@ -73,7 +73,7 @@ class Decoder(Stack):
             self.replaced_head = normal(rngs.params(), (d, 1), config.init_std, ("embed", None))
             self.replaced_bias = constant(0.0, (1,), (None,), "bias")
         if config.generates:
-            self.generator = Decoder(cfg.Network(config.generator, network.compute), rngs)
+            self.generator = Decoder(network.of_generator, rngs)
             for name in _SHARED:
                 if hasattr(self.generator, name):
                     delattr(self.generator, name)
@@ -247,12 +247,13 @@ def merge(network: cfg.Network, params: Params) -> Decoder:
 
 def generator(params: Params) -> Params:
     """The parameters of a generator, as ``Model.generator`` has them: its own, and those of its discriminator's."""
-    return params["generator"] | {name: params[name] for name in _SHARED if name in params}
+    return dict(params["generator"]) | {name: params[name] for name in _SHARED if name in params}
 
 
 def generator_of(model: Decoder) -> Decoder:
     """The generator of a model that has one, on the same embeddings."""
-    return merge(cfg.Network(model.config.generator, model.compute), generator(nnx.to_pure_dict(nnx.state(model))))
+    network = cfg.Network(model.config, model.compute).of_generator
+    return merge(network, generator(nnx.to_pure_dict(nnx.state(model))))
 
 
 def merge_layers(network: cfg.Network, params: Params) -> tuple[Decoder, list[Block]]:

@@ -62,6 +62,7 @@ def replaced(config: cfg.Config) -> Objective:
         writer_key, key = (None, None) if key is None else jax.random.split(key)
         writer = generator_of(model)
         states, batch, _ = forward(writer, batch, writer_key)
+        assert batch.draws is not None
         weights, places = jax.lax.top_k(batch.weights, most)
         targets, draws = (jnp.take_along_axis(x, places, axis=1) for x in (batch.targets, batch.draws))
         hidden, output = writer.transformed(at(states, places)), writer.output(states.dtype)
