@@ -7,9 +7,9 @@ FOLDER holds .jsonl.gz files with a field "text": books/*.jsonl.gz, wikipedia/*.
 ``gpt`` and ``bert`` have the same blocks and the same tables, and read the same text in the same order. They differ in
 what a token sees and in what is predicted; BERT has a product and a norm before its logits in addition (1.8 % of the
 parameters), which fine-tuning leaves out. ``albert`` is ``bert`` whose two layers share weights, with embeddings of 32
-features. ``electra`` has the blocks of ``bert`` as a discriminator, and a generator of half their width; what is
-fine-tuned is the discriminator. The shape is that of BERT-tiny (arXiv 1908.08962). Rows of 128 tokens hold several documents, which see each
-other.
+features. ``electra`` has the blocks of ``bert`` as a discriminator, which is what is fine-tuned, and a generator of
+half their width beside it. The shape is that of BERT-tiny (arXiv 1908.08962). Rows of 128 tokens hold several
+documents, which see each other.
 
 Machine: 2 CPU cores, minutes a training. Time and loss: docs/results/bert_gpt.
 """
