@@ -105,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("folder", type=Path, metavar="FOLDER", help="where everything is written")
     add("--data", type=Path, required=True, metavar="SHARED", help="folder of the texts and the tasks")
     add("--seeds", type=int, default=3, metavar="N", help="of each training (default: 3)")
-    add("--arms", nargs="+", default=["gpt", "bert"], metavar="ARM", help="gpt, bert, albert, and bert2 on 2x the text")
+    known = "gpt, bert, albert, electra, and bert2 on 2x the text"
+    add("--arms", nargs="+", default=["gpt", "bert"], metavar="ARM", help=known)
     options = parser.parse_args(arguments)
     study = Study(options.folder, options.data)
     arms, seeds = options.arms, range(options.seeds)

@@ -1,4 +1,4 @@
-r"""BERT against GPT, and ALBERT beside them: a Transformer of 0.95M parameters, pre-trained in three ways.
+r"""BERT against GPT, and ALBERT and ELECTRA beside them: a Transformer of 0.95M parameters, pre-trained in four ways.
 
     scaling train --config=experiments/bert_gpt/pretrain.py:bert,FOLDER
 
@@ -7,8 +7,9 @@ FOLDER holds .jsonl.gz files with a field "text": books/*.jsonl.gz, wikipedia/*.
 ``gpt`` and ``bert`` have the same blocks and the same tables, and read the same text in the same order. They differ in
 what a token sees and in what is predicted; BERT has a product and a norm before its logits in addition (1.8 % of the
 parameters), which fine-tuning leaves out. ``albert`` is ``bert`` whose two layers share weights, with embeddings of 32
-features. The shape is that of BERT-tiny (arXiv 1908.08962). Rows of 128 tokens hold several documents, which see each
-other.
+features. ``electra`` has the blocks of ``bert`` as a discriminator, which is what is fine-tuned, and a generator of
+half their width beside it. The shape is that of BERT-tiny (arXiv 1908.08962). Rows of 128 tokens hold several
+documents, which see each other.
 
 Machine: 2 CPU cores, minutes a training. Time and loss: docs/results/bert_gpt.
 """
@@ -41,11 +42,19 @@ def get_config(choice: str = "bert") -> ConfigDict:
     if arm != "gpt":
         config.data.objective = "mlm"
         config.model.causal = False
-        config.model.head_transform = True
+        config.model.head_transform = arm != "electra"
     if arm == "albert":
         config.model.layer_groups = 1
         config.model.embedding_width = 32
         config.model.narrow_embedding = True
+
+    if arm == "electra":
+        config.data.objective = "replaced_token"
+        config.model.discriminator = True
+        config.model.narrow_embedding = True
+        config.model.generator_layers = 2
+        config.model.generator_width = 64
+        config.noise.random = config.noise.kept = 0.0
 
     config.train.tokens = 1_500_000
     config.train.batch_tokens = 2048  # a model this small learns more from many steps than from large batches

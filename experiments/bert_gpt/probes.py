@@ -1,5 +1,6 @@
 """What ``compare.py`` asks of a base: hidden words of LAMBADA's passages, and texts that go on."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from scaling.generate.generator import Generator
 from scaling.generate.sampling import Sampling
 from scaling.interop.logits import compute
 from scaling.interop.served import Served, load_served
+from scaling.model import decoder
 from scaling.runs.json_lines import read_lines
 
 LAMBADA = "eval/llm_foundry/lambada_openai.jsonl"
@@ -26,6 +28,14 @@ class Hidden(NamedTuple):
     before: list[int]
     word: int
     after: list[int]
+
+
+def loaded(run: Path) -> Served:
+    """The model of a run that predicts tokens: of ELECTRA's the generator."""
+    served = load_served(run)
+    if not served.network.model.generates:
+        return served
+    return dataclasses.replace(served, network=served.network.of_generator, params=decoder.generator(served.params))
 
 
 def hidden(data: Path, words: tokenizer.Tokenizer, middle: bool) -> list[Hidden]:
@@ -54,7 +64,7 @@ def cloze(run: Path, data: Path) -> dict[str, Any]:
 
     GPT takes the text after a word into account by comparing whole texts; then there is no loss.
     """
-    served = load_served(run)
+    served = loaded(run)
     middle, last = (hidden(data, served.words, each) for each in (True, False))
     often = np.unique([each.word for each in middle], return_counts=True)[1].max()
     found = {
@@ -129,7 +139,7 @@ PROMPTS, GIVEN, NEW = 64, 32, 32  # passages, their tokens that are given, and t
 
 def generation(run: Path, judging: Path, data: Path, seed: int) -> dict[str, Any]:
     """How likely another GPT finds what a base writes, in nats a token, and how much of it is repetition."""
-    served, judge = load_served(run), load_served(judging)
+    served, judge = loaded(run), loaded(judging)
     lines = read_lines(epath.Path(data / LAMBADA))
     passages = [ids for line in lines if len(ids := served.words.encode(line["context"]).tolist()) >= GIVEN + NEW]
     passages = [ids[: GIVEN + NEW] for ids in passages[:PROMPTS]]

@@ -71,6 +71,9 @@ BERT = dict(
     scale_residual_init=False,
     vocab_multiple=1,
 )
+# ELECTRA's discriminator (arXiv 2003.10555, table 6), without its generator.
+ELECTRA = BERT | dict(discriminator=True, head_transform=False, logit_bias=False, narrow_embedding=True)
+ELECTRA_SMALL = ELECTRA | dict(embedding_width=128)
 ROBERTA = BERT | dict(norm_epsilon=1e-5, token_types=1, position_offset=2)
 # The Transformer (arXiv 1706.03762, sections 3 and 5, table 3): an encoder with a decoder.
 TRANSFORMER = dict(
@@ -214,6 +217,10 @@ ALL = (
     _size("Mixtral", "8x7b", (32, 4096, 32, 14_336), 32_768, 32_000, 46.7, 4 * _M, None, MIXTRAL),
     _size("BERT", "base", (12, 768, 12, 3072), 512, 30_522, 0.110, 256 * 512, 1.0e-4, BERT, norm="post"),
     _size("BERT", "large", (24, 1024, 16, 4096), 512, 30_522, 0.336, 256 * 512, 1.0e-4, BERT, norm="post"),
+    # The paper prints 14M for small; its tables, matrices, biases and norms are 13.5M, as in the released weights.
+    _size("ELECTRA", "small", (12, 256, 4, 1024), 512, 30_522, 0.0135, 128 * 128, 5e-4, ELECTRA_SMALL, norm="post"),
+    _size("ELECTRA", "base", (12, 768, 12, 3072), 512, 30_522, 0.110, 256 * 512, 2.0e-4, ELECTRA, norm="post"),
+    _size("ELECTRA", "large", (24, 1024, 16, 4096), 512, 30_522, 0.335, 2048 * 512, 2.0e-4, ELECTRA, norm="post"),
     _size("RoBERTa", "base", (12, 768, 12, 3072), 512, 50_265, 0.125, 8000 * 512, 6.0e-4, ROBERTA, norm="post"),
     _size("RoBERTa", "large", (24, 1024, 16, 4096), 512, 50_265, 0.355, 8000 * 512, 4.0e-4, ROBERTA, norm="post"),
     _size(

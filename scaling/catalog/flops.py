@@ -68,6 +68,8 @@ def attention_per_token(model: Model, sequence_length: int, source_length: int =
         for sight in sights
     ]
     own = sum((6 if model.is_relative else 4) * model.num_heads * model.d_head * positions for positions in seen)
+    if model.generates:
+        own += attention_per_token(model.generator, sequence_length)
     if not model.encoder_layers:
         return own
     source = source_length or sequence_length
@@ -97,7 +99,8 @@ def training_per_token(
         predicted: the share of the tokens whose logits are computed, as of ``Config.predicted``.
         source_length: as there.
     """
-    unpredicted = 0.0 if predicted == 1 else 2 * (1 - predicted) * parameters(model).projection
+    predicts = model.generator if model.generates else model  # a discriminator judges all tokens
+    unpredicted = 0.0 if predicted == 1 else 2 * (1 - predicted) * parameters(predicts).projection
     return 3 * (forward_per_token(model, sequence_length, source_length) - unpredicted)
 
 

@@ -263,6 +263,8 @@ def parameters(model: Model) -> Parameters:
     head = d * width + width + _norm(model, width) if model.transforms else 0
     ends = projected + model.embedding_norm * _norm(model, model.d_summed) + head + model.pooler * (d * d + d)
     ends += model.outputs * (model.d_output + 1) + model.pairs * 2 * (d + 1)
+    discriminating = model.discriminates * (d + 1) * d  # a product, and one number
+    ends += discriminating + model.discriminates * (d + 1)
     unties, has_bias = not (model.tied_embedding or model.outputs), model.logit_bias and not model.outputs
     rows = width * (1 + unties) + has_bias  # of each token, in all tables
     counted = Parameters(
@@ -276,9 +278,30 @@ def parameters(model: Model) -> Parameters:
         matrices=matrices,
         source=0,
         idle=idle,
-        projection=model.outputs * model.d_output or (model.vocab_size + model.transforms * d) * width,
+        projection=model.outputs * model.d_output
+        or discriminating
+        or (model.vocab_size + model.transforms * d) * width,
     )
+    if model.generates:
+        return _with_generator(counted, model)
     return _with_encoder(counted, model) if model.encoder_layers else counted
+
+
+def _with_generator(discriminator: Parameters, model: Model) -> Parameters:
+    """Adds the generator, an encoder with logits, which has the discriminator's embeddings."""
+    generator = parameters(model.generator)
+    kept = model.embedding_norm * _norm(model, model.d_summed)
+    own_positions = model.relative_buckets * model.generator.num_heads if model.positions == "relative" else 0
+    return dataclasses.replace(
+        discriminator,
+        positions=discriminator.positions + own_positions,
+        blocks=discriminator.blocks + generator.blocks,
+        final_norm=discriminator.final_norm + generator.final_norm,
+        ends=discriminator.ends + generator.ends - kept,
+        padding=discriminator.padding + model.padded_vocab - model.vocab_size,  # of the bias of its logits
+        matrices=discriminator.matrices + generator.matrices,
+        projection=discriminator.projection + generator.projection,
+    )
 
 
 def _with_encoder(decoder: Parameters, model: Model) -> Parameters:

@@ -129,6 +129,17 @@ class Model:
         "",
         "a head tells of the pooler's state whether two texts follow each other (BERT) or are swapped (ALBERT)",
     )
+    discriminator: bool = knob(
+        False, "", "in the place of logits, a head tells of each token whether another model has replaced it (ELECTRA)"
+    )
+    generator_layers: int = knob(
+        0,
+        "layers",
+        "Transformer blocks of a generator, whose tokens a discriminator reads, with the same embeddings; 0 = none",
+    )
+    generator_width: int = knob(
+        0, "features", "d_model of the generator; its heads are as wide as others, and its MLP is in proportion"
+    )
     attention_pattern: tuple[str, ...] = knob(
         ("dense",), "", "attention of layers 0, 1, ...: 'dense', 'banded' or 'strided'; repeated over all layers"
     )
@@ -183,8 +194,8 @@ class Model:
 
     @property
     def has_logits(self) -> bool:
-        """Whether final states become logits of tokens; those of a bare encoder do not."""
-        return self.causal or self.head_transform or self.positions == "xlnet"
+        """Whether final states become logits, of tokens or a discriminator's; those of a bare encoder do not."""
+        return self.causal or self.head_transform or self.discriminates or self.positions == "xlnet"
 
     @property
     def has_grouped_heads(self) -> bool:
@@ -205,6 +216,34 @@ class Model:
     def transforms(self) -> bool:
         """Whether there is a ``head_transform``; where ``outputs`` are in the place of logits, it is left out."""
         return self.head_transform and not self.outputs
+
+    @property
+    def discriminates(self) -> bool:
+        """Whether there is the head of a ``discriminator``; ``outputs`` take its place, as that of logits."""
+        return self.discriminator and not self.outputs
+
+    @property
+    def generates(self) -> bool:
+        """Whether there is a generator; where ``outputs`` are in the place of a discriminator, it is left out."""
+        return self.generator_layers > 0 and self.discriminates
+
+    @property
+    def generator(self) -> "Model":
+        """The generator of a model that has one, as a model: an encoder with logits, on the same embeddings."""
+        return dataclasses.replace(
+            self,
+            num_layers=self.generator_layers,
+            d_model=self.generator_width,
+            num_heads=self.generator_width // self.d_head,
+            d_ff=self.d_ff * self.generator_width // self.d_model,
+            embedding_width=self.d_embedding,
+            head_transform=True,
+            logit_bias=True,
+            pooler=False,
+            discriminator=False,
+            generator_layers=0,
+            generator_width=0,
+        )
 
     @property
     def d_summed(self) -> int:
@@ -253,3 +292,8 @@ class Network:
 
     model: Model
     compute: Compute = Compute()
+
+    @property
+    def of_generator(self) -> "Network":
+        """That of the generator of a model that has one (``Model.generator``)."""
+        return Network(self.model.generator, self.compute)

@@ -47,9 +47,10 @@ class Data:
         "next_token",
         "",
         "what pre-training predicts: next_token; hidden tokens (mlm), and whether two texts follow each other "
-        "(mlm_nsp, BERT) or are swapped (mlm_sop, ALBERT), or in two languages (tlm, XLM); behind an encoder hidden "
-        "spans (span_corruption, T5), the text without noise (denoising, BART) or its rest (prefix); the last tokens "
-        "of a random order (permutation, XLNet); pairs: their targets",
+        "(mlm_nsp, BERT) or are swapped (mlm_sop, ALBERT), or in two languages (tlm, XLM), or which tokens a generator "
+        "has replaced (replaced_token, ELECTRA); the last tokens of a random order (permutation, XLNet); behind an "
+        "encoder hidden spans (span_corruption, T5), the text without noise (denoising, BART) or its rest (prefix); "
+        "pairs: their targets",
     )
     source_length: int = knob(0, "tokens", "that the encoder reads in a row; 0 = train.sequence_length")
     source_key: str = knob("source", "", "field of the source in the .jsonl records of objectives pairs and tlm")
@@ -70,7 +71,9 @@ class Data:
 @dataclasses.dataclass(frozen=True)
 class Noise:
     rate: float = knob(
-        0.15, "fraction", "of the tokens of a text are predicted: mlm, tlm, span_corruption, permutation"
+        0.15,
+        "fraction",
+        "of the tokens of a text are predicted: mlm, tlm, replaced_token, span_corruption, permutation",
     )
     random: float = knob(0.1, "fraction", "of the hidden tokens become any token, and not the mask")
     kept: float = knob(0.1, "fraction", "of the hidden tokens stay as they are")
@@ -101,6 +104,7 @@ class Train:
     ramp_start_tokens: int = knob(32_768, "tokens", "batch size at the start of the ramp")
     ramp_tokens: int = knob(0, "tokens", "the batch grows linearly over this many tokens; 0 = no ramp")
     z_loss: float = knob(0.0, "", "coefficient of the penalty on the squared log of the softmax's denominator")
+    discriminator_weight: float = knob(50.0, "", "coefficient of the discriminator's loss beside the generator's")
     label_smoothing: float = knob(
         0.0, "probability", "that pre-training spreads over all tokens alike, and takes from the target's"
     )
@@ -299,7 +303,8 @@ class Config:
     @property
     def predicted(self) -> float:
         """The share of the tokens whose logits pre-training computes."""
-        return self.noise.rate if self.data.objective in ("mlm", "mlm_nsp", "mlm_sop", "tlm", "permutation") else 1.0
+        masked = ("mlm", "mlm_nsp", "mlm_sop", "tlm", "replaced_token", "permutation")
+        return self.noise.rate if self.data.objective in masked else 1.0
 
     @property
     def network(self) -> Network:

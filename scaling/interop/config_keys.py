@@ -200,11 +200,9 @@ def _values(model: cfg.Model, family: Family) -> dict[str, Any]:
     derived = (
         with_sizes(dataclasses.replace(model, d_head=0, d_ff=0)) if model.d_model % model.num_heads == 0 else model
     )
-    bare = family.bare_class and not model.head_transform
-    kind = family.pairs_class if model.pair_head and not bare else family.bare_class if bare else family.class_name
     values: dict[str, Any] = {
         "model_type": family.model_type,
-        "architectures": [kind],
+        "architectures": [_class_name(model, family)],
     }
     for key in family.keys:
         knob, *others = key.ours.split()
@@ -235,6 +233,14 @@ def _values(model: cfg.Model, family: Family) -> dict[str, Any]:
             "eos_token_id": None,
         }
     )
+
+
+def _class_name(model: cfg.Model, family: Family) -> str:
+    if model.discriminator:
+        return family.discriminator_class
+    if family.bare_class and not model.head_transform:
+        return family.bare_class
+    return family.pairs_class if model.pair_head else family.class_name
 
 
 def _differences(model: cfg.Model, values: dict[str, Any], family: Family) -> dict[str, str]:

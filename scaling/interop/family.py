@@ -86,6 +86,7 @@ class Family:
         scaled_by_layer: key that asks for scores divided by the number of the layer, from 1.
         bare_class: as ``class_name``, of a model without logits; "" = there is none.
         pairs_class: as ``class_name``, of a model with a pair head.
+        discriminator_class: as ``class_name``, of a discriminator.
         optional: tensors that decide by being there: their name to the knobs that are then true, or with a minus sign
             before the knob, false.
         respelled: ends of names of tensors in old folders, to the present ones.
@@ -111,6 +112,7 @@ class Family:
     scaled_by_layer: str = ""
     bare_class: str = ""
     pairs_class: str = ""
+    discriminator_class: str = ""
     optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
     encoder_layers: str = ""
     inside_encoder: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)

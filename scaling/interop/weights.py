@@ -18,8 +18,8 @@ from scaling.model.stack import layers_of
 from scaling.runs.stores import Later, by_path
 
 # Axes of our parameters: B buckets of distances, D and Q model, E experts, F MLP, H heads, K features of a head,
-# N heads of keys, P positions, S width in which embeddings are added, T types of tokens, V tokens (ours have
-# padded_vocab, theirs vocab_size), W width of the embedding, X MLP of an expert.
+# N heads of keys, O one number, P positions, S width in which embeddings are added, T types of tokens, V tokens (ours
+# have padded_vocab, theirs vocab_size), W width of the embedding, X MLP of an expert.
 AXES = {
     "tokens": "VW",
     "positions": "PS",
@@ -39,6 +39,10 @@ AXES = {
     "pooler_bias": "Q",
     "pair_head": "D2",
     "pair_bias": "2",
+    "discriminator": "DQ",
+    "discriminator_bias": "Q",
+    "replaced_head": "DO",
+    "replaced_bias": "O",
     "attention.query": "DHK",
     "attention.key": "DNK",
     "attention.value": "DNK",
@@ -80,7 +84,7 @@ _EXPERT = "{e}"  # in a name, the expert's number
 # Outside of what bare models have, so without the prefix.
 _HEAD = (
     "unembedding", "logit_bias", "transform", "transform_bias", "transform_norm.gain", "transform_norm.bias",
-    "pair_head", "pair_bias",
+    "pair_head", "pair_bias", "discriminator", "discriminator_bias", "replaced_head", "replaced_bias",
 )  # fmt: skip
 
 
@@ -264,7 +268,7 @@ def _tensors(model: cfg.Model, family: Family, inside: Mapping[str, tuple[str, s
 def _sizes(model: cfg.Model) -> dict[str, int]:
     return {
         "1": 1, "2": 2, "3": 3, "B": model.relative_buckets, "D": model.d_model, "E": model.experts.count,
-        "F": model.d_ff, "H": model.num_heads, "K": model.d_head, "N": model.kv_heads,
+        "F": model.d_ff, "H": model.num_heads, "K": model.d_head, "N": model.kv_heads, "O": 1,
         "P": model.position_offset + model.context_length, "Q": model.d_model, "S": model.d_summed,
         "T": model.token_types, "V": model.vocab_size, "W": model.d_embedding, "X": model.d_expert,
     }  # fmt: skip

@@ -7,6 +7,7 @@ from scaling.objectives.masked import masked
 from scaling.objectives.next_token import next_token
 from scaling.objectives.objective import Objective
 from scaling.objectives.permutation import permutation
+from scaling.objectives.replaced import replaced
 
 OBJECTIVES = {
     "next_token": next_token,
@@ -14,6 +15,7 @@ OBJECTIVES = {
     "mlm_nsp": masked,
     "mlm_sop": masked,
     "tlm": masked,
+    "replaced_token": replaced,
     "span_corruption": next_token,
     "denoising": next_token,
     "prefix": next_token,
@@ -44,6 +46,10 @@ def must_fit(config: cfg.Config) -> None:
     causal = OBJECTIVES[name] is next_token
     if model.causal != causal:
         raise refused("model.causal", model.causal, f"must be {causal} {said}")
+    for knob in ("discriminator", "generator_layers"):
+        value = getattr(model, knob)
+        if bool(value) != (name == "replaced_token"):
+            raise refused(f"model.{knob}", value, f"must be {'set' if not value else type(value)()} {said}")
     if name in WITH_SOURCE and not model.encoder_layers:
         raise refused("model.encoder_layers", 0, f"must be at least 1 {said}, whose source an encoder reads")
     if model.encoder_layers and name not in (*WITH_SOURCE, "pairs"):

@@ -171,6 +171,8 @@ def _batch(config: cfg.Config, mesh: Mesh, shape: tuple[int, ...]) -> Batch | Sc
     ids, numbers = plain.tokens, plain.weights
     if config.data.objective in ("mlm_nsp", "mlm_sop"):
         made = Scored(ids, ids, numbers, None, None, numbers, numbers, ids)
+    elif config.data.objective == "replaced_token":
+        made = plain._replace(draws=numbers)
     elif config.data.objective == "tlm":
         made = plain._replace(positions=ids, segments=ids, types=ids)
     elif config.data.objective == "permutation":

@@ -13,6 +13,7 @@ _NOISE = {
     "mlm": one_text,
     "mlm_nsp": two_texts,
     "mlm_sop": two_texts,
+    "replaced_token": one_text,
     "span_corruption": span_corruption,
     "denoising": denoising,
     "prefix": prefix,
