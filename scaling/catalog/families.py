@@ -9,6 +9,7 @@ from scaling.catalog.sizes import Size
 from scaling.config.schema import Experts, Rotary
 
 _NO_BIAS = dict(qkv_bias=False, out_bias=False, mlp_bias=False)
+_NO_TYPES = dict(token_types=0)
 _SWIGLU = dict(gated=True, activation="silu")
 
 # CTRL (arXiv 1909.05858, section 3.2, and the released code).
@@ -72,6 +73,9 @@ BERT = dict(
     vocab_multiple=1,
 )
 ROBERTA = BERT | dict(norm_epsilon=1e-5, token_types=1, position_offset=2)
+# XLM (arXiv 1901.07291, section 5.1; counts are those of arXiv 1911.02116, table 6): no product before the logits, and a
+# table of 15 languages, or none.
+XLM = BERT | dict(token_types=15, head_transform=False)
 # The Transformer (arXiv 1706.03762, sections 3 and 5, table 3): an encoder with a decoder.
 TRANSFORMER = dict(
     positions="sinusoidal",
@@ -188,6 +192,8 @@ ALL = (
     _size("BERT", "large", (24, 1024, 16, 4096), 512, 30_522, 0.336, 256 * 512, 1.0e-4, BERT, norm="post"),
     _size("RoBERTa", "base", (12, 768, 12, 3072), 512, 50_265, 0.125, 8000 * 512, 6.0e-4, ROBERTA, norm="post"),
     _size("RoBERTa", "large", (24, 1024, 16, 4096), 512, 50_265, 0.355, 8000 * 512, 4.0e-4, ROBERTA, norm="post"),
+    _size("XLM", "15", (12, 1024, 8, 4096), 512, 95_000, 0.250, 4096 * 256, 1.0e-4, XLM, norm="post"),
+    _size("XLM", "100", (16, 1280, 16, 5120), 512, 200_000, 0.570, 4096 * 256, 1.0e-4, XLM | _NO_TYPES, norm="post"),
     # The paper prints 65M for base; its tables, matrices, biases and norms are 63.1M.
     _both("Transformer", "base", (6, 512, 8, 2048), 512, 37_000, 0.0631, 896 * 128, 6.99e-4, TRANSFORMER, norm="post"),
     _both("Transformer", "big", (6, 1024, 16, 4096), 512, 37_000, 0.213, 896 * 128, 4.94e-4, TRANSFORMER, norm="post"),

@@ -179,6 +179,11 @@ class Model:
         return self.pair_head and not self.outputs
 
     @property
+    def has_logits(self) -> bool:
+        """Whether final states become logits: an encoder that has neither a transform nor a bias for them is bare."""
+        return self.causal or self.head_transform or self.logit_bias
+
+    @property
     def transforms(self) -> bool:
         """Whether there is a ``head_transform``; where ``outputs`` are in the place of logits, it is left out."""
         return self.head_transform and not self.outputs

@@ -67,6 +67,7 @@ def to_model(values: Mapping[str, Any], where: str, vocab_multiple: int) -> tupl
         raise ValueError(f"{where}: model_type {kind!r} is not supported; must be one of {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     try:
+        values = family.respelled_keys(values) if family.respelled_keys else values
         _check_keys(values, family)
         knobs = dict(family.fixed) | {"vocab_multiple": vocab_multiple}
         for key in family.keys:
@@ -161,7 +162,7 @@ def _value(key: Key, values: Mapping[str, Any]) -> Any:
         _check_bool(key.theirs, found)
         return found
     whole, dropout = isinstance(like, int), key.ours.startswith("dropout")
-    low, high = (1, math.inf) if whole else (0, 1 if dropout else math.inf)
+    low, high = (int(key.default != 0), math.inf) if whole else (0, 1 if dropout else math.inf)
     if isinstance(found, bool) or not isinstance(found, int if whole else int | float) or not low <= found <= high:
         raise ValueError(f"{key.theirs} must be a number in [{low}, {high}], got {found!r}")
     return found if whole else float(found)
@@ -200,7 +201,7 @@ def _values(model: cfg.Model, family: Family) -> dict[str, Any]:
     derived = (
         with_sizes(dataclasses.replace(model, d_head=0, d_ff=0)) if model.d_model % model.num_heads == 0 else model
     )
-    bare = family.bare_class and not model.head_transform
+    bare = family.bare_class and not model.has_logits
     kind = family.pairs_class if model.pair_head and not bare else family.bare_class if bare else family.class_name
     values: dict[str, Any] = {
         "model_type": family.model_type,
@@ -246,6 +247,9 @@ def _differences(model: cfg.Model, values: dict[str, Any], family: Family) -> di
     names = {key.ours: key.names.values() for key in family.keys if key.names}
     knobs = [name.removeprefix(".") for name, *_ in cfg.knobs(ours, "")]
     free = FREE.union(family.may_have)
+    for group in map(str.split, family.optional.values()):  # a tensor decides all of its knobs, or none
+        if len({get(ours, knob.lstrip("-")) != knob.startswith("-") for knob in group}) > 1:
+            free -= {knob.lstrip("-") for knob in group}
     differing = [knob for knob in knobs if knob not in free and get(ours, knob) != get(theirs, knob)]
     following = tuple(prefix for knob in differing for prefix in _FOLLOW.get(knob, ()))
     kept = [knob for knob in differing if knob == "experts.count" or not knob.startswith(following)]

@@ -37,7 +37,7 @@ def fill(
     model = network.model
     if model.causal:
         raise ValueError("only an encoder fills hidden places; this model continues texts")
-    if not model.head_transform:
+    if not model.has_logits:
         raise ValueError("the model is an encoder without logits")
     mask, own = words.special(MASK), words.spelling(MASK)
     parts = text.replace(own, MASK).split(MASK)

@@ -71,6 +71,7 @@ AXES |= {
 _GATES = "{_1}"  # in a name, "_1" where the MLP has gates
 _ENCODER = "encoder."  # before the paths of an encoder's parameters
 _EXPERT = "{e}"  # in a name, the expert's number
+_LAYER = "{n}"  # in a name, the layer's number, where it is not at the front
 # Outside of what bare models have, so without the prefix.
 _HEAD = (
     "unembedding", "logit_bias", "transform", "transform_bias", "transform_norm.gain", "transform_norm.bias",
@@ -238,7 +239,7 @@ def _tensors(model: cfg.Model, family: Family, inside: Mapping[str, tuple[str, s
             if ours[0] not in wanted:
                 continue
             shape = tuple(math.prod(sizes[axis] for axis in group) for group in layout.split())
-            whole = name if layer is None else f"{before}{layer}.{name}"
+            whole = name if layer is None else f"{before}{layer}.{name}" if before else name.replace(_LAYER, str(layer))
             whole = whole.replace(_GATES, "_1" if model.gated else "")
             for expert in range(model.experts.count) if _EXPERT in name else (None,):
                 index = place if expert is None else (*place, expert)

@@ -17,6 +17,7 @@ from scaling.interop.families import (
     opt,
     qwen,
     t5,
+    xlm,
 )
 from scaling.interop.family import Family
 
@@ -42,6 +43,7 @@ FAMILIES: dict[str, Family] = {
         bert.ROBERTA,
         bert.XLM_ROBERTA,
         bert.DISTILBERT,
+        xlm.XLM,
         albert.ELECTRA,
         albert.ALBERT,
         t5.T5,
