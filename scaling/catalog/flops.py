@@ -53,11 +53,20 @@ def attention_per_token(model: Model, sequence_length: int, source_length: int =
     # Each of the two products takes 2 d_head operations for every head and every position seen.
     seen = [positions_seen(sequence_length, *sight, causal=model.causal) for sight in sights]
     own = sum(4 * model.num_heads * model.d_head * positions for positions in seen)
+    own += _positional_per_token(model, sequence_length)
     if not model.encoder_layers:
         return own
     source = source_length or sequence_length
     across = 4 * model.num_heads * model.d_head * source * model.num_layers
     return own + across + attention_per_token(model.encoder, source) * source / sequence_length
+
+
+def _positional_per_token(model: Model, length: int) -> float:
+    """Products of queries and keys with distances, and of the rows of distances with matrices, once for a sequence."""
+    width = model.num_heads * model.d_head
+    each = 2 * width * min(length, 2 * model.distances)
+    projected = 2 * width * model.d_model * min(2 * length - 1, 2 * model.distances) / length
+    return model.num_layers * model.positional_scores * (each + projected)
 
 
 def training_per_token(

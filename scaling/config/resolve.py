@@ -19,7 +19,7 @@ CHOICES = {
     "model.norm_kind": ("layer", "rms"),
     "model.parallel": ("no", "one_norm", "two_norms"),
     "model.activation": ("gelu_tanh", "gelu", "relu", "silu"),
-    "model.positions": ("learned", "sinusoidal", "rotary", "alibi", "relative", "none"),
+    "model.positions": ("learned", "sinusoidal", "rotary", "alibi", "relative", "disentangled", "none"),
     "model.sinusoid": ("halves", "interleaved"),
     "model.rotary.scaling": ("none", "linear", "llama3", "yarn"),
     "model.parametrization": ("standard", "mup", "completep"),
@@ -79,7 +79,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "model.outputs model.token_types model.layer_groups model.encoder_layers "
         "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
         "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "
-        "model.position_offset model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
+        "model.position_offset model.disentangled.distance model.disentangled.buckets model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
         "model.rotary.high model.rotary.attention_factor train.sequence_length "
         "train.microbatch_sequences train.pipeline_microbatches train.ramp_tokens compute.loss_chunk train.z_loss "
         "data.source_length "
@@ -337,6 +337,8 @@ def _check_encoder(config: Config) -> None:
     for name, value, right in wrong:
         if value != right:
             raise refused(name, value, f"must be {right!r} with config.model.causal=False")
+    if config.model.distances and config.mesh.stage > 1:
+        raise refused("mesh.stage", config.mesh.stage, "must be 1 with config.model.positions='disentangled'")
     narrow = config.data.objective != "next_token" and config.model.d_embedding != config.model.d_model
     if narrow and not config.model.head_transform:
         raise refused("model.head_transform", False, "must be True with config.model.embedding_width")
@@ -357,6 +359,8 @@ def _check_family(model: Model) -> None:
     if model.relative_buckets < 2 or model.relative_distance <= model.relative_buckets // 2:
         right = f"must be at least 2, and half of it less than config.model.relative_distance={model.relative_distance}"
         raise refused("model.relative_buckets", model.relative_buckets, right)
+    if model.positions == "disentangled":
+        _check_disentangled(model)
     if model.experts.count:
         _check_experts(model)
     if model.parametrization != "standard":
@@ -382,6 +386,25 @@ def _check_rotary(model: Model) -> None:
         raise refused("model.rotary.low", low, f"must be less than config.model.rotary.high={high}")
     if rotary.theta <= 1:
         raise refused("model.rotary.theta", rotary.theta, "must be more than 1")
+
+
+def _check_disentangled(model: Model) -> None:
+    by, distance = model.disentangled, model.disentangled.distance or model.context_length
+    wrong: tuple[tuple[str, Any, Any], ...] = (
+        ("causal", model.causal, False),
+        ("num_kv_heads", model.kv_heads, model.num_heads),
+        ("attention_pattern", model.attention_pattern, ("dense",)),
+        ("parametrization", model.parametrization, "standard"),
+    )
+    for name, value, right in wrong:
+        if value != right:
+            raise refused(f"model.{name}", value, f"must be {right!r} with config.model.positions='disentangled'")
+    if not model.positional_scores:
+        right = "must be True where config.model.disentangled.position_to_content is not"
+        raise refused("model.disentangled.content_to_position", False, right)
+    if by.buckets and not 2 <= by.buckets < 2 * (distance - 1):
+        right = f"must be 0, or at least 2 and less than 2 (N - 1), where N = {distance} is the largest distance"
+        raise refused("model.disentangled.buckets", by.buckets, right)
 
 
 def _check_experts(model: Model) -> None:

@@ -22,6 +22,7 @@ from scaling.config.align import Align, Chat, Distill, Dpo, Reinforcement
 from scaling.config.align import Lora as Lora
 from scaling.config.knob import knob
 from scaling.config.model import Compute, Model, Network
+from scaling.config.model import Disentangled as Disentangled
 from scaling.config.model import Experts as Experts
 from scaling.config.model import Rotary as Rotary
 from scaling.config.model import Sight as Sight

@@ -39,6 +39,8 @@ _ONLY = {
     "quantization_config": None,
     "rope_interleaved": False,
 }
+# Of the keys with one value, those for which transformers assumes another where they are left out.
+_WRITTEN = ("layer_norm_epsilon", "relative_attention")
 # Knobs by which families differ most: a family that lacks one of these is not the nearest to a model.
 _STRUCTURE = ("causal", "encoder_layers", "norm", "norm_kind", "positions", "parallel", "gated", "experts.count")
 # Knobs to the beginnings of the names of others, which say nothing where the first one differs.
@@ -47,7 +49,7 @@ _FOLLOW = {
     "experts.every": ("gated", "mlp_bias", "d_ff"),
     "attention_pattern": ("band_width",),
     "norm_kind": ("norm_bias",),
-    "positions": ("position_offset", "sinusoid", "relative_", "rotary."),
+    "positions": ("position_offset", "sinusoid", "relative_", "rotary.", "disentangled."),
 }
 
 
@@ -230,7 +232,7 @@ def _values(model: cfg.Model, family: Family) -> dict[str, Any]:
     # transformers would otherwise assume ids of its own, which may lie outside the vocabulary.
     return (
         values
-        | {name: value for name, value in family.only.items() if name == "layer_norm_epsilon"}
+        | {name: value for name, value in family.only.items() if name in _WRITTEN}
         | {
             "bos_token_id": None,
             "eos_token_id": None,
@@ -278,12 +280,18 @@ def _canonical(model: cfg.Model) -> cfg.Model:
         "relative_buckets": model.relative_buckets if relative else default.relative_buckets,
         "relative_distance": model.relative_distance if relative else default.relative_distance,
         "norm_bias": model.norm_bias if model.norm_kind == "layer" else default.norm_bias,
-        "position_offset": model.position_offset if model.positions == "learned" else 0,
-        "attention_scale": model.attention_scale or 1 / math.sqrt(model.d_head),
+        "position_offset": model.position_offset if model.has_position_table else 0,
+        "attention_scale": model.attention_scale or 1 / math.sqrt(model.d_head * (1 + model.positional_scores)),
         "sinusoid": model.sinusoid if model.positions == "sinusoidal" else default.sinusoid,
         "rotary": _canonical_rotary(model) if model.positions == "rotary" else default.rotary,
+        "disentangled": _canonical_disentangled(model) if model.distances else default.disentangled,
     }
     return dataclasses.replace(model, **changes)
+
+
+def _canonical_disentangled(model: cfg.Model) -> cfg.Disentangled:
+    by = model.disentangled
+    return dataclasses.replace(by, distance=by.distance or model.context_length)
 
 
 def _canonical_rotary(model: cfg.Model) -> cfg.Rotary:

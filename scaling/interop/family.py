@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from scaling.config import schema as cfg
 
 REQUIRED = object()
-_SECTIONS = ("rotary", "experts")  # of ``cfg.Model``
+_SECTIONS = ("rotary", "experts", "disentangled")  # of ``cfg.Model``
 
 # Their names of activations to ours; the first name of each of ours is the one written.
 ACTIVATIONS = {
@@ -88,7 +88,7 @@ class Family:
         pairs_class: as ``class_name``, of a model with a pair head.
         optional: tensors that decide by being there: their name to the knobs that are then true, or with a minus sign
             before the knob, false.
-        respelled: ends of names of tensors in old folders, to the present ones.
+        respelled: ends of names of tensors in other folders, to those of the table.
         counts_offset: their context length counts the rows of ``position_offset``.
         respelled_keys: makes keys of config.json that have several spellings, or depend on each other, those of the
             table; None = there are none.

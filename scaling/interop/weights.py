@@ -18,13 +18,14 @@ from scaling.model.stack import layers_of
 from scaling.runs.stores import Later, by_path
 
 # Axes of our parameters: B buckets of distances, D and Q model, E experts, F MLP, H heads, K features of a head,
-# N heads of keys, P positions, S width in which embeddings are added, T types of tokens, V tokens (ours have
+# N heads of keys, P positions, R rows of distances, S width in which embeddings are added, T types of tokens, V tokens (ours have
 # padded_vocab, theirs vocab_size), W width of the embedding, X MLP of an expert.
 AXES = {
     "tokens": "VW",
     "positions": "PS",
     "types": "TS",
     "relative": "BH",
+    "distances": "RD",
     "project_in": "WD",
     "project_in_bias": "D",
     "project_out": "DW",
@@ -44,6 +45,10 @@ AXES = {
     "attention.query_bias": "HK",
     "attention.key_bias": "NK",
     "attention.value_bias": "NK",
+    "attention.distances.query": "DHK",
+    "attention.distances.key": "DHK",
+    "attention.distances.query_bias": "HK",
+    "attention.distances.key_bias": "HK",
     "attention.query_norm.gain": "K",
     "attention.key_norm.gain": "K",
     "attention.out": "HKD",
@@ -62,7 +67,7 @@ AXES = {
     "embedding_norm.bias": "S",
 } | {
     f"{norm}.{part}": "D"
-    for norm in ("attention_norm", "cross_norm", "mlp_norm", "final_norm")
+    for norm in ("attention_norm", "cross_norm", "mlp_norm", "final_norm", "distances_norm")
     for part in ("gain", "bias")
 }  # fmt: skip
 AXES |= {
@@ -260,7 +265,7 @@ def _sizes(model: cfg.Model) -> dict[str, int]:
     return {
         "1": 1, "2": 2, "3": 3, "B": model.relative_buckets, "D": model.d_model, "E": model.experts.count,
         "F": model.d_ff, "H": model.num_heads, "K": model.d_head, "N": model.kv_heads,
-        "P": model.position_offset + model.context_length, "Q": model.d_model, "S": model.d_summed,
+        "P": model.position_offset + model.context_length, "Q": model.d_model, "R": 2 * model.distances, "S": model.d_summed,
         "T": model.token_types, "V": model.vocab_size, "W": model.d_embedding, "X": model.d_expert,
     }  # fmt: skip
 
