@@ -76,10 +76,11 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda v: v >= 0,
         "align.epochs align.lm_weight dpo.nll distill.layers distill.kl distill.lm distill.cosine lora.rank "
         "rl.value_rate rl.kl rl.kl_target rl.pretraining_weight "
+        "model.disentangled.distance model.disentangled.buckets "
         "model.outputs model.token_types model.layer_groups model.encoder_layers "
         "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
         "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "
-        "model.position_offset model.disentangled.distance model.disentangled.buckets model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
+        "model.position_offset model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
         "model.rotary.high model.rotary.attention_factor train.sequence_length "
         "train.microbatch_sequences train.pipeline_microbatches train.ramp_tokens compute.loss_chunk train.z_loss "
         "data.source_length "

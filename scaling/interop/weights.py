@@ -18,8 +18,8 @@ from scaling.model.stack import layers_of
 from scaling.runs.stores import Later, by_path
 
 # Axes of our parameters: B buckets of distances, D and Q model, E experts, F MLP, H heads, K features of a head,
-# N heads of keys, P positions, R rows of distances, S width in which embeddings are added, T types of tokens, V tokens (ours have
-# padded_vocab, theirs vocab_size), W width of the embedding, X MLP of an expert.
+# N heads of keys, P positions, R rows of distances, S width in which embeddings are added, T types of tokens, V tokens
+# (ours have padded_vocab, theirs vocab_size), W width of the embedding, X MLP of an expert.
 AXES = {
     "tokens": "VW",
     "positions": "PS",
@@ -265,8 +265,8 @@ def _sizes(model: cfg.Model) -> dict[str, int]:
     return {
         "1": 1, "2": 2, "3": 3, "B": model.relative_buckets, "D": model.d_model, "E": model.experts.count,
         "F": model.d_ff, "H": model.num_heads, "K": model.d_head, "N": model.kv_heads,
-        "P": model.position_offset + model.context_length, "Q": model.d_model, "R": 2 * model.distances, "S": model.d_summed,
-        "T": model.token_types, "V": model.vocab_size, "W": model.d_embedding, "X": model.d_expert,
+        "P": model.position_offset + model.context_length, "Q": model.d_model, "R": 2 * model.distances,
+        "S": model.d_summed, "T": model.token_types, "V": model.vocab_size, "W": model.d_embedding, "X": model.d_expert,
     }  # fmt: skip
 
 

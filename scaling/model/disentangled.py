@@ -1,8 +1,10 @@
 """Disentangled attention: scores of contents with distances (DeBERTa: arXiv 2006.03654, section 3.1).
 
 To the product of a query with a key are added that of the query with a key made of their distance, and that of the key
-with a query made of it. All layers share a table of distances, and each has projections of its own. The released code
-has dropout on that table, too, which is left out here.
+with a query made of it. All layers share a table of distances, and each has projections of its own.
+
+The released code differs from equation 4 in that both products take the row of the distance from key to query. So does
+this. It has dropout on the table, too, which is left out here, as is the enhanced mask decoder of section 3.2.
 """
 
 from typing import Any
