@@ -7,8 +7,9 @@ r"""XLM for 15 languages: hidden tokens of one language, then of a text with its
 
 12 layers of 1,024 features, 95,000 tokens, 250M parameters. Rows of 256 tokens in batches of 64, here for each of 64
 GPUs, dropout 0.1, Adam, lr 1e-4 of the 1e-4 to 5e-4 that the paper tries (section 5.1). It does not give the number of
-steps; 500,000 and 100,000 are chosen here. The paper alternates between the two objectives; here the second follows the first.
-It samples languages by a power of 0.7 of their share, as weights of ``config.data.mixture`` do.
+steps; 500,000 and 100,000 are chosen here. The paper alternates between the two objectives; here the second follows
+the first. It samples languages by a power of 0.7 of their share, as weights of ``config.data.mixture`` do. Types tell a
+text from its translation here, and not each of the 15 languages from the others.
 
 Machine: eight accelerators with 32 GB and --config.train.microbatch_sequences=256.
 Time and loss: not measured here. The paper used 64 V100 GPUs.
