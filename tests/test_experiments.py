@@ -8,6 +8,7 @@ from scaling.config.files import call, load, run_name
 from scaling.config.resolve import resolve
 from scaling.corpus import config as corpus
 from scaling.sweep.plan import plan
+from scaling.train.schedule import learning_rate
 
 ROOT = Path(__file__).parent.parent
 ELSE = ("sweeps", "in_context", "rewards", "data")
@@ -154,3 +155,21 @@ def test_the_parts_of_the_ladder_are_the_same_runs():
     assert len({run.scale.params.total for run in demo}) >= 5
     with pytest.raises(ValueError, match="not a part"):
         call(f"{path}:none", "get_sweep")
+
+
+def test_berts_learning_rate_goes_on_where_the_lengths_change():
+    path = ROOT / "experiments/encoders/bert.py"
+    short, long, whole = (
+        resolve(load(f"{path}:{choice}"), vocab_size=30_522) for choice in ("base,128", "base,512", "base")
+    )
+    steps = [config.train.tokens // config.train.batch_tokens for config in (short, long, whole)]
+    assert steps == [900_000, 100_000, 1_000_000] and short.model == long.model == whole.model
+
+    def rate(config, step):
+        tokens = step * config.train.batch_tokens
+        return learning_rate(config.optimizer, tokens, config.train.tokens)
+
+    for step in (5_000, 400_000, 900_000):
+        assert rate(short, step) == pytest.approx(rate(whole, step), rel=1e-9)
+    for step in (0, 40_000, 100_000):
+        assert rate(long, step) == pytest.approx(rate(whole, 900_000 + step), rel=1e-9, abs=1e-15)

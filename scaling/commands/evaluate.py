@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     failed: OSError | None = None
     every: dict[str, list[Result]] = {}
     for model in models:
-        served = load_decoder(model, options.tokenizer, options.mesh, options.dtype)
+        served = load_decoder(model, options.tokenizer, options.mesh, options.dtype, sources=None)
         results = every[model] = []
         try:
             for result in evaluate(served):
@@ -159,6 +159,8 @@ def _own(options: argparse.Namespace) -> Callable[["Served"], Iterator["Result"]
     def evaluate(served: "Served") -> Iterator["Result"]:
         if options.chat and not (served.words.chat_template or served.template):
             raise ValueError(f"the tokenizer {served.words.name!r} has no chat template; evaluate without --chat")
+        if options.chat and served.network.model.encoder_layers:
+            raise ValueError("--chat: a decoder beside an encoder reads no dialogues; evaluate without --chat")
         asking = Asking(not options.no_prefix, served.chat() if options.chat else None, raters, seed)
         evaluator = Evaluator(served.network, served.params, served.words, served.mesh, asking)
         for requests in all_requests(tasks, shots, seed, data, evaluator.room, limit):

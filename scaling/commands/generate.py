@@ -259,7 +259,10 @@ def _prompts(options: argparse.Namespace) -> "list[Prompt]":
     if not found and options.control:
         return [prompt("", "--control")]
     if not found:
-        raise ValueError("needs --prompt=TEXT or --prompts=FILE with at least one prompt, or --control=CODE")
+        raise ValueError(
+            "needs --prompt=TEXT or --prompts=FILE with at least one prompt, or --control=CODE, or for a model with an "
+            "encoder --source=TEXT"
+        )
     for each in found:
         text = _text(each)
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):

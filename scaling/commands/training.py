@@ -150,7 +150,7 @@ def _train(run: Run, watch: Watch, log: Log, tasks: InLoopTasks | None, recipe: 
             durable.replace_text(run.directory / name, text)
         stream = run.data.training
         unique = stream.unique(config.train.tokens) if isinstance(stream, TrainingSet) else None
-        config_json.write(run.directory, config, run.words, run.mesh, throughput.mfu(peak), unique)
+        config_json.write(run.directory, config, run.words, run.mesh, throughput.mfu(peak), unique, recipe.verb)
     loop.begin(first_step)
     if first_step < run.schedule.num_steps:
         watch.goodput.begin(first_step)  # a run that is already finished gets no new attempt
@@ -215,6 +215,7 @@ def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
     distributed.initialize(config.distributed, config.mesh.cpu_devices)
     _configure(config)
     workdir = absolute(config.workdir or f"runs/{name}")
+    config_json.check_verb(workdir, recipe.verb)
     start = Start.of(config, workdir) if config.start else None
     if start:
         config = dataclasses.replace(config, chat=start.chat_for(config))

@@ -287,6 +287,8 @@ def _check_model(config: Config) -> None:
                 raise refused(f"model.{name}", value, f"must be {type(value)()} with config.model.causal=True")
     if model.pair_head and not model.pooler:
         raise refused("model.pair_head", True, "needs config.model.pooler=True, whose state it reads")
+    if config.data.pack and config.data.objective != "pairs":
+        raise refused("data.pack", True, f"must be False with config.data.objective={config.data.objective!r}")
     pairs = config.data.objective in ("mlm_nsp", "mlm_sop")
     if pairs and not model.pair_head:
         raise refused("model.pair_head", False, f"must be True with config.data.objective={config.data.objective!r}")
@@ -313,7 +315,6 @@ def _check_two_stacks(config: Config) -> None:
         ("mesh.context", config.mesh.context, 1),
         ("mesh.stage", config.mesh.stage, 1),
         ("lora.rank", config.lora.rank, 0),
-        ("eval.tasks", config.eval.tasks, ""),
         ("sample.prompts", config.sample.prompts, ()),
     )
     for name, value, right in wrong:

@@ -54,6 +54,7 @@ class Data:
     )
     source_length: int = knob(0, "tokens", "that the encoder reads in a row; 0 = train.sequence_length")
     source_key: str = knob("source", "", "field of the source in the .jsonl records of objectives pairs and tlm")
+    pack: bool = knob(False, "", "objective pairs: several pairs share a row, each sees itself alone")
     target_key: str = knob("target", "", "field of the target, or of its translation, in the same records")
     text_key: str = knob("text", "", "field that holds the text in .jsonl and .parquet records")
     control_field: str = knob(

@@ -23,7 +23,8 @@ class Batch(NamedTuple):
         types: kind of each token (``config.model.token_types``), int32; None = all 0.
         source: tokens that an encoder reads (``config.model.encoder_layers``), int32 [..., S]; None = no encoder.
         source_segments: number of the text of each of them, int32 [..., S]: the tokens of segment 0, which is that of
-            all tokens where ``segments`` is None, see those with a 0; padding has a 1.
+            all tokens where ``segments`` is None, see those with a 0; padding has the number after the last text's.
+        source_positions: of each of them in its text, int32 [..., S]; None = 0, 1, 2, ... in each row.
     """
 
     tokens: Array
@@ -34,6 +35,7 @@ class Batch(NamedTuple):
     types: Array | None = None
     source: Array | None = None
     source_segments: Array | None = None
+    source_positions: Array | None = None
 
 
 class Scored(NamedTuple):

@@ -4,14 +4,14 @@ A pair is a row, which is never cut. Rows are in memory, and are shuffled anew e
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from scaling.config.schema import Config
 from scaling.data import sources
-from scaling.data.batch import Batch
+from scaling.data.batch import Batch, restarted
 from scaling.data.chat.dialogues import FaultyRecord, Skipped, usable
 from scaling.data.noise.masked import two_languages
 from scaling.data.noise.row import Noisy, sequence_to_sequence
@@ -21,6 +21,7 @@ from scaling.data.tokenizer_base import BEGIN, SEPARATOR, Tokenizer
 log = logging.getLogger(__name__)
 
 OBJECTIVES = ("pairs", "tlm")
+_OPEN = 1000  # rows that may still take a pair
 
 
 class Pair(NamedTuple):
@@ -37,23 +38,29 @@ class Layout(NamedTuple):
     Attributes:
         fault: what is wrong with a pair that does not fit, in words; "" = it fits.
         row: arrays [T], and of an encoder's source [S].
+        places: that a pair takes of T, and of S (0 without an encoder).
     """
 
     fault: Callable[[Pair], str]
     row: Callable[[Pair], Batch]
+    places: Callable[[Pair], tuple[int, int]] = lambda pair: (0, 0)
+
+    def packed(self, pairs: Sequence[Pair]) -> Batch:
+        """The row of several pairs that fit together; each is a segment with positions of its own."""
+        return side_by_side([self.row(pair) for pair in pairs], [self.places(pair) for pair in pairs])
 
 
 class Laid(Sequence[Batch]):
     """Rows that are made of their pairs when they are read: these need less memory."""
 
-    def __init__(self, pairs: Sequence[Pair], row: Callable[[Pair], Batch]) -> None:
-        self._pairs, self._row = pairs, row
+    def __init__(self, items: Sequence[Any], row: Callable[[Any], Batch]) -> None:
+        self._items, self._row = items, row
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._items)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._row(self._pairs[index])
+        return self._row(self._items[index])
 
 
 def data(config: Config, words: Tokenizer) -> tuple[Rows, Sequence[Any]]:
@@ -80,6 +87,14 @@ def data(config: Config, words: Tokenizer) -> tuple[Rows, Sequence[Any]]:
     skipped.summary()
     tokens = sum(len(pair.source) + len(pair.target) for pair in training)
     log.info("%d pairs of %d tokens, and %d held out", len(training), tokens, len(held_out))
+    if config.data.pack:
+        rooms = config.train.sequence_length, config.data.source_length or config.train.sequence_length
+        found, others = (
+            [[pairs[i] for i in row] for row in together(map(layout.places, pairs), rooms)]
+            for pairs in (training, held_out)
+        )
+        log.info("%d rows of %.1f pairs in the mean", len(found), len(training) / len(found))
+        return Rows.of(Laid(found, layout.packed), config), Laid(others, layout.packed)
     noise = two_languages(config, words) if config.data.objective == "tlm" else None
     validation: Sequence[Any] = Laid(held_out, layout.row)
     if noise is not None:
@@ -117,6 +132,53 @@ def read(pattern: str, config: Config, words: Tokenizer, skipped: Skipped) -> It
     return usable(pattern, skipped, "pair", pair)
 
 
+def together(places: Iterable[tuple[int, int]], rooms: tuple[int, int]) -> list[list[int]]:
+    """Which pairs share a row: each goes into the row, of the last ones, that it fills best; the largest are first.
+
+    Args:
+        places: that each pair takes in two ways.
+        rooms: of a row in the same ways.
+
+    Returns:
+        Numbers of pairs, for each row.
+    """
+    sizes, room = np.array(list(places)).reshape(-1, 2), np.array(rooms)
+    rows: list[list[int]] = []
+    free = np.zeros((0, 2), int)  # of the last rows
+    for i in np.argsort(-(sizes / room).max(1), kind="stable"):
+        left = free - sizes[i]
+        fits = np.flatnonzero((left >= 0).all(1))
+        if len(fits):
+            best = fits[(left[fits] / room).max(1).argmin()]
+            rows[len(rows) - len(free) + best].append(int(i))
+            free[best] = left[best]
+        else:
+            rows.append([int(i)])
+            free = np.concatenate([free[-_OPEN + 1 :], [room - sizes[i]]])
+    return rows
+
+
+def side_by_side(rows: Sequence[Batch], places: Sequence[tuple[int, int]]) -> Batch:
+    """The row that has the first places of each row, the target's and the source's; the rest is padding."""
+    made: dict[str, np.ndarray] = {}
+    for kind, names in enumerate((("tokens", "targets", "weights"), ("source",))):
+        likes = {name: getattr(rows[0], name) for name in names}
+        if any(like is None for like in likes.values()):
+            continue
+        room = len(likes[names[0]])
+        segments, at = np.full(room, len(rows), np.int32), 0
+        made |= {name: np.zeros_like(like) for name, like in likes.items()}
+        for number, (row, sizes) in enumerate(zip(rows, places, strict=True)):
+            size = sizes[kind]
+            for name in names:
+                made[name][at : at + size] = getattr(row, name)[:size]
+            segments[at : at + size] = number
+            at += size
+        prefix = "source_" if kind else ""
+        made |= {f"{prefix}segments": segments, f"{prefix}positions": restarted(segments)}
+    return Batch(**made)
+
+
 def layout_of(config: Config, words: Tokenizer) -> Layout:
     """The layout of ``config.data.objective``, for an encoder with a decoder or for one alone.
 
@@ -151,7 +213,7 @@ def _behind_an_encoder(config: Config, words: Tokenizer) -> Layout:
         source, target = framed(pair.source, words), framed(pair.target, words)
         return sequence_to_sequence(source, target, words.decoder_start, source_room, room)
 
-    return Layout(fault, row)
+    return Layout(fault, row, lambda pair: (len(pair.target) + around, len(pair.source) + around))
 
 
 def _in_one_text(config: Config, words: Tokenizer) -> Layout:
@@ -170,7 +232,10 @@ def _in_one_text(config: Config, words: Tokenizer) -> Layout:
         weights[used - len(pair.target) - 1 : used] = 1
         return Batch(tokens, targets, weights)
 
-    return Layout(fault, row)
+    def places(pair: Pair) -> tuple[int, int]:
+        return len(words.start) + len(pair.source) + 1 + len(pair.target), 0
+
+    return Layout(fault, row, places)
 
 
 def _two_languages(config: Config, words: Tokenizer) -> Layout:

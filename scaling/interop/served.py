@@ -102,17 +102,20 @@ def load_decoder(
     tokenizer_name: str | None = None,
     axes: str = "",
     dtype: str = "float32",
-    sources: bool = False,
+    sources: bool | None = False,
 ) -> Served:
     """As ``load_served``, for what continues texts.
 
-    An encoder is a ValueError, too, and so is a decoder with an encoder beside it, unless there are ``sources`` for it.
+    An encoder is a ValueError, too, and so is a decoder with an encoder beside it, unless there are ``sources`` for it;
+    None = either is served.
     """
     served = load_served(model, tokenizer_name, axes, dtype)
     if not served.network.model.causal:
         raise ValueError(
             f"{os.fspath(model)} is an encoder, which continues no texts; see `scaling fill` and `scaling embed`"
         )
+    if sources is None:
+        return served
     if served.network.model.encoder_layers and not sources:
         raise ValueError(f"{os.fspath(model)} writes behind an encoder; see `scaling generate --source`")
     if sources and not served.network.model.encoder_layers:

@@ -117,16 +117,23 @@ class Decoder(Stack):
         x = self.embed(tokens, context.positions, context.types)
         return self.through(x, context, counted, key, pipeline_microbatches)
 
-    def encode(self, source: jax.Array, segments: jax.Array | None = None, key: jax.Array | None = None) -> Source:
+    def encode(
+        self,
+        source: jax.Array,
+        segments: jax.Array | None = None,
+        key: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> Source:
         """What the encoder makes of its tokens, for ``AttentionContext.source``.
 
         Args:
             source: ids, int32 [B, S].
             segments: as of ``Batch.source_segments``; None = no padding.
             key: dropout key; None = no dropout.
+            positions: as of ``Batch.source_positions``.
         """
-        x = self.encoder.placed(self._looked_up(source))
-        return Source(self.encoder.through(x, AttentionContext(segments=segments), key=key)[0], segments)
+        x = self.encoder.placed(self._looked_up(source), positions)
+        return Source(self.encoder.through(x, AttentionContext(positions, segments), key=key)[0], segments)
 
     def embed(self, tokens: jax.Array, positions: jax.Array | None = None, types: jax.Array | None = None) -> jax.Array:
         """Tokens [B, T] at positions [B or 1, T] (None: 0, 1, ...), of types (None: 0), to [B, T, D], compute dtype."""

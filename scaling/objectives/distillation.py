@@ -77,7 +77,7 @@ def distillation(config: cfg.Config, teacher: cfg.Model) -> Objective:
         "loss" is that of pre-training, in nats a predicted token; "kl" and "cosine_loss" are logged beside it, without
         their coefficients.
     """
-    how, knobs = Unembedding.of(config), config.distill
+    how, knobs = Unembedding.of(config)._replace(smoothing=config.train.label_smoothing), config.distill
     network = cfg.Network(teacher, config.compute)
     most = 0 if config.model.causal else most_hidden(config.noise.rate, config.train.sequence_length)
 
@@ -100,12 +100,22 @@ def distillation(config: cfg.Config, teacher: cfg.Model) -> Objective:
         total = knobs.lm * minimised + knobs.kl * metrics["kl"]
         if knobs.cosine:
             # A mean over the tokens of a row, times what counts in it: so parts of a batch add up.
-            each = 1 - _cosine(ours, theirs)
-            metrics["cosine_loss"] = (batch.weights.sum(1) * each.mean(1)).sum()
+            each, there = 1 - _cosine(ours, theirs), _there(config, batch)
+            mean = (there * each).sum(1) / jnp.maximum(there.sum(1), 1)
+            metrics["cosine_loss"] = (batch.weights.sum(1) * mean).sum()
             total = total + knobs.cosine * metrics["cosine_loss"]
         return Sums(total, weights.sum(), metrics).with_routers(config.model, routers)
 
     return objective
+
+
+def _there(config: cfg.Config, batch: Batch) -> jax.Array:
+    """1 where a row has a token, and 0 at its padding, float32 [B, T]."""
+    if config.model.causal:
+        return (batch.weights > 0).astype(jnp.float32)
+    # Only rows of pairs of an encoder have padding, which is a segment of its own.
+    padded = config.data.objective == "tlm"
+    return jnp.where(padded & (batch.segments != 0), 0.0, 1.0) if padded else jnp.ones(batch.tokens.shape, jnp.float32)
 
 
 def _cosine(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -82,7 +82,7 @@ def forward(
     if model.config.encoder_layers:
         assert isinstance(batch, Batch) and batch.source is not None
         key, encoder_key = (None, None) if key is None else jax.random.split(key)
-        source = model.encode(batch.source, batch.source_segments, encoder_key)
+        source = model.encode(batch.source, batch.source_segments, encoder_key, batch.source_positions)
         context = dataclasses.replace(context, source=source)
     if model.config.experts.count:
         # What comes after the last token that counts is padding: nothing that counts sees it.

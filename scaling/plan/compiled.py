@@ -176,6 +176,8 @@ def _batch(config: cfg.Config, mesh: Mesh, shape: tuple[int, ...]) -> Batch | Sc
     elif config.model.encoder_layers:
         source = np.zeros((*shape[:-1], config.data.source_length or shape[-1]), np.int32)
         made = plain._replace(source=source, source_segments=source)
+    if config.data.pack and isinstance(made, Batch):
+        made = made._replace(positions=ids, segments=ids, source_positions=made.source)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)), made)
 
 

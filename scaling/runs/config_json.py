@@ -12,10 +12,12 @@ from etils import epath
 from scaling import __version__, durable, json_text
 from scaling.catalog import flops
 from scaling.config import schema as cfg
+from scaling.config.refusal import refused
 from scaling.runs.paths import CONFIG
 from scaling.runs.tokenizer import KEY
 
 UNIQUE = "unique_tokens"  # key of a run's config.json
+VERB = "verb"
 
 if TYPE_CHECKING:
     import jax
@@ -48,6 +50,7 @@ def write(
     mesh: "jax.sharding.Mesh",
     mfu: Mapping[str, Any],
     unique: int | None,
+    verb: str,
 ) -> None:
     """Writes ``config.json`` for a training that begins or resumes.
 
@@ -58,6 +61,7 @@ def write(
         mesh: the mesh of the training.
         mfu: the formula of MFU and its peak.
         unique: tokens of text that the whole training sees at least once; None = it does not read a stream of text.
+        verb: that trains it.
     """
     import jax
 
@@ -65,10 +69,27 @@ def write(
         "devices": {"kind": mesh.devices.flat[0].device_kind, "count": mesh.size, "processes": jax.process_count()},
         "mesh": dict(mesh.shape),
         "mfu": dict(mfu),
+        VERB: verb,
     }
     if unique is not None:
         record[UNIQUE] = unique
     durable.replace_text(run_dir / CONFIG, json.dumps(record, indent=2))
+
+
+def check_verb(run_dir: epath.Path, verb: str) -> None:
+    """Refuses to go on with the run of another verb, which minimises something else.
+
+    A folder without a ``config.json`` that says so is not refused, since older runs have none.
+
+    Raises:
+        ValueError: the run is another verb's.
+    """
+    try:
+        other = read_config_json(run_dir).get(VERB, verb)
+    except (FileNotFoundError, ValueError):
+        return
+    if other != verb:
+        raise refused("workdir", str(run_dir), f"is a run of `scaling {other}`, and only that verb goes on with it")
 
 
 def write_imported(run_dir: epath.Path, config: cfg.Config, words: "Tokenizer", source: str) -> None:

@@ -23,7 +23,7 @@ def teacher(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_student_begins_with_layers_of_its_teacher_and_goes_on_to_the_same_numbers(teacher, tmp_path):
+def test_a_student_begins_with_layers_of_its_teacher_and_goes_on_to_the_same_numbers(teacher, tmp_path, capsys):
     knobs = ["--config.data.objective=mlm", "--config.data.tokenizer=", "--config.model.attention_pattern=('dense',)"]
     knobs += [f"--config.start={teacher}", "--config.distill.layers=1"]
     knobs += ["--config.checkpoint.every_steps=10", "--config.optimizer.schedule=constant"]
@@ -39,6 +39,8 @@ def test_a_student_begins_with_layers_of_its_teacher_and_goes_on_to_the_same_num
     assert distill(tmp_path / "b", *knobs) == 0
     assert curve(tmp_path / "b")[-1]["loss"] == lines[-1]["loss"]
     assert weights(tmp_path / "b") == weights(tmp_path / "a")
+    assert train(tmp_path / "b", *knobs[:-2]) == exit_codes.USAGE
+    assert "is a run of `scaling distill`, and only that verb goes on with it" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -180,3 +180,34 @@ def test_they_are_left_out_and_counted_where_that_is_wanted(file, caplog):
         Data.of(config(file(faulty[:7]), bad_records="skip"), WORDS)
     with pytest.raises(ValueError, match="no pair in it fits a row"):
         Data.of(config(file(faulty[7:]), bad_records="skip"), WORDS)
+
+
+def test_rows_of_several_pairs(file):
+    found = layout(config("x", source=10, length=8))
+    row = found.packed([of("abc", "de"), of("f", "g")])
+    end, start = WORDS.eot, WORDS.decoder_start
+    assert row.tokens.tolist() == [start, 100, 101, start, 103, 0, 0, 0]
+    assert row.targets.tolist() == [100, 101, end, 103, end, 0, 0, 0]
+    assert row.weights.tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+    assert row.segments.tolist() == [0, 0, 0, 1, 1, 2, 2, 2] and row.positions.tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
+    assert row.source.tolist() == [97, 98, 99, end, 102, end, 0, 0, 0, 0]
+    assert row.source_segments.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2, 2]
+    assert row.source_positions.tolist() == [0, 1, 2, 3, 0, 1, 0, 1, 2, 3]
+    alone = layout(config("x", encoder=0, length=16)).packed([of("abc", "de"), of("f", "g")])
+    assert alone.source is None and alone.weights.sum() == 5
+    assert alone.segments.tolist()[-1] == 2 and (np.diff(alone.segments) >= 0).all()
+
+
+def test_every_pair_is_in_one_row_that_it_fits():
+    rng = np.random.default_rng(0)
+    places = [tuple(map(int, rng.integers(1, 17, 2))) for _ in range(3000)]
+    rows = pairs.together(places, (16, 20))
+    assert sorted(i for row in rows for i in row) == list(range(3000))
+    sums = np.array([np.sum([places[i] for i in row], axis=0) for row in rows])
+    assert (sums <= (16, 20)).all() and sums[:, 0].mean() > 14.5
+
+
+def test_packed_data_are_read(file):
+    training, held_out = pairs.data(config(file(), source=40, length=24, pack=True), WORDS)
+    assert training.sequences < 9 and training[0].source_positions is not None
+    assert sum(float(row.weights.sum()) for row in held_out) == 5

@@ -10,9 +10,12 @@ import pytest
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
 from scaling.data.batch import Batch
+from scaling.data.noise.row import sequence_to_sequence
+from scaling.data.pairs import side_by_side
 from scaling.model import decoder, kv_cache
 from scaling.model.context import AttentionContext
 from scaling.objectives.next_token import next_token
+from scaling.objectives.objective import forward
 from scaling.parallel.mesh import make_mesh, one_device
 from scaling.parallel.sharding import batch_sharding
 from scaling.train import state as train_state
@@ -186,3 +189,27 @@ def test_a_source_is_needed():
     network = tiny.network(**changes("t5"))
     with jax.set_mesh(one_device()), pytest.raises(ValueError, match="there is no source for it to read"):
         decoder.merge(network, parameters(network))(data(2).tokens)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pairs_that_share_a_row_have_the_losses_of_rows_of_their_own(name):
+    network = tiny.in_float32(tiny.model(**changes(name)))
+    rng, room = np.random.default_rng(0), 24
+    rows, places = [], [(5, 7), (9, 3), (4, 11)]
+    for target, source in places:
+        ids = [rng.integers(1, tiny.VOCAB, size).astype(np.int32) for size in (source, target)]
+        rows.append(sequence_to_sequence(*ids, 0, room, room))
+    params = decoder.initialize(network.model, jax.random.key(0))
+
+    @jax.jit
+    def losses(params, batch):
+        model = decoder.merge(network, params)
+        logits = model.logits(forward(model, batch, None)[0])
+        return batch.weights * jnp.take_along_axis(jax.nn.log_softmax(logits), batch.targets[..., None], -1)[..., 0]
+
+    with jax.set_mesh(one_device()):
+        apart = jax.tree.map(lambda *x: np.stack(x), *rows)
+        together = jax.tree.map(lambda x: x[None], side_by_side(rows, places))
+        apart, together = (np.asarray(losses(params, batch)) for batch in (apart, together))
+    wanted = np.concatenate([apart[i, :target] for i, (target, _) in enumerate(places)])
+    np.testing.assert_allclose(together[0, : len(wanted)], wanted, atol=1e-5)

@@ -18,16 +18,23 @@ from tests import tiny
 from tests.objectives import test_masked
 
 KNOBS = cfg.Distill(temperature=2.5, kl=3.0, lm=0.5, cosine=2.0)
+SMOOTHING = 0.1
 TEACHERS = {"decoder": dict(num_layers=4), "encoder": test_masked.ENCODER | {"num_layers": 4}}
 
 
 def config(kind, **train):
+    train["label_smoothing"] = SMOOTHING
     base = tiny.config(**train) if kind == "decoder" else test_masked.config(**train)
     return dataclasses.replace(base, distill=KNOBS)
 
 
 def batch(kind, microbatches, rows):
-    return tiny.batch(0, microbatches, rows) if kind == "decoder" else test_masked.batch(microbatches, rows)
+    if kind == "encoder":
+        return test_masked.batch(microbatches, rows)
+    found = tiny.batch(0, microbatches, rows)
+    weights = found.weights.copy()
+    weights[:, ::2, 20:] = 0  # every other row ends with padding
+    return found._replace(weights=weights)
 
 
 def step(kind, mesh, microbatches):
@@ -63,17 +70,23 @@ def test_losses_and_gradient_are_those_of_whole_logits(kind, mesh, microbatches)
         states = ours(given.tokens), theirs(given.tokens)
         logits = ours.logits(states[0]), theirs.logits(states[1])
         weights = given.weights / given.weights.sum()
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits[0]), given.targets[..., None], -1)[..., 0]
+        log_probs = jax.nn.log_softmax(logits[0])
+        chosen = jnp.take_along_axis(log_probs, given.targets[..., None], -1)[..., 0]
+        there = given.weights > 0 if kind == "decoder" else jnp.ones_like(given.weights)
         soft = [jax.nn.log_softmax(each / 2.5) for each in logits]
         kl = 2.5**2 * (weights * (jnp.exp(soft[1]) * (soft[1] - soft[0])).sum(-1)).sum()
         norms = [jnp.linalg.norm(each, axis=-1) for each in states]
         cosine = 1 - (states[0] * states[1]).sum(-1) / (norms[0] * norms[1])
-        return -(weights * chosen).sum(), kl, (weights.sum(1) * cosine.mean(1)).sum()
+        cosine = (weights.sum(1) * (there * cosine).sum(1) / there.sum(1)).sum()
+        smoothed = (1 - SMOOTHING) * chosen + SMOOTHING * log_probs.mean(-1)
+        return -(weights * chosen).sum(), kl, cosine, -(weights * smoothed).sum()
 
     with jax.set_mesh(one_device()):
         found = jax.jit(losses)(params)
-        grads = jax.jit(jax.grad(lambda p: jnp.dot(jnp.asarray([0.5, 3.0, 2.0]), jnp.stack(losses(p)))))(params)
-    np.testing.assert_allclose([metrics[name] for name in ("loss", "kl", "cosine_loss")], found, rtol=2e-5, atol=1e-6)
+        grads = jax.jit(jax.grad(lambda p: jnp.dot(jnp.asarray([3.0, 2.0, 0.5]), jnp.stack(losses(p)[1:]))))(params)
+    np.testing.assert_allclose(
+        [metrics[name] for name in ("loss", "kl", "cosine_loss")], found[:3], rtol=2e-5, atol=1e-6
+    )
     norm = np.sqrt(sum(float(jnp.square(g).sum()) for g in jax.tree.leaves(grads)))
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
 

@@ -12,7 +12,8 @@ from scaling.data.tokenizer import Tokenizer
 from scaling.evaluate.bias import words as bias
 from scaling.evaluate.bias.report import Group
 from scaling.evaluate.bias.words import OccupationBias
-from scaling.evaluate.scoring.likelihoods import Scorer, encode_group
+from scaling.evaluate.scoring.encoding import encode_group
+from scaling.evaluate.scoring.likelihoods import Scorer
 from scaling.generate.generator import Generator
 from scaling.generate.sampling import Sampling
 from scaling.interop.served import Served

@@ -10,8 +10,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from scaling.evaluate.scoring.answers import BATCH_SIZE
-from scaling.evaluate.scoring.likelihoods import Group, Score, Scorer, encode_group
+from scaling.evaluate.scoring.encoding import encode_apart, encode_group
+from scaling.evaluate.scoring.likelihoods import Group, Score, Scorer, read_by_encoder
 from scaling.evaluate.scoring.progress import bar
 from scaling.evaluate.tasks.task import nearest
 from scaling.generate.generator import Generator
@@ -39,7 +42,8 @@ class Answers:
     def __init__(self, served: Served, seed: int = 0):
         self._served, self._words, self._seed = served, served.words, seed
         self._length = served.network.model.context_length
-        self._scorer = Scorer(served.network, served.params, served.mesh)
+        self._scorer = Scorer(served.network, served.params, served.mesh, words=served.words)
+        self._reads = bool(served.network.model.encoder_layers)  # contexts are an encoder's
 
     @functools.cached_property
     def _generator(self) -> Generator:
@@ -62,14 +66,21 @@ class Answers:
             continuation = context[len(stripped) :] + continuation
             known = contexts.setdefault(stripped, {})
             places.append((stripped, known.setdefault(continuation, len(known))))
-        template = self._words.template
-        groups = (encode_group(self._words, c, list(known), template if c else ()) for c, known in contexts.items())
-        found = dict(zip(contexts, self._scored(list(groups)), strict=True))
+        groups = [self._group(context, list(known)) for context, known in contexts.items()]
+        found = dict(zip(contexts, self._scored(groups), strict=True))
         scores = [found[context][place] for context, place in places]
         return [(score.logprob, score.greedy) for score in scores]
 
+    def _group(self, context: str, continuations: Sequence[str]) -> Group:
+        """Tokens of a context and its continuations; those for an encoder and its decoder are apart."""
+        if self._reads:
+            return encode_apart(self._words, [(context, each) for each in continuations])[0][0]
+        return encode_group(self._words, context, continuations, self._words.template if context else ())
+
     def rolling(self, texts: Sequence[str]) -> list[float]:
         """The log-likelihood of each whole text, by windows of the context length (``rolling_windows``)."""
+        if self._reads:
+            raise ValueError("the task asks for likelihoods of running text; a model with an encoder has none")
         groups, owners = [], []
         for number, text in enumerate(texts):
             # The template, too, is predicted: HFLM.loglikelihood_rolling puts the token before it once more.
@@ -102,9 +113,13 @@ class Answers:
                 for first in range(0, len(places), step):
                     part = places[first : first + step]
                     prompts = [self._prompt(requests[place][0], wanted.tokens) for place in part]
+                    sources = None
+                    if self._reads:
+                        sources = [self._source(requests[place][0]) for place in part]
+                        prompts = [[self._words.decoder_start, *self._words.template]] * len(part)
                     # A draw depends on the prompt's number in the call, so each call has a seed of its own.
                     own = dataclasses.replace(wanted, seed=wanted.seed + first)
-                    made = self._generator.generate(prompts, own, batch_size=BATCH_SIZE)
+                    made = self._generator.generate(prompts, own, batch_size=BATCH_SIZE, sources=sources)
                     for place, (best, *_) in zip(part, made, strict=True):
                         texts[place] = best.text
                     done += len(part)
@@ -114,6 +129,10 @@ class Answers:
     def _prompt(self, text: str, new: int) -> list[int]:
         ids = [*self._words.template, *map(int, self._words.encode(text))]
         return ids[-(self._length - new) :] or [self._words.bos]
+
+    def _source(self, text: str) -> np.ndarray:
+        ids = list(map(int, self._words.encode(text))) if text else []
+        return read_by_encoder(self._words, ids, self._length)
 
     def _scored(self, groups: list[Group]) -> list[list[Score]]:
         with bar("likelihoods", len(groups)) as watch:

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from scaling.config import schema as cfg
 from scaling.data.chat.template import ASSISTANT, Chat
 from scaling.data.tokenizer import Tokenizer
-from scaling.evaluate.scoring.likelihoods import Group, Score, Scorer, encode_options
+from scaling.evaluate.scoring.encoding import encode_apart, encode_options
+from scaling.evaluate.scoring.likelihoods import Group, Score, Scorer, read_by_encoder
 from scaling.evaluate.tasks.kind import Rate, Watch, Writing
 from scaling.evaluate.tasks.prompts import Room
 from scaling.evaluate.tasks.request import Request
@@ -62,8 +63,9 @@ class Answers:
     ):
         self._network, self._params, self._mesh = network, params, mesh
         self.words, self.asking = words, asking
-        self._prefix = words.start if asking.prefix and asking.chat is None else ()
-        self.scorer = Scorer(network, params, mesh)
+        self._reads = bool(network.model.encoder_layers)  # contexts are an encoder's
+        self._prefix = words.start if asking.prefix and asking.chat is None and not self._reads else ()
+        self.scorer = Scorer(network, params, mesh, words=words)
 
     @property
     def room(self) -> Room:
@@ -85,6 +87,8 @@ class Answers:
         """
         if not item.turns:
             pairs = [(answer_context or option.context, option.completion) for option in item.options]
+            if self._reads:
+                return encode_apart(self.words, pairs), False
             return encode_options(self.words, pairs, self._prefix)
         context = tuple(map(int, self._dialogue((answer_context,) if answer_context else item.turns)))
         said = [option.completion.lstrip(" ") for option in item.options]  # a turn begins without a space
@@ -165,11 +169,19 @@ class Answers:
                 self._dialogue(item.turns) if item.turns else [*self._prefix, *self.words.encode(item.context)]
                 for item in part
             ]
+            sources = None
+            if self._reads:
+                sources = [self._source(prompt) for prompt in prompts]
+                prompts = [[self.words.decoder_start, *self.words.template]] * len(prompts)
             # Draws depend on the seed and on a prompt's number in its part, so parts have different seeds.
             drawn = dataclasses.replace(sampling, seed=(self.asking.seed * len(items) + first) % 2**32)
-            for found in self._generator.generate(prompts, drawn, batch_size=BATCH_SIZE):
+            for found in self._generator.generate(prompts, drawn, batch_size=BATCH_SIZE, sources=sources):
                 yield [completion.text for completion in found]
             watch(first + len(part))
+
+    def _source(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """What an encoder reads of a prompt; it loses tokens at its front where it does not fit."""
+        return read_by_encoder(self.words, ids, self._network.model.context_length)
 
     def rate(self, label: str, texts: Sequence[str]) -> list[float]:
         """What a classifier says of texts: the probability of a class; of an empty text 0.
@@ -184,6 +196,8 @@ class Answers:
 
     def whole_texts(self, items: Sequence[Request], watch: Watch) -> list[tuple[float, int]]:
         """The log-likelihood (nats) of each item's context and its tokens, by windows (``_windows``)."""
+        if self._reads:
+            raise ValueError(f"{items[0].where}: a decoder beside an encoder has no likelihood of running text")
         owners: list[int] = []  # the items of the windows
         sizes: list[int] = []
 

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from scaling.config import schema as cfg
+from scaling.data.pairs import framed
 from scaling.data.tokenizer import Tokenizer
 from scaling.model import decoder
 from scaling.model.context import AttentionContext
@@ -71,11 +72,27 @@ class Scorer:
     """
 
     def __init__(
-        self, network: cfg.Network, params: decoder.Params, mesh: Mesh | None = None, batch_tokens: int = _BATCH_TOKENS
+        self,
+        network: cfg.Network,
+        params: decoder.Params,
+        mesh: Mesh | None = None,
+        batch_tokens: int = _BATCH_TOKENS,
+        words: Tokenizer | None = None,
     ):
-        """Args: resolved network, parameters, where they lie (None: on one device), tokens of one forward pass."""
+        """Makes one.
+
+        Args:
+            network: resolved.
+            params: as training holds them.
+            mesh: where they lie; None = on one device.
+            batch_tokens: of one forward pass.
+            words: tokenizer, which a model with an encoder needs: the encoder reads a context with the end of a text
+                behind it, and the decoder begins each completion with its start token.
+        """
+        assert words is not None or not network.model.encoder_layers
         self.network = network
         self.work = Work()
+        self._words = words
         self._params, self._batch_tokens = params, batch_tokens
         self._mesh = one_device() if mesh is None else mesh
 
@@ -111,7 +128,9 @@ class Scorer:
 
     def _rows(self, number: int, group: Group) -> Iterator["_Row"]:
         """One row for all completions, or several if they do not fit one row or need contexts of different lengths."""
-        limit = self.network.model.context_length
+        limit, source = self.network.model.context_length, None
+        if self.network.model.encoder_layers:
+            source, group = self._read(group, limit)
         if not group.context or not all(group.completions):
             raise ValueError("a context and a completion must each have at least one token")
         if (longest := max(map(len, group.completions))) > limit:
@@ -126,11 +145,17 @@ class Scorer:
             for place in candidates:
                 size = len(group.completions[place]) - 1
                 if places and kept + used + size > max(limit, _SMALLEST):
-                    yield _Row.of(number, group, kept, places)
+                    yield _Row.of(number, group, kept, places, source)
                     places, used = [], 0
                 places.append(place)
                 used += size
-            yield _Row.of(number, group, kept, places)
+            yield _Row.of(number, group, kept, places, source)
+
+    def _read(self, group: Group, limit: int) -> tuple[np.ndarray, Group]:
+        """What an encoder reads of a group, int32 [at most ``limit``], and what is left for the decoder."""
+        assert self._words is not None
+        start = (self._words.decoder_start, *map(int, self._words.template))
+        return read_by_encoder(self._words, group.context, limit), Group(start, group.completions)
 
     def _batches(self, rows: Sequence["_Row"]) -> Iterator[tuple[list["_Row"], int]]:
         """Rows of like length, and the length to which they are padded."""
@@ -145,13 +170,16 @@ class Scorer:
     def _run(self, rows: list["_Row"], length: int) -> list[list[Score]]:
         count = self._row_count(rows, length)
         targets = bucket(max(row.targets for row in rows), smallest=2)
-        batch = _Batch(*(np.zeros((count, size), np.int32) for size in (length, length, length, targets, targets)))
+        has_sources = rows[0].source is not None
+        decoded = bucket(max(row.decoded for row in rows)) if has_sources else length
+        sizes = [decoded, decoded, decoded, targets, targets, *([length, length] if has_sources else [])]
+        batch = _Batch(*(np.zeros((count, size), np.int32) for size in sizes))
         for b, row in enumerate(rows):
-            row.write(_Batch(*(array[b] for array in batch)))
+            row.write(_Batch(*(None if array is None else array[b] for array in batch)))
         self.work.real += sum(row.length for row in rows)
         self.work.padded += count * length
         with jax.set_mesh(self._mesh):
-            found = _score(self.network, self._params, _Batch(*map(self._put, batch)))
+            found = _score(self.network, self._params, jax.tree.map(self._put, batch))
         logprobs, greedy = (np.asarray(jax.device_get(x)) for x in found)
         return [row.read(logprobs[b], greedy[b]) for b, row in enumerate(rows)]
 
@@ -174,6 +202,8 @@ class _Batch(NamedTuple):
     branches: Any  # of ``AttentionContext``
     where: Any  # for each target the place of the input that predicts it
     wanted: Any  # targets
+    source: Any = None  # [B, R], of an encoder, with its padding
+    padding: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,16 +214,23 @@ class _Row:
     context: np.ndarray  # int32, as the completions are
     places: tuple[int, ...]
     completions: tuple[np.ndarray, ...]
+    source: np.ndarray | None = None
 
     @classmethod
-    def of(cls, number: int, group: Group, kept: int, places: Sequence[int]) -> "_Row":
-        """Some completions of a group after the last ``kept`` tokens of its context."""
+    def of(
+        cls, number: int, group: Group, kept: int, places: Sequence[int], source: np.ndarray | None = None
+    ) -> "_Row":
+        """Some completions of a group after the last ``kept`` tokens of its context, and what an encoder reads."""
         completions = tuple(np.asarray(group.completions[place], np.int32) for place in places)
-        return cls(number, np.asarray(group.context[-kept:], np.int32), tuple(places), completions)
+        return cls(number, np.asarray(group.context[-kept:], np.int32), tuple(places), completions, source)
+
+    @property
+    def decoded(self) -> int:
+        return len(self.context) + sum(len(c) - 1 for c in self.completions)
 
     @property
     def length(self) -> int:
-        return len(self.context) + sum(len(c) - 1 for c in self.completions)
+        return self.decoded if self.source is None else max(self.decoded, len(self.source))
 
     @property
     def targets(self) -> int:
@@ -201,7 +238,9 @@ class _Row:
 
     def write(self, row: "_Batch") -> None:
         """Fills one row of each array."""
-        tokens, positions, branches, where, wanted = row
+        tokens, positions, branches, where, wanted, source, padding = row
+        if self.source is not None:
+            source[: len(self.source)], padding[len(self.source) :] = self.source, 1
         end = len(self.context)
         tokens[:end], positions[:end] = self.context, np.arange(end)
         target, at = 0, end
@@ -222,6 +261,12 @@ class _Row:
         return [Score(float(p.sum(dtype=np.float64)), len(p), bool(g.all())) for p, g in parts]
 
 
+def read_by_encoder(words: Tokenizer, ids: Sequence[int] | np.ndarray, limit: int) -> np.ndarray:
+    """A context as an encoder reads it, int32 [at most ``limit``]: what does not fit is left out at its front."""
+    kept = ids[max(0, len(ids) + len(words.template) + 1 - limit) :]
+    return framed(np.asarray(kept, np.int32), words)
+
+
 def bucket(size: int, smallest: int = _SMALLEST) -> int:
     """The next of 16, 24, 32, 48, 64, 96, ...: few shapes are compiled, and a sixth is padding on average."""
     power = max(smallest, 2 ** (size - 1).bit_length() if size > 1 else 1)
@@ -235,87 +280,8 @@ def _score(network: cfg.Network, params: decoder.Params, batch: _Batch) -> tuple
     Logits are computed only at positions that predict a target.
     """
     model = decoder.merge(network, params)
-    hidden = model(batch.tokens, AttentionContext(batch.positions, branches=batch.branches))
+    source = None if batch.source is None else model.encode(batch.source, batch.padding)
+    hidden = model(batch.tokens, AttentionContext(batch.positions, branches=batch.branches, source=source))
     logits = model.logits(jnp.take_along_axis(hidden, batch.where[..., None], axis=1))
     chosen = jnp.take_along_axis(logits, batch.wanted[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1), batch.wanted == jnp.argmax(logits, axis=-1)
-
-
-def encode_options(
-    words: Tokenizer, options: Sequence[tuple[str, str]], prefix: tuple[int, ...] = ()
-) -> tuple[list[tuple[Group, list[int]]], bool]:
-    """Tokens of the options of an item, each a context and a completion, whose likelihoods are to be compared.
-
-    An option's tokens are those of its whole text. Its completion's tokens are those after the tokens of the context
-    alone. If the tokenizer joins the end of a context with the beginning of a completion (``)`` and ``.`` to ``).``),
-    there are no such tokens. Then all options are scored from an earlier token on, over the same text:
-
-    - if they share the context, from its first token that a completion changes;
-    - else over the same last tokens, or, if these differ, from the first token that differs (the "full" score of Trinh
-      and Le 2018).
-
-    Args:
-        words: tokenizer.
-        options: (context, completion) of each; completions are not empty.
-        prefix: token ids before each context. If both are empty, ``Tokenizer.bos`` is the context.
-
-    Returns:
-        Groups, each with the places of its options; and whether they begin before the completions.
-
-    Raises:
-        ValueError: a completion that adds no token.
-    """
-
-    def encode(text: str) -> tuple[int, ...]:
-        return tuple(map(int, words.encode(text))) if text else ()
-
-    contexts = {context: encode(context) for context, _ in options}
-    wholes = [encode(context + completion) for context, completion in options]
-    firsts = [contexts[context] for context, _ in options]
-    for (context, completion), first, whole in zip(options, firsts, wholes, strict=True):
-        if first == whole:
-            raise ValueError(f"the completion {completion[:40]!r} adds no token to its context ...{context[-40:]!r}")
-    starts = [
-        len(first) if whole[: len(first)] == first else _common([first, whole])
-        for first, whole in zip(firsts, wholes, strict=True)
-    ]
-    early = any(start < len(first) for start, first in zip(starts, firsts, strict=True))
-    if early:
-        size = max(len(whole) - start for whole, start in zip(wholes, starts, strict=True))
-        if len(contexts) > 1 and len({whole[-size:] for whole in wholes}) == 1:
-            starts = [len(whole) - size for whole in wholes]
-        else:
-            starts = [min(*starts, _common(wholes)) if len(contexts) > 1 else min(starts)] * len(wholes)
-    places: dict[tuple[int, ...], list[int]] = {}
-    for place, (whole, start) in enumerate(zip(wholes, starts, strict=True)):
-        places.setdefault((*prefix, *whole[:start]) or (words.bos,), []).append(place)
-    return [
-        (Group(context, tuple(wholes[place][starts[place] :] for place in its_places)), its_places)
-        for context, its_places in places.items()
-    ], early
-
-
-def _common(texts: Sequence[tuple[int, ...]]) -> int:
-    """The number of tokens that texts have in common at their beginnings."""
-    shortest = min(texts, key=len)
-    return next((i for i, ids in enumerate(zip(*texts, strict=False)) if len(set(ids)) > 1), len(shortest))
-
-
-def encode_group(words: Tokenizer, context: str, completions: Sequence[str], prefix: tuple[int, ...] = ()) -> Group:
-    """Tokens of a context and its completions.
-
-    The tokens of context and completion together are split after as many as the context alone has. This is the rule of
-    lm-evaluation-harness, so that numbers agree. ``encode_options`` differs only where a token joins the two.
-    ``prefix`` comes before the context; if both are empty, ``Tokenizer.bos`` is the context.
-
-    Raises:
-        ValueError: a completion that adds no token.
-    """
-    first = tuple(map(int, words.encode(context))) if context else ()
-    found = []
-    for completion in completions:
-        whole = tuple(map(int, words.encode(context + completion)))
-        if len(whole) <= len(first):
-            raise ValueError(f"the completion {completion[:40]!r} adds no token to its context ...{context[-40:]!r}")
-        found.append(whole[len(first) :])
-    return Group((*prefix, *first) or (words.bos,), tuple(found))

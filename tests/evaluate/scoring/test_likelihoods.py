@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from scaling.config import schema as cfg
-from scaling.evaluate.scoring.likelihoods import Group, Score, Scorer, bucket, encode_group, encode_options
+from scaling.evaluate.scoring.encoding import encode_group, encode_options
+from scaling.evaluate.scoring.likelihoods import Group, Score, Scorer, bucket
 from scaling.interop.logits import compute
 from scaling.model import decoder
 from scaling.parallel.mesh import make_mesh
