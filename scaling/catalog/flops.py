@@ -86,7 +86,12 @@ def training_per_token(
 
 def of_pretraining(config: Config) -> float:
     """Forward and backward FLOPs a token of a resolved config's training."""
-    return training_per_token(config.model, config.train.sequence_length, config.predicted, config.data.source_length)
+    length, source = config.train.sequence_length, config.data.source_length
+    own = training_per_token(config.model, length, config.predicted, source)
+    if config.data.objective != "translations":
+        return own
+    source = source or length  # the same encoder reads it, too
+    return own + training_per_token(config.model, source, config.predicted) * source / length
 
 
 def pf_days(parameter_count: int, tokens: float = GPT3_TOKENS) -> float:

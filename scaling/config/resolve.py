@@ -36,6 +36,7 @@ CHOICES = {
         "denoising",
         "prefix",
         "pairs",
+        "translations",
     ),
     "data.bad_records": ("error", "skip"),
     "checkpoint.choose": ("", "loss", "reward"),
@@ -95,7 +96,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "more than 0",
         lambda v: v > 0,
-        "dpo.beta lora.alpha distill.temperature "
+        "train.cosine_scale dpo.beta lora.alpha distill.temperature "
         "model.norm_epsilon model.rotary.theta optimizer.epsilon rl.temperature rl.clip "
         "rl.value_clip",
     ),
@@ -107,6 +108,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "noise.deleted noise.masked noise.infilling",
     ),
     ("at least 0, -1 for all, or -2 for nothing", lambda v: v >= -2, "align.layers"),
+    ("in [0, 2)", lambda v: 0 <= v < 2, "train.margin"),
     ("in [0, 0.5)", lambda v: 0 <= v < 0.5, "dpo.label_smoothing"),
     ("0 or more, or -1 for the control tokens that are new", lambda v: v >= -1, "lora.first_new_token"),
     ("in [2, 9]", lambda v: 2 <= v <= 9, "align.completions"),

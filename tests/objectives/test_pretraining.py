@@ -13,6 +13,7 @@ BOTH = dataclasses.replace(DECODER, encoder_layers=2)
 TAKEN = {
     "next_token": [DECODER],
     "mlm": [ENCODER], "mlm_nsp": [ENCODER], "mlm_sop": [ENCODER], "tlm": [ENCODER],
+    "translations": [ENCODER],
     "span_corruption": [BOTH], "denoising": [BOTH], "prefix": [BOTH],
     "pairs": [DECODER, BOTH],
 }  # fmt: skip
