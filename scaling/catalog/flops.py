@@ -53,6 +53,7 @@ def attention_per_token(model: Model, sequence_length: int, source_length: int =
     # Each of the two products takes 2 d_head operations for every head and every position seen.
     seen = [positions_seen(sequence_length, *sight, causal=model.causal) for sight in sights]
     own = sum(4 * model.num_heads * model.d_head * positions for positions in seen)
+    own += _positional_per_token(model, sequence_length)
     if model.generates:
         own += attention_per_token(model.generator, sequence_length)
     if not model.encoder_layers:
@@ -60,6 +61,14 @@ def attention_per_token(model: Model, sequence_length: int, source_length: int =
     source = source_length or sequence_length
     across = 4 * model.num_heads * model.d_head * source * model.num_layers
     return own + across + attention_per_token(model.encoder, source) * source / sequence_length
+
+
+def _positional_per_token(model: Model, length: int) -> float:
+    """Products of queries and keys with distances, and of the rows of distances with matrices, once for a sequence."""
+    width = model.num_heads * model.d_head
+    each = 2 * width * min(length, 2 * model.distances)
+    projected = 2 * width * model.d_model * min(2 * length - 1, 2 * model.distances) / length
+    return model.num_layers * model.positional_scores * (each + projected)
 
 
 def training_per_token(
@@ -80,7 +89,12 @@ def training_per_token(
 
 def of_pretraining(config: Config) -> float:
     """Forward and backward FLOPs a token of a resolved config's training."""
-    return training_per_token(config.model, config.train.sequence_length, config.predicted, config.data.source_length)
+    length, source = config.train.sequence_length, config.data.source_length
+    own = training_per_token(config.model, length, config.predicted, source)
+    if config.data.objective != "translations":
+        return own
+    source = source or length  # the same encoder reads it, too
+    return own + training_per_token(config.model, source, config.predicted) * source / length
 
 
 def pf_days(parameter_count: int, tokens: float = GPT3_TOKENS) -> float:

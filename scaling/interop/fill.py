@@ -41,7 +41,7 @@ def fill(
         return fill(network.of_generator, decoder.generator(params), words, text, top)
     if model.discriminates:
         raise ValueError("the model is a discriminator without its generator, and predicts no tokens")
-    if not model.head_transform:
+    if not model.has_logits:
         raise ValueError("the model is an encoder without logits")
     mask, own = words.special(MASK), words.spelling(MASK)
     parts = text.replace(own, MASK).split(MASK)

@@ -60,6 +60,7 @@ class AttentionContext:
             sees the context and its own branch, by ``positions``. -1 is padding. For scoring, without segments.
         types: kind of each token, which is added to its embedding, int32 [B or 1, T]; None = all 0.
         relative: what each head adds to scores by bucket of distance, float32 [buckets, H] (T5); one for all layers.
+            Of disentangled positions the table of distances [2 R, D], in the compute dtype.
         cached: the row grows, and its first tokens are in a cache.
         source: what the encoder has read; None = there is none.
         window: a token sees this many positions, its own included; 0 = all.
