@@ -111,6 +111,34 @@ T5_11 = T5 | dict(gated=True, activation="gelu_tanh", scaled_output=False, tied_
 BART = dict(position_offset=2, embedding_norm=True, activation="gelu", scale_residual_init=False, vocab_multiple=1)
 
 
+# Transformer-XL (arXiv 1901.02860, sections 3 and 4.1, and the released code): segments of 150 tokens, memory of 150.
+TRANSFORMER_XL = dict(
+    positions="transformer_xl",
+    segment_length=150,
+    memory_length=150,
+    activation="relu",
+    scaled_embedding=True,
+    qkv_bias=False,
+    out_bias=False,
+    logit_bias=True,
+    scale_residual_init=False,
+    vocab_multiple=1,
+)
+# XLNet (arXiv 1906.08237, section 2, and the released code).
+XLNET = dict(
+    positions="xlnet",
+    causal=False,
+    activation="gelu",
+    norm_epsilon=1e-12,
+    token_types=5,
+    qkv_bias=False,
+    out_bias=False,
+    logit_bias=True,
+    scale_residual_init=False,
+    vocab_multiple=1,
+)
+
+
 def _size(
     family: str,
     name: str,
@@ -210,6 +238,22 @@ ALL = (
     _size("DeBERTa", "large", (24, 1024, 16, 4096), 512, 50_265, 0.405, 2048 * 512, 2.0e-4, DEBERTA, norm="post"),
     _size("DeBERTa 3", "base", (12, 768, 12, 3072), 512, 128_100, 0.184, 8192 * 512, 6.0e-4, DEBERTA_3, norm="post"),
     _size("DeBERTa 3", "large", (24, 1024, 16, 4096), 512, 128_100, 0.435, 8192 * 512, 3.0e-4, DEBERTA_3, norm="post"),
+    _size(
+        "Transformer-XL",
+        "base",
+        (16, 410, 10, 2100),
+        900,
+        267_735,
+        0.151,
+        9000,
+        2.5e-4,
+        TRANSFORMER_XL,
+        d_head=41,
+        norm="post",
+    ),
+    # Counts of the released weights; the paper says that they are like BERT's, which have no matrices for distances.
+    _size("XLNet", "base", (12, 768, 12, 3072), 512, 32_000, 0.117, 256 * 512, 1.0e-4, XLNET, norm="post"),
+    _size("XLNet", "large", (24, 1024, 16, 4096), 512, 32_000, 0.361, 8192 * 512, 4.0e-4, XLNET, norm="post"),
     # The paper prints 65M for base; its tables, matrices, biases and norms are 63.1M.
     _both("Transformer", "base", (6, 512, 8, 2048), 512, 37_000, 0.0631, 896 * 128, 6.99e-4, TRANSFORMER, norm="post"),
     _both("Transformer", "big", (6, 1024, 16, 4096), 512, 37_000, 0.213, 896 * 128, 4.94e-4, TRANSFORMER, norm="post"),

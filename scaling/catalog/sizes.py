@@ -185,7 +185,7 @@ class Parameters:
     """Numbers of parameters of a model by part, as in ``scaling.model.decoder``."""
 
     token_embedding: int  # padded_vocab rows
-    positions: int  # of learned and relative ones, and of types of tokens
+    positions: int  # of learned and relative ones, and of types of tokens and XLNet's query stream
     blocks: int
     final_norm: int  # 0 in post-norm models
     unembedding: int  # 0 where tied to the token embedding
@@ -251,6 +251,9 @@ def parameters(model: Model) -> Parameters:
     biases = attentions * (
         model.qkv_bias * (queries + keys) + model.has_key_bias * keys + model.out_bias * d
     ) + plain * model.mlp_bias * (ups * f + d)
+    # Transformer-XL projects distances, once for all rows: no token is multiplied by that matrix.
+    scores = model.num_layers * model.is_relative * queries * (d + 2 + 3 * (model.positions == "xlnet"))
+    scores += _positional(model)
     norms = model.num_layers * _norm(model, d) * (1 if model.parallel == "one_norm" else 2)
     norms += attentions * model.qk_norm * 2 * _norm(model, model.d_head) + (attentions - model.num_layers) * _norm(
         model, d
@@ -269,7 +272,7 @@ def parameters(model: Model) -> Parameters:
     counted = Parameters(
         token_embedding=model.padded_vocab * width,
         positions=_positions(model),
-        blocks=(matrices + idle + biases + norms + _positional(model)) * model.stored_layers // model.num_layers,
+        blocks=(matrices + idle + biases + scores + norms) * model.stored_layers // model.num_layers,
         final_norm=_norm(model, d) if model.norm == "pre" else 0,
         unembedding=unties * model.padded_vocab * width,
         ends=ends + has_bias * model.padded_vocab,
@@ -319,7 +322,9 @@ def _with_encoder(decoder: Parameters, model: Model) -> Parameters:
 
 
 def _positions(model: Model) -> int:
-    types = model.token_types * model.d_summed
+    types = model.token_types * model.d_summed if model.has_type_table else 0
+    if model.positions == "xlnet":
+        return model.d_model  # of the query stream
     if model.positions == "relative":
         return types + model.relative_buckets * model.num_heads
     rows = model.context_length + model.position_offset if model.has_position_table else 0

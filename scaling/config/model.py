@@ -106,13 +106,21 @@ class Model:
     mlp_bias: bool = knob(True, "", "the projections of the MLP have biases")
     attention_scale: float = knob(0.0, "", "multiplies q.k; 0 = that of the parametrization, 1/sqrt(d_head) or muP's")
     positions: str = knob(
-        "learned", "", "learned, sinusoidal, rotary, alibi, relative (T5), disentangled (DeBERTa) or none"
+        "learned",
+        "",
+        "learned, sinusoidal, rotary, alibi, relative (T5), disentangled (DeBERTa), transformer_xl, xlnet or none",
     )
     position_offset: int = knob(0, "rows", "row of the first position in the table of learned ones (OPT: 2)")
     sinusoid: str = knob("halves", "", "sines then cosines ('halves', CTRL), or in turns ('interleaved')")
     token_types: int = knob(0, "types", "kinds of tokens that embeddings tell apart, by a table (BERT: 2 texts)")
     relative_buckets: int = knob(32, "buckets", "distances that relative positions tell apart, near ones exactly")
     relative_distance: int = knob(128, "tokens", "farther than this, relative positions are all alike")
+    segment_length: int = knob(
+        0, "tokens", "a text is read in segments of so many, each with a memory (Transformer-XL); 0 = as a whole"
+    )
+    memory_length: int = knob(
+        0, "tokens", "states before a segment that each layer sees there; no gradient flows into them"
+    )
     scaled_embedding: bool = knob(False, "", "token embeddings are multiplied by sqrt(d_model)")
     scaled_output: bool = knob(False, "", "logits are divided by sqrt(d_model) (T5 with a tied embedding)")
     embedding_width: int = knob(
@@ -214,6 +222,16 @@ class Model:
         return self.num_layers // self.experts.every if self.experts.count else 0
 
     @property
+    def is_relative(self) -> bool:
+        """Whether scores depend on content and distance together, as in Transformer-XL."""
+        return self.positions in ("transformer_xl", "xlnet")
+
+    @property
+    def has_type_table(self) -> bool:
+        """Whether types of tokens are added to embeddings; XLNet compares those of two tokens."""
+        return bool(self.token_types) and self.positions != "xlnet"
+
+    @property
     def has_grouped_heads(self) -> bool:
         """Whether each head of keys and values serves several of queries."""
         return self.kv_heads < self.num_heads
@@ -231,7 +249,7 @@ class Model:
     @property
     def has_logits(self) -> bool:
         """Whether final states become logits: an encoder that has neither a transform nor a bias for them is bare."""
-        return self.causal or self.head_transform or self.logit_bias
+        return self.causal or self.head_transform or self.logit_bias or self.positions == "xlnet"
 
     @property
     def transforms(self) -> bool:

@@ -50,8 +50,9 @@ class Data:
         "what pre-training predicts: next_token; hidden tokens (mlm), and whether two texts follow each other "
         "(mlm_nsp, BERT) or are swapped (mlm_sop, ALBERT), or in two languages (tlm, XLM), or which tokens a generator "
         "has replaced (replaced_token, ELECTRA); behind an encoder hidden "
-        "spans (span_corruption, T5), the text without noise (denoising, BART) or its rest (prefix); pairs: their "
-        "targets; translations: which of a batch is a text's (LaBSE)",
+        "spans (span_corruption, T5), the text without noise (denoising, BART) or its rest (prefix); the last tokens "
+        "of a random order (permutation, XLNet); pairs: their targets; translations: which of a batch is a text's "
+        "(LaBSE)",
     )
     source_length: int = knob(0, "tokens", "that the encoder reads in a row; 0 = train.sequence_length")
     source_key: str = knob(
@@ -74,7 +75,9 @@ class Data:
 @dataclasses.dataclass(frozen=True)
 class Noise:
     rate: float = knob(
-        0.15, "fraction", "of the tokens of a text are hidden and predicted: mlm, tlm, replaced_token, span_corruption"
+        0.15,
+        "fraction",
+        "of the tokens of a text are hidden or predicted: mlm, tlm, replaced_token, span_corruption, permutation",
     )
     random: float = knob(0.1, "fraction", "of the hidden tokens become any token, and not the mask")
     kept: float = knob(0.1, "fraction", "of the hidden tokens stay as they are")
@@ -308,7 +311,7 @@ class Config:
         """The share of the tokens whose logits pre-training computes."""
         if self.data.objective == "translations":
             return 0.0
-        masked = ("mlm", "mlm_nsp", "mlm_sop", "tlm", "replaced_token")
+        masked = ("mlm", "mlm_nsp", "mlm_sop", "tlm", "replaced_token", "permutation")
         return self.noise.rate if self.data.objective in masked else 1.0
 
     @property

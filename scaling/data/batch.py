@@ -27,6 +27,7 @@ class Batch(NamedTuple):
         source_positions: of each of them in its text, int32 [..., S]; None = 0, 1, 2, ... in each row.
         draws: for each token a number in [0, 1), drawn uniformly, float32: by it a generator replaces the token; None =
             no generator (``config.model.generator_layers``).
+        order: of prediction, int32 (``AttentionContext.order``); None = that of the text.
     """
 
     tokens: Array
@@ -39,6 +40,7 @@ class Batch(NamedTuple):
     source_segments: Array | None = None
     source_positions: Array | None = None
     draws: Array | None = None
+    order: Array | None = None
 
 
 class Scored(NamedTuple):

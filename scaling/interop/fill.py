@@ -37,6 +37,8 @@ def fill(
     model = network.model
     if model.causal:
         raise ValueError("only an encoder fills hidden places; this model continues texts")
+    if model.positions == "xlnet":
+        raise ValueError("an XLNet has learned no mask, so it fills no hidden places")
     if model.generates:
         return fill(network.of_generator, decoder.generator(params), words, text, top)
     if model.discriminates:

@@ -114,10 +114,11 @@ def across(
 
 
 class _Tokens(NamedTuple):
-    """Where some queries or keys stand: index in the row [T] (negative: none is there) and document [B or 1, T]."""
+    """Where queries or keys stand: index in the row [T] (negative: none is there), document and order [B or 1, T]."""
 
     times: jax.Array
     segments: jax.Array
+    order: jax.Array | None = None
 
 
 def _reference(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, softmax: Softmax) -> jax.Array:
@@ -127,7 +128,7 @@ def _reference(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionConte
         segments = jnp.zeros((1, length), jnp.int32)
     tokens = _Tokens(jnp.arange(length), segments)
     if not context.causal or softmax.added is not None:
-        return _masked(q, k, v, (tokens, tokens), context, softmax)
+        return _masked(q, k, v, _all_seen(tokens, k.shape[2], context), context, softmax)
     if not window or length <= 2 * window:
         return _by_rows(q, k, v, tokens, context, softmax)
     if context.strided:
@@ -157,6 +158,15 @@ def _reference(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionConte
     out = jax.vmap(block)(split(q, 2), k, v, (mine, theirs), softmax.keys(blocks))
     out = jnp.moveaxis(out, 0, 2)
     return out.reshape(*q.shape[:2], length + pad, -1)[:, :, :length]
+
+
+def _all_seen(tokens: _Tokens, keys: int, context: AttentionContext) -> tuple[_Tokens, _Tokens]:
+    """Where the tokens of a call stand, and where so many keys do: their own, or those of a content."""
+    tokens, content, times = tokens._replace(order=context.order), context.content, jnp.arange(keys)
+    if content is None:
+        return tokens, tokens
+    documents = jnp.zeros((1, keys), jnp.int32) if content.segments is None else content.segments
+    return tokens._replace(times=times[-len(tokens.times) :]), _Tokens(times, documents, content.order)
 
 
 def _by_rows(
@@ -276,6 +286,8 @@ def _masked(
     age = mine.times[:, None] - theirs.times[None, :]
     mask = _in_sight(age, context) & (theirs.times >= 0)[None, :]
     mask = mask[None, None] & (mine.segments[:, None, :, None] == theirs.segments[:, None, None, :])
+    if mine.order is not None and theirs.order is not None:
+        mask &= theirs.order[:, None, None, :] <= mine.order[:, None, :, None]
     return _weighed(q, k, v, mask, age, softmax)
 
 

@@ -15,6 +15,7 @@ from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
 from scaling.model.positions import alibi_slopes, rotate
 from scaling.model.quantized import project
+from scaling.model.transformer_xl import RelativeScores
 from scaling.parallel.sharding import constrain, current_mesh
 
 
@@ -62,6 +63,11 @@ class Attention(nnx.Module):
 class SelfAttention(Attention):
     """Attention of a text over itself."""
 
+    def __init__(self, network: cfg.Network, rngs: nnx.Rngs):
+        super().__init__(network, rngs)
+        if network.model.is_relative:
+            self.relative = RelativeScores(network.model, rngs)
+
     def fuse(self) -> None:
         """Makes one parameter of the three projections, as ``model.fused`` does of arrays.
 
@@ -77,7 +83,7 @@ class SelfAttention(Attention):
 
     def __call__(
         self, x: jax.Array, context: AttentionContext, key: jax.Array | None = None
-    ) -> tuple[jax.Array, Memory | None]:
+    ) -> tuple[jax.Array, Memory]:
         """Attention around the residual stream.
 
         Args:
@@ -86,7 +92,7 @@ class SelfAttention(Attention):
             key: of the dropout on weights; None = no dropout.
 
         Returns:
-            [B, T, D], and of a cached context the layer's cache with the new tokens in it.
+            [B, T, D], and of a cached context the layer's cache with the new tokens in it, of any other x.
         """
         rate = self.config.dropout_attention
         softmax = self.softmax._replace(relative=context.relative, rate=rate, key=key if rate > 0 else None)
@@ -102,8 +108,12 @@ class SelfAttention(Attention):
             by = self if self.config.disentangled.shared else self.distances
             added = disentangled.scores(q, k, context.relative, by, self.config)
             softmax = softmax._replace(relative=None, added=added)
+        if self.config.is_relative:
+            keys = context.cached.slots + x.shape[1] if context.cached and context.cached.memory else k.shape[2]
+            q, added = self.relative(q, keys, context)
+            softmax = softmax._replace(added=added)
         mixed = attend(q, k, v, context, softmax, self.compute.attention_block)
-        memory = _extended(context.cached, (k, v), mixed) if context.cached else None
+        memory = _extended(context.cached, (k, v), mixed) if context.cached else (x,)
         return self._merge(mixed, context), memory
 
     def _project(self, x: jax.Array, context: AttentionContext) -> list[jax.Array]:
@@ -118,11 +128,13 @@ class SelfAttention(Attention):
             weights = (self.query, self.key, self.value)
             if self.config.qkv_bias:
                 biases = [self.query_bias, getattr(self, "key_bias", None), self.value_bias]
-            if not self.config.has_grouped_heads and current_mesh().shape[kernels.HEAD_AXIS] > 1:
+            seen = x if context.content is None else context.content.seen(x)
+            if seen is x and not self.config.has_grouped_heads and current_mesh().shape[kernels.HEAD_AXIS] > 1:
                 # The gradient of x is a sum over the devices of the heads: once, and not thrice.
                 parts = self._together(x, _in_one(*weights), time)
             else:
-                parts = [project(x, w, self.compute.quantization) for w in weights]
+                inputs = zip((x, seen, seen), weights, strict=True)
+                parts = [project(states, w, self.compute.quantization) for states, w in inputs]
         return [self._headed(part, bias, time) for part, bias in zip(parts, biases, strict=True)]
 
     def _together(self, x: jax.Array, weights: Parameter, time: str | None) -> list[jax.Array]:

@@ -51,6 +51,8 @@ class Decoder(Stack):
         d, width = config.d_model, config.d_embedding
         self.tokens = normal(rngs.params(), (vocab, width), std, ("vocab", "embed"), "embedding")
         super().__init__(network, rngs)
+        if config.positions == "xlnet":
+            self.query_embedding = normal(rngs.params(), (d,), std, (None,), "position")
         if config.encoder_layers:
             self.encoder = Stack(cfg.Network(config.encoder, network.compute), rngs)
         if not config.tied_embedding and not config.outputs:

@@ -19,6 +19,7 @@ from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
 from scaling.model.pipeline import Layers, pipelined
 from scaling.model.positions import sinusoids
+from scaling.model.transformer_xl import KeepingLayer, by_segments
 from scaling.parallel.sharding import constrain
 
 STACK, EXPERT_STACK = "blocks", "expert_blocks"  # the subtrees whose leaves carry a leading layer axis
@@ -41,7 +42,7 @@ class Stack(nnx.Module):
         if config.has_position_table:
             rows = config.position_offset + config.context_length
             self.positions = normal(rngs.params(), (rows, config.d_summed), std, (None, "embed"), "position")
-        if config.token_types:
+        if config.has_type_table:
             self.types = normal(rngs.params(), (config.token_types, config.d_summed), std, (None, "embed"), "position")
         if config.positions == "relative":
             shape = (config.relative_buckets, config.num_heads)
@@ -84,7 +85,7 @@ class Stack(nnx.Module):
         elif config.positions == "sinusoidal":
             where = jnp.arange(length)[None] if positions is None else positions
             x = x + sinusoids(where, config.d_model, config.sinusoid)
-        if config.token_types:
+        if config.has_type_table:
             table = constrain(use(self.types, jnp.dtype(jnp.float32)), None, None)
             x = x + (table[0] if types is None else table[types])
         x = x.astype(dtype)
@@ -135,6 +136,8 @@ class Stack(nnx.Module):
         if pipeline_microbatches:
             recompute, sums = self.compute.remat != "none", None
             x = pipelined(self._stage, (self._stacks(), keys), x, context, pipeline_microbatches, recompute)
+        elif config.segment_length and x.shape[1] > config.segment_length and context.branches is None:
+            x, sums = by_segments(self.keeping(), (getattr(self, STACK), keys), x, context, config), None
         else:
             x, sums = self._layers((self._stacks(), keys), x, context, counted)
         return self.finish(x), sums
@@ -146,6 +149,19 @@ class Stack(nnx.Module):
         """
         x = self.final_norm(x) if self.config.norm == "pre" else x
         return product(x, use(self.project_out, x.dtype)) if self.config.d_output != self.config.d_model else x
+
+    def keeping(self) -> KeepingLayer:
+        """A layer that also gives the states of which its keys are made; it is recomputed as the others are."""
+
+        def layer(
+            block: Block, x: jax.Array, context: AttentionContext, key: jax.Array | None
+        ) -> tuple[jax.Array, jax.Array]:
+            x, (states,), _ = block(x, context, key)
+            return x, states
+
+        if self.compute.remat == "none":
+            return layer
+        return jax.checkpoint(layer, policy=REMAT_POLICIES[self.compute.remat], prevent_cse=False)
 
     def _stacks(self) -> dict[str, Block]:
         return {name: getattr(self, name) for name in layers_of(self.config)}

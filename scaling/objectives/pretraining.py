@@ -6,6 +6,7 @@ from scaling.data import pairs
 from scaling.objectives.masked import masked
 from scaling.objectives.next_token import next_token
 from scaling.objectives.objective import Objective
+from scaling.objectives.permutation import permutation
 from scaling.objectives.replaced import replaced
 from scaling.objectives.translations import translations
 
@@ -19,6 +20,7 @@ OBJECTIVES = {
     "span_corruption": next_token,
     "denoising": next_token,
     "prefix": next_token,
+    "permutation": permutation,
     "pairs": next_token,
     "translations": translations,
 }
@@ -62,5 +64,11 @@ def must_fit(config: cfg.Config) -> None:
         for knob, value in (("data.mixture", config.data.mixture), ("data.control_field", config.data.control_field)):
             if value:
                 raise refused(knob, value, f"must be {type(value)()!r} {said}")
+    if name == "permutation":
+        if model.positions != "xlnet":
+            right = f"must be 'xlnet' {said}, whose query stream knows where a token stands and not which"
+            raise refused("model.positions", model.positions, right)
+        if model.layer_groups:
+            raise refused("model.layer_groups", model.layer_groups, f"must be 0 {said}")
     if name == "tlm" and model.token_types < 2:
         raise refused("model.token_types", model.token_types, f"must be at least 2 {said}, to tell languages apart")

@@ -175,6 +175,8 @@ def _batch(config: cfg.Config, mesh: Mesh, shape: tuple[int, ...]) -> Batch | Sc
         made = plain._replace(draws=numbers)
     elif config.data.objective == "tlm":
         made = plain._replace(positions=ids, segments=ids, types=ids)
+    elif config.data.objective == "permutation":
+        made = plain._replace(order=ids)
     elif config.model.encoder_layers or config.data.objective == "translations":
         source = np.zeros((*shape[:-1], config.data.source_length or shape[-1]), np.int32)
         made = plain._replace(source=source, source_segments=source)

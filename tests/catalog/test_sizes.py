@@ -64,6 +64,8 @@ VARIANTS = {
     "wide heads, narrow mlp": {"d_head": 24, "d_ff": 40},
     **tiny.SWITCHES,
     "encoder": families.BERT | {"pooler": True, "pair_head": True},
+    "encoder, XLNet": families.XLNET | {"norm": "post", "vocab_multiple": 8},
+    "decoder, Transformer-XL": families.TRANSFORMER_XL | {"norm": "post"},
     "encoder, narrow": families.ROBERTA | {"embedding_width": 16, "vocab_multiple": 8},
     "encoder, shared": families.BERT | {"embedding_width": 16, "narrow_embedding": True, "layer_groups": 1},
     "encoder, classes": families.BERT | {"outputs": 3, "pooler": True, "pair_head": True},

@@ -19,6 +19,7 @@ from scaling.interop.families import (
     qwen,
     t5,
     xlm,
+    xlnet,
 )
 from scaling.interop.family import Family
 
@@ -49,6 +50,7 @@ FAMILIES: dict[str, Family] = {
         deberta.DEBERTA_2,
         albert.ELECTRA,
         albert.ALBERT,
+        xlnet.XLNET,
         t5.T5,
         t5.MT5,
         bart.BART,
