@@ -6,9 +6,10 @@ Sources are given with each family. What a shape leaves out is GPT-3's. Nothing 
 from typing import Any
 
 from scaling.catalog.sizes import Size
-from scaling.config.schema import Experts, Rotary
+from scaling.config.schema import Disentangled, Experts, Rotary
 
 _NO_BIAS = dict(qkv_bias=False, out_bias=False, mlp_bias=False)
+_NO_TYPES = dict(token_types=0)
 _SWIGLU = dict(gated=True, activation="silu")
 
 # CTRL (arXiv 1909.05858, section 3.2, and the released code).
@@ -75,6 +76,14 @@ BERT = dict(
 ELECTRA = BERT | dict(discriminator=True, head_transform=False, logit_bias=False, narrow_embedding=True)
 ELECTRA_SMALL = ELECTRA | dict(embedding_width=128)
 ROBERTA = BERT | dict(norm_epsilon=1e-5, token_types=1, position_offset=2)
+# XLM (arXiv 1901.07291, section 5.1; counts are those of arXiv 1911.02116, table 6): no product before the logits, and
+# a table of 15 languages, or none.
+XLM = BERT | dict(token_types=15, head_transform=False)
+# DeBERTa (arXiv 2006.03654, section 3 and table 8) and DeBERTa 3 (arXiv 2111.09543, table 1), as they are released.
+DEBERTA = BERT | dict(
+    positions="disentangled", disentangled=Disentangled(key_bias=False), norm_epsilon=1e-7, token_types=0
+)
+DEBERTA_3 = DEBERTA | dict(disentangled=Disentangled(buckets=256, shared=True, norm=True))
 # The Transformer (arXiv 1706.03762, sections 3 and 5, table 3): an encoder with a decoder.
 TRANSFORMER = dict(
     positions="sinusoidal",
@@ -223,6 +232,12 @@ ALL = (
     _size("ELECTRA", "large", (24, 1024, 16, 4096), 512, 30_522, 0.335, 2048 * 512, 2.0e-4, ELECTRA, norm="post"),
     _size("RoBERTa", "base", (12, 768, 12, 3072), 512, 50_265, 0.125, 8000 * 512, 6.0e-4, ROBERTA, norm="post"),
     _size("RoBERTa", "large", (24, 1024, 16, 4096), 512, 50_265, 0.355, 8000 * 512, 4.0e-4, ROBERTA, norm="post"),
+    _size("XLM", "15", (12, 1024, 8, 4096), 512, 95_000, 0.250, 4096 * 256, 1.0e-4, XLM, norm="post"),
+    _size("XLM", "100", (16, 1280, 16, 5120), 512, 200_000, 0.570, 4096 * 256, 1.0e-4, XLM | _NO_TYPES, norm="post"),
+    _size("DeBERTa", "base", (12, 768, 12, 3072), 512, 50_265, 0.139, 2048 * 512, 2.0e-4, DEBERTA, norm="post"),
+    _size("DeBERTa", "large", (24, 1024, 16, 4096), 512, 50_265, 0.405, 2048 * 512, 2.0e-4, DEBERTA, norm="post"),
+    _size("DeBERTa 3", "base", (12, 768, 12, 3072), 512, 128_100, 0.184, 8192 * 512, 6.0e-4, DEBERTA_3, norm="post"),
+    _size("DeBERTa 3", "large", (24, 1024, 16, 4096), 512, 128_100, 0.435, 8192 * 512, 3.0e-4, DEBERTA_3, norm="post"),
     _size(
         "Transformer-XL",
         "base",

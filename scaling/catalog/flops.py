@@ -68,6 +68,7 @@ def attention_per_token(model: Model, sequence_length: int, source_length: int =
         for sight in sights
     ]
     own = sum((6 if model.is_relative else 4) * model.num_heads * model.d_head * positions for positions in seen)
+    own += _positional_per_token(model, sequence_length)
     if model.generates:
         own += attention_per_token(model.generator, sequence_length)
     if not model.encoder_layers:
@@ -75,6 +76,14 @@ def attention_per_token(model: Model, sequence_length: int, source_length: int =
     source = source_length or sequence_length
     across = 4 * model.num_heads * model.d_head * source * model.num_layers
     return own + across + attention_per_token(model.encoder, source) * source / sequence_length
+
+
+def _positional_per_token(model: Model, length: int) -> float:
+    """Products of queries and keys with distances, and of the rows of distances with matrices, once for a sequence."""
+    width = model.num_heads * model.d_head
+    each = 2 * width * min(length, 2 * model.distances)
+    projected = 2 * width * model.d_model * min(2 * length - 1, 2 * model.distances) / length
+    return model.num_layers * model.positional_scores * (each + projected)
 
 
 def _segments(model: Model, length: int) -> list[tuple[int, int]]:
@@ -109,8 +118,11 @@ def of_pretraining(config: Config) -> float:
 
     With XLNet's objective, tokens that are predicted pass through the layers once more, without keys of their own.
     """
-    model, length = config.model, config.train.sequence_length
-    found = training_per_token(model, length, config.predicted, config.data.source_length)
+    model, length, source = config.model, config.train.sequence_length, config.data.source_length
+    found = training_per_token(model, length, config.predicted, source)
+    if config.data.objective == "translations":
+        source = source or length  # the same encoder reads it, too
+        found += training_per_token(model, source, config.predicted) * source / length
     if config.data.objective == "permutation":
         products = 2 * (parameters(model).matrices - _key_matrices(model))
         found += 3 * config.predicted * (products + attention_per_token(model, length))

@@ -248,11 +248,12 @@ def parameters(model: Model) -> Parameters:
         + plain * d * (ups + 1) * f
         + routed * (d * experts.count + experts.per_token * expert)
     )
-    biases = attentions * (model.qkv_bias * (queries + 2 * keys) + model.out_bias * d) + plain * model.mlp_bias * (
-        ups * f + d
-    )
+    biases = attentions * (
+        model.qkv_bias * (queries + keys) + model.has_key_bias * keys + model.out_bias * d
+    ) + plain * model.mlp_bias * (ups * f + d)
     # Transformer-XL projects distances, once for all rows: no token is multiplied by that matrix.
     scores = model.num_layers * model.is_relative * queries * (d + 2 + 3 * (model.positions == "xlnet"))
+    scores += _positional(model)
     norms = model.num_layers * _norm(model, d) * (1 if model.parallel == "one_norm" else 2)
     norms += attentions * model.qk_norm * 2 * _norm(model, model.d_head) + (attentions - model.num_layers) * _norm(
         model, d
@@ -262,6 +263,7 @@ def parameters(model: Model) -> Parameters:
     )
     head = d * width + width + _norm(model, width) if model.transforms else 0
     ends = projected + model.embedding_norm * _norm(model, model.d_summed) + head + model.pooler * (d * d + d)
+    ends += _norm(model, d) if model.distances and model.disentangled.norm else 0
     ends += model.outputs * (model.d_output + 1) + model.pairs * 2 * (d + 1)
     discriminating = model.discriminates * (d + 1) * d  # a product, and one number
     ends += discriminating + model.discriminates * (d + 1)
@@ -325,8 +327,18 @@ def _positions(model: Model) -> int:
         return model.d_model  # of the query stream
     if model.positions == "relative":
         return types + model.relative_buckets * model.num_heads
-    rows = model.context_length + model.position_offset if model.positions == "learned" else 0
-    return types + rows * model.d_summed
+    rows = model.context_length + model.position_offset if model.has_position_table else 0
+    distances = 2 * model.distances * model.d_model
+    return types + rows * model.d_summed + distances
+
+
+def _positional(model: Model) -> int:
+    """The blocks' projections of disentangled positions, with which no token is multiplied."""
+    by, width = model.disentangled, model.num_heads * model.d_head
+    if not model.distances or by.shared:
+        return 0
+    biases = by.content_to_position * model.has_key_bias + by.position_to_content * model.qkv_bias
+    return model.num_layers * width * (model.positional_scores * model.d_model + biases)
 
 
 def _norm(model: Model, features: int) -> int:

@@ -59,6 +59,20 @@ class Experts:
 
 
 @dataclasses.dataclass(frozen=True)
+class Disentangled:
+    distance: int = knob(0, "tokens", "farther than this, positions are all alike; 0 = context_length")
+    buckets: int = knob(
+        0, "buckets", "of distances on each side, near ones exactly (DeBERTa 3: 256); 0 = each distance for itself"
+    )
+    content_to_position: bool = knob(True, "", "queries are multiplied by keys of the distance")
+    position_to_content: bool = knob(True, "", "keys are multiplied by queries of the distance")
+    shared: bool = knob(False, "", "distances are projected by the matrices of the tokens (DeBERTa 3)")
+    norm: bool = knob(False, "", "a norm of the table of distances (DeBERTa 3)")
+    key_bias: bool = knob(True, "", "the projections to keys have biases as those to queries have (DeBERTa 1: not)")
+    absolute: bool = knob(False, "", "embeddings have learned absolute positions, too")
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     vocab_size: int = knob(0, "tokens", "vocabulary; 0 = the tokenizer's")
     vocab_multiple: int = knob(128, "tokens", "rows of the embedding are padded to a multiple of this")
@@ -92,7 +106,9 @@ class Model:
     mlp_bias: bool = knob(True, "", "the projections of the MLP have biases")
     attention_scale: float = knob(0.0, "", "multiplies q.k; 0 = that of the parametrization, 1/sqrt(d_head) or muP's")
     positions: str = knob(
-        "learned", "", "learned, sinusoidal, rotary, alibi, relative (T5), transformer_xl, xlnet or none"
+        "learned",
+        "",
+        "learned, sinusoidal, rotary, alibi, relative (T5), disentangled (DeBERTa), transformer_xl, xlnet or none",
     )
     position_offset: int = knob(0, "rows", "row of the first position in the table of learned ones (OPT: 2)")
     sinusoid: str = knob("halves", "", "sines then cosines ('halves', CTRL), or in turns ('interleaved')")
@@ -159,6 +175,29 @@ class Model:
     base_depth: int = knob(2, "layers", "num_layers at which the CompleteP hyperparameters were tuned")
     rotary: Rotary = Rotary()
     experts: Experts = Experts()
+    disentangled: Disentangled = Disentangled()
+
+    @property
+    def has_position_table(self) -> bool:
+        """Whether a learned position is added to each embedding."""
+        return self.positions == "learned" or (self.positions == "disentangled" and self.disentangled.absolute)
+
+    @property
+    def distances(self) -> int:
+        """Rows on each side of the table of disentangled positions; 0 = there is none."""
+        by = self.disentangled
+        return (by.buckets or by.distance or self.context_length) if self.positions == "disentangled" else 0
+
+    @property
+    def positional_scores(self) -> int:
+        """Products with distances that are added to one of a query with a key."""
+        by = self.disentangled
+        return by.content_to_position + by.position_to_content if self.positions == "disentangled" else 0
+
+    @property
+    def has_key_bias(self) -> bool:
+        """Whether the projection to keys has a bias."""
+        return self.qkv_bias and (self.positions != "disentangled" or self.disentangled.key_bias)
 
     @property
     def sights(self) -> tuple[Sight, ...]:
@@ -193,11 +232,6 @@ class Model:
         return bool(self.token_types) and self.positions != "xlnet"
 
     @property
-    def has_logits(self) -> bool:
-        """Whether final states become logits, of tokens or a discriminator's; those of a bare encoder do not."""
-        return self.causal or self.head_transform or self.discriminates or self.positions == "xlnet"
-
-    @property
     def has_grouped_heads(self) -> bool:
         """Whether each head of keys and values serves several of queries."""
         return self.kv_heads < self.num_heads
@@ -211,6 +245,11 @@ class Model:
     def pairs(self) -> bool:
         """Whether there is a ``pair_head``; where ``outputs`` are in the place of logits, it is left out."""
         return self.pair_head and not self.outputs
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether final states become logits: an encoder that has neither a transform nor a bias for them is bare."""
+        return self.causal or self.head_transform or self.logit_bias or self.positions == "xlnet"
 
     @property
     def transforms(self) -> bool:

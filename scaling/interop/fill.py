@@ -37,13 +37,13 @@ def fill(
     model = network.model
     if model.causal:
         raise ValueError("only an encoder fills hidden places; this model continues texts")
+    if model.positions == "xlnet":
+        raise ValueError("an XLNet has learned no mask, so it fills no hidden places")
     if model.generates:
         return fill(network.of_generator, decoder.generator(params), words, text, top)
     if model.discriminates:
         raise ValueError("the model is a discriminator without its generator, and predicts no tokens")
-    if model.positions == "xlnet":
-        raise ValueError("an XLNet has learned no mask, so it fills no hidden places")
-    if not model.head_transform:
+    if not model.has_logits:
         raise ValueError("the model is an encoder without logits")
     mask, own = words.special(MASK), words.spelling(MASK)
     parts = text.replace(own, MASK).split(MASK)

@@ -59,7 +59,7 @@ def logits(
         _check_ids(decoder_ids, network.model, "decoder_ids")
         if len(decoder_ids) != len(ids):
             raise ValueError(f"decoder_ids must have as many rows as ids, {len(ids)}, got {len(decoder_ids)}")
-    if not network.model.has_logits:
+    if not (network.model.has_logits or network.model.discriminates):
         raise ValueError(f"{os.fspath(model)} is an encoder without logits; `scaling embed` gives its vectors")
     if mask is not None and network.model.causal and decoder_ids is None:
         raise ValueError(f"{os.fspath(model)} sees no padding that comes after a text, so it takes no mask")

@@ -6,7 +6,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling.config import schema as cfg
-from scaling.model import kernels
+from scaling.model import disentangled, kernels
 from scaling.model.attend import Softmax, across, attend
 from scaling.model.context import AttentionContext, Cached, Memory
 from scaling.model.fused import stacked
@@ -36,13 +36,16 @@ class Attention(nnx.Module):
         self.query, self.key, self.value = normal_parts(rngs.params(), (d, (h, n, n), k), scales.hidden_std, axes)
         if config.qkv_bias:
             self.query_bias = constant(0.0, (h, k), ("heads", None), "bias")
-            self.key_bias = constant(0.0, (n, k), (shared, None), "bias")
+            if config.has_key_bias:
+                self.key_bias = constant(0.0, (n, k), (shared, None), "bias")
             self.value_bias = constant(0.0, (n, k), (shared, None), "bias")
         if config.qk_norm:
             self.query_norm, self.key_norm = make_norm(config, k), make_norm(config, k)
         self.out = normal(rngs.params(), (h, k, d), scales.residual_std, ("heads", None, "embed"))
         if config.out_bias:
             self.out_bias = constant(0.0, (d,), (None,), "bias")
+        if config.distances and not config.disentangled.shared:
+            self.distances = disentangled.Projections(config, rngs)
 
     def _headed(self, part: jax.Array, bias: Parameter | None, time: str | None = None) -> jax.Array:
         """A projection [B, T, H, K] with its bias, as [B, H, T, K]."""
@@ -100,6 +103,11 @@ class SelfAttention(Attention):
         if self.config.positions == "rotary":
             where = jnp.arange(x.shape[1])[None] if context.positions is None else context.positions
             q, k = (rotate(part, where, self.config.rotary) for part in (q, k))
+        if self.config.distances:
+            assert context.relative is not None
+            by = self if self.config.disentangled.shared else self.distances
+            added = disentangled.scores(q, k, context.relative, by, self.config)
+            softmax = softmax._replace(relative=None, added=added)
         if self.config.is_relative:
             keys = context.cached.slots + x.shape[1] if context.cached and context.cached.memory else k.shape[2]
             q, added = self.relative(q, keys, context)
@@ -119,7 +127,7 @@ class SelfAttention(Attention):
         else:
             weights = (self.query, self.key, self.value)
             if self.config.qkv_bias:
-                biases = [self.query_bias, self.key_bias, self.value_bias]
+                biases = [self.query_bias, getattr(self, "key_bias", None), self.value_bias]
             seen = x if context.content is None else context.content.seen(x)
             if seen is x and not self.config.has_grouped_heads and current_mesh().shape[kernels.HEAD_AXIS] > 1:
                 # The gradient of x is a sum over the devices of the heads: once, and not thrice.

@@ -84,6 +84,7 @@ class AttentionContext:
             sees the context and its own branch, by ``positions``. -1 is padding. For scoring, without segments.
         types: kind of each token, which is added to its embedding, int32 [B or 1, T]; None = all 0.
         relative: what each head adds to scores by bucket of distance, float32 [buckets, H] (T5); one for all layers.
+            Of disentangled positions the table of distances [2 R, D], in the compute dtype.
         order: a token sees none with a higher number, int32 [B, T] (XLNet's factorisation order). Not causal.
         cached: the row grows, and its first tokens are in a cache.
         content: states of other tokens that these see.

@@ -39,7 +39,7 @@ class Stack(nnx.Module):
         config = network.model
         self.config, self.compute = config, network.compute
         std, d, width = parametrization(config).embedding_std, config.d_model, config.d_embedding
-        if config.positions == "learned":
+        if config.has_position_table:
             rows = config.position_offset + config.context_length
             self.positions = normal(rngs.params(), (rows, config.d_summed), std, (None, "embed"), "position")
         if config.has_type_table:
@@ -47,6 +47,10 @@ class Stack(nnx.Module):
         if config.positions == "relative":
             shape = (config.relative_buckets, config.num_heads)
             self.relative = normal(rngs.params(), shape, config.init_std, (None, "heads"), "position")
+        if config.distances:
+            self.distances = normal(rngs.params(), (2 * config.distances, d), std, (None, "embed"), "position")
+            if config.disentangled.norm:
+                self.distances_norm = make_norm(config, d)
         if width != d:
             scales = parametrization(config)
             self.project_in = normal(rngs.params(), (width, d), scales.hidden_std, ("embed", None))
@@ -74,7 +78,7 @@ class Stack(nnx.Module):
         x = x.astype(jnp.float32)
         if config.scaled_embedding:
             x = x * math.sqrt(config.d_model)
-        if config.positions == "learned":
+        if config.has_position_table:
             # Whole in the backward pass too: its gradient is summed over the batch first, and then cut.
             table = constrain(use(self.positions, jnp.dtype(jnp.float32)), None, None)[config.position_offset :]
             x = x + (table[:length] if positions is None else table[positions])
@@ -91,12 +95,16 @@ class Stack(nnx.Module):
         return x
 
     def informed(self, context: AttentionContext) -> AttentionContext:
-        """The context with what all layers share: whether they look ahead, and the table of relative positions."""
+        """The context with what all layers share: whether they look ahead, and a table of relative positions."""
         if not self.config.causal:
             context = dataclasses.replace(context, causal=False)
-        if self.config.positions != "relative":
-            return context
-        return dataclasses.replace(context, relative=use(self.relative, jnp.dtype(jnp.float32)))
+        if self.config.positions == "relative":
+            return dataclasses.replace(context, relative=use(self.relative, jnp.dtype(jnp.float32)))
+        if self.config.distances:
+            table = constrain(use(self.distances, jnp.dtype(self.compute.dtype)), None, None)
+            table = self.distances_norm(table) if self.config.disentangled.norm else table
+            return dataclasses.replace(context, relative=table)
+        return context
 
     def through(
         self,

@@ -8,6 +8,7 @@ from scaling.objectives.next_token import next_token
 from scaling.objectives.objective import Objective
 from scaling.objectives.permutation import permutation
 from scaling.objectives.replaced import replaced
+from scaling.objectives.translations import translations
 
 OBJECTIVES = {
     "next_token": next_token,
@@ -21,6 +22,7 @@ OBJECTIVES = {
     "prefix": next_token,
     "permutation": permutation,
     "pairs": next_token,
+    "translations": translations,
 }
 WITH_SOURCE = ("span_corruption", "denoising", "prefix")  # what needs an encoder; pairs are for decoders alone, too
 
@@ -55,7 +57,7 @@ def must_fit(config: cfg.Config) -> None:
     if model.encoder_layers and name not in (*WITH_SOURCE, "pairs"):
         raise refused("model.encoder_layers", model.encoder_layers, f"must be 0 {said}, which has no source")
     length = config.data.source_length or config.train.sequence_length
-    if model.encoder_layers and length > model.context_length:
+    if (model.encoder_layers or name == "translations") and length > model.context_length:
         right = f"must be at most config.model.context_length={model.context_length}"
         raise refused("data.source_length", length, right)
     if name in pairs.OBJECTIVES:

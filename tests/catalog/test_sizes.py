@@ -8,7 +8,7 @@ import pytest
 
 from scaling.catalog import families, flops, size_report, sizes
 from scaling.config.resolve import resolve
-from scaling.config.schema import Config, Data, Experts, Model, Train, default_config, freeze
+from scaling.config.schema import Config, Data, Disentangled, Experts, Model, Train, default_config, freeze
 from scaling.model import decoder
 from tests import tiny
 
@@ -69,6 +69,10 @@ VARIANTS = {
     "encoder, narrow": families.ROBERTA | {"embedding_width": 16, "vocab_multiple": 8},
     "encoder, shared": families.BERT | {"embedding_width": 16, "narrow_embedding": True, "layer_groups": 1},
     "encoder, classes": families.BERT | {"outputs": 3, "pooler": True, "pair_head": True},
+    "encoder, DeBERTa": families.DEBERTA | {"pooler": True, "vocab_multiple": 8},
+    "encoder, DeBERTa 3": families.DEBERTA_3,
+    "encoder, absolute": families.DEBERTA
+    | {"disentangled": Disentangled(distance=5, position_to_content=False, absolute=True), "layer_groups": 1},
     "encoder and decoder": {"encoder_layers": 2},
     "encoder and decoder, 2017": families.TRANSFORMER | {"encoder_layers": 3, "norm": "post", "dropout_residual": 0.1},
     "encoder and decoder, T5": families.T5 | {"encoder_layers": 4, "d_head": 16},

@@ -15,6 +15,7 @@ TAKEN = {
     "next_token": [DECODER],
     "mlm": [ENCODER], "mlm_nsp": [ENCODER], "mlm_sop": [ENCODER], "tlm": [ENCODER],
     "replaced_token": [ELECTRA],
+    "translations": [ENCODER],
     "span_corruption": [BOTH], "denoising": [BOTH], "prefix": [BOTH],
     "pairs": [DECODER, BOTH],
 }  # fmt: skip
