@@ -46,7 +46,7 @@ from scaling.parallel.mesh import one_device
 from scaling.runs.json_lines import JsonLines, read_lines
 
 RUNS = Path(__file__).parents[2] / "docs/results/cpu_ladder/runs"
-VOCABULARY = 256
+VOCABULARY = 257  # bytes, and the end of a text
 TUNED = ("l4-d24-t260k", "l4-d64-t455k")  # runs that choose the learning rate
 RATES = (2.5e-3, 5e-3, 1e-2, 2e-2)
 BY_PLACE = "l4-d64-t4.55m"
