@@ -140,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--data", type=Path, required=True, metavar="SHARED", help="folder of the texts and the tasks")
     add("--seeds", type=int, default=3, metavar="N", help="of each training (default: 3)")
     add("--arms", nargs="+", default=["gpt", "bert"], metavar="ARM", choices=ARMS, help=", ".join(ARMS))
+    add("--tasks", nargs="+", default=list(TASKS), metavar="TASK", choices=TASKS, help=", ".join(TASKS))
     options = parser.parse_args(arguments)
     study = Study(options.folder, options.data)
     arms, seeds = options.arms, range(options.seeds)
@@ -148,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             study.once(f"pretrain {arm} {seed}", functools.partial(pretrain, study, arm, seed))
         for arm in arms:
             study.once(f"cloze {arm} {seed}", functools.partial(cloze, study.run(arm, seed), study.data))
-        for task, arm in itertools.product(TASKS, arms):
+        for task, arm in itertools.product(options.tasks, arms):
             tune = to_text if arm == "t5" else finetune
             for start in ARMS[arm].starts if arm != "t5" or task in text_to_text.TASKS else ():
                 study.once(f"{task} {arm} {start} {seed}", functools.partial(tune, study, arm, start, task, seed))
