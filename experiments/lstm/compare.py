@@ -187,7 +187,7 @@ def copying(kind: str) -> dict[str, Any]:
     model = {"num_layers": 4, "d_model": COPY_WIDTH, "num_heads": 4, "context_length": 128, "positions": "rotary"}
     config.model.update(model | {"attention_pattern": ("dense",), "vocab_size": PAD + 1, "init_std": 0.08})
     config.compute.dtype = "float32"
-    network = resolve(config, vocab_size=PAD + 1, device_count=1).network
+    network = resolve(freeze(config), vocab_size=PAD + 1, device_count=1).network
     size = parameters(network.model).total
     function, rng, found = apply, np.random.default_rng(0), {}
 
