@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from scaling.config import schema as cfg
 from scaling.data.tokenizer import Tokenizer
 from scaling.generate import beam, decode, speculative
+from scaling.generate.draft import Draft
 from scaling.generate.sampling import Dials, Rules, Sampling, row_keys, rules
 from scaling.model import decoder, kv_cache
 from scaling.parallel.mesh import one_device
@@ -74,7 +75,7 @@ class Generator:
         params: decoder.Params,
         words: Tokenizer | None,
         mesh: Mesh | None = None,
-        draft: speculative.Draft | None = None,
+        draft: Draft | None = None,
     ):
         self.network, self.config = network, network.model
         if self.config.outputs:

@@ -23,42 +23,6 @@ from scaling.model import decoder, kv_cache
 from scaling.parallel.sharding import constrain
 
 
-class Draft(NamedTuple):
-    """A small model that proposes tokens to a large one.
-
-    Attributes:
-        network: resolved.
-        params: parameter tree as training or ``load_model`` gives it.
-        tokens: that it proposes in a round, K.
-    """
-
-    network: cfg.Network
-    params: decoder.Params
-    tokens: int = 4
-
-    def check(self, model: cfg.Model, vocab: int) -> None:
-        """Refuses, with a ValueError, what cannot propose the ``vocab`` tokens of a model."""
-        mine = self.network.model
-        if model.encoder_layers or mine.encoder_layers:
-            whose = "the model" if model.encoder_layers else "the draft"
-            raise ValueError(f"{whose} has an encoder beside its decoder; speculative decoding is for decoders alone")
-        if not mine.causal or mine.outputs:
-            kind = "rates texts" if mine.causal else "is an encoder"
-            raise ValueError(f"the draft {kind} and continues none; it must be a decoder")
-        if mine.vocab_size < vocab or vocab == model.vocab_size != mine.vocab_size:
-            raise ValueError(
-                f"the draft has a vocabulary of {mine.vocab_size}, and the model one of {vocab}; "
-                "both must have the same tokenizer"
-            )
-        if mine.context_length < model.context_length:
-            raise ValueError(
-                f"the draft has a context of {mine.context_length}, which must be at least the model's, "
-                f"{model.context_length}"
-            )
-        if self.tokens < 1:
-            raise ValueError(f"the draft must propose 1 or more tokens in a round, not {self.tokens}")
-
-
 class Program(NamedTuple):
     """What is static in the compiled programs."""
 
@@ -79,12 +43,12 @@ class Params(NamedTuple):
 class State(NamedTuple):
     """What the loop carries; a round may end up to K tokens after the text."""
 
-    count: jax.Array  # tokens chosen so far, int32 [B]
+    length: jax.Array  # tokens chosen so far, int32 [B]
     chosen: jax.Array  # int32 [B, N + K]; -1 where nothing was chosen
     recent: jax.Array  # the last two tokens of prompt and text, int32 [B, 2]
     done: jax.Array  # bool [B]
     passes: jax.Array  # of the model over the row, that over the prompt included, int32 [B]
-    seen: jax.Array | None  # tokens of prompt and continuation, bool [B, V], if repetition is penalised
+    seen: jax.Array | None  # tokens of prompt and continuation, bool [B, W], if repetition is penalised
     cache: kv_cache.Cache
     draft_cache: kv_cache.Cache
 
@@ -94,7 +58,7 @@ class _Proposals(NamedTuple):
 
     ids: jax.Array  # int32 [B, K]
     weights: jax.Array  # from ``weighed``, float32 [B, K, V]
-    seen: jax.Array | None  # before each of them and after the last, bool [B, K + 1, V]
+    seen: jax.Array | None  # before each of them and after the last, bool [B, K + 1, W], W of the padded table
 
 
 def start(program: Program, params: Params, dials: Dials, rows: decode.Rows) -> State:
@@ -118,12 +82,12 @@ def _with_draft(program: Program, params: decoder.Params, rows: decode.Rows, fir
     _, memory = kv_cache.prefill(program.draft, params, rows.tokens, rows.starts, slots)
     ones = constrain(jnp.ones(len(rows.tokens), jnp.int32), None)
     return State(
-        count=ones,
+        length=ones,
         chosen=first.chosen,
         recent=constrain(jnp.stack([rows.tokens[:, -1], first.last], axis=1), None, None),
         done=first.done,
         passes=ones,
-        seen=None if first.seen is None else first.seen[:, : program.rules.vocab],
+        seen=first.seen,
         cache=first.cache,
         draft_cache=memory,
     )
@@ -131,16 +95,14 @@ def _with_draft(program: Program, params: decoder.Params, rows: decode.Rows, fir
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
 @jax.default_matmul_precision("highest")
-def proceed(
-    program: Program, params: Params, dials: Dials, rows: decode.Rows, state: State, until: jax.Array
-) -> State:
+def proceed(program: Program, params: Params, dials: Dials, rows: decode.Rows, state: State, until: jax.Array) -> State:
     """Goes on, round after round, until every row is done or has at least ``until`` tokens (at most N).
 
     A row's rounds depend on nothing but its own tokens and key: neither on other rows nor on ``until``.
     """
 
     def running(state: State) -> jax.Array:
-        return ~state.done & (state.count < until)
+        return ~state.done & (state.length < until)
 
     def body(state: State) -> State:
         return _round(program, params, dials, rows, state, running(state))
@@ -151,12 +113,12 @@ def proceed(
 def _round(
     program: Program, params: Params, dials: Dials, rows: decode.Rows, state: State, running: jax.Array
 ) -> State:
-    """Proposes K tokens, checks them and takes at most K + 1; other rows than those ``running`` [B] stay as they are."""
-    batch, count = len(state.count), program.proposed
+    """Proposes K tokens, checks them and takes at most K + 1; only rows ``running`` [B] grow."""
+    batch, count = len(state.length), program.proposed
     prompt = state.cache[0][0].shape[2] - state.chosen.shape[1]
-    last = prompt + state.count - 1
+    last = prompt + state.length - 1
     slot = last[0] if batch == 1 else last
-    keys = None if program.rules.greedy else _round_keys(rows.keys, state.count, count + 1)
+    keys = None if program.rules.greedy else _round_keys(rows.keys, state.length, count + 1)
     proposals, draft_cache = _propose(program, params.draft, dials, rows.starts, state, slot, keys)
 
     read = jnp.concatenate([state.recent[:, 1:], proposals.ids], axis=1)
@@ -173,16 +135,16 @@ def _round(
     ids, taken = constrain(ids, None, None), constrain(taken, None, None)
 
     at = jnp.arange(batch)[:, None]
-    length = taken.sum(1)
-    written = jnp.where(taken, state.count[:, None] + place, state.chosen.shape[1])
+    added = taken.sum(1)
+    written = jnp.where(taken, state.length[:, None] + place, state.chosen.shape[1])
     seen = state.seen
     if seen is not None:
         seen = seen.at[at, jnp.where(taken, ids, seen.shape[1])].set(True, mode="drop")
     text = jnp.concatenate([state.recent, ids], axis=1)
     return State(
-        count=state.count + length,
+        length=state.length + added,
         chosen=state.chosen.at[at, written].set(ids, mode="drop"),
-        recent=jnp.take_along_axis(text, length[:, None] + jnp.arange(2), axis=1),
+        recent=jnp.take_along_axis(text, added[:, None] + jnp.arange(2), axis=1),
         done=state.done | (ends & taken).any(1),
         passes=state.passes + running,
         seen=seen,
@@ -217,11 +179,8 @@ def _propose(
 
     def draw(hidden: jax.Array, seen: jax.Array | None, i: jax.Array | int) -> tuple[jax.Array, jax.Array]:
         weights = _weights(network, params, hidden, rules, dials, None if seen is None else seen[:, None])[:, 0]
-        if keys is None:
-            ids = jnp.argmax(weights, axis=-1)
-        else:
-            ids = jax.vmap(jax.random.categorical)(keys[:, i, 0], weights)
-        return ids.astype(jnp.int32), weights
+        drawn = jnp.argmax(weights, axis=-1) if keys is None else _draw(keys[:, i, 0], weights)
+        return drawn.astype(jnp.int32), weights
 
     def step(carry: tuple[jax.Array, kv_cache.Cache, jax.Array | None], i: jax.Array):  # type: ignore[no-untyped-def]
         hidden, memory, seen = carry
@@ -234,16 +193,13 @@ def _propose(
     carry = hidden[:, 1:], memory, state.seen
     (hidden, memory, seen), before = jax.lax.scan(step, carry, jnp.arange(program.proposed - 1))
     ids, weights = draw(hidden, seen, program.proposed - 1)
-    found = [
-        jnp.concatenate([many.swapaxes(0, 1), one[:, None]], axis=1)
-        for many, one in zip(before[:2], (ids, weights), strict=True)
-    ]
-    if seen is None:
-        return _Proposals(*found, None), memory
+    all_ids, all_weights, all_seen = jax.tree.map(
+        lambda many, one: jnp.concatenate([many.swapaxes(0, 1), one[:, None]], axis=1), before, (ids, weights, seen)
+    )
     after = _with(seen, ids)
-    assert after is not None
-    all_seen = [before[2].swapaxes(0, 1), seen[:, None], after[:, None]]
-    return _Proposals(*found, jnp.concatenate(all_seen, axis=1)), memory
+    if after is not None:
+        all_seen = jnp.concatenate([all_seen, after[:, None]], axis=1)
+    return _Proposals(all_ids, all_weights, all_seen), memory
 
 
 def _with(seen: jax.Array | None, ids: jax.Array) -> jax.Array | None:
@@ -261,7 +217,7 @@ def _weights(
     """``weighed`` of the tokens after hidden states [B, T, D]; float32 [B, T, V] with the V ids of the tokenizer."""
     batch, length, features = hidden.shape
     logits = kv_cache.next_logits(network, params, hidden.reshape(-1, features), rules.vocab)[:, : rules.vocab]
-    seen = None if seen is None else seen.reshape(-1, rules.vocab)
+    seen = None if seen is None else seen.reshape(len(logits), -1)[:, : rules.vocab]
     return weighed(logits, rules, dials, seen).reshape(batch, length, -1)
 
 
@@ -288,8 +244,10 @@ def _judge(proposals: _Proposals, weights: jax.Array, keys: jax.Array | None) ->
     rest = jnp.maximum(p - q, 0)
     rest = jnp.where(rest.sum(-1, keepdims=True) > 0, rest, p)  # rounding may leave nothing where both are equal
     places = jnp.arange(len(accepted))
-    corrected = jax.vmap(jax.random.categorical)(keys[places, accepted, 2], jnp.log(rest))
-    return accepted, corrected.astype(jnp.int32)
+    return accepted, _draw(keys[places, accepted, 2], jnp.log(rest)).astype(jnp.int32)
+
+
+_draw = jax.vmap(jax.random.categorical)
 
 
 def _leading(right: jax.Array) -> jax.Array:

@@ -165,9 +165,7 @@ def _extended(cached: Cached, new: Memory, mixed: jax.Array) -> Memory:
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
     if jnp.ndim(slot):
         write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1))
-    keys, values = (
-        _laid_out(write(old, x.astype(old.dtype), slot)) for old, x in zip(cached.memory, new, strict=True)
-    )
+    keys, values = (_laid_out(write(old, x.astype(old.dtype), slot)) for old, x in zip(cached.memory, new, strict=True))
     return keys, values
 
 
