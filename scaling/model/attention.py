@@ -1,5 +1,7 @@
 """Attention around the residual stream, of a text over itself or over another: projections, positions, cache."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -180,10 +182,10 @@ def _extended(cached: Cached, new: Memory, mixed: jax.Array) -> Memory:
         keys, values = (_laid_out(jnp.pad(x, room)) for x in new)
         return keys, values
     slot = _once_known(mixed, cached.slot)
-    keys, values = (
-        _laid_out(jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), slot, axis=2))
-        for old, x in zip(cached.memory, new, strict=True)
-    )
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
+    if jnp.ndim(slot):
+        write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1))
+    keys, values = (_laid_out(write(old, x.astype(old.dtype), slot)) for old, x in zip(cached.memory, new, strict=True))
     return keys, values
 
 
