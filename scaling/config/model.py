@@ -216,8 +216,8 @@ class Compute:
     remat: str = knob(
         "none",
         "",
-        "what the backward pass recomputes: none, dots, projections, full, or all but kinds of tensor of qkv, attention, "
-        "sum, hidden, such as qkv+sum; projections:16 keeps in the first 16 layers only; auto chooses by the memory",
+        "what the backward pass recomputes: none, dots, projections, full, or all but some of qkv, attention, sum and "
+        "hidden, such as qkv+sum; projections:16 keeps in the first 16 layers only; auto chooses by the memory",
     )
     scan_unroll: int = knob(
         1,

@@ -1,4 +1,4 @@
-"""What ``config.compute.remat`` says: which tensors of a layer are kept for the backward pass, and in how many layers."""
+"""What ``config.compute.remat`` says: which tensors are kept for the backward pass, and in how many layers."""
 
 import dataclasses
 import math
@@ -78,7 +78,7 @@ def divisible(config: Config) -> str:
 
 
 def period(model: Model) -> int:
-    """The number of layers after which attention pattern and experts repeat; the stack can be parted between periods."""
+    """After how many layers attention pattern and experts repeat; the stack can be parted between such periods."""
     return math.lcm(len(model.attention_pattern), model.experts.every if model.experts.count else 1)
 
 
@@ -99,4 +99,6 @@ def check(config: Config) -> None:
         raise refused("compute.remat", remat, right)
     if kept.layers % (each := period(config.model)):
         near = nearest_multiples(kept.layers, each)
-        raise refused("compute.remat", remat, f"must name a multiple of the {each} layers of a period, as {near} would be")
+        raise refused(
+            "compute.remat", remat, f"must name a multiple of the {each} layers of a period, as {near} would be"
+        )

@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from scaling.config.align import MATRICES
 from scaling.config import remat
+from scaling.config.align import MATRICES
 from scaling.config.refusal import must_be_multiple, must_divide, nearest_divisors, nearest_multiples, refused
 from scaling.config.resolve_mesh import check_mesh, check_pipeline, check_stages, data_axis, pipeline_microbatches
 from scaling.config.schema import Config, Model, knobs
