@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from scaling.config.remat import ATTENTION
 from scaling.model import kernels, ring
 from scaling.model.context import AttentionContext
-from scaling.model.layers import SAVED, dropout
+from scaling.model.layers import dropout
 from scaling.model.positions import relative_buckets
 from scaling.parallel.sharding import platform
 
@@ -86,8 +87,8 @@ def attend(
     if kernel == "splash":
         return kernels.splash(q, k, v, context, softmax.scale, block)
     if kernel == "cudnn":
-        return checkpoint_name(kernels.cudnn(q, k, v, scale=softmax.scale, window=context.window), SAVED)
-    return checkpoint_name(_reference(q, k, v, context, softmax), SAVED)
+        return checkpoint_name(kernels.cudnn(q, k, v, scale=softmax.scale, window=context.window), ATTENTION)
+    return checkpoint_name(_reference(q, k, v, context, softmax), ATTENTION)
 
 
 def across(
@@ -110,7 +111,7 @@ def across(
         for x, found in zip((q, k), segments, strict=True)
     )
     mask = mine[:, None, :, None] == theirs[:, None, None, :]
-    return checkpoint_name(_weighed(q, k, v, mask, jnp.zeros((), jnp.int32), softmax), SAVED)
+    return checkpoint_name(_weighed(q, k, v, mask, jnp.zeros((), jnp.int32), softmax), ATTENTION)
 
 
 class _Tokens(NamedTuple):
