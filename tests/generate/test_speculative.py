@@ -97,9 +97,7 @@ def test_streams_grow_and_stops_cut():
     assert all(b.text.startswith(a.text) for a, b in itertools.pairwise(grown))
     assert grown[-1].ids == whole[0][0].ids
     sampling = dataclasses.replace(GREEDY, stop=(stop,))
-    (found,), (cut,) = (
-        each.generate(PROMPTS[:1], sampling) for each in (Generator(*model(), WORDS), generator)
-    )
+    (found,), (cut,) = (each.generate(PROMPTS[:1], sampling) for each in (Generator(*model(), WORDS), generator))
     assert (cut[0].text, cut[0].finish, cut[0].ids) == (found[0].text, "stop", found[0].ids)
 
 
