@@ -309,7 +309,7 @@ def _draft(options: argparse.Namespace, served: "Served") -> "Draft | None":
     from scaling.generate.draft import load_draft
 
     tokens = 4 if options.draft_tokens is None else options.draft_tokens
-    return load_draft(options.draft, served, tokens, options.mesh, options.dtype)
+    return load_draft(options.draft, served, tokens, options.tokenizer, options.mesh, options.dtype)
 
 
 def _stream(generator: "Generator", text: str, prompt: list[int], sampling: "Sampling") -> None:

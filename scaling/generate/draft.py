@@ -45,16 +45,22 @@ class Draft(NamedTuple):
 
 
 def load_draft(
-    path: str | os.PathLike[str], served: Served, tokens: int, axes: str = "", dtype: str = "float32"
+    path: str | os.PathLike[str],
+    served: Served,
+    tokens: int,
+    tokenizer_name: str | None = None,
+    axes: str = "",
+    dtype: str = "float32",
 ) -> Draft:
     """The draft of a run directory or a Hugging Face folder.
 
     Args:
         path: of the draft.
-        served: the model, loaded with the same ``axes`` and ``dtype``.
+        served: the model, loaded with the same ``tokenizer_name``, ``axes`` and ``dtype``.
         tokens: that the draft proposes in a round.
-        axes: as of ``load_served``.
-        dtype: as of ``load_served``.
+        tokenizer_name: as of ``load_served``, and so are ``axes`` and ``dtype``.
+        axes: see there.
+        dtype: see there.
 
     Raises:
         FileNotFoundError: no model there.
@@ -62,7 +68,7 @@ def load_draft(
     """
     if tokens < 1:
         raise ValueError(f"--draft_tokens={tokens} must be 1 or more")
-    found = load_served(path, None, axes, dtype)
+    found = load_served(path, tokenizer_name, axes, dtype)
     if found.words.fingerprint != served.words.fingerprint:
         raise ValueError(
             f"--draft={os.fspath(path)} has the tokenizer {found.words.name!r}, which is not the model's, "

@@ -53,7 +53,7 @@ def load(
     short = [Path(path).resolve().name for path in paths]
     for path, name in zip(paths, short, strict=True):
         served = load_decoder(path, None, mesh, dtype)
-        small = None if draft is None else load_draft(draft, served, draft_tokens, mesh, dtype)
+        small = None if draft is None else load_draft(draft, served, draft_tokens, axes=mesh, dtype=dtype)
         generator = Generator(served.network, served.params, served.words, served.mesh, small)
         chat, reason = None, ""
         try:
