@@ -16,7 +16,8 @@ from scaling.bench import maxtext_client as maxtext
 from scaling.catalog import chips, flops, recipes
 from scaling.config import schema as cfg
 from scaling.config.files import apply_overrides, split_arguments
-from scaling.plan import hlo, plan, predict, topology
+from scaling.config.remat import AUTO
+from scaling.plan import hlo, plan, predict, recompute, topology
 
 # MaxText's recipes call it DISABLE_COLLECTIVE_MATMUL; without it 1.3B on v5e:4x4 takes three times the cycles.
 _NO_RING = "compile_xla_flags=--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
@@ -162,6 +163,10 @@ def _config(size: str, case: Case, knobs: str) -> cfg.Config:
 
 def _ours(size: str, case: Case, knobs: str) -> Step:
     config = _config(size, case, knobs)
+    chip, _ = topology.parse(case.topology)
+    if config.compute.remat == AUTO:
+        text = recompute.choose(config, chip, (1 - plan.HEADROOM) * chip.hbm / chip.devices)
+        config, knobs = recompute.with_remat(config, text), f"{knobs} ({text} by shapes)"
     with plan.compiler_output():
         devices = topology.devices(case.topology)
         from scaling.plan.compiled import DoesNotFit, compile_step
@@ -170,7 +175,6 @@ def _ours(size: str, case: Case, knobs: str) -> Step:
             program = compile_step(config, devices)
         except DoesNotFit:
             return Step(knobs, None)
-    chip, _ = topology.parse(case.topology)
     memory = sum(dataclasses.asdict(program.memory).values())
     return Step(knobs, predict.predict(hlo.parse(program.text), chip), memory, program.seconds)
 

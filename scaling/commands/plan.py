@@ -8,8 +8,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from scaling import exit_codes
+from scaling.config.refusal import refused
+from scaling.config.remat import AUTO
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scaling.config import schema as cfg
     from scaling.plan.plan import Plan
     from scaling.plan.request import Request
@@ -79,16 +83,45 @@ def run(options: argparse.Namespace) -> int:
     if options.search:
         return _search(options, config, name, where)
     resolved = plan.resolved(config, where.devices, name)
-    if where.topology:
-        print(f"compiling {name} for {where.slices} x {where.topology} ...", file=sys.stderr)
-        found = plan.compiled(resolved, where.topology, where.slices, options.step, options.fresh, request)
+    chooses = resolved.compute.remat == AUTO and options.step in ("train", *plan.RL)
+    if chooses and options.step in plan.RL:
+        raise refused("compute.remat", AUTO, f"is built for --step=train, not for {options.step}; must name a policy")
+
+    def compiles(config: "cfg.Config") -> "Plan":
+        print(f"compiling {name} for {where.slices} x {where.topology}{_remat(config, chooses)} ...", file=sys.stderr)
+        return plan.compiled(config, where.topology, where.slices, options.step, options.fresh, request)
+
+    if not chooses:
+        found = compiles(resolved) if where.topology else plan.estimated(resolved, where.chip, where.chips)
     else:
-        found = plan.estimated(resolved, where.chip, where.chips)
+        found = _chosen(resolved, where, compiles)
     if options.json:
         print(json.dumps(to_json(found, options.price), indent=2))
     else:
         print(to_text(name, found, options.price, options.top))
     return exit_codes.OK if found.fits else exit_codes.USAGE
+
+
+def _remat(config: "cfg.Config", chooses: bool) -> str:
+    return f", remat={config.compute.remat}" if chooses else ""
+
+
+def _chosen(config: "cfg.Config", where: "_Where", compiles: "Callable[[cfg.Config], Plan]") -> "Plan":
+    """The plan of ``compute.remat=auto``, which is said on standard error."""
+    from scaling.catalog import chips
+    from scaling.plan import plan, recompute
+
+    chip = chips.find(where.chip)
+    assert chip is not None
+    if where.topology:
+        text, found = recompute.compiled(config, chip, compiles)
+        by = "the compiler"
+    else:
+        text = recompute.choose(config, chip, (1 - plan.HEADROOM) * chip.hbm / chip.devices)
+        found, by = plan.estimated(recompute.with_remat(config, text), where.chip, where.chips), "shapes"
+    size = f"{found.bytes / 2**30:.1f} GiB a device by {by}" if not found.refusal else "which does not fit"
+    print(f"compute.remat={AUTO} is {text} here, {size}", file=sys.stderr)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 
 from scaling import cache, durable, exit_codes, object_store
+from scaling.commands import recomputation
 from scaling.config import schema as cfg
 from scaling.config.refusal import refused
 from scaling.config.resolve import resolve
@@ -242,6 +243,7 @@ def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
             f"is nothing that `scaling {recipe.verb}` validates; must be '' or {' or '.join(map(repr, recipe.figures))}"
         )
         raise refused("checkpoint.choose", config.checkpoint.choose, right)
+    config = recomputation.settled(config, absolute(config.workdir), recipe.verb)
     check_tasks(config)
     optimizer.check(config.optimizer, config.model)
     lora.check(config)

@@ -314,7 +314,12 @@ class Model:
 class Compute:
     dtype: str = knob("bfloat16", "", "matrix products: bfloat16 or float32; norms, softmax, loss: always float32")
     quantization: str = knob("none", "", "8-bit products with the blocks' matrices: none, int8 or fp8 (needs qwix)")
-    remat: str = knob("none", "", "what the backward pass recomputes: none, dots, projections or full")
+    remat: str = knob(
+        "none",
+        "",
+        "what the backward pass recomputes: none, dots, projections, full, or all but some of qkv, attention, sum and "
+        "hidden, such as qkv+sum; projections:16 keeps in the first 16 layers only; auto chooses by the memory",
+    )
     scan_unroll: int = knob(
         1,
         "",

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from scaling.config import remat
 from scaling.config.align import MATRICES
 from scaling.config.refusal import must_be_multiple, must_divide, nearest_divisors, nearest_multiples, refused
 from scaling.config.resolve_discriminator import check_discriminator
@@ -37,7 +38,6 @@ CHOICES = {
     "model.parametrization": ("standard", "mup", "completep"),
     "compute.dtype": ("bfloat16", "float32"),
     "compute.quantization": ("none", "int8", "fp8"),
-    "compute.remat": ("none", "dots", "projections", "full"),
     "data.objective": (
         "next_token",
         "mlm",
@@ -162,6 +162,7 @@ def resolve(
     must_be_utf8("config.data.cache_dir", config.data.cache_dir)
     _check_data(config)
     _check_model(config)
+    remat.check(config)
     _check_train(config)
     _check_lora(config)
     _check_choice(config)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from scaling.config.remat import ATTENTION
 from scaling.model import kernels, ring
 from scaling.model.context import AttentionContext
-from scaling.model.layers import SAVED, dropout
+from scaling.model.layers import dropout
 from scaling.model.positions import relative_buckets
 from scaling.parallel.sharding import platform
 
@@ -86,8 +87,8 @@ def attend(
     if kernel == "splash":
         return kernels.splash(q, k, v, context, softmax.scale, block)
     if kernel == "cudnn":
-        return checkpoint_name(kernels.cudnn(q, k, v, scale=softmax.scale, window=context.window), SAVED)
-    return checkpoint_name(_reference(q, k, v, context, softmax), SAVED)
+        return checkpoint_name(kernels.cudnn(q, k, v, scale=softmax.scale, window=context.window), ATTENTION)
+    return checkpoint_name(_reference(q, k, v, context, softmax), ATTENTION)
 
 
 def across(
@@ -110,7 +111,7 @@ def across(
         for x, found in zip((q, k), segments, strict=True)
     )
     mask = mine[:, None, :, None] == theirs[:, None, None, :]
-    return checkpoint_name(_weighed(q, k, v, mask, jnp.zeros((), jnp.int32), softmax), SAVED)
+    return checkpoint_name(_weighed(q, k, v, mask, jnp.zeros((), jnp.int32), softmax), ATTENTION)
 
 
 class _Tokens(NamedTuple):
@@ -245,11 +246,14 @@ def _over_cache(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionCont
     """Causal attention of a few new tokens over the slots before them, and over each other.
 
     A banded layer reads its band of the cache only, a strided one for a single token also each slot of its stride.
+    Where each row has a slot of its own, all of the cache is read.
     """
     cached = context.cached
     assert cached is not None and cached.memory is not None and context.causal
     (keys, values), slot, window = cached.memory, cached.slot, context.window
     length, slots = q.shape[2], keys.shape[2]
+    if jnp.ndim(slot):
+        return _over_uneven_cache(q, k, v, context, softmax)
     new, old = slot + jnp.arange(length), jnp.arange(slots)
     if window and window - 1 < slots and (length == 1 or not context.strided):
         # The first query sees window - 1 slots before it, the others fewer.
@@ -267,10 +271,38 @@ def _over_cache(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionCont
     age = new[:, None] - times
     mask = _in_sight(age, context) & jnp.concatenate([(old >= 0) & (old < slot), jnp.ones(length, bool)])
     mask = mask & (times >= cached.starts[:, None])[:, None, :]  # [B, T, S + T]
-    scores = jnp.concatenate([_scores(q, keys), _scores(q, k)], -1)
+    return _past_and_present(q, (keys, k), (values, v), mask, age, softmax)
+
+
+def _over_uneven_cache(
+    q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, softmax: Softmax
+) -> jax.Array:
+    """``_over_cache`` where each row's new tokens begin at a slot of their own."""
+    cached = context.cached
+    assert cached is not None and cached.memory is not None
+    keys, values = cached.memory
+    slot, length, slots = jnp.asarray(cached.slot)[:, None], q.shape[2], keys.shape[2]
+    new, old = slot + jnp.arange(length), jnp.broadcast_to(jnp.arange(slots), (len(slot), slots))
+    times = jnp.concatenate([old, new], -1)
+    filled = jnp.concatenate([old < slot, jnp.ones(new.shape, bool)], -1) & (times >= cached.starts[:, None])
+    age = new[:, :, None] - times[:, None, :]
+    mask = _in_sight(age, context) & filled[:, None, :]
+    return _past_and_present(q, (keys, k), (values, v), mask, age, softmax)
+
+
+def _past_and_present(
+    q: jax.Array,
+    k: tuple[jax.Array, jax.Array],
+    v: tuple[jax.Array, jax.Array],
+    mask: jax.Array,
+    age: jax.Array,
+    softmax: Softmax,
+) -> jax.Array:
+    """Attention over S slots of a cache and T new tokens at once, without putting them together."""
+    scores = jnp.concatenate([_scores(q, part) for part in k], -1)
     weights = _weights(scores, mask[:, None], age, softmax).astype(q.dtype)
-    past, present = jnp.split(weights, [keys.shape[2]], axis=-1)
-    return _mixed(past, values) + _mixed(present, v)
+    past, present = jnp.split(weights, [k[0].shape[2]], axis=-1)
+    return _mixed(past, v[0]) + _mixed(present, v[1])
 
 
 def _masked(

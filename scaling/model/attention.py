@@ -1,16 +1,19 @@
 """Attention around the residual stream, of a text over itself or over another: projections, positions, cache."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling.config import schema as cfg
+from scaling.config.remat import QKV
 from scaling.model import disentangled, kernels
 from scaling.model.attend import Softmax, across, attend
 from scaling.model.context import AttentionContext, Cached, Memory
 from scaling.model.fused import stacked
-from scaling.model.layers import SAVED, Parameter, add_bias, constant, normal, normal_parts
+from scaling.model.layers import Parameter, add_bias, constant, normal, normal_parts
 from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
 from scaling.model.positions import alibi_slopes, rotate
@@ -51,7 +54,7 @@ class Attention(nnx.Module):
         """A projection [B, T, H, K] with its bias, as [B, H, T, K]."""
         part = part.swapaxes(1, 2)
         part = part if bias is None else add_bias(part, bias, 1)
-        return checkpoint_name(constrain(part, "batch", "heads", time, None), SAVED)
+        return checkpoint_name(constrain(part, "batch", "heads", time, None), QKV)
 
     def _merge(self, mixed: jax.Array, context: AttentionContext) -> jax.Array:
         """Heads [B, H, T, K] back into the residual stream [B, T, D]."""
@@ -180,10 +183,10 @@ def _extended(cached: Cached, new: Memory, mixed: jax.Array) -> Memory:
         keys, values = (_laid_out(jnp.pad(x, room)) for x in new)
         return keys, values
     slot = _once_known(mixed, cached.slot)
-    keys, values = (
-        _laid_out(jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), slot, axis=2))
-        for old, x in zip(cached.memory, new, strict=True)
-    )
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
+    if jnp.ndim(slot):
+        write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1))
+    keys, values = (_laid_out(write(old, x.astype(old.dtype), slot)) for old, x in zip(cached.memory, new, strict=True))
     return keys, values
 
 

@@ -7,10 +7,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from scaling.config import schema as cfg
+from scaling.config.remat import SUM
 from scaling.model.attention import CrossAttention, SelfAttention
 from scaling.model.context import AttentionContext, Memory
 from scaling.model.experts import Counted, Experts, RouterSums
-from scaling.model.layers import SAVED, dropout
+from scaling.model.layers import dropout
 from scaling.model.mlp import MLP
 from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
@@ -71,20 +72,20 @@ class Block(nnx.Module):
             return _in_rows(self._plus(x, update + dropout(other, rate, keys[2]))), memory, sums
         if self.config.norm == "pre":
             update, memory = self.attention(self.attention_norm(x), context, keys[0])
-            x = checkpoint_name(_in_rows(self._plus(x, dropout(update, rate, keys[1]))), SAVED)
+            x = checkpoint_name(_in_rows(self._plus(x, dropout(update, rate, keys[1]))), SUM)
             if self.config.encoder_layers:
                 update = self.cross(self.cross_norm(x), context, keys[3])
-                x = checkpoint_name(_in_rows(self._plus(x, dropout(update, rate, keys[4]))), SAVED)
+                x = checkpoint_name(_in_rows(self._plus(x, dropout(update, rate, keys[4]))), SUM)
             update, sums = self._feed(self.mlp_norm(x), counted)
             return _in_rows(self._plus(x, dropout(update, rate, keys[2]))), memory, sums
         update, memory = self.attention(x, context, keys[0])
-        x = self.attention_norm(checkpoint_name(self._plus(x, dropout(update, rate, keys[1])), SAVED))
+        x = self.attention_norm(checkpoint_name(self._plus(x, dropout(update, rate, keys[1])), SUM))
         if self.config.encoder_layers:
             update = self.cross(x, context, keys[3])
-            x = self.cross_norm(checkpoint_name(self._plus(x, dropout(update, rate, keys[4])), SAVED))
+            x = self.cross_norm(checkpoint_name(self._plus(x, dropout(update, rate, keys[4])), SUM))
         update, sums = self._feed(x, counted)
         x = self._plus(x, dropout(update, rate, keys[2]))
-        return self.mlp_norm(checkpoint_name(x, SAVED)), memory, sums
+        return self.mlp_norm(checkpoint_name(x, SUM)), memory, sums
 
     def _feed(self, x: jax.Array, counted: Counted | None) -> tuple[jax.Array, RouterSums | None]:
         return self.experts(x, counted) if self.routes else (self.mlp(x), None)

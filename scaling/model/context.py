@@ -22,7 +22,7 @@ class Cached:
 
     Attributes:
         starts: first slot of each row that is not padding, int32 [B].
-        slot: of the first token of this call, int32 scalar.
+        slot: of the first token of this call, int32 scalar; or int32 [B], where rows have grown by different numbers.
         slots: S, of the cache.
         memory: keys and values of one layer in the slots before ``slot``; None = this call is the first.
     """

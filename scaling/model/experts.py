@@ -23,7 +23,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from scaling.config import schema as cfg
-from scaling.model.layers import SAVED, normal, use
+from scaling.config.remat import HIDDEN
+from scaling.model.layers import normal, use
 from scaling.model.mlp import ACTIVATIONS
 from scaling.model.parametrization import parametrization
 from scaling.model.ring import text_places
@@ -162,7 +163,7 @@ class Experts(nnx.Module):
 
     def _hidden(self, product: str, rows: jax.Array, parameter: Any) -> jax.Array:
         hidden = jnp.einsum(product, rows, use(parameter, rows.dtype))
-        return checkpoint_name(constrain(hidden, "groups", "experts", "slots", "mlp"), SAVED)
+        return checkpoint_name(constrain(hidden, "groups", "experts", "slots", "mlp"), HIDDEN)
 
     def _dropless(self, x: jax.Array, chosen: jax.Array, weights: jax.Array) -> jax.Array:
         """[B, T, D]: of the choices of its group's tokens, each device computes those of its experts."""
@@ -223,9 +224,9 @@ def _of_own_experts(
 
         def product() -> jax.Array:
             mine = {name: jax.lax.dynamic_index_in_dim(a, expert, keepdims=False) for name, a in parameters.items()}
-            up = checkpoint_name(rows @ mine["up"], SAVED)
+            up = checkpoint_name(rows @ mine["up"], HIDDEN)
             gated = "gate" in mine
-            hidden = activation(checkpoint_name(rows @ mine["gate"], SAVED)) * up if gated else activation(up)
+            hidden = activation(checkpoint_name(rows @ mine["gate"], HIDDEN)) * up if gated else activation(up)
             return hidden @ mine["down"]
 
         return None, jax.lax.cond(expert < count, product, lambda: jnp.zeros_like(rows))

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
+from scaling.config.remat import ATTENTION, QKV
 from scaling.model.context import AttentionContext
-from scaling.model.layers import SAVED
 from scaling.parallel.sharding import BATCH_AXES, context_devices, platform
 
 LANES = 128  # of a TPU's vector registers: blocks of the sequence are multiples of it
@@ -77,7 +77,7 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, 
         with jax.default_matmul_precision("default"):
             return _each_row(kernel, q, k, v, *rest)
 
-    q = checkpoint_name(_scaled(q, scale), SAVED)
+    q = checkpoint_name(_scaled(q, scale), QKV)
     heads = P(BATCH_AXES, HEAD_AXIS, None, None)
     keys = heads if k.shape[1] > 1 else P(BATCH_AXES, None, None, None)  # a single head serves all devices
     tokens = None if segments is None else P(BATCH_AXES, None)
@@ -115,7 +115,7 @@ def _splash_kernel(heads: int, length: int, window: int, block: int, grouped: bo
         block_sizes=sizes(block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size),
         head_shards=1,
         q_seq_shards=1,
-        residual_checkpoint_name=SAVED,
+        residual_checkpoint_name=ATTENTION,
         interpret=platform() != "tpu",
     )
 

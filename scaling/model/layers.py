@@ -16,7 +16,6 @@ from flax import nnx
 from scaling.parallel.sharding import Axes, current_mesh, features_apart, gathered, platform
 
 KINDS = ("embedding", "position", "matrix", "gain", "bias")
-SAVED = "projections"  # what remat policies may keep for the backward pass
 
 
 class Parameter(nnx.Param):

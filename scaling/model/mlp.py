@@ -5,7 +5,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling.config import schema as cfg
-from scaling.model.layers import SAVED, Parameter, add_bias, constant, normal
+from scaling.config.remat import HIDDEN
+from scaling.model.layers import Parameter, add_bias, constant, normal
 from scaling.model.parametrization import parametrization
 from scaling.model.quantized import project
 from scaling.parallel.sharding import constrain
@@ -52,4 +53,4 @@ class MLP(nnx.Module):
         hidden = project(x, weights, self.quantization)
         if self.biased:
             hidden = add_bias(hidden, getattr(self, bias))
-        return checkpoint_name(constrain(hidden, "batch", "time", "mlp"), SAVED)
+        return checkpoint_name(constrain(hidden, "batch", "time", "mlp"), HIDDEN)

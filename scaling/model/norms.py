@@ -6,7 +6,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling.config import schema as cfg
-from scaling.model.layers import SAVED, constant
+from scaling.config.remat import NORMS
+from scaling.model.layers import constant
 
 
 class LayerNorm(nnx.Module):
@@ -22,12 +23,12 @@ class LayerNorm(nnx.Module):
         """[..., D] to [..., D] of the same dtype."""
         wide = x.astype(jnp.float32)
         # Two numbers a token to keep, two sums over its features not to take again.
-        mean = checkpoint_name(wide.mean(-1), SAVED)[..., None]
+        mean = checkpoint_name(wide.mean(-1), NORMS)[..., None]
         if x.dtype == jnp.bfloat16:  # both sums in one pass; what that costs is less than the input's own rounding
             variance = jnp.maximum(jnp.square(wide).mean(-1) - jnp.square(mean[..., 0]), 0)
         else:
             variance = jnp.square(wide - mean).mean(-1)
-        scale = jax.lax.rsqrt(checkpoint_name(variance, SAVED)[..., None] + self.epsilon)
+        scale = jax.lax.rsqrt(checkpoint_name(variance, NORMS)[..., None] + self.epsilon)
         normal = (wide - mean) * scale * self.gain[...]
         return (normal + self.bias[...] if self.biased else normal).astype(x.dtype)
 
@@ -42,7 +43,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] to [..., D] of the same dtype."""
         wide = x.astype(jnp.float32)
-        square = checkpoint_name(jnp.square(wide).mean(-1), SAVED)[..., None]
+        square = checkpoint_name(jnp.square(wide).mean(-1), NORMS)[..., None]
         return (wide * jax.lax.rsqrt(square + self.epsilon) * self.gain[...]).astype(x.dtype)
 
 

@@ -23,9 +23,9 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
+from scaling.config.remat import ATTENTION
 from scaling.model import kernels
 from scaling.model.kernels import Keys, Queries, Result
-from scaling.model.layers import SAVED
 from scaling.parallel.sharding import BATCH_AXES, CONTEXT_AXIS, context_devices
 
 _MASKED = -1e30  # not -inf: a row that sees nothing at a hop must give finite numbers
@@ -105,7 +105,7 @@ def _attend_forward(q, k, v, segments, setup):
         out_specs=(_HEADS, _ROWS),
         check_vma=False,
     )
-    out, lse = (checkpoint_name(x, SAVED) for x in run(q, k, v, segments))
+    out, lse = (checkpoint_name(x, ATTENTION) for x in run(q, k, v, segments))
     return out, (q, k, v, segments, out, lse)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from scaling.config import remat
 from scaling.config import schema as cfg
 from scaling.model.block import Block
 from scaling.model.context import AttentionContext
@@ -24,12 +25,7 @@ from scaling.parallel.sharding import constrain
 
 STACK, EXPERT_STACK = "blocks", "expert_blocks"  # the subtrees whose leaves carry a leading layer axis
 STACKS = (STACK, EXPERT_STACK)
-
-REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "projections": jax.checkpoint_policies.save_only_these_names("projections"),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+_NOTHING_TWICE = ("none", remat.AUTO)  # until devices are known, ``auto`` is as none
 
 
 class Stack(nnx.Module):
@@ -134,7 +130,7 @@ class Stack(nnx.Module):
             x = constrain(x, "rows", "sequence", None)
         keys = None if layers_key is None else jax.random.split(layers_key, config.num_layers)
         if pipeline_microbatches:
-            recompute, sums = self.compute.remat != "none", None
+            recompute, sums = self.compute.remat not in _NOTHING_TWICE, None
             x = pipelined(self._stage, (self._stacks(), keys), x, context, pipeline_microbatches, recompute)
         elif config.segment_length and x.shape[1] > config.segment_length and context.branches is None:
             x, sums = by_segments(self.keeping(), (getattr(self, STACK), keys), x, context, config), None
@@ -159,9 +155,7 @@ class Stack(nnx.Module):
             x, (states,), _ = block(x, context, key)
             return x, states
 
-        if self.compute.remat == "none":
-            return layer
-        return jax.checkpoint(layer, policy=REMAT_POLICIES[self.compute.remat], prevent_cse=False)
+        return _recomputed(layer, self.compute.remat)
 
     def _stacks(self) -> dict[str, Block]:
         return {name: getattr(self, name) for name in layers_of(self.config)}
@@ -187,10 +181,7 @@ class Stack(nnx.Module):
             x, _, sums = block(x, context, key, counted)
             return x, sums
 
-        if compute.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[compute.remat], prevent_cse=False)
-
-        def group(carry: tuple[jax.Array, Any], inputs: Any) -> tuple[tuple[jax.Array, Any], None]:
+        def group(layer: Any, carry: tuple[jax.Array, Any], inputs: Any) -> tuple[tuple[jax.Array, Any], None]:
             x, total = carry
             blocks, keys = inputs
             for i, here in enumerate(layers):
@@ -200,8 +191,11 @@ class Stack(nnx.Module):
             return (x, total), None
 
         counts = counted is not None and model.experts.count
-        zeros = RouterSums.zeros(model.experts.count) if counts else None
-        return jax.lax.scan(group, (x, zeros), groups, unroll=compute.scan_unroll)[0]
+        carry = x, RouterSums.zeros(model.experts.count) if counts else None
+        for part, policy in _parts(groups, compute.remat, len(layers)):
+            body = functools.partial(group, _recomputed(layer, policy))
+            carry = jax.lax.scan(body, carry, part, unroll=compute.scan_unroll)[0]
+        return carry
 
     def _shared(self, stacks: Layers, x: jax.Array, context: AttentionContext) -> jax.Array:
         """Scans over groups of layers, and in each over layers that have the same weights."""
@@ -215,9 +209,7 @@ class Stack(nnx.Module):
             def layer(x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, None]:
                 return block(x, context, key)[0], None
 
-            if self.compute.remat != "none":
-                layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.compute.remat], prevent_cse=False)
-            return jax.lax.scan(layer, x, keys, length=each)
+            return jax.lax.scan(_recomputed(layer, self.compute.remat), x, keys, length=each)
 
         return jax.lax.scan(group, x, (blocks[STACK], _grouped(keys, each)))[0]
 
@@ -254,6 +246,35 @@ def layers_of(config: cfg.Model) -> dict[str, list[int]]:
     names = [layer.stack for layer in period(config)]
     every = [names[i % len(names)] for i in range(config.stored_layers)]
     return {name: [i for i, other in enumerate(every) if other == name] for name in STACKS if name in every}
+
+
+def _recomputed(layer: Any, policy: str) -> Any:
+    """A layer whose backward pass computes again what the policy, a value of ``compute.remat``, does not keep."""
+    if policy in _NOTHING_TWICE:
+        return layer
+    kept, saved = remat.parse(policy), jax.checkpoint_policies
+    if kept is None:
+        keep = saved.dots_with_no_batch_dims_saveable
+    elif kept.kinds:
+        keep = saved.save_only_these_names(*kept.kinds, remat.NORMS)
+    else:
+        keep = saved.nothing_saveable
+    return jax.checkpoint(layer, policy=keep, prevent_cse=False)
+
+
+def _parts(groups: Any, policy: str, each: int) -> list[tuple[Any, str]]:
+    """Groups of ``each`` layers in one part, or in two if the first layers keep more; with each part's policy."""
+    kept, count = remat.parse(policy), len(jax.tree.leaves(groups)[0])
+    first = count if kept is None or kept.layers is None else kept.layers // each
+    if kept is None or first in (0, count):
+        return [(groups, policy if first else "full")]
+    blocks, keys = groups
+    # Not by indexing, whose gradient is a sum of two padded arrays; that of a split puts its parts side by side.
+    leaves, tree = jax.tree.flatten(blocks)
+    split = zip(*(jnp.split(leaf, [first]) for leaf in leaves), strict=True)
+    here, rest = (jax.tree.unflatten(tree, part) for part in split)
+    ends = (None, None) if keys is None else (keys[:first], keys[first:])
+    return [((here, ends[0]), policy), ((rest, ends[1]), "full")]
 
 
 def _grouped(stack: Any, each: int) -> Any:

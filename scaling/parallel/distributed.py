@@ -233,6 +233,13 @@ def is_lost_peer(error: BaseException) -> bool:
     return any(words in str(error) for words in _LOST)
 
 
+def least_of_processes(number: int) -> int:
+    """The smallest over all processes; a collective where there are several."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.asarray([number])).min())
+
+
 def total_of_processes(number: int) -> int:
     """Sum over all processes; a collective where there are several."""
     if jax.process_count() == 1:

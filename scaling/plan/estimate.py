@@ -3,6 +3,7 @@
 import dataclasses
 
 from scaling.catalog import chips, flops, sizes
+from scaling.config import remat
 from scaling.config import schema as cfg
 from scaling.train.schedule import BatchSchedule
 
@@ -54,12 +55,13 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     source = config.data.source_length
     attention = flops.attention_per_token(model, length, source) - flops.attention_per_token(narrow, length, source)
     in_layers = forward - 2 * model.vocab_size * model.d_model * config.predicted
-    again = {"full": in_layers, "projections": attention, "dots": attention}
-    twice = mesh.stage > 1 and compute.remat != "none"  # a pipeline recomputes each tick of a stage, too
-    recomputed = again.get(compute.remat, 0.0) + twice * in_layers
+    again = _again(config, chip)
+    twice = mesh.stage > 1 and compute.remat not in ("none", remat.AUTO)  # a pipeline recomputes each tick, too
+    products = _products(config, in_layers - attention)
+    recomputed = sum(again[kind] * products.get(kind, attention) for kind in again) + twice * in_layers
     ticks = _ticks(config)
     # Attention's products run at half the speed of others, wherever they are counted.
-    slow = attention * (3 + (compute.remat != "none"))
+    slow = attention * (3 + again[remat.ATTENTION])
     moved = (_depth(config) * RESIDUAL_TRAFFIC * model.d_model + MLP_TRAFFIC * _hidden(model)) * 2
     elementwise = tokens * moved / (MEMORY_EFFICIENCY * chip.hbm_bandwidth / chip.devices)
     # FSDP: each microbatch gathers the weights for the forward and the backward pass and scatters their gradients.
@@ -86,7 +88,7 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     # Context parallelism: keys and values go round in both passes, their gradients in the second; what attention's
     # products take longer than hides it. Bands are met by neighbours only.
     dense = model.num_layers * model.attention_pattern.count("dense") / len(model.attention_pattern)
-    passes = 2 + (compute.remat == "full")
+    passes = 2 + again[remat.ATTENTION]
     rounds = dense * model.kv_heads * model.d_head * (passes * 2 * 2 + 2 * 4) * (mesh.context - 1)
     exposed_ring = max(0.0, tokens * rounds / link - 2 * tokens * slow / peak)
     parts = {
@@ -99,6 +101,61 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
         layers = tokens * (3 * in_layers + slow + recomputed) / peak + elementwise
         parts["pipeline filling and emptying"] = layers * (mesh.stage - 1) / _parts(config)
     return Estimate(memory, sum(parts.values()), parts)
+
+
+def _again(config: cfg.Config, chip: chips.Chip) -> dict[str, float]:
+    """Kind of ``remat.KINDS`` -> share of the layers that compute it again in the backward pass."""
+    policy = config.compute.remat
+    if policy in ("none", remat.AUTO):
+        return dict.fromkeys(remat.KINDS, 0.0)
+    kept = remat.parse(policy) or remat.Kept((remat.QKV, remat.SUM, remat.HIDDEN))  # ``dots``: all but attention
+    found = {kind: 1 - kept.share(kind, config.model.num_layers) for kind in remat.KINDS}
+    if not chip.clock:  # only the kernel of TPUs keeps what its backward pass needs
+        found[remat.ATTENTION] = 1.0
+    return found
+
+
+def _products(config: cfg.Config, forward: float) -> dict[str, float]:
+    """Kind -> FLOPs a token of the products that make it, in all layers.
+
+    A layer's last product is needed by the next layer alone, which keeps its input, so it is never computed again.
+
+    Args:
+        config: the config.
+        forward: FLOPs a token of all products of the layers but attention's own.
+    """
+    model = config.model
+    hidden = _hidden(model) / model.num_layers
+    sizes = {
+        remat.QKV: (model.num_heads + 2 * model.kv_heads) * model.d_head,
+        remat.SUM: model.num_heads * model.d_head,
+        remat.HIDDEN: (1 + model.gated) * hidden,
+    }
+    if model.parallel != "no":
+        sizes[remat.SUM] = 0  # there is no sum between attention and MLP
+    whole = (2 * model.num_heads + 2 * model.kv_heads) * model.d_head + (2 + model.gated) * hidden
+    return {kind: forward * size / whole for kind, size in sizes.items()}
+
+
+def _kept(config: cfg.Config, queries: int, keys: int, hidden: float) -> float:
+    """Numbers that a layer keeps of each token, on average over the layers.
+
+    Args:
+        config: the config.
+        queries: features of all heads, as they lie in memory.
+        keys: the same of keys.
+        hidden: features of the products that the MLP's activation reads.
+    """
+    d, f, policy = config.model.d_model, _hidden(config.model) / config.model.num_layers, config.compute.remat
+    if policy in ("none", remat.AUTO):  # with copies in float32
+        return 8 * d + 8 * ((queries + keys) // 2) + 5 * f + hidden
+    kept = remat.parse(policy)
+    if kept is None:
+        return 3 * d + queries + 2 * keys + hidden
+    sizes = {remat.QKV: queries + 2 * keys, remat.ATTENTION: queries, remat.SUM: d, remat.HIDDEN: hidden}
+    if config.model.parallel != "no":
+        sizes[remat.SUM] = 0
+    return d + sum(kept.share(kind, config.model.num_layers) * size for kind, size in sizes.items())
 
 
 def _depth(config: cfg.Config) -> float:
@@ -185,13 +242,11 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
     d_head = -(-model.d_head // lanes) * lanes
     queries, keys, ups = model.num_heads * d_head, model.kv_heads * d_head, (1 + model.gated) * f
     heads = (queries + keys) // 2  # a half: of queries, keys, values and mixed values
-    kept = {
-        "full": d,
-        "projections": 2 * d + 4 * heads + ups,
-        "dots": 3 * d + queries + 2 * keys + ups,
-        "none": 8 * d + 8 * heads + 5 * f + ups,  # with copies in float32
-    }[compute.remat] / t
-    if mesh.stage > 1 and compute.remat != "none":  # what enters at each tick, and all that one tick keeps
+    kept = _kept(config, queries, keys, ups) / t
+    if mesh.stage > 1 and compute.remat not in (
+        "none",
+        remat.AUTO,
+    ):  # what enters at each tick, and all that one tick keeps
         saved = part * (_ticks(config) * d / t + model.num_layers // mesh.stage * kept) * size
     else:
         saved = _ticks(config) * part * _depth(config) // mesh.stage * kept * size

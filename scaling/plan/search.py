@@ -5,9 +5,10 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
+from scaling.catalog import chips as catalog
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
-from scaling.plan import plan
+from scaling.plan import plan, recompute
 
 REMATS = ("none", "projections", "full")
 MOST_SEQUENCES = 64  # of one shard in a microbatch
@@ -97,7 +98,15 @@ def search(
     Raises:
         ValueError: nothing fits.
     """
-    guesses = [Candidate(c, plan.estimated(c, kind, chips)) for c in candidates(config, device_count)]
+    chip = catalog.find(kind)
+    assert chip is not None
+    layouts = list(candidates(config, device_count))
+    # Of the policies between ``full`` and ``projections``, what ``auto`` would choose.
+    lean = [c for c in layouts if c.compute.remat == "full"]
+    limit = (1 - plan.HEADROOM) * chip.hbm / chip.devices
+    chosen = [recompute.with_remat(c, recompute.choose(c, chip, limit)) for c in lean]
+    layouts += [c for c in chosen if c.compute.remat not in REMATS]
+    guesses = [Candidate(c, plan.estimated(c, kind, chips)) for c in layouts]
     fitting = sorted((c for c in guesses if c.guess.fits), key=lambda c: c.guess.seconds)
     if not fitting:
         least = min(guesses, key=lambda c: c.guess.bytes, default=None)

@@ -1,0 +1,106 @@
+"""What ``config.compute.remat`` says: which tensors are kept for the backward pass, and in how many layers."""
+
+import dataclasses
+import math
+import re
+
+from scaling.config.refusal import nearest_multiples, refused
+from scaling.config.schema import Config, Model
+
+# Kinds of tensor that a layer may keep, as they are named in ``compute.remat`` and in the program: queries, keys and
+# values; what attention makes of them, with the sums of its softmax; the residual stream after attention; the products
+# of the MLP before its activation.
+QKV, ATTENTION, SUM, HIDDEN = KINDS = ("qkv", "attention", "sum", "hidden")
+# Mean and variance of norms, two numbers a token, are kept wherever anything is.
+NORMS = "norms"
+ALL = "projections"  # all kinds together
+AUTO = "auto"
+PLAIN = ("none", "dots", "full")  # policies without kinds
+FORM = (
+    "must be one of none, dots, projections, full, auto, or kinds of tensor to keep, of "
+    f"{', '.join(KINDS)}, such as 'qkv+sum'; ':16' after projections or kinds keeps them in the first 16 layers only"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What the layers keep beside their input.
+
+    Attributes:
+        kinds: of ``KINDS``, in their order; empty = nothing.
+        layers: how many layers, the first of the stack, keep it; the others keep nothing. None = all.
+    """
+
+    kinds: tuple[str, ...]
+    layers: int | None = None
+
+    def __str__(self) -> str:
+        """The shortest text that ``parse`` reads as this."""
+        if not self.kinds or self.layers == 0:
+            return "full"
+        kinds = ALL if self.kinds == KINDS else "+".join(self.kinds)
+        return kinds if self.layers is None else f"{kinds}:{self.layers}"
+
+    def share(self, kind: str, num_layers: int) -> float:
+        """Of the layers of a stack, those that keep tensors of a kind."""
+        if kind not in self.kinds:
+            return 0.0
+        return 1.0 if self.layers is None else min(1.0, self.layers / num_layers)
+
+
+def parse(remat: str) -> Kept | None:
+    """The kinds and layers of a value of ``compute.remat``; None of none, dots and auto, which have no kinds.
+
+    Raises:
+        ValueError: another text.
+    """
+    if remat == "full":
+        return Kept(())
+    if remat in PLAIN or remat == AUTO:
+        return None
+    found = re.fullmatch(r"([a-z+]+)(?::(0|[1-9]\d{0,8}))?", remat)
+    names = found[1].split("+") if found else []
+    if not found or (names != [ALL] and (len(set(names)) < len(names) or not set(names) <= set(KINDS))):
+        raise refused("compute.remat", remat, FORM)
+    kinds = KINDS if names == [ALL] else tuple(kind for kind in KINDS if kind in names)
+    return Kept(kinds, None if found[2] is None else int(found[2]))
+
+
+def divisible(config: Config) -> str:
+    """Why the layers of a config cannot be parted into some that keep and some that do not; empty if they can."""
+    if config.mesh.stage > 1:
+        return f"config.mesh.stage={config.mesh.stage}: a stage of a pipeline keeps the same of all its layers"
+    if config.model.layer_groups:
+        return f"config.model.layer_groups={config.model.layer_groups}: layers that share weights keep the same"
+    if config.model.segment_length or config.model.positions == "xlnet":
+        return "segments or two streams: all layers keep the same"
+    if config.model.encoder_layers:
+        return f"config.model.encoder_layers={config.model.encoder_layers}: both stacks keep the same of all layers"
+    return ""
+
+
+def period(model: Model) -> int:
+    """After how many layers attention pattern and experts repeat; the stack can be parted between such periods."""
+    return math.lcm(len(model.attention_pattern), model.experts.every if model.experts.count else 1)
+
+
+def check(config: Config) -> None:
+    """Refuses what is no policy, and first layers where the stack cannot be parted after them.
+
+    Raises:
+        ValueError: the policy cannot be used.
+    """
+    remat = config.compute.remat
+    kept = parse(remat)
+    if kept is None or kept.layers is None:
+        return
+    if why := divisible(config):
+        raise refused("compute.remat", remat, f"must not name a number of layers with {why}")
+    if kept.layers > config.model.num_layers:
+        right = f"must name at most the {config.model.num_layers} layers of config.model.num_layers"
+        raise refused("compute.remat", remat, right)
+    if kept.layers % (each := period(config.model)):
+        near = nearest_multiples(kept.layers, each)
+        raise refused(
+            "compute.remat", remat, f"must name a multiple of the {each} layers of a period, as {near} would be"
+        )
