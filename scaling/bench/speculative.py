@@ -14,7 +14,7 @@ from scaling.bench.compare import ratio, speed
 from scaling.bench.quiet import Timing
 from scaling.config import schema as cfg
 from scaling.generate.draft import Draft, load_draft
-from scaling.generate.generator import Completion, Generator
+from scaling.generate.generator import Completion, Generator, bucket
 from scaling.generate.sampling import Sampling
 from scaling.interop.served import Served, load_decoder
 from scaling.model import decoder, kv_cache
@@ -48,7 +48,7 @@ def bench(case: Case, batches: Sequence[int], repetitions: int, dtype: str) -> I
     Args:
         case: models and prompts.
         batches: numbers of rows.
-        repetitions: timed passes over the prompts of each, after one for warm-up.
+        repetitions: timed passes over the prompts.
         dtype: of the matrix products.
 
     Yields:
@@ -96,15 +96,19 @@ def _in_turns(
     ones: list[Timing] = []
     others: list[Timing] = []
     same, found = 0, []
-    for repetition in range(repetitions + 1):
+    compiled = set()
+    for repetition in range(repetitions):
         for first in range(0, len(prompts), size):
             batch, numbers = prompts[first : first + size], range(first, first + size)
+            if (shape := bucket(max(map(len, batch)))) not in compiled:
+                for generator in (plain, speculative):
+                    generator.generate(batch, sampling, size, numbers)
+                compiled.add(shape)
             both = []
             for generator, timings in ((plain, ones), (speculative, others)):
                 with Timing(shared=jax.default_backend() == "cpu") as timing:
                     both.append(generator.generate(batch, sampling, size, numbers))
-                if repetition:
-                    timings.append(timing)
+                timings.append(timing)
             if not repetition:
                 same += sum(a[0].ids == b[0].ids for a, b in zip(*both, strict=True))
                 found += [completions[0] for completions in both[1]]
