@@ -11,9 +11,10 @@ import pytest
 from scaling.config import remat
 from scaling.config import schema as cfg
 from scaling.model import decoder
-from scaling.model.context import AttentionContext, Source
+from scaling.model.context import AttentionContext
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("on_one_device")
 TOKENS = jax.random.randint(jax.random.key(1), (2, 16), 1, tiny.VOCAB)
 DEEP = dict(num_layers=4, dropout_residual=0.1)
 CASES = {
@@ -35,10 +36,9 @@ def step(case, policy):
     network = tiny.network(remat=policy, **CASES[case])
 
     def loss(params):
-        context = AttentionContext()
         model = decoder.merge(network, params)
-        if network.model.encoder_layers:
-            context = AttentionContext(source=Source(model.encoded(TOKENS[:, :12])))
+        source = model.encode(TOKENS[:, :12]) if network.model.encoder_layers else None
+        context = AttentionContext(source=source)
         return jnp.square(model(TOKENS, context, key=jax.random.key(3))).sum()
 
     return jax.jit(jax.value_and_grad(loss))
@@ -49,32 +49,35 @@ def products(case, policy):
     return step(case, policy).lower(params(case)).as_text().count("dot_general")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "policies"),
     [
-        ("alternating", ("projections", "full", "qkv+hidden", "sum:2", "projections:2")),
-        ("experts", ("full", "hidden:2")),
-        ("shared", ("full", "attention+sum")),
-        ("two stacks", ("full", "qkv")),
+        ("alternating", ("full", "sum+hidden:2")),
+        ("experts", ("hidden:2",)),
+        ("shared", ("attention+sum",)),
+        ("two stacks", ("qkv",)),
     ],
 )
 def test_no_policy_changes_a_number(case, policies):
-    """Not by a bit, but where XLA's CPU compiler fuses a sum differently."""
+    """Losses are equal to the bit. XLA's CPU compiler fuses some sums of gradients in another order."""
     loss, gradients = step(case, "none")(params(case))
     for policy in policies:
         again, rematted = step(case, policy)(params(case))
         assert again == loss, policy
-        for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(rematted), strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * np.abs(a).max(), err_msg=policy)
+        leaves = [jax.tree.leaves(tree) for tree in (gradients, rematted)]
+        largest = max(np.abs(leaf).max() for leaf in leaves[0])
+        for a, b in zip(*leaves, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * largest, err_msg=policy)
 
 
 def test_each_kind_spares_its_products():
     """Of the products that ``full`` computes twice; a loop of the program stands for all of its layers."""
     full = products("post", "full")
     spared = {kind: full - products("post", kind) for kind in remat.KINDS}
-    assert spared == {"qkv": 3, "attention": 0, "sum": 1 + 1, "hidden": 1}  # with both sums of a post-norm block
-    assert full - products("post", "projections") >= sum(spared.values())
-    assert products("post", "projections") - products("post", "none") == 2  # the scores and what they weigh
+    assert spared == {"qkv": 3, "attention": 1, "sum": 1 + 1, "hidden": 1}  # with both sums of a post-norm block
+    assert full - products("post", "projections") == sum(spared.values())
+    assert products("post", "projections") - products("post", "none") == 1  # the scores, without a kernel
 
 
 def test_first_layers_make_a_second_loop_and_the_ends_none():
@@ -82,7 +85,7 @@ def test_first_layers_make_a_second_loop_and_the_ends_none():
     assert step("post", "projections:4").lower(params("post")).as_text() == texts["projections"]
     assert step("post", "projections:0").lower(params("post")).as_text() == texts["full"]
     loops = step("post", "projections:3").lower(params("post")).as_text().count("stablehlo.while")
-    assert loops == 2 * texts["full"].count("stablehlo.while")
+    assert loops == 2 + texts["full"].count("stablehlo.while")  # forward and backward
 
 
 @pytest.mark.parametrize(
