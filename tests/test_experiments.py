@@ -20,6 +20,10 @@ PROGRAMS = [
         "bert_gpt/compare.py",
         "bert_gpt/probes.py",
         "bert_gpt/summary.py",
+        "bert_gpt/text_to_text.py",
+        "lstm/compare.py",
+        "lstm/figure.py",
+        "lstm/lstm.py",
         "seq2seq/bigram.py",
     )
 ]

@@ -52,6 +52,9 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "ctrl": dict(positions="sinusoidal", scaled_embedding=True, logit_bias=True),
     "qwen3": dict(positions="rotary", qk_norm=True, norm_kind="rms", num_kv_heads=1, gated=True, qkv_bias=False),
     "lamda": dict(positions="relative", relative_buckets=6, relative_distance=9, gated=True, norm_kind="rms"),
+    "transformer_xl": dict(
+        positions="transformer_xl", attention_pattern=("dense",), norm="post", num_kv_heads=2, activation="relu"
+    ),
     "strided": dict(attention_pattern=("dense", "strided"), band_width=3),
     "yarn": dict(
         positions="rotary", rotary=cfg.Rotary(scaling="yarn", factor=4.0, original_length=8, theta=100.0),

@@ -5,7 +5,7 @@ r"""BERT against GPT at equal size and on equal text: fine-tuning, cloze and gen
 SHARED has books, wikipedia and c4 (experiments/bert_gpt/pretrain.py), eval/text_cls and eval/llm_foundry, and
 more/finetune. For each seed the program
 
-1. pre-trains ``gpt`` and ``bert``, and other arms that are named with ``--arms``;
+1. pre-trains ``gpt`` and ``bert``, and other arms that are named with ``--arms`` (``ARMS``);
 2. asks for hidden words of LAMBADA's passages, in the middle and at the end;
 3. fine-tunes on SST-2, CoLA, STS-B, RTE, MRPC and parts of speech, from these weights and from random ones;
 4. has both continue passages, and another seed's GPT judge the texts.
@@ -22,18 +22,22 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import text_to_text
 from etils import epath
-from probes import cloze, generation
+from probes import cloze, generation, speed
 
 from scaling import cli, durable
 from scaling.align import classify
 from scaling.align import task as tasks
+from scaling.catalog.sizes import parameters
+from scaling.config.schema import freeze
 from scaling.data import tokenizer
 from scaling.data.chat.dialogues import Skipped
 from scaling.runs.json_lines import JsonLines, read_lines
@@ -64,6 +68,37 @@ TASKS = {
 
 
 STARTS = ("pre-trained", "random")
+
+
+class Arm(NamedTuple):
+    """A way of pre-training.
+
+    Attributes:
+        shape: what ``pretrain.py`` calls it.
+        knobs: in which it differs from that.
+        teacher: the arm whose predictions it learns, and with every second block of which it begins; "" = none.
+        starts: what fine-tuning begins with; random weights are left out where another arm has the same shape.
+        continues: whether it writes texts, too.
+    """
+
+    shape: str
+    knobs: Mapping[str, object] = MappingProxyType({})
+    teacher: str = ""
+    starts: Sequence[str] = STARTS
+    continues: bool = False
+
+
+ARMS = {
+    "gpt": Arm("gpt", continues=True),
+    "bert": Arm("bert", continues=True),
+    # As many FLOPs as GPT: BERT's logits are of hidden tokens alone, so the same text costs it 0.57 of them.
+    "bert-flops": Arm("bert", {"train.tokens": 2_640_000, "optimizer.warmup_tokens": 264_000}, starts=STARTS[:1]),
+    "t5": Arm("t5"),
+    "bert4": Arm("bert4"),
+    "albert4": Arm("albert4"),
+    "electra": Arm("electra"),
+    "distil": Arm("bert4", teacher="bert4", starts=STARTS[:1]),
+}
 
 
 class Study:
@@ -105,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("folder", type=Path, metavar="FOLDER", help="where everything is written")
     add("--data", type=Path, required=True, metavar="SHARED", help="folder of the texts and the tasks")
     add("--seeds", type=int, default=3, metavar="N", help="of each training (default: 3)")
-    add("--arms", nargs="+", default=["gpt", "bert"], metavar="ARM", help="gpt, bert, albert, and bert2 on 2x the text")
+    add("--arms", nargs="+", default=["gpt", "bert"], metavar="ARM", choices=ARMS, help=", ".join(ARMS))
+    add("--tasks", nargs="+", default=list(TASKS), metavar="TASK", choices=TASKS, help=", ".join(TASKS))
     options = parser.parse_args(arguments)
     study = Study(options.folder, options.data)
     arms, seeds = options.arms, range(options.seeds)
@@ -114,13 +150,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             study.once(f"pretrain {arm} {seed}", functools.partial(pretrain, study, arm, seed))
         for arm in arms:
             study.once(f"cloze {arm} {seed}", functools.partial(cloze, study.run(arm, seed), study.data))
-        for task, arm, start in itertools.product(TASKS, arms, STARTS):
-            study.once(f"{task} {arm} {start} {seed}", functools.partial(finetune, study, arm, start, task, seed))
-    for seed, arm in itertools.product(seeds, arms):
+        for task, arm in itertools.product(options.tasks, arms):
+            tune = to_text if arm == "t5" else finetune
+            for start in ARMS[arm].starts if arm != "t5" or task in text_to_text.TASKS else ():
+                study.once(f"{task} {arm} {start} {seed}", functools.partial(tune, study, arm, start, task, seed))
+    for seed, arm in itertools.product(seeds, filter(lambda arm: ARMS[arm].continues, arms)):
         judge = study.run("gpt", (seed + 1) % len(seeds))
         study.once(
             f"generation {arm} {seed}", functools.partial(generation, study.run(arm, seed), judge, study.data, seed)
         )
+    if timed := [arm for arm in ("bert4", "albert4", "distil") if arm in arms]:
+        study.once("speed", functools.partial(speed, {arm: study.run(arm, 0) for arm in timed}))
 
 
 def scaling(*arguments: object) -> None:
@@ -135,16 +175,24 @@ def knobs(values: dict[str, object]) -> list[str]:
 
 
 def pretrain(study: Study, arm: str, seed: int) -> dict[str, Any]:
-    """Trains a base; an arm that ends in 2 is trained on twice the tokens."""
-    kind = arm.removesuffix("2")
-    config = f"--config={HERE / 'pretrain.py'}:{kind},{study.data}"
-    values: dict[str, object] = {"workdir": study.run(arm, seed), "seed": seed}
-    if arm != kind:
-        values["train.tokens"] = 3_000_000
-    scaling("train", config, *knobs(values))
+    """Trains a base."""
+    shape, own, teacher, *_ = ARMS[arm]
+    config = f"--config={HERE / 'pretrain.py'}:{shape},{study.data}"
+    values: dict[str, object] = {"workdir": study.run(arm, seed), "seed": seed} | dict(own)
+    if teacher:
+        start = study.run(teacher, seed)
+        scaling("distill", config, *knobs(values | {"start": start, "data.tokenizer": "", "distill.layers": 2}))
+    else:
+        scaling("train", config, *knobs(values))
     lines = read_lines(epath.Path(study.run(arm, seed) / "metrics.jsonl"))
     last = read_lines(epath.Path(study.run(arm, seed) / "evals.jsonl"))[-1]
-    return {"loss": last["loss"], "tokens": lines[-1]["tokens"], "flops": lines[-1]["flops"]}
+    config_json = json.loads((study.run(arm, seed) / "config.json").read_text())
+    return {
+        "loss": last["loss"],
+        "tokens": lines[-1]["tokens"],
+        "flops": lines[-1]["flops"],
+        "parameters": parameters(freeze(config_json["config"]).model).total,
+    }
 
 
 # Fine-tuning.
@@ -182,6 +230,51 @@ def finetune(study: Study, arm: str, start: str, name: str, seed: int) -> dict[s
         examples = list(tasks.read(classifier.task, str(values["data.validation"]), "test", Skipped(refuses=True)))
         said = classifier(examples, batch_size=64)[:, 0]
         kept["spearman"] = float(np.corrcoef(ranks(said), ranks(np.array([each.label for each in examples])))[0, 1])
+    return kept
+
+
+def to_text(study: Study, arm: str, start: str, name: str, seed: int) -> dict[str, Any]:
+    """As ``finetune``, for an encoder with a decoder, which writes the label."""
+    prepared(study, name)
+    run = study.folder / "tuned" / f"{name}-{arm}-{start}-{seed}"
+    files = {}
+    for split in ("train", "test"):
+        files[split] = study.folder / "tasks" / f"{name}_{split}_pairs.jsonl"
+        text_to_text.write(study.folder / "tasks" / f"{name}_{split}.jsonl", files[split], name)
+    rows, length = len(read_lines(epath.Path(files["train"]))), TASKS[name].length
+    values: dict[str, object] = {
+        "workdir": run,
+        "seed": seed,
+        "data.objective": "pairs",
+        "data.mixture": (),
+        "data.train": files["train"],
+        "data.validation": files["test"],
+        "data.source_length": length,
+        "train.sequence_length": 4,
+        "train.batch_tokens": BATCH * 4,
+        "train.tokens": EPOCHS * rows // BATCH * BATCH * 4,
+        "optimizer.peak_lr": LR,
+        "optimizer.schedule": "linear",
+        "optimizer.final_fraction": 0.0,
+        "optimizer.warmup_tokens": 0,
+        "optimizer.beta2": 0.999,
+        "optimizer.weight_decay": 0.01,
+        "model.dropout_embedding": 0.1,
+        "model.dropout_attention": 0.1,
+        "model.dropout_residual": 0.1,
+        "eval.every_steps": 0,
+        "checkpoint.every_steps": 10_000,
+    }
+    if start == "pre-trained":
+        values["start"] = study.run(arm, seed)
+    scaling("train", f"--config={HERE / 'pretrain.py'}:{ARMS[arm].shape},{study.data}", *knobs(values))
+    labels, said = text_to_text.read(run, files["test"], name, length)
+    if name == "stsb":
+        return {"spearman": float(np.corrcoef(ranks(said), ranks(labels))[0, 1])}
+    kept = {"accuracy": float(np.mean(said == labels))}
+    if TASKS[name].metric == "matthews":
+        # Where all answers are one class, the coefficient is 0 by convention.
+        kept["matthews"] = float(np.corrcoef(said, labels)[0, 1]) if said.std() else 0.0
     return kept
 
 

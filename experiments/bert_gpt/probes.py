@@ -1,19 +1,25 @@
-"""What ``compare.py`` asks of a base: hidden words of LAMBADA's passages, and texts that go on."""
+"""What ``compare.py`` asks of a base: hidden words of LAMBADA's passages, texts that go on, and speed."""
 
+import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from etils import epath
 
+from scaling.config.schema import Network
 from scaling.data import tokenizer
 from scaling.data.tokenizer_base import BEGIN, MASK
 from scaling.generate.generator import Generator
 from scaling.generate.sampling import Sampling
 from scaling.interop.logits import compute
 from scaling.interop.served import Served, load_served
+from scaling.model import decoder
 from scaling.runs.json_lines import read_lines
 
 LAMBADA = "eval/llm_foundry/lambada_openai.jsonl"
@@ -26,6 +32,14 @@ class Hidden(NamedTuple):
     before: list[int]
     word: int
     after: list[int]
+
+
+def loaded(run: Path) -> Served:
+    """The model of a run that predicts tokens: of ELECTRA's the generator."""
+    served = load_served(run)
+    if not served.network.model.generates:
+        return served
+    return dataclasses.replace(served, network=served.network.of_generator, params=decoder.generator(served.params))
 
 
 def hidden(data: Path, words: tokenizer.Tokenizer, middle: bool) -> list[Hidden]:
@@ -54,28 +68,32 @@ def cloze(run: Path, data: Path) -> dict[str, Any]:
 
     GPT takes the text after a word into account by comparing whole texts; then there is no loss.
     """
-    served = load_served(run)
+    served = loaded(run)
     middle, last = (hidden(data, served.words, each) for each in (True, False))
     often = np.unique([each.word for each in middle], return_counts=True)[1].max()
     found = {
         "middle before": best(served, middle, False),
         "last": best(served, last, False),
-        "middle whole": compared(served, middle) if served.network.model.causal else best(served, middle, True),
+        "middle whole": compared(served, middle) if alone(served) else best(served, middle, True),
     }
     return found | {"most frequent word": float(often / len(middle)), "middles": len(middle), "lasts": len(last)}
 
 
 def best(served: Served, items: Sequence[Hidden], whole: bool) -> dict[str, float]:
     """Accuracy and loss for hidden words, by the text before them, or of an encoder by all of the text."""
-    words = served.words
-    if served.network.model.causal:
+    words, target = served.words, None
+    if alone(served):
         rows = [[words.eot, *item.before] for item in items]
         places = [len(row) - 1 for row in rows]
+    elif served.network.model.encoder_layers:
+        hides = int(words.sentinels[0])
+        rows = [[*item.before, hides, *(item.after if whole else []), words.eot] for item in items]
+        places, target = [1] * len(rows), [words.decoder_start, hides]
     else:
         begin, mask = words.special(BEGIN), words.special(MASK)
         rows = [[begin, *item.before, mask, *(item.after if whole else [])] for item in items]
         places = [1 + len(item.before) for item in items]
-    logits = np.concatenate(list(at(served, rows, places)))[:, : words.vocab_size].astype(np.float64)
+    logits = np.concatenate(list(at(served, rows, places, target)))[:, : words.vocab_size].astype(np.float64)
     right = np.array([item.word for item in items])
     total = np.logaddexp.reduce(logits, axis=1)
     return {
@@ -84,12 +102,20 @@ def best(served: Served, items: Sequence[Hidden], whole: bool) -> dict[str, floa
     }
 
 
-def at(served: Served, rows: Sequence[Sequence[int]], places: Sequence[int]) -> Iterator[np.ndarray]:
-    """Logits [some, V] at a place of each row, some rows at a time."""
+def alone(served: Served) -> bool:
+    """Whether it is a decoder without an encoder."""
+    return served.network.model.causal and not served.network.model.encoder_layers
+
+
+def at(
+    served: Served, rows: Sequence[Sequence[int]], places: Sequence[int], target: Sequence[int] | None = None
+) -> Iterator[np.ndarray]:
+    """Logits [some, V] at a place of each row, or of a target that is the same for all rows, some rows at a time."""
     for first in range(0, len(rows), 50):
         some = rows[first : first + 50]
         ids, there = padded(some, 2 * AROUND + 2)
-        logits = compute(served.network, served.params, ids, None if served.network.model.causal else there)
+        decoder_ids = None if target is None else np.array([target] * len(some), np.int32)
+        logits = compute(served.network, served.params, ids, None if alone(served) else there, None, decoder_ids)
         yield logits[np.arange(len(some)), places[first : first + 50]]
 
 
@@ -129,7 +155,7 @@ PROMPTS, GIVEN, NEW = 64, 32, 32  # passages, their tokens that are given, and t
 
 def generation(run: Path, judging: Path, data: Path, seed: int) -> dict[str, Any]:
     """How likely another GPT finds what a base writes, in nats a token, and how much of it is repetition."""
-    served, judge = load_served(run), load_served(judging)
+    served, judge = loaded(run), loaded(judging)
     lines = read_lines(epath.Path(data / LAMBADA))
     passages = [ids for line in lines if len(ids := served.words.encode(line["context"]).tolist()) >= GIVEN + NEW]
     passages = [ids[: GIVEN + NEW] for ids in passages[:PROMPTS]]
@@ -179,3 +205,27 @@ def repeated(ids: Sequence[int]) -> float:
     """The share of pairs of neighbours that were there before."""
     pairs = list(itertools.pairwise(ids))
     return 1 - len(set(pairs)) / len(pairs)
+
+
+# Speed.
+
+TIMES = 9  # of which the median is taken
+
+
+def speed(runs: Mapping[str, Path]) -> dict[str, float]:
+    """Milliseconds for the final states of 16 rows of 128 tokens, on one machine in turns; medians."""
+    ids = np.random.default_rng(0).integers(256, 4096, (16, 128)).astype(np.int32)
+    models = {arm: load_served(run) for arm, run in runs.items()}
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def states(network: Network, params: Any, ids: Any) -> Any:
+        return decoder.merge(network, params)(ids)
+
+    times: dict[str, list[float]] = {arm: [] for arm in models}
+    for turn, (arm, served) in itertools.product(range(TIMES + 1), models.items()):
+        with jax.set_mesh(served.mesh):
+            begun = time.perf_counter()
+            jax.block_until_ready(states(served.network, served.params, ids))
+        if turn:  # the first one compiles
+            times[arm].append(1000 * (time.perf_counter() - begun))
+    return {arm: float(np.median(each)) for arm, each in times.items()}

@@ -18,11 +18,11 @@ from etils import epath
 from matplotlib.axes import Axes
 
 from scaling import durable
-from scaling.report.style import BLUE, GREEN, INK, PURPLE, VERMILION, Drawing, canvas
+from scaling.report.style import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILION, Drawing, canvas
 from scaling.runs.json_lines import read_lines
 
 Found = dict[str, Any]  # name -> line of scores.jsonl
-NAMES = {"gpt": "GPT", "bert": "BERT", "albert": "ALBERT", "bert2": "BERT, twice the text"}
+NAMES = {"gpt": "GPT", "bert": "BERT", "albert": "ALBERT", "electra": "ELECTRA", "bert2": "BERT, twice the text"}
 
 
 def numbers(found: Found, arm: str, what: str, *keys: str) -> list[float]:
@@ -80,7 +80,7 @@ WAYS = {
 
 def draw(found: Found, arms: Sequence[str]) -> Drawing:
     """Fine-tuning, hidden words and continued texts: means, and a point for each seed."""
-    colours = dict(zip(("gpt", "bert", "albert", "bert2"), (BLUE, VERMILION, GREEN, PURPLE), strict=True))
+    colours = dict(zip(NAMES, (BLUE, VERMILION, GREEN, ORANGE, PURPLE), strict=True))
     tasks = measured(found)
     with canvas(columns=3, width=14.0, height=4.8) as (figure, (tuned, cloze, texts)):
 

@@ -6,9 +6,10 @@ Sources are given with each family. What a shape leaves out is GPT-3's. Nothing 
 from typing import Any
 
 from scaling.catalog.sizes import Size
-from scaling.config.schema import Experts, Rotary
+from scaling.config.schema import Disentangled, Experts, Rotary
 
 _NO_BIAS = dict(qkv_bias=False, out_bias=False, mlp_bias=False)
+_NO_TYPES = dict(token_types=0)
 _SWIGLU = dict(gated=True, activation="silu")
 
 # CTRL (arXiv 1909.05858, section 3.2, and the released code).
@@ -71,7 +72,18 @@ BERT = dict(
     scale_residual_init=False,
     vocab_multiple=1,
 )
+# ELECTRA's discriminator (arXiv 2003.10555, table 6), without its generator.
+ELECTRA = BERT | dict(discriminator=True, head_transform=False, logit_bias=False, narrow_embedding=True)
+ELECTRA_SMALL = ELECTRA | dict(embedding_width=128)
 ROBERTA = BERT | dict(norm_epsilon=1e-5, token_types=1, position_offset=2)
+# XLM (arXiv 1901.07291, section 5.1; counts are those of arXiv 1911.02116, table 6): no product before the logits, and
+# a table of 15 languages, or none.
+XLM = BERT | dict(token_types=15, head_transform=False)
+# DeBERTa (arXiv 2006.03654, section 3 and table 8) and DeBERTa 3 (arXiv 2111.09543, table 1), as they are released.
+DEBERTA = BERT | dict(
+    positions="disentangled", disentangled=Disentangled(key_bias=False), norm_epsilon=1e-7, token_types=0
+)
+DEBERTA_3 = DEBERTA | dict(disentangled=Disentangled(buckets=256, shared=True, norm=True))
 # The Transformer (arXiv 1706.03762, sections 3 and 5, table 3): an encoder with a decoder.
 TRANSFORMER = dict(
     positions="sinusoidal",
@@ -97,6 +109,34 @@ T5 = dict(
 T5_11 = T5 | dict(gated=True, activation="gelu_tanh", scaled_output=False, tied_embedding=False)
 # BART (arXiv 1910.13461, section 2.1, and the released code).
 BART = dict(position_offset=2, embedding_norm=True, activation="gelu", scale_residual_init=False, vocab_multiple=1)
+
+
+# Transformer-XL (arXiv 1901.02860, sections 3 and 4.1, and the released code): segments of 150 tokens, memory of 150.
+TRANSFORMER_XL = dict(
+    positions="transformer_xl",
+    segment_length=150,
+    memory_length=150,
+    activation="relu",
+    scaled_embedding=True,
+    qkv_bias=False,
+    out_bias=False,
+    logit_bias=True,
+    scale_residual_init=False,
+    vocab_multiple=1,
+)
+# XLNet (arXiv 1906.08237, section 2, and the released code).
+XLNET = dict(
+    positions="xlnet",
+    causal=False,
+    activation="gelu",
+    norm_epsilon=1e-12,
+    token_types=5,
+    qkv_bias=False,
+    out_bias=False,
+    logit_bias=True,
+    scale_residual_init=False,
+    vocab_multiple=1,
+)
 
 
 def _size(
@@ -186,8 +226,34 @@ ALL = (
     _size("Mixtral", "8x7b", (32, 4096, 32, 14_336), 32_768, 32_000, 46.7, 4 * _M, None, MIXTRAL),
     _size("BERT", "base", (12, 768, 12, 3072), 512, 30_522, 0.110, 256 * 512, 1.0e-4, BERT, norm="post"),
     _size("BERT", "large", (24, 1024, 16, 4096), 512, 30_522, 0.336, 256 * 512, 1.0e-4, BERT, norm="post"),
+    # The paper prints 14M for small; its tables, matrices, biases and norms are 13.5M, as in the released weights.
+    _size("ELECTRA", "small", (12, 256, 4, 1024), 512, 30_522, 0.0135, 128 * 128, 5e-4, ELECTRA_SMALL, norm="post"),
+    _size("ELECTRA", "base", (12, 768, 12, 3072), 512, 30_522, 0.110, 256 * 512, 2.0e-4, ELECTRA, norm="post"),
+    _size("ELECTRA", "large", (24, 1024, 16, 4096), 512, 30_522, 0.335, 2048 * 512, 2.0e-4, ELECTRA, norm="post"),
     _size("RoBERTa", "base", (12, 768, 12, 3072), 512, 50_265, 0.125, 8000 * 512, 6.0e-4, ROBERTA, norm="post"),
     _size("RoBERTa", "large", (24, 1024, 16, 4096), 512, 50_265, 0.355, 8000 * 512, 4.0e-4, ROBERTA, norm="post"),
+    _size("XLM", "15", (12, 1024, 8, 4096), 512, 95_000, 0.250, 4096 * 256, 1.0e-4, XLM, norm="post"),
+    _size("XLM", "100", (16, 1280, 16, 5120), 512, 200_000, 0.570, 4096 * 256, 1.0e-4, XLM | _NO_TYPES, norm="post"),
+    _size("DeBERTa", "base", (12, 768, 12, 3072), 512, 50_265, 0.139, 2048 * 512, 2.0e-4, DEBERTA, norm="post"),
+    _size("DeBERTa", "large", (24, 1024, 16, 4096), 512, 50_265, 0.405, 2048 * 512, 2.0e-4, DEBERTA, norm="post"),
+    _size("DeBERTa 3", "base", (12, 768, 12, 3072), 512, 128_100, 0.184, 8192 * 512, 6.0e-4, DEBERTA_3, norm="post"),
+    _size("DeBERTa 3", "large", (24, 1024, 16, 4096), 512, 128_100, 0.435, 8192 * 512, 3.0e-4, DEBERTA_3, norm="post"),
+    _size(
+        "Transformer-XL",
+        "base",
+        (16, 410, 10, 2100),
+        900,
+        267_735,
+        0.151,
+        9000,
+        2.5e-4,
+        TRANSFORMER_XL,
+        d_head=41,
+        norm="post",
+    ),
+    # Counts of the released weights; the paper says that they are like BERT's, which have no matrices for distances.
+    _size("XLNet", "base", (12, 768, 12, 3072), 512, 32_000, 0.117, 256 * 512, 1.0e-4, XLNET, norm="post"),
+    _size("XLNet", "large", (24, 1024, 16, 4096), 512, 32_000, 0.361, 8192 * 512, 4.0e-4, XLNET, norm="post"),
     # The paper prints 65M for base; its tables, matrices, biases and norms are 63.1M.
     _both("Transformer", "base", (6, 512, 8, 2048), 512, 37_000, 0.0631, 896 * 128, 6.99e-4, TRANSFORMER, norm="post"),
     _both("Transformer", "big", (6, 1024, 16, 4096), 512, 37_000, 0.213, 896 * 128, 4.94e-4, TRANSFORMER, norm="post"),

@@ -44,20 +44,57 @@ def forward_per_token(model: Model, sequence_length: int | None = None, source_l
     products: float = 2 * counted.chinchilla
     if model.encoder_layers:
         products += 2 * counted.source * ((source_length or length) / length - 1)
+    if model.segment_length:  # keys and values are made of a memory, too, once a segment
+        states = sum(recalled for _, recalled in _segments(model, length))
+        products += 2 * _key_matrices(model) * states / length
     return products + attention_per_token(model, length, source_length)
 
 
 def attention_per_token(model: Model, sequence_length: int, source_length: int = 0) -> float:
-    """Forward FLOPs a token of the products of queries with keys, and of attention weights with values."""
+    """Forward FLOPs a token of the products of queries with keys, and of attention weights with values.
+
+    In Transformer-XL also of queries with what is made of each distance; to make that is done once for all rows of a
+    batch, and is not counted.
+    """
     sights = [model.sights[i % len(model.sights)] for i in range(model.num_layers)]
     # Each of the two products takes 2 d_head operations for every head and every position seen.
-    seen = [positions_seen(sequence_length, *sight, causal=model.causal) for sight in sights]
-    own = sum(4 * model.num_heads * model.d_head * positions for positions in seen)
+    parts = _segments(model, sequence_length)
+    seen = [
+        sum(
+            size * (positions_seen(size, *sight, causal=model.causal) + (0 if sight.window else recalled))
+            for size, recalled in parts
+        )
+        / sequence_length
+        for sight in sights
+    ]
+    own = sum((6 if model.is_relative else 4) * model.num_heads * model.d_head * positions for positions in seen)
+    own += _positional_per_token(model, sequence_length)
+    if model.generates:
+        own += attention_per_token(model.generator, sequence_length)
     if not model.encoder_layers:
         return own
     source = source_length or sequence_length
     across = 4 * model.num_heads * model.d_head * source * model.num_layers
     return own + across + attention_per_token(model.encoder, source) * source / sequence_length
+
+
+def _positional_per_token(model: Model, length: int) -> float:
+    """Products of queries and keys with distances, and of the rows of distances with matrices, once for a sequence."""
+    width = model.num_heads * model.d_head
+    each = 2 * width * min(length, 2 * model.distances)
+    projected = 2 * width * model.d_model * min(2 * length - 1, 2 * model.distances) / length
+    return model.num_layers * model.positional_scores * (each + projected)
+
+
+def _segments(model: Model, length: int) -> list[tuple[int, int]]:
+    """Tokens of each segment of a text, and states of the memory that it has; the text as a whole without segments."""
+    size = model.segment_length or length
+    return [(min(size, length - start), min(model.memory_length, start)) for start in range(0, length, size)]
+
+
+def _key_matrices(model: Model) -> int:
+    """Elements of the matrices that make keys and values of the tokens, of all layers."""
+    return model.num_layers * 2 * model.d_model * model.kv_heads * model.d_head
 
 
 def training_per_token(
@@ -71,13 +108,25 @@ def training_per_token(
         predicted: the share of the tokens whose logits are computed, as of ``Config.predicted``.
         source_length: as there.
     """
-    unpredicted = 0.0 if predicted == 1 else 2 * (1 - predicted) * parameters(model).projection
+    predicts = model.generator if model.generates else model  # a discriminator judges all tokens
+    unpredicted = 0.0 if predicted == 1 else 2 * (1 - predicted) * parameters(predicts).projection
     return 3 * (forward_per_token(model, sequence_length, source_length) - unpredicted)
 
 
 def of_pretraining(config: Config) -> float:
-    """Forward and backward FLOPs a token of a resolved config's training."""
-    return training_per_token(config.model, config.train.sequence_length, config.predicted, config.data.source_length)
+    """Forward and backward FLOPs a token of a resolved config's training.
+
+    With XLNet's objective, tokens that are predicted pass through the layers once more, without keys of their own.
+    """
+    model, length, source = config.model, config.train.sequence_length, config.data.source_length
+    found = training_per_token(model, length, config.predicted, source)
+    if config.data.objective == "translations":
+        source = source or length  # the same encoder reads it, too
+        found += training_per_token(model, source, config.predicted) * source / length
+    if config.data.objective == "permutation":
+        products = 2 * (parameters(model).matrices - _key_matrices(model))
+        found += 3 * config.predicted * (products + attention_per_token(model, length))
+    return found
 
 
 def pf_days(parameter_count: int, tokens: float = GPT3_TOKENS) -> float:

@@ -185,7 +185,7 @@ class Parameters:
     """Numbers of parameters of a model by part, as in ``scaling.model.decoder``."""
 
     token_embedding: int  # padded_vocab rows
-    positions: int  # of learned and relative ones, and of types of tokens
+    positions: int  # of learned and relative ones, and of types of tokens and XLNet's query stream
     blocks: int
     final_norm: int  # 0 in post-norm models
     unembedding: int  # 0 where tied to the token embedding
@@ -248,9 +248,12 @@ def parameters(model: Model) -> Parameters:
         + plain * d * (ups + 1) * f
         + routed * (d * experts.count + experts.per_token * expert)
     )
-    biases = attentions * (model.qkv_bias * (queries + 2 * keys) + model.out_bias * d) + plain * model.mlp_bias * (
-        ups * f + d
-    )
+    biases = attentions * (
+        model.qkv_bias * (queries + keys) + model.has_key_bias * keys + model.out_bias * d
+    ) + plain * model.mlp_bias * (ups * f + d)
+    # Transformer-XL projects distances, once for all rows: no token is multiplied by that matrix.
+    scores = model.num_layers * model.is_relative * queries * (d + 2 + 3 * (model.positions == "xlnet"))
+    scores += _positional(model)
     norms = model.num_layers * _norm(model, d) * (1 if model.parallel == "one_norm" else 2)
     norms += attentions * model.qk_norm * 2 * _norm(model, model.d_head) + (attentions - model.num_layers) * _norm(
         model, d
@@ -260,13 +263,16 @@ def parameters(model: Model) -> Parameters:
     )
     head = d * width + width + _norm(model, width) if model.transforms else 0
     ends = projected + model.embedding_norm * _norm(model, model.d_summed) + head + model.pooler * (d * d + d)
+    ends += _norm(model, d) if model.distances and model.disentangled.norm else 0
     ends += model.outputs * (model.d_output + 1) + model.pairs * 2 * (d + 1)
+    discriminating = model.discriminates * (d + 1) * d  # a product, and one number
+    ends += discriminating + model.discriminates * (d + 1)
     unties, has_bias = not (model.tied_embedding or model.outputs), model.logit_bias and not model.outputs
     rows = width * (1 + unties) + has_bias  # of each token, in all tables
     counted = Parameters(
         token_embedding=model.padded_vocab * width,
         positions=_positions(model),
-        blocks=(matrices + idle + biases + norms) * model.stored_layers // model.num_layers,
+        blocks=(matrices + idle + biases + scores + norms) * model.stored_layers // model.num_layers,
         final_norm=_norm(model, d) if model.norm == "pre" else 0,
         unembedding=unties * model.padded_vocab * width,
         ends=ends + has_bias * model.padded_vocab,
@@ -274,9 +280,30 @@ def parameters(model: Model) -> Parameters:
         matrices=matrices,
         source=0,
         idle=idle,
-        projection=model.outputs * model.d_output or (model.vocab_size + model.transforms * d) * width,
+        projection=model.outputs * model.d_output
+        or discriminating
+        or (model.vocab_size + model.transforms * d) * width,
     )
+    if model.generates:
+        return _with_generator(counted, model)
     return _with_encoder(counted, model) if model.encoder_layers else counted
+
+
+def _with_generator(discriminator: Parameters, model: Model) -> Parameters:
+    """Adds the generator, an encoder with logits, which has the discriminator's embeddings."""
+    generator = parameters(model.generator)
+    kept = model.embedding_norm * _norm(model, model.d_summed)
+    own_positions = model.relative_buckets * model.generator.num_heads if model.positions == "relative" else 0
+    return dataclasses.replace(
+        discriminator,
+        positions=discriminator.positions + own_positions,
+        blocks=discriminator.blocks + generator.blocks,
+        final_norm=discriminator.final_norm + generator.final_norm,
+        ends=discriminator.ends + generator.ends - kept,
+        padding=discriminator.padding + model.padded_vocab - model.vocab_size,  # of the bias of its logits
+        matrices=discriminator.matrices + generator.matrices,
+        projection=discriminator.projection + generator.projection,
+    )
 
 
 def _with_encoder(decoder: Parameters, model: Model) -> Parameters:
@@ -295,11 +322,23 @@ def _with_encoder(decoder: Parameters, model: Model) -> Parameters:
 
 
 def _positions(model: Model) -> int:
-    types = model.token_types * model.d_summed
+    types = model.token_types * model.d_summed if model.has_type_table else 0
+    if model.positions == "xlnet":
+        return model.d_model  # of the query stream
     if model.positions == "relative":
         return types + model.relative_buckets * model.num_heads
-    rows = model.context_length + model.position_offset if model.positions == "learned" else 0
-    return types + rows * model.d_summed
+    rows = model.context_length + model.position_offset if model.has_position_table else 0
+    distances = 2 * model.distances * model.d_model
+    return types + rows * model.d_summed + distances
+
+
+def _positional(model: Model) -> int:
+    """The blocks' projections of disentangled positions, with which no token is multiplied."""
+    by, width = model.disentangled, model.num_heads * model.d_head
+    if not model.distances or by.shared:
+        return 0
+    biases = by.content_to_position * model.has_key_bias + by.position_to_content * model.qkv_bias
+    return model.num_layers * width * (model.positional_scores * model.d_model + biases)
 
 
 def _norm(model: Model, features: int) -> int:

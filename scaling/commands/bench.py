@@ -42,6 +42,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     generate.add_argument(
         "--batch", type=int, nargs="+", default=[1, 8], metavar="N", help="numbers of rows (default: 1 8)"
     )
+    generate.add_argument("--model", metavar="RUN", help="with --draft: the model, a run directory or a folder")
+    generate.add_argument("--draft", metavar="SMALL", help="speculative decoding with this draft beside plain decoding")
+    generate.add_argument("--draft_tokens", type=int, default=4, metavar="K", help="proposed at a time (default: 4)")
+    generate.add_argument("--prompts", metavar="FILE", help="with --draft: a text on each line")
+    generate.add_argument("--new", type=int, default=64, metavar="N", help="with --draft: new tokens (default: 64)")
     for parser in (train, generate):
         parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="timed calls (default: 5)")
         parser.add_argument(
@@ -138,7 +143,17 @@ def _train(options: argparse.Namespace) -> int:
 def _generate(options: argparse.Namespace) -> int:
     from scaling.bench.generate import bench
 
-    _at_least_one(options, "repetitions", "batch")
+    _at_least_one(options, "repetitions", "batch", "new")
+    given = [getattr(options, name) is not None for name in ("model", "draft", "prompts")]
+    if any(given):
+        from scaling.bench import speculative
+
+        if not all(given) or options.peer is not None:
+            raise ValueError("--model, --draft and --prompts belong together, and have no --peer")
+        case = speculative.Case(options.model, options.draft, options.prompts, options.draft_tokens, options.new)
+        for line in speculative.bench(case, options.batch, options.repetitions, options.dtype):
+            print(line, flush=True)
+        return 0
     with _peer(options) as peer:
         for batch in options.batch:
             for line in bench(batch, options.repetitions, options.dtype, peer):

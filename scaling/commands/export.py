@@ -16,6 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapters", action="store_true", help="only the adapters of a run with config.lora.rank, as a folder of PEFT"
     )
+    parser.add_argument("--generator", action="store_true", help="the generator of a discriminator, in its place")
     parser.add_argument("--shard_gb", type=float, default=5.0, metavar="GB", help="largest size of a file of tensors")
 
 
@@ -34,9 +35,11 @@ def run(options: argparse.Namespace) -> int:
     must_be_local("the folder", folder)
     must_lead_somewhere(folder)
     must_be_utf8("the folder", folder)
+    if options.adapters and options.generator:
+        raise ValueError("--adapters and --generator are two things; give one of them")
     if options.adapters:
         peft.export(options.run_directory, folder, options.dtype)
     else:
-        huggingface.export(options.run_directory, folder, options.dtype, options.shard_gb)
+        huggingface.export(options.run_directory, folder, options.dtype, options.shard_gb, options.generator)
     print(folder)
     return exit_codes.OK

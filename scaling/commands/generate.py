@@ -13,11 +13,13 @@ from scaling import json_text
 if TYPE_CHECKING:
     from scaling.align.rewards import Reward
     from scaling.data.chat.prompts import Prompt
+    from scaling.generate.draft import Draft
     from scaling.generate.generator import Completion, Generator
     from scaling.generate.sampling import Sampling
     from scaling.interop.served import Served
 
 _STREAMED = 4  # tokens in each piece of text that is printed while the text grows
+_OPTIONAL = ("score", "passes")  # of a completion
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +75,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="of --best_of: run directory of a reward model, FILE.py:FUNCTION, or exact_match or constraints",
     )
+    add("--draft", metavar="SMALL", help="small model with the same tokenizer that proposes tokens: faster, same texts")
+    add("--draft_tokens", type=int, metavar="K", help="with --draft: tokens proposed at a time (default: 4)")
     add("--beams", type=int, default=1, metavar="N", help="width of a beam search instead of sampling (default: 1)")
     add("--length_penalty", type=float, metavar="X", help="beam search: length penalty (default: 0.6, as in GPT-3)")
     add(
@@ -112,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
     if code is not None:
         _check_codes(options.model)
     served = _served(options)
-    generator = Generator(served.network, served.params, served.words, served.mesh)
+    generator = Generator(served.network, served.params, served.words, served.mesh, _draft(options, served))
     ids, sampling, answer = _read(options, prompts, generator, served, sampling)
     alone = len(prompts) == sampling.num_samples == sampling.beams == 1
     if alone and reward is None and not options.json and not _has_sources(options):
@@ -140,6 +144,12 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--batch_size={options.batch_size} must be 1 or more")
     if options.beams == 1 and (options.length_penalty is not None or options.early_stopping):
         raise ValueError("--length_penalty and --early_stopping belong to a beam search; give --beams=N")
+    if options.draft is None and options.draft_tokens is not None:
+        raise ValueError("--draft_tokens belongs to --draft=SMALL")
+    if options.draft is not None and options.beams > 1:
+        raise ValueError(f"--draft and --beams={options.beams} exclude each other: a draft proposes tokens of one text")
+    if options.draft is not None and _has_sources(options):
+        raise ValueError("--draft is for decoders alone; leave it out where there is a --source")
     code = options.control
     if code is not None and (not code or any("\ud800" <= character <= "\udfff" for character in code)):
         raise ValueError("--control must be valid Unicode text of at least one character")
@@ -293,6 +303,15 @@ def _served(options: argparse.Namespace) -> "Served":
     return load_decoder(options.model, options.tokenizer, options.mesh, options.dtype, _has_sources(options))
 
 
+def _draft(options: argparse.Namespace, served: "Served") -> "Draft | None":
+    if options.draft is None:
+        return None
+    from scaling.generate.draft import load_draft
+
+    tokens = 4 if options.draft_tokens is None else options.draft_tokens
+    return load_draft(options.draft, served, tokens, options.tokenizer, options.mesh, options.dtype)
+
+
 def _stream(generator: "Generator", text: str, prompt: list[int], sampling: "Sampling") -> None:
     """Prints the prompt, and its continuation while it is computed."""
     pieces = generator.stream(prompt, sampling, _STREAMED)
@@ -308,6 +327,4 @@ def _stream(generator: "Generator", text: str, prompt: list[int], sampling: "Sam
 
 def _json(record: dict[str, object], completion: "Completion") -> str:
     record = record | dataclasses.asdict(completion)
-    if completion.score is None:
-        del record["score"]
-    return json.dumps(record)
+    return json.dumps({name: value for name, value in record.items() if name not in _OPTIONAL or value is not None})

@@ -19,7 +19,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoder_ids", metavar="IDS.npy", help="of a model with encoder and decoder: the decoder's [batch, time]"
     )
-    parser.add_argument("--output", required=True, metavar="LOGITS.npy", help="float32 [batch, time, vocabulary]")
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="LOGITS.npy",
+        help="float32 [batch, time, vocabulary], or of a discriminator [batch, time]",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

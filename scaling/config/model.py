@@ -59,6 +59,20 @@ class Experts:
 
 
 @dataclasses.dataclass(frozen=True)
+class Disentangled:
+    distance: int = knob(0, "tokens", "farther than this, positions are all alike; 0 = context_length")
+    buckets: int = knob(
+        0, "buckets", "of distances on each side, near ones exactly (DeBERTa 3: 256); 0 = each distance for itself"
+    )
+    content_to_position: bool = knob(True, "", "queries are multiplied by keys of the distance")
+    position_to_content: bool = knob(True, "", "keys are multiplied by queries of the distance")
+    shared: bool = knob(False, "", "distances are projected by the matrices of the tokens (DeBERTa 3)")
+    norm: bool = knob(False, "", "a norm of the table of distances (DeBERTa 3)")
+    key_bias: bool = knob(True, "", "the projections to keys have biases as those to queries have (DeBERTa 1: not)")
+    absolute: bool = knob(False, "", "embeddings have learned absolute positions, too")
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     vocab_size: int = knob(0, "tokens", "vocabulary; 0 = the tokenizer's")
     vocab_multiple: int = knob(128, "tokens", "rows of the embedding are padded to a multiple of this")
@@ -91,12 +105,22 @@ class Model:
     out_bias: bool = knob(True, "", "the projection of attention back to the residual stream has a bias")
     mlp_bias: bool = knob(True, "", "the projections of the MLP have biases")
     attention_scale: float = knob(0.0, "", "multiplies q.k; 0 = that of the parametrization, 1/sqrt(d_head) or muP's")
-    positions: str = knob("learned", "", "learned, sinusoidal, rotary, alibi, relative (T5) or none")
+    positions: str = knob(
+        "learned",
+        "",
+        "learned, sinusoidal, rotary, alibi, relative (T5), disentangled (DeBERTa), transformer_xl, xlnet or none",
+    )
     position_offset: int = knob(0, "rows", "row of the first position in the table of learned ones (OPT: 2)")
     sinusoid: str = knob("halves", "", "sines then cosines ('halves', CTRL), or in turns ('interleaved')")
     token_types: int = knob(0, "types", "kinds of tokens that embeddings tell apart, by a table (BERT: 2 texts)")
     relative_buckets: int = knob(32, "buckets", "distances that relative positions tell apart, near ones exactly")
     relative_distance: int = knob(128, "tokens", "farther than this, relative positions are all alike")
+    segment_length: int = knob(
+        0, "tokens", "a text is read in segments of so many, each with a memory (Transformer-XL); 0 = as a whole"
+    )
+    memory_length: int = knob(
+        0, "tokens", "states before a segment that each layer sees there; no gradient flows into them"
+    )
     scaled_embedding: bool = knob(False, "", "token embeddings are multiplied by sqrt(d_model)")
     scaled_output: bool = knob(False, "", "logits are divided by sqrt(d_model) (T5 with a tied embedding)")
     embedding_width: int = knob(
@@ -121,6 +145,17 @@ class Model:
         "",
         "a head tells of the pooler's state whether two texts follow each other (BERT) or are swapped (ALBERT)",
     )
+    discriminator: bool = knob(
+        False, "", "in the place of logits, a head tells of each token whether another model has replaced it (ELECTRA)"
+    )
+    generator_layers: int = knob(
+        0,
+        "layers",
+        "Transformer blocks of a generator, whose tokens a discriminator reads, with the same embeddings; 0 = none",
+    )
+    generator_width: int = knob(
+        0, "features", "d_model of the generator; its heads are as wide as others, and its MLP is in proportion"
+    )
     attention_pattern: tuple[str, ...] = knob(
         ("dense",), "", "attention of layers 0, 1, ...: 'dense', 'banded' or 'strided'; repeated over all layers"
     )
@@ -140,6 +175,29 @@ class Model:
     base_depth: int = knob(2, "layers", "num_layers at which the CompleteP hyperparameters were tuned")
     rotary: Rotary = Rotary()
     experts: Experts = Experts()
+    disentangled: Disentangled = Disentangled()
+
+    @property
+    def has_position_table(self) -> bool:
+        """Whether a learned position is added to each embedding."""
+        return self.positions == "learned" or (self.positions == "disentangled" and self.disentangled.absolute)
+
+    @property
+    def distances(self) -> int:
+        """Rows on each side of the table of disentangled positions; 0 = there is none."""
+        by = self.disentangled
+        return (by.buckets or by.distance or self.context_length) if self.positions == "disentangled" else 0
+
+    @property
+    def positional_scores(self) -> int:
+        """Products with distances that are added to one of a query with a key."""
+        by = self.disentangled
+        return by.content_to_position + by.position_to_content if self.positions == "disentangled" else 0
+
+    @property
+    def has_key_bias(self) -> bool:
+        """Whether the projection to keys has a bias."""
+        return self.qkv_bias and (self.positions != "disentangled" or self.disentangled.key_bias)
 
     @property
     def sights(self) -> tuple[Sight, ...]:
@@ -164,6 +222,16 @@ class Model:
         return self.num_layers // self.experts.every if self.experts.count else 0
 
     @property
+    def is_relative(self) -> bool:
+        """Whether scores depend on content and distance together, as in Transformer-XL."""
+        return self.positions in ("transformer_xl", "xlnet")
+
+    @property
+    def has_type_table(self) -> bool:
+        """Whether types of tokens are added to embeddings; XLNet compares those of two tokens."""
+        return bool(self.token_types) and self.positions != "xlnet"
+
+    @property
     def has_grouped_heads(self) -> bool:
         """Whether each head of keys and values serves several of queries."""
         return self.kv_heads < self.num_heads
@@ -179,9 +247,42 @@ class Model:
         return self.pair_head and not self.outputs
 
     @property
+    def has_logits(self) -> bool:
+        """Whether final states become logits: an encoder that has neither a transform nor a bias for them is bare."""
+        return self.causal or self.head_transform or self.logit_bias or self.positions == "xlnet"
+
+    @property
     def transforms(self) -> bool:
         """Whether there is a ``head_transform``; where ``outputs`` are in the place of logits, it is left out."""
         return self.head_transform and not self.outputs
+
+    @property
+    def discriminates(self) -> bool:
+        """Whether there is the head of a ``discriminator``; ``outputs`` take its place, as that of logits."""
+        return self.discriminator and not self.outputs
+
+    @property
+    def generates(self) -> bool:
+        """Whether there is a generator; where ``outputs`` are in the place of a discriminator, it is left out."""
+        return self.generator_layers > 0 and self.discriminates
+
+    @property
+    def generator(self) -> "Model":
+        """The generator of a model that has one, as a model: an encoder with logits, on the same embeddings."""
+        return dataclasses.replace(
+            self,
+            num_layers=self.generator_layers,
+            d_model=self.generator_width,
+            num_heads=self.generator_width // self.d_head,
+            d_ff=self.d_ff * self.generator_width // self.d_model,
+            embedding_width=self.d_embedding,
+            head_transform=True,
+            logit_bias=True,
+            pooler=False,
+            discriminator=False,
+            generator_layers=0,
+            generator_width=0,
+        )
 
     @property
     def d_summed(self) -> int:
@@ -235,3 +336,8 @@ class Network:
 
     model: Model
     compute: Compute = Compute()
+
+    @property
+    def of_generator(self) -> "Network":
+        """That of the generator of a model that has one (``Model.generator``)."""
+        return Network(self.model.generator, self.compute)

@@ -72,6 +72,8 @@ def divisible(config: Config) -> str:
         return f"config.mesh.stage={config.mesh.stage}: a stage of a pipeline keeps the same of all its layers"
     if config.model.layer_groups:
         return f"config.model.layer_groups={config.model.layer_groups}: layers that share weights keep the same"
+    if config.model.segment_length or config.model.positions == "xlnet":
+        return "segments or two streams: all layers keep the same"
     if config.model.encoder_layers:
         return f"config.model.encoder_layers={config.model.encoder_layers}: both stacks keep the same of all layers"
     return ""

@@ -11,7 +11,9 @@ from typing import Any
 from scaling.config import remat
 from scaling.config.align import MATRICES
 from scaling.config.refusal import must_be_multiple, must_divide, nearest_divisors, nearest_multiples, refused
+from scaling.config.resolve_discriminator import check_discriminator
 from scaling.config.resolve_mesh import check_mesh, check_pipeline, check_stages, data_axis, pipeline_microbatches
+from scaling.config.resolve_relative import check_relative
 from scaling.config.schema import Config, Model, knobs
 from scaling.paths import must_be_utf8, must_take_checkpoints
 
@@ -20,7 +22,17 @@ CHOICES = {
     "model.norm_kind": ("layer", "rms"),
     "model.parallel": ("no", "one_norm", "two_norms"),
     "model.activation": ("gelu_tanh", "gelu", "relu", "silu"),
-    "model.positions": ("learned", "sinusoidal", "rotary", "alibi", "relative", "none"),
+    "model.positions": (
+        "learned",
+        "sinusoidal",
+        "rotary",
+        "alibi",
+        "relative",
+        "disentangled",
+        "transformer_xl",
+        "xlnet",
+        "none",
+    ),
     "model.sinusoid": ("halves", "interleaved"),
     "model.rotary.scaling": ("none", "linear", "llama3", "yarn"),
     "model.parametrization": ("standard", "mup", "completep"),
@@ -32,10 +44,13 @@ CHOICES = {
         "mlm_nsp",
         "mlm_sop",
         "tlm",
+        "replaced_token",
         "span_corruption",
         "denoising",
         "prefix",
+        "permutation",
         "pairs",
+        "translations",
     ),
     "data.bad_records": ("error", "skip"),
     "checkpoint.choose": ("", "loss", "reward"),
@@ -76,9 +91,12 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda v: v >= 0,
         "align.epochs align.lm_weight dpo.nll distill.layers distill.kl distill.lm distill.cosine lora.rank "
         "rl.value_rate rl.kl rl.kl_target rl.pretraining_weight "
+        "model.disentangled.distance model.disentangled.buckets "
         "model.outputs model.token_types model.layer_groups model.encoder_layers "
+        "model.generator_layers model.generator_width train.discriminator_weight "
         "model.vocab_size model.num_kv_heads model.d_head model.d_ff model.init_std model.attention_scale "
         "model.experts.count model.experts.d_ff model.experts.capacity model.experts.balance_loss model.experts.z_loss "
+        "model.segment_length model.memory_length "
         "model.position_offset model.embedding_width model.rotary.dim model.rotary.original_length model.rotary.low "
         "model.rotary.high model.rotary.attention_factor train.sequence_length "
         "train.microbatch_sequences train.pipeline_microbatches train.ramp_tokens compute.loss_chunk train.z_loss "
@@ -94,7 +112,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "more than 0",
         lambda v: v > 0,
-        "dpo.beta lora.alpha distill.temperature "
+        "train.cosine_scale dpo.beta lora.alpha distill.temperature "
         "model.norm_epsilon model.rotary.theta optimizer.epsilon rl.temperature rl.clip "
         "rl.value_clip",
     ),
@@ -106,6 +124,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "noise.deleted noise.masked noise.infilling",
     ),
     ("at least 0, -1 for all, or -2 for nothing", lambda v: v >= -2, "align.layers"),
+    ("in [0, 2)", lambda v: 0 <= v < 2, "train.margin"),
     ("in [0, 0.5)", lambda v: 0 <= v < 0.5, "dpo.label_smoothing"),
     ("0 or more, or -1 for the control tokens that are new", lambda v: v >= -1, "lora.first_new_token"),
     ("in [2, 9]", lambda v: 2 <= v <= 9, "align.completions"),
@@ -277,12 +296,13 @@ def _check_model(config: Config) -> None:
             f"is longer than the {model.context_length} positions of config.model.context_length; must be at most that",
         )
     _check_family(model)
+    check_relative(config)
     if model.encoder_layers:
         _check_two_stacks(config)
     if not model.causal:
         _check_encoder(config)
     else:
-        for name in ("head_transform", "pooler", "pair_head", "layer_groups"):
+        for name in ("head_transform", "pooler", "pair_head", "layer_groups", "discriminator", "generator_layers"):
             if value := getattr(model, name):
                 raise refused(f"model.{name}", value, f"must be {type(value)()} with config.model.causal=True")
     if model.pair_head and not model.pooler:
@@ -339,8 +359,11 @@ def _check_encoder(config: Config) -> None:
     for name, value, right in wrong:
         if value != right:
             raise refused(name, value, f"must be {right!r} with config.model.causal=False")
+    check_discriminator(config)
+    if config.model.distances and config.mesh.stage > 1:
+        raise refused("mesh.stage", config.mesh.stage, "must be 1 with config.model.positions='disentangled'")
     narrow = config.data.objective != "next_token" and config.model.d_embedding != config.model.d_model
-    if narrow and not config.model.head_transform:
+    if narrow and not config.model.head_transform and not config.model.discriminator:
         raise refused("model.head_transform", False, "must be True with config.model.embedding_width")
     if "strided" in config.model.attention_pattern:
         right = "must be of 'dense' and 'banded' with config.model.causal=False"
@@ -359,6 +382,8 @@ def _check_family(model: Model) -> None:
     if model.relative_buckets < 2 or model.relative_distance <= model.relative_buckets // 2:
         right = f"must be at least 2, and half of it less than config.model.relative_distance={model.relative_distance}"
         raise refused("model.relative_buckets", model.relative_buckets, right)
+    if model.positions == "disentangled":
+        _check_disentangled(model)
     if model.experts.count:
         _check_experts(model)
     if model.parametrization != "standard":
@@ -384,6 +409,25 @@ def _check_rotary(model: Model) -> None:
         raise refused("model.rotary.low", low, f"must be less than config.model.rotary.high={high}")
     if rotary.theta <= 1:
         raise refused("model.rotary.theta", rotary.theta, "must be more than 1")
+
+
+def _check_disentangled(model: Model) -> None:
+    by, distance = model.disentangled, model.disentangled.distance or model.context_length
+    wrong: tuple[tuple[str, Any, Any], ...] = (
+        ("causal", model.causal, False),
+        ("num_kv_heads", model.kv_heads, model.num_heads),
+        ("attention_pattern", model.attention_pattern, ("dense",)),
+        ("parametrization", model.parametrization, "standard"),
+    )
+    for name, value, right in wrong:
+        if value != right:
+            raise refused(f"model.{name}", value, f"must be {right!r} with config.model.positions='disentangled'")
+    if not model.positional_scores:
+        right = "must be True where config.model.disentangled.position_to_content is not"
+        raise refused("model.disentangled.content_to_position", False, right)
+    if by.buckets and not 2 <= by.buckets < 2 * (distance - 1):
+        right = f"must be 0, or at least 2 and less than 2 (N - 1), where N = {distance} is the largest distance"
+        raise refused("model.disentangled.buckets", by.buckets, right)
 
 
 def _check_experts(model: Model) -> None:

@@ -27,6 +27,13 @@ def check_mesh(config: Config, device_count: int | None) -> None:
         must_divide("mesh.tensor", mesh.tensor, "model.num_kv_heads", model.kv_heads)
     shards = parts if mesh.shard_optimizer else mesh.state_shards
     must_be_multiple("model.embedding_width", model.embedding_width, shards, f"the {shards} shards of the state")
+    if model.generates:
+        both = math.lcm(shards, mesh.tensor * model.d_head)
+        unit = f"{both}, for the {shards} shards of the state, and heads on config.mesh.tensor={mesh.tensor} devices"
+        must_be_multiple("model.generator_width", model.generator_width, both, unit)
+        if model.generator.d_ff % mesh.tensor:
+            right = f"must divide the {model.generator.d_ff} features of the generator's MLP"
+            raise refused("mesh.tensor", mesh.tensor, right)
     if model.padded_vocab % mesh.tensor:
         raise refused(
             "model.vocab_multiple",

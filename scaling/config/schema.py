@@ -22,6 +22,7 @@ from scaling.config.align import Align, Chat, Distill, Dpo, Reinforcement
 from scaling.config.align import Lora as Lora
 from scaling.config.knob import knob
 from scaling.config.model import Compute, Model, Network
+from scaling.config.model import Disentangled as Disentangled
 from scaling.config.model import Experts as Experts
 from scaling.config.model import Rotary as Rotary
 from scaling.config.model import Sight as Sight
@@ -47,12 +48,16 @@ class Data:
         "next_token",
         "",
         "what pre-training predicts: next_token; hidden tokens (mlm), and whether two texts follow each other "
-        "(mlm_nsp, BERT) or are swapped (mlm_sop, ALBERT), or in two languages (tlm, XLM); behind an encoder hidden "
-        "spans (span_corruption, T5), the text without noise (denoising, BART) or its rest (prefix); pairs: their "
-        "targets",
+        "(mlm_nsp, BERT) or are swapped (mlm_sop, ALBERT), or in two languages (tlm, XLM), or which tokens a generator "
+        "has replaced (replaced_token, ELECTRA); behind an encoder hidden "
+        "spans (span_corruption, T5), the text without noise (denoising, BART) or its rest (prefix); the last tokens "
+        "of a random order (permutation, XLNet); pairs: their targets; translations: which of a batch is a text's "
+        "(LaBSE)",
     )
     source_length: int = knob(0, "tokens", "that the encoder reads in a row; 0 = train.sequence_length")
-    source_key: str = knob("source", "", "field of the source in the .jsonl records of objectives pairs and tlm")
+    source_key: str = knob(
+        "source", "", "field of the source in the .jsonl records of objectives pairs, tlm and translations"
+    )
     pack: bool = knob(False, "", "objective pairs: several pairs share a row, each sees itself alone")
     target_key: str = knob("target", "", "field of the target, or of its translation, in the same records")
     text_key: str = knob("text", "", "field that holds the text in .jsonl and .parquet records")
@@ -69,7 +74,11 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    rate: float = knob(0.15, "fraction", "of the tokens of a text are hidden and predicted: mlm, tlm, span_corruption")
+    rate: float = knob(
+        0.15,
+        "fraction",
+        "of the tokens of a text are hidden or predicted: mlm, tlm, replaced_token, span_corruption, permutation",
+    )
     random: float = knob(0.1, "fraction", "of the hidden tokens become any token, and not the mask")
     kept: float = knob(0.1, "fraction", "of the hidden tokens stay as they are")
     span: float = knob(3.0, "tokens", "mean length of a hidden span: span_corruption, and infilling of denoising")
@@ -99,6 +108,9 @@ class Train:
     ramp_start_tokens: int = knob(32_768, "tokens", "batch size at the start of the ramp")
     ramp_tokens: int = knob(0, "tokens", "the batch grows linearly over this many tokens; 0 = no ramp")
     z_loss: float = knob(0.0, "", "coefficient of the penalty on the squared log of the softmax's denominator")
+    discriminator_weight: float = knob(50.0, "", "coefficient of the discriminator's loss beside the generator's")
+    margin: float = knob(0.3, "", "translations: taken from the cosine of a text with its own translation (LaBSE)")
+    cosine_scale: float = knob(20.0, "", "translations: multiplies cosines before the softmax")
     label_smoothing: float = knob(
         0.0, "probability", "that pre-training spreads over all tokens alike, and takes from the target's"
     )
@@ -297,7 +309,10 @@ class Config:
     @property
     def predicted(self) -> float:
         """The share of the tokens whose logits pre-training computes."""
-        return self.noise.rate if self.data.objective in ("mlm", "mlm_nsp", "mlm_sop", "tlm") else 1.0
+        if self.data.objective == "translations":
+            return 0.0
+        masked = ("mlm", "mlm_nsp", "mlm_sop", "tlm", "replaced_token", "permutation")
+        return self.noise.rate if self.data.objective in masked else 1.0
 
     @property
     def network(self) -> Network:

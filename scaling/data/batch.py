@@ -25,6 +25,9 @@ class Batch(NamedTuple):
         source_segments: number of the text of each of them, int32 [..., S]: the tokens of segment 0, which is that of
             all tokens where ``segments`` is None, see those with a 0; padding has the number after the last text's.
         source_positions: of each of them in its text, int32 [..., S]; None = 0, 1, 2, ... in each row.
+        draws: for each token a number in [0, 1), drawn uniformly, float32: by it a generator replaces the token; None =
+            no generator (``config.model.generator_layers``).
+        order: of prediction, int32 (``AttentionContext.order``); None = that of the text.
     """
 
     tokens: Array
@@ -36,6 +39,8 @@ class Batch(NamedTuple):
     source: Array | None = None
     source_segments: Array | None = None
     source_positions: Array | None = None
+    draws: Array | None = None
+    order: Array | None = None
 
 
 class Scored(NamedTuple):

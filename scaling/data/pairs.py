@@ -20,7 +20,7 @@ from scaling.data.tokenizer_base import BEGIN, SEPARATOR, Tokenizer
 
 log = logging.getLogger(__name__)
 
-OBJECTIVES = ("pairs", "tlm")
+OBJECTIVES = ("pairs", "tlm", "translations")
 _OPEN = 1000  # rows that may still take a pair
 
 
@@ -187,6 +187,8 @@ def layout_of(config: Config, words: Tokenizer) -> Layout:
     """
     if config.data.objective == "tlm":
         return _two_languages(config, words)
+    if config.data.objective == "translations":
+        return _apart(config, words)
     return _behind_an_encoder(config, words) if config.model.encoder_layers else _in_one_text(config, words)
 
 
@@ -260,3 +262,36 @@ def _two_languages(config: Config, words: Tokenizer) -> Layout:
         return Batch(tokens, tokens, (1 - padding).astype(np.float32), positions, padding, types)
 
     return Layout(fault, row)
+
+
+def _apart(config: Config, words: Tokenizer) -> Layout:
+    """For an encoder that reads each text by itself, behind a begin and before a separator; the first token counts.
+
+    Padding is a segment of its own.
+    """
+    room, begin, separator = config.train.sequence_length, words.special(BEGIN), words.special(SEPARATOR)
+    source_room = config.data.source_length or room
+
+    def places(pair: Pair) -> tuple[int, int]:
+        return len(pair.target) + 2, len(pair.source) + 2
+
+    def fault(pair: Pair) -> str:
+        for text, taken, limit, knob in zip(
+            ("target", "source"), places(pair), (room, source_room), ("train.sequence_length", "data.source_length"),
+            strict=True,
+        ):  # fmt: skip
+            if taken > limit:
+                return f"the {text} does not fit config.{knob}={limit}"
+        return ""
+
+    def one(ids: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        tokens = np.zeros(limit, np.int32)
+        tokens[: len(ids) + 2] = [begin, *ids, separator]
+        return tokens, (np.arange(limit) >= len(ids) + 2).astype(np.int32)
+
+    def row(pair: Pair) -> Batch:
+        (tokens, padding), (source, around) = one(pair.target, room), one(pair.source, source_room)
+        weights = (np.arange(room) == 0).astype(np.float32)
+        return Batch(tokens, tokens, weights, None, padding, source=source, source_segments=around)
+
+    return Layout(fault, row, places)

@@ -1,8 +1,10 @@
 """Continuing prompts with a model: batches of like lengths, bucketed shapes, stop strings, streaming."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +12,8 @@ from jax.sharding import Mesh
 
 from scaling.config import schema as cfg
 from scaling.data.tokenizer import Tokenizer
-from scaling.generate import beam, decode
+from scaling.generate import beam, decode, speculative
+from scaling.generate.draft import Draft
 from scaling.generate.sampling import Dials, Rules, Sampling, row_keys, rules
 from scaling.model import decoder, kv_cache
 from scaling.parallel.mesh import one_device
@@ -18,6 +21,8 @@ from scaling.parallel.sharding import BATCH_AXES, on_every_device
 
 SMALLEST_BUCKET = 16  # tokens
 STOP_CHECK = 16  # tokens decoded between two looks for stop strings
+
+_State = Any  # of ``decode`` or of ``speculative``
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Completion:
     text: str  # of the new tokens, cut before a stop string; empty without a tokenizer
     finish: str  # "end" (a token that ends texts), "stop" (a stop string), "length"; "" = it goes on
     score: float | None = None  # beam search: log-likelihood / length ** length_penalty
+    passes: int | None = None  # with a draft: of the model over the text, that over the prompt included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +66,17 @@ class Generator:
         params: parameter tree as training or ``load_model`` gives it; a copy in the compute dtype is made.
         words: tokenizer, for texts and the end of text; None = ids only.
         mesh: devices to lay model and batch over; None = one device.
+        draft: a small model that proposes tokens (``generate.speculative``); None = plain decoding.
     """
 
-    def __init__(self, network: cfg.Network, params: decoder.Params, words: Tokenizer | None, mesh: Mesh | None = None):
+    def __init__(
+        self,
+        network: cfg.Network,
+        params: decoder.Params,
+        words: Tokenizer | None,
+        mesh: Mesh | None = None,
+        draft: Draft | None = None,
+    ):
         self.network, self.config = network, network.model
         if self.config.outputs:
             raise ValueError(
@@ -74,8 +88,14 @@ class Generator:
                 "it must be the one that the model was trained with"
             )
         self.words, self.mesh = words, one_device() if mesh is None else mesh
+        self._draft = draft
+        if draft is not None:
+            draft.check(self.config, self._vocab)
         with jax.set_mesh(self.mesh):
             self._params = kv_cache.split_layers(self.network, params, self.mesh)
+            if draft is not None:
+                small = kv_cache.split_layers(draft.network, draft.params, self.mesh)
+                self._draft = draft._replace(params=small)
 
     def generate(
         self,
@@ -102,6 +122,8 @@ class Generator:
         Raises:
             ValueError: a prompt that is empty, has ids outside the vocabulary, or leaves no room in the context.
         """
+        if self._draft and sampling.beams > 1:
+            raise ValueError(f"beam search (beams={sampling.beams}) and a draft exclude each other")
         arrays = [self._checked(number, ids, sampling) for number, ids in enumerate(prompts)]
         read = self._sources(sources, len(arrays))
         samples = 1 if sampling.beams > 1 else sampling.num_samples
@@ -185,6 +207,8 @@ class Generator:
 
     def _ids(self, where: str, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         array, vocab = np.asarray(ids), self.config.vocab_size
+        if self._draft:
+            vocab = min(vocab, self._draft.network.model.vocab_size)  # which reads the prompt, too
         if array.ndim != 1 or not array.size:
             raise ValueError(f"{where} is empty; it must have at least one token")
         if not np.issubdtype(array.dtype, np.integer):
@@ -222,19 +246,19 @@ class Generator:
                 self._put(np.asarray([row.number for row in rows] + padding, np.int32)),
                 self._put(np.asarray([row.sample for row in rows] + padding, np.int32)),
             )
-            program = decode.Program(self.network, static, bucket(sampling.tokens))
             batch = batch._replace(keys=keys)
-            state = decode.start(program, self._params, dials, batch)
+            state, proceed = self._started(static, dials, batch, bucket(sampling.tokens))
         step, completions = 1, [Completion((), "", "")] * len(rows)
         while True:
             until = min(sampling.tokens, (step - 1) // every * every + every)
             with jax.set_mesh(self.mesh):
-                state = decode.proceed(program, self._params, dials, batch, state, np.int32(until))
+                state = proceed(state, np.int32(until))
             chosen = np.asarray(state.chosen)
+            passes = np.asarray(state.passes).tolist() if self._draft else [None] * len(chosen)
             step = until + 1
             completions = [
-                old if old.finish else self._completion(row, ids[:until], dials, sampling)
-                for row, ids, old in zip(rows, chosen, completions, strict=False)
+                old if old.finish else self._completion(row, ids[:until], dials, sampling, passes=count)
+                for row, ids, count, old in zip(rows, chosen, passes, completions, strict=False)
             ]
             yield completions
             finished = np.asarray([bool(completion.finish) for completion in completions])
@@ -242,6 +266,21 @@ class Generator:
                 return
             done = np.concatenate([finished, np.ones(len(padding), bool)])
             state = state._replace(done=self._put(done))
+
+    def _started(
+        self, static: Rules, dials: Dials, batch: decode.Rows, room: int
+    ) -> tuple[_State, Callable[[_State, np.int32], _State]]:
+        """The state after the first token of each row, and what goes on until each has so many."""
+        if self._draft is None:
+            plain = decode.Program(self.network, static, room)
+            return decode.start(plain, self._params, dials, batch), functools.partial(
+                decode.proceed, plain, self._params, dials, batch
+            )
+        program = speculative.Program(self.network, self._draft.network, static, room, self._draft.tokens)
+        params = speculative.Params(self._params, self._draft.params)
+        return speculative.start(program, params, dials, batch), functools.partial(
+            speculative.proceed, program, params, dials, batch
+        )
 
     def _beam_search(self, rows: list[_Row], sampling: Sampling) -> list[list[Completion]]:
         static, dials = self._rules(sampling)
@@ -270,9 +309,12 @@ class Generator:
         ]
 
     def _rules(self, sampling: Sampling) -> tuple[Rules, Dials]:
+        return rules(sampling, self._vocab, None if self.words is None else self.words.eot)
+
+    @property
+    def _vocab(self) -> int:
         # A model may have rows beyond its tokenizer's ids (GPT-1's shape with another tokenizer).
-        vocab = self.config.vocab_size if self.words is None else self.words.vocab_size
-        return rules(sampling, vocab, None if self.words is None else self.words.eot)
+        return self.config.vocab_size if self.words is None else self.words.vocab_size
 
     def _padded(self, rows: list[_Row]) -> decode.Rows:
         """Prompts padded at the front to one bucket, sources at the end; rows of padding fill the batch."""
@@ -293,7 +335,13 @@ class Generator:
         return found._replace(source=self._put(source), source_segments=self._put(segments))
 
     def _completion(
-        self, row: _Row, ids: np.ndarray, dials: Dials, sampling: Sampling, complete: bool = False
+        self,
+        row: _Row,
+        ids: np.ndarray,
+        dials: Dials,
+        sampling: Sampling,
+        complete: bool = False,
+        passes: int | None = None,
     ) -> Completion:
         """What a row's new tokens amount to; -1 = nothing was chosen."""
         chosen: list[int] = ids[ids >= 0].tolist()
@@ -308,7 +356,7 @@ class Generator:
             chosen, finish = chosen[:count], "stop"
             text = self._text(row.ids, chosen)
             text = text[: min(at for stop in sampling.stop if (at := text.find(stop)) >= 0)]
-        return Completion(tuple(chosen), text, finish)
+        return Completion(tuple(chosen), text, finish, passes=passes)
 
     def _text(self, prompt: np.ndarray, ids: list[int]) -> str:
         """Text of new tokens as it reads behind the prompt (sentencepiece drops a space at the front of a text)."""

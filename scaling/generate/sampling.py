@@ -112,22 +112,47 @@ def choose(logits: jax.Array, keys: jax.Array, rules: Rules, dials: Dials, seen:
     Returns:
         int32 [B].
     """
-    if rules.penalised:
-        assert seen is not None
-        lowered = jnp.where(logits > 0, logits / dials.repetition_penalty, logits * dials.repetition_penalty)
-        logits = jnp.where(seen, lowered, logits)
+    logits = _penalised(logits, rules, dials, seen)
     if rules.greedy:
         return jnp.argmax(logits, -1).astype(jnp.int32)
+    logits, candidates = _candidates(logits, rules, dials)
+    drawn = jax.vmap(jax.random.categorical)(keys, logits)
+    if candidates is not None:
+        drawn = jnp.take_along_axis(candidates, drawn[:, None], axis=-1)[:, 0]
+    return drawn.astype(jnp.int32)
+
+
+def weighed(logits: jax.Array, rules: Rules, dials: Dials, seen: jax.Array | None = None) -> jax.Array:
+    """Logits [B, V] whose softmax is the distribution that ``choose`` draws from; greedy, whose largest it takes.
+
+    Arguments are those of ``choose``. Tokens that are never drawn have -inf.
+    """
+    logits = _penalised(logits, rules, dials, seen)
+    if rules.greedy:
+        return logits
+    kept, candidates = _candidates(logits, rules, dials)
+    if candidates is None:
+        return kept
+    return jnp.full_like(logits, -jnp.inf).at[jnp.arange(len(logits))[:, None], candidates].set(kept)
+
+
+def _penalised(logits: jax.Array, rules: Rules, dials: Dials, seen: jax.Array | None) -> jax.Array:
+    if not rules.penalised:
+        return logits
+    assert seen is not None
+    lowered = jnp.where(logits > 0, logits / dials.repetition_penalty, logits * dials.repetition_penalty)
+    return jnp.where(seen, lowered, logits)
+
+
+def _candidates(logits: jax.Array, rules: Rules, dials: Dials) -> tuple[jax.Array, jax.Array | None]:
+    """Logits of the tokens that may be drawn [B, C], and their ids [B, C]; None = all tokens, in order."""
     logits = logits / dials.temperature
     candidates = None
     if rules.top_k:
         logits, candidates = jax.lax.top_k(logits, rules.top_k)
     if rules.nucleus:
         logits = jnp.where(_in_nucleus(jax.nn.softmax(logits, axis=-1), dials.top_p), logits, -jnp.inf)
-    drawn = jax.vmap(jax.random.categorical)(keys, logits)
-    if candidates is not None:
-        drawn = jnp.take_along_axis(candidates, drawn[:, None], axis=-1)[:, 0]
-    return drawn.astype(jnp.int32)
+    return logits, candidates
 
 
 def _in_nucleus(probabilities: jax.Array, top_p: float) -> jax.Array:

@@ -39,6 +39,8 @@ _ONLY = {
     "quantization_config": None,
     "rope_interleaved": False,
 }
+# Of the keys with one value, those for which transformers assumes another where they are left out.
+_WRITTEN = ("layer_norm_epsilon", "relative_attention")
 # Knobs by which families differ most: a family that lacks one of these is not the nearest to a model.
 _STRUCTURE = ("causal", "encoder_layers", "norm", "norm_kind", "positions", "parallel", "gated", "experts.count")
 # Knobs to the beginnings of the names of others, which say nothing where the first one differs.
@@ -47,7 +49,7 @@ _FOLLOW = {
     "experts.every": ("gated", "mlp_bias", "d_ff"),
     "attention_pattern": ("band_width",),
     "norm_kind": ("norm_bias",),
-    "positions": ("position_offset", "sinusoid", "relative_", "rotary."),
+    "positions": ("position_offset", "sinusoid", "relative_", "rotary.", "disentangled."),
 }
 
 
@@ -67,6 +69,7 @@ def to_model(values: Mapping[str, Any], where: str, vocab_multiple: int) -> tupl
         raise ValueError(f"{where}: model_type {kind!r} is not supported; must be one of {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     try:
+        values = family.respelled_keys(values) if family.respelled_keys else values
         _check_keys(values, family)
         knobs = dict(family.fixed) | {"vocab_multiple": vocab_multiple}
         for key in family.keys:
@@ -161,7 +164,7 @@ def _value(key: Key, values: Mapping[str, Any]) -> Any:
         _check_bool(key.theirs, found)
         return found
     whole, dropout = isinstance(like, int), key.ours.startswith("dropout")
-    low, high = (1, math.inf) if whole else (0, 1 if dropout else math.inf)
+    low, high = (int(key.default != 0), math.inf) if whole else (0, 1 if dropout else math.inf)
     if isinstance(found, bool) or not isinstance(found, int if whole else int | float) or not low <= found <= high:
         raise ValueError(f"{key.theirs} must be a number in [{low}, {high}], got {found!r}")
     return found if whole else float(found)
@@ -200,11 +203,9 @@ def _values(model: cfg.Model, family: Family) -> dict[str, Any]:
     derived = (
         with_sizes(dataclasses.replace(model, d_head=0, d_ff=0)) if model.d_model % model.num_heads == 0 else model
     )
-    bare = family.bare_class and not model.head_transform
-    kind = family.pairs_class if model.pair_head and not bare else family.bare_class if bare else family.class_name
     values: dict[str, Any] = {
         "model_type": family.model_type,
-        "architectures": [kind],
+        "architectures": [_class_name(model, family)],
     }
     for key in family.keys:
         knob, *others = key.ours.split()
@@ -229,12 +230,20 @@ def _values(model: cfg.Model, family: Family) -> dict[str, Any]:
     # transformers would otherwise assume ids of its own, which may lie outside the vocabulary.
     return (
         values
-        | {name: value for name, value in family.only.items() if name == "layer_norm_epsilon"}
+        | {name: value for name, value in family.only.items() if name in _WRITTEN}
         | {
             "bos_token_id": None,
             "eos_token_id": None,
         }
     )
+
+
+def _class_name(model: cfg.Model, family: Family) -> str:
+    if model.discriminator:
+        return family.discriminator_class
+    if family.bare_class and not model.has_logits:
+        return family.bare_class
+    return family.pairs_class if model.pair_head else family.class_name
 
 
 def _differences(model: cfg.Model, values: dict[str, Any], family: Family) -> dict[str, str]:
@@ -246,6 +255,9 @@ def _differences(model: cfg.Model, values: dict[str, Any], family: Family) -> di
     names = {key.ours: key.names.values() for key in family.keys if key.names}
     knobs = [name.removeprefix(".") for name, *_ in cfg.knobs(ours, "")]
     free = FREE.union(family.may_have)
+    for group in map(str.split, family.optional.values()):  # a tensor decides all of its knobs, or none
+        if len({get(ours, knob.lstrip("-")) != knob.startswith("-") for knob in group}) > 1:
+            free -= {knob.lstrip("-") for knob in group}
     differing = [knob for knob in knobs if knob not in free and get(ours, knob) != get(theirs, knob)]
     following = tuple(prefix for knob in differing for prefix in _FOLLOW.get(knob, ()))
     kept = [knob for knob in differing if knob == "experts.count" or not knob.startswith(following)]
@@ -274,12 +286,19 @@ def _canonical(model: cfg.Model) -> cfg.Model:
         "relative_buckets": model.relative_buckets if relative else default.relative_buckets,
         "relative_distance": model.relative_distance if relative else default.relative_distance,
         "norm_bias": model.norm_bias if model.norm_kind == "layer" else default.norm_bias,
-        "position_offset": model.position_offset if model.positions == "learned" else 0,
-        "attention_scale": model.attention_scale or 1 / math.sqrt(model.d_head),
+        "position_offset": model.position_offset if model.has_position_table else 0,
+        "attention_scale": model.attention_scale or 1 / math.sqrt(model.d_head * (1 + model.positional_scores)),
+        "token_types": default.token_types if model.positions == "xlnet" else model.token_types,
         "sinusoid": model.sinusoid if model.positions == "sinusoidal" else default.sinusoid,
         "rotary": _canonical_rotary(model) if model.positions == "rotary" else default.rotary,
+        "disentangled": _canonical_disentangled(model) if model.distances else default.disentangled,
     }
     return dataclasses.replace(model, **changes)
+
+
+def _canonical_disentangled(model: cfg.Model) -> cfg.Disentangled:
+    by = model.disentangled
+    return dataclasses.replace(by, distance=by.distance or model.context_length)
 
 
 def _canonical_rotary(model: cfg.Model) -> cfg.Rotary:

@@ -1,13 +1,13 @@
 """What a table of ``interop/families`` says: how Hugging Face spells config and tensors of a kind of model."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from scaling.config import schema as cfg
 
 REQUIRED = object()
-_SECTIONS = ("rotary", "experts")  # of ``cfg.Model``
+_SECTIONS = ("rotary", "experts", "disentangled")  # of ``cfg.Model``
 
 # Their names of activations to ours; the first name of each of ours is the one written.
 ACTIVATIONS = {
@@ -62,12 +62,12 @@ class Family:
     A layout is the order of a tensor's axes with blanks between its dimensions: "D 3HK" is a matrix whose columns go
     over queries, keys and values, in these over heads, in these over features. The letters are those of
     ``interop.weights.AXES``; 2 or 3 stands for a tensor that holds so many of our parameters. A name with "{e}" in it
-    is that of a tensor for each expert.
+    is that of a tensor for each expert; "{n}" is the number of the layer.
 
     Attributes:
         model_type, class_name: as in config.json.
         prefix: of the names of tensors in a folder of a whole model; bare models lack it, or its first part.
-        layers: what the names of tensors in layer 0 begin with, before "0.".
+        layers: what the names of tensors in layer 0 begin with, before "0."; "" = the names hold a "{n}".
         keys: of config.json, with our knobs.
         fixed: knobs that are not the defaults of ``cfg.Model`` in every model of the family.
         outside: tensors outside of the layers: their name to our parameter and the layout.
@@ -86,10 +86,13 @@ class Family:
         scaled_by_layer: key that asks for scores divided by the number of the layer, from 1.
         bare_class: as ``class_name``, of a model without logits; "" = there is none.
         pairs_class: as ``class_name``, of a model with a pair head.
+        discriminator_class: as ``class_name``, of a discriminator.
         optional: tensors that decide by being there: their name to the knobs that are then true, or with a minus sign
             before the knob, false.
-        respelled: ends of names of tensors in old folders, to the present ones.
+        respelled: ends of names of tensors in other folders, to those of the table.
         counts_offset: their context length counts the rows of ``position_offset``.
+        respelled_keys: makes keys of config.json that have several spellings, or depend on each other, those of the
+            table; None = there are none.
     """
 
     model_type: str
@@ -111,11 +114,13 @@ class Family:
     scaled_by_layer: str = ""
     bare_class: str = ""
     pairs_class: str = ""
+    discriminator_class: str = ""
     optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
     encoder_layers: str = ""
     inside_encoder: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     respelled: Mapping[str, str] = dataclasses.field(default_factory=dict)
     counts_offset: bool = False
+    respelled_keys: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
     @property
     def may_have(self) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ def fill(
     """The most likely tokens for each hidden place of a text, each place by itself.
 
     Args:
-        network: resolved, an encoder with logits.
+        network: resolved, an encoder with logits, or a discriminator with its generator, which fills.
         params: as ``decoder.initialize`` makes them.
         words: tokenizer.
         text: with ``<|mask|>``, or the tokenizer's own spelling of it, where tokens are hidden.
@@ -37,7 +37,13 @@ def fill(
     model = network.model
     if model.causal:
         raise ValueError("only an encoder fills hidden places; this model continues texts")
-    if not model.head_transform:
+    if model.positions == "xlnet":
+        raise ValueError("an XLNet has learned no mask, so it fills no hidden places")
+    if model.generates:
+        return fill(network.of_generator, decoder.generator(params), words, text, top)
+    if model.discriminates:
+        raise ValueError("the model is a discriminator without its generator, and predicts no tokens")
+    if not model.has_logits:
         raise ValueError("the model is an encoder without logits")
     mask, own = words.special(MASK), words.spelling(MASK)
     parts = text.replace(own, MASK).split(MASK)

@@ -5,6 +5,7 @@ Which kinds there are, and how they spell their config and tensors, is data in `
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -74,7 +75,7 @@ def save(
     """Writes a folder that transformers' ``from_pretrained`` and ``load`` read; all of it or nothing.
 
     Args:
-        model: resolved.
+        model: resolved. Of a discriminator its generator is left out.
         params: float32 parameters, as ``load`` returns them.
         folder: new or empty; local.
         dtype: of the tensors, a key of ``shards.DTYPES``.
@@ -93,18 +94,25 @@ def export(
     output_dir: str | os.PathLike[str],
     dtype: str = "float32",
     shard_gb: float = SHARD_GB,
+    generator: bool = False,
 ) -> None:
     """Writes the newest whole checkpoint of a run, and its tokenizer; the parameters need not fit the memory.
 
-    Arguments and errors are those of ``save``, and the errors those of ``open_run``, too.
+    Arguments and errors are those of ``save``, and the errors those of ``open_run``, too. With ``generator`` the
+    generator of a discriminator is written in its place, and a run without one is a ValueError.
     """
     values = read_config_json(run_dir)  # a run that is not there leaves no folder
     new_folder.check_new(Path(output_dir))  # before a large checkpoint is verified
     if not Path(output_dir).exists():
         durable.check_writable(output_dir)
     network, params = open_run(run_dir)
-    beside = tokenizer_files.of_run(run_dir, values, network.model)
-    _save(network.model, params, Path(output_dir), dtype, shard_gb, beside)
+    model = network.model
+    if generator:
+        if not model.generates:
+            raise ValueError(f"{os.fspath(run_dir)} has no generator beside a discriminator")
+        model, params = model.generator, _of_generator(model.generator, params)
+    beside = tokenizer_files.of_run(run_dir, values, model)
+    _save(model, params, Path(output_dir), dtype, shard_gb, beside)
 
 
 def _save(
@@ -120,6 +128,7 @@ def _save(
         raise ValueError(f"dtype={dtype!r} must be one of {', '.join(shards.DTYPES)}")
     if not shard_gb > 0:
         raise ValueError(f"shard_gb={shard_gb} must be more than 0")
+    model = dataclasses.replace(model, generator_layers=0, generator_width=0)
     values, family = config_keys.from_model(model, beside.model_type)
     values |= {"dtype": dtype, "torch_dtype": dtype} if dtype != "float32" else {}
     values |= beside.config
@@ -130,6 +139,11 @@ def _save(
             (partial / name).write_bytes(content)
         tensors = weights.to_tensors(model, family, params)
         shards.write(partial, weights.shapes(model, family), tensors, dtype, shard_gb * 1e9)
+
+
+def _of_generator(model: cfg.Model, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a generator by path, of those of its discriminator, which has some of them."""
+    return {path: params.get(f"generator.{path}", params.get(path)) for path in by_path(decoder.abstract(model))}
 
 
 @contextlib.contextmanager

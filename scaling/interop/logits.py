@@ -27,7 +27,8 @@ def logits(
 ) -> np.ndarray:
     """Logits in float32, whatever the model was trained in, without dropout: of the next token, or of an encoder's own.
 
-    Each row is one document: a model trained with ``document_mask`` sees all of it.
+    Those of a discriminator say of each token whether another model has replaced it. Each row is one document: a model
+    trained with ``document_mask`` sees all of it.
 
     Args:
         model: run directory of ``scaling train`` (its newest whole checkpoint), or a Hugging Face folder.
@@ -38,7 +39,7 @@ def logits(
             ``ids`` and ``mask`` [B, S] are the encoder's.
 
     Returns:
-        float32 [B, T, vocab_size] (B = 1 for one-dimensional ids).
+        float32 [B, T, vocab_size], of a discriminator [B, T] (B = 1 for one-dimensional ids).
 
     Raises:
         FileNotFoundError: there is no model.
@@ -58,7 +59,7 @@ def logits(
         _check_ids(decoder_ids, network.model, "decoder_ids")
         if len(decoder_ids) != len(ids):
             raise ValueError(f"decoder_ids must have as many rows as ids, {len(ids)}, got {len(decoder_ids)}")
-    if not network.model.causal and not network.model.head_transform:
+    if not (network.model.has_logits or network.model.discriminates):
         raise ValueError(f"{os.fspath(model)} is an encoder without logits; `scaling embed` gives its vectors")
     if mask is not None and network.model.causal and decoder_ids is None:
         raise ValueError(f"{os.fspath(model)} sees no padding that comes after a text, so it takes no mask")
@@ -94,14 +95,14 @@ def compute(
     types: np.ndarray | None = None,
     decoder_ids: np.ndarray | None = None,
 ) -> np.ndarray:
-    """As ``logits``, after its checks: [B, T, vocab_size], a few rows at a time, so that memory stays bounded."""
+    """As ``logits``, after its checks: its arrays, a few rows at a time, so that memory stays bounded."""
     network = cfg.Network(network.model, dataclasses.replace(network.compute, dtype="float32"))
     config = network.model
     predicted = ids if decoder_ids is None else decoder_ids
     count, length = len(ids), max(ids.shape[1], predicted.shape[1])
     widest = max(config.padded_vocab, config.num_heads * length, config.d_ff)
     rows = min(count, max(1, _FLOATS_AT_ONCE // (length * widest)))
-    result = np.empty((*predicted.shape, config.vocab_size), np.float32)
+    result = np.empty((*predicted.shape, *(() if config.discriminates else (config.vocab_size,))), np.float32)
     mesh = one_device()
     params = jax.device_put(params, decoder.shardings(config, mesh))
     for start in range(0, count, rows):
@@ -132,7 +133,8 @@ def _forward(
     model, context = decoder.merge(network, params), padded(mask, types)
     if decoder_ids is not None:
         return model.logits(model(decoder_ids, AttentionContext(source=model.encode(ids, context.segments))))
-    return model.logits(model(ids, context))
+    states = model(ids, context)
+    return model.replaced_logits(states) if network.model.discriminates else model.logits(states)
 
 
 def padded(mask: jax.Array | None, types: jax.Array | None) -> AttentionContext:

@@ -18,13 +18,15 @@ from scaling.model.stack import layers_of
 from scaling.runs.stores import Later, by_path
 
 # Axes of our parameters: B buckets of distances, D and Q model, E experts, F MLP, H heads, K features of a head,
-# N heads of keys, P positions, S width in which embeddings are added, T types of tokens, V tokens (ours have
-# padded_vocab, theirs vocab_size), W width of the embedding, X MLP of an expert.
+# N heads of keys, O one number, P positions, R rows of distances, S width in which embeddings are added, T types of
+# tokens, V tokens (ours have padded_vocab, theirs vocab_size), W width of the embedding, X MLP of an expert.
 AXES = {
     "tokens": "VW",
     "positions": "PS",
     "types": "TS",
+    "query_embedding": "D",
     "relative": "BH",
+    "distances": "RD",
     "project_in": "WD",
     "project_in_bias": "D",
     "project_out": "DW",
@@ -38,16 +40,29 @@ AXES = {
     "pooler_bias": "Q",
     "pair_head": "D2",
     "pair_bias": "2",
+    "discriminator": "DQ",
+    "discriminator_bias": "Q",
+    "replaced_head": "DO",
+    "replaced_bias": "O",
     "attention.query": "DHK",
     "attention.key": "DNK",
     "attention.value": "DNK",
     "attention.query_bias": "HK",
     "attention.key_bias": "NK",
     "attention.value_bias": "NK",
+    "attention.distances.query": "DHK",
+    "attention.distances.key": "DHK",
+    "attention.distances.query_bias": "HK",
+    "attention.distances.key_bias": "HK",
     "attention.query_norm.gain": "K",
     "attention.key_norm.gain": "K",
     "attention.out": "HKD",
     "attention.out_bias": "D",
+    "attention.relative.position": "DHK",
+    "attention.relative.content_bias": "HK",
+    "attention.relative.position_bias": "HK",
+    "attention.relative.type_bias": "HK",
+    "attention.relative.types": "2HK",
     "mlp.up": "DF",
     "mlp.gate": "DF",
     "mlp.down": "FD",
@@ -62,7 +77,7 @@ AXES = {
     "embedding_norm.bias": "S",
 } | {
     f"{norm}.{part}": "D"
-    for norm in ("attention_norm", "cross_norm", "mlp_norm", "final_norm")
+    for norm in ("attention_norm", "cross_norm", "mlp_norm", "final_norm", "distances_norm")
     for part in ("gain", "bias")
 }  # fmt: skip
 AXES |= {
@@ -71,10 +86,11 @@ AXES |= {
 _GATES = "{_1}"  # in a name, "_1" where the MLP has gates
 _ENCODER = "encoder."  # before the paths of an encoder's parameters
 _EXPERT = "{e}"  # in a name, the expert's number
+_LAYER = "{n}"  # in a name, the layer's number, where it is not at the front
 # Outside of what bare models have, so without the prefix.
 _HEAD = (
     "unembedding", "logit_bias", "transform", "transform_bias", "transform_norm.gain", "transform_norm.bias",
-    "pair_head", "pair_bias",
+    "pair_head", "pair_bias", "discriminator", "discriminator_bias", "replaced_head", "replaced_bias",
 )  # fmt: skip
 
 
@@ -238,7 +254,7 @@ def _tensors(model: cfg.Model, family: Family, inside: Mapping[str, tuple[str, s
             if ours[0] not in wanted:
                 continue
             shape = tuple(math.prod(sizes[axis] for axis in group) for group in layout.split())
-            whole = name if layer is None else f"{before}{layer}.{name}"
+            whole = name if layer is None else f"{before}{layer}.{name}" if before else name.replace(_LAYER, str(layer))
             whole = whole.replace(_GATES, "_1" if model.gated else "")
             for expert in range(model.experts.count) if _EXPERT in name else (None,):
                 index = place if expert is None else (*place, expert)
@@ -258,9 +274,9 @@ def _tensors(model: cfg.Model, family: Family, inside: Mapping[str, tuple[str, s
 def _sizes(model: cfg.Model) -> dict[str, int]:
     return {
         "1": 1, "2": 2, "3": 3, "B": model.relative_buckets, "D": model.d_model, "E": model.experts.count,
-        "F": model.d_ff, "H": model.num_heads, "K": model.d_head, "N": model.kv_heads,
-        "P": model.position_offset + model.context_length, "Q": model.d_model, "S": model.d_summed,
-        "T": model.token_types, "V": model.vocab_size, "W": model.d_embedding, "X": model.d_expert,
+        "F": model.d_ff, "H": model.num_heads, "K": model.d_head, "N": model.kv_heads, "O": 1,
+        "P": model.position_offset + model.context_length, "Q": model.d_model, "R": 2 * model.distances,
+        "S": model.d_summed, "T": model.token_types, "V": model.vocab_size, "W": model.d_embedding, "X": model.d_expert,
     }  # fmt: skip
 
 

@@ -115,10 +115,11 @@ def across(
 
 
 class _Tokens(NamedTuple):
-    """Where some queries or keys stand: index in the row [T] (negative: none is there) and document [B or 1, T]."""
+    """Where queries or keys stand: index in the row [T] (negative: none is there), document and order [B or 1, T]."""
 
     times: jax.Array
     segments: jax.Array
+    order: jax.Array | None = None
 
 
 def _reference(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, softmax: Softmax) -> jax.Array:
@@ -128,7 +129,7 @@ def _reference(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionConte
         segments = jnp.zeros((1, length), jnp.int32)
     tokens = _Tokens(jnp.arange(length), segments)
     if not context.causal or softmax.added is not None:
-        return _masked(q, k, v, (tokens, tokens), context, softmax)
+        return _masked(q, k, v, _all_seen(tokens, k.shape[2], context), context, softmax)
     if not window or length <= 2 * window:
         return _by_rows(q, k, v, tokens, context, softmax)
     if context.strided:
@@ -158,6 +159,15 @@ def _reference(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionConte
     out = jax.vmap(block)(split(q, 2), k, v, (mine, theirs), softmax.keys(blocks))
     out = jnp.moveaxis(out, 0, 2)
     return out.reshape(*q.shape[:2], length + pad, -1)[:, :, :length]
+
+
+def _all_seen(tokens: _Tokens, keys: int, context: AttentionContext) -> tuple[_Tokens, _Tokens]:
+    """Where the tokens of a call stand, and where so many keys do: their own, or those of a content."""
+    tokens, content, times = tokens._replace(order=context.order), context.content, jnp.arange(keys)
+    if content is None:
+        return tokens, tokens
+    documents = jnp.zeros((1, keys), jnp.int32) if content.segments is None else content.segments
+    return tokens._replace(times=times[-len(tokens.times) :]), _Tokens(times, documents, content.order)
 
 
 def _by_rows(
@@ -236,11 +246,14 @@ def _over_cache(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionCont
     """Causal attention of a few new tokens over the slots before them, and over each other.
 
     A banded layer reads its band of the cache only, a strided one for a single token also each slot of its stride.
+    Where each row has a slot of its own, all of the cache is read.
     """
     cached = context.cached
     assert cached is not None and cached.memory is not None and context.causal
     (keys, values), slot, window = cached.memory, cached.slot, context.window
     length, slots = q.shape[2], keys.shape[2]
+    if jnp.ndim(slot):
+        return _over_uneven_cache(q, k, v, context, softmax)
     new, old = slot + jnp.arange(length), jnp.arange(slots)
     if window and window - 1 < slots and (length == 1 or not context.strided):
         # The first query sees window - 1 slots before it, the others fewer.
@@ -258,10 +271,38 @@ def _over_cache(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionCont
     age = new[:, None] - times
     mask = _in_sight(age, context) & jnp.concatenate([(old >= 0) & (old < slot), jnp.ones(length, bool)])
     mask = mask & (times >= cached.starts[:, None])[:, None, :]  # [B, T, S + T]
-    scores = jnp.concatenate([_scores(q, keys), _scores(q, k)], -1)
+    return _past_and_present(q, (keys, k), (values, v), mask, age, softmax)
+
+
+def _over_uneven_cache(
+    q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, softmax: Softmax
+) -> jax.Array:
+    """``_over_cache`` where each row's new tokens begin at a slot of their own."""
+    cached = context.cached
+    assert cached is not None and cached.memory is not None
+    keys, values = cached.memory
+    slot, length, slots = jnp.asarray(cached.slot)[:, None], q.shape[2], keys.shape[2]
+    new, old = slot + jnp.arange(length), jnp.broadcast_to(jnp.arange(slots), (len(slot), slots))
+    times = jnp.concatenate([old, new], -1)
+    filled = jnp.concatenate([old < slot, jnp.ones(new.shape, bool)], -1) & (times >= cached.starts[:, None])
+    age = new[:, :, None] - times[:, None, :]
+    mask = _in_sight(age, context) & filled[:, None, :]
+    return _past_and_present(q, (keys, k), (values, v), mask, age, softmax)
+
+
+def _past_and_present(
+    q: jax.Array,
+    k: tuple[jax.Array, jax.Array],
+    v: tuple[jax.Array, jax.Array],
+    mask: jax.Array,
+    age: jax.Array,
+    softmax: Softmax,
+) -> jax.Array:
+    """Attention over S slots of a cache and T new tokens at once, without putting them together."""
+    scores = jnp.concatenate([_scores(q, part) for part in k], -1)
     weights = _weights(scores, mask[:, None], age, softmax).astype(q.dtype)
-    past, present = jnp.split(weights, [keys.shape[2]], axis=-1)
-    return _mixed(past, values) + _mixed(present, v)
+    past, present = jnp.split(weights, [k[0].shape[2]], axis=-1)
+    return _mixed(past, v[0]) + _mixed(present, v[1])
 
 
 def _masked(
@@ -277,6 +318,8 @@ def _masked(
     age = mine.times[:, None] - theirs.times[None, :]
     mask = _in_sight(age, context) & (theirs.times >= 0)[None, :]
     mask = mask[None, None] & (mine.segments[:, None, :, None] == theirs.segments[:, None, None, :])
+    if mine.order is not None and theirs.order is not None:
+        mask &= theirs.order[:, None, None, :] <= mine.order[:, None, :, None]
     return _weighed(q, k, v, mask, age, softmax)
 
 

@@ -1,5 +1,7 @@
 """Attention around the residual stream, of a text over itself or over another: projections, positions, cache."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -7,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from scaling.config import schema as cfg
 from scaling.config.remat import QKV
-from scaling.model import kernels
+from scaling.model import disentangled, kernels
 from scaling.model.attend import Softmax, across, attend
 from scaling.model.context import AttentionContext, Cached, Memory
 from scaling.model.fused import stacked
@@ -16,6 +18,7 @@ from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
 from scaling.model.positions import alibi_slopes, rotate
 from scaling.model.quantized import project
+from scaling.model.transformer_xl import RelativeScores
 from scaling.parallel.sharding import constrain, current_mesh
 
 
@@ -36,13 +39,16 @@ class Attention(nnx.Module):
         self.query, self.key, self.value = normal_parts(rngs.params(), (d, (h, n, n), k), scales.hidden_std, axes)
         if config.qkv_bias:
             self.query_bias = constant(0.0, (h, k), ("heads", None), "bias")
-            self.key_bias = constant(0.0, (n, k), (shared, None), "bias")
+            if config.has_key_bias:
+                self.key_bias = constant(0.0, (n, k), (shared, None), "bias")
             self.value_bias = constant(0.0, (n, k), (shared, None), "bias")
         if config.qk_norm:
             self.query_norm, self.key_norm = make_norm(config, k), make_norm(config, k)
         self.out = normal(rngs.params(), (h, k, d), scales.residual_std, ("heads", None, "embed"))
         if config.out_bias:
             self.out_bias = constant(0.0, (d,), (None,), "bias")
+        if config.distances and not config.disentangled.shared:
+            self.distances = disentangled.Projections(config, rngs)
 
     def _headed(self, part: jax.Array, bias: Parameter | None, time: str | None = None) -> jax.Array:
         """A projection [B, T, H, K] with its bias, as [B, H, T, K]."""
@@ -60,6 +66,11 @@ class Attention(nnx.Module):
 class SelfAttention(Attention):
     """Attention of a text over itself."""
 
+    def __init__(self, network: cfg.Network, rngs: nnx.Rngs):
+        super().__init__(network, rngs)
+        if network.model.is_relative:
+            self.relative = RelativeScores(network.model, rngs)
+
     def fuse(self) -> None:
         """Makes one parameter of the three projections, as ``model.fused`` does of arrays.
 
@@ -75,7 +86,7 @@ class SelfAttention(Attention):
 
     def __call__(
         self, x: jax.Array, context: AttentionContext, key: jax.Array | None = None
-    ) -> tuple[jax.Array, Memory | None]:
+    ) -> tuple[jax.Array, Memory]:
         """Attention around the residual stream.
 
         Args:
@@ -84,7 +95,7 @@ class SelfAttention(Attention):
             key: of the dropout on weights; None = no dropout.
 
         Returns:
-            [B, T, D], and of a cached context the layer's cache with the new tokens in it.
+            [B, T, D], and of a cached context the layer's cache with the new tokens in it, of any other x.
         """
         rate = self.config.dropout_attention
         softmax = self.softmax._replace(relative=context.relative, rate=rate, key=key if rate > 0 else None)
@@ -95,8 +106,17 @@ class SelfAttention(Attention):
         if self.config.positions == "rotary":
             where = jnp.arange(x.shape[1])[None] if context.positions is None else context.positions
             q, k = (rotate(part, where, self.config.rotary) for part in (q, k))
+        if self.config.distances:
+            assert context.relative is not None
+            by = self if self.config.disentangled.shared else self.distances
+            added = disentangled.scores(q, k, context.relative, by, self.config)
+            softmax = softmax._replace(relative=None, added=added)
+        if self.config.is_relative:
+            keys = context.cached.slots + x.shape[1] if context.cached and context.cached.memory else k.shape[2]
+            q, added = self.relative(q, keys, context)
+            softmax = softmax._replace(added=added)
         mixed = attend(q, k, v, context, softmax, self.compute.attention_block)
-        memory = _extended(context.cached, (k, v), mixed) if context.cached else None
+        memory = _extended(context.cached, (k, v), mixed) if context.cached else (x,)
         return self._merge(mixed, context), memory
 
     def _project(self, x: jax.Array, context: AttentionContext) -> list[jax.Array]:
@@ -110,12 +130,14 @@ class SelfAttention(Attention):
         else:
             weights = (self.query, self.key, self.value)
             if self.config.qkv_bias:
-                biases = [self.query_bias, self.key_bias, self.value_bias]
-            if not self.config.has_grouped_heads and current_mesh().shape[kernels.HEAD_AXIS] > 1:
+                biases = [self.query_bias, getattr(self, "key_bias", None), self.value_bias]
+            seen = x if context.content is None else context.content.seen(x)
+            if seen is x and not self.config.has_grouped_heads and current_mesh().shape[kernels.HEAD_AXIS] > 1:
                 # The gradient of x is a sum over the devices of the heads: once, and not thrice.
                 parts = self._together(x, _in_one(*weights), time)
             else:
-                parts = [project(x, w, self.compute.quantization) for w in weights]
+                inputs = zip((x, seen, seen), weights, strict=True)
+                parts = [project(states, w, self.compute.quantization) for states, w in inputs]
         return [self._headed(part, bias, time) for part, bias in zip(parts, biases, strict=True)]
 
     def _together(self, x: jax.Array, weights: Parameter, time: str | None) -> list[jax.Array]:
@@ -161,10 +183,10 @@ def _extended(cached: Cached, new: Memory, mixed: jax.Array) -> Memory:
         keys, values = (_laid_out(jnp.pad(x, room)) for x in new)
         return keys, values
     slot = _once_known(mixed, cached.slot)
-    keys, values = (
-        _laid_out(jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), slot, axis=2))
-        for old, x in zip(cached.memory, new, strict=True)
-    )
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
+    if jnp.ndim(slot):
+        write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1))
+    keys, values = (_laid_out(write(old, x.astype(old.dtype), slot)) for old, x in zip(cached.memory, new, strict=True))
     return keys, values
 
 

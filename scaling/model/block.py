@@ -49,7 +49,7 @@ class Block(nnx.Module):
         context: AttentionContext,
         key: jax.Array | None = None,
         counted: Counted | None = None,
-    ) -> tuple[jax.Array, Memory | None, RouterSums | None]:
+    ) -> tuple[jax.Array, Memory, RouterSums | None]:
         """One layer.
 
         Args:
@@ -59,7 +59,7 @@ class Block(nnx.Module):
             counted: as of ``Experts``.
 
         Returns:
-            The residual stream, of a cached context the layer's cache, and of experts that count their sums.
+            The residual stream, what attention gives beside it, and of experts that count their sums.
         """
         keys = (None,) * 5 if key is None else jax.random.split(key, 5 if self.config.encoder_layers else 3)
         rate = self.config.dropout_residual

@@ -6,6 +6,7 @@ Shape legend: B rows, T tokens of this call, S slots of a cache, H heads, K head
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from scaling.config import schema as cfg
 
@@ -21,7 +22,7 @@ class Cached:
 
     Attributes:
         starts: first slot of each row that is not padding, int32 [B].
-        slot: of the first token of this call, int32 scalar.
+        slot: of the first token of this call, int32 scalar; or int32 [B], where rows have grown by different numbers.
         slots: S, of the cache.
         memory: keys and values of one layer in the slots before ``slot``; None = this call is the first.
     """
@@ -50,6 +51,29 @@ class Source:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Content:
+    """States of other tokens, of which a layer makes keys and values for those of a call.
+
+    Attributes:
+        states: what the layer's attention has read there, [B, S, D].
+        segments, types, order: of all tokens that are seen, as of ``AttentionContext``.
+        places: the tokens of the call stand at these places among the states, and do not see their own, int32 [B, T]
+            (XLNet's query stream). None = they come right after them, and see their own, too (Transformer-XL's memory).
+    """
+
+    states: jax.Array
+    segments: jax.Array | None = None
+    types: jax.Array | None = None
+    order: jax.Array | None = None
+    places: jax.Array | None = None
+
+    def seen(self, x: jax.Array) -> jax.Array:
+        """What tokens whose own states are x [B, T, D] see: [B, S or S + T, D]."""
+        return jnp.concatenate([self.states, x], 1) if self.places is None else self.states
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class AttentionContext:
     """Who sees whom. Attributes that are None or at their default restrict nothing.
 
@@ -60,7 +84,10 @@ class AttentionContext:
             sees the context and its own branch, by ``positions``. -1 is padding. For scoring, without segments.
         types: kind of each token, which is added to its embedding, int32 [B or 1, T]; None = all 0.
         relative: what each head adds to scores by bucket of distance, float32 [buckets, H] (T5); one for all layers.
+            Of disentangled positions the table of distances [2 R, D], in the compute dtype.
+        order: a token sees none with a higher number, int32 [B, T] (XLNet's factorisation order). Not causal.
         cached: the row grows, and its first tokens are in a cache.
+        content: states of other tokens that these see.
         source: what the encoder has read; None = there is none.
         window: a token sees this many positions, its own included; 0 = all.
         strided: and of those before them each ``window``-th (Sparse Transformer, arXiv 1904.10509, section 4.2).
@@ -73,7 +100,9 @@ class AttentionContext:
     segments: jax.Array | None = None
     types: jax.Array | None = None
     branches: jax.Array | None = None
+    order: jax.Array | None = None
     cached: Cached | None = None
+    content: Content | None = None
     source: Source | None = None
     window: int = dataclasses.field(default=0, metadata=_STATIC)
     strided: bool = dataclasses.field(default=False, metadata=_STATIC)

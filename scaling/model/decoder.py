@@ -29,6 +29,9 @@ from scaling.parallel.sharding import Axes, stored_spec
 Params = dict[str, Any]
 PLAIN = AttentionContext()  # one text a row
 HEAD = ("head", "head_bias")  # the parameters that config.model.outputs adds
+_OWNERS = ("encoder", "generator")  # parts of a model with stacks of their own
+# What a generator and its discriminator have in common (ELECTRA: arXiv 2003.10555, section 3.2, and the released code).
+_SHARED = ("tokens", "positions", "types", "embedding_norm")
 
 
 class Output(NamedTuple):
@@ -48,6 +51,8 @@ class Decoder(Stack):
         d, width = config.d_model, config.d_embedding
         self.tokens = normal(rngs.params(), (vocab, width), std, ("vocab", "embed"), "embedding")
         super().__init__(network, rngs)
+        if config.positions == "xlnet":
+            self.query_embedding = normal(rngs.params(), (d,), std, (None,), "position")
         if config.encoder_layers:
             self.encoder = Stack(cfg.Network(config.encoder, network.compute), rngs)
         if not config.tied_embedding and not config.outputs:
@@ -64,6 +69,16 @@ class Decoder(Stack):
         if config.pairs:
             self.pair_head = normal(rngs.params(), (d, 2), config.init_std, ("embed", None))
             self.pair_bias = constant(0.0, (2,), (None,), "bias")
+        if config.discriminates:
+            self.discriminator = normal(rngs.params(), (d, d), config.init_std, ("embed", None))
+            self.discriminator_bias = constant(0.0, (d,), (None,), "bias")
+            self.replaced_head = normal(rngs.params(), (d, 1), config.init_std, ("embed", None))
+            self.replaced_bias = constant(0.0, (1,), (None,), "bias")
+        if config.generates:
+            self.generator = Decoder(network.of_generator, rngs)
+            for name in _SHARED:
+                if hasattr(self.generator, name):
+                    delattr(self.generator, name)
         if config.outputs:
             self.head = normal(rngs.params(), (config.d_output, config.outputs), std, ("embed", None))
             self.head_bias = constant(0.0, (config.outputs,), (None,), "bias")
@@ -146,6 +161,12 @@ class Decoder(Stack):
         """Of the first states [..., D] of pairs of texts, float32 [..., 2]: for in order, and for not in order."""
         return _affine(self.pooled(hidden), self.pair_head, self.pair_bias)
 
+    def replaced_logits(self, hidden: jax.Array) -> jax.Array:
+        """Of final hidden states [..., D], that the token there is not the text's own, float32 [...] (ELECTRA)."""
+        made = product(hidden, use(self.discriminator, hidden.dtype)) + use(self.discriminator_bias, hidden.dtype)
+        made = ACTIVATIONS[self.config.activation](made)
+        return _affine(made, self.replaced_head, self.replaced_bias)[..., 0]
+
     def transformed(self, hidden: jax.Array) -> jax.Array:
         """Final hidden states [..., D] as the output table multiplies them: by the head's transform, if any."""
         if not self.config.transforms:
@@ -213,7 +234,7 @@ def metadata(config: cfg.Model, name: str) -> Params:
 
 def is_stacked(path: Sequence[Any]) -> bool:
     """Whether the parameter at this path, a name for each level, has a leading axis of layers."""
-    return path[path[0] == "encoder"] in STACKS
+    return path[path[0] in _OWNERS] in STACKS
 
 
 def axes_tree(config: cfg.Model) -> dict[str, Axes]:
@@ -231,6 +252,17 @@ def shardings(config: cfg.Model, mesh: Mesh, spec: Callable[[Axes], PartitionSpe
 def merge(network: cfg.Network, params: Params) -> Decoder:
     """A callable decoder around a parameter tree."""
     return _filled(_template(network), params)
+
+
+def generator(params: Params) -> Params:
+    """The parameters of a generator, as ``Model.generator`` has them: its own, and those of its discriminator's."""
+    return dict(params["generator"]) | {name: params[name] for name in _SHARED if name in params}
+
+
+def generator_of(model: Decoder) -> Decoder:
+    """The generator of a model that has one, on the same embeddings."""
+    network = cfg.Network(model.config, model.compute).of_generator
+    return merge(network, generator(nnx.to_pure_dict(nnx.state(model))))
 
 
 def merge_layers(network: cfg.Network, params: Params) -> tuple[Decoder, list[Block]]:

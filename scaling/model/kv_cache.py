@@ -140,6 +140,7 @@ def extend(
 ) -> tuple[jax.Array, Cache]:
     """Reads the next tokens [B, T] of every row, at slots ``slot`` to ``slot + T - 1``.
 
+    What lies in later slots is not seen. ``slot`` is one for all rows, which is faster, or one a row, int32 [B].
     ``source_segments`` are those of the source that ``prefill`` has read.
 
     Returns:
@@ -159,7 +160,8 @@ def _through(
 ) -> tuple[jax.Array, Cache]:
     """Tokens through all layers, each with its cache (None: it has none yet)."""
     model, blocks = decoder.merge_layers(network, params)
-    there = cached.slot + jnp.arange(tokens.shape[1])
+    slot = cached.slot
+    there = (jnp.asarray(slot)[:, None] if jnp.ndim(slot) else slot) + jnp.arange(tokens.shape[1])
     # Padding stands at position 0, in a document of its own.
     positions = jnp.clip(there - cached.starts[:, None], 0, network.model.context_length - 1)
     segments = -(there < cached.starts[:, None]).astype(jnp.int32)

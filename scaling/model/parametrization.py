@@ -38,7 +38,9 @@ def parametrization(model: cfg.Model) -> Parametrization:
     init_depth = model.base_depth if model.parametrization == "completep" else model.num_layers
     residual = 1 / math.sqrt(2 * init_depth) if model.scale_residual_init else 1.0
     standard = model.parametrization == "standard"
-    derived = 1 / math.sqrt(model.d_head) if standard else math.sqrt(BASE_HEAD) / model.d_head
+    derived = (
+        1 / math.sqrt(model.d_head * (1 + model.positional_scores)) if standard else math.sqrt(BASE_HEAD) / model.d_head
+    )
     return Parametrization(
         hidden_std=hidden_std,
         residual_std=hidden_std * residual,

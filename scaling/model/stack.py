@@ -20,6 +20,7 @@ from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
 from scaling.model.pipeline import Layers, pipelined
 from scaling.model.positions import sinusoids
+from scaling.model.transformer_xl import KeepingLayer, by_segments
 from scaling.parallel.sharding import constrain
 
 STACK, EXPERT_STACK = "blocks", "expert_blocks"  # the subtrees whose leaves carry a leading layer axis
@@ -34,14 +35,18 @@ class Stack(nnx.Module):
         config = network.model
         self.config, self.compute = config, network.compute
         std, d, width = parametrization(config).embedding_std, config.d_model, config.d_embedding
-        if config.positions == "learned":
+        if config.has_position_table:
             rows = config.position_offset + config.context_length
             self.positions = normal(rngs.params(), (rows, config.d_summed), std, (None, "embed"), "position")
-        if config.token_types:
+        if config.has_type_table:
             self.types = normal(rngs.params(), (config.token_types, config.d_summed), std, (None, "embed"), "position")
         if config.positions == "relative":
             shape = (config.relative_buckets, config.num_heads)
             self.relative = normal(rngs.params(), shape, config.init_std, (None, "heads"), "position")
+        if config.distances:
+            self.distances = normal(rngs.params(), (2 * config.distances, d), std, (None, "embed"), "position")
+            if config.disentangled.norm:
+                self.distances_norm = make_norm(config, d)
         if width != d:
             scales = parametrization(config)
             self.project_in = normal(rngs.params(), (width, d), scales.hidden_std, ("embed", None))
@@ -69,14 +74,14 @@ class Stack(nnx.Module):
         x = x.astype(jnp.float32)
         if config.scaled_embedding:
             x = x * math.sqrt(config.d_model)
-        if config.positions == "learned":
+        if config.has_position_table:
             # Whole in the backward pass too: its gradient is summed over the batch first, and then cut.
             table = constrain(use(self.positions, jnp.dtype(jnp.float32)), None, None)[config.position_offset :]
             x = x + (table[:length] if positions is None else table[positions])
         elif config.positions == "sinusoidal":
             where = jnp.arange(length)[None] if positions is None else positions
             x = x + sinusoids(where, config.d_model, config.sinusoid)
-        if config.token_types:
+        if config.has_type_table:
             table = constrain(use(self.types, jnp.dtype(jnp.float32)), None, None)
             x = x + (table[0] if types is None else table[types])
         x = x.astype(dtype)
@@ -86,12 +91,16 @@ class Stack(nnx.Module):
         return x
 
     def informed(self, context: AttentionContext) -> AttentionContext:
-        """The context with what all layers share: whether they look ahead, and the table of relative positions."""
+        """The context with what all layers share: whether they look ahead, and a table of relative positions."""
         if not self.config.causal:
             context = dataclasses.replace(context, causal=False)
-        if self.config.positions != "relative":
-            return context
-        return dataclasses.replace(context, relative=use(self.relative, jnp.dtype(jnp.float32)))
+        if self.config.positions == "relative":
+            return dataclasses.replace(context, relative=use(self.relative, jnp.dtype(jnp.float32)))
+        if self.config.distances:
+            table = constrain(use(self.distances, jnp.dtype(self.compute.dtype)), None, None)
+            table = self.distances_norm(table) if self.config.disentangled.norm else table
+            return dataclasses.replace(context, relative=table)
+        return context
 
     def through(
         self,
@@ -123,6 +132,8 @@ class Stack(nnx.Module):
         if pipeline_microbatches:
             recompute, sums = self.compute.remat not in _NOTHING_TWICE, None
             x = pipelined(self._stage, (self._stacks(), keys), x, context, pipeline_microbatches, recompute)
+        elif config.segment_length and x.shape[1] > config.segment_length and context.branches is None:
+            x, sums = by_segments(self.keeping(), (getattr(self, STACK), keys), x, context, config), None
         else:
             x, sums = self._layers((self._stacks(), keys), x, context, counted)
         return self.finish(x), sums
@@ -134,6 +145,17 @@ class Stack(nnx.Module):
         """
         x = self.final_norm(x) if self.config.norm == "pre" else x
         return product(x, use(self.project_out, x.dtype)) if self.config.d_output != self.config.d_model else x
+
+    def keeping(self) -> KeepingLayer:
+        """A layer that also gives the states of which its keys are made; it is recomputed as the others are."""
+
+        def layer(
+            block: Block, x: jax.Array, context: AttentionContext, key: jax.Array | None
+        ) -> tuple[jax.Array, jax.Array]:
+            x, (states,), _ = block(x, context, key)
+            return x, states
+
+        return _recomputed(layer, self.compute.remat)
 
     def _stacks(self) -> dict[str, Block]:
         return {name: getattr(self, name) for name in layers_of(self.config)}

@@ -23,11 +23,13 @@ class Sums(NamedTuple):
         objective: what is minimised, a scalar.
         weight: what the sums are divided by, such as the number of targets; a scalar.
         metrics: name -> sum, a scalar or a vector; "loss" is what is logged and watched.
+        ratios: name -> sum, and what this is divided by in the place of ``weight``, of metrics alone; 0 where both are.
     """
 
     objective: jax.Array
     weight: jax.Array
     metrics: dict[str, jax.Array]
+    ratios: dict[str, tuple[jax.Array, jax.Array]] = {}  # noqa: RUF012 (nobody changes it)
 
     def with_routers(self, model: cfg.Model, routers: RouterSums | None) -> "Sums":
         """Adds the routers' losses, summed over layers, to the objective; the metrics get their means over layers.

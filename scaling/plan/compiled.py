@@ -171,11 +171,17 @@ def _batch(config: cfg.Config, mesh: Mesh, shape: tuple[int, ...]) -> Batch | Sc
     ids, numbers = plain.tokens, plain.weights
     if config.data.objective in ("mlm_nsp", "mlm_sop"):
         made = Scored(ids, ids, numbers, None, None, numbers, numbers, ids)
+    elif config.data.objective == "replaced_token":
+        made = plain._replace(draws=numbers)
     elif config.data.objective == "tlm":
         made = plain._replace(positions=ids, segments=ids, types=ids)
-    elif config.model.encoder_layers:
+    elif config.data.objective == "permutation":
+        made = plain._replace(order=ids)
+    elif config.model.encoder_layers or config.data.objective == "translations":
         source = np.zeros((*shape[:-1], config.data.source_length or shape[-1]), np.int32)
         made = plain._replace(source=source, source_segments=source)
+        if not config.model.encoder_layers:
+            made = made._replace(segments=ids)
     if config.data.pack and isinstance(made, Batch):
         made = made._replace(positions=ids, segments=ids, source_positions=made.source)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)), made)

@@ -159,8 +159,13 @@ def _kept(config: cfg.Config, queries: int, keys: int, hidden: float) -> float:
 
 
 def _depth(config: cfg.Config) -> float:
-    """Layers that a token passes through; those of an encoder by its tokens, and attention over these as a third."""
+    """Layers that a token passes through; those of an encoder by its tokens, and attention over these as a third.
+
+    Layers of a generator count by their width.
+    """
     model = config.model
+    if model.generates:
+        return model.num_layers + model.generator_layers * model.generator_width / model.d_model
     if not model.encoder_layers:
         return model.num_layers
     length = config.train.sequence_length

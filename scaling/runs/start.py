@@ -279,6 +279,9 @@ def _grown(old: cfg.Model, new: cfg.Model, layers: int, params: decoder.Params, 
         made |= {name: fresh[name] for name in decoder.HEAD if name in fresh}
     for name in tables & made.keys():
         made[name] = _with_rows(made[name], old.vocab_size, new)
+    if new.generates:
+        own: Any = made["generator"]
+        made["generator"] = own | {"logit_bias": _with_rows(own["logit_bias"], old.vocab_size, new)}
     if layers == NOTHING:
         return fresh
     if new.num_layers < old.num_layers:  # of a student, every so many-th layer of the teacher

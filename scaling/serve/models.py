@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scaling.data.chat.template import Chat
+from scaling.generate.draft import load_draft
 from scaling.generate.generator import Generator
 from scaling.interop.served import load_decoder
 
@@ -31,7 +32,9 @@ class Model:
         return self.generator.config.context_length
 
 
-def load(paths: Sequence[str], template: str, dtype: str, mesh: str) -> dict[str, Model]:
+def load(
+    paths: Sequence[str], template: str, dtype: str, mesh: str, draft: str | None = None, draft_tokens: int = 4
+) -> dict[str, Model]:
     """Models by name: the last part of the path, or the whole path where two have the same.
 
     Args:
@@ -39,6 +42,8 @@ def load(paths: Sequence[str], template: str, dtype: str, mesh: str) -> dict[str
         template: of all of them; empty = their own.
         dtype: of the matrix products.
         mesh: as of ``load_decoder``.
+        draft: a small model that proposes tokens to each of them (``generate.speculative``); None = plain decoding.
+        draft_tokens: that it proposes at a time.
 
     Raises:
         FileNotFoundError: no model there.
@@ -48,7 +53,8 @@ def load(paths: Sequence[str], template: str, dtype: str, mesh: str) -> dict[str
     short = [Path(path).resolve().name for path in paths]
     for path, name in zip(paths, short, strict=True):
         served = load_decoder(path, None, mesh, dtype)
-        generator = Generator(served.network, served.params, served.words, served.mesh)
+        small = None if draft is None else load_draft(draft, served, draft_tokens, axes=mesh, dtype=dtype)
+        generator = Generator(served.network, served.params, served.words, served.mesh, small)
         chat, reason = None, ""
         try:
             chat = served.chat(template)

@@ -60,7 +60,7 @@ def _check(config: cfg.Config, teacher: Start, words: Tokenizer) -> None:
         raise refused(name, teacher.run, f"{right}{words.name!r} of {model.vocab_size}")
     if theirs.causal != model.causal or bool(theirs.encoder_layers) != bool(model.encoder_layers):
         raise refused(name, teacher.run, "must be an encoder, a decoder, or both, as the student is")
-    if theirs.outputs:
+    if theirs.outputs or theirs.discriminates:
         raise refused(name, teacher.run, "predicts no tokens")
     lengths = {"train.sequence_length": config.train.sequence_length}
     if model.encoder_layers:
@@ -74,7 +74,7 @@ def _check(config: cfg.Config, teacher: Start, words: Tokenizer) -> None:
     if config.distill.cosine and theirs.d_output != model.d_output:
         right = f"must be 0, since the teacher's final states have {theirs.d_output} features, here {model.d_output}"
         raise refused("distill.cosine", config.distill.cosine, right)
-    if config.data.objective in ("mlm_nsp", "mlm_sop"):
+    if config.data.objective in ("mlm_nsp", "mlm_sop", "replaced_token", "translations"):
         raise refused("data.objective", config.data.objective, "must be 'mlm' in a distillation of an encoder")
     if config.mesh.stage > 1:
         raise refused("mesh.stage", config.mesh.stage, "must be 1 in a distillation")

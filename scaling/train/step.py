@@ -87,6 +87,7 @@ def make_train_step(
         updates, moments = optimizer.update(grads, state["optimizer"], state["params"])
         params = jax.tree.map(lambda p, u: p + lr * u, state["params"], scattered(updates))
         means = {name: total / sums.weight for name, total in sums.metrics.items()}
+        means |= {name: total / jnp.maximum(whole, 1) for name, (total, whole) in sums.ratios.items()}
         norm = optax.tree.norm(grads)
         good, judged = guard.judge(state["guard"], means["loss"], norm, config.guard.spike_factor)
         new = train_state.TrainState(

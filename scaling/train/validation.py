@@ -69,11 +69,15 @@ class Validation:
         rows = local_rows(sharding, size)
         weight, data = 0.0, self._data
         totals: dict[str, Any] = collections.defaultdict(float)
+        ratios: dict[str, Any] = collections.defaultdict(lambda: np.zeros(2))
         for batch in loader.evaluation_batches(data.held_out, self._count, size, rows, data.separator):
             placed = place(batch, rows, size, sharding)
             sums = jax.device_get(self._step(state["params"], placed, self._frozen, self._run.base))
             for name, value in sums.metrics.items():
                 totals[name] += np.asarray(value, np.float64)
+            for name, pair in sums.ratios.items():
+                ratios[name] += pair
             weight += float(sums.weight)
         means = {name: (total / weight).tolist() for name, total in totals.items()}
+        means |= {name: float(total / max(whole, 1)) for name, (total, whole) in ratios.items()}
         return means | (self._derived(means) if self._derived else {}) | {"eval_tokens": weight}

@@ -8,7 +8,7 @@ import pytest
 
 from scaling.catalog import families, flops, size_report, sizes
 from scaling.config.resolve import resolve
-from scaling.config.schema import Config, Data, Experts, Model, Train, default_config, freeze
+from scaling.config.schema import Config, Data, Disentangled, Experts, Model, Train, default_config, freeze
 from scaling.model import decoder
 from tests import tiny
 
@@ -64,15 +64,28 @@ VARIANTS = {
     "wide heads, narrow mlp": {"d_head": 24, "d_ff": 40},
     **tiny.SWITCHES,
     "encoder": families.BERT | {"pooler": True, "pair_head": True},
+    "encoder, XLNet": families.XLNET | {"norm": "post", "vocab_multiple": 8},
+    "decoder, Transformer-XL": families.TRANSFORMER_XL | {"norm": "post"},
     "encoder, narrow": families.ROBERTA | {"embedding_width": 16, "vocab_multiple": 8},
     "encoder, shared": families.BERT | {"embedding_width": 16, "narrow_embedding": True, "layer_groups": 1},
     "encoder, classes": families.BERT | {"outputs": 3, "pooler": True, "pair_head": True},
+    "encoder, DeBERTa": families.DEBERTA | {"pooler": True, "vocab_multiple": 8},
+    "encoder, DeBERTa 3": families.DEBERTA_3,
+    "encoder, absolute": families.DEBERTA
+    | {"disentangled": Disentangled(distance=5, position_to_content=False, absolute=True), "layer_groups": 1},
     "encoder and decoder": {"encoder_layers": 2},
     "encoder and decoder, 2017": families.TRANSFORMER | {"encoder_layers": 3, "norm": "post", "dropout_residual": 0.1},
     "encoder and decoder, T5": families.T5 | {"encoder_layers": 4, "d_head": 16},
     "encoder and decoder, T5 1.1": families.T5_11 | {"encoder_layers": 3, "vocab_multiple": 8},
     "encoder and decoder, BART": families.BART | {"encoder_layers": 2, "norm": "post", "token_types": 2},
     "encoder and decoder, grouped": {"encoder_layers": 1, "num_kv_heads": 2, "qk_norm": True, "qkv_bias": False},
+    "discriminator": families.ELECTRA | {"embedding_width": 16},
+    "discriminator and generator": families.ELECTRA | {"generator_layers": 2, "generator_width": 16},
+    "discriminator and generator, narrow": families.ELECTRA
+    | {"generator_layers": 3, "generator_width": 8, "embedding_width": 16, "vocab_multiple": 8},
+    "discriminator and generator, relative": families.ELECTRA
+    | {"generator_layers": 3, "generator_width": 32, "positions": "relative", "norm": "pre", "embedding_norm": False},
+    "discriminator, classes": families.ELECTRA | {"generator_layers": 2, "generator_width": 16, "outputs": 3},
     "encoder, narrow, classes": families.BERT | {"outputs": 3, "embedding_width": 16},
 }
 
@@ -194,6 +207,20 @@ def test_report_holds_every_size_in_both_forms():
             assert abs(r["deviation_percent"]["pf_days"]) < 1
     text = size_report.to_text()
     assert all(name in text for name in ("GPT-1", "GPT-2 1558m", "GPT-3 175b", "24*128 is not 2048"))
+
+
+def test_a_generator_costs_its_products_and_the_logits_of_hidden_tokens():
+    """By hand: a discriminator of width 8 and a generator of width 4, with 1 and 2 layers, on embeddings of 6."""
+    model = Model(
+        vocab_size=10, num_layers=1, d_model=8, num_heads=2, d_head=4, d_ff=16, causal=False, embedding_width=6,
+        narrow_embedding=True, discriminator=True, generator_layers=2, generator_width=4,
+    )  # fmt: skip
+    blocks = (4 * 8 * 8 + 2 * 8 * 16) + 2 * (4 * 4 * 4 + 2 * 4 * 8)
+    seen = 4 * 8 * 5 + 2 * 4 * 4 * 5
+    heads, logits = 8 * 8 + 8, (10 + 4) * 6
+    config = Config(model=model, train=Train(sequence_length=5), data=Data(objective="replaced_token"))
+    assert flops.forward_per_token(model, 5) == pytest.approx(2 * (blocks + heads + logits) + seen)
+    assert flops.of_pretraining(config) == pytest.approx(3 * (2 * (blocks + heads + 0.15 * logits) + seen))
 
 
 def test_a_source_of_another_length_costs_what_its_products_cost():

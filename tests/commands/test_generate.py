@@ -1,6 +1,7 @@
 """`scaling generate` from options to output, on the tiny GPT-2 folder and a run directory."""
 
 import argparse
+import dataclasses
 import json
 import math
 
@@ -9,7 +10,10 @@ import pytest
 
 from scaling.commands import generate as command
 from scaling.config import schema as cfg
+from scaling.data import tokenizer
+from scaling.generate.draft import load_draft
 from scaling.interop import huggingface
+from scaling.interop.served import load_decoder
 from scaling.model import decoder
 from scaling.parallel.mesh import make_mesh
 from scaling.runs.checkpoint import Checkpoints
@@ -151,3 +155,25 @@ def test_what_is_missing_is_named(folder, tmp_path):
         command.run(parser.parse_args([str(tmp_path / "nowhere"), "--prompt=a"]))
     with pytest.raises(FileNotFoundError, match="nothing"):
         command.run(parser.parse_args([folder, "--prompts=nothing.txt"]))
+
+
+def test_a_draft_changes_no_greedy_text(capsys, folder):
+    plain = json.loads(generate(capsys, folder, "--prompt=ab", "--json"))
+    found = json.loads(generate(capsys, folder, "--prompt=ab", "--json", f"--draft={folder}", "--draft_tokens=2"))
+    assert found.pop("passes") == 3  # the prompt, then 3 and 2 tokens
+    assert "passes" not in plain and found == plain
+
+
+def test_what_a_draft_cannot_is_refused(capsys, folder):
+    for options, message in (
+        (["--draft_tokens=2"], "--draft_tokens belongs to --draft=SMALL"),
+        (["--draft=x", "--beams=2", "--temperature=1"], "--draft and --beams=2 exclude each other"),
+        (["--draft=x", "--source=a"], "--draft is for decoders alone"),
+        ([f"--draft={folder}", "--draft_tokens=0"], "--draft_tokens=0 must be 1 or more"),
+    ):
+        prompt = [] if "--source=a" in options else ["--prompt=ab"]
+        with pytest.raises(ValueError, match=message):
+            generate(capsys, folder, *prompt, *options)
+    served = load_decoder(folder, "bytes")
+    with pytest.raises(ValueError, match="has the tokenizer 'bytes', which is not the model's, 'books'"):
+        load_draft(folder, dataclasses.replace(served, words=tokenizer.load("books")), 4, "bytes")

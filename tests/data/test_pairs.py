@@ -18,7 +18,7 @@ RECORDS = [{"source": f"copy {i}", "target": f"{i}", "more": [i]} for i in range
 
 def config(path, objective="pairs", encoder=1, length=16, source=0, **data):
     model = cfg.Model(encoder_layers=encoder)
-    if objective == "tlm":
+    if objective in ("tlm", "translations"):
         model = cfg.Model(causal=False, token_types=2)
     data = {"validation_fraction": 0.1} | data
     return cfg.Config(
@@ -94,6 +94,19 @@ def test_both_count_the_same_targets():
     rows = [layout(config("x", encoder=encoder)).row(of("abc", "de")) for encoder in (0, 1)]
     found = [row.targets[row.weights == 1].tolist() for row in rows]
     assert found == [[*bytes_of("de"), WORDS.eot]] * 2
+
+
+def test_rows_of_translations():
+    found = layout(config("x", "translations", length=6, source=7))
+    row = found.row(of("abc", "de"))
+    np.testing.assert_array_equal(row.source, [BEGINS, 97, 98, 99, SEPARATES, 0, 0])
+    np.testing.assert_array_equal(row.source_segments, [0, 0, 0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(row.tokens, [BEGINS, 100, 101, SEPARATES, 0, 0])
+    np.testing.assert_array_equal(row.segments, [0, 0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(row.weights, [1, 0, 0, 0, 0, 0])
+    assert not found.fault(of("a" * 5, "b" * 4))
+    assert found.fault(of("a" * 6, "b")) == "the source does not fit config.data.source_length=7"
+    assert found.fault(of("a", "b" * 5)) == "the target does not fit config.train.sequence_length=6"
 
 
 def test_rows_of_two_languages(file):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from scaling.config import schema as cfg
-from scaling.interop import huggingface
+from scaling.interop import config_keys, huggingface
+from scaling.interop.families import FAMILIES
 from scaling.interop.logits import compute, logits
 from scaling.interop.vectors import states
 from scaling.model import decoder
@@ -19,12 +21,13 @@ from tests import tiny
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "encoders"
 SHAPES = sorted(path.name for path in FIXTURES.iterdir())
+WITHOUT_TYPES = ("distilbert", "xlm_relu", "deberta_absolute", "deberta_v2_buckets")
 WITH_LOGITS = [name for name in SHAPES if not name.endswith("_bare")]
 
 
 def expected(name):
     found = dict(np.load(FIXTURES / name / "expected.npz"))
-    types = None if name == "distilbert" else found["types"]
+    types = None if name in WITHOUT_TYPES else found["types"]
     return found, (found["ids"], found["mask"], types)
 
 
@@ -68,6 +71,11 @@ def test_the_pair_head_equals_transformers(name):
         ("bert_old", {"hidden_act": "gelu"}),
         ("roberta", {"layer_norm_eps": 0.031}),
         ("distilbert", {"activation": "relu"}),
+        ("electra_discriminator", {"layer_norm_eps": 0.031}),
+        ("xlm", {"gelu_activation": False}),
+        ("xlm", {"layer_norm_eps": 0.031}),
+        ("deberta", {"layer_norm_eps": 0.031}),
+        ("deberta_v3", {"max_relative_positions": 11}),
     ],
 )
 def test_the_comparison_sees_small_mistakes(name, change, tmp_path):
@@ -99,7 +107,11 @@ def test_import_export_import_is_bit_identical(name, tmp_path):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y, strict=True), same, params)
     theirs = json.loads((FIXTURES / name / "config.json").read_text())
     ours = json.loads((tmp_path / "out" / "config.json").read_text())
+    if name.startswith("electra"):
+        assert ours["architectures"] == theirs["architectures"]
     if ours["model_type"] == theirs["model_type"]:
+        spelled = FAMILIES[theirs["model_type"]].respelled_keys or dict
+        ours, theirs = spelled(ours), spelled(theirs)
         left_out = {"transformers_version", "dtype", "architectures", "pad_token_id", "bos_token_id", "eos_token_id"}
         left_out |= {key for key in theirs if key not in ours}
         assert {key: ours[key] for key in theirs if key not in left_out} == {
@@ -129,6 +141,47 @@ def test_models_without_what_is_asked_for():
     gpt2 = FIXTURES.parent / "families" / "gpt2"
     with pytest.raises(ValueError, match="so it takes no mask"):
         logits(gpt2, ids, mask=ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("deberta", {"relative_attention": False}, "relative_attention=False is not supported; must be true"),
+        ("deberta", {"pos_att_type": []}, "pos_att_type='' is not supported; must be one of c2p|p2c, c2p, p2c"),
+        ("deberta", {"pos_att_type": [1]}, "pos_att_type must be a list of 'c2p' and 'p2c', got"),
+        ("deberta", {"talking_head": True}, "talking_head=True is not supported; must be false"),
+        ("deberta", {"embedding_size": 8}, "embedding_size=8 is not a key of deberta that is known here"),
+        ("deberta_v3", {"conv_kernel_size": 3}, "conv_kernel_size=3 is not supported; must be 0"),
+        ("deberta_v3", {"norm_rel_ebd": "rms"}, "norm_rel_ebd='rms' is not supported; must be one of none, layer_norm"),
+        ("deberta_v3", {"position_buckets": 1}, "position_buckets=1 must be 0, or at least 2 and less than"),
+        ("xlm", {"causal": True}, "causal=True is not supported; must be false"),
+        ("xlm", {"asm": True}, "asm=True is not supported; must be false"),
+        ("xlm", {"n_words": 60}, "vocab_size=61 and n_words=60 must be equal"),
+        ("xlm", {"use_lang_emb": 1}, "use_lang_emb must be true or false, got 1"),
+        (
+            "xlm",
+            {"use_lang_emb": False},
+            "has unknown tensors for the model in its config.json: lang_embeddings.weight",
+        ),
+    ],
+)
+def test_options_that_are_not_there_are_refused(name, change, sentence, tmp_path):
+    folder = Path(shutil.copytree(FIXTURES / name, tmp_path / name))
+    values = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        huggingface.load(folder)
+
+
+def test_keys_that_are_left_out_are_those_of_transformers(tmp_path):
+    """Its default has no relative positions; those of -1 are as many as the positions."""
+    values = json.loads((FIXTURES / "deberta" / "config.json").read_text())
+    del values["relative_attention"]
+    with pytest.raises(ValueError, match="relative_attention=False is not supported"):
+        config_keys.to_model(values, "config.json", 1)
+    values |= {"relative_attention": True, "max_relative_positions": 7, "pos_att_type": "P2C | c2p"}
+    found = config_keys.to_model(values, "config.json", 1)[0]
+    assert (found.distances, found.positional_scores) == (7, 2)
 
 
 @pytest.mark.slow

@@ -27,8 +27,8 @@ ENCODER = dict(
 )  # fmt: skip
 
 
-def config(**train):
-    found = tiny.config(ENCODER, **train)
+def config(changes=None, **train):
+    found = tiny.config(ENCODER | (changes or {}), **train)
     return cfg.Config(
         model=found.model, compute=found.compute, data=cfg.Data(objective="mlm"), train=found.train,
         optimizer=found.optimizer,
@@ -81,6 +81,17 @@ def test_microbatches_and_devices_change_nothing(mesh, microbatches):
     _, one, expected = step(config(), cfg.Mesh(data=1), 1, 8)
     rows = 8 // microbatches
     _, other, found = step(config(microbatch_sequences=rows), mesh, microbatches, rows)
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
+    np.testing.assert_allclose(found["grad_norm"], expected["grad_norm"], rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one, other)
+
+
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_devices_change_nothing_with_disentangled_positions(shared):
+    by = cfg.Disentangled(distance=12, buckets=8, norm=True, absolute=True, shared=shared)
+    chosen = config({"positions": "disentangled", "disentangled": by})
+    _, one, expected = step(chosen, cfg.Mesh(data=1), 1, 8)
+    _, other, found = step(chosen, cfg.Mesh(data=2, fsdp=2, tensor=2), 1, 8)
     np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
     np.testing.assert_allclose(found["grad_norm"], expected["grad_norm"], rtol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one, other)

@@ -10,9 +10,14 @@ from scaling.objectives.pretraining import OBJECTIVES, must_fit
 DECODER = cfg.Model(context_length=512)
 ENCODER = dataclasses.replace(DECODER, causal=False, token_types=2)
 BOTH = dataclasses.replace(DECODER, encoder_layers=2)
+ELECTRA = dataclasses.replace(ENCODER, discriminator=True, generator_layers=2)
+XLNET = dataclasses.replace(ENCODER, positions="xlnet")
 TAKEN = {
     "next_token": [DECODER],
     "mlm": [ENCODER], "mlm_nsp": [ENCODER], "mlm_sop": [ENCODER], "tlm": [ENCODER],
+    "replaced_token": [ELECTRA],
+    "translations": [ENCODER],
+    "permutation": [XLNET],
     "span_corruption": [BOTH], "denoising": [BOTH], "prefix": [BOTH],
     "pairs": [DECODER, BOTH],
 }  # fmt: skip
@@ -26,11 +31,11 @@ def config(objective, model, **data):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_each_takes_its_models_and_refuses_the_others(name):
-    for model in (DECODER, ENCODER, BOTH):
+    for model in (DECODER, ENCODER, BOTH, ELECTRA, *TAKEN[name]):
         if model in TAKEN[name]:
             must_fit(config(name, model))
             continue
-        with pytest.raises(ValueError, match=rf"config\.model\.\w+=\w+ must be .* with .*objective='{name}'"):
+        with pytest.raises(ValueError, match=rf"config\.model\.\w+=\S+ must be .* with .*objective='{name}'"):
             must_fit(config(name, model))
 
 

@@ -48,7 +48,7 @@ def stop(process):
 
 @pytest.mark.slow
 def test_from_a_run_to_an_answer(folder):
-    process, address = start(folder, SCALING_API_KEY="secret")
+    process, address = start(folder, f"--draft={folder}/run", SCALING_API_KEY="secret")  # it proposes to itself
     try:
         assert httpx.get(f"{address}v1/models").status_code == 401
         client = openai.OpenAI(base_url=f"{address}v1", api_key="secret")

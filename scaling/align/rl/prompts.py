@@ -166,6 +166,9 @@ def check(config: cfg.Config, critic: bool) -> None:
     for name in ("dropout_embedding", "dropout_attention", "dropout_residual"):
         if rate := getattr(config.model, name):
             raise refused(f"model.{name}", rate, "must be 0: answers are drawn without dropout")
+    if 0 < config.model.segment_length < room:
+        right = f"must be 0 or at least {room}: answers are drawn with what comes before them as one segment"
+        raise refused("model.segment_length", config.model.segment_length, right)
     for name in ("stage", "context"):
         if size := getattr(config.mesh, name) - 1:
             raise refused(f"mesh.{name}", size + 1, "must be 1: answers are drawn on the mesh of the training")

@@ -3,6 +3,7 @@
 from scaling.config.schema import Config
 from scaling.data.noise.denoising import denoising
 from scaling.data.noise.masked import one_text, two_texts
+from scaling.data.noise.permutation import permutation
 from scaling.data.noise.prefix import prefix
 from scaling.data.noise.row import Noise
 from scaling.data.noise.spans import span_corruption
@@ -12,9 +13,11 @@ _NOISE = {
     "mlm": one_text,
     "mlm_nsp": two_texts,
     "mlm_sop": two_texts,
+    "replaced_token": one_text,
     "span_corruption": span_corruption,
     "denoising": denoising,
     "prefix": prefix,
+    "permutation": permutation,
 }
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scaling.config.refusal import refused
 from scaling.config.schema import Config
 from scaling.config.schema import Noise as Knobs
 from scaling.data.batch import Batch, Scored, restarted, scored
@@ -42,7 +43,9 @@ class Special(NamedTuple):
         return cls(mask, begin, separator, special_ids(words), words.vocab_size)
 
 
-def masked(ids: np.ndarray, knobs: Knobs, special: Special, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def masked(
+    ids: np.ndarray, knobs: Knobs, special: Special, rng: np.random.Generator, of_all: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Hides tokens as BERT does (arXiv 1810.04805, section 3.1 and appendix A.1).
 
     Of the tokens that are no special ones, ``knobs.rate`` are chosen, rounded, and at least one. Of these,
@@ -53,12 +56,13 @@ def masked(ids: np.ndarray, knobs: Knobs, special: Special, rng: np.random.Gener
         knobs: see there.
         special: of the tokenizer.
         rng: what is drawn.
+        of_all: so many are chosen as is the rate of all tokens, special ones among them (ELECTRA's released code).
 
     Returns:
         The ids with noise, int32 [T], and 1 where a token was chosen, else 0, float32 [T].
     """
     ordinary = np.flatnonzero(~np.isin(ids, special.all))
-    count = min(len(ordinary), max(1, round(knobs.rate * len(ordinary))))
+    count = min(len(ordinary), max(1, round(knobs.rate * len(ids if of_all else ordinary))))
     chosen = rng.choice(ordinary, count, replace=False)
     fate = rng.random(count)
     noisy, weights = ids.copy(), np.zeros(len(ids), np.float32)
@@ -86,18 +90,26 @@ def name(config: Config) -> str:
 def one_text(config: Config, words: Tokenizer) -> Noise:
     """``mlm``: hidden tokens of the stream; attention stays inside documents with ``config.model.document_mask``.
 
+    ``replaced_token``: the same, with numbers by which a generator draws. Rows hide equally many tokens, unless there
+    are too few that are no special ones, and all of these become the mask (ELECTRA: arXiv 2003.10555, section 3.1).
+
     Raises:
-        ValueError: the tokenizer has no mask.
+        ValueError: the tokenizer has no mask, or ``config.noise`` asks for other noise than masks.
     """
     special, knobs, room = Special.of(words), config.noise, config.train.sequence_length
+    replaces = config.data.objective == "replaced_token"
+    for knob in ("random", "kept"):
+        if replaces and (value := getattr(knobs, knob)):
+            raise refused(f"noise.{knob}", value, "must be 0 with config.data.objective='replaced_token'")
 
     def row(sequences: Sequence[np.ndarray], index: int, rng: np.random.Generator) -> Batch:
         ids = np.concatenate([[special.begin], sequences[index][:-1]]).astype(np.int32)
-        noisy, weights = masked(ids, knobs, special, rng)
+        noisy, weights = masked(ids, knobs, special, rng, of_all=replaces)
+        row = Batch(noisy, ids, weights, draws=rng.random(room, np.float32) if replaces else None)
         if not config.model.document_mask:
-            return Batch(noisy, ids, weights)
+            return row
         segments = np.cumsum(ids == words.eot, dtype=np.int32)
-        return Batch(noisy, ids, weights, restarted(segments), segments)
+        return row._replace(positions=restarted(segments), segments=segments)
 
     return Noise(name(config), room - 1, room, row, config.seed)
 

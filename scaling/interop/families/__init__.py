@@ -6,6 +6,7 @@ from scaling.interop.families import (
     bert,
     bloom,
     ctrl,
+    deberta,
     gemma,
     gpt2,
     gpt_neo,
@@ -17,6 +18,8 @@ from scaling.interop.families import (
     opt,
     qwen,
     t5,
+    xlm,
+    xlnet,
 )
 from scaling.interop.family import Family
 
@@ -42,8 +45,12 @@ FAMILIES: dict[str, Family] = {
         bert.ROBERTA,
         bert.XLM_ROBERTA,
         bert.DISTILBERT,
+        xlm.XLM,
+        deberta.DEBERTA,
+        deberta.DEBERTA_2,
         albert.ELECTRA,
         albert.ALBERT,
+        xlnet.XLNET,
         t5.T5,
         t5.MT5,
         bart.BART,

@@ -19,7 +19,7 @@ _NARROW = ENCODER | {"narrow_embedding": True}
 
 ELECTRA = Family(
     "electra", "ElectraForMaskedLM", "electra.", "encoder.layer.",
-    # The activation of its head is fixed. A discriminator's head is not read.
+    # The activation of the generator's head is fixed.
     keys=(
         *with_defaults(KEYS, d_model=256, num_heads=4, d_ff=1024),
         Key("embedding_size", "embedding_width", 128),
@@ -28,13 +28,20 @@ ELECTRA = Family(
     fixed=_NARROW,
     outside=EMBEDDINGS | linear("embeddings_project", "project_in", "D", "W") | head(
         "generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head", "generator_lm_head.bias"
-    ),
+    ) | linear("discriminator_predictions.dense", "discriminator", "Q", "D") | {
+        "discriminator_predictions.dense_prediction.weight": ("replaced_head", "O D"),
+        "discriminator_predictions.dense_prediction.bias": ("replaced_bias", "O"),
+    },
     inside=INSIDE,
     only=ONLY,
     unused=UNUSED + " summary_last_dropout",
-    buffers=BUFFERS + r"|discriminator_predictions\..*",
+    buffers=BUFFERS,
     bare_class="ElectraModel",
-    optional={"generator_predictions.dense.weight": "head_transform logit_bias"},
+    discriminator_class="ElectraForPreTraining",
+    optional={
+        "generator_predictions.dense.weight": "head_transform logit_bias",
+        "discriminator_predictions.dense.weight": "discriminator",
+    },
 )  # fmt: skip
 
 ALBERT = Family(

@@ -28,7 +28,7 @@ EMBEDDINGS = {
 POOLER = {"pooler.dense.weight": ("pooler", "Q D"), "pooler.dense.bias": ("pooler_bias", "Q")}
 
 
-def with_defaults(keys: tuple[Key, ...], **defaults: int) -> tuple[Key, ...]:
+def with_defaults(keys: tuple[Key, ...], **defaults: float) -> tuple[Key, ...]:
     """The keys with other default values, by our knobs."""
     return tuple(key._replace(default=defaults.get(key.ours, key.default)) for key in keys)
 

@@ -1,0 +1,82 @@
+"""The small model of speculative decoding: what it must have, and where it comes from."""
+
+import os
+from typing import NamedTuple
+
+from scaling.config import schema as cfg
+from scaling.interop.served import Served, load_served
+from scaling.model import decoder
+
+
+class Draft(NamedTuple):
+    """A small model that proposes tokens to a large one.
+
+    Attributes:
+        network: resolved.
+        params: parameter tree as training or ``load_model`` gives it.
+        tokens: that it proposes in a round, K.
+    """
+
+    network: cfg.Network
+    params: decoder.Params
+    tokens: int = 4
+
+    def check(self, model: cfg.Model, vocab: int) -> None:
+        """Refuses, with a ValueError, what cannot propose the ``vocab`` tokens of a model."""
+        mine = self.network.model
+        if model.encoder_layers or mine.encoder_layers:
+            whose = "the model" if model.encoder_layers else "the draft"
+            raise ValueError(f"{whose} has an encoder beside its decoder; speculative decoding is for decoders alone")
+        if not mine.causal or mine.outputs:
+            kind = "rates texts" if mine.causal else "is an encoder"
+            raise ValueError(f"the draft {kind} and continues none; it must be a decoder")
+        if mine.vocab_size < vocab:
+            raise ValueError(
+                f"the draft has a vocabulary of {mine.vocab_size}, and the model one of {vocab}; "
+                "both must have the same tokenizer"
+            )
+        if mine.context_length < model.context_length:
+            raise ValueError(
+                f"the draft has a context of {mine.context_length}, which must be at least the model's, "
+                f"{model.context_length}"
+            )
+        if self.tokens < 1:
+            raise ValueError(f"the draft must propose 1 or more tokens in a round, not {self.tokens}")
+
+
+def load_draft(
+    path: str | os.PathLike[str],
+    served: Served,
+    tokens: int,
+    tokenizer_name: str | None = None,
+    axes: str = "",
+    dtype: str = "float32",
+) -> Draft:
+    """The draft of a run directory or a Hugging Face folder.
+
+    Args:
+        path: of the draft.
+        served: the model, loaded with the same ``tokenizer_name``, ``axes`` and ``dtype``.
+        tokens: that the draft proposes in a round.
+        tokenizer_name: as of ``load_served``, and so are ``axes`` and ``dtype``.
+        axes: see there.
+        dtype: see there.
+
+    Raises:
+        FileNotFoundError: no model there.
+        ValueError: another tokenizer, or what ``load_served`` and ``Draft.check`` refuse.
+    """
+    if tokens < 1:
+        raise ValueError(f"--draft_tokens={tokens} must be 1 or more")
+    found = load_served(path, tokenizer_name, axes, dtype)
+    if found.words.fingerprint != served.words.fingerprint:
+        raise ValueError(
+            f"--draft={os.fspath(path)} has the tokenizer {found.words.name!r}, which is not the model's, "
+            f"{served.words.name!r}; both must have the same"
+        )
+    draft = Draft(found.network, found.params, tokens)
+    try:
+        draft.check(served.network.model, served.words.vocab_size)
+    except ValueError as error:
+        raise ValueError(f"--draft={os.fspath(path)}: {error}") from None
+    return draft

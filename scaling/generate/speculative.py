@@ -1,0 +1,255 @@
+"""Speculative decoding: a small model, the draft, proposes tokens, and the model checks several in one pass.
+
+The rule is that of Leviathan et al. (arXiv 2211.17192, algorithm 1) and Chen et al. (arXiv 2302.01318, algorithm 2): a
+proposed token x is accepted with the probability min(1, p(x) / q(x)), p by the model and q by the draft, both after
+penalty, temperature, top-k and top-p. The first one that is not is replaced by a draw from max(0, p - q), normalized.
+If all are accepted, one more token is drawn from p, which the pass has computed, too. So a text has the distribution
+that it has without a draft. Greedy tokens are accepted where they are the model's, so the text is the same.
+
+As in ``decode`` the whole loop runs on the device. Rows accept different numbers of tokens, so each row has its own
+slot in the caches. What a cache holds beyond the accepted tokens is not seen, and is overwritten by the next round.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scaling.config import schema as cfg
+from scaling.generate import decode
+from scaling.generate.sampling import Dials, Rules, weighed
+from scaling.model import decoder, kv_cache
+from scaling.parallel.sharding import constrain
+
+
+class Program(NamedTuple):
+    """What is static in the compiled programs."""
+
+    network: cfg.Network
+    draft: cfg.Network
+    rules: Rules  # of both models
+    room: int  # tokens of a text, N
+    proposed: int  # tokens that the draft proposes in a round, K
+
+
+class Params(NamedTuple):
+    """Parameters of both models, from ``kv_cache.split_layers``."""
+
+    model: decoder.Params
+    draft: decoder.Params
+
+
+class State(NamedTuple):
+    """What the loop carries; a round may end up to K tokens after the text."""
+
+    length: jax.Array  # tokens chosen so far, int32 [B]
+    chosen: jax.Array  # int32 [B, N + K]; -1 where nothing was chosen
+    recent: jax.Array  # the last two tokens of prompt and text, int32 [B, 2]
+    done: jax.Array  # bool [B]
+    passes: jax.Array  # of the model over the row, that over the prompt included, int32 [B]
+    seen: jax.Array | None  # tokens of prompt and continuation, bool [B, W], if repetition is penalised
+    cache: kv_cache.Cache
+    draft_cache: kv_cache.Cache
+
+
+class _Proposals(NamedTuple):
+    """What the draft proposes, in the order of the text."""
+
+    ids: jax.Array  # int32 [B, K]
+    weights: jax.Array  # from ``weighed``, float32 [B, K, V]
+    seen: jax.Array | None  # before each of them and after the last, bool [B, K + 1, W], W of the padded table
+
+
+def start(program: Program, params: Params, dials: Dials, rows: decode.Rows) -> State:
+    """Reads the prompts with both models and chooses the first token of each as ``decode.start`` does.
+
+    Args:
+        program: what is static.
+        params: of both models.
+        dials: the rest of the sampling.
+        rows: prompts and keys.
+    """
+    room = program.room + program.proposed
+    first = decode.start(decode.Program(program.network, program.rules, room), params.model, dials, rows)
+    return _with_draft(program, params.draft, rows, first)
+
+
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="first")
+@jax.default_matmul_precision("highest")
+def _with_draft(program: Program, params: decoder.Params, rows: decode.Rows, first: decode.State) -> State:
+    slots = first.cache[0][0].shape[2]
+    _, memory = kv_cache.prefill(program.draft, params, rows.tokens, rows.starts, slots)
+    ones = constrain(jnp.ones(len(rows.tokens), jnp.int32), None)
+    return State(
+        length=ones,
+        chosen=first.chosen,
+        recent=constrain(jnp.stack([rows.tokens[:, -1], first.last], axis=1), None, None),
+        done=first.done,
+        passes=ones,
+        seen=first.seen,
+        cache=first.cache,
+        draft_cache=memory,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
+@jax.default_matmul_precision("highest")
+def proceed(program: Program, params: Params, dials: Dials, rows: decode.Rows, state: State, until: jax.Array) -> State:
+    """Goes on, round after round, until every row is done or has at least ``until`` tokens (at most N).
+
+    A row's rounds depend on nothing but its own tokens and key: neither on other rows nor on ``until``.
+    """
+
+    def running(state: State) -> jax.Array:
+        return ~state.done & (state.length < until)
+
+    def body(state: State) -> State:
+        return _round(program, params, dials, rows, state, running(state))
+
+    return jax.lax.while_loop(lambda state: running(state).any(), body, state)
+
+
+def _round(
+    program: Program, params: Params, dials: Dials, rows: decode.Rows, state: State, running: jax.Array
+) -> State:
+    """Proposes K tokens, checks them and takes at most K + 1; only rows ``running`` [B] grow."""
+    batch, count = len(state.length), program.proposed
+    prompt = state.cache[0][0].shape[2] - state.chosen.shape[1]
+    last = prompt + state.length - 1
+    slot = last[0] if batch == 1 else last
+    keys = None if program.rules.greedy else _round_keys(rows.keys, state.length, count + 1)
+    proposals, draft_cache = _propose(program, params.draft, dials, rows.starts, state, slot, keys)
+
+    read = jnp.concatenate([state.recent[:, 1:], proposals.ids], axis=1)
+    hidden, cache = kv_cache.extend(program.network, params.model, read, state.cache, slot, rows.starts)
+    weights = _weights(program.network, params.model, hidden, program.rules, dials, proposals.seen)
+    accepted, corrected = _judge(proposals, weights, keys)
+
+    place = jnp.arange(count + 1)
+    ids = jnp.concatenate([proposals.ids, corrected[:, None]], axis=1)
+    ids = jnp.where(place < accepted[:, None], ids, corrected[:, None])
+    taken = (place <= accepted[:, None]) & running[:, None]
+    ends = jnp.isin(ids, dials.end_ids) & taken
+    taken &= jnp.cumsum(ends, axis=1) - ends == 0  # nothing after an end
+    ids, taken = constrain(ids, None, None), constrain(taken, None, None)
+
+    at = jnp.arange(batch)[:, None]
+    added = taken.sum(1)
+    written = jnp.where(taken, state.length[:, None] + place, state.chosen.shape[1])
+    seen = state.seen
+    if seen is not None:
+        seen = seen.at[at, jnp.where(taken, ids, seen.shape[1])].set(True, mode="drop")
+    text = jnp.concatenate([state.recent, ids], axis=1)
+    return State(
+        length=state.length + added,
+        chosen=state.chosen.at[at, written].set(ids, mode="drop"),
+        recent=jnp.take_along_axis(text, added[:, None] + jnp.arange(2), axis=1),
+        done=state.done | (ends & taken).any(1),
+        passes=state.passes + running,
+        seen=seen,
+        cache=cache,
+        draft_cache=draft_cache,
+    )
+
+
+def _round_keys(keys: jax.Array | None, count: jax.Array, length: int) -> jax.Array:
+    """Three keys for each place in a text, [B, length, 3]: to propose, to accept and to correct a token.
+
+    Those of a place are the same in whichever round it is reached. The draws of a place that a round reached in vain
+    decided nothing, so they may be used again.
+    """
+    assert keys is not None
+    places = count[:, None] + jnp.arange(length)
+    own = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, places)
+    return jax.vmap(jax.vmap(lambda key: jax.random.split(key, 3)))(own)
+
+
+def _propose(
+    program: Program,
+    params: decoder.Params,
+    dials: Dials,
+    starts: jax.Array,
+    state: State,
+    slot: jax.Array,
+    keys: jax.Array | None,
+) -> tuple[_Proposals, kv_cache.Cache]:
+    """K tokens by the draft, one after the other, and its cache with all but the last of them."""
+    network, rules = program.draft, program.rules
+
+    def draw(hidden: jax.Array, seen: jax.Array | None, i: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+        weights = _weights(network, params, hidden, rules, dials, None if seen is None else seen[:, None])[:, 0]
+        drawn = jnp.argmax(weights, axis=-1) if keys is None else _draw(keys[:, i, 0], weights)
+        return drawn.astype(jnp.int32), weights
+
+    def step(carry: tuple[jax.Array, kv_cache.Cache, jax.Array | None], i: jax.Array):  # type: ignore[no-untyped-def]
+        hidden, memory, seen = carry
+        ids, weights = draw(hidden, seen, i)
+        hidden, memory = kv_cache.extend(network, params, ids[:, None], memory, slot + 1 + i, starts)
+        return (hidden, memory, _with(seen, ids)), (ids, weights, seen)
+
+    # The last token but one may be a proposal that was accepted, which the draft has not read yet.
+    hidden, memory = kv_cache.extend(network, params, state.recent, state.draft_cache, slot - 1, starts)
+    carry = hidden[:, 1:], memory, state.seen
+    (hidden, memory, seen), before = jax.lax.scan(step, carry, jnp.arange(program.proposed - 1))
+    ids, weights = draw(hidden, seen, program.proposed - 1)
+    all_ids, all_weights, all_seen = jax.tree.map(
+        lambda many, one: jnp.concatenate([many.swapaxes(0, 1), one[:, None]], axis=1), before, (ids, weights, seen)
+    )
+    after = _with(seen, ids)
+    if after is not None:
+        all_seen = jnp.concatenate([all_seen, after[:, None]], axis=1)
+    return _Proposals(all_ids, all_weights, all_seen), memory
+
+
+def _with(seen: jax.Array | None, ids: jax.Array) -> jax.Array | None:
+    return None if seen is None else seen.at[jnp.arange(len(ids)), ids].set(True)
+
+
+def _weights(
+    network: cfg.Network,
+    params: decoder.Params,
+    hidden: jax.Array,
+    rules: Rules,
+    dials: Dials,
+    seen: jax.Array | None,
+) -> jax.Array:
+    """``weighed`` of the tokens after hidden states [B, T, D]; float32 [B, T, V] with the V ids of the tokenizer."""
+    batch, length, features = hidden.shape
+    logits = kv_cache.next_logits(network, params, hidden.reshape(-1, features), rules.vocab)[:, : rules.vocab]
+    seen = None if seen is None else seen.reshape(len(logits), -1)[:, : rules.vocab]
+    return weighed(logits, rules, dials, seen).reshape(batch, length, -1)
+
+
+def _judge(proposals: _Proposals, weights: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """How many proposals are accepted, int32 [B], and the token that follows them, int32 [B].
+
+    Args:
+        proposals: of the draft.
+        weights: by the model, in each place and after the last proposal, float32 [B, K + 1, V].
+        keys: from ``_round_keys``; None = greedy.
+    """
+    ids = proposals.ids[:, :, None]
+    if keys is None:
+        best = jnp.argmax(weights, axis=-1).astype(jnp.int32)
+        accepted = _leading(best[:, :-1] == proposals.ids)
+        return accepted, jnp.take_along_axis(best, accepted[:, None], axis=1)[:, 0]
+    p, q = jax.nn.softmax(weights, axis=-1), jax.nn.softmax(proposals.weights, axis=-1)
+    drawn = jax.vmap(jax.vmap(jax.random.uniform))(keys[:, :-1, 1])
+    of_p, of_q = (jnp.take_along_axis(x, ids, axis=2)[:, :, 0] for x in (p[:, :-1], q))
+    accepted = _leading(drawn * of_q < of_p)
+    # After the last proposal the draft has no distribution, and the rest of p is all of it.
+    q = jnp.pad(q, [(0, 0), (0, 1), (0, 0)])
+    p, q = (jnp.take_along_axis(x, accepted[:, None, None], axis=1)[:, 0] for x in (p, q))
+    rest = jnp.maximum(p - q, 0)
+    rest = jnp.where(rest.sum(-1, keepdims=True) > 0, rest, p)  # rounding may leave nothing where both are equal
+    places = jnp.arange(len(accepted))
+    return accepted, _draw(keys[places, accepted, 2], jnp.log(rest)).astype(jnp.int32)
+
+
+_draw = jax.vmap(jax.random.categorical)
+
+
+def _leading(right: jax.Array) -> jax.Array:
+    """How many of the first are true, of bool [B, K]: int32 [B]."""
+    return jnp.cumprod(right.astype(jnp.int32), axis=1).sum(1)
