@@ -57,10 +57,9 @@ def compiled(
     while len(tried) < TRIES and (text := choose(config, chip, by_shapes)) not in tried:
         found = tried[text] = compile_step(with_remat(config, text))
         guessed = _bytes(estimate.train_step(with_remat(config, text), chip))
-        if found.refusal:  # by how much it is too large, the compiler says in words only
-            by_shapes = (1 - MARGIN) * min(by_shapes, guessed)
-        else:
-            by_shapes = limit - (found.bytes - guessed)
+        # By how much a step that is refused is too large, the compiler says in words only.
+        less = (1 - MARGIN) * min(by_shapes, guessed)
+        by_shapes = less if found.refusal else limit - (found.bytes - guessed)
     fitting = {text: found for text, found in tried.items() if found.fits}
     text = min(fitting, key=lambda text: fitting[text].seconds) if fitting else list(tried)[-1]
     return text, tried[text]
