@@ -49,6 +49,7 @@ def products(case, policy):
     return step(case, policy).lower(params(case)).as_text().count("dot_general")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "policies"),
     [
