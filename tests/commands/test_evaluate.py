@@ -29,7 +29,7 @@ def runs(tmp_path, monkeypatch):
     (tmp_path / "launch.json").write_text("{}")
     loaded = []
 
-    def load(model, *_):
+    def load(model, *_, **__):
         loaded.append(model)
         return SimpleNamespace(step=3, tokens=30)
 

@@ -217,7 +217,7 @@ def test_half_precision_is_widened(folder, dtype):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "xlnet"}, ["'xlnet'", "gpt2", "openai-gpt"]),
+        ({"model_type": "xglm"}, ["'xglm'", "gpt2", "openai-gpt"]),
         ({"activation_function": "mish"}, ["activation_function='mish'", "gelu_new"]),
         ({"scale_attn_weights": False}, ["scale_attn_weights"]),
         ({"add_cross_attention": True}, ["add_cross_attention"]),
