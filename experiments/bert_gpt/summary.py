@@ -18,11 +18,21 @@ from etils import epath
 from matplotlib.axes import Axes
 
 from scaling import durable
-from scaling.report.style import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILION, Drawing, canvas
+from scaling.report.style import BLUE, INK, VERMILION, Drawing, canvas
 from scaling.runs.json_lines import read_lines
 
 Found = dict[str, Any]  # name -> line of scores.jsonl
-NAMES = {"gpt": "GPT", "bert": "BERT", "albert": "ALBERT", "electra": "ELECTRA", "bert2": "BERT, twice the text"}
+NAMES = {
+    "gpt": "GPT",
+    "bert": "BERT",
+    "bert-flops": "BERT, GPT's FLOPs",
+    "t5": "T5",
+    "electra": "ELECTRA",
+    "bert4": "BERT, 4 layers",
+    "albert4": "ALBERT, 4 layers",
+    "distil": "DistilBERT, 2 layers",
+}
+DRAWN = {"gpt": BLUE, "bert": VERMILION}
 
 
 def numbers(found: Found, arm: str, what: str, *keys: str) -> list[float]:
@@ -80,7 +90,6 @@ WAYS = {
 
 def draw(found: Found, arms: Sequence[str]) -> Drawing:
     """Fine-tuning, hidden words and continued texts: means, and a point for each seed."""
-    colours = dict(zip(NAMES, (BLUE, VERMILION, GREEN, ORANGE, PURPLE), strict=True))
     tasks = measured(found)
     with canvas(columns=3, width=14.0, height=4.8) as (figure, (tuned, cloze, texts)):
 
@@ -93,19 +102,19 @@ def draw(found: Found, arms: Sequence[str]) -> Drawing:
                 values = [100 * each for each in numbers(found, arm, f"{task}/{start}", glue.metric)]
                 label = f"{NAMES[arm]}, {start}" if not number else ""
                 if values:
-                    bar(tuned, number + 0.2 * (column - 1.5), values, colours[arm], start == "random", label)
+                    bar(tuned, number + 0.2 * (column - 1.5), values, DRAWN[arm], start == "random", label)
         tuned.set(title="Fine-tuned", ylabel="accuracy, correlation, %")
         tuned.set_xticks(range(len(tasks)), [f"{task}\n{glue.metric}" for task, glue in tasks.items()], fontsize=7.5)
         for number, (what, arm) in enumerate(itertools.product(CLOZE, arms)):
             if values := [100 * each for each in numbers(found, arm, "cloze", what, "accuracy")]:
-                bar(cloze, number // len(arms) + 0.2 * (number % len(arms) - 0.5), values, colours[arm], False)
+                bar(cloze, number // len(arms) + 0.2 * (number % len(arms) - 0.5), values, DRAWN[arm], False)
         cloze.set(title="Hidden word is the likeliest", ylabel="accuracy, %")
         cloze.set_xticks(
             range(3), ["in the middle,\nby the text before", "in the middle,\nby all of the text", "last word"]
         )
         for number, (arm, way) in enumerate(WAYS):
             if values := numbers(found, arm, "generation", way, "nats"):
-                bar(texts, number, values, INK if way == "people" else colours[arm], way == "people")
+                bar(texts, number, values, INK if way == "people" else DRAWN[arm], way == "people")
         texts.set(title="Continued texts, judged by another GPT", ylabel="nats a token")
         texts.set_xticks(range(len(WAYS)), [label.replace(", ", ",\n") for label in WAYS.values()], fontsize=8)
         tuned.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2, fontsize=8)
@@ -116,5 +125,5 @@ if __name__ == "__main__":
     folder = epath.Path(sys.argv[1])
     scores = {line["name"]: line for line in read_lines(folder / "scores.jsonl")}
     there = [arm for arm in NAMES if f"pretrain {arm} 0" in scores]
-    draw(scores, there).save(folder)
+    draw(scores, [arm for arm in DRAWN if arm in there]).save(folder)
     durable.replace_text(Path(folder / "table.md"), table(scores, there))

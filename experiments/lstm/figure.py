@@ -29,6 +29,8 @@ def draw(found: Mapping[str, Any], runs: Mapping[str, Any]) -> Drawing:
         places.set(xscale="log", title="Loss by place in the row", xlabel="bytes read before", ylabel="nats a byte")
         places.legend()
         for kind, colour in (("LSTM", LSTM), ("Transformer", TRANSFORMER)):
+            if f"copying, {kind}" not in found:
+                continue
             accuracy = {int(gap): 100 * share for gap, share in found[f"copying, {kind}"]["accuracy"].items()}
             copying.plot(list(accuracy), list(accuracy.values()), "o-", color=colour, label=kind, ms=4)
         copying.axhline(100 / 26, color=INK, lw=0.8, ls=":")

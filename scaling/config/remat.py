@@ -92,6 +92,9 @@ def check(config: Config) -> None:
     """
     remat = config.compute.remat
     kept = parse(remat)
+    if kept is not None and kept.kinds == (SUM,) and config.model.parallel != "no":
+        right = f"must keep another kind, too: there is no sum with config.model.parallel={config.model.parallel!r}"
+        raise refused("compute.remat", remat, right)
     if kept is None or kept.layers is None:
         return
     if why := divisible(config):

@@ -13,6 +13,7 @@ from scaling.config.align import MATRICES
 from scaling.config.refusal import must_be_multiple, must_divide, nearest_divisors, nearest_multiples, refused
 from scaling.config.resolve_discriminator import check_discriminator
 from scaling.config.resolve_mesh import check_mesh, check_pipeline, check_stages, data_axis, pipeline_microbatches
+from scaling.config.resolve_relative import check_relative
 from scaling.config.schema import Config, Model, knobs
 from scaling.paths import must_be_utf8, must_take_checkpoints
 
@@ -295,8 +296,7 @@ def _check_model(config: Config) -> None:
             f"is longer than the {model.context_length} positions of config.model.context_length; must be at most that",
         )
     _check_family(model)
-    if model.is_relative or model.segment_length or model.memory_length:
-        _check_relative(config)
+    check_relative(config)
     if model.encoder_layers:
         _check_two_stacks(config)
     if not model.causal:
@@ -320,36 +320,6 @@ def _check_model(config: Config) -> None:
             model.num_layers,
             f"must be a multiple of the {period} entries of config.model.attention_pattern, as {near} would be",
         )
-
-
-def _check_relative(config: Config) -> None:
-    """What relative attention by content and distance cannot have, and what segments with a memory need beside it."""
-    model, xlnet = config.model, config.model.positions == "xlnet"
-    if model.memory_length and not model.segment_length:
-        right = "must be 0 with config.model.segment_length=0, which reads a text as a whole"
-        raise refused("model.memory_length", model.memory_length, right)
-    wrong: tuple[tuple[str, Any, Any], ...] = (
-        ("model.causal", model.causal, not xlnet and (model.causal or bool(model.segment_length))),
-        ("model.segment_length", model.segment_length, 0 if xlnet else model.segment_length),
-        ("model.experts.count", model.experts.count, 0 if model.segment_length else model.experts.count),
-        ("model.encoder_layers", model.encoder_layers, 0),
-        ("model.attention_pattern", model.attention_pattern, ("dense",) * len(model.attention_pattern)),
-        ("model.parametrization", model.parametrization, "standard"),
-        ("mesh.context", config.mesh.context, 1),
-        ("mesh.stage", config.mesh.stage, 1),
-    )
-    if not model.is_relative:
-        right = "must be 0 unless config.model.positions='transformer_xl', by which tokens tell segments' places apart"
-        raise refused("model.segment_length", model.segment_length, right)
-    for name, value, right in wrong:
-        if value != right:
-            segments = f" and config.model.segment_length={model.segment_length}" if model.segment_length else ""
-            said = f"must be {right!r} with config.model.positions={model.positions!r}{segments}"
-            raise refused(name, value, said)
-    must_be_multiple("model.d_model", model.d_model, 2, f"2, for config.model.positions={model.positions!r}")
-    length, size = config.train.sequence_length, model.segment_length
-    if size and length > size:
-        must_be_multiple("train.sequence_length", length, size, "config.model.segment_length")
 
 
 def _check_two_stacks(config: Config) -> None:

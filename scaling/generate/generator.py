@@ -265,7 +265,7 @@ class Generator:
             if finished.all():
                 return
             done = np.concatenate([finished, np.ones(len(padding), bool)])
-            state = state._replace(done=self._put(done))
+            state = state._replace(done=self._put(done | np.asarray(state.done)))
 
     def _started(
         self, static: Rules, dials: Dials, batch: decode.Rows, room: int

@@ -288,6 +288,7 @@ def _canonical(model: cfg.Model) -> cfg.Model:
         "norm_bias": model.norm_bias if model.norm_kind == "layer" else default.norm_bias,
         "position_offset": model.position_offset if model.has_position_table else 0,
         "attention_scale": model.attention_scale or 1 / math.sqrt(model.d_head * (1 + model.positional_scores)),
+        "token_types": default.token_types if model.positions == "xlnet" else model.token_types,
         "sinusoid": model.sinusoid if model.positions == "sinusoidal" else default.sinusoid,
         "rotary": _canonical_rotary(model) if model.positions == "rotary" else default.rotary,
         "disentangled": _canonical_disentangled(model) if model.distances else default.disentangled,

@@ -38,7 +38,7 @@ def fill(
     if model.causal:
         raise ValueError("only an encoder fills hidden places; this model continues texts")
     if model.positions == "xlnet":
-        raise ValueError("an XLNet has learned no mask, so it fills no hidden places")
+        raise ValueError("the model has XLNet's positions, and `fill` does not ask its query stream")
     if model.generates:
         return fill(network.of_generator, decoder.generator(params), words, text, top)
     if model.discriminates:

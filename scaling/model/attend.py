@@ -320,7 +320,10 @@ def _masked(
     mask = mask[None, None] & (mine.segments[:, None, :, None] == theirs.segments[:, None, None, :])
     if mine.order is not None and theirs.order is not None:
         mask &= theirs.order[:, None, None, :] <= mine.order[:, None, :, None]
-    return _weighed(q, k, v, mask, age, softmax)
+    mixed = _weighed(q, k, v, mask, age, softmax)
+    if context.content is None or context.content.places is None:
+        return mixed
+    return jnp.where(mask.any(-1, keepdims=True), mixed, 0)  # the first token of an order sees nothing
 
 
 def _in_sight(age: jax.Array, context: AttentionContext) -> jax.Array:

@@ -76,8 +76,9 @@ def _ages(q: jax.Array, context: AttentionContext) -> jax.Array | None:
     if context.branches is not None and context.positions is not None:
         return context.positions[:, :, None] - context.positions[:, None, :]
     if cached and cached.memory:
-        new = cached.slot + jnp.arange(q.shape[2])
-        return (new[:, None] - jnp.concatenate([jnp.arange(cached.slots), new]))[None]
+        new = jnp.atleast_1d(cached.slot)[:, None] + jnp.arange(q.shape[2])  # [1 or B, T]
+        old = jnp.broadcast_to(jnp.arange(cached.slots), (len(new), cached.slots))
+        return new[:, :, None] - jnp.concatenate([old, new], -1)[:, None, :]
     if content and content.places is not None:
         return content.places[:, :, None] - jnp.arange(content.states.shape[1])
     return None

@@ -110,7 +110,7 @@ def distillation(config: cfg.Config, teacher: cfg.Model) -> Objective:
 
 
 def _there(config: cfg.Config, batch: Batch) -> jax.Array:
-    """1 where a row has a token, and 0 at its padding, float32 [B, T]."""
+    """1 where a row has a token, of a decoder one that counts, and 0 at its padding, float32 [B, T]."""
     if config.model.causal:
         return (batch.weights > 0).astype(jnp.float32)
     # Only rows of pairs of an encoder have padding, which is a segment of its own.

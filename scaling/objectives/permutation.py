@@ -29,7 +29,7 @@ def permutation(config: cfg.Config) -> Objective:
         weights, places = jax.lax.top_k(batch.weights, most)
         targets = jnp.take_along_axis(batch.targets, places, axis=1)
         context = AttentionContext(batch.positions, batch.segments, batch.types, order=batch.order)
-        hidden = two_streams(model, batch.tokens, places, context, key)
+        hidden = model.transformed(two_streams(model, batch.tokens, places, context, key))
         minimised, log_probs = weighted_loss(
             hidden, model.output(hidden.dtype), targets, weights, unembedding, config.train.z_loss
         )

@@ -53,13 +53,13 @@ def compiled(
     """
     limit = (1 - plan.HEADROOM) * chip.hbm / chip.devices
     tried: dict[str, plan.Plan] = {}
-    missed = 0.0
-    while len(tried) < TRIES and (text := choose(config, chip, limit - missed)) not in tried:
+    by_shapes = limit
+    while len(tried) < TRIES and (text := choose(config, chip, by_shapes)) not in tried:
         found = tried[text] = compile_step(with_remat(config, text))
-        if found.refusal:  # by how much it is too large, the compiler says in words only
-            missed += MARGIN * limit
-        else:
-            missed = found.bytes - _bytes(estimate.train_step(with_remat(config, text), chip))
+        guessed = _bytes(estimate.train_step(with_remat(config, text), chip))
+        # By how much a step that is refused is too large, the compiler says in words only.
+        less = (1 - MARGIN) * min(by_shapes, guessed)
+        by_shapes = less if found.refusal else limit - (found.bytes - guessed)
     fitting = {text: found for text, found in tried.items() if found.fits}
     text = min(fitting, key=lambda text: fitting[text].seconds) if fitting else list(tried)[-1]
     return text, tried[text]

@@ -74,7 +74,7 @@ def _check(config: cfg.Config, teacher: Start, words: Tokenizer) -> None:
     if config.distill.cosine and theirs.d_output != model.d_output:
         right = f"must be 0, since the teacher's final states have {theirs.d_output} features, here {model.d_output}"
         raise refused("distill.cosine", config.distill.cosine, right)
-    if config.data.objective in ("mlm_nsp", "mlm_sop", "replaced_token", "translations"):
+    if config.data.objective in ("mlm_nsp", "mlm_sop", "replaced_token", "permutation", "translations"):
         raise refused("data.objective", config.data.objective, "must be 'mlm' in a distillation of an encoder")
     if config.mesh.stage > 1:
         raise refused("mesh.stage", config.mesh.stage, "must be 1 in a distillation")

@@ -157,7 +157,7 @@ def test_texts_have_the_exact_distribution(options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "bloom", "lamda", "strided", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", "bloom", "lamda", "strided", "mixtral", "transformer_xl"])
 def test_rows_with_slots_of_their_own_in_other_families(name):
     switches = {"attention_pattern": ("dense",), **tiny.SWITCHES[name], "num_layers": 2}
     want = ids(Generator(*model(**switches), None).generate(PROMPTS, GREEDY))

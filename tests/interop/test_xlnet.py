@@ -1,5 +1,6 @@
 """XLNet against transformers beyond what tests/interop/test_encoders.py compares: plain texts, and the query stream."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -41,6 +42,14 @@ def test_logits_of_the_query_stream_equal_transformers():
     assert (
         np.abs(found["query_logits"] - np.take_along_axis(found["logits"], found["places"][..., None], 1)).max() > 0.1
     )
+
+
+def test_the_number_of_types_changes_nothing(tmp_path):
+    model, params = huggingface.load(FOLDER)
+    huggingface.save(dataclasses.replace(model, token_types=0), params, tmp_path / "out")
+    again, same = huggingface.load(tmp_path / "out")
+    assert again == model
+    jax.tree.map(np.testing.assert_array_equal, same, params)
 
 
 @pytest.mark.parametrize(

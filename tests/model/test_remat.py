@@ -49,6 +49,7 @@ def products(case, policy):
     return step(case, policy).lower(params(case)).as_text().count("dot_general")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "policies"),
     [
@@ -115,6 +116,7 @@ def test_policies_that_mean_no_kinds_and_texts_that_mean_nothing():
     [
         (dict(remat="sum:1"), {}, "multiple of the 2 layers of a period, as 2 would be"),
         (dict(remat="sum:4"), {}, "at most the 2 layers"),
+        (dict(remat="sum:2", parallel="one_norm"), {}, "there is no sum with"),
         (CASES["shared"] | dict(remat="sum:2"), {}, r"layer_groups=1: layers that share weights"),
         (CASES["two stacks"] | dict(remat="sum:2"), {}, r"encoder_layers=2"),
         (dict(remat="sum:2"), dict(slices=2, stage=2), r"stage=2: a stage of a pipeline"),

@@ -47,7 +47,8 @@ def test_stages_share_the_layers_and_wait_for_one_another():
     bubble = half.parts["pipeline filling and emptying"]
     working = half.seconds - bubble - half.parts["exposed collectives"]
     assert 0.9 * working / 8 < bubble < working / 8  # 8 ticks and 1; less the loss, which does not wait
-    assert half.parts["recomputation"] == pytest.approx(2 * whole.parts["recomputation"])
+    # The stage's forward pass once more, with its last products, which a layer alone does not compute again.
+    assert 2 < half.parts["recomputation"] / whole.parts["recomputation"] < 3
 
 
 def test_search_tries_stages_over_slices_only():

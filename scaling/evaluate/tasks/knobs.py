@@ -13,12 +13,15 @@ def check_tasks(config: Config) -> None:
         return
     # Imported here, since most runs have no tasks and verbs that only need a config start faster without.
     from scaling.evaluate.tasks.catalogue import find_tasks
+    from scaling.evaluate.tasks.kinds.text import Text
     from scaling.evaluate.tasks.prompts import parse_shots
 
     def tasks(names: str) -> None:
         for task in find_tasks(names):
             if task.scoring.rated_by:
                 raise ValueError(f"{task.name} needs a classifier, which `scaling evaluate --classifier=RUN` has")
+            if config.model.encoder_layers and isinstance(task.scoring, Text):
+                raise ValueError(f"{task.name} is of running text, of which a model with an encoder has no likelihood")
 
     for name, value, read in (
         ("eval.tasks", config.eval.tasks, tasks),
