@@ -73,7 +73,10 @@ def query_stream(layers, x, w, order, types, epsilon):
     h, g = x, np.stack([w] * len(x))
     later = [i for i in range(len(x)) if (order < order[i]).any()]
     for layer in layers:
-        who = lambda i, j: types[i] == types[j]  # noqa: E731
+
+        def who(i, j, types=types):
+            return types[i] == types[j]
+
         made = layer_of(
             layer, g[later], h, epsilon, lambda i, j: order[j] < order[later[i]], lambda i, j: later[i] - j,
             lambda i, j: types[later[i]] == types[j],

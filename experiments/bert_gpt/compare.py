@@ -21,13 +21,11 @@ import functools
 import itertools
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import text_to_text
 from etils import epath
@@ -40,7 +38,8 @@ from scaling.catalog.sizes import parameters
 from scaling.config.schema import freeze
 from scaling.data import tokenizer
 from scaling.data.chat.dialogues import Skipped
-from scaling.runs.json_lines import JsonLines, read_lines
+from scaling.runs.json_lines import read_lines
+from scaling.runs.measured import Measured
 
 HERE = Path(__file__).parent
 WORDS = "books+mask+task"  # what both read texts with
@@ -102,7 +101,7 @@ ARMS = {
 
 
 class Study:
-    """The folder of the experiment, and what has been found.
+    """The folder of the experiment.
 
     Args:
         folder: where everything is written.
@@ -112,21 +111,7 @@ class Study:
     def __init__(self, folder: Path, data: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.data = folder.resolve(), data.resolve()
-        self._scores = epath.Path(self.folder / "scores.jsonl")
-        self.found = {line["name"]: line for line in read_lines(self._scores)}
-
-    def once(self, name: str, measure: Callable[[], dict[str, Any]]) -> None:
-        """Writes what is measured under a name, unless it is there."""
-        if name in self.found:
-            return
-        begun = time.perf_counter()
-        line = {"name": name} | measure() | {"seconds": round(time.perf_counter() - begun)}
-        lines = JsonLines(self._scores, lambda record: False)
-        lines.write(line)
-        lines.close()
-        self.found[name] = line
-        jax.clear_caches()  # a program of one training serves no other
-        print(f"{time.strftime('%H:%M:%S')} {json.dumps(line)[:300]}", flush=True)
+        self.once = Measured(epath.Path(self.folder / "scores.jsonl")).once
 
     def run(self, arm: str, seed: int) -> Path:
         """The run directory of a pre-training."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from etils import epath
+from probes import padded
 
 from scaling import durable
 from scaling.data.pairs import framed
@@ -42,10 +43,7 @@ def read(run: Path, path: Path, name: str, length: int) -> tuple[np.ndarray, np.
     """The labels of pairs and what a run says, float64 [n] each: the likeliest class, or the mean similarity."""
     served, records = load_served(run), read_lines(epath.Path(path))
     words = served.words
-    ids, there = (np.zeros((len(records), length), np.int32) for _ in range(2))
-    for row, record in enumerate(records):
-        source = framed(words.encode(record["source"]), words)[:length]
-        ids[row, : len(source)], there[row, : len(source)] = source, 1
+    ids, there = padded([framed(words.encode(record["source"]), words)[:length] for record in records], length)
     choices = [int(words.encode(letter)[0]) for letter in letters(name)]
     start, logits = np.full((ROWS, 1), words.decoder_start, np.int32), []
     for first in range(0, len(ids), ROWS):

@@ -22,7 +22,6 @@ import itertools
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,34 +42,14 @@ from scaling.data.loader import training_set, validation_set
 from scaling.interop.served import load_served
 from scaling.model import decoder
 from scaling.parallel.mesh import one_device
-from scaling.runs.json_lines import JsonLines, read_lines
+from scaling.runs.json_lines import read_lines
+from scaling.runs.measured import Measured
 
 RUNS = Path(__file__).parents[2] / "docs/results/cpu_ladder/runs"
 VOCABULARY = 257  # bytes, and the end of a text
 RATES = (1e-2, 2e-2, 4e-2)
 BY_PLACE = "l4-d64-t4.55m"
-
-
-class Study:
-    """The folder of the experiment, and what has been found."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self._scores = folder, epath.Path(folder / "scores.jsonl")
-        self.found = {line["name"]: line for line in read_lines(self._scores)}
-
-    def once(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What is measured under a name; it is measured and written if it is not there."""
-        if name not in self.found:
-            begun = time.perf_counter()
-            line = {"name": name} | measure() | {"seconds": round(time.perf_counter() - begun)}
-            lines = JsonLines(self._scores, lambda record: False)
-            lines.write(line)
-            lines.close()
-            self.found[name] = line
-            jax.clear_caches()  # a program of one training serves no other
-            print(f"{time.strftime('%H:%M:%S')} {json.dumps(line)[:200]}", flush=True)
-        return self.found[name]
+SCORES = "scores.jsonl"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -79,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where everything is written")
     parser.add_argument("--flops", type=float, default=7e12, help="of the largest run (default: 7e12)")
     options = parser.parse_args(arguments)
-    study, runs = Study(options.folder), ladder(options.flops)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    study, runs = Measured(epath.Path(options.folder / SCORES)), ladder(options.flops)
     for (name, run), rate in itertools.product(runs.items(), RATES):
         study.once(f"{name} {rate}", functools.partial(trained, run, rate))
     study.once("by place", functools.partial(transformer, BY_PLACE, runs[BY_PLACE]["config"]))
@@ -101,7 +81,7 @@ def ladder(most: float) -> dict[str, dict[str, Any]]:
     return {name: run for name, run in ordered if run["flops"] <= most}
 
 
-def best(study: Study, name: str) -> dict[str, Any]:
+def best(study: Measured, name: str) -> dict[str, Any]:
     """The LSTM of a run with the lowest loss."""
     return min((study.found[f"{name} {rate}"] for rate in RATES), key=lambda line: line["loss"])
 

@@ -194,7 +194,7 @@ def _read(
 
         sources = [pairs.framed(words.encode(_text(prompt)), words) for prompt in prompts]
         # Targets of training begin so, too.
-        start = [words.decoder_start, *words.template]
+        start = words.decoder_opening
         start += words.encode(options.prompt[0]).tolist() if options.prompt else []
         ids = [start] * len(sources)
         return ids, sampling, lambda: generator.generate(ids, sampling, options.batch_size, sources=sources)

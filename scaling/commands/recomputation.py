@@ -11,7 +11,6 @@ from scaling.config import schema as cfg
 from scaling.config.refusal import refused
 from scaling.config.remat import AUTO
 from scaling.parallel import distributed
-from scaling.plan import recompute
 from scaling.runs.config_json import read_config_json
 
 log = logging.getLogger("scaling")
@@ -33,6 +32,8 @@ def settled(config: cfg.Config, directory: epath.Path, verb: str) -> cfg.Config:
     """
     if config.compute.remat != AUTO:
         return config
+    from scaling.plan.recompute import with_remat  # here, since other trainings start without planning
+
     if verb != "train":
         right = f"is built for `scaling train` alone; with `scaling {verb}` it must name a policy"
         raise refused("compute.remat", AUTO, right)
@@ -42,7 +43,7 @@ def settled(config: cfg.Config, directory: epath.Path, verb: str) -> cfg.Config:
     else:
         text, why = _chosen(config)
     log.info("compute.remat=%s is %s: %s", AUTO, text, why)
-    return recompute.with_remat(config, text)
+    return with_remat(config, text)
 
 
 def _before(config: cfg.Config, directory: epath.Path) -> str:
@@ -51,20 +52,17 @@ def _before(config: cfg.Config, directory: epath.Path) -> str:
         old = cfg.freeze(read_config_json(directory)["config"])
     except (FileNotFoundError, KeyError, ValueError):
         return ""
-    same = (old.model, old.mesh, old.train.microbatch_sequences) == (
-        config.model,
-        config.mesh,
-        config.train.microbatch_sequences,
-    )
-    return (
-        old.compute.remat
-        if same and dataclasses.replace(config.compute, remat="") == dataclasses.replace(old.compute, remat="")
-        else ""
-    )
+
+    def layout(of: cfg.Config) -> tuple[object, ...]:
+        return of.model, of.mesh, of.train.microbatch_sequences, dataclasses.replace(of.compute, remat="")
+
+    return old.compute.remat if layout(old) == layout(config) else ""
 
 
 def _chosen(config: cfg.Config) -> tuple[str, str]:
     """The choice for the devices that are here, and its reason in words."""
+    from scaling.plan import recompute
+
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         return "none", "on CPUs nothing is recomputed"

@@ -6,6 +6,18 @@ from typing import Any
 _LONGEST = 100  # characters of a user's value in a message
 
 
+def must_be(knobs: Iterable[tuple[str, Any, Any]], why: str) -> None:
+    """Refuses the first of some knobs, each with its value and the right one, that has another value.
+
+    Args:
+        knobs: (name without ``config.``, value, the one right value) of each.
+        why: what they must be so with, such as "with config.model.causal=False".
+    """
+    for name, value, right in knobs:
+        if value != right:
+            raise refused(name, value, f"must be {right!r} {why}")
+
+
 def must_be_multiple(name: str, value: int, divisor: int, what: str) -> None:
     """Refuses a knob whose value is no multiple of ``divisor``; ``what`` is a knob, or explains the divisor."""
     if value % divisor:

@@ -15,6 +15,7 @@ QKV, ATTENTION, SUM, HIDDEN = KINDS = ("qkv", "attention", "sum", "hidden")
 NORMS = "norms"
 ALL = "projections"  # all kinds together
 AUTO = "auto"
+NOTHING_TWICE = ("none", AUTO)  # until devices are known, ``auto`` is as none
 PLAIN = ("none", "dots", "full")  # policies without kinds
 FORM = (
     "must be one of none, dots, projections, full, auto, or kinds of tensor to keep, of "

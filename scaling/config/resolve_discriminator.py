@@ -1,8 +1,6 @@
 """Checks a discriminator and its generator (ELECTRA) against the rest of the config. No JAX."""
 
-from typing import Any
-
-from scaling.config.refusal import must_be_multiple, refused
+from scaling.config.refusal import must_be, must_be_multiple, refused
 from scaling.config.schema import Config
 
 
@@ -17,33 +15,33 @@ def check_discriminator(config: Config) -> None:
         raise refused("model.generator_layers", model.generator_layers, "needs config.model.discriminator=True")
     if not model.discriminates:
         return
-    without_logits: tuple[tuple[str, Any, Any], ...] = (
-        ("model.head_transform", model.head_transform, False),
-        ("model.logit_bias", model.logit_bias, False),
-        ("model.pair_head", model.pair_head, False),
-        ("model.tied_embedding", model.tied_embedding, True),
+    must_be(
+        (
+            ("model.head_transform", model.head_transform, False),
+            ("model.logit_bias", model.logit_bias, False),
+            ("model.pair_head", model.pair_head, False),
+            ("model.tied_embedding", model.tied_embedding, True),
+        ),
+        "with config.model.discriminator=True, which has no logits",
     )
-    for name, value, right in without_logits:
-        if value != right:
-            raise refused(name, value, f"must be {right!r} with config.model.discriminator=True, which has no logits")
     if model.generates:
         _check_generator(config)
 
 
 def _check_generator(config: Config) -> None:
     model, width = config.model, config.model.generator_width
-    wrong: tuple[tuple[str, Any, Any], ...] = (
-        ("model.narrow_embedding", model.narrow_embedding, True),
-        ("model.layer_groups", model.layer_groups, 0),
-        ("model.scaled_embedding", model.scaled_embedding, False),
-        ("model.num_kv_heads", model.kv_heads, model.num_heads),
-        ("model.parametrization", model.parametrization, "standard"),
-        ("mesh.stage", config.mesh.stage, 1),
-        ("lora.rank", config.lora.rank, 0),
+    must_be(
+        (
+            ("model.narrow_embedding", model.narrow_embedding, True),
+            ("model.layer_groups", model.layer_groups, 0),
+            ("model.scaled_embedding", model.scaled_embedding, False),
+            ("model.num_kv_heads", model.kv_heads, model.num_heads),
+            ("model.parametrization", model.parametrization, "standard"),
+            ("mesh.stage", config.mesh.stage, 1),
+            ("lora.rank", config.lora.rank, 0),
+        ),
+        "with config.model.generator_layers > 0",
     )
-    for name, value, right in wrong:
-        if value != right:
-            raise refused(name, value, f"must be {right!r} with config.model.generator_layers > 0")
     if model.positions == "sinusoidal":
         raise refused("model.positions", "sinusoidal", "must be another kind with config.model.generator_layers > 0")
     if not 0 < width <= model.d_model:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from scaling.config.refusal import must_be_multiple, refused
+from scaling.config.refusal import must_be, must_be_multiple, refused
 from scaling.config.schema import Config
 
 
@@ -32,11 +32,8 @@ def check_relative(config: Config) -> None:
     if not model.is_relative:
         right = "must be 0 unless config.model.positions='transformer_xl', which has no positions in embeddings"
         raise refused("model.segment_length", model.segment_length, right)
-    for name, value, right in wrong:
-        if value != right:
-            segments = f" and config.model.segment_length={model.segment_length}" if model.segment_length else ""
-            said = f"must be {right!r} with config.model.positions={model.positions!r}{segments}"
-            raise refused(name, value, said)
+    segments = f" and config.model.segment_length={model.segment_length}" if model.segment_length else ""
+    must_be(wrong, f"with config.model.positions={model.positions!r}{segments}")
     must_be_multiple("model.d_model", model.d_model, 2, f"2, for config.model.positions={model.positions!r}")
     length, size = config.train.sequence_length, model.segment_length
     if size and length > size:

@@ -115,6 +115,11 @@ class Tokenizer(abc.ABC):
         known = self.controls
         return known.get(_T5_PAD, self.eot) if _T5_SENTINEL.format(0) in known else self.eot
 
+    @property
+    def decoder_opening(self) -> list[int]:
+        """Ids that a decoder beside an encoder reads before it writes: its start, and what stands before a text."""
+        return [self.decoder_start, *map(int, self.template)]
+
     def spelling(self, token: str) -> str:
         """How the tokenizer spells a control token: of MASK, BEGIN and SEPARATOR, an imported one says it."""
         return self.named_tokens.get(_NAMED.get(token, ""), token)

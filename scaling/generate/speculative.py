@@ -53,6 +53,10 @@ class State(NamedTuple):
     draft_cache: kv_cache.Cache
 
 
+# Of the draft: its state after the last token, its cache, and the tokens that it has seen.
+_Reading = tuple[jax.Array, kv_cache.Cache, jax.Array | None]
+
+
 class _Proposals(NamedTuple):
     """What the draft proposes, in the order of the text."""
 
@@ -182,7 +186,7 @@ def _propose(
         drawn = jnp.argmax(weights, axis=-1) if keys is None else _draw(keys[:, i, 0], weights)
         return drawn.astype(jnp.int32), weights
 
-    def step(carry: tuple[jax.Array, kv_cache.Cache, jax.Array | None], i: jax.Array):  # type: ignore[no-untyped-def]
+    def step(carry: _Reading, i: jax.Array) -> tuple[_Reading, tuple[jax.Array, jax.Array, jax.Array | None]]:
         hidden, memory, seen = carry
         ids, weights = draw(hidden, seen, i)
         hidden, memory = kv_cache.extend(network, params, ids[:, None], memory, slot + 1 + i, starts)

@@ -25,7 +25,6 @@ from scaling.parallel.sharding import constrain
 
 STACK, EXPERT_STACK = "blocks", "expert_blocks"  # the subtrees whose leaves carry a leading layer axis
 STACKS = (STACK, EXPERT_STACK)
-_NOTHING_TWICE = ("none", remat.AUTO)  # until devices are known, ``auto`` is as none
 
 
 class Stack(nnx.Module):
@@ -130,7 +129,7 @@ class Stack(nnx.Module):
             x = constrain(x, "rows", "sequence", None)
         keys = None if layers_key is None else jax.random.split(layers_key, config.num_layers)
         if pipeline_microbatches:
-            recompute, sums = self.compute.remat not in _NOTHING_TWICE, None
+            recompute, sums = self.compute.remat not in remat.NOTHING_TWICE, None
             x = pipelined(self._stage, (self._stacks(), keys), x, context, pipeline_microbatches, recompute)
         elif config.segment_length and x.shape[1] > config.segment_length and context.branches is None:
             x, sums = by_segments(self.keeping(), (getattr(self, STACK), keys), x, context, config), None
@@ -250,7 +249,7 @@ def layers_of(config: cfg.Model) -> dict[str, list[int]]:
 
 def _recomputed(layer: Any, policy: str) -> Any:
     """A layer whose backward pass computes again what the policy, a value of ``compute.remat``, does not keep."""
-    if policy in _NOTHING_TWICE:
+    if policy in remat.NOTHING_TWICE:
         return layer
     kept, saved = remat.parse(policy), jax.checkpoint_policies
     if kept is None:

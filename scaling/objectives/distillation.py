@@ -113,9 +113,9 @@ def _there(config: cfg.Config, batch: Batch) -> jax.Array:
     """1 where a row has a token, of a decoder one that counts, and 0 at its padding, float32 [B, T]."""
     if config.model.causal:
         return (batch.weights > 0).astype(jnp.float32)
-    # Only rows of pairs of an encoder have padding, which is a segment of its own.
-    padded = config.data.objective == "tlm"
-    return jnp.where(padded & (batch.segments != 0), 0.0, 1.0) if padded else jnp.ones(batch.tokens.shape, jnp.float32)
+    if config.data.objective == "tlm":  # only rows of pairs have padding, which is a segment of its own
+        return jnp.where(batch.segments == 0, 1.0, 0.0)
+    return jnp.ones(batch.tokens.shape, jnp.float32)
 
 
 def _cosine(x: jax.Array, y: jax.Array) -> jax.Array:

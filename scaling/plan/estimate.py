@@ -56,7 +56,7 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     attention = flops.attention_per_token(model, length, source) - flops.attention_per_token(narrow, length, source)
     in_layers = forward - 2 * model.vocab_size * model.d_model * config.predicted
     again = _again(config, chip)
-    twice = mesh.stage > 1 and compute.remat not in ("none", remat.AUTO)  # a pipeline recomputes each tick, too
+    twice = mesh.stage > 1 and compute.remat not in remat.NOTHING_TWICE  # a pipeline recomputes each tick, too
     products = _products(config, in_layers - attention)
     recomputed = sum(again[kind] * products.get(kind, attention) for kind in again) + twice * in_layers
     ticks = _ticks(config)
@@ -106,7 +106,7 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
 def _again(config: cfg.Config, chip: chips.Chip) -> dict[str, float]:
     """Kind of ``remat.KINDS`` -> share of the layers that compute it again in the backward pass."""
     policy = config.compute.remat
-    if policy in ("none", remat.AUTO):
+    if policy in remat.NOTHING_TWICE:
         return dict.fromkeys(remat.KINDS, 0.0)
     kept = remat.parse(policy) or remat.Kept((remat.QKV, remat.SUM, remat.HIDDEN))  # ``dots``: all but attention
     found = {kind: 1 - kept.share(kind, config.model.num_layers) for kind in remat.KINDS}
@@ -147,7 +147,7 @@ def _kept(config: cfg.Config, queries: int, keys: int, hidden: float) -> float:
         hidden: features of the products that the MLP's activation reads.
     """
     d, f, policy = config.model.d_model, _hidden(config.model) / config.model.num_layers, config.compute.remat
-    if policy in ("none", remat.AUTO):  # with copies in float32
+    if policy in remat.NOTHING_TWICE:  # with copies in float32
         return 8 * d + 8 * ((queries + keys) // 2) + 5 * f + hidden
     kept = remat.parse(policy)
     if kept is None:
@@ -243,10 +243,8 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
     queries, keys, ups = model.num_heads * d_head, model.kv_heads * d_head, (1 + model.gated) * f
     heads = (queries + keys) // 2  # a half: of queries, keys, values and mixed values
     kept = _kept(config, queries, keys, ups) / t
-    if mesh.stage > 1 and compute.remat not in (
-        "none",
-        remat.AUTO,
-    ):  # what enters at each tick, and all that one tick keeps
+    if mesh.stage > 1 and compute.remat not in remat.NOTHING_TWICE:
+        # What enters at each tick, and all that one tick keeps.
         saved = part * (_ticks(config) * d / t + model.num_layers // mesh.stage * kept) * size
     else:
         saved = _ticks(config) * part * _depth(config) // mesh.stage * kept * size

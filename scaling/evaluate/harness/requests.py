@@ -116,7 +116,7 @@ class Answers:
                     sources = None
                     if self._reads:
                         sources = [self._source(requests[place][0]) for place in part]
-                        prompts = [[self._words.decoder_start, *self._words.template]] * len(part)
+                        prompts = [self._words.decoder_opening] * len(part)
                     # A draw depends on the prompt's number in the call, so each call has a seed of its own.
                     own = dataclasses.replace(wanted, seed=wanted.seed + first)
                     made = self._generator.generate(prompts, own, batch_size=BATCH_SIZE, sources=sources)

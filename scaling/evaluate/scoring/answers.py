@@ -172,7 +172,7 @@ class Answers:
             sources = None
             if self._reads:
                 sources = [self._source(prompt) for prompt in prompts]
-                prompts = [[self.words.decoder_start, *self.words.template]] * len(prompts)
+                prompts = [self.words.decoder_opening] * len(prompts)
             # Draws depend on the seed and on a prompt's number in its part, so parts have different seeds.
             drawn = dataclasses.replace(sampling, seed=(self.asking.seed * len(items) + first) % 2**32)
             for found in self._generator.generate(prompts, drawn, batch_size=BATCH_SIZE, sources=sources):

@@ -154,8 +154,8 @@ class Scorer:
     def _read(self, group: Group, limit: int) -> tuple[np.ndarray, Group]:
         """What an encoder reads of a group, int32 [at most ``limit``], and what is left for the decoder."""
         assert self._words is not None
-        start = (self._words.decoder_start, *map(int, self._words.template))
-        return read_by_encoder(self._words, group.context, limit), Group(start, group.completions)
+        opening = Group(tuple(self._words.decoder_opening), group.completions)
+        return read_by_encoder(self._words, group.context, limit), opening
 
     def _batches(self, rows: Sequence["_Row"]) -> Iterator[tuple[list["_Row"], int]]:
         """Rows of like length, and the length to which they are padded."""
