@@ -13,6 +13,8 @@
 | ``attempts/``: where the time went | ``attempts`` |
 | ``bad_records-<process>.jsonl``: sequences that could not be read | ``bad_records`` |
 | ``.lock`` | ``lock`` |
+| what an experiment of several runs has measured, by name | ``measured`` |
 
-Only ``checkpoint``, ``stores``, ``model``, ``bad_records`` and, when it writes, ``config_json`` import JAX.
+Only ``checkpoint``, ``stores``, ``model``, ``bad_records`` and, when they write, ``config_json`` and ``measured``
+import JAX.
 """
