@@ -142,6 +142,8 @@ def test_signals_save_at_the_current_step_and_exit_with_their_code(long_run, tmp
     saved = [int(p.name) for p in (run_dir / "checkpoints").iterdir()]
     assert len(saved) == 1 and 3 <= saved[0] < 100 and f"step {saved[0]}" in err
     assert [r["step"] for r in curve(run_dir)] == list(range(1, saved[0] + 1))
+    if number != signal.SIGTERM:  # what is saved does not depend on the signal
+        return
     process = start(run_dir, *LONG, "--config.checkpoint.every_steps=0")
     _, err = process.communicate()
     assert process.returncode == 0 and f"from step {saved[0]}" in err

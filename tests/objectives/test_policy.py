@@ -72,8 +72,8 @@ def test_the_loss_of_a_policy_and_its_gradient():
             one = jax.tree.map(lambda x: x[0], batch)
             return policy(made, DRAWN)(decoder.merge(made.network, params), None, one, None).objective
 
-        found, gradient = jax.value_and_grad(loss)(params)
-        expected, slopes = jax.value_and_grad(lambda p: by_whole_logits(made, p, batch))(params)
+        found, gradient = jax.jit(jax.value_and_grad(loss))(params)
+        expected, slopes = jax.jit(jax.value_and_grad(lambda p: by_whole_logits(made, p, batch)))(params)
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), gradient, slopes)
 

@@ -112,10 +112,10 @@ def test_the_run_is_the_policy_and_what_lies_beside_it_is_kept(folder, ppo, caps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "rank"), [("ppo", 2), ("grpo", 0)])
-def test_a_run_that_is_cut_short_goes_on_to_the_same_numbers(folder, kind, rank):
+@pytest.mark.parametrize(("kind", "rank", "epochs"), [("ppo", 2, 4), ("grpo", 0, 1)])  # four steps each
+def test_a_run_that_is_cut_short_goes_on_to_the_same_numbers(folder, kind, rank, epochs):
     """With adapters (``rank`` > 0), too, whose reference is the base that they change."""
-    more = [f"--config.rl.pretraining={folder}/text.txt", "--config.rl.kl_target=1", "--config.align.epochs=4"]
+    more = [f"--config.rl.pretraining={folder}/text.txt", "--config.rl.kl_target=1", f"--config.align.epochs={epochs}"]
     every = [*more, "--config.checkpoint.every_steps=1", "--config.checkpoint.keep_last=99"]
     every += [f"--config.lora.rank={rank}"]
     assert learns(folder, kind, f"whole_{kind}{rank}", *every) == 0
