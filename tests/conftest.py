@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _rarely_collected():
-    """Objects of traced programs, which are millions, live on: the garbage collector need not visit them all the time."""
+    """Objects of traced programs, which are millions, live on: the garbage collector need not visit them so often."""
     gc.set_threshold(100_000, 50, 100)
     yield
     gc.collect()
