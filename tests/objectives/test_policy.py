@@ -105,6 +105,7 @@ def test_entropy_is_that_of_the_distribution_that_was_drawn_from():
     assert float(sums.metrics["policy/entropy_avg"]) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [policy, value])
 @pytest.mark.parametrize("sizes", [cfg.Mesh(), cfg.Mesh(data=2, fsdp=2, tensor=2)], ids=["1", "8"])
 def test_microbatches_and_devices_change_nothing(which, sizes):

@@ -70,6 +70,7 @@ def test_the_loss_is_that_of_the_definition(pooler):
     np.testing.assert_allclose(metrics["accuracy"], np.mean(right), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_devices_change_nothing():
     """A text is ranked among those of all devices."""
     _, expected = step(config(), cfg.Mesh(data=1))
