@@ -74,7 +74,7 @@ def test_intervals_hold_the_truth():
     inside = np.zeros(len(CHINCHILLA))
     for trial in range(100):
         noisy = with_loss(points, law, CHINCHILLA, noise=0.005, seed=trial)
-        fit = fit_law(noisy, "chinchilla", resamples=300, starts=FEW_STARTS, seed=trial)
+        fit = fit_law(noisy, "chinchilla", resamples=200, starts=FEW_STARTS, seed=trial)
         low, high = np.array(list(fit.intervals.values())).T
         inside += (low <= CHINCHILLA) & (high >= CHINCHILLA)
     assert np.all(inside >= 90), dict(zip(law.names, inside, strict=True))

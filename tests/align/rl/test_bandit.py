@@ -108,8 +108,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_optimum_is_that_of_the_closed_form(case, tmp_path):
     critic, rl = CASES[case]
-    run = setup(tmp_path, 300, rl)
-    found, reference, metrics = learned(run, 300, critic)
+    run = setup(tmp_path, 200, rl)
+    found, reference, metrics = learned(run, 200, critic)
     best = KL * np.log((np.exp(reference) * np.exp(REWARDS / KL)).sum())
     start = worth(reference, reference)
     assert start < 0.5 * best  # so that 2 % means something
