@@ -64,6 +64,7 @@ def test_it_learns_pairs_and_classifies_them_whatever_the_padding(folder, encode
     np.testing.assert_allclose(classifier(asked[:1], batch_size=1)[0], found[0], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sft", "reward", "dpo"])
 def test_what_continues_texts_cannot_begin_with_an_encoder(folder, encoder, capsys, kind):
     file = folder.write("any.jsonl", [{"prompt": "a", "response": "b"}])
@@ -73,6 +74,7 @@ def test_what_continues_texts_cannot_begin_with_an_encoder(folder, encoder, caps
     assert not (folder / f"no-{kind}").exists()
 
 
+@pytest.mark.slow
 def test_pre_training_goes_on_from_an_encoder(folder, encoder):
     given = [f"--config.start={encoder}", "--config.data.tokenizer=", "--config.data.objective=mlm"]
     assert (

@@ -86,6 +86,7 @@ def close(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * max(1.0, float(np.abs(wanted).max())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
 def test_losses_and_gradients_are_those_of_whole_logits(name):
     form = FORMS[name]
@@ -312,6 +313,7 @@ def test_the_head_alone_changes_in_microbatches_on_devices(folder):
             jax.tree.map(np.testing.assert_array_equal, before[name], after[name])
 
 
+@pytest.mark.slow
 def test_transferred_layers_are_those_of_the_start(folder):
     config = cfg.Config(start=str(folder / "base"), workdir=str(folder / "none"), data=cfg.Data(tokenizer=""))
     start = Start.of(config, folder / "none")

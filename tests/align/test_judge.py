@@ -95,6 +95,7 @@ def test_a_program_that_prefers_the_longer_answer_is_seen_in_the_length_baseline
     assert "win rate of A" in said and "56.2%" in said and "longer answer won 100.0% of the 3 decided" in said
 
 
+@pytest.mark.slow
 def test_models_answer_with_their_own_templates_and_a_model_is_as_good_as_itself(folder, talker, capsys):
     reward = f"--reward={folder}/mine.py:letters"
     for name in ("letters", "noise"):  # equal answers are ties whatever their rewards

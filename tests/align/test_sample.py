@@ -15,6 +15,8 @@ from scaling.data.chat.dialogues import Skipped
 from scaling.generate.answers import Answers
 from tests.programs import environment
 
+pytestmark = pytest.mark.slow  # all read answers of the run that talks
+
 PROMPTS = [{"prompt": f"{letter}{i}", "wanted": letter} for i in range(6) for letter in "ab"]
 REWARD = """
 import numpy as np
@@ -111,7 +113,6 @@ def test_equal_answers_have_one_reward_and_make_no_pair(folder):
     assert any(len(set(record["rewards"])) < len(record["rewards"]) for record in records)
 
 
-@pytest.mark.slow
 def test_a_sampling_that_is_killed_goes_on_to_the_same_file(folder, best):
     folder.write("many.jsonl", PROMPTS * 15)
     words = [sys.executable, "-m", "scaling", "align", "sample", str(folder / "talker"), "--tokens=6", "--samples=4"]

@@ -193,6 +193,7 @@ def test_impossible_values_are_refused(values, expected):
 NUMBERS = {name: value for name, value, _, _ in cfg.knobs() if type(value) in (int, float)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["1e22", "1e39", "1e400", "-1e39", "-inf", "nan", "9" * 400, "9" * 5000])
 def test_numbers_that_nothing_can_hold_are_refused_by_name(text):
     for name, default in NUMBERS.items():

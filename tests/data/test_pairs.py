@@ -109,6 +109,7 @@ def test_rows_of_translations():
     assert found.fault(of("a", "b" * 5)) == "the target does not fit config.train.sequence_length=6"
 
 
+@pytest.mark.slow
 def test_rows_of_two_languages(file):
     data = Data.of(config(file(), "tlm", length=24), WORDS)
     plain = layout(config("x", "tlm", length=12)).row(of("ab", "cde"))

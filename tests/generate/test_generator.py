@@ -73,6 +73,7 @@ def test_greedy_and_beams_equal_hugging_face(name, some):
     assert ended > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3, "temperature": 1.0, "top_p": 0.8}, {"beams": 3}])
 def test_a_batch_equals_its_single_prompts(generator, options):
     sampling = dataclasses.replace(GREEDY if not options else FREE, **options)

@@ -102,6 +102,7 @@ def test_streams_grow_and_stops_cut():
     assert (cut[0].text, cut[0].finish, cut[0].ids) == (found[0].text, "stop", found[0].ids)
 
 
+@pytest.mark.slow
 def test_draws_depend_on_neither_batch_nor_pieces():
     sampling = dataclasses.replace(GREEDY, temperature=0.7, num_samples=2, seed=3)
     together = alike().generate(PROMPTS, sampling)

@@ -73,6 +73,7 @@ def test_base_and_adapters_are_the_whole_model(made):
         np.testing.assert_allclose(base[name], tensor, atol=2e-6 if name in changed else 0, err_msg=name)
 
 
+@pytest.mark.slow
 def test_names_and_shapes_are_those_of_peft(made):
     kind, root = made
     written = json.loads((Path(__file__).parents[1] / "fixtures" / "peft.json").read_text())[kind]

@@ -87,6 +87,7 @@ def test_bad_input(tmp_path):
         huggingface.load(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_beam_search_equals_hugging_face(name):
     found = np.load(FIXTURES / name / "expected.npz")

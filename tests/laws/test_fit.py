@@ -29,6 +29,7 @@ def with_loss(points, law, theta, noise=0.0, seed=0):
     return dataclasses.replace(points, columns={**points.columns, "loss": np.exp(log_loss)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "theta"),
     [

@@ -211,11 +211,13 @@ def same(got, want):
         np.testing.assert_allclose(a, b, atol=2e-4 * float(jnp.abs(b).max()) + 1e-7)
 
 
+@pytest.mark.slow
 @each_mesh
 def test_same_losses_and_gradients_on_every_mesh(name, one_device):
     same(tiny.train(tiny.config(GLAM), 5, MESHES[name], 8), one_device)
 
 
+@pytest.mark.slow
 def test_same_losses_and_gradients_accumulated(one_device):
     same(tiny.train(tiny.config(GLAM, microbatch_sequences=2), 5), one_device)
 

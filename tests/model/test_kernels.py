@@ -73,6 +73,7 @@ def test_a_band_costs_its_band(window):
         assert length * window <= area <= 2 * length * max(window, block), (area, block)
 
 
+@pytest.mark.slow
 def test_splash_over_a_mesh_is_splash_on_one_device():
     arrays = inputs()
     single = with_gradients(lambda *y: splash(*y, 96), *arrays)

@@ -130,6 +130,7 @@ MESHES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_microbatches_and_devices_change_nothing(name):
     train, mesh, devices = MESHES[name]
@@ -149,6 +150,7 @@ def test_adapters_lie_like_the_sides_of_their_matrix():
     assert shards == {"a": (2, 2, 8, RANK), "b": (2, RANK, 16)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["muon", "adafactor", "lion"])
 def test_optimizers_of_optax_take_adapters(name):
     made = config(optimizer={"name": name, "peak_lr": 1e-3})

@@ -37,7 +37,6 @@ MESHES = {
     "slices2-stage2-data2-fsdp2": (8, cfg.Mesh(slices=2, stage=2, data=2, fsdp=2), 2, "dots"),
     "slices2-stage4-tensor2": (8, cfg.Mesh(slices=2, stage=4, tensor=2), 4, "full"),
 }
-FAST = ("stage2-fsdp2-tensor2",)
 VARIANTS = {
     "post": dict(norm="post", dropout_residual=0.0, tied_embedding=False),
     "completep": dict(parametrization="completep", base_width=16),
@@ -76,7 +75,8 @@ def one_device():
     return curve(config())
 
 
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MESHES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
 def test_losses_gradients_and_weights_are_those_of_one_device(name, one_device):
     devices, mesh, parts, remat = MESHES[name]
     found, state = curve(config(parts, mesh, dict(remat=remat)), devices)

@@ -81,6 +81,7 @@ def test_each_kind_spares_its_products():
     assert products("post", "projections") - products("post", "none") == 1  # the scores, without a kernel
 
 
+@pytest.mark.slow
 def test_first_layers_make_a_second_loop_and_the_ends_none():
     texts = {name: step("post", name).lower(params("post")).as_text() for name in ("full", "projections")}
     assert step("post", "projections:4").lower(params("post")).as_text() == texts["projections"]

@@ -295,6 +295,7 @@ def test_training_is_the_same_on_meshes_with_context(name, kind, one_device):
         np.testing.assert_allclose(mine, other, atol=2e-3)  # Adam divides rounding by rounding where gradients vanish
 
 
+@pytest.mark.slow
 def test_every_gradient_is_that_of_one_device():
     """Leaf by leaf, to 1e-5 of its largest number, with documents."""
     config = CONFIGS["documents"]

@@ -72,6 +72,7 @@ def test_loss_and_gradient_are_those_of_whole_logits():
     assert all(np.abs(grads[name]).max() > 0 for name in ("transform", "transform_bias", "logit_bias", "types"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "microbatches"),
     [(cfg.Mesh(data=1), 2), (cfg.Mesh(data=1, fsdp=2, tensor=2), 1), (cfg.Mesh(data=8), 1)],

@@ -63,6 +63,7 @@ def by_whole_logits(made, params, batch):
     return mean - rl.pretraining_weight * jnp.take_along_axis(read, text.targets[..., None], -1).mean()
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_policy_and_its_gradient():
     made, batch = config(), minibatch()
     with jax.set_mesh(one_device()):
@@ -126,6 +127,7 @@ def test_microbatches_and_devices_change_nothing(which, sizes):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), *found)
 
 
+@pytest.mark.slow
 def test_what_is_no_token_of_an_answer_has_no_part_in_loss_or_gradient():
     made, batch = config(), minibatch()
     there = batch.answers.mask > 0

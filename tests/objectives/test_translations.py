@@ -46,6 +46,7 @@ def step(config, mesh):
         return params, jax.device_get(metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooler", [False, True])
 def test_the_loss_is_that_of_the_definition(pooler):
     chosen = config(pooler=pooler)

@@ -30,10 +30,8 @@ def one_device():
     return tiny.train_on_one(STEPS)
 
 
-FAST = ("data2-fsdp2-tensor2",)
-
-
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MESHES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
 def test_same_losses_and_weights_as_one_device(name, one_device):
     config = on(MESHES[name])
     losses, state = tiny.train(config, STEPS, config.mesh, 8)

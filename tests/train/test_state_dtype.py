@@ -79,6 +79,7 @@ def test_training_is_hardly_changed_and_the_same_on_a_mesh():
     np.testing.assert_allclose(sharded, losses, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_the_narrow_moments_and_convert(tmp_path):
     mesh = make_mesh(cfg.Mesh(), jax.devices()[:1])
     _, state = tiny.train(narrow(tiny.config()), 2)

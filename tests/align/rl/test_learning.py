@@ -312,6 +312,7 @@ def test_grpo_needs_a_group(folder, capsys):
     assert "config.rl.samples=1 must be at least 2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_reward_that_is_not_finite_ends_the_run_and_names_the_prompt(folder, capsys):
     assert learns(folder, "ppo", "nan", f"--config.rl.reward={folder}/bad.py:count") == exit_codes.USAGE
     assert re.search(r"p\.jsonl:\d+: the reward .* must be finite", capsys.readouterr().err)

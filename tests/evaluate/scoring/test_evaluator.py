@@ -240,6 +240,7 @@ def test_a_text_file_is_read_across_its_lines(evaluator, params, tmp_path):
     assert long.scores["log_likelihood"] != pytest.approx(lines, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("median", "spread", "answer", "options", "normalisation"),
     [  # in tokens: like PIQA, like ARC, and mixed lengths
