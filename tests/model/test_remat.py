@@ -71,6 +71,7 @@ def test_no_policy_changes_a_number(case, policies):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * largest, err_msg=policy)
 
 
+@pytest.mark.slow
 def test_each_kind_spares_its_products():
     """Of the products that ``full`` computes twice; a loop of the program stands for all of its layers."""
     full = products("post", "full")
