@@ -109,3 +109,11 @@ ENTRY %main (a: bf16[1024,1024], b: bf16[1024,1024], c: bf16[64,1024,1024]) -> b
     program = hlo.parse(text)
     fusion = next(i for i, _ in program.walk(None) if i.opcode == "fusion")
     assert traffic.bytes_moved(program, fusion) == 3 * 2 * 1024**2
+
+
+def test_a_slice_in_a_fusion_of_a_fusion_moves_only_what_it_touches():
+    """As libtpu 0.0.52 compiles a product for v6e: the whole stack would be counted as waiting for memory."""
+    program = module("nested.hlo")
+    (product,) = [i for i, _ in program.walk() if i.opcode == "fusion"]
+    layer, x, gradient = 2 * 64 * 256, 2 * 64 * 128, 2 * 256 * 128
+    assert traffic.bytes_moved(program, product) == layer + x + gradient
