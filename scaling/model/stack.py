@@ -91,7 +91,8 @@ class Stack(nnx.Module):
 
     def informed(self, context: AttentionContext) -> AttentionContext:
         """The context with what all layers share: whether they look ahead, and a table of relative positions."""
-        if not self.config.causal:
+        config = self.config
+        if not config.causal or context.order is not None or (config.prefix_lm and context.branches is not None):
             context = dataclasses.replace(context, causal=False)
         if self.config.positions == "relative":
             return dataclasses.replace(context, relative=use(self.relative, jnp.dtype(jnp.float32)))
