@@ -7,6 +7,7 @@ from scaling.plan.hlo import Instruction, Module, shape_bytes
 _SLICE, _UPDATE, _GATHER = "dynamic-slice", "dynamic-update-slice", "gather"
 _LAID_OUT = re.compile(r"\b\w+\[[\d,]*\]\{[^{}]*\}")
 _FAST = re.compile(r"S\([1-9]\)")
+_SAME = "output_to_operand_aliasing={{}: (0, {})}"  # of an inner fusion whose result is its operand
 
 
 def bytes_moved(module: Module, instruction: Instruction) -> int:
@@ -39,27 +40,31 @@ def _inner(module: Module, instruction: Instruction) -> list[Instruction]:
 def _touched(module: Module, inner: list[Instruction]) -> dict[int, int]:
     """Parameters of a fusion that are only sliced, updated in place or handed through -> the bytes that are touched."""
     numbers = {i.name: int(i.operands[0]) for i in inner if i.opcode == "parameter"}
-    found: dict[int, int] = {}
-    for name, number in numbers.items():
-        parts = [_part(module, i, name) for i in inner if name in i.operands]
-        if parts and None not in parts:
-            found[number] = sum(part for part in parts if part)
-    return found
+    parts = {number: _part(module, inner, name) for name, number in numbers.items()}
+    return {number: part for number, part in parts.items() if part is not None}
 
 
-def _part(module: Module, user: Instruction, name: str) -> int | None:
-    """Bytes that an instruction of a fusion touches of its operand ``name``; None = all of them."""
+def _part(module: Module, inner: list[Instruction], name: str) -> int | None:
+    """Bytes that a fusion touches of one of its arrays; None = all of them."""
+    parts = [_part_of_user(module, inner, user, name) for user in inner if name in user.operands]
+    return sum(part for part in parts if part) if parts and None not in parts else None
+
+
+def _part_of_user(module: Module, inner: list[Instruction], user: Instruction, name: str) -> int | None:
     if user.opcode == "tuple":
         return 0
     if user.opcode == _SLICE:
         return user.bytes
     if user.opcode in (_UPDATE, _GATHER) and user.operands[0] == name:
         return user.bytes if user.opcode == _GATHER else 0
-    if user.opcode == "fusion":  # libtpu 0.0.52 puts the slice of a stack into a fusion inside that of a product
-        touched = _touched(module, _inner(module, user))
-        places = [place for place, operand in enumerate(user.operands) if operand == name]
-        return sum(touched[place] for place in places) if all(place in touched for place in places) else None
-    return None
+    if user.opcode != "fusion":
+        return None
+    if _SAME in user.text:  # libtpu 0.0.52 tells v7x so that an array is laid out in other tiles
+        return _part(module, inner, user.name)
+    # It puts the slice of a stack into a fusion inside that of a product.
+    touched = _touched(module, _inner(module, user))
+    places = [place for place, operand in enumerate(user.operands) if operand == name]
+    return sum(touched[place] for place in places) if all(place in touched for place in places) else None
 
 
 def bytes_prefetched(instruction: Instruction) -> int:

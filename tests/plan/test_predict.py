@@ -117,6 +117,17 @@ def test_a_slice_in_a_fusion_of_a_fusion_moves_only_what_it_touches():
     (product,) = [i for i, _ in program.walk() if i.opcode == "fusion"]
     layer, x, gradient = 2 * 64 * 256, 2 * 64 * 128, 2 * 256 * 128
     assert traffic.bytes_moved(program, product) == layer + x + gradient
+    # For v7x it says inside the fusion that the stack is laid out in other tiles.
+    text = Path(__file__).with_name("nested.hlo").read_text()
+    other = text.replace("fusion(%stack.2, %layer.2)", "fusion(%tiles, %layer.2)").replace(
+        "  %layer.2 = ",
+        "  %tiles = bf16[24,64,256]{2,1,0:T(16,128)(2,1)} fusion(%stack.2), kind=kLoop, "
+        "output_to_operand_aliasing={{}: (0, {})}, calls=%copied\n  %layer.2 = ",
+    )
+    assert other.count("%tiles") == 2
+    program = hlo.parse(other)
+    (product,) = [i for i, _ in program.walk() if i.opcode == "fusion"]
+    assert traffic.bytes_moved(program, product) == layer + x + gradient
 
 
 def test_what_sparse_cores_send_is_hidden_by_the_work_between_its_beginning_and_its_end():
