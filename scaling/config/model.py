@@ -321,7 +321,8 @@ class Compute:
         "none",
         "",
         "what the backward pass recomputes: none, dots, projections, full, or all but some of qkv, attention, sum and "
-        "hidden, such as qkv+sum; projections:16 keeps in the first 16 layers only; auto chooses by the memory",
+        "hidden, such as qkv+sum; qkv@host keeps it in the host's memory; projections:16 keeps in the first 16 layers "
+        "only; auto chooses by the memory",
     )
     scan_unroll: int = knob(
         1,
