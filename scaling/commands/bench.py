@@ -99,6 +99,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     startup.add_argument("--experiment", default="cpu/demo", metavar="FILE", help="an experiment (default: cpu/demo)")
     startup.add_argument("--repetitions", type=int, default=2, metavar="N", help="number of warm starts (default: 2)")
 
+    overhead = add("overhead", _overhead, "what a training costs beside its steps, by piece, and beside a bare loop")
+    overhead.add_argument(
+        "--turns", type=int, default=15, metavar="N", help="turns of 20 steps of each loop (default: 15)"
+    )
+
     data = add("data", _data, "speed of the loader, without a model")
     data.add_argument("--experiment", default="cpu/demo", metavar="FILE", help="an experiment (default: cpu/demo)")
     data.add_argument("--steps", type=int, default=200, metavar="N", help="number of batches to read (default: 200)")
@@ -205,6 +210,17 @@ def _startup(options: argparse.Namespace) -> int:
 
     _at_least_one(options, "repetitions")
     for line in startup(options.experiment, options.repetitions):
+        print(line, flush=True)
+    return 0
+
+
+def _overhead(options: argparse.Namespace) -> int:
+    from scaling.bench.overhead import bench
+    from scaling.parallel.host_memory import keep_freed_memory
+
+    _at_least_one(options, "turns")
+    keep_freed_memory()
+    for line in bench(options.turns):
         print(line, flush=True)
     return 0
 
