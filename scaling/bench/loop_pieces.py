@@ -83,7 +83,7 @@ class Piece:
     def less(self, other: "Piece", name: str) -> "Piece":
         """What it costs beyond the other, which is a part of it or does the same without it."""
         costs = {of: max(0.0, getattr(self, of) - getattr(other, of)) for of in ("seconds", "least", "cpu")}
-        return dataclasses.replace(self, name=name, **costs)  # type: ignore[arg-type]
+        return dataclasses.replace(self, name=name, **costs)
 
 
 @dataclasses.dataclass
@@ -162,17 +162,17 @@ def _guarding(here: Training) -> Piece:
     config, mesh, batch = here.run.config, here.run.mesh, here.batch()
 
     def objective(model: Any, *_: Any) -> Sums:
-        total = sum(jnp.sum(x * x) for x in jax.tree.leaves(nnx.state(model)))
+        total = jnp.stack([jnp.sum(x * x) for x in jax.tree.leaves(nnx.state(model))]).sum()
         return Sums(total, jnp.float32(1), {"loss": total})
 
     def update() -> TrainStep:
         step = make_train_step(config, mesh, objective)
-        step.lower(here.state, batch, 1e-4, 1)  # traced here, where the guard is, or is not
+        step(jax.tree.map(jnp.copy, here.state), batch, 1e-4, 1)  # traced here, where the guard is, or is not
         return step
 
     guarded, states = update(), [jax.tree.map(jnp.copy, here.state) for _ in range(2)]
-    off = {"judge": lambda state, *_: (True, state), "keep_if": lambda good, new, old: new}
-    with mock.patch.multiple(guard, **off):
+    judges = mock.patch.object(guard, "judge", lambda state, *_: (True, state))
+    with judges, mock.patch.object(guard, "keep_if", lambda good, new, old: new):
         steps = guarded, update()
     timings: tuple[list[Timing], list[Timing]] = [], []
     for _ in range(8 * _REPEATS):
@@ -214,6 +214,7 @@ def _logging(here: Training, line: dict[str, Any]) -> Iterator[Piece]:
 
 def _saving(here: Training, line: dict[str, Any]) -> Iterator[Piece]:
     watch, state, last = here.watch, here.state, line["step"]
+    assert state is not None
     stalls, rests = list[Timing](), list[Timing]()
     for number in range(1, 8):
         jax.block_until_ready(state)
@@ -228,8 +229,8 @@ def _saving(here: Training, line: dict[str, Any]) -> Iterator[Piece]:
     finite = _piece("are all numbers finite, before a save", "reliability", lambda: guard.is_finite(state), every=SAVE)
     finite = dataclasses.replace(finite, device="waits")
     yield finite
-    stall = Piece.of("", "reliability", stalls, every=SAVE, device="waits")
-    yield stall.less(finite, "a save, until the loop goes on")
+    whole = Piece.of("", "reliability", stalls, every=SAVE, device="waits")
+    yield whole.less(finite, "a save, until the loop goes on")
     sums = _piece("", "reliability", lambda: checkpoint.verify(path), every=SAVE)
     yield dataclasses.replace(sums, name=f"checksums of a save of {size / 1e6:.0f} MB")
     yield Piece.of("", "reliability", rests, every=SAVE).less(sums, "a save's writing and syncing")

@@ -97,8 +97,9 @@ class _Sides:
 
     def __init__(self, here: Training):
         self.product, self.bare = list[Timing](), list[Timing]()
-        self._here, self._running = here, None
+        self._here = here
         self._state: Any = None
+        self._running: Timing | None = None
 
     def __call__(self, _: int, state: TrainState) -> None:
         jax.block_until_ready(state)
@@ -121,6 +122,7 @@ def _timing() -> Timing:
 
 
 def _compared(here: Training, sides: _Sides) -> Iterator[str]:
+    assert here.state is not None
     run, pairs = here.run, list(zip(sides.product, sides.bare[1:], strict=False))[_WARM - 1 :]
     calm = [pair for pair in pairs if all(timing.others < QUIET for timing in pair)]
     used = calm or pairs
