@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling.config import schema as cfg
-from scaling.generate.generator import Completion, Generator, batch_shape, bucket
+from scaling.generate.generator import Completion, Generator, bucket
 from scaling.generate.sampling import Dials, Rules, Sampling, choose, row_keys
 from scaling.model import decoder, kv_cache
 from scaling.parallel.sharding import BATCH_AXES
@@ -26,6 +26,9 @@ from scaling.parallel.sharding import BATCH_AXES
 ROWS = 8  # of the cache, while more than one text is there
 PIECE = 4  # tokens of each row between two looks for texts that came or went
 _SMALLEST_ROOM = 64  # slots of a row
+
+
+Deliver = Callable[[Completion | Exception], object]
 
 
 class _Program(NamedTuple):
@@ -59,13 +62,7 @@ class Text:
             that ended it; called in the thread of ``Engine.step``.
     """
 
-    def __init__(
-        self,
-        prompt: np.ndarray,
-        sampling: Sampling,
-        sample: int,
-        deliver: Callable[[Completion | Exception], object],
-    ):
+    def __init__(self, prompt: np.ndarray, sampling: Sampling, sample: int, deliver: Deliver):
         self.prompt, self.sampling, self.sample, self.deliver = prompt, sampling, sample, deliver
         self.stopped = threading.Event()  # nobody waits for it any more
         self.ids: list[int] = []  # that were chosen
@@ -106,8 +103,8 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Texts that have no row yet."""
-        return len(self._waiting)
+        """Texts that have no row yet, and for which somebody waits."""
+        return sum(not text.stopped.is_set() for text in tuple(self._waiting))
 
     @property
     def busy(self) -> bool:
@@ -148,7 +145,10 @@ class Engine:
         try:
             keys = row_keys(text.sampling.seed, jnp.zeros(1, jnp.int32), jnp.asarray([text.sample]))
             text.key = np.asarray(jax.random.key_data(keys))[0]
-            logits, memory = _read(self._program([]), self._generator.params, *self._padded(text.prompt))
+            length = bucket(len(text.prompt), largest=self._context)
+            start = length - len(text.prompt)
+            tokens = np.pad(text.prompt, (start, 0))[None]
+            logits, memory = _read(self._program([]), self._generator.params, tokens, np.asarray([start], np.int32))
             text.place = 0
             text.ids = np.asarray(_pick(self._program([text]), logits, self._rows([text], 1))).tolist()
         except Exception as error:  # of this text alone: the others go on
@@ -210,12 +210,6 @@ class Engine:
         drawn = [text.sampling for text in texts if text.sampling.temperature]
         nucleus = any(sampling.top_p < 1 for sampling in drawn)
         return _Program(self._generator.network, self._generator.vocab, bool(drawn), nucleus)
-
-    def _padded(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        _, length = batch_shape(1, len(ids), self._context, self._generator.mesh)
-        tokens = np.zeros((1, length), np.int32)
-        tokens[0, length - len(ids) :] = ids
-        return tokens, np.asarray([length - len(ids)], np.int32)
 
 
 def _told(text: Text, found: Completion | Exception) -> bool:

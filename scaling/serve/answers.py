@@ -52,6 +52,8 @@ class Answering:
                 turns.submit(self._job)
         except Busy as error:
             raise Refusal(str(error), status=429, code="overloaded", kind="server_error") from None
+        except ValueError as error:
+            raise Refusal(str(error)) from None
 
     def stop(self) -> None:
         """Nobody waits for it any more."""

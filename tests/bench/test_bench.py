@@ -116,6 +116,8 @@ def test_mistakes(stand_in, capsys, monkeypatch):
         (["dispatch", "--num_layers=3"], "--num_layers=3 must be a positive multiple of 2"),
         (["dispatch", "--num_layers=0"], "--num_layers=0 must be a positive multiple of 2"),
         (["dispatch", "--steps=1"], "--steps=1 must be at least 2"),
+        (["serve", "--width=65"], "--width=65 must be a multiple of 64"),
+        (["serve", "--clients", "1", "0"], "--clients must be 1 or more"),
         (["overhead", "--turns=0"], "--turns must be 1 or more"),
         (["train", "--peer=/nowhere/python"], "--peer=/nowhere/python cannot be run"),
     ):
@@ -158,6 +160,15 @@ def test_shares_of_pieces_are_of_a_step_and_off_pieces_do_not_count():
         "| of it, what the device waits for or does | | | | | 500.0 | 250.0 | 0.250 | |",
         "| with feeding | | | | | 900.0 | 450.0 | 0.450 | |",
     ]
+
+
+@pytest.mark.slow
+def test_clients_are_served_both_ways(capsys):
+    options = ["--clients", "2", "--requests=1", "--repetitions=1", "--num_layers=1", "--width=64"]
+    assert cli.main(["bench", "serve", *options]) == 0
+    head, plain, batched = capsys.readouterr().out.splitlines()
+    assert "1 layers, width 64" in head and "2 clients, by themselves, 4 in turns" in plain
+    assert "2 clients, continuous batching, 8 rows" in batched and "tokens/s" in batched
 
 
 @pytest.mark.slow
