@@ -74,6 +74,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     rollout.add_argument("--new", type=int, default=64, metavar="N", help="tokens of an answer (default: 64)")
     rollout.add_argument("--repetitions", type=int, default=5, metavar="N", help="timed calls (default: 5)")
 
+    serve = add("serve", _serve, "speed of a server's answers with several clients, with and without batching")
+    serve.add_argument(
+        "--clients", type=int, nargs="+", default=[1, 4, 8], metavar="N", help="numbers of clients (default: 1 4 8)"
+    )
+    serve.add_argument("--requests", type=int, default=3, metavar="N", help="of each client (default: 3)")
+    serve.add_argument("--repetitions", type=int, default=3, metavar="N", help="of each measurement (default: 3)")
+    serve.add_argument("--num_layers", type=int, default=6, help="depth of the model (default: 6)")
+    serve.add_argument("--width", type=int, default=512, help="d_model, a multiple of 64 (default: 512)")
+
     tpu = add("tpu", _tpu, "our train step compiled for a TPU slice that is not here, compared with MaxText's")
     tpu.add_argument(
         "--sizes",
@@ -98,6 +107,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     startup = add("startup", _startup, "seconds from the command to the first step of a training")
     startup.add_argument("--experiment", default="cpu/demo", metavar="FILE", help="an experiment (default: cpu/demo)")
     startup.add_argument("--repetitions", type=int, default=2, metavar="N", help="number of warm starts (default: 2)")
+
+    overhead = add("overhead", _overhead, "what a training costs beside its steps, by piece, and beside a bare loop")
+    overhead.add_argument(
+        "--turns", type=int, default=15, metavar="N", help="turns of 20 steps of each loop (default: 15)"
+    )
 
     data = add("data", _data, "speed of the loader, without a model")
     data.add_argument("--experiment", default="cpu/demo", metavar="FILE", help="an experiment (default: cpu/demo)")
@@ -182,6 +196,17 @@ def _rollout(options: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(options: argparse.Namespace) -> int:
+    from scaling.bench.serve import bench
+
+    _at_least_one(options, "clients", "requests", "repetitions", "num_layers", "width")
+    if options.width % 64:
+        raise ValueError(f"--width={options.width} must be a multiple of 64")
+    for line in bench(options.clients, options.requests, options.repetitions, options.num_layers, options.width):
+        print(line, flush=True)
+    return 0
+
+
 def _tpu(options: argparse.Namespace) -> int:
     import dataclasses
 
@@ -205,6 +230,17 @@ def _startup(options: argparse.Namespace) -> int:
 
     _at_least_one(options, "repetitions")
     for line in startup(options.experiment, options.repetitions):
+        print(line, flush=True)
+    return 0
+
+
+def _overhead(options: argparse.Namespace) -> int:
+    from scaling.bench.overhead import bench
+    from scaling.parallel.host_memory import keep_freed_memory
+
+    _at_least_one(options, "turns")
+    keep_freed_memory()
+    for line in bench(options.turns):
         print(line, flush=True)
     return 0
 

@@ -90,9 +90,9 @@ class Generator:
         self.words, self.mesh = words, one_device() if mesh is None else mesh
         self._draft = draft
         if draft is not None:
-            draft.check(self.config, self._vocab)
+            draft.check(self.config, self.vocab)
         with jax.set_mesh(self.mesh):
-            self._params = kv_cache.split_layers(self.network, params, self.mesh)
+            self.params = kv_cache.split_layers(self.network, params, self.mesh)
             if draft is not None:
                 small = kv_cache.split_layers(draft.network, draft.params, self.mesh)
                 self._draft = draft._replace(params=small)
@@ -124,7 +124,7 @@ class Generator:
         """
         if self._draft and sampling.beams > 1:
             raise ValueError(f"beam search (beams={sampling.beams}) and a draft exclude each other")
-        arrays = [self._checked(number, ids, sampling) for number, ids in enumerate(prompts)]
+        arrays = [self.checked(number, ids, sampling) for number, ids in enumerate(prompts)]
         read = self._sources(sources, len(arrays))
         samples = 1 if sampling.beams > 1 else sampling.num_samples
         drawn = range(len(arrays)) if numbers is None else numbers
@@ -179,7 +179,7 @@ class Generator:
         """
         if sampling.beams > 1:
             raise ValueError(f"beam search (beams={sampling.beams}) cannot be streamed")
-        ids = self._checked(0, prompt, sampling)
+        ids = self.checked(0, prompt, sampling)
         (read,) = self._sources(None if source is None else [source], 1)
         rows = [_Row(0, sample, ids, 0, read) for sample in range(sampling.num_samples)]
         for completions in self._sample(rows, sampling, every):
@@ -187,6 +187,17 @@ class Generator:
                 found if found.finish else dataclasses.replace(found, text=_settled(found.text, sampling.stop))
                 for found in completions
             ]
+
+    def continued(self, prompt: np.ndarray, ids: Sequence[int], sampling: Sampling) -> Completion:
+        """What these new tokens of a prompt amount to; of a text that goes on, without what may still change."""
+        row, chosen = _Row(0, 0, prompt, 0), np.asarray(ids, np.int32)
+        found = self._completion(row, chosen, self._rules(sampling)[1], sampling)
+        return found if found.finish else dataclasses.replace(found, text=_settled(found.text, sampling.stop))
+
+    @property
+    def has_draft(self) -> bool:
+        """Whether a small model proposes tokens."""
+        return self._draft is not None
 
     def _sources(self, sources: Sequence[Sequence[int] | np.ndarray] | None, count: int) -> Sequence[np.ndarray | None]:
         """The sources of so many prompts; None each without an encoder."""
@@ -218,7 +229,8 @@ class Generator:
             raise ValueError(f"{where} holds token {outside[0]}, outside the vocabulary of {vocab} (0 to {vocab - 1})")
         return array.astype(np.int32)
 
-    def _checked(self, number: int, ids: Sequence[int] | np.ndarray, sampling: Sampling) -> np.ndarray:
+    def checked(self, number: int, ids: Sequence[int] | np.ndarray, sampling: Sampling) -> np.ndarray:
+        """The ids of a prompt, int32; ``number`` is for the message. Raises ``ValueError`` as ``generate``."""
         where, context = f"prompt {number + 1}", self.config.context_length
         if sampling.stop and self.words is None:
             raise ValueError("stop strings need a tokenizer")
@@ -273,11 +285,11 @@ class Generator:
         """The state after the first token of each row, and what goes on until each has so many."""
         if self._draft is None:
             plain = decode.Program(self.network, static, room)
-            return decode.start(plain, self._params, dials, batch), functools.partial(
-                decode.proceed, plain, self._params, dials, batch
+            return decode.start(plain, self.params, dials, batch), functools.partial(
+                decode.proceed, plain, self.params, dials, batch
             )
         program = speculative.Program(self.network, self._draft.network, static, room, self._draft.tokens)
-        params = speculative.Params(self._params, self._draft.params)
+        params = speculative.Params(self.params, self._draft.params)
         return speculative.start(program, params, dials, batch), functools.partial(
             speculative.proceed, program, params, dials, batch
         )
@@ -294,7 +306,7 @@ class Generator:
                 np.asarray(sampling.early_stopping),
             )
             program = decode.Program(self.network, static, room)
-            texts, scores = beam.search(program, sampling.beams, self._params, self._padded(rows), ends)
+            texts, scores = beam.search(program, sampling.beams, self.params, self._padded(rows), ends)
         texts, scores = np.asarray(texts), np.asarray(scores)
         return [
             [
@@ -309,10 +321,11 @@ class Generator:
         ]
 
     def _rules(self, sampling: Sampling) -> tuple[Rules, Dials]:
-        return rules(sampling, self._vocab, None if self.words is None else self.words.eot)
+        return rules(sampling, self.vocab, None if self.words is None else self.words.eot)
 
     @property
-    def _vocab(self) -> int:
+    def vocab(self) -> int:
+        """Ids from here on are never chosen."""
         # A model may have rows beyond its tokenizer's ids (GPT-1's shape with another tokenizer).
         return self.config.vocab_size if self.words is None else self.words.vocab_size
 

@@ -1,6 +1,7 @@
 """Answers in OpenAI's shapes: whole, or as a stream of server-sent events."""
 
 import asyncio
+import functools
 import json
 import logging
 import secrets
@@ -8,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+from scaling.generate.continuous import Text
 from scaling.generate.generator import Completion
 from scaling.serve.refusals import Refusal
 from scaling.serve.requests import Ask
@@ -31,17 +33,49 @@ class Answering:
     """
 
     def __init__(self, ask: Ask, turns: Turns) -> None:
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         self._found: asyncio.Queue[Any] = asyncio.Queue()
-        self._job = Job(_pieces(ask), lambda piece: loop.call_soon_threadsafe(self._found.put_nowait, piece))
+        self._job: Job | None = None
+        self._texts: list[Text] = []
+        engine = ask.model.engine
         try:
-            turns.submit(self._job)
+            if engine is not None and engine.takes(ask.sampling):
+                every = [(prompt, sample) for prompt in ask.prompts for sample in range(ask.sampling.num_samples)]
+                self._open = set(range(len(every)))
+                self._texts = [
+                    Text(prompt, ask.sampling, sample, functools.partial(self._grown, index))
+                    for index, (prompt, sample) in enumerate(every)
+                ]
+                turns.join(engine, self._texts)
+            else:
+                self._job = Job(_pieces(ask), self._deliver)
+                turns.submit(self._job)
         except Busy as error:
             raise Refusal(str(error), status=429, code="overloaded", kind="server_error") from None
+        except ValueError as error:
+            raise Refusal(str(error)) from None
 
     def stop(self) -> None:
         """Nobody waits for it any more."""
-        self._job.stop()
+        for text in self._texts:
+            text.stopped.set()
+        if self._job is not None:
+            self._job.stop()
+
+    def _deliver(self, piece: Any) -> None:
+        self._loop.call_soon_threadsafe(self._found.put_nowait, piece)
+
+    def _grown(self, index: int, found: Completion | Exception) -> None:
+        """A text of the engine has grown; the end of the last one is the end of all."""
+        if isinstance(found, Exception):
+            self._deliver(found)
+            self.stop()
+            return
+        self._deliver([(index, found)])
+        if found.finish:
+            self._open.discard(index)
+            if not self._open:
+                self._deliver(None)
 
     async def pieces(self) -> AsyncIterator[list[tuple[int, Completion]]]:
         """Numbers of answers, and how far they are.

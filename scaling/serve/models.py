@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scaling.data.chat.template import Chat
+from scaling.generate.continuous import Engine
 from scaling.generate.draft import load_draft
 from scaling.generate.generator import Generator
 from scaling.interop.served import load_decoder
@@ -19,12 +20,14 @@ class Model:
         generator: it.
         chat: its template; None if it has none.
         without_chat: why.
+        engine: continues its texts by continuous batching; None = each request is computed by itself.
     """
 
     name: str
     generator: Generator
     chat: Chat | None
     without_chat: str = ""
+    engine: Engine | None = None
 
     @property
     def context(self) -> int:
@@ -65,5 +68,6 @@ def load(
         name = path if short.count(name) > 1 else name
         if name in models:
             raise ValueError(f"{path} is given twice")
-        models[name] = Model(name, generator, chat, reason)
+        engine = Engine(generator) if Engine.can_serve(generator) else None
+        models[name] = Model(name, generator, chat, reason, engine)
     return models

@@ -1,12 +1,17 @@
-"""One queue for the device: a few requests are computed in turns, a piece of text each; the others wait in order."""
+"""The thread that computes: the rows of continuous batching, in turns with requests that cannot be served so.
+
+Of the latter a few are computed in turns, a piece of text each; the others wait in order.
+"""
 
 import collections
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from scaling.generate.continuous import Engine, Text
+
 TOGETHER = 4  # requests that are computed in turns; each has a cache on the device
-WAITING = 64  # requests that may wait
+WAITING = 64  # requests that may wait; of continuous batching texts
 
 
 class Busy(Exception):
@@ -50,6 +55,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._waiting: collections.deque[Job] = collections.deque()
+        self._engines: set[Engine] = set()
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="turns", daemon=True)
@@ -67,6 +73,20 @@ class Turns:
             self._waiting.append(job)
             self._changed.notify()
 
+    def join(self, engine: Engine, texts: Sequence[Text]) -> None:
+        """Puts texts at the end of an engine's queue.
+
+        Raises:
+            Busy: the queue is full.
+            ValueError: the engine cannot continue them.
+        """
+        with self._changed:
+            if engine.waiting >= WAITING:
+                raise Busy(f"{engine.waiting} texts wait already; try again later")
+            engine.submit(texts)
+            self._engines.add(engine)
+            self._changed.notify()
+
     def close(self) -> None:
         """Ends after the piece that is being computed."""
         with self._changed:
@@ -78,12 +98,14 @@ class Turns:
         active: collections.deque[Job] = collections.deque()
         while True:
             with self._changed:
-                while not (active or self._waiting or self._closed):
+                while not (active or self._waiting or self._closed or any(engine.busy for engine in self._engines)):
                     self._changed.wait()
                 if self._closed:
                     return
+                engines = [engine for engine in self._engines if engine.busy]
                 while self._waiting and len(active) < TOGETHER:
                     active.append(self._waiting.popleft())
-            job = active.popleft()
-            if job.step():
+            if active and (job := active.popleft()).step():
                 active.append(job)
+            for engine in engines:
+                engine.step()

@@ -145,6 +145,9 @@ class Loop:
         """Waits for a step's loss; checks it (on every process, so that all stop together); writes it if it is due."""
         done, metrics = step.done, step.metrics
         due = done % self.run.config.log.every_steps == 0 or done == self.run.schedule.num_steps or done == 1
+        if not due and not int(metrics["bad_in_a_row"]):  # one number of a good step is enough
+            self.watch.saw({"step": done}, 0)
+            return
         numbers = {name: x.tolist() for name, x in jax.device_get(metrics).items()}
         loss, norm, skipped, in_a_row = (numbers.pop(name) for name in ("loss", "grad_norm", "skipped", "bad_in_a_row"))
         line = self._line(done, loss, step.lr, norm)

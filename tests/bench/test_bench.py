@@ -11,9 +11,11 @@ from pathlib import Path
 
 import jax
 import pytest
+from etils import epath
 
 from scaling import cli, exit_codes
-from scaling.bench import compare, train
+from scaling.bench import compare, loop_pieces, overhead, train
+from scaling.bench.loop_pieces import Piece
 from scaling.bench.peer import Peer
 from scaling.bench.quiet import Timing, busy, quiet
 
@@ -115,6 +117,9 @@ def test_mistakes(stand_in, capsys, monkeypatch):
         (["dispatch", "--num_layers=3"], "--num_layers=3 must be a positive multiple of 2"),
         (["dispatch", "--num_layers=0"], "--num_layers=0 must be a positive multiple of 2"),
         (["dispatch", "--steps=1"], "--steps=1 must be at least 2"),
+        (["serve", "--width=65"], "--width=65 must be a multiple of 64"),
+        (["serve", "--clients", "1", "0"], "--clients must be 1 or more"),
+        (["overhead", "--turns=0"], "--turns must be 1 or more"),
         (["train", "--peer=/nowhere/python"], "--peer=/nowhere/python cannot be run"),
     ):
         assert cli.main(["bench", *arguments]) == exit_codes.USAGE
@@ -137,6 +142,50 @@ def test_noisy_timings_count_only_where_there_are_no_others():
         time.sleep(0.01)
     assert timing.others == 0.0 and compare.ratio([timing], [timing]) == "  times faster, medians: 1.00"
     assert "medians of quiet calls: 5.00; call by call 5.00" in compare.ratio([calm, calm], [loud, loud])
+
+
+def test_shares_of_pieces_are_of_a_step_and_off_pieces_do_not_count():
+    timings = [Timing(2e-3, 1e-3), Timing(4e-3, 2e-3), Timing(9e-3, 3e-3)]
+    line = Piece.of("line", "logging", timings, calls=2, every=10)
+    assert (line.seconds, line.least, line.cpu) == (2e-3, 1e-3, 1e-3)
+    save = Piece("save", "reliability", 0.5, 0.25, 0.25, every=1000, device="waits")
+    half = save.less(Piece("", "", 0.3, 0.3, 0.05), "half of it")
+    assert half.seconds == pytest.approx(0.2) and half.least == 0 and half.cpu == pytest.approx(0.2)
+    off = dataclasses.replace(save, name="hash", default=False)
+    feeding = dataclasses.replace(line, name="batch", kind="feeding")
+    lines = list(overhead.table([line, save, off, feeding]))
+    assert lines[2] == "| line | logging | 10 steps | 2,000.0 (1,000.0) | 1,000.0 | 200.0 | 100.0 | 0.100 | computes |"
+    assert "| hash (off by default) |" in lines[4]
+    assert lines[-3:] == [
+        "| **reliability and logging** | | | | | 700.0 | 350.0 | 0.350 | |",
+        "| of it, what the device waits for or does | | | | | 500.0 | 250.0 | 0.250 | |",
+        "| with feeding | | | | | 900.0 | 450.0 | 0.450 | |",
+    ]
+
+
+@pytest.mark.slow
+def test_clients_are_served_both_ways(capsys):
+    options = ["--clients", "2", "--requests=1", "--repetitions=1", "--num_layers=1", "--width=64"]
+    assert cli.main(["bench", "serve", *options]) == 0
+    head, plain, batched = capsys.readouterr().out.splitlines()
+    assert "1 layers, width 64" in head and "2 clients, by themselves, 4 in turns" in plain
+    assert "2 clients, continuous batching, 8 rows" in batched and "tokens/s" in batched
+
+
+@pytest.mark.slow
+def test_pieces_of_a_training(tmp_path):
+    """Every piece is timed on the objects of a real run; two processes agree."""
+    made = overhead.config(turns=0)
+    made = dataclasses.replace(made, train=dataclasses.replace(made.train, tokens=3 * made.train.batch_tokens))
+    with overhead.training(made, epath.Path(tmp_path)) as here:
+        here.loop.begin(0)
+        here.watch.goodput.begin(0)
+        here.state, code = here.loop.train(here.run.fresh_state(), here.stop)
+        pieces = {piece.name: piece for piece in loop_pieces.alone(here)}
+    assert code == 0 and all(piece.seconds >= 0 and piece.cpu >= 0 for piece in pieces.values())
+    assert {piece.kind for piece in pieces.values()} == {"reliability", "logging", "feeding"}
+    assert pieces["metrics.jsonl"].every == 10 and 0 < pieces["metrics.jsonl"].least < 0.1
+    assert sum(name.startswith("two processes") for name in pieces) == 2
 
 
 def test_time_that_passes_is_counted():

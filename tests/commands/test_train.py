@@ -259,14 +259,14 @@ def test_what_only_shows_the_run_is_a_warning(tmp_path, capfd, monkeypatch):
         raise ValueError("not today")
 
     class Writer:
-        file_writer = SimpleNamespace(event_writer=SimpleNamespace(_worker=threading.main_thread()))
+        event_writer = SimpleNamespace(_worker=threading.main_thread())
         added = 0
 
         def __init__(self, *arguments, **named):
-            pass
+            self.file_writer = self
 
-        def add_scalar(self, name, value, step):
-            Writer.added += 1
+        def add_summary(self, summary, step):
+            Writer.added += len(summary.value)
             assert step < 4, "no more room"
 
         close = fails

@@ -10,6 +10,7 @@ import uvicorn
 
 from scaling.data import tokenizer
 from scaling.data.chat.template import Chat
+from scaling.generate.continuous import Engine
 from scaling.generate.generator import Generator
 from scaling.model import decoder
 from scaling.serve.app import make_app
@@ -17,13 +18,14 @@ from scaling.serve.models import Model
 from tests import tiny
 
 
-def tiny_model(name="tiny", kind=Generator, vocab=261, words="bytes+chat", context=128):
+def tiny_model(name="tiny", kind=Generator, vocab=261, words="bytes+chat", context=128, continuous=False):
     network = tiny.network(vocab_size=vocab, context_length=context, num_layers=1, attention_pattern=("dense",))
     params = decoder.initialize(network.model, jax.random.key(0))
     params = jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, params)  # far from uniform
     found = tokenizer.load(words)
     generator = kind(network, params, found)
-    return Model(name, generator, Chat(found) if found.chat_template else None, "it has no chat template")
+    chat = Chat(found) if found.chat_template else None
+    return Model(name, generator, chat, "it has no chat template", Engine(generator) if continuous else None)
 
 
 class Scripted(Generator):

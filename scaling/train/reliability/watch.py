@@ -59,7 +59,7 @@ class Watch:
         """The numbers of a step are there.
 
         Args:
-            line: step, tokens, loss, lr and grad_norm.
+            line: step, tokens, loss, lr and grad_norm; of a good step only the step is needed.
             in_a_row: bad steps so far, this one included; 0 = it is good.
 
         Raises:
