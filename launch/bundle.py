@@ -15,6 +15,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 def make(launch: Launch, path: Path) -> str:
     """Writes a .tar.gz with the checkout of this package, including edits of tracked files, and the plans.
 
+    Tests and docs stay here: they are most of the files, and no run reads them.
+
     Args:
         launch: its plans become ``jobs/<name>/plan.json``.
         path: of the archive, which is replaced as a whole or not at all.
@@ -31,8 +33,8 @@ def make(launch: Launch, path: Path) -> str:
     commit = _git("rev-parse", "HEAD").strip()
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    code = _run("archive", "--format=tar", edited or commit)
-    with tarfile.open(partial, "w:gz") as archive:
+    code = _run("archive", "--format=tar", edited or commit, "--", ".", ":!docs", ":!tests")
+    with tarfile.open(partial, "w:gz", compresslevel=6) as archive:
         with tarfile.open(fileobj=io.BytesIO(code)) as tracked:
             for member in tracked:
                 archive.addfile(member, tracked.extractfile(member) if member.isfile() else None)
