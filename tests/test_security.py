@@ -85,6 +85,7 @@ def nasty(rng):
     return "".join(rng.choice(string.printable) for _ in range(rng.randrange(1, 12)))
 
 
+@pytest.mark.slow
 def test_any_value_of_any_knob_is_taken_or_refused(tmp_path, monkeypatch):
     """By one sentence, and without side effects; a text that is taken is kept as it is, but for the home of ``~``."""
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,7 @@
 """GPT-3 13B: 40 layers, d_model 5120, 40 heads of 128; 12.9B parameters, 300B tokens (arXiv 2005.14165).
 
     scaling train --config=experiments/gpt3/13b.py --config.data.train='gs://bucket/corpus/*.jsonl.gz'
-    scaling train --config=experiments/gpt3/13b.py:v5p:4x4x8 ...  (TPUs: v5e:16x16 or v5p:4x4x8)
+    scaling train --config=experiments/gpt3/13b.py:v5p:4x4x8 ...  (TPUs: v5e:16x16, v5p:4x4x8 or v6e:8x16)
 
 Machine: 64 accelerators with 32 GB or more (16 shards of the parameters, 4-way tensor parallel).
     On 256, --config.train.ramp_start_tokens=131072 gives each batch shard a sequence.

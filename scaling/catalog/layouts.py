@@ -33,13 +33,41 @@ class Layout:
 
 # size -> topology -> layout
 LAYOUTS: dict[str, dict[str, Layout]] = {
-    "125m": {"v5e:2x4": Layout(64, "projections"), "v5p:2x2x1": Layout(64, "none")},
-    "350m": {"v5e:4x4": Layout(64, "projections", fsdp=16), "v5p:2x2x2": Layout(64, "none", fsdp=8)},
-    "760m": {"v5e:4x4": Layout(64, "projections", fsdp=16), "v5p:2x2x2": Layout(64, "projections", fsdp=8)},
-    "1300m": {"v5e:4x8": Layout(128, "projections", fsdp=32), "v5p:2x2x4": Layout(128, "projections", fsdp=16)},
-    "2700m": {"v5e:8x8": Layout(128, "projections", fsdp=64), "v5p:2x4x4": Layout(256, "projections", fsdp=32)},
-    "6700m": {"v5e:8x16": Layout(256, "projections", fsdp=128), "v5p:4x4x4": Layout(256, "projections", fsdp=64)},
-    "13b": {"v5e:16x16": Layout(512, "full", fsdp=256), "v5p:4x4x8": Layout(256, "projections", fsdp=128)},
+    "125m": {
+        "v5e:2x4": Layout(64, "projections"),
+        "v5p:2x2x1": Layout(64, "none"),
+        "v6e:2x2": Layout(64, "projections"),
+    },
+    "350m": {
+        "v5e:4x4": Layout(64, "projections", fsdp=16),
+        "v5p:2x2x2": Layout(64, "none", fsdp=8),
+        "v6e:2x4": Layout(64, "projections", fsdp=8),
+    },
+    "760m": {
+        "v5e:4x4": Layout(64, "projections", fsdp=16),
+        "v5p:2x2x2": Layout(64, "projections", fsdp=8),
+        "v6e:2x4": Layout(64, "projections", fsdp=8),
+    },
+    "1300m": {
+        "v5e:4x8": Layout(128, "projections", fsdp=32),
+        "v5p:2x2x4": Layout(128, "projections", fsdp=16),
+        "v6e:4x4": Layout(128, "projections", fsdp=16),
+    },
+    "2700m": {
+        "v5e:8x8": Layout(128, "projections", fsdp=64),
+        "v5p:2x4x4": Layout(256, "projections", fsdp=32),
+        "v6e:4x8": Layout(128, "projections", fsdp=32),
+    },
+    "6700m": {
+        "v5e:8x16": Layout(256, "projections", fsdp=128),
+        "v5p:4x4x4": Layout(256, "projections", fsdp=64),
+        "v6e:8x8": Layout(256, "projections", fsdp=64),
+    },
+    "13b": {
+        "v5e:16x16": Layout(512, "full", fsdp=256),
+        "v5p:4x4x8": Layout(256, "projections", fsdp=128),
+        "v6e:8x16": Layout(256, "projections", fsdp=128),
+    },
     "175b": {
         "v5p:8x8x8": Layout(256, "full", fsdp=128, tensor=4),
         "v5p:8x8x16": Layout(512, "full", fsdp=256, tensor=4),

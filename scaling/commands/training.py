@@ -230,6 +230,9 @@ def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
     if model.encoder_layers and recipe.verb not in ("train", "distill"):
         right = f"must be 0: `scaling {recipe.verb}` trains no model with an encoder beside its decoder"
         raise refused("model.encoder_layers", model.encoder_layers, right)
+    if model.prefix_lm and recipe.verb != "train":
+        right = f"must be False: `scaling {recipe.verb}` trains no model whose prompt sees itself on both sides"
+        raise refused("model.prefix_lm", True, right)
     config = dataclasses.replace(config, model=dataclasses.replace(model, outputs=recipe.outputs))
     if start:
         config = dataclasses.replace(config, lora=start.adapters_for(config, words))

@@ -90,6 +90,9 @@ class Model:
     d_head: int = knob(0, "features", "width of one head; 0 = d_model / num_heads")
     d_ff: int = knob(0, "features", "hidden width of the MLP; 0 = 4 * d_model")
     causal: bool = knob(True, "", "tokens see only what comes before them; False = an encoder (BERT)")
+    prefix_lm: bool = knob(
+        False, "", "the tokens of a prompt, which are a source in training, see each other (T5's prefix LM)"
+    )
     norm: str = knob("pre", "", "a norm before each sublayer ('pre', GPT-2/3) or after it ('post', GPT-1)")
     norm_kind: str = knob("layer", "", "layer (LayerNorm) or rms (RMSNorm, which has no bias)")
     norm_bias: bool = knob(True, "", "LayerNorm has a bias")
@@ -318,7 +321,8 @@ class Compute:
         "none",
         "",
         "what the backward pass recomputes: none, dots, projections, full, or all but some of qkv, attention, sum and "
-        "hidden, such as qkv+sum; projections:16 keeps in the first 16 layers only; auto chooses by the memory",
+        "hidden, such as qkv+sum; qkv@host keeps it in the host's memory; projections:16 keeps in the first 16 layers "
+        "only; auto chooses by the memory",
     )
     scan_unroll: int = knob(
         1,

@@ -17,9 +17,11 @@ ALL = "projections"  # all kinds together
 AUTO = "auto"
 NOTHING_TWICE = ("none", AUTO)  # until devices are known, ``auto`` is as none
 PLAIN = ("none", "dots", "full")  # policies without kinds
+HOST = "@host"  # after a kind: it is kept in the memory of the host
 FORM = (
     "must be one of none, dots, projections, full, auto, or kinds of tensor to keep, of "
-    f"{', '.join(KINDS)}, such as 'qkv+sum'; ':16' after projections or kinds keeps them in the first 16 layers only"
+    f"{', '.join(KINDS)}, such as 'qkv+sum'; '@host' after a kind or projections keeps it in the host's memory, and "
+    "':16' at the end keeps in the first 16 layers only"
 )
 
 
@@ -30,16 +32,20 @@ class Kept:
     Attributes:
         kinds: of ``KINDS``, in their order; empty = nothing.
         layers: how many layers, the first of the stack, keep it; the others keep nothing. None = all.
+        host: those of ``kinds`` that lie in the memory of the host until the backward pass needs them.
     """
 
     kinds: tuple[str, ...]
     layers: int | None = None
+    host: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """The shortest text that ``parse`` reads as this."""
         if not self.kinds or self.layers == 0:
             return "full"
-        kinds = ALL if self.kinds == KINDS else "+".join(self.kinds)
+        kinds = "+".join(f"{kind}{HOST if kind in self.host else ''}" for kind in self.kinds)
+        if self.kinds == KINDS and self.host in ((), KINDS):
+            kinds = f"{ALL}{HOST if self.host else ''}"
         return kinds if self.layers is None else f"{kinds}:{self.layers}"
 
     def share(self, kind: str, num_layers: int) -> float:
@@ -59,12 +65,16 @@ def parse(remat: str) -> Kept | None:
         return Kept(())
     if remat in PLAIN or remat == AUTO:
         return None
-    found = re.fullmatch(r"([a-z+]+)(?::(0|[1-9]\d{0,8}))?", remat)
-    names = found[1].split("+") if found else []
-    if not found or (names != [ALL] and (len(set(names)) < len(names) or not set(names) <= set(KINDS))):
+    found = re.fullmatch(r"([a-z+@]+)(?::(0|[1-9]\d{0,8}))?", remat)
+    given = found[1].split("+") if found else []
+    names = [name.removesuffix(HOST) for name in given]
+    if names == [ALL]:
+        given, names = [f"{kind}{given[0].removeprefix(ALL)}" for kind in KINDS], list(KINDS)
+    if not found or len(set(names)) < len(names) or not set(names) <= set(KINDS):
         raise refused("compute.remat", remat, FORM)
-    kinds = KINDS if names == [ALL] else tuple(kind for kind in KINDS if kind in names)
-    return Kept(kinds, None if found[2] is None else int(found[2]))
+    kinds = tuple(kind for kind in KINDS if kind in names)
+    host = tuple(kind for kind in kinds if f"{kind}{HOST}" in given)
+    return Kept(kinds, None if found[2] is None else int(found[2]), host)
 
 
 def divisible(config: Config) -> str:
@@ -96,6 +106,8 @@ def check(config: Config) -> None:
     if kept is not None and kept.kinds == (SUM,) and config.model.parallel != "no":
         right = f"must keep another kind, too: there is no sum with config.model.parallel={config.model.parallel!r}"
         raise refused("compute.remat", remat, right)
+    if kept is not None and kept.host and config.mesh.stage > 1:
+        raise refused("compute.remat", remat, f"must not name {HOST} with config.mesh.stage={config.mesh.stage}")
     if kept is None or kept.layers is None:
         return
     if why := divisible(config):

@@ -23,6 +23,8 @@ def check_model(config: Config) -> None:
     check_relative(config)
     if model.encoder_layers:
         _check_two_stacks(config)
+    if model.prefix_lm:
+        _check_prefix(config)
     if not model.causal:
         _check_encoder(config)
     else:
@@ -63,6 +65,25 @@ def _check_two_stacks(config: Config) -> None:
             ("sample.prompts", config.sample.prompts, ()),
         ),
         "with config.model.encoder_layers > 0",
+    )
+
+
+def _check_prefix(config: Config) -> None:
+    """What a decoder whose prompt sees itself on both sides cannot have."""
+    model = config.model
+    if model.positions not in (right := ("learned", "sinusoidal", "rotary", "none")):
+        among = ", ".join(map(repr, right))
+        raise refused("model.positions", model.positions, f"must be one of {among} with config.model.prefix_lm=True")
+    must_be(
+        (
+            ("model.causal", model.causal, True),
+            ("model.encoder_layers", model.encoder_layers, 0),
+            ("model.attention_pattern", model.attention_pattern, ("dense",) * len(model.attention_pattern)),
+            ("model.document_mask", model.document_mask, False),
+            ("mesh.context", config.mesh.context, 1),
+            ("mesh.stage", config.mesh.stage, 1),
+        ),
+        "with config.model.prefix_lm=True",
     )
 
 

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
         source_positions: of each of them in its text, int32 [..., S]; None = 0, 1, 2, ... in each row.
         draws: for each token a number in [0, 1), drawn uniformly, float32: by it a generator replaces the token; None =
             no generator (``config.model.generator_layers``).
-        order: of prediction, int32 (``AttentionContext.order``); None = that of the text.
+        order: who sees whom by a number of each token, int32 (``AttentionContext.order``); None = that of the text.
     """
 
     tokens: Array

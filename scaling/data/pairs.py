@@ -14,7 +14,7 @@ from scaling.data import sources
 from scaling.data.batch import Batch, restarted
 from scaling.data.chat.dialogues import FaultyRecord, Skipped, usable
 from scaling.data.noise.masked import two_languages
-from scaling.data.noise.row import Noisy, sequence_to_sequence
+from scaling.data.noise.row import Noisy, prefix_order, sequence_to_sequence
 from scaling.data.rows import Rows, split
 from scaling.data.tokenizer_base import BEGIN, SEPARATOR, Tokenizer
 
@@ -161,10 +161,11 @@ def together(places: Iterable[tuple[int, int]], rooms: tuple[int, int]) -> list[
 def side_by_side(rows: Sequence[Batch], places: Sequence[tuple[int, int]]) -> Batch:
     """The row that has the first places of each row, the target's and the source's; the rest is padding."""
     made: dict[str, np.ndarray] = {}
-    for kind, names in enumerate((("tokens", "targets", "weights"), ("source",))):
-        likes = {name: getattr(rows[0], name) for name in names}
-        if any(like is None for like in likes.values()):
+    for kind, fields in enumerate((("tokens", "targets", "weights", "order"), ("source",))):
+        names = [name for name in fields if getattr(rows[0], name) is not None]
+        if not names:
             continue
+        likes = {name: getattr(rows[0], name) for name in names}
         room = len(likes[names[0]])
         segments, at = np.full(room, len(rows), np.int32), 0
         made |= {name: np.zeros_like(like) for name, like in likes.items()}
@@ -231,8 +232,9 @@ def _in_one_text(config: Config, words: Tokenizer) -> Layout:
         used = len(ids) - 1
         tokens, targets, weights = np.zeros(room, np.int32), np.zeros(room, np.int32), np.zeros(room, np.float32)
         tokens[:used], targets[:used] = ids[:-1], ids[1:]
-        weights[used - len(pair.target) - 1 : used] = 1
-        return Batch(tokens, targets, weights)
+        asks = used - len(pair.target) - 1  # the place that predicts the target's first token
+        weights[asks:used] = 1
+        return Batch(tokens, targets, weights, order=prefix_order(asks + 1, room) if config.model.prefix_lm else None)
 
     def places(pair: Pair) -> tuple[int, int]:
         return len(words.start) + len(pair.source) + 1 + len(pair.target), 0

@@ -234,11 +234,12 @@ def _strided(
 
 
 def _along_branches(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, softmax: Softmax) -> jax.Array:
-    """Causal attention along the branches of a tree."""
-    assert context.branches is not None and context.positions is not None and context.causal
+    """Causal attention along the branches of a tree; its trunk sees itself on both sides if the context says so."""
+    assert context.branches is not None and context.positions is not None
     mine, other = context.branches[:, :, None], context.branches[:, None, :]
     age = context.positions[:, :, None] - context.positions[:, None, :]
-    mask = _in_sight(age, context) & ((other == 0) | (other == mine))
+    before = _in_sight(age, context) if context.causal else (age >= 0) | (mine == 0)
+    mask = before & ((other == 0) | (other == mine))
     return _weighed(q, k, v, mask[:, None], age, softmax)
 
 

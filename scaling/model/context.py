@@ -85,13 +85,14 @@ class AttentionContext:
         types: kind of each token, which is added to its embedding, int32 [B or 1, T]; None = all 0.
         relative: what each head adds to scores by bucket of distance, float32 [buckets, H] (T5); one for all layers.
             Of disentangled positions the table of distances [2 R, D], in the compute dtype.
-        order: a token sees none with a higher number, int32 [B, T] (XLNet's factorisation order). Not causal.
+        order: a token sees none with a higher number, int32 [B, T] (XLNet's factorisation order; the tokens of a prefix
+            have one number). Not causal.
         cached: the row grows, and its first tokens are in a cache.
         content: states of other tokens that these see.
         source: what the encoder has read; None = there is none.
         window: a token sees this many positions, its own included; 0 = all.
         strided: and of those before them each ``window``-th (Sparse Transformer, arXiv 1904.10509, section 4.2).
-        causal: a token sees nothing that comes after it.
+        causal: a token sees nothing that comes after it; of branches only the context does where this is False.
         zigzag: the sequence lies over the mesh axis ``context`` in the order of ``ring.zigzag``; positions and segments
             do, too.
     """

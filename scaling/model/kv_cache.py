@@ -126,7 +126,8 @@ def prefill(
     Returns:
         Final hidden states [B, T, D] (those of padding mean nothing), and the cache with slots 0 to T - 1 filled.
     """
-    return _through(network, params, tokens, Cached(starts, 0, slots), [None] * network.model.num_layers, source)
+    cached, none = Cached(starts, 0, slots), [None] * network.model.num_layers
+    return _through(network, params, tokens, cached, none, source, causal=not network.model.prefix_lm)
 
 
 def extend(
@@ -157,6 +158,7 @@ def _through(
     cached: Cached,
     cache: Sequence[Memory | None],
     source: Source | None,
+    causal: bool = True,
 ) -> tuple[jax.Array, Cache]:
     """Tokens through all layers, each with its cache (None: it has none yet)."""
     model, blocks = decoder.merge_layers(network, params)
@@ -165,7 +167,7 @@ def _through(
     # Padding stands at position 0, in a document of its own.
     positions = jnp.clip(there - cached.starts[:, None], 0, network.model.context_length - 1)
     segments = -(there < cached.starts[:, None]).astype(jnp.int32)
-    context = model.informed(AttentionContext(positions, segments, cached=cached, source=source))
+    context = model.informed(AttentionContext(positions, segments, cached=cached, source=source, causal=causal))
     x, grown = model.embed(tokens, positions), []
     layers = itertools.cycle(decoder.period(network.model))
     for block, layer, memory in zip(blocks, layers, cache, strict=False):

@@ -21,7 +21,7 @@ from scaling.model.parametrization import parametrization
 from scaling.model.pipeline import Layers, pipelined
 from scaling.model.positions import sinusoids
 from scaling.model.transformer_xl import KeepingLayer, by_segments
-from scaling.parallel.sharding import constrain
+from scaling.parallel.sharding import constrain, platform
 
 STACK, EXPERT_STACK = "blocks", "expert_blocks"  # the subtrees whose leaves carry a leading layer axis
 STACKS = (STACK, EXPERT_STACK)
@@ -91,7 +91,8 @@ class Stack(nnx.Module):
 
     def informed(self, context: AttentionContext) -> AttentionContext:
         """The context with what all layers share: whether they look ahead, and a table of relative positions."""
-        if not self.config.causal:
+        config = self.config
+        if not config.causal or context.order is not None or (config.prefix_lm and context.branches is not None):
             context = dataclasses.replace(context, causal=False)
         if self.config.positions == "relative":
             return dataclasses.replace(context, relative=use(self.relative, jnp.dtype(jnp.float32)))
@@ -254,6 +255,14 @@ def _recomputed(layer: Any, policy: str) -> Any:
     kept, saved = remat.parse(policy), jax.checkpoint_policies
     if kept is None:
         keep = saved.dots_with_no_batch_dims_saveable
+    elif kept.host and platform() != "cpu":  # a CPU has no other memory
+        here = [kind for kind in kept.kinds if kind not in kept.host]
+        keep = saved.save_and_offload_only_these_names(
+            names_which_can_be_saved=[*here, remat.NORMS],
+            names_which_can_be_offloaded=list(kept.host),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
     elif kept.kinds:
         keep = saved.save_only_these_names(*kept.kinds, remat.NORMS)
     else:

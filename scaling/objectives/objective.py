@@ -80,7 +80,8 @@ def forward(
     not need the text's order.
     """
     batch = jax.tree.map(lambda x: constrain(x, "rows", None), batch)
-    context, counted = AttentionContext(batch.positions, batch.segments, batch.types), None
+    order = batch.order if isinstance(batch, Batch) else None
+    context, counted = AttentionContext(batch.positions, batch.segments, batch.types, order=order), None
     if model.config.encoder_layers:
         assert isinstance(batch, Batch) and batch.source is not None
         key, encoder_key = (None, None) if key is None else jax.random.split(key)

@@ -24,7 +24,7 @@ OBJECTIVES = {
     "pairs": next_token,
     "translations": translations,
 }
-WITH_SOURCE = ("span_corruption", "denoising", "prefix")  # what needs an encoder; pairs are for decoders alone, too
+WITH_SOURCE = ("span_corruption", "denoising")  # what needs an encoder; pairs and prefix are for decoders alone, too
 
 
 def pretraining(config: cfg.Config) -> Objective:
@@ -52,9 +52,14 @@ def must_fit(config: cfg.Config) -> None:
         value = getattr(model, knob)
         if bool(value) != (name == "replaced_token"):
             raise refused(f"model.{knob}", value, f"must be {'set' if not value else type(value)()} {said}")
+    if name == "prefix" and not model.encoder_layers and not model.prefix_lm:
+        right = f"must be True {said} and config.model.encoder_layers=0"
+        raise refused("model.prefix_lm", False, right)
+    if model.prefix_lm and name not in ("prefix", "pairs"):
+        raise refused("model.prefix_lm", True, f"must be False {said}, which has no source")
     if name in WITH_SOURCE and not model.encoder_layers:
         raise refused("model.encoder_layers", 0, f"must be at least 1 {said}, whose source an encoder reads")
-    if model.encoder_layers and name not in (*WITH_SOURCE, "pairs"):
+    if model.encoder_layers and name not in (*WITH_SOURCE, "prefix", "pairs"):
         raise refused("model.encoder_layers", model.encoder_layers, f"must be 0 {said}, which has no source")
     length = config.data.source_length or config.train.sequence_length
     if (model.encoder_layers or name == "translations") and length > model.context_length:

@@ -155,7 +155,8 @@ def _kept(config: cfg.Config, queries: int, keys: int, hidden: float) -> float:
     sizes = {remat.QKV: queries + 2 * keys, remat.ATTENTION: queries, remat.SUM: d, remat.HIDDEN: hidden}
     if config.model.parallel != "no":
         sizes[remat.SUM] = 0
-    return d + sum(kept.share(kind, config.model.num_layers) * size for kind, size in sizes.items())
+    here = {kind: size for kind, size in sizes.items() if kind not in kept.host}
+    return d + sum(kept.share(kind, config.model.num_layers) * size for kind, size in here.items())
 
 
 def _depth(config: cfg.Config) -> float:

@@ -10,7 +10,8 @@ The model, and what it rests on (docs/planning.md has the measurements):
   take at least what the memory needs for them: decoding waits for that;
 * attention kernels carry no cycles: the products of the blocks that they visit, at ``KERNEL_EFFICIENCY`` of the peak;
 * collectives send their bytes over all links of a chip; those that the compiler runs asynchronously take no time
-  unless they are longer than all computation;
+  unless they are longer than all computation. Those of the sparse cores follow each other, and only the work that the
+  compiler put between the beginning of one and its end hides it (``offloaded``);
 * traffic between slices takes the data sheet's share of a chip in the data-centre network, one transfer after the
   other, beside the work that the compiler put between its start and its end (``between``).
 """
@@ -26,6 +27,7 @@ from scaling.catalog.chips import Chip
 from scaling.plan.between import Network
 from scaling.plan.estimate import MEMORY_EFFICIENCY
 from scaling.plan.hlo import Instruction, Module
+from scaling.plan.offloaded import Offloaded, collective_of
 from scaling.plan.traffic import bytes_moved, bytes_prefetched
 
 KERNEL_EFFICIENCY = 0.5
@@ -165,8 +167,13 @@ def predict(module: Module, chip: Chip, runs: int | None = None) -> Prediction:
     seen: set[tuple[str, str, int]] = set()
     layers = _in_layers(module)
     network, work, moved = Network(chip.between / chip.devices), 0.0, 0
+    link = chip.link / chip.devices
+    offloaded = Offloaded(link)
     for instruction, times in module.walk(runs):
         moved += times * bytes_prefetched(instruction)
+        if inner := collective_of(module, instruction, COLLECTIVES):
+            offloaded.start(instruction, inner.opcode, sent_bytes(inner), times, work)
+        offloaded.meet(instruction, work)
         if network.meet(module, instruction, times, work) or _FREE.fullmatch(instruction.opcode):
             continue
         for found, hidden in _collectives(module, instruction):
@@ -197,9 +204,11 @@ def predict(module: Module, chip: Chip, runs: int | None = None) -> Prediction:
     if (waiting := moved / _bandwidth(chip) - work) > 0:
         parts[WAITING].seconds = waiting
         work += waiting
-    link = chip.link / chip.devices
-    behind = sum(c.hidden_bytes for c in collectives.values()) / link
+    behind = (sum(c.hidden_bytes for c in collectives.values()) - offloaded.bytes) / link
     exposed = sum(c.bytes - c.hidden_bytes for c in collectives.values()) / link + max(0.0, behind - work)
+    exposed += offloaded.all_waited
+    for kind, seconds in offloaded.waited.items():
+        collectives[kind].hidden_bytes = max(0.0, collectives[kind].hidden_bytes - seconds * link)
     if network.calls:
         exposed += network.waited
         collectives[BETWEEN] = Collective(network.bytes, network.hidden_bytes, network.calls)

@@ -7,6 +7,7 @@ from scaling.plan.hlo import Instruction, Module, shape_bytes
 _SLICE, _UPDATE, _GATHER = "dynamic-slice", "dynamic-update-slice", "gather"
 _LAID_OUT = re.compile(r"\b\w+\[[\d,]*\]\{[^{}]*\}")
 _FAST = re.compile(r"S\([1-9]\)")
+_SAME = "output_to_operand_aliasing={{}: (0, {})}"  # of an inner fusion whose result is its operand
 
 
 def bytes_moved(module: Module, instruction: Instruction) -> int:
@@ -16,8 +17,8 @@ def bytes_moved(module: Module, instruction: Instruction) -> int:
     of one that is updated in place, the update (a loop over layers slices its stacked weights and writes into
     stacked activations), and of one that is handed through, as beside an asynchronous collective, nothing.
     """
-    inner = [i for names in instruction.called.values() for name in names for i in module.computations.get(name, ())]
-    touched = _touched(inner)
+    inner = _inner(module, instruction)
+    touched = _touched(module, inner)
     total = 0
     for place, name in enumerate(instruction.operands):
         whole = shape_bytes(_without_fast_memory(module.shapes.get(name, "")))
@@ -31,17 +32,39 @@ def bytes_moved(module: Module, instruction: Instruction) -> int:
     return total + (min(result, sum(updates)) if updates else result)
 
 
-def _touched(inner: list[Instruction]) -> dict[int, int]:
+def _inner(module: Module, instruction: Instruction) -> list[Instruction]:
+    """The instructions of a fusion, without those of fusions in it."""
+    return [i for names in instruction.called.values() for name in names for i in module.computations.get(name, ())]
+
+
+def _touched(module: Module, inner: list[Instruction]) -> dict[int, int]:
     """Parameters of a fusion that are only sliced, updated in place or handed through -> the bytes that are touched."""
     numbers = {i.name: int(i.operands[0]) for i in inner if i.opcode == "parameter"}
-    found: dict[int, int] = {}
-    for name, number in numbers.items():
-        users = [i for i in inner if name in i.operands]
-        if users and all(
-            i.opcode in (_SLICE, "tuple") or (i.opcode in (_UPDATE, _GATHER) and i.operands[0] == name) for i in users
-        ):
-            found[number] = sum(i.bytes for i in users if i.opcode in (_SLICE, _GATHER))
-    return found
+    parts = {number: _part(module, inner, name) for name, number in numbers.items()}
+    return {number: part for number, part in parts.items() if part is not None}
+
+
+def _part(module: Module, inner: list[Instruction], name: str) -> int | None:
+    """Bytes that a fusion touches of one of its arrays; None = all of them."""
+    parts = [_part_of_user(module, inner, user, name) for user in inner if name in user.operands]
+    return sum(part for part in parts if part) if parts and None not in parts else None
+
+
+def _part_of_user(module: Module, inner: list[Instruction], user: Instruction, name: str) -> int | None:
+    if user.opcode == "tuple":
+        return 0
+    if user.opcode == _SLICE:
+        return user.bytes
+    if user.opcode in (_UPDATE, _GATHER) and user.operands[0] == name:
+        return user.bytes if user.opcode == _GATHER else 0
+    if user.opcode != "fusion":
+        return None
+    if _SAME in user.text:  # libtpu 0.0.52 tells v7x so that an array is laid out in other tiles
+        return _part(module, inner, user.name)
+    # It puts the slice of a stack into a fusion inside that of a product.
+    touched = _touched(module, _inner(module, user))
+    places = [place for place, operand in enumerate(user.operands) if operand == name]
+    return sum(touched[place] for place in places) if all(place in touched for place in places) else None
 
 
 def bytes_prefetched(instruction: Instruction) -> int:

@@ -29,6 +29,7 @@ def records(capsys, *arguments):
     return [json.loads(line) for line in generate(capsys, *arguments, "--json").splitlines()]
 
 
+@pytest.mark.slow
 def test_the_best_by_the_reward_is_printed(folder, talker, letters, capsys):
     chat = [talker, "--chat", "--prompt=q", "--prompt=r", "--tokens=8", "--best_of=6", letters]
     found = records(capsys, *chat)
@@ -44,6 +45,7 @@ def test_the_best_by_the_reward_is_printed(folder, talker, letters, capsys):
     assert generate(capsys, *chat) == f"{best[0]}\n\n{best[1]}\n\n"
 
 
+@pytest.mark.slow
 def test_samples_are_those_without_a_reward(folder, talker, letters, capsys):
     plain = ["--chat", "--prompt=q", "--tokens=8"]
     drawn = records(capsys, talker, *plain, "--num_samples=3")
@@ -60,6 +62,7 @@ def test_a_text_that_is_no_dialogue_is_continued_and_its_record_reaches_the_rewa
     assert generate(capsys, *short, "--prompt=ab", letters).startswith("ab")
 
 
+@pytest.mark.slow
 def test_an_answer_is_that_of_a_conversation(folder, talker, capsys, monkeypatch):
     greedy = ["--tokens=8", "--temperature=0"]
     monkeypatch.setattr("sys.stdin", io.StringIO("q\n"))
@@ -94,6 +97,7 @@ def test_mistakes_are_one_sentence(folder, wrong, arguments, capsys):
     assert wrong in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("record", "words"),
     [

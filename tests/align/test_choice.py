@@ -67,6 +67,7 @@ def best(folder, name, by, better):
     return better(lines, key=lambda line: line[by])["step"]
 
 
+@pytest.mark.slow
 def test_by_loss_the_best_is_kept_and_said_and_read(folder, by_loss, capsys):
     lines = folder.lines("by-loss", "evals.jsonl")
     losses, step = [line["loss"] for line in lines], best(folder, "by-loss", "loss", min)
@@ -87,6 +88,7 @@ def test_by_loss_the_best_is_kept_and_said_and_read(folder, by_loss, capsys):
     assert folder.lines("by-loss", "evals.jsonl") == lines and steps(by_loss) == [step, 54]
 
 
+@pytest.mark.slow
 def test_the_newest_is_read_and_trained_on_without_a_choice(folder, by_loss):
     """Saving and choosing change no number."""
     assert sft(folder, "newest") == 0
@@ -94,6 +96,7 @@ def test_the_newest_is_read_and_trained_on_without_a_choice(folder, by_loss):
     assert load_checkpoint(folder / "newest", one_device()).step == 54
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_what_was_chosen(folder, by_loss):
     more = [f"--config.data.train={folder}/rated-few.jsonl", "--config.align.epochs=1", "--config.lora.rank=2"]
     assert folder.align("sft", "choice-child", *more, f"--config.start={by_loss}", *CHOOSES) == 0
@@ -130,6 +133,7 @@ def rated(folder, name, reward, *arguments):
     return sft(folder, name, *more, *arguments)
 
 
+@pytest.mark.slow
 def test_by_a_function_the_figure_is_the_mean_over_the_held_out_prompts(folder, by_loss):
     """40 prompts are answered in batches of 16; those that fill up the last batch are not counted twice."""
     assert rated(folder, "by-function", f"{folder}/rated-short.py:short") == 0
@@ -159,6 +163,7 @@ def likes(folder):
     return folder / "likes"
 
 
+@pytest.mark.slow
 def test_the_bias_of_a_reward_model_is_that_of_the_chosen_checkpoint(folder, likes):
     step = best(folder, "likes", "loss", min)
     assert step != max(steps(likes))
@@ -169,6 +174,7 @@ def test_the_bias_of_a_reward_model_is_that_of_the_chosen_checkpoint(folder, lik
     assert np.mean(scorer(texts)) == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_by_a_reward_model(folder, likes):
     assert rated(folder, "by-reward", likes) == 0
     lines = folder.lines("by-reward", "evals.jsonl")

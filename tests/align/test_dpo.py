@@ -46,6 +46,7 @@ def trained(folder):
     return folder / "dpo"
 
 
+@pytest.mark.slow
 def test_it_learns_what_people_prefer_and_says_what_becomes_of_the_answers(folder, trained, capsys):
     lines, evals = folder.lines("dpo"), folder.lines("dpo", "evals.jsonl")
     for line in (*lines, *evals):
@@ -57,12 +58,14 @@ def test_it_learns_what_people_prefer_and_says_what_becomes_of_the_answers(folde
     assert cli.main(["generate", str(trained), "--prompt=q", "--tokens=3", "--temperature=0"]) == 0
 
 
+@pytest.mark.slow
 def test_before_the_first_update_the_loss_is_log_2(folder, trained):
     first = folder.lines("dpo")[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert first["rewards/chosen"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_run_says_what_its_reference_is(folder, trained):
     noted = json.loads((trained / "start.json").read_text())
     assert noted["run"] == str(folder / "base") and noted["step"] == 20 and len(noted["digest"]) == 64

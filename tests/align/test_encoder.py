@@ -45,6 +45,7 @@ def test_rows_are_framed_and_read_at_the_first_token():
         finetune.layout(words, False)(tasks.Example("x:1", (("a", "b", "c"),)))
 
 
+@pytest.mark.slow
 def test_it_learns_pairs_and_classifies_them_whatever_the_padding(folder, encoder, capsys):
     file = folder.write("rte_train.jsonl", PAIRS)
     folder.write("rte_val.jsonl", PAIRS)

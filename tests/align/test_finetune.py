@@ -262,6 +262,7 @@ def tuned(folder):
     return folder / "whole"
 
 
+@pytest.mark.slow
 def test_it_learns_and_classifies(folder, tuned, capsys):
     found = lines_of(tuned / "evals.jsonl")[-1]
     assert found["eval_tokens"] == 32 and found["accuracy"] > 0.9 and found["macro_f1"] > 0.9

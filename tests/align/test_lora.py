@@ -53,6 +53,7 @@ def size(path):
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
+@pytest.mark.slow
 def test_it_learns_and_only_adapters_and_new_rows_are_saved(folder, tuned):
     losses = folder.losses("lora")
     assert losses[-1] < losses[0] - 0.5  # the base has hardly learned anything, and its table stays
@@ -68,11 +69,13 @@ def test_it_learns_and_only_adapters_and_new_rows_are_saved(folder, tuned):
     assert size(newest[0]) < size(newest[1]) / 2
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_that_of_the_base(folder, tuned):
     assert sft(folder, "lora-whole", "--config.optimizer.peak_lr=0.1") == 0
     assert folder.losses("lora")[0] == folder.losses("lora-whole")[0]
 
 
+@pytest.mark.slow
 def test_what_is_read_is_what_the_last_step_had(folder, tuned, capsys):
     """The validation in the run merges in its step; a plain run of the merged weights has the same loss."""
     before, after = base_params(tuned), params_of(tuned)
@@ -91,6 +94,7 @@ def test_what_is_read_is_what_the_last_step_had(folder, tuned, capsys):
     assert cli.main(["generate", str(tuned), "--prompt=a", "--tokens=3", "--temperature=0"]) == 0
 
 
+@pytest.mark.slow
 def test_adapters_on_adapters(folder, tuned):
     """A run that begins with a run with adapters trains adapters of the merged weights."""
     same = [f"--config.data.train={folder}/lora-d.jsonl", f"--config.start={tuned}", "--config.align.epochs=1"]
@@ -101,6 +105,7 @@ def test_adapters_on_adapters(folder, tuned):
     assert np.linalg.matrix_rank(np.asarray(change[0]), tol=1e-4) == 4
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_short_goes_on_to_the_same_curve(folder, tuned):
     shutil.copytree(tuned, folder / "lora-cut")
     for step in sorted((folder / "lora-cut" / "checkpoints").iterdir())[1:]:
@@ -111,6 +116,7 @@ def test_a_run_that_is_cut_short_goes_on_to_the_same_curve(folder, tuned):
     assert sft(folder, "lora-cut", *LORA, *SAVES, "--config.lora.alpha=8") == exit_codes.USAGE
 
 
+@pytest.mark.slow
 def test_exported_whole(folder, tuned):
     """Of a model that Hugging Face has: the exported tensors are the merged ones."""
     assert cli.main(["export", str(tuned), str(folder / "lora-hf")]) == 0
@@ -120,11 +126,13 @@ def test_exported_whole(folder, tuned):
     jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(expected))
 
 
+@pytest.mark.slow
 def test_trained_rows_are_no_adapters_of_peft(folder, tuned, capsys):
     assert cli.main(["export", str(tuned), str(folder / "lora-peft"), "--adapters"]) == exit_codes.USAGE
     assert "trained rows of 4 tokens" in capsys.readouterr().err and not (folder / "lora-peft").exists()
 
 
+@pytest.mark.slow
 def test_a_base_that_is_gone_or_changed_is_named(folder, tuned, capsys):
     shutil.copytree(folder / "base", folder / "lora-other")
     shutil.copytree(tuned, folder / "lora-of_other")
@@ -143,6 +151,7 @@ def test_a_base_that_is_gone_or_changed_is_named(folder, tuned, capsys):
         ) in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_head_of_a_reward_model_is_trained_and_kept(folder, tuned):
     comparisons = [{"prompt": f"{i}", "chosen": "a" * 3, "rejected": f"{i % 7}"} for i in range(96)]
     arguments = [f"--config.data.train={folder.write('lora-c.jsonl', comparisons)}", "--config.align.epochs=3"]

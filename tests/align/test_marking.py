@@ -107,6 +107,7 @@ def rows_of(kind):
     return [window.row for text, span in texts for window in cut(passages.answered("x:1", ["q", text], span))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tags", "span"])
 def test_losses_and_gradients_are_those_of_whole_logits_whatever_the_parts(kind):
     model = tiny.model(vocab_size=260, outputs=3 if kind == "tags" else 2, causal=False, token_types=2, pooler=True)
@@ -174,6 +175,7 @@ def tune(folder, name, start, task, *arguments):
     return folder.run("align finetune", name, *given, *knobs, *arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["encoder", "base"])
 def test_tags_are_learned_and_said(folder, encoder, start, capsys):
     rng, known = np.random.default_rng(0), {"a": "B-vowel", "e": "I-vowel", "b": "O", "cd": "O"}
@@ -196,6 +198,7 @@ def test_tags_are_learned_and_said(folder, encoder, start, capsys):
         classify.load(folder / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["encoder", "base"])
 def test_spans_are_learned_and_said(folder, encoder, start, capsys):
     rng, records = np.random.default_rng(0), []
@@ -263,6 +266,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", MISTAKES)
 def test_knobs_that_do_not_go_with_it(folder, encoder, wrong, capsys):
     path = folder.write("few.jsonl", [{"words": ["a"], "tags": ["B-vowel"]}] * 8)

@@ -34,6 +34,7 @@ def parent(folder):
     return folder / "own"
 
 
+@pytest.mark.slow
 def test_whoever_asks_the_run_frames_dialogues_as_its_training(parent, monkeypatch):
     served = load_served(parent)
     assert served.words.decode(served.chat().prompt(ASKED)) == FRAMED

@@ -40,16 +40,19 @@ def trained(folder):
     return folder / "reward"
 
 
+@pytest.mark.slow
 def test_it_learns_what_people_prefer(folder, trained):
     (*_, last) = folder.lines("reward", "evals.jsonl")
     assert last["accuracy"] > 0.9 and last["margin"] > 0.5 and last["loss"] < 0.5
     assert sum(last["confident"]) == pytest.approx(1) and sum(last["hits"]) == pytest.approx(last["accuracy"])
 
 
+@pytest.mark.slow
 def test_before_the_first_update_all_prompts_cost_about_log_2(folder, trained):
     assert folder.losses("reward")[0] == pytest.approx(np.log(2), abs=0.05)
 
 
+@pytest.mark.slow
 def test_rewards_of_texts_have_the_mean_of_the_demonstrations_as_zero(folder, trained):
     scorer, words = score.load(trained)
     chat = Chat(words)
@@ -95,6 +98,7 @@ def test_microbatches_and_devices_change_nothing(folder, trained):
         np.testing.assert_allclose(folder.losses(name)[:10], folder.losses("plain")[:10], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_reward_model_writes_no_text(folder, trained, capsys):
     assert cli.main(["generate", str(trained), "--prompt=q"]) == exit_codes.USAGE
     assert "rates texts" in capsys.readouterr().err

@@ -27,6 +27,7 @@ def model(folder):
     return folder / "liked"
 
 
+@pytest.mark.slow
 def test_a_reward_model_reads_dialogues_by_its_own_template_and_system_message(model):
     found = rewards.load(str(model))(prompts({}, {}, {}), ["a", "zzz", ""])
     scorer, words = score.load(model)
@@ -38,6 +39,7 @@ def test_a_reward_model_reads_dialogues_by_its_own_template_and_system_message(m
     np.testing.assert_allclose(found, scorer(expected), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_devices_and_batches_change_nothing(model):
     texts = ["a", "zzz", "", "aa", "b"]
     expected = rewards.load(str(model))(prompts(*[{}] * 5), texts)
@@ -46,6 +48,7 @@ def test_devices_and_batches_change_nothing(model):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_long_dialogue_loses_its_oldest_turns_and_a_long_turn_is_refused(model, caplog):
     score_of = rewards.load(str(model))
     last = {"role": "user", "content": "q"}
@@ -99,6 +102,7 @@ def test_what_a_function_must_not_return_is_one_sentence(tmp_path, returned):
         rewards.load(f"{tmp_path}/mine.py:f")(prompts({}, {}), ["a", "b"])
 
 
+@pytest.mark.slow
 def test_a_reward_of_a_model_that_is_not_finite_is_refused(model):
     scorer, words = score.load(model)
     broken = score.Scorer(scorer.network, scorer.params, scorer.mesh, bias=float("nan"))

@@ -1,7 +1,6 @@
 """``scaling align sample``: the best of a model's answers as data, and a file that goes on where it was interrupted."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from scaling import cli, exit_codes
 from scaling.data.chat import comparisons, dialogues
 from scaling.data.chat.dialogues import Skipped
 from scaling.generate.answers import Answers
+from tests.programs import environment
 
 PROMPTS = [{"prompt": f"{letter}{i}", "wanted": letter} for i in range(6) for letter in "ab"]
 REWARD = """
@@ -116,16 +116,16 @@ def test_a_sampling_that_is_killed_goes_on_to_the_same_file(folder, best):
     folder.write("many.jsonl", PROMPTS * 15)
     words = [sys.executable, "-m", "scaling", "align", "sample", str(folder / "talker"), "--tokens=6", "--samples=4"]
     words += ["--batch_size=2", f"--reward={folder}/mine.py:wanted", f"--prompts={folder}/many.jsonl"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    variables = environment() | {"JAX_PLATFORMS": "cpu"}
     killed = folder / "killed.jsonl"
-    process = subprocess.Popen([*words, f"--out={killed}"], env=environment)
+    process = subprocess.Popen([*words, f"--out={killed}"], env=variables)
     while process.poll() is None and (not killed.exists() or killed.read_text().count("\n") < 20):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     before = killed.read_text().count("\n")
     for out in (killed, folder / "through.jsonl"):
-        assert subprocess.run([*words, f"--out={out}"], env=environment).returncode == 0
+        assert subprocess.run([*words, f"--out={out}"], env=variables).returncode == 0
     assert killed.read_text() == (folder / "through.jsonl").read_text()
     assert 20 <= before < killed.read_text().count("\n")
 

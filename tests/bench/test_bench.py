@@ -45,6 +45,7 @@ def stand_in(tmp_path):
     return str(path)
 
 
+@pytest.mark.slow
 def test_training_is_timed_beside_the_peer(stand_in, monkeypatch, capsys):
     monkeypatch.setitem(train.SHAPES, "11m", TINY)
     assert cli.main(["bench", "train", "--shapes", "11m", "--repetitions=2", f"--peer={stand_in}"]) == 0

@@ -41,6 +41,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_it_learns_and_goes_on_to_the_same_numbers(run, tmp_path):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["generator_loss"] < lines[0]["generator_loss"] - 0.3
@@ -54,6 +55,7 @@ def test_it_learns_and_goes_on_to_the_same_numbers(run, tmp_path):
     assert {"accuracy_replaced", "accuracy_original"} < last[0].keys()
 
 
+@pytest.mark.slow
 def test_the_generator_fills_and_the_discriminator_gives_vectors(run, tmp_path, capsys):
     code, out, _ = said(capsys, "fill", run, "--prompt=He went <|mask|>o the door.", "--json")
     assert code == 0 and len(json.loads(out)["places"][0]) == 5
@@ -62,6 +64,7 @@ def test_the_generator_fills_and_the_discriminator_gives_vectors(run, tmp_path, 
     assert np.load(tmp_path / "v.npy").shape == (1, load_served(run).network.model.d_model)
 
 
+@pytest.mark.slow
 def test_both_folders_of_hugging_face_say_what_the_run_says(run, tmp_path, capsys):
     names = {"discriminator": "ElectraForPreTraining", "generator": "ElectraForMaskedLM"}
     for name, class_name in names.items():
@@ -94,6 +97,7 @@ def test_both_folders_of_hugging_face_say_what_the_run_says(run, tmp_path, capsy
     assert code == exit_codes.USAGE and "has no generator beside a discriminator" in err
 
 
+@pytest.mark.slow
 def test_the_discriminator_is_fine_tuned(run, tmp_path, capsys):
     records = [{"premise": p, "hypothesis": h, "label": "entailment"} for p in "ab" for h in "abcd"]
     (tmp_path / "rte_train.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))

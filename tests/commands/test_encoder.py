@@ -37,6 +37,7 @@ def said(capsys, *argv):
     return code, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_it_learns_and_goes_on_to_the_same_numbers(run, tmp_path):
     lines = curve(run)
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
@@ -46,6 +47,7 @@ def test_it_learns_and_goes_on_to_the_same_numbers(run, tmp_path):
     assert weights(tmp_path / "b") == weights(run)
 
 
+@pytest.mark.slow
 def test_fill(run, capsys):
     code, out, _ = said(capsys, "fill", run, "--prompt=He went <|mask|>o the <|mask|>oor.", "--top=3", "--json")
     assert code == 0
@@ -58,6 +60,7 @@ def test_fill(run, capsys):
     assert code == 0 and out.startswith("<|mask|>\n  1: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["mean", "first", "last"])
 def test_vectors_do_not_depend_on_the_batch(run, tmp_path, capsys, pool):
     texts = ["a", "It was a dark night.", "the end of the story."]
@@ -74,6 +77,7 @@ def test_vectors_do_not_depend_on_the_batch(run, tmp_path, capsys, pool):
     np.testing.assert_allclose(found, np.load(other), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_files_of_hugging_face_give_the_same_logits(run, tmp_path, capsys):
     ids = np.arange(20)[None] + 60
     np.save(tmp_path / "ids.npy", ids)
@@ -88,6 +92,7 @@ def test_files_of_hugging_face_give_the_same_logits(run, tmp_path, capsys):
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [

@@ -15,6 +15,7 @@ ALONE = [
     "--config.eval.every_steps=10",
     "--config.optimizer.schedule=constant",
 ]
+PREFIX = [*ALONE, "--config.model.prefix_lm=true", "--config.model.attention_pattern=('dense',)"]
 LANGUAGES = [*ENCODER, "--config.data.objective=tlm"]
 
 
@@ -27,7 +28,7 @@ def given(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("knobs", [ALONE, LANGUAGES], ids=["one text", "two languages"])
+@pytest.mark.parametrize("knobs", [ALONE, PREFIX, LANGUAGES], ids=["one text", "prefix", "two languages"])
 def test_it_learns_and_goes_on_to_the_same_numbers(given, tmp_path, knobs):
     every = ["--config.log.batch_hash=true", "--config.checkpoint.every_steps=10"]
     assert train(tmp_path / "a", given, *knobs, *every) == 0
@@ -53,6 +54,11 @@ def test_it_learns_and_goes_on_to_the_same_numbers(given, tmp_path, knobs):
         (["--config.train.sequence_length=8"], "pairs.jsonl:1: source and target do not fit"),
         (["--config.data.target_key=de"], "no field 'de'; there are 'source', 'target'"),
         (["--config.data.objective=span_corruption"], "config.model.encoder_layers=0 must be at least 1"),
+        (["--config.data.objective=prefix"], "config.model.prefix_lm=False must be True with config.data.objective"),
+        (
+            [*PREFIX[-2:], "--config.data.objective=next_token"],
+            "config.model.prefix_lm=True must be False with config.data.objective='next_token'",
+        ),
         (["--config.noise.span=0.5"], "config.noise.span=0.5 must be at least 1"),
         (["--config.train.label_smoothing=1"], r"config.train.label_smoothing=1.0 must be in \[0, 1\)"),
     ],

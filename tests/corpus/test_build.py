@@ -118,6 +118,7 @@ def test_tokens_and_manifest(built):
     assert "\n".join(sentences(100))[:150] in text and "home news" not in text
 
 
+@pytest.mark.slow
 def test_the_best_share_of_all_parts(built, raw, tmp_path):
     """Of the documents of all parts, those with the best scores stay."""
 

@@ -10,11 +10,11 @@ from scaling.data.noise.by_name import noise_of
 WORDS = tokenizer.load("bytes")
 
 
-def noise(source=0, length=16, seed=0):
+def noise(source=0, length=16, seed=0, encoder=1):
     return noise_of(
         cfg.Config(
             seed=seed, data=cfg.Data(objective="prefix", source_length=source),
-            train=cfg.Train(sequence_length=length), model=cfg.Model(encoder_layers=1),
+            train=cfg.Train(sequence_length=length), model=cfg.Model(encoder_layers=encoder, prefix_lm=not encoder),
         ),
         WORDS,
     )  # fmt: skip
@@ -40,6 +40,23 @@ def test_both_parts_make_the_text_and_are_cut_anywhere_alike():
         assert len(counts) == taken - 1 and row.source.shape == (source or length,)
         expected = 3000 / (taken - 1)
         assert np.square(counts - expected).sum() / expected < taken - 2 + 3 * np.sqrt(2 * (taken - 2))  # chi squared
+
+
+def test_a_decoder_alone_reads_both_parts_in_one_row():
+    made = noise(encoder=0)
+    given, sizes = texts(3000, 17), []
+    for i in range(3000):
+        row = made(given, i)
+        np.testing.assert_array_equal(row.tokens, given[i][:-1])
+        np.testing.assert_array_equal(row.targets, given[i][1:])
+        size = int(np.flatnonzero(row.weights)[0]) + 1  # of the prefix: its last token predicts
+        assert (row.weights[size - 1 :] == 1).all()
+        assert (row.order[:size] == row.order[0]).all() and (np.diff(row.order[size - 1 :]) > 0).all()
+        sizes.append(size)
+    counts = np.bincount(sizes, minlength=17)[1:]
+    expected = 3000 / 16
+    assert len(counts) == 16
+    assert np.square(counts - expected).sum() / expected < 15 + 3 * np.sqrt(2 * 15)  # chi squared
 
 
 def test_rows_are_functions_of_index_and_seed():

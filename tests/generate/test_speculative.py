@@ -69,6 +69,7 @@ def test_greedy_equals_plain_decoding():
     assert ids(alike().generate(PROMPTS, GREEDY, batch_size=1)) == want
 
 
+@pytest.mark.slow
 def test_a_penalty_counts_the_proposals_before():
     sampling = dataclasses.replace(GREEDY, repetition_penalty=1.5)
     want = ids(plain().generate(PROMPTS, sampling))

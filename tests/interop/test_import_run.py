@@ -54,6 +54,7 @@ def of_folder(path):
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_run_of_a_folder_is_a_run(folder, tmp_path, capsys):
     run = tmp_path / "run"
     assert cli.main(["import", str(folder), str(run)]) == 0

@@ -51,6 +51,7 @@ def read(folder: Path, name: str = "model.safetensors") -> dict[str, np.ndarray]
     return safetensors.numpy.load_file(folder / name)
 
 
+@pytest.mark.slow
 def test_base_and_adapters_are_the_whole_model(made):
     """PEFT adds lora_alpha / r * lora_B lora_A to a weight [outputs, inputs], transposed with fan_in_fan_out."""
     _, root = made

@@ -75,6 +75,7 @@ def test_remat_equals_no_remat(params, remat):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, rematted)
 
 
+@pytest.mark.slow
 def test_dropout_needs_a_key_and_changes_the_output(params):
     network = tiny.network(dropout_residual=0.5)
     plain = forward(tiny.network(), params, TOKENS)

@@ -131,6 +131,7 @@ def step(config, mesh, microbatches):
         return jax.device_get(state["params"]), jax.device_get(metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "microbatches", "compute"),
     [

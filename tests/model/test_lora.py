@@ -72,6 +72,7 @@ def test_without_adapters_nothing_is_new():
     assert lora.whole(plain, params, None) is params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gradients_are_those_of_whole_weights_by_the_chain_rule(shape):
     """W + s A B: dA is s dW B', and dB is s A' dW; as matrices of inputs and outputs, layer by layer."""
@@ -173,6 +174,7 @@ def test_the_state_holds_no_more_than_adapters_and_rows():
     assert train_state.parameter_count(state["optimizer"]) < 2.1 * train_state.parameter_count(state["params"])
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_base():
     """The compiled step takes the base, which is no part of the state."""
     made = dataclasses.replace(config(), eval=cfg.Eval(batch_sequences=8))

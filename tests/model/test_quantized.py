@@ -96,7 +96,8 @@ def test_two_of_three_products_are_narrow(quantization, kinds):
     assert sorted(dots) == sorted([[forward, forward], [forward, backward], ["bfloat16", "bfloat16"]])
 
 
-@pytest.mark.parametrize("quantization", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
 def test_training_learns_as_much(quantization):
     """20 steps on 20 batches of random tokens: the loss falls by the batches' own statistics."""
     wide, _ = tiny.train_on_one(20)

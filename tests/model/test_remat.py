@@ -10,7 +10,7 @@ import pytest
 
 from scaling.config import remat
 from scaling.config import schema as cfg
-from scaling.model import decoder
+from scaling.model import decoder, stack
 from scaling.model.context import AttentionContext
 from tests import tiny
 
@@ -71,6 +71,7 @@ def test_no_policy_changes_a_number(case, policies):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * largest, err_msg=policy)
 
 
+@pytest.mark.slow
 def test_each_kind_spares_its_products():
     """Of the products that ``full`` computes twice; a loop of the program stands for all of its layers."""
     full = products("post", "full")
@@ -88,6 +89,16 @@ def test_first_layers_make_a_second_loop_and_the_ends_none():
     assert loops == 2 + texts["full"].count("stablehlo.while")  # forward and backward
 
 
+def test_what_lies_in_the_memory_of_the_host(monkeypatch):
+    plain, other = (jax.make_jaxpr(step("post", name))(params("post")) for name in ("hidden", "qkv@host+hidden"))
+    assert str(other) == str(jax.make_jaxpr(step("post", "qkv+hidden"))(params("post")))  # on a CPU
+    monkeypatch.setattr(stack, "platform", lambda: "tpu")
+    text = str(jax.make_jaxpr(step("post", "qkv@host+hidden"))(params("post")))
+    assert "Host" not in str(plain) and text.count("Host") >= 3  # queries, keys and values go there
+    text = step("post", "qkv@host+hidden").lower(params("post")).as_text()
+    assert text.count("dot_general") == products("post", "qkv+hidden")
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -97,6 +108,9 @@ def test_first_layers_make_a_second_loop_and_the_ends_none():
         ("hidden+sum+attention+qkv", "projections"),
         ("projections:3", "projections:3"),
         ("sum:0", "full"),
+        ("projections@host", "projections@host"),
+        ("hidden+sum@host:4", "sum@host+hidden:4"),
+        ("qkv@host+attention@host+sum@host+hidden@host", "projections@host"),
     ],
 )
 def test_policies_are_read_and_written(text, found):
@@ -106,7 +120,23 @@ def test_policies_are_read_and_written(text, found):
 
 def test_policies_that_mean_no_kinds_and_texts_that_mean_nothing():
     assert remat.parse("none") is remat.parse("dots") is remat.parse("auto") is None
-    for text in ("", "all", "qkv+", "qkv+qkv", "projections+qkv", "full:2", "none:1", "qkv:", "qkv:-1", "qkv:1.5"):
+    for text in (
+        "",
+        "all",
+        "qkv+",
+        "qkv+qkv",
+        "projections+qkv",
+        "full:2",
+        "none:1",
+        "qkv:",
+        "qkv:-1",
+        "qkv:1.5",
+        "qkv@disk",
+        "@host",
+        "full@host",
+        "qkv@host@host",
+        "qkv+qkv@host",
+    ):
         with pytest.raises(ValueError, match=r"config\.compute\.remat=.* must be one of none, dots"):
             remat.parse(text)
 
@@ -120,9 +150,10 @@ def test_policies_that_mean_no_kinds_and_texts_that_mean_nothing():
         (CASES["shared"] | dict(remat="sum:2"), {}, r"layer_groups=1: layers that share weights"),
         (CASES["two stacks"] | dict(remat="sum:2"), {}, r"encoder_layers=2"),
         (dict(remat="sum:2"), dict(slices=2, stage=2), r"stage=2: a stage of a pipeline"),
+        (dict(remat="sum@host+qkv"), dict(slices=2, stage=2), r"must not name @host with config\.mesh\.stage=2"),
     ],
 )
 def test_first_layers_are_refused_where_a_stack_cannot_be_parted(changes, mesh, what):
     config = tiny.config(changes)
-    with pytest.raises(ValueError, match=rf"config\.compute\.remat='sum:\d'.*{what}"):
+    with pytest.raises(ValueError, match=rf"config\.compute\.remat='.*sum.*'.*{what}"):
         remat.check(dataclasses.replace(config, mesh=cfg.Mesh(**mesh)))

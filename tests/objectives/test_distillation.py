@@ -52,6 +52,7 @@ def step(kind, mesh, microbatches):
         return student, teacher, params, jax.device_get(known), jax.device_get(metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TEACHERS)
 @pytest.mark.parametrize(
     ("mesh", "microbatches"),

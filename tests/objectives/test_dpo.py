@@ -126,6 +126,7 @@ def added(parts):
     return jax.tree.map(lambda *each: sum(each), *parts)
 
 
+@pytest.mark.slow
 def test_padding_and_parts_change_nothing():
     config, batch, both = config_of(**WITH_NLL), rows(), (params_of(0), params_of(7))
     whole = sums_of(config, *both, batch)
@@ -136,6 +137,7 @@ def test_padding_and_parts_change_nothing():
     assert padded[1].weight == PAIRS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [cfg.Mesh(data=2, fsdp=2, tensor=2), cfg.Mesh(fsdp=8), cfg.Mesh(fsdp=4, context=2)])
 def test_devices_change_nothing(mesh):
     """Also where a pair is on two devices, and where a row is."""

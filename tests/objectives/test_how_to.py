@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from scaling.config import schema as cfg
 from scaling.model import decoder
@@ -18,6 +19,7 @@ from tests import tiny
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "objective.md"
 
 
+@pytest.mark.slow
 def test_the_objective_of_the_page_is_direct_preference_optimisation():
     names: dict = {}
     exec(re.search(r"```python\n(import jax.*?)```", PAGE.read_text(), re.DOTALL)[1], names)

@@ -86,7 +86,8 @@ def test_microbatches_and_devices_change_nothing(mesh, microbatches):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one, other)
 
 
-@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [False, True])
 def test_devices_change_nothing_with_disentangled_positions(shared):
     by = cfg.Disentangled(distance=12, buckets=8, norm=True, absolute=True, shared=shared)
     chosen = config({"positions": "disentangled", "disentangled": by})
@@ -97,6 +98,7 @@ def test_devices_change_nothing_with_disentangled_positions(shared):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [cfg.Mesh(data=1), cfg.Mesh(data=2, fsdp=2, tensor=2)], ids=["one", "eight"])
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_two_losses_are_those_of_whole_logits(mesh, microbatches):

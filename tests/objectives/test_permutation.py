@@ -58,6 +58,7 @@ def step(config, mesh, microbatches, rows):
         return params, jax.device_get(state["params"]), jax.device_get(metrics)
 
 
+@pytest.mark.slow
 def test_loss_gradient_microbatches_and_devices():
     whole = config()
     params, after, metrics = step(whole, cfg.Mesh(data=1), 1, 8)

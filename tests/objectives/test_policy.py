@@ -72,8 +72,8 @@ def test_the_loss_of_a_policy_and_its_gradient():
             one = jax.tree.map(lambda x: x[0], batch)
             return policy(made, DRAWN)(decoder.merge(made.network, params), None, one, None).objective
 
-        found, gradient = jax.value_and_grad(loss)(params)
-        expected, slopes = jax.value_and_grad(lambda p: by_whole_logits(made, p, batch))(params)
+        found, gradient = jax.jit(jax.value_and_grad(loss))(params)
+        expected, slopes = jax.jit(jax.value_and_grad(lambda p: by_whole_logits(made, p, batch)))(params)
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), gradient, slopes)
 
@@ -105,6 +105,7 @@ def test_entropy_is_that_of_the_distribution_that_was_drawn_from():
     assert float(sums.metrics["policy/entropy_avg"]) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [policy, value])
 @pytest.mark.parametrize("sizes", [cfg.Mesh(), cfg.Mesh(data=2, fsdp=2, tensor=2)], ids=["1", "8"])
 def test_microbatches_and_devices_change_nothing(which, sizes):

@@ -10,6 +10,7 @@ from scaling.objectives.pretraining import OBJECTIVES, must_fit
 DECODER = cfg.Model(context_length=512)
 ENCODER = dataclasses.replace(DECODER, causal=False, token_types=2)
 BOTH = dataclasses.replace(DECODER, encoder_layers=2)
+PREFIX = dataclasses.replace(DECODER, prefix_lm=True)
 ELECTRA = dataclasses.replace(ENCODER, discriminator=True, generator_layers=2)
 XLNET = dataclasses.replace(ENCODER, positions="xlnet")
 TAKEN = {
@@ -18,8 +19,8 @@ TAKEN = {
     "replaced_token": [ELECTRA],
     "translations": [ENCODER],
     "permutation": [XLNET],
-    "span_corruption": [BOTH], "denoising": [BOTH], "prefix": [BOTH],
-    "pairs": [DECODER, BOTH],
+    "span_corruption": [BOTH], "denoising": [BOTH], "prefix": [BOTH, PREFIX],
+    "pairs": [DECODER, BOTH, PREFIX],
 }  # fmt: skip
 
 
@@ -31,7 +32,7 @@ def config(objective, model, **data):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_each_takes_its_models_and_refuses_the_others(name):
-    for model in (DECODER, ENCODER, BOTH, ELECTRA, *TAKEN[name]):
+    for model in (DECODER, ENCODER, BOTH, PREFIX, ELECTRA, *TAKEN[name]):
         if model in TAKEN[name]:
             must_fit(config(name, model))
             continue

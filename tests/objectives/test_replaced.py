@@ -111,6 +111,7 @@ def on_one():
     return step(config(), cfg.Mesh(data=1), 1)
 
 
+@pytest.mark.slow
 def test_losses_and_gradient_are_those_of_whole_logits(on_one):
     """The generator's gradient is that of its own loss; what both have in common learns from both losses."""
     whole = config()
@@ -167,6 +168,7 @@ def test_losses_and_gradient_are_those_of_whole_logits(on_one):
     np.testing.assert_allclose(metrics["accuracy_original"], (~said)[~replaced].mean(), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "microbatches"),
     [(cfg.Mesh(data=1), 2), (cfg.Mesh(data=2, fsdp=2, tensor=2), 1)],

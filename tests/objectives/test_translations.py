@@ -53,11 +53,11 @@ def test_the_loss_is_that_of_the_definition(pooler):
     found = []
     with jax.set_mesh(one_device()):
         model = decoder.merge(chosen.network, params)
+        run = jax.jit(lambda ids: model.pooled(model(ids)[0, 0]) if pooler else model(ids)[0, 0])
         for language in (0, 1):
             ids = WORDS.encode_batch([texts[language] for texts in TEXTS])
             framed = [[WORDS.special("<|begin|>"), *text, WORDS.special("<|separator|>")] for text in ids]
-            first = [model(np.asarray([text], np.int32))[0, 0] for text in framed]
-            first = np.asarray([model.pooled(x) if pooler else x for x in first], np.float64)
+            first = np.asarray([run(np.asarray([text], np.int32)) for text in framed], np.float64)
             found.append(first / np.linalg.norm(first, axis=1, keepdims=True))
     cosines = found[0] @ found[1].T
     loss = 0.0
@@ -70,6 +70,7 @@ def test_the_loss_is_that_of_the_definition(pooler):
     np.testing.assert_allclose(metrics["accuracy"], np.mean(right), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_devices_change_nothing():
     """A text is ranked among those of all devices."""
     _, expected = step(config(), cfg.Mesh(data=1))

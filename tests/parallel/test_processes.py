@@ -28,6 +28,11 @@ COMMON = [
 NO_SAMPLES = "--config.sample.prompts=()"
 
 
+def until(tokens):
+    """A part of the smoke run's 8,192 tokens: each collective of two processes takes milliseconds."""
+    return (f"--config.train.tokens={tokens}", "--config.optimizer.decay_tokens=8192")
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -64,12 +69,12 @@ def losses(run_dir):
 @pytest.mark.slow
 def test_two_processes_are_one_run_and_resume_as_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    launch(one, 1, NO_SAMPLES)
-    outputs = launch(two, 2, "--config.train.tokens=4096", "--config.optimizer.decay_tokens=8192")
+    launch(one, 1, *until(4096), NO_SAMPLES)
+    outputs = launch(two, 2, *until(2048))
     assert ["validation loss" in out for out, _ in outputs] == [True, False]  # only the first process speaks
     half = len(losses(two))
     np.testing.assert_allclose(losses(two), losses(one)[:half], rtol=1e-5)
-    (_, error), _ = launch(two, 2, NO_SAMPLES)
+    (_, error), _ = launch(two, 2, *until(4096), NO_SAMPLES)
     assert "resuming" in error
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
     newest = sorted((two / "checkpoints").iterdir())[-1]
@@ -77,14 +82,14 @@ def test_two_processes_are_one_run_and_resume_as_one(tmp_path):
     first, second = (json.loads((newest / f"checksums-0000{i}.json").read_text()) for i in (0, 1))
     assert first and second and not set(first) & set(second)
     # and one process can take over what two have saved
-    launch(two, 1, "--config.train.tokens=9216", "--config.optimizer.decay_tokens=8192", NO_SAMPLES)
+    launch(two, 1, *until(5120), NO_SAMPLES)
     assert len(losses(two)) == len(losses(one)) + 2
 
 
 @pytest.mark.slow
 def test_a_sequence_may_lie_over_two_processes(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    short = ["--config.train.tokens=2048", "--config.optimizer.decay_tokens=8192", NO_SAMPLES]
+    short = [*until(2048), NO_SAMPLES]
     launch(one, 1, *short)
     launch(two, 2, *short, "--config.mesh.fsdp=1", "--config.mesh.tensor=1", "--config.mesh.context=8")
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
@@ -93,7 +98,7 @@ def test_a_sequence_may_lie_over_two_processes(tmp_path):
 @pytest.mark.slow
 def test_two_processes_can_be_two_stages(tmp_path):
     """Each process holds the layers of one stage, and reads only the rows that its devices hold."""
-    given = ("--config.model.num_layers=4", "--config.optimizer.peak_lr=1e-3", NO_SAMPLES)
+    given = ("--config.model.num_layers=4", "--config.optimizer.peak_lr=1e-3", *until(2048), NO_SAMPLES)
     launch(tmp_path / "one", 1, *given)
     launch(tmp_path / "two", 2, "--config.mesh.stage=2", *given)
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)

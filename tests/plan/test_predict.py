@@ -109,3 +109,37 @@ ENTRY %main (a: bf16[1024,1024], b: bf16[1024,1024], c: bf16[64,1024,1024]) -> b
     program = hlo.parse(text)
     fusion = next(i for i, _ in program.walk(None) if i.opcode == "fusion")
     assert traffic.bytes_moved(program, fusion) == 3 * 2 * 1024**2
+
+
+def test_a_slice_in_a_fusion_of_a_fusion_moves_only_what_it_touches():
+    """As libtpu 0.0.52 compiles a product for v6e: the whole stack would be counted as waiting for memory."""
+    program = module("nested.hlo")
+    (product,) = [i for i, _ in program.walk() if i.opcode == "fusion"]
+    layer, x, gradient = 2 * 64 * 256, 2 * 64 * 128, 2 * 256 * 128
+    assert traffic.bytes_moved(program, product) == layer + x + gradient
+    # For v7x it says inside the fusion that the stack is laid out in other tiles.
+    text = Path(__file__).with_name("nested.hlo").read_text()
+    other = text.replace("fusion(%stack.2, %layer.2)", "fusion(%tiles, %layer.2)").replace(
+        "  %layer.2 = ",
+        "  %tiles = bf16[24,64,256]{2,1,0:T(16,128)(2,1)} fusion(%stack.2), kind=kLoop, "
+        "output_to_operand_aliasing={{}: (0, {})}, calls=%copied\n  %layer.2 = ",
+    )
+    assert other.count("%tiles") == 2
+    program = hlo.parse(other)
+    (product,) = [i for i, _ in program.walk() if i.opcode == "fusion"]
+    assert traffic.bytes_moved(program, product) == layer + x + gradient
+
+
+def test_what_sparse_cores_send_is_hidden_by_the_work_between_its_beginning_and_its_end():
+    """A gather beside a product of half a millisecond is hidden, a sum that is awaited at once is not."""
+    chip = chips.find("v6e")
+    found = predict.predict(module("offloaded.hlo"), chip)
+    gathered = 24 * 2 * 2048 * 8192 * 15 / 16
+    assert found.parts["matrix products"].seconds == pytest.approx(24 * 5e-4)
+    gather, reduce = found.collectives["all-gather"], found.collectives["all-reduce"]
+    assert (gather.bytes, gather.hidden_bytes, gather.calls) == (gathered, gathered, 24)
+    assert (reduce.bytes, reduce.calls) == (2 * gathered, 24) and reduce.hidden_bytes == pytest.approx(0, abs=1)
+    assert found.exposed == pytest.approx(2 * gathered / chip.link) and found.unread == ()
+    # Links that are too slow for the gather let the program wait for the rest of it, and the sum waits for the gather.
+    slow = predict.predict(module("offloaded.hlo"), dataclasses.replace(chip, link=chip.link / 100))
+    assert slow.exposed == pytest.approx(3 * gathered / (chip.link / 100) - 24 * 5e-4)

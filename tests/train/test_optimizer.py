@@ -144,6 +144,7 @@ NAMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_optimizers_of_optax_by_name_lie_sharded_and_give_the_same_on_every_mesh(name):
     config = dataclasses.replace(tiny.config(), optimizer=cfg.Optimizer(name=name, arguments=NAMES[name]))

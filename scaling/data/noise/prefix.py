@@ -1,4 +1,4 @@
-"""Prefix language modelling behind an encoder: the source is the beginning of a text, and the target is its rest.
+"""Prefix language modelling: a text is cut in two, and its rest is predicted from its beginning.
 
 T5 compares it with other objectives (arXiv 1910.10683, section 3.3.1). Nothing is hidden in the text.
 """
@@ -9,20 +9,23 @@ import numpy as np
 
 from scaling.config.refusal import refused
 from scaling.config.schema import Config
-from scaling.data.batch import Batch
-from scaling.data.noise.row import Noise, sequence_to_sequence
+from scaling.data.batch import Batch, of_sequences
+from scaling.data.noise.row import Noise, prefix_order, sequence_to_sequence
 from scaling.data.tokenizer_base import Tokenizer
 
 
 def prefix(config: Config, words: Tokenizer) -> Noise:
     """Rows of a text that is cut in two at a place that is drawn, each place as likely as any other.
 
-    The text is as long as the shorter one of source and target, so each part fits with its end, however it is cut.
+    With an encoder, source and target are rows of their own and have an end each. The text is as long as the shorter
+    one of the two, so each part fits, however it is cut. A decoder alone reads both parts in one row, without an end.
 
     Raises:
-        ValueError: one of them is so short that the text cannot be cut.
+        ValueError: a text is so short that it cannot be cut.
     """
     room = config.train.sequence_length
+    if not config.model.encoder_layers:
+        return Noise("prefix alone", room, room, _alone, config.seed)
     source_room = config.data.source_length or room
     taken, end = min(source_room, room), np.array([words.eot], np.int32)
     if taken < 2:
@@ -36,3 +39,11 @@ def prefix(config: Config, words: Tokenizer) -> Noise:
         return sequence_to_sequence(source, target, words.decoder_start, source_room, room)
 
     return Noise(f"prefix {source_room}", taken, room, row, config.seed)
+
+
+def _alone(sequences: Sequence[np.ndarray], index: int, rng: np.random.Generator) -> Batch:
+    whole = of_sequences(sequences[index])
+    room = len(whole.tokens)
+    place = int(rng.integers(1, room + 1))  # of the first token that is predicted, in the text
+    weights = (np.arange(room) >= place - 1).astype(np.float32)
+    return whole._replace(weights=weights, order=prefix_order(place, room))

@@ -61,6 +61,11 @@ class Noisy(Sequence[Batch | Scored]):
         return self.noise(self.sequences, index)
 
 
+def prefix_order(size: int, room: int) -> np.ndarray:
+    """The order, int32 [room], of a row whose first tokens see each other and whose others see what is before them."""
+    return np.maximum(np.arange(room, dtype=np.int32), size - 1)
+
+
 def sequence_to_sequence(source: np.ndarray, target: np.ndarray, start: int, source_room: int, room: int) -> Batch:
     """The row of an encoder and a decoder, which reads the target behind a start token.
 

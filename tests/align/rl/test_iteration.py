@@ -27,6 +27,7 @@ def compiled():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ppo", "grpo"])
 def test_nothing_compiles_after_the_first_iteration_and_validation(folder, kind, compiled, monkeypatch):
     random = np.random.default_rng(0)

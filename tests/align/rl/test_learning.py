@@ -68,6 +68,7 @@ NAMES = """
 """
 
 
+@pytest.mark.slow
 def test_the_usual_metrics_and_what_holds_before_the_first_update(folder, ppo):
     (first, *_, last) = folder.lines("ppo")
     assert set(NAMES.split()) <= first.keys()
@@ -78,6 +79,7 @@ def test_the_usual_metrics_and_what_holds_before_the_first_update(folder, ppo):
     assert {line["step"] for line in folder.lines("ppo", "answers.jsonl")} == {last["step"]}
 
 
+@pytest.mark.slow
 def test_grpo_learns_what_the_function_rewards(folder):
     """With one update an iteration, each is that of the policy that gave the answers, so all ratios are 1."""
     assert learns(folder, "grpo", "grpo", "--config.optimizer.peak_lr=0.01", "--config.rl.kl_in=loss") == 0
@@ -102,6 +104,7 @@ def test_answers_are_shown_without_their_ends(folder, talker):
     assert all(len(line["answer"]) < 8 and "<|end" not in line["answer"] for line in answers)
 
 
+@pytest.mark.slow
 def test_the_run_is_the_policy_and_what_lies_beside_it_is_kept(folder, ppo, capsys):
     network, params = load_run(ppo)
     assert network.model.outputs == 0 and "head" not in params
@@ -112,10 +115,10 @@ def test_the_run_is_the_policy_and_what_lies_beside_it_is_kept(folder, ppo, caps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "rank"), [("ppo", 2), ("grpo", 0)])
-def test_a_run_that_is_cut_short_goes_on_to_the_same_numbers(folder, kind, rank):
+@pytest.mark.parametrize(("kind", "rank", "epochs"), [("ppo", 2, 4), ("grpo", 0, 1)])  # four steps each
+def test_a_run_that_is_cut_short_goes_on_to_the_same_numbers(folder, kind, rank, epochs):
     """With adapters (``rank`` > 0), too, whose reference is the base that they change."""
-    more = [f"--config.rl.pretraining={folder}/text.txt", "--config.rl.kl_target=1", "--config.align.epochs=4"]
+    more = [f"--config.rl.pretraining={folder}/text.txt", "--config.rl.kl_target=1", f"--config.align.epochs={epochs}"]
     every = [*more, "--config.checkpoint.every_steps=1", "--config.checkpoint.keep_last=99"]
     every += [f"--config.lora.rank={rank}"]
     assert learns(folder, kind, f"whole_{kind}{rank}", *every) == 0
@@ -156,6 +159,7 @@ def test_microbatches_and_devices_change_nothing(folder, kind):
                 assert ours[metric] == pytest.approx(theirs[metric], rel=1e-3, abs=1e-5), (name, metric)
 
 
+@pytest.mark.slow
 def test_a_second_reward_is_logged_at_each_validation_and_trains_nothing(folder, ppo):
     less = "def less(records, answers):\n    return [-answer.count('e') for answer in answers]\n"
     (folder / "gold.py").write_text(less)
@@ -205,6 +209,7 @@ def test_a_reward_model_scores_and_is_what_the_value_function_begins_with(folder
     assert set(second) - set(judged) == {"objective/gold"}
 
 
+@pytest.mark.slow
 def test_another_bias_than_at_the_start_and_another_system_message_are_said(folder, judge, caplog):
     """A run that is resumed must be rewarded as before; ``reward.json`` is no part of the checkpoint's digest."""
     run, bias = folder / "biased", judge / "reward.json"

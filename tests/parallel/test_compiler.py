@@ -1,0 +1,28 @@
+"""Options of the compiler, by kind of device."""
+
+import dataclasses
+
+import pytest
+
+from scaling.parallel import compiler
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    device_kind: str
+    platform: str = "tpu"
+
+
+@pytest.mark.parametrize(
+    ("kind", "memory", "offloaded"),
+    [("TPU v4", False, 0), ("TPU v5 lite", True, 0), ("TPU v5p", True, 0), ("TPU v6 lite", True, 3)],
+)
+def test_each_generation_has_its_own(kind, memory, offloaded):
+    found = compiler.options([Device(kind)])
+    assert found["xla_jf_spmd_threshold_for_windowed_einsum_mib"] == "1000000"
+    assert ("xla_tpu_scoped_vmem_limit_kib" in found) == memory
+    assert sum("sparse_core_collective_offload" in name for name in found) == offloaded
+
+
+def test_other_platforms_have_none():
+    assert compiler.options([Device("NVIDIA H100", "gpu")]) == {}
