@@ -231,8 +231,10 @@ def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
         right = f"must be 0: `scaling {recipe.verb}` trains no model with an encoder beside its decoder"
         raise refused("model.encoder_layers", model.encoder_layers, right)
     if model.prefix_lm and recipe.verb != "train":
-        right = f"must be False: `scaling {recipe.verb}` trains no model whose prompt sees itself on both sides"
-        raise refused("model.prefix_lm", True, right)
+        right = f"which `scaling {recipe.verb}` does not train: its prompt sees itself on both sides"
+        if start:
+            raise refused("start", config.start, f"has config.model.prefix_lm=True, {right}")
+        raise refused("model.prefix_lm", True, f"is of a model {right}; must be False")
     config = dataclasses.replace(config, model=dataclasses.replace(model, outputs=recipe.outputs))
     if start:
         config = dataclasses.replace(config, lora=start.adapters_for(config, words))

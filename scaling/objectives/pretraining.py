@@ -56,7 +56,7 @@ def must_fit(config: cfg.Config) -> None:
         right = f"must be True {said} and config.model.encoder_layers=0"
         raise refused("model.prefix_lm", False, right)
     if model.prefix_lm and name not in ("prefix", "pairs"):
-        raise refused("model.prefix_lm", True, f"must be False {said}, which has no source")
+        raise refused("model.prefix_lm", True, f"must be False {said}; it goes with pairs and prefix")
     if name in WITH_SOURCE and not model.encoder_layers:
         raise refused("model.encoder_layers", 0, f"must be at least 1 {said}, whose source an encoder reads")
     if model.encoder_layers and name not in (*WITH_SOURCE, "prefix", "pairs"):

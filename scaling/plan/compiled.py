@@ -182,6 +182,8 @@ def _batch(config: cfg.Config, mesh: Mesh, shape: tuple[int, ...]) -> Batch | Sc
         made = plain._replace(source=source, source_segments=source)
         if not config.model.encoder_layers:
             made = made._replace(segments=ids)
+    if config.model.prefix_lm and isinstance(made, Batch):
+        made = made._replace(order=ids)
     if config.data.pack and isinstance(made, Batch):
         made = made._replace(positions=ids, segments=ids, source_positions=made.source)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)), made)

@@ -19,6 +19,7 @@ ASSUMPTIONS = (
     f"An estimate from shapes, not a measurement and not compiled: products at {100 * EFFICIENCY:.0f} % of the peak, "
     f"attention's at half of that, other work by its bytes at {100 * MEMORY_EFFICIENCY:.0f} % of the bandwidth,",
     "gathers and scatters of parameters half hidden, the ring's hidden by attention, other traffic not hidden.",
+    "Scores that attention without a kernel keeps (encoders, prefix_lm) and the way to the host are missing.",
 )
 
 

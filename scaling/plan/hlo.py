@@ -164,11 +164,14 @@ def parse(text: str) -> Module:
 def _named_alike(computations: dict[str, tuple[Instruction, ...]]) -> dict[str, tuple[Instruction, ...]]:
     """Both spellings of what runs asynchronously alone as one: ``async-start`` of a slice becomes ``slice-start``.
 
-    Printers choose as they like. Starts of anything else keep their name; ``walk`` goes into them.
+    Printers choose as they like. Starts of anything else keep their name; ``walk`` goes into them. JAX prints those of
+    libtpu 0.0.42.1 for the sparse cores as ``call-start``, which is an ``async-start`` here.
     """
     wrapped: dict[str, str] = {}  # start, update -> what it wraps
 
     def renamed(instruction: Instruction) -> Instruction:
+        if instruction.opcode in ("call-start", "call-update", "call-done"):
+            return dataclasses.replace(instruction, opcode=instruction.opcode.replace("call", "async"))
         _, _, end = instruction.opcode.partition("async-")
         if not end:
             return instruction

@@ -174,7 +174,7 @@ def predict(module: Module, chip: Chip, runs: int | None = None) -> Prediction:
         if inner := collective_of(module, instruction, COLLECTIVES):
             offloaded.start(instruction, inner.opcode, sent_bytes(inner), times, work)
         offloaded.meet(instruction, work)
-        if network.meet(module, instruction, times, work) or _FREE.fullmatch(instruction.opcode):
+        if network.meet(module, instruction, times, work) or (_FREE.fullmatch(instruction.opcode) and not inner):
             continue
         for found, hidden in _collectives(module, instruction):
             key = (found.opcode, _channel(found), times)
@@ -187,7 +187,7 @@ def predict(module: Module, chip: Chip, runs: int | None = None) -> Prediction:
             traffic.calls += times
             if hidden:
                 traffic.hidden_bytes += sent
-        if _kind_of_collective(instruction.opcode):
+        if inner or _kind_of_collective(instruction.opcode):
             continue
         if _PARTS.fullmatch(instruction.opcode):
             module.unread.add(instruction.opcode)

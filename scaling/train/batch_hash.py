@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 
 from scaling.data.batch import Batch
 
-_HASHED = ("tokens", "targets", "number", "pretraining")  # each kind of row has some of these arrays
+_HASHED = ("tokens", "targets", "number", "pretraining", "order")  # each kind of row has some of these arrays
 
 
 def of_step(dataset: Any, first: int, count: int, total: int) -> str:

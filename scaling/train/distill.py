@@ -60,6 +60,8 @@ def _check(config: cfg.Config, teacher: Start, words: Tokenizer) -> None:
         raise refused(name, teacher.run, f"{right}{words.name!r} of {model.vocab_size}")
     if theirs.causal != model.causal or bool(theirs.encoder_layers) != bool(model.encoder_layers):
         raise refused(name, teacher.run, "must be an encoder, a decoder, or both, as the student is")
+    if theirs.prefix_lm:
+        raise refused(name, teacher.run, "has config.model.prefix_lm=True, and would read prompts as a causal model")
     if theirs.outputs or theirs.discriminates:
         raise refused(name, teacher.run, "predicts no tokens")
     lengths = {"train.sequence_length": config.train.sequence_length}

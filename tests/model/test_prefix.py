@@ -1,5 +1,6 @@
 """A decoder whose prompt sees itself on both sides."""
 
+import dataclasses
 import functools
 
 import jax
@@ -21,6 +22,7 @@ from scaling.objectives.next_token import next_token
 from scaling.objectives.objective import forward
 from scaling.parallel.mesh import make_mesh, one_device
 from scaling.parallel.sharding import batch_sharding
+from scaling.plan import compiled
 from scaling.train import state as train_state
 from scaling.train.step import make_train_step
 from tests import tiny
@@ -185,3 +187,11 @@ def test_what_it_cannot_have_is_refused(changes, message):
     config = cfg.Config(model=cfg.Model(**model), mesh=cfg.Mesh(**changes.get("mesh", {})))
     with pytest.raises(ValueError, match=message):
         resolve(config, 50, 2)
+
+
+def test_a_plan_compiles_the_mask():
+    config = tiny.config(dict(attention_pattern=("dense",), prefix_lm=True))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, objective="prefix"))
+    assert compiled._batch(config, one_device(), (1, 8, 16)).order.shape == (1, 8, 16)
+    causal = dataclasses.replace(config, model=dataclasses.replace(config.model, prefix_lm=False))
+    assert compiled._batch(causal, one_device(), (1, 8, 16)).order is None
