@@ -53,6 +53,7 @@ def test_no_verb_lets_libtpu_look_for_a_tpu(tmp_path):
     assert done.stderr == ("" if platforms.has_tpu() else "cpu\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ["cuda", "nothing"])
 @pytest.mark.parametrize("verb", [["train", "--config=experiments/cpu/smoke.py"], ["sweep", "--dry_run"]])
 def test_a_platform_that_is_not_there_is_one_sentence(tmp_path, verb, asked):

@@ -77,6 +77,7 @@ def test_an_encoder_with_a_decoder_is_taught_by_one(tmp_path, capsys):
     assert record["kl"] > 0 and record["cosine_loss"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -66,6 +66,7 @@ def alone(generator):
     return said
 
 
+@pytest.mark.slow
 def test_a_text_in_company_is_the_text_alone(generator):
     """Nine texts in three rows, and then each by itself: greedy, drawn, with top-p, in all orders of coming."""
     expected = alone(generator)
@@ -83,6 +84,7 @@ def test_a_text_in_company_is_the_text_alone(generator):
     assert engine._cache is None and not engine.waiting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -84,6 +84,7 @@ def test_a_batch_equals_its_single_prompts(generator, options):
         assert ids([generator.generate([prompt], sampling)[0] for prompt in PROMPTS]) == ids(together)
 
 
+@pytest.mark.slow
 def test_draws_of_a_prompt_depend_on_its_number_and_not_on_its_place(generator):
     sampling = dataclasses.replace(FREE, num_samples=2)
     whole = ids(generator.generate(PROMPTS, sampling))

@@ -133,13 +133,14 @@ def exact(options):
     return np.take_along_axis(p, texts[:, :, None], axis=2)[:, :, 0].prod(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
         {},
         {"top_k": 4, "top_p": 0.9, "temperature": 1.5},
-        pytest.param({"top_p": 0.8}, marks=pytest.mark.slow),
-        pytest.param({"repetition_penalty": 1.8, "temperature": 2.0}, marks=pytest.mark.slow),
+        {"top_p": 0.8},
+        {"repetition_penalty": 1.8, "temperature": 2.0},
     ],
 )
 def test_texts_have_the_exact_distribution(options):

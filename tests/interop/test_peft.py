@@ -84,6 +84,7 @@ def test_names_and_shapes_are_those_of_peft(made):
     assert about == {key: written["config"][key] for key in about}
 
 
+@pytest.mark.slow
 def test_a_run_without_adapters_is_refused(made, capsys):
     _, root = made
     assert cli.main(["export", str(root / "base"), str(root / "none"), "--adapters"]) == exit_codes.USAGE

@@ -77,6 +77,7 @@ def test_a_run_that_finishes_is_started_once(run):
     assert values["children"] == [] and values["exit_code"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first", [-9, -11, 143, -15, exit_codes.IO, exit_codes.HUNG, exit_codes.FAULTY, exit_codes.BUG]
 )

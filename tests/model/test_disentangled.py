@@ -68,6 +68,7 @@ def test_scores_are_those_of_the_definition(both):
     np.testing.assert_allclose(found, want, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_parameter_of_positions_counts_and_gets_a_gradient():
     network = tiny.in_float32(model(distance=9, buckets=6, norm=True, absolute=True))
     params = decoder.initialize(network.model, jax.random.key(0))

@@ -71,6 +71,7 @@ def parameters(network):
     return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_one_device")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_who_sees_whom(name):
@@ -93,6 +94,7 @@ def test_who_sees_whom(name):
     assert (later[:9] == 0).all() and (later[9:] > 1e-6).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_one_device")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_cached_logits_equal_uncached(name):

@@ -51,6 +51,7 @@ def moved(params):
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_first_step_is_the_base_bit_by_bit(shape):
     made = config(SHAPES[shape])

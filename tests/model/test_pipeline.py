@@ -186,6 +186,7 @@ def program():
     return compiled.compile_step(config(4, mesh, dict(remat="full"), batch_tokens=256), jax.devices())
 
 
+@pytest.mark.slow
 def test_only_rows_go_from_stage_to_stage(program):
     """Of the layers nothing does: their collectives stay among the devices of a stage, 0-3 and 4-7."""
     crossing, inside = [], []

@@ -144,6 +144,7 @@ def test_pairs_that_share_a_row_have_the_losses_of_rows_of_their_own():
     assert np.abs(losses(params, causal) - apart).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_step_is_the_same_on_eight_devices_and_in_parts():
     rows = [_alone([tokens], 0, np.random.default_rng(i)) for i, tokens in enumerate(tiny.batch(0).tokens[0])]
     batch = jax.tree.map(lambda *x: np.stack(x), *rows)

@@ -53,6 +53,7 @@ def value_and_gradients(x, w, contracted, axes, quantization):
     return both(x, w)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["int8", "fp8"])
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_close_to_float32(name, quantization):

@@ -47,6 +47,7 @@ def test_states_are_those_of_the_papers_formulas(segment, memory):
         assert np.abs(ours[row] - want).max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_a_memory_that_reaches_as_far_equals_one_long_segment(norm):
     whole = tiny.network(**XL | {"norm": norm})

@@ -92,6 +92,7 @@ def test_losses_and_gradient_are_those_of_whole_logits(kind, mesh, microbatches)
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_student_that_is_its_teacher_has_no_divergence():
     student = dataclasses.replace(config("decoder"), distill=dataclasses.replace(KNOBS, lm=0.0))
     with jax.set_mesh(one_device()):

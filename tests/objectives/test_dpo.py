@@ -72,6 +72,7 @@ def close(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * max(1.0, float(np.abs(wanted).max())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_loss_and_gradient_are_those_of_whole_logits(name):
     config, batch = config_of(**KINDS[name]), rows()

@@ -47,6 +47,7 @@ MIXED = cfg.Mesh(fsdp=2, tensor=2)
 WAYS = [*((chunk, None) for chunk in (0, 4, 5, 100)), (0, MIXED), (5, MIXED), (5, cfg.Mesh()), (5, cfg.Mesh(tensor=8))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chunk", "mesh"), WAYS)
 @pytest.mark.parametrize("bias", [None, BIAS], ids=["plain", "biased"])
 def test_a_smoothed_loss_equals_that_of_whole_distributions(chunk, mesh, bias):

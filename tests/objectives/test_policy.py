@@ -79,6 +79,7 @@ def test_the_loss_of_a_policy_and_its_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), gradient, slopes)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_value_function():
     made, batch = config(outputs=1), minibatch(text=False)
     with jax.set_mesh(one_device()):

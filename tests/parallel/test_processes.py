@@ -173,6 +173,7 @@ distributed.initialize(cfg.Distributed(sys.argv[1], 3, int(sys.argv[2]), join_se
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "indices", "said"),
     [

@@ -227,6 +227,7 @@ def test_search_compiles_the_best_and_drops_what_does_not_fit(monkeypatch, capsy
     assert len(asked) == 3 and [one["seconds"] for one in found] == [7.0, 8.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slices", "devices"), [(1, 64), (2, 128)])
 def test_the_knobs_of_a_search_train(slices, devices, capsys):
     """With the recipe's ramp, whose first batch is less than a microbatch of the layout, and on several slices."""

@@ -32,6 +32,7 @@ def streamed(events):
     return "".join(event.choices[0].delta.content or "" for event in events if event.choices)
 
 
+@pytest.mark.slow
 def test_many_at_once_say_what_each_says_without_batching(client, model):
     """Eleven requests on eight rows; a bad one between them and one whose client goes away."""
     requests = [

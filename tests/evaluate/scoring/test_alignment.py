@@ -193,6 +193,7 @@ def test_a_dialogue_has_the_beginning_of_its_template_and_no_other(params):
     assert answers.room.frame(("Hi",)).tolist() == CHAT.prompt([{"role": "user", "content": "Hi"}]).tolist()
 
 
+@pytest.mark.slow
 def test_samples_differ_from_each_other_and_by_seed(params, tmp_path):
     def drawn(seed):
         seen = []

@@ -242,6 +242,7 @@ WATCHED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "limit"), [("step", 0.3), ("phase", 3), ("nowhere", 0)])
 def test_what_hangs_is_ended_with_its_stacks(tmp_path, where, limit):
     start = time.monotonic()
