@@ -55,6 +55,7 @@ def test_examples_fit_their_rows_and_have_one_order(module, tmp_path):
             assert max(map(len, framed)) <= compare.TASKS[name].length
 
 
+@pytest.mark.slow
 @shared.needs_shared("data/eval/llm_foundry/lambada_openai.jsonl")
 def test_hidden_words_are_whole_words_of_one_token(module):
     probes, words = module("probes"), tokenizer.load("books+mask")

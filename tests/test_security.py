@@ -56,6 +56,7 @@ def names_of(call):
     return ast.unparse(call.func)
 
 
+@pytest.mark.slow
 def test_nothing_is_unpickled_evaluated_or_given_to_a_shell():
     forbidden = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "marshal.loads", "torch.load"}
     unsafe_yaml = {"yaml.load", "yaml.unsafe_load", "yaml.full_load"}

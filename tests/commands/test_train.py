@@ -303,6 +303,7 @@ def test_reading_verbs_take_relative_paths(finished, tmp_path, monkeypatch, capf
     assert cli.main(["plot", "run"]) == 0
 
 
+@pytest.mark.slow
 def test_divergence_stops_with_its_own_code_and_saves_nothing_after(tmp_path, capfd):
     code = train(tmp_path / "run", "--config.optimizer.peak_lr=1e30", "--config.optimizer.clip_norm=0")
     assert code == exit_codes.DIVERGED

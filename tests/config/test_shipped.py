@@ -96,6 +96,7 @@ def built(tmp_path_factory):
     return build
 
 
+@pytest.mark.slow
 def test_a_wheel_is_enough_by_itself(built, elsewhere):
     installed = elsewhere / "installed"
     with zipfile.ZipFile(built(build_wheel)) as archive:

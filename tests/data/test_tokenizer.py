@@ -316,6 +316,7 @@ def test_large_input_is_sampled_by_content():
     assert sorted(kept) == sorted(_sample(iter(texts[::-1]), 20_000))
 
 
+@pytest.mark.slow
 @needs_shared("data/books/gutenberg_books.jsonl.gz")
 def test_the_embedded_corpus_is_what_its_script_builds(tmp_path):
     from scaling.data.books import build

@@ -56,6 +56,7 @@ def passes(found):
     return [completion.passes for completions in found for completion in completions]
 
 
+@pytest.mark.slow
 def test_greedy_equals_plain_decoding():
     want = ids(plain().generate(PROMPTS, GREEDY))
     itself, near, random = (

@@ -254,6 +254,7 @@ def test_killed_and_started_again_it_goes_on_with_the_same_process(outside, tmp_
     assert (tmp_path / "starts-0").read_text() == "2"
 
 
+@pytest.mark.slow
 def test_killed_before_it_could_note_what_it_started_nothing_runs(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "behaviour.json").write_text("[[0]]")

@@ -153,6 +153,7 @@ def test_microbatches_devices_and_recomputation_change_nothing(mesh, microbatche
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found, params)
 
 
+@pytest.mark.slow
 def test_dropout_reaches_both_stacks():
     with jax.set_mesh(one_device()):
         for where in ("dropout_embedding", "dropout_residual", "dropout_attention"):

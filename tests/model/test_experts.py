@@ -81,6 +81,7 @@ def test_without_a_bound_every_choice_counts(changes):
         assert sums.dropped == 0 and sums.load.sum() == pytest.approx(ROWS.shape[0] * ROWS.shape[1])
 
 
+@pytest.mark.slow
 def test_the_first_tokens_of_the_text_take_the_slots_and_padding_takes_none():
     module = layer(capacity=0.5)
     real = np.random.default_rng(0).random(ROWS.shape[:2]) < 0.7
@@ -228,6 +229,7 @@ def test_same_losses_and_gradients_without_capacity():
     same(tiny.train(dropless, 5, cfg.Mesh(fsdp=2, context=2, tensor=2), 8), tiny.train(dropless, 5))
 
 
+@pytest.mark.slow
 @each_mesh
 def test_equal_experts_are_taken_by_their_index_and_scoring_drops_nothing(name):
     network = tiny.network(**GLAM)

@@ -42,7 +42,7 @@ def stepwise(network, params, tokens, starts, first, piece, slots=20):
     return decoder.merge_layers(network, layers)[0].logits(jnp.concatenate(parts, axis=1))
 
 
-FAST = ("wide-band", "llama", "bloom")
+FAST = ("llama", "bloom")
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])

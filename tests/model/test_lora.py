@@ -143,6 +143,7 @@ def test_microbatches_and_devices_change_nothing(name):
     assert expected[-1] != expected[0]
 
 
+@pytest.mark.slow
 def test_adapters_lie_like_the_sides_of_their_matrix():
     made = config({}, cfg.Mesh(data=1, fsdp=2, tensor=2))
     mesh = make_mesh(made.mesh, jax.devices()[:4])
@@ -159,6 +160,7 @@ def test_optimizers_of_optax_take_adapters(name):
     assert np.isfinite(losses).all() and np.abs(params["blocks"]["mlp"]["down"]["b"]).max() > 0
 
 
+@pytest.mark.slow
 def test_decay_is_that_of_matrices_and_tables():
     made = config(optimizer={"weight_decay": 0.5})
     _, state = begun(made)

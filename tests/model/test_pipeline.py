@@ -103,6 +103,7 @@ def test_dropout_depends_on_the_parts_and_not_on_the_mesh():
     assert np.abs(np.subtract(two, curve(config(4, cfg.Mesh(stage=2)), 2)[0])).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stages", "parts"), [(2, 2), pytest.param(2, 8, marks=pytest.mark.slow), (4, 8)])
 def test_each_part_meets_each_layer_once_in_order(stages, parts):
     """On a toy layer, whose gradient where rows are alike is NaN: neither bubbles nor neighbours show in results."""

@@ -90,6 +90,7 @@ def test_first_layers_make_a_second_loop_and_the_ends_none():
     assert loops == 2 + texts["full"].count("stablehlo.while")  # forward and backward
 
 
+@pytest.mark.slow
 def test_what_lies_in_the_memory_of_the_host(monkeypatch):
     plain, other = (jax.make_jaxpr(step("post", name))(params("post")) for name in ("hidden", "qkv@host+hidden"))
     assert str(other) == str(jax.make_jaxpr(step("post", "qkv+hidden"))(params("post")))  # on a CPU

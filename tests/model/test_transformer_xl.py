@@ -36,6 +36,7 @@ def layers(network, params):
     return [jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(network.model.num_layers)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("segment", "memory"), [(0, 0), (4, 0), (4, 3), (4, 4), (5, 12)])
 def test_states_are_those_of_the_papers_formulas(segment, memory):
     network = tiny.network(**XL, segment_length=segment, memory_length=memory)

@@ -114,6 +114,7 @@ def test_loss_and_gradient_are_those_of_whole_logits(name):
     jax.tree.map(close, gradient, wanted)
 
 
+@pytest.mark.slow
 def test_before_the_first_update_the_loss_is_log_2():
     for name, knobs in KINDS.items():
         _, sums = sums_of(config_of(**knobs), params_of(0), params_of(0), rows())

@@ -54,6 +54,7 @@ def step(config, mesh, microbatches, rows):
         return before, jax.device_get(state["params"]), jax.device_get(metrics)
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_are_those_of_whole_logits():
     whole = config()
     params, _, metrics = step(whole, cfg.Mesh(data=1), 1, 8)

@@ -94,6 +94,7 @@ def test_the_loss_of_a_value_function():
     assert 0 < float(sums.metrics["val/clipfrac_avg"]) < 1 and float(sums.weight) == 1
 
 
+@pytest.mark.slow
 def test_entropy_is_that_of_the_distribution_that_was_drawn_from():
     made, batch = config(), minibatch()
     with jax.set_mesh(one_device()):
