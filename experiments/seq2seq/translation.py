@@ -12,7 +12,8 @@ and steps, and needs 1.14 GFLOP a pair, the first 0.57: half of its steps are as
 with one difference: the German tokens see each other on both sides.
 
 Machine: 2 CPU cores. Time: about 0.4 seconds a step with both cores free, 45 minutes in all; the decoder alone takes
-twice that. The loss at the end is not measured yet.
+twice that. The validation loss at the end, with shorter rows and half of the steps, is 1.677, 1.764 and 1.805 nats
+(docs/results/translation).
 """
 
 import gzip

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from scaling.bench.quiet import Timing
+from scaling.bench.quiet import repeated
 from scaling.config import schema as cfg
 from scaling.parallel import distributed
 from scaling.train.signals import StopRequest
@@ -33,12 +33,7 @@ def main(address: str, process: int) -> None:
 def _seconds(call: Callable[[], Any]) -> list[tuple[float, float]]:
     """Wall and CPU seconds of some calls."""
     call()
-    found = []
-    for _ in range(_CALLS):
-        with Timing() as timing:
-            call()
-        found.append((timing.seconds, timing.cpu))
-    return found
+    return [(timing.seconds, timing.cpu) for timing in repeated(call, _CALLS)]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scaling.bench.quiet import Timing
+from scaling.bench.quiet import Timing, repeated
 from scaling.config import schema as cfg
 from scaling.data import loader
 from scaling.data.batch import Batch
@@ -149,11 +150,13 @@ def _each_step(here: Training, line: dict[str, Any], numbers: dict[str, jax.Arra
     yield _piece("question for signals, one process", "reliability", here.stop.agreed)
     yield _guarding(here)
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
-    fresh = iter(
-        jax.block_until_ready([copy(numbers) for _ in range(_REPEATS * 20 + 2)])
-    )  # arrays keep what was fetched
+    # Arrays keep what was fetched, so each call has new ones.
+    fresh = iter(jax.block_until_ready([copy(numbers) for _ in range(_REPEATS * 20 + 2)]))
     yield _piece("loss and norm to the host", "logging", lambda: jax.device_get(next(fresh)), calls=20)
-    rate = lambda: learning_rate(optimizer, schedule.tokens(line["step"]), here.run.config.train.tokens)  # noqa: E731
+
+    def rate() -> float:
+        return learning_rate(optimizer, schedule.tokens(line["step"]), here.run.config.train.tokens)
+
     yield _piece("learning rate", "feeding", rate)
 
 
@@ -197,7 +200,8 @@ def _logging(here: Training, line: dict[str, Any]) -> Iterator[Piece]:
         folder = here.run.directory / f"tensorboard-{tensorboard}"
         folder.mkdir()
         with contextlib.closing(MetricWriter(folder, made, 0, finished=False)) as writer:
-            found.append(_piece("metrics.jsonl", "logging", lambda w=writer: w.train(record), calls=50, every=LOG))  # type: ignore[misc]
+            write = functools.partial(writer.train, record)
+            found.append(_piece("metrics.jsonl", "logging", write, calls=50, every=LOG))
     file, both = found
     yield file
     yield both.less(file, "TensorBoard")
@@ -285,13 +289,7 @@ def _piece(name: str, kind: str, call: Callable[[], Any], calls: int = 0, **more
     with Timing() as timing:
         call()
     calls = calls or max(1, int(_LEAST_SECONDS / timing.seconds))
-    timings = []
-    for _ in range(_REPEATS):
-        with Timing() as timing:
-            for _ in range(calls):
-                call()
-        timings.append(timing)
-    return Piece.of(name, kind, timings, calls, **more)
+    return Piece.of(name, kind, repeated(call, _REPEATS, calls), calls, **more)
 
 
 @contextlib.contextmanager

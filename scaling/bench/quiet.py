@@ -6,6 +6,7 @@ This matters for work on the CPU. An accelerator belongs to one process, which m
 import dataclasses
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 QUIET = 0.05  # of the machine, that others may take of a step that counts
@@ -36,6 +37,17 @@ class Timing:
         self.cpu = time.process_time() - self._cpu
         taken = busy() - self._busy - self.cpu
         self.others = max(0.0, taken) / (self.seconds * (os.cpu_count() or 1)) if self.shared else 0.0
+
+
+def repeated(call: Callable[[], object], count: int, calls: int = 1) -> list[Timing]:
+    """So many timings, of so many calls each."""
+    found = []
+    for _ in range(count):
+        with Timing() as timing:
+            for _ in range(calls):
+                call()
+        found.append(timing)
+    return found
 
 
 def busy() -> float:

@@ -259,7 +259,7 @@ def _pick(program: _Program, logits: jax.Array, rows: _Rows) -> jax.Array:
     greedy = rows.temperature == 0
     # A row without top-p has a bound that no sum of probabilities reaches, so that nothing is left out.
     bound = jnp.where(rows.top_p < 1, rows.top_p, 2)
-    dials = Dials(jnp.where(greedy, 1, rows.temperature)[:, None], bound, 1.0, np.zeros(0, np.int32))  # type: ignore[arg-type]
+    dials = Dials(jnp.where(greedy, 1, rows.temperature)[:, None], bound, 1.0, np.zeros(0, np.int32))
     keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.keys), rows.tokens)
     rules = Rules(program.vocab, 0, greedy=False, top_k=0, nucleus=program.nucleus, penalised=False)
     return jnp.where(greedy, likeliest, choose(logits, keys, rules, dials))

@@ -74,10 +74,13 @@ class Rules(NamedTuple):
 
 
 class Dials(NamedTuple):
-    """Numbers that a program takes as arguments, so that another value needs no compilation."""
+    """Numbers that a program takes as arguments, so that another value needs no compilation.
 
-    temperature: float
-    top_p: float
+    Temperature and top-p may be arrays with a number for each row: [B, 1] and [B].
+    """
+
+    temperature: float | jax.Array
+    top_p: float | jax.Array
     repetition_penalty: float
     end_ids: np.ndarray  # int32 [ends]
 
@@ -155,7 +158,7 @@ def _candidates(logits: jax.Array, rules: Rules, dials: Dials) -> tuple[jax.Arra
     return logits, candidates
 
 
-def _in_nucleus(probabilities: jax.Array, top_p: float) -> jax.Array:
+def _in_nucleus(probabilities: jax.Array, top_p: float | jax.Array) -> jax.Array:
     """Whether each token is among the fewest most likely ones that have ``top_p`` together; bool [B, V].
 
     Finds the least probability by bisection over its bits, which are ordered as the numbers are: on a CPU a sort of
