@@ -3,6 +3,8 @@
 Not called ``maxtext``: the peer runs as a script in this folder, and would import this module instead of MaxText.
 """
 
+import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -56,10 +58,43 @@ def compile_step(python: str, library: str, knobs: list[str], text: Path) -> dic
     except OSError as error:
         raise ValueError(f"--peer={python} cannot be run ({error.strerror})") from None
     if done.returncode or not done.stdout.strip():
-        last = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
-        raise ValueError(f"the peer {python} ended: {last[:300]}; --peer=PYTHON must have maxtext[tpu]")
+        raise _ended(python, done.stderr)
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
+
+
+@functools.cache
+def versions(python: str) -> str:
+    """Of MaxText and JAX in an interpreter.
+
+    Raises:
+        ValueError: there is no such interpreter, or it has no MaxText.
+    """
+    program = (
+        "import importlib.metadata as m; print(*(f'{name} {m.version(name)}' for name in ('maxtext', 'jax', 'jaxlib')))"
+    )
+    try:
+        done = subprocess.run([python, "-c", program], capture_output=True, text=True)
+    except OSError as error:
+        raise ValueError(f"--peer={python} cannot be run ({error.strerror})") from None
+    if done.returncode:
+        raise _ended(python, done.stderr)
+    return done.stdout.strip()
+
+
+def _ended(python: str, stderr: str) -> ValueError:
+    last = (stderr.strip().splitlines() or ["it ended without a message"])[-1]
+    return ValueError(f"the peer {python} ended: {last[:300]}; --peer=PYTHON must have maxtext[tpu]")
+
+
+@functools.cache
+def identity(library: str) -> str:
+    """A hash of the library's bytes, which alone say which compiler it is."""
+    try:
+        with Path(library).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"TPU_LIBRARY_PATH={library} cannot be read ({error.strerror})") from None
 
 
 def library() -> str:

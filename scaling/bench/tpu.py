@@ -6,6 +6,8 @@ predicted times stand apart.
 """
 
 import dataclasses
+import json
+import os
 import shlex
 import tempfile
 from collections.abc import Iterator
@@ -13,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from scaling.bench import maxtext_client as maxtext
+from scaling.bench import programs
+from scaling.bench.programs import Kept
 from scaling.catalog import chips, flops, recipes
 from scaling.config import schema as cfg
 from scaling.config.files import apply_overrides, split_arguments
 from scaling.config.remat import AUTO
+from scaling.parallel import compiler
 from scaling.plan import hlo, plan, predict, recompute, topology
 
 # MaxText's recipes call it DISABLE_COLLECTIVE_MATMUL; without it 1.3B on v5e:4x4 takes three times the cycles.
-_NO_RING = "compile_xla_flags=--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
+NO_RING = "compile_xla_flags=--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Case:
     length: int = 2048
     published: tuple[str, str] | None = None
     ours: tuple[str, ...] = ("compute.remat=projections", "compute.remat=full")
-    theirs: tuple[str, ...] = (f"remat_policy=minimal {_NO_RING}", f"remat_policy=full {_NO_RING}")
+    theirs: tuple[str, ...] = (f"remat_policy=minimal {NO_RING}", f"remat_policy=full {NO_RING}")
 
 
 CASES = {
@@ -70,12 +75,16 @@ class Step:
         prediction: what its text says; None = it does not fit.
         bytes: a device.
         seconds: that compiling took.
+        ours: whether it is our step.
+        chosen: what ``compute.remat=auto`` became.
     """
 
     knobs: str
     prediction: predict.Prediction | None
     bytes: int = 0
     seconds: float = 0.0
+    ours: bool = False
+    chosen: str = ""
 
 
 def bench(size: str, case: Case, python: str | None) -> Iterator[str]:
@@ -92,20 +101,16 @@ def bench(size: str, case: Case, python: str | None) -> Iterator[str]:
     Raises:
         ValueError: knobs, topology or interpreter cannot be used, or nothing fits.
     """
-    library = maxtext.library()
-    chip, _ = topology.parse(case.topology)
-    model = _config(size, case, "").model
     where = f"{size} on {case.topology}, {case.sequences} sequences of {case.length} a chip"
-    yield f"{where}, libtpu {maxtext.version(library)}"
+    yield f"{where}, libtpu {maxtext.version(maxtext.library())}"
     best = []
     tries = [("ours", knobs) for knobs in case.ours] + ([("MaxText", knobs) for knobs in case.theirs] if python else [])
     for who, knobs in tries:
-        step = _ours(size, case, knobs) if who == "ours" else _theirs(python or "", library, model, case, knobs)
-        tried = _config(size, case, knobs).model if who == "ours" else model  # a try may change the model itself
-        yield f"  {who:<8} {_line(step, tried, case, chip)}"
+        step = compiled(who, size, case, knobs, python)
+        yield f"  {who:<8} {line(step, size, case)}"
         yield from (f"    {text}" for text in predict.missing(step.prediction.unread if step.prediction else ()))
         best += [(who, step)] if step.prediction else []
-    found = {who: min((s for w, s in best if w == who), key=_cycles, default=None) for who, _ in tries}
+    found = {who: min((s for w, s in best if w == who), key=cycles, default=None) for who, _ in tries}
     if missing := [who for who, step in found.items() if step is None]:
         raise ValueError(f"no try of {' and '.join(missing)} fits {case.topology}")
     steps = [step.prediction for step in found.values() if step and step.prediction]
@@ -118,19 +123,43 @@ def bench(size: str, case: Case, python: str | None) -> Iterator[str]:
     yield from _table(steps)
 
 
-def _cycles(step: Step) -> int:
+def compiled(who: str, size: str, case: Case, knobs: str, python: str | None) -> Step:
+    """The step of one side, from the cache if it was compiled before.
+
+    Args:
+        who: "ours" or "MaxText".
+        size: of the model.
+        case: slice and batch.
+        knobs: of that side.
+        python: an interpreter that has MaxText.
+    """
+    return _ours(size, case, knobs) if who == "ours" else _theirs(python or "", size, case, knobs)
+
+
+def cycles(step: Step) -> int:
+    """The compiler's, of a step that fits."""
     assert step.prediction
     return step.prediction.cycles
 
 
-def _line(step: Step, model: cfg.Model, case: Case, chip: chips.Chip) -> str:
-    found = step.prediction
+def mfu(step: Step, size: str, case: Case) -> float:
+    """Model FLOPs utilization that the prediction amounts to."""
+    assert step.prediction
+    chip, _ = topology.parse(case.topology)
+    # A try of ours may change the model itself; MaxText's has the model of the case.
+    model = _config(size, case, step.knobs if step.ours else "").model
+    work = case.sequences * case.length * flops.training_per_token(model, case.length)
+    return work / step.prediction.seconds / (chip.flops / chip.devices)
+
+
+def line(step: Step, size: str, case: Case) -> str:
+    """What was tried, and what it takes."""
+    found, chosen = step.prediction, f" ({step.chosen})" if step.chosen else ""
     if found is None:
-        return f"{step.knobs}: does not fit"
-    work = case.sequences * case.length * flops.training_per_token(model, case.length) / found.seconds
+        return f"{step.knobs}{chosen}: does not fit"
     return (
-        f"{step.knobs}: {found.cycles / 1e6:,.1f}M cycles, predicted {1e3 * found.seconds:,.0f} ms, "
-        f"MFU {100 * work / (chip.flops / chip.devices):.1f} %, {step.bytes / 2**30:.1f} GiB a chip, "
+        f"{step.knobs}{chosen}: {found.cycles / 1e6:,.1f}M cycles, predicted {1e3 * found.seconds:,.0f} ms, "
+        f"MFU {100 * mfu(step, size, case):.1f} %, {step.bytes / 2**30:.1f} GiB a chip, "
         f"compiled in {step.seconds:.0f} s"
     )
 
@@ -164,19 +193,39 @@ def _config(size: str, case: Case, knobs: str) -> cfg.Config:
 def _ours(size: str, case: Case, knobs: str) -> Step:
     config = _config(size, case, knobs)
     chip, _ = topology.parse(case.topology)
+    chosen = ""
     if config.compute.remat == AUTO:
-        text = recompute.choose(config, chip, (1 - plan.HEADROOM) * chip.hbm / chip.devices)
-        config, knobs = recompute.with_remat(config, text), f"{knobs} ({text} by shapes)"
+        chosen = recompute.choose(config, chip, (1 - plan.HEADROOM) * chip.hbm / chip.devices)
+        config = recompute.with_remat(config, chosen)
     with plan.compiler_output():
         devices = topology.devices(case.topology)
-        from scaling.plan.compiled import DoesNotFit, compile_step
+        from scaling.plan.compiled import lower_step, program
 
-        try:
-            program = compile_step(config, devices)
-        except DoesNotFit:
-            return Step(knobs, None)
-    memory = sum(dataclasses.asdict(program.memory).values())
-    return Step(knobs, predict.predict(hlo.parse(program.text), chip), memory, program.seconds)
+        lowered = lower_step(config, devices)
+
+        def make() -> Kept:
+            from scaling.plan.compiled import DoesNotFit
+
+            try:
+                made = program(lowered)
+            except DoesNotFit:
+                return Kept("", 0, 0.0)
+            return Kept(made.text, sum(dataclasses.asdict(made.memory).values()), made.seconds)
+
+        options = json.dumps(compiler.options(devices), sort_keys=True)
+        found = programs.kept(["ours", case.topology, options, lowered.step.as_text(), *_compiler()], make)
+    return dataclasses.replace(_step(knobs, found, chip), ours=True, chosen=chosen)
+
+
+def _compiler() -> tuple[str, ...]:
+    """Which one it is, and what the environment tells it."""
+    return maxtext.identity(maxtext.library()), *(os.environ.get(n, "") for n in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))
+
+
+def _step(knobs: str, found: Kept, chip: chips.Chip) -> Step:
+    if not found.text:
+        return Step(knobs, None)
+    return Step(knobs, predict.predict(hlo.parse(found.text), chip), found.bytes, found.seconds)
 
 
 def knobs_of(model: cfg.Model, case: Case) -> dict[str, Any]:
@@ -224,18 +273,23 @@ def knobs_of(model: cfg.Model, case: Case) -> dict[str, Any]:
     return knobs
 
 
-def _theirs(python: str, library: str, model: cfg.Model, case: Case, knobs: str) -> Step:
+def _theirs(python: str, size: str, case: Case, knobs: str) -> Step:
     if wrong := [knob for knob in shlex.split(knobs) if "=" not in knob]:
         raise ValueError(f"--theirs: {wrong[0]!r} is no knob=value of MaxText")
+    library, model = maxtext.library(), _config(size, case, "").model
     values = knobs_of(model, case) | dict(knob.split("=", 1) for knob in shlex.split(knobs))
     chip, _ = topology.parse(case.topology)
-    with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder) / "step.hlo"
-        values |= {"base_output_directory": folder}
-        answer = maxtext.compile_step(python, library, [f"{name}={value}" for name, value in values.items()], text)
-        if "RESOURCE_EXHAUSTED" in answer.get("error", ""):
-            return Step(knobs, None)
-        if "error" in answer:
-            raise ValueError(f"the peer {python} cannot compile {knobs}: {answer['error'][:500]}")
-        found = predict.predict(hlo.parse(text.read_text()), chip)
-    return Step(knobs, found, answer["bytes"], answer["seconds"])
+
+    def make() -> Kept:
+        with tempfile.TemporaryDirectory() as folder:
+            text = Path(folder) / "step.hlo"
+            asked = values | {"base_output_directory": folder}
+            answer = maxtext.compile_step(python, library, [f"{name}={value}" for name, value in asked.items()], text)
+            if "RESOURCE_EXHAUSTED" in answer.get("error", ""):
+                return Kept("", 0, 0.0)
+            if "error" in answer:
+                raise ValueError(f"the peer {python} cannot compile {knobs}: {answer['error'][:500]}")
+            return Kept(text.read_text(), answer["bytes"], answer["seconds"])
+
+    asked = json.dumps({name: str(value) for name, value in values.items()}, sort_keys=True)
+    return _step(knobs, programs.kept(["MaxText", asked, maxtext.versions(python), *_compiler()], make), chip)

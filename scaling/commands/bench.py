@@ -87,9 +87,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     tpu.add_argument(
         "--sizes",
         nargs="+",
-        default=["1300m"],
         metavar="SIZE",
         help="a GPT-3 size, llama2-7b or mixtral-8x7b (default: 1300m)",
+    )
+    tpu.add_argument(
+        "--table", action="store_true", help="one row for each size and slice that is published, or each of --sizes"
     )
     tpu.add_argument("--topology", metavar="NAME", help="slice, such as v5e:4x4 (default: one that holds the size)")
     tpu.add_argument("--sequences", type=int, metavar="N", help="sequences per chip (default: by size)")
@@ -210,15 +212,21 @@ def _serve(options: argparse.Namespace) -> int:
 def _tpu(options: argparse.Namespace) -> int:
     import dataclasses
 
-    from scaling.bench import tpu
+    from scaling.bench import tpu, tpu_table
 
-    for size in options.sizes:
+    for size in options.sizes or ():
         if size not in tpu.CASES:
             raise ValueError(f"--sizes: {size!r} is none of {', '.join(tpu.CASES)}")
     if options.sequences is not None:
         _at_least_one(options, "sequences")
-    for size in options.sizes:
-        given = {name: getattr(options, name) for name in ("topology", "sequences", "ours", "theirs")}
+    given = {name: getattr(options, name) for name in ("topology", "sequences", "ours", "theirs")}
+    if options.table:
+        if named := [name for name, value in given.items() if value]:
+            raise ValueError(f"--table has settings of its own: leave out --{named[0]}")
+        for line in tpu_table.table(options.peer, tuple(options.sizes or ())):
+            print(line, flush=True)
+        return 0
+    for size in options.sizes or ("1300m",):
         case = dataclasses.replace(tpu.CASES[size], **{name: value for name, value in given.items() if value})
         for line in tpu.bench(size, case, options.peer):
             print(line, flush=True)

@@ -5,7 +5,7 @@ import math
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -59,6 +59,22 @@ class Program:
     tokens: int
 
 
+class Lowered(NamedTuple):
+    """A step before it is compiled.
+
+    Attributes:
+        step: what JAX compiles.
+        params: bytes of parameters a device.
+        optimizer: bytes of its state.
+        tokens: that one call reads, over all devices.
+    """
+
+    step: jax.stages.Lowered
+    params: int
+    optimizer: int
+    tokens: int
+
+
 class DoesNotFit(Exception):
     """The compiler cannot fit the step into the memory of a device."""
 
@@ -74,6 +90,11 @@ def compile_step(config: cfg.Config, devices: list[Any], step: str = "train") ->
     Raises:
         DoesNotFit: there is not enough memory; the compiler's sentence.
     """
+    return program(lower_step(config, devices, step))
+
+
+def lower_step(config: cfg.Config, devices: list[Any], step: str = "train") -> Lowered:
+    """``compile_step`` until the compiler begins; the program's text says everything that it depends on."""
     assert step in STEPS
     mesh = make_mesh(config.mesh, devices)
     schedule = BatchSchedule.from_config(config.train)
@@ -91,20 +112,27 @@ def compile_step(config: cfg.Config, devices: list[Any], step: str = "train") ->
                 make_eval_step(config, mesh, pretraining(config)),
                 [state["params"], _batch(config, mesh, shape)],
             )
-        compiled, text, seconds = compile_lowered(jitted.lower(*arguments, base=base))
+        params = shard_bytes([state["params"], base])
+        optimizer = shard_bytes([state["optimizer"], state["step"]]) if step == "train" else 0
+        return Lowered(jitted.lower(*arguments, base=base), params, optimizer, math.prod(shape))
+
+
+def program(lowered: Lowered) -> Program:
+    """Compiles what ``lower_step`` made.
+
+    Raises:
+        DoesNotFit: there is not enough memory; the compiler's sentence.
+    """
+    compiled, text, seconds = compile_lowered(lowered.step)
     found = compiled.memory_analysis()
-    params = shard_bytes([state["params"], base])
-    optimizer = shard_bytes([state["optimizer"], state["step"]]) if step == "train" else 0
-    batch = max(0, found.argument_size_in_bytes - params - optimizer)
     memory = Memory(
-        params=params,
-        optimizer=optimizer,
-        batch=batch,
+        params=lowered.params,
+        optimizer=lowered.optimizer,
+        batch=max(0, found.argument_size_in_bytes - lowered.params - lowered.optimizer),
         temporary=found.temp_size_in_bytes,
         other=max(0, found.output_size_in_bytes - found.alias_size_in_bytes) + found.generated_code_size_in_bytes,
     )
-    tokens = math.prod(shape)
-    return Program(memory, text, seconds, tokens)
+    return Program(memory, text, seconds, lowered.tokens)
 
 
 def compile_lowered(lowered: jax.stages.Lowered) -> tuple[Any, str, float]:

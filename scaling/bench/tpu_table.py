@@ -1,0 +1,133 @@
+"""Our train step beside MaxText's best, for the sizes and slices that people use: ``scaling bench tpu --table``.
+
+One libtpu compiles both sides of every row. Each side has settings in the order of what they compute twice, the least
+first; the first that fits into the memory counts. MaxText has them once with each set of compiler flags that its
+recipes for the chip use, and its best is what takes the fewest cycles.
+"""
+
+import dataclasses
+import shlex
+from collections.abc import Iterator
+
+from scaling.bench import maxtext_client as maxtext
+from scaling.bench import tpu
+from scaling.bench.tpu import Case, Step
+from scaling.plan import topology
+
+_NO_RING = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
+_V5 = (_NO_RING, f"{_NO_RING} --xla_tpu_scoped_vmem_limit_kib=65536")  # none of its recipes has the second
+_V6 = (  # its recipes for v6e
+    f"{_NO_RING} --xla_tpu_scoped_vmem_limit_kib=98304 "
+    + " ".join(
+        f"--xla_tpu_enable_sparse_core_collective_offload_{kind}=true"
+        for kind in ("all_gather", "all_reduce", "reduce_scatter")
+    ),
+)
+_FLAGS = {"v5e": _V5, "v5p": _V5, "v6e": _V6}
+_LLAMA, _MIXTRAL = ("Llama 2", "7b"), ("Mixtral", "8x7b")
+_AUTO = ("compute.remat=auto", "compute.remat=full")
+_LEAST, _FULL = ("minimal_with_context",), ("save_qkv_proj", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Attributes:
+        size: as of ``scaling bench tpu --sizes``.
+        case: slice and batch.
+        ours: our settings, the fastest first.
+        policies: MaxText's ways to recompute, the fastest first.
+        theirs: more of its knobs.
+    """
+
+    size: str
+    case: Case
+    ours: tuple[str, ...] = _AUTO
+    policies: tuple[str, ...] = _LEAST
+    theirs: str = ""
+
+
+ROWS = (
+    Row("1300m", Case("v5e:4x4", 4)),
+    Row("1300m", Case("v6e:4x4", 4)),
+    Row("1300m", Case("v5e:4x8", 4)),
+    Row("2700m", Case("v5e:8x8", 2)),
+    Row("6700m", Case("v5p:4x4x4", 4)),
+    Row("6700m", Case("v5e:8x8", 4), policies=_FULL),
+    Row("13b", Case("v5p:4x4x8", 2)),
+    Row("13b", Case("v6e:8x8", 2)),
+    Row("13b", Case("v5e:16x16", 2), policies=_FULL),
+    Row("llama2-7b", Case("v5e:8x8", 2, 4096, _LLAMA), policies=_FULL),
+    Row("llama2-7b", Case("v6e:8x8", 2, 4096, _LLAMA)),
+    Row(
+        "mixtral-8x7b",
+        Case("v5p:4x4x8", 2, 4096, _MIXTRAL),
+        ours=tuple(f"compute.remat={remat} mesh.expert=8 mesh.fsdp=16" for remat in ("projections", "full")),
+    ),
+)
+
+
+def table(python: str | None, only: tuple[str, ...] = ()) -> Iterator[str]:
+    """Compiles what is not in the cache, with a line for each program; then the table.
+
+    Args:
+        python: an interpreter that has MaxText; None = our side alone.
+        only: sizes; all if empty.
+
+    Yields:
+        Lines of text.
+
+    Raises:
+        ValueError: knobs, topology or interpreter cannot be used, or nothing fits.
+    """
+    rows = [row for row in ROWS if not only or row.size in only]
+    lines = []
+    for row in rows:
+        yield f"{row.size} on {row.case.topology}, {row.case.sequences} sequences of {row.case.length} a chip"
+        best: list[Step] = []
+        for who, chains in (("ours", [row.ours]), ("MaxText", _theirs(row) if python else [])):
+            found = []
+            for chain in chains:
+                for knobs in chain:
+                    step = tpu.compiled(who, row.size, row.case, knobs, python)
+                    yield f"  {who:<8} {tpu.line(step, row.size, row.case)}"
+                    if step.prediction:
+                        found.append(step)
+                        break
+            if chains and not found:
+                raise ValueError(f"no setting of {who} fits {row.case.topology}")
+            if found:
+                best.append(min(found, key=tpu.cycles))
+        lines.append(_line(row, best))
+    yield f"\nlibtpu {maxtext.version(maxtext.library())}" + (f"; {maxtext.versions(python)}" if python else "") + "\n"
+    yield "| model | slice, sequences a chip | ours | MFU | GiB | MaxText | MFU | GiB | cycles | predicted time |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield from lines
+
+
+def _theirs(row: Row) -> list[list[str]]:
+    """For each set of flags MaxText's settings, the fastest first."""
+    chip = topology.parse(row.case.topology)[0]
+    return [
+        [f"remat_policy={policy} {row.theirs} {shlex.quote(f'compile_xla_flags={flags}')}" for policy in row.policies]
+        for flags in _FLAGS[chip.name]
+    ]
+
+
+def _line(row: Row, best: list[Step]) -> str:
+    cells = [row.size, f"{row.case.topology}, {row.case.sequences}"]
+    for step in best:
+        found = step.prediction
+        assert found
+        name = next(word.partition("=")[2] for word in step.knobs.split() if "remat" in word)
+        cells += [
+            f"{found.cycles / 1e6:,.0f}M, {1e3 * found.seconds:,.0f} ms, `{name}`",
+            f"{100 * tpu.mfu(step, row.size, row.case):.1f} %",
+            f"{step.bytes / 2**30:.1f}",
+        ]
+    if len(best) == 2:
+        mine, peer = (step.prediction for step in best)
+        assert mine and peer
+        cells += [f"**{mine.cycles / peer.cycles:.2f}**", f"{mine.seconds / peer.seconds:.2f}"]
+    return f"| {' | '.join(cells)} |"
