@@ -82,10 +82,10 @@ def attend(
     kernel = kernels.serving(platform(), q, context, softmax.plain)
     if context.zigzag:
         assert softmax.plain
-        fast = kernel == "splash" and not context.window
+        fast = kernel == "flash" and not context.window
         return ring.attend(q, k, v, context.segments, ring.Setup(softmax.scale, context.window, block, fast))
-    if kernel == "splash":
-        return kernels.splash(q, k, v, context, softmax.scale, block)
+    if kernel == "flash":
+        return kernels.flash_attention(q, k, v, context, softmax.scale, block)
     if kernel == "cudnn":
         return checkpoint_name(kernels.cudnn(q, k, v, scale=softmax.scale, window=context.window), ATTENTION)
     return checkpoint_name(_reference(q, k, v, context, softmax), ATTENTION)

@@ -1,4 +1,4 @@
-"""Attention kernels: JAX's splash attention on TPUs, cuDNN's flash attention on GPUs.
+"""Attention kernels: ours and JAX's splash attention on TPUs, cuDNN's flash attention on GPUs.
 
 Neither forms the scores [T, T] in memory, and both skip what lies outside a band: a banded layer costs its band. One
 function, ``serving``, says which kernel serves a call; what none serves, the reference in ``attention`` does.
@@ -14,7 +14,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from scaling.config.remat import ATTENTION, QKV
+from scaling.model import flash
 from scaling.model.context import AttentionContext
+from scaling.parallel.compiler import fast_memory
 from scaling.parallel.sharding import BATCH_AXES, context_devices, platform
 
 LANES = 128  # of a TPU's vector registers: blocks of the sequence are multiples of it
@@ -33,7 +35,7 @@ _BACKWARD_OPTIONS = (
 
 
 def serving(where: str, q: jax.Array, context: AttentionContext, plain: bool = True) -> str:
-    """The kernel for a call: "splash", "cudnn" or "reference".
+    """The kernel for a call: "flash", "cudnn" or "reference".
 
     Args:
         where: platform.
@@ -47,14 +49,18 @@ def serving(where: str, q: jax.Array, context: AttentionContext, plain: bool = T
     if not plain or not context.causal or context.strided or q.dtype != jnp.bfloat16:
         return "reference"
     if where == "tpu" and length % LANES == 0:
-        return "splash"
+        return "flash"
     if where in ("gpu", "cuda") and context.segments is None and d_head % 8 == 0 and d_head <= 128:
         return "cudnn"
     return "reference"
 
 
-def splash(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, scale: float, block: int) -> jax.Array:
-    """Causal attention by JAX's Pallas kernel for TPUs. On other devices its program is interpreted, for tests.
+def flash_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, scale: float, block: int
+) -> jax.Array:
+    """Causal attention by a kernel for TPUs: that of ``flash``, or for rows that it has no room for, JAX's splash.
+
+    On other devices the kernel's program is interpreted, for tests.
 
     Args:
         q: [B, H, T, K], T a multiple of 128.
@@ -67,15 +73,11 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, 
     segments = context.segments
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None) -> jax.Array:
-        from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
-
-        grouped = q.shape[1] > k.shape[1]
-        heads = q.shape[1] // k.shape[1] if grouped else q.shape[1]
-        kernel = _splash_kernel(heads, q.shape[2], context.window, block, grouped)
-        rest = () if segments is None else (SegmentIds(segments, segments),)
         # The TPU's compiler refuses products of bfloat16 in the precision that callers may ask for float32.
         with jax.default_matmul_precision("default"):
-            return _each_row(kernel, q, k, v, *rest)
+            if flash.bytes_needed(q.shape[2], k.shape[2], q.shape[3]) <= fast_memory():
+                return _attention(q, k, v, segments, context.window, block)
+            return _splash(q, k, v, segments, context.window, block)
 
     q = checkpoint_name(_scaled(q, scale), QKV)
     heads = P(BATCH_AXES, HEAD_AXIS, None, None)
@@ -86,29 +88,71 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, 
     return sharded(q, k, v, segments)
 
 
-def _each_row(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, *rest: Any) -> jax.Array:
-    """A kernel of ``_splash_kernel`` over the rows, and over the groups of heads if there are fewer of keys."""
-    if q.shape[1] == k.shape[1]:
-        return jax.vmap(kernel)(q, k, v, *rest)
-    grouped = q.reshape(*k.shape[:2], -1, *q.shape[2:])
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, window: int, block: int
+) -> jax.Array:
+    """Causal attention on one device by the kernels of ``flash``."""
+    return _attention_forward(q, k, v, segments, window, block)[0]
+
+
+def _attention_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, window: int, block: int
+) -> tuple[jax.Array, Any]:
+    out, lse = flash.forward(*_flash(q, k, v, segments, window, block))
+    out, lse = checkpoint_name(out, ATTENTION), checkpoint_name(lse, ATTENTION)
+    return out, (q, k, v, segments, out, lse)
+
+
+def _attention_backward(window: int, block: int, saved: Any, grad: jax.Array) -> tuple[jax.Array | None, ...]:
+    q, k, v, segments, out, lse = saved
+    tensors, way = _flash(q, k, v, segments, window, block)
+    return *flash.gradients(tensors, (out, lse), grad, way), None
+
+
+def _flash(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, window: int, block: int
+) -> tuple[flash.Tensors, flash.Way]:
+    both = None if segments is None else (segments, segments)
+    size = _block_size(q.shape[2], window, block)
+    return flash.Tensors(q, k, v, both), flash.Way(flash.Seen(window=window), size, interpret=platform() != "tpu")
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def _splash(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, window: int, block: int) -> jax.Array:
+    """The library's kernel over the rows, and over the groups of heads if there are fewer of keys."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+    grouped = q.shape[1] > k.shape[1]
+    heads = q.shape[1] // k.shape[1] if grouped else q.shape[1]
+    kernel = _splash_kernel(heads, q.shape[2], window, block, grouped)
+    rest = () if segments is None else (SegmentIds(segments, segments),)
+    if not grouped:
+        out: jax.Array = jax.vmap(kernel)(q, k, v, *rest)
+        return out
     groups = jax.vmap(kernel, in_axes=(0, 0, 0, *[None] * len(rest)))
-    return jax.vmap(groups)(grouped, k, v, *rest).reshape(q.shape)
+    return jax.vmap(groups)(q.reshape(*k.shape[:2], -1, *q.shape[2:]), k, v, *rest).reshape(q.shape)
+
+
+def _block_size(length: int, window: int, block: int) -> int:
+    """No wider than a band needs."""
+    narrow = 0 < window <= length // 2
+    return largest_block(length, min(block, -(-window // LANES) * LANES) if narrow else block)
 
 
 def _splash_kernel(heads: int, length: int, window: int, block: int, grouped: bool = False) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
-    shape = (length, length)
+    shape, size = (length, length), _block_size(length, window, block)
     if 0 < window <= length // 2:
-        # Blocks no wider than the band needs, and the backward pass in two kernels, whose grids shrink to the band. The
-        # fused one's stays the square, and it writes a gradient of the queries for each block of keys.
-        mask: Any = library.LocalMask(shape, (window - 1, 0), 0)
-        size = largest_block(length, min(block, -(-window // LANES) * LANES))
+        # The backward pass in two kernels, whose grids shrink to the band. The fused one's stays the square, and it
+        # writes a gradient of the queries for each block of keys.
         sizes = functools.partial(library.BlockSizes, block_q_dq=size, block_kv_dq=size)
     else:
-        mask = library.LocalMask(shape, (window - 1, 0), 0) if window else library.CausalMask(shape)
-        size = largest_block(length, block)
         sizes = functools.partial(library.BlockSizes, use_fused_bwd_kernel=True)
+    mask = library.LocalMask(shape, (window - 1, 0), 0) if window else library.CausalMask(shape)
     make = library.make_splash_mqa if grouped else library.make_splash_mha
     return make(
         library.MultiHeadMask([mask] * heads),
@@ -170,7 +214,7 @@ class Meeting(NamedTuple):
 
 
 def splash_hop(mine: Queries, theirs: Keys, meeting: Meeting) -> tuple[jax.Array, jax.Array]:
-    """One device's part of one hop of ``ring``, by the kernel of ``splash``; for use under ``shard_map``.
+    """One device's part of one hop of ``ring``, by splash; for use under ``shard_map``.
 
     Returns:
         Output float32 [B, H, T, K] and the logarithms of the sums of exponentials [B, H, T]; where nothing is seen 0

@@ -72,7 +72,32 @@ def add_bias(x: jax.Array, bias: Parameter, *new_axes: int) -> jax.Array:
     gradients in bfloat16 loses half of them.
     """
     wide = jnp.expand_dims(use(bias, jnp.dtype(jnp.float32)), new_axes)
+    if x.dtype == jnp.bfloat16 and x.ndim == 4 and wide.ndim == 3 and wide.shape[1] == 1:
+        return _add_bias_of_heads(x, wide)
     return (x.astype(jnp.float32) + wide).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _add_bias_of_heads(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x [B, H, T, K] plus a bias [H, 1, K], whose gradient is a product with ones.
+
+    The sum is the same, because bfloat16 numbers times one are added in float32. The TPU's compiler estimates 11,000
+    cycles for the product and 235,000 for the sum of 8,192 tokens of 1.3B (docs/notes/compiling.md).
+    """
+    return (x.astype(jnp.float32) + bias).astype(x.dtype)
+
+
+def _add_bias_of_heads_forward(x: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
+    return _add_bias_of_heads(x, bias), None
+
+
+def _add_bias_of_heads_backward(_: None, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    ones = jnp.ones((*grad.shape[:2], 8, grad.shape[2]), grad.dtype)  # of one row, the compiler would make a sum again
+    each = jax.lax.dot_general(ones, grad, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
+    return grad, each[:, :, :1].sum(0)
+
+
+_add_bias_of_heads.defvjp(_add_bias_of_heads_forward, _add_bias_of_heads_backward)
 
 
 @jax.custom_vjp

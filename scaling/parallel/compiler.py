@@ -2,6 +2,8 @@
 
 import jax
 
+from scaling.parallel.sharding import current_mesh
+
 _TPU = {
     # No matrix products cut into pieces that travel round a ring: at 1.3B on v5e:4x4, fsdp=16, the gradients of the
     # weights came in pieces 128 columns wide, and the step to 1,347M estimated cycles instead of 891M.
@@ -18,6 +20,12 @@ _OFFLOADED = {
 } | {"xla_jf_crs_combiner_threshold_in_bytes": "40000000"}
 _SPARSE_CORES = ("TPU v6",)  # chips whose sparse cores may send
 _SMALL_MEMORY = ("TPU v2", "TPU v3", "TPU v4")  # chips with less fast memory than that
+
+
+def fast_memory() -> int:
+    """Bytes that one kernel may use of the fast memory, on the devices of the computation that is traced."""
+    device = current_mesh().abstract_device
+    return (12 if str(device.device_kind).startswith(_SMALL_MEMORY) else 64) << 20
 
 
 def options(devices: list[jax.Device]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from scaling.catalog.chips import Chip
+from scaling.model import flash
 from scaling.plan.between import Network
 from scaling.plan.estimate import MEMORY_EFFICIENCY
 from scaling.plan.hlo import Instruction, Module
@@ -68,6 +69,7 @@ _FREE = re.compile(
 _OURS, _THEIRS = "jit(step)/", "jit(train_step)/"  # train steps, and MaxText's
 _UNEMBEDDING = re.compile(r"bt[dv],[bv]|vd,bd")
 _PARTS = re.compile(r".*-(start|update|done)")
+_FLASH = re.compile(rf"({flash.FORWARD}|{flash.GRADIENTS})_(\d+)")  # with the tokens of a block
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\]|mesh\[([^\]]*)\] \{([^}]*)\})")
 
@@ -276,13 +278,22 @@ def _has_product(module: Module, instruction: Instruction) -> bool:
 
 
 def kernel_flops(instruction: Instruction) -> float:
-    """Operations of the products of one splash attention call, in the blocks that it visits.
+    """Operations of the products of one call of an attention kernel, in the blocks that it visits.
 
     Forward: two products (scores, values). Backward in one kernel: five; for keys and values alone four, for queries
-    alone three. The head is padded to 128 lanes. From the grid of the mask, the kernel's first operand, follow the
-    blocks: a whole grid is causal, a shrunken one (band) or an oblong one (a hop of ring attention) is visited whole.
+    alone three. The head is padded to 128 lanes. Our kernels have the pairs of blocks as their first operand. From
+    the grid of the mask, the first operand of splash, follow the blocks: a whole grid is causal, a shrunken one (band)
+    or an oblong one (a hop of ring attention) is visited whole.
     """
     operands = instruction.text.partition("operand_layout_constraints={")[2]
+    if ours := _FLASH.search(instruction.name):
+        pairs = re.search(r"s32\[[35],(\d+)\]", operands)
+        query = re.search(r"bf16\[((?:\d+,)*\d+)\]", operands)  # [B, N, H / N, T, K], as their gradients
+        if not pairs or not query:
+            return 0.0
+        *outer, _, head = (int(size) for size in query[1].split(","))
+        products = 2 if ours[1] == flash.FORWARD else 5
+        return products * 2 * math.prod(outer) * int(pairs[1]) * int(ours[2]) ** 2 * max(head, 128)
     grid = re.search(r"s\d+\[(\d+),(\d+),(\d+)\]", operands)
     arrays = [
         [int(size) for size in sizes.split(",")] for sizes in re.findall(r"bf16\[((?:\d+,){2,}\d+)\]", operands)[:2]

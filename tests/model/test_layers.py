@@ -7,9 +7,9 @@ import pytest
 from jax.sharding import NamedSharding
 
 from scaling.config import schema as cfg
-from scaling.model.layers import lookup
+from scaling.model.layers import Parameter, add_bias, lookup
 from scaling.model.norms import LayerNorm
-from scaling.parallel.mesh import make_mesh
+from scaling.parallel.mesh import make_mesh, one_device
 from scaling.parallel.sharding import gathered, stored_spec, used_spec
 
 V, B, T, D = 40, 16, 32, 64
@@ -53,6 +53,20 @@ def test_what_does_not_divide_is_left_as_it_is():
     with jax.set_mesh(make_mesh(cfg.Mesh(fsdp=8))):
         found = jax.jit(table_gradient)(jnp.zeros((V, D)), jnp.zeros((3, T), int), jnp.ones((3, T, D)))
     np.testing.assert_allclose(found[0], 3.0 * T)
+
+
+def test_the_gradient_of_a_bias_of_bfloat16_heads_is_a_float32_sum():
+    """Also of thousands of tokens, where a sum in bfloat16 would stop growing at 256."""
+    x, ones = jnp.ones((2, 2, 1000, 8), jnp.bfloat16), jnp.ones((2, 2, 1000, 8), jnp.bfloat16)
+
+    def out(x, value):
+        return add_bias(x, Parameter(value, axes=(None, None), kind="bias"), 1)
+
+    with jax.set_mesh(one_device()):
+        found, back = jax.vjp(out, x, jnp.full((2, 8), 0.5))
+        of_x, of_bias = back(ones)
+    assert (found == 1.5).all() and (of_x == 1).all()
+    np.testing.assert_array_equal(of_bias, np.full((2, 8), 2000.0))
 
 
 def test_bfloat16_norms_take_both_sums_at_once_and_stay_near_float32():

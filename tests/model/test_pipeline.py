@@ -152,10 +152,10 @@ def test_each_part_meets_each_layer_once_in_order(stages, parts):
 
 
 @pytest.mark.slow
-def test_splash_inside_stages_is_the_reference():
+def test_flash_attention_inside_stages_is_the_reference():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 2, 2, 128, 32))  # [S, B, H, T, K]
     run = jax.vmap(
-        lambda q, k, v: kernels.splash(q, k, v, AttentionContext(), 0.3, 128),
+        lambda q, k, v: kernels.flash_attention(q, k, v, AttentionContext(), 0.3, 128),
         spmd_axis_name="stage",
     )
     with jax.set_mesh(make_mesh(cfg.Mesh(stage=2, fsdp=2, tensor=2))):
