@@ -152,6 +152,21 @@ ENTRY %main (x: bf16[8,2048,64], c: s32[]) -> bf16[8,2048,64] {
     assert found == pytest.approx(2 * 2 * 8 * 2048 * 4096 * 128 / (0.5 * 197e12))
 
 
+@pytest.mark.parametrize(("name", "numbers", "products"), [("flash_forward", 5, 2), ("flash_gradients", 3, 5)])
+def test_our_kernels_cost_the_pairs_of_blocks_that_they_are_given(name, numbers, products):
+    text = f"""HloModule jit_step, is_scheduled=true
+
+ENTRY %main (p: bf16[4,2,8,2048,64]) -> bf16[4,2,8,2048,64] {{
+  %p = bf16[4,2,8,2048,64] parameter(0)
+  ROOT %{name}_512.1 = bf16[4,2,8,2048,64] custom-call(%p), custom_call_target="tpu_custom_call", \
+operand_layout_constraints={{s32[{numbers},10]{{1,0}}, bf16[4,2,8,2048,64]{{4,3,2,1,0}}, bf16[4,2,2048,64]{{3,2,1,0}}}}
+}}
+"""
+    found = predict.predict(hlo.parse(text), V5E).parts["attention kernels"].seconds
+    work = products * 2 * 4 * 2 * 8 * 10 * 512**2 * 128
+    assert found == pytest.approx(work / (predict.KERNEL_EFFICIENCY * V5E.flops))
+
+
 def test_collectives_that_outlast_the_work_are_not_hidden():
     slow = chips.Chip("slow", 197e12, 16e9, 8.19e11, 1e9, 1.5e9, ())
     found = predict.predict(hlo.parse(TPU), slow)
