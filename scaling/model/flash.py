@@ -3,11 +3,12 @@
 The formulas are FlashAttention's (arXiv 2307.08691, algorithms 1 and 2). JAX's splash kernel does the same, but writes
 a gradient of the queries for each block of keys, which XLA adds afterwards, and each logarithm of a sum of exponentials
 128 times, of which XLA takes one: 52M of the 671M cycles of a step of 1.3B (docs/notes/compiling.md). The gradients of
-a head of some thousand tokens fit into the fast memory; for longer rows splash remains.
+a head of up to about 18,000 tokens fit into the fast memory; for longer rows splash remains.
 
 Scores are [keys, queries], so that the numbers of a query lie along the lanes, and are added over sublanes.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -37,8 +38,8 @@ class Seen(NamedTuple):
 
 
 def bytes_needed(queries: int, keys: int, d_head: int) -> int:
-    """Fast memory for rows of so many queries and keys: sums in float32, and results, of which two are in flight."""
-    return (queries + 2 * keys) * max(d_head, _LANES) * (4 + 2 * 4) + _ROOM
+    """Fast memory for rows of so many tokens: sums in float32, and results in bfloat16, of which two are in flight."""
+    return (queries + 2 * keys) * max(d_head, _LANES) * (4 + 2 * 2) + _ROOM
 
 
 class Tensors(NamedTuple):
@@ -195,7 +196,11 @@ def gradients(
             scratch_shapes=[pltpu.VMEM((length, d_head), jnp.float32) for length in (queries, keys, keys)],
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in call.operands[:3]],
-        compiler_params=call.parameters,
+        # Where queries, keys and values were kept for the backward pass, the kernel reads them where they lie, in a
+        # stack of all layers, and no copy of a layer's part is made. The first operand holds the pairs.
+        compiler_params=dataclasses.replace(
+            call.parameters, allow_input_fusion=[False] * 4 + [True] * 3 + [False] * (len(call.operands) - 3)
+        ),
         name=f"{GRADIENTS}_{way.block}",
         interpret=way.interpret,
     )(pairs, upstream, *numbers, *call.operands)

@@ -79,7 +79,8 @@ def flash_attention(
                 return _attention(q, k, v, segments, context.window, block)
             return _splash(q, k, v, segments, context.window, block)
 
-    q = checkpoint_name(_scaled(q, scale), QKV)
+    # What is kept is what the kernels read. Behind the barrier, they read it where it lies, and compute none of it.
+    q, k, v = (checkpoint_name(x, QKV) for x in jax.lax.optimization_barrier((_scaled(q, scale), k, v)))
     heads = P(BATCH_AXES, HEAD_AXIS, None, None)
     keys = heads if k.shape[1] > 1 else P(BATCH_AXES, None, None, None)  # a single head serves all devices
     tokens = None if segments is None else P(BATCH_AXES, None)

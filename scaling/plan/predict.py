@@ -235,9 +235,10 @@ def _in_layers(module: Module) -> set[str]:
 
 def _cost(module: Module, instruction: Instruction, chip: Chip) -> tuple[str, float]:
     """The kind of work of an instruction, and its seconds."""
+    for kernel in (instruction, *module.inside(instruction)):  # a fusion may read what it works on
+        if "tpu_custom_call" in kernel.text and kernel.opcode == "custom-call":
+            return KERNELS, kernel_flops(kernel) / (KERNEL_EFFICIENCY * chip.flops / chip.devices)
     if instruction.opcode == "custom-call":
-        if "tpu_custom_call" in instruction.text:
-            return KERNELS, kernel_flops(instruction) / (KERNEL_EFFICIENCY * chip.flops / chip.devices)
         return OTHER, 0.0
     clock = chip.clock
     if _has_product(module, instruction):

@@ -162,7 +162,19 @@ ENTRY %main (p: bf16[4,2,8,2048,64]) -> bf16[4,2,8,2048,64] {{
 operand_layout_constraints={{s32[{numbers},10]{{1,0}}, bf16[4,2,8,2048,64]{{4,3,2,1,0}}, bf16[4,2,2048,64]{{3,2,1,0}}}}
 }}
 """
-    found = predict.predict(hlo.parse(text), V5E).parts["attention kernels"].seconds
+    fused = (
+        text.replace(f"ROOT %{name}", f"%{name}").replace("ENTRY %main", "%inside")
+        + f"""
+ENTRY %main (p: bf16[4,2,8,2048,64]) -> bf16[4,2,8,2048,64] {{
+  %p = bf16[4,2,8,2048,64] parameter(0)
+  ROOT %{name}_512.2 = bf16[4,2,8,2048,64] fusion(%p), kind=kCustom, calls=%inside
+}}
+"""
+    )
+    found, with_its_reads = (
+        predict.predict(hlo.parse(t), V5E).parts["attention kernels"].seconds for t in (text, fused)
+    )
+    assert found == with_its_reads
     work = products * 2 * 4 * 2 * 8 * 10 * 512**2 * 128
     assert found == pytest.approx(work / (predict.KERNEL_EFFICIENCY * V5E.flops))
 
