@@ -77,6 +77,14 @@ def parse(remat: str) -> Kept | None:
     return Kept(kinds, None if found[2] is None else int(found[2]), host)
 
 
+def all_keep(remat: str, kind: str) -> bool:
+    """Whether every layer keeps a kind of tensor on the device."""
+    kept = parse(remat)
+    if kept is None:
+        return remat in NOTHING_TWICE
+    return kind in kept.kinds and kind not in kept.host and kept.layers is None
+
+
 def divisible(config: Config) -> str:
     """Why the layers of a config cannot be parted into some that keep and some that do not; empty if they can."""
     if config.mesh.stage > 1:

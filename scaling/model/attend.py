@@ -55,7 +55,13 @@ class Softmax(NamedTuple):
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, softmax: Softmax, block: int = 512
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    context: AttentionContext,
+    softmax: Softmax,
+    block: int = 512,
+    stacked: bool = False,
 ) -> jax.Array:
     """Attention among the tokens of a call, and over what is cached before them.
 
@@ -69,6 +75,7 @@ def attend(
         context: who sees whom.
         softmax: its dropout is for texts that are neither cached nor branched nor in zigzag order.
         block: positions in a block of the TPU's kernel, and of the ring.
+        stacked: whether every layer keeps q, k and v for the backward pass; only the TPU's kernel asks.
 
     Returns:
         [B, H, T, K], in q's dtype; scores and softmax are float32.
@@ -85,7 +92,7 @@ def attend(
         fast = kernel == "flash" and not context.window
         return ring.attend(q, k, v, context.segments, ring.Setup(softmax.scale, context.window, block, fast))
     if kernel == "flash":
-        return kernels.flash_attention(q, k, v, context, softmax.scale, block)
+        return kernels.flash_attention(q, k, v, context, softmax.scale, block, stacked)
     if kernel == "cudnn":
         return checkpoint_name(kernels.cudnn(q, k, v, scale=softmax.scale, window=context.window), ATTENTION)
     return checkpoint_name(_reference(q, k, v, context, softmax), ATTENTION)

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from scaling.config import schema as cfg
-from scaling.config.remat import QKV
+from scaling.config.remat import QKV, all_keep
 from scaling.model import disentangled, kernels
 from scaling.model.attend import Softmax, across, attend
 from scaling.model.context import AttentionContext, Cached, Memory
@@ -115,7 +115,8 @@ class SelfAttention(Attention):
             keys = context.cached.slots + x.shape[1] if context.cached and context.cached.memory else k.shape[2]
             q, added = self.relative(q, keys, context)
             softmax = softmax._replace(added=added)
-        mixed = attend(q, k, v, context, softmax, self.compute.attention_block)
+        stacked = all_keep(self.compute.remat, QKV)
+        mixed = attend(q, k, v, context, softmax, self.compute.attention_block, stacked)
         memory = _extended(context.cached, (k, v), mixed) if context.cached else (x,)
         return self._merge(mixed, context), memory
 

@@ -64,11 +64,14 @@ class Way(NamedTuple):
     Attributes:
         seen: who sees whom.
         block: tokens of a block, a multiple of 128 that divides T and S.
+        stacked: whether queries, keys and values of the backward pass are parts of stacks of all layers. Its kernel
+            then reads them where they lie, and no copy of a layer's part is made.
         interpret: run without a TPU, for tests.
     """
 
     seen: Seen
     block: int
+    stacked: bool = False
     interpret: bool = False
 
 
@@ -196,10 +199,9 @@ def gradients(
             scratch_shapes=[pltpu.VMEM((length, d_head), jnp.float32) for length in (queries, keys, keys)],
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in call.operands[:3]],
-        # Where queries, keys and values were kept for the backward pass, the kernel reads them where they lie, in a
-        # stack of all layers, and no copy of a layer's part is made. The first operand holds the pairs.
         compiler_params=dataclasses.replace(
-            call.parameters, allow_input_fusion=[False] * 4 + [True] * 3 + [False] * (len(call.operands) - 3)
+            call.parameters,  # the first operand holds the pairs
+            allow_input_fusion=[False] * 4 + [way.stacked] * 3 + [False] * (len(call.operands) - 3),
         ),
         name=f"{GRADIENTS}_{way.block}",
         interpret=way.interpret,

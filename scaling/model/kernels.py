@@ -56,7 +56,13 @@ def serving(where: str, q: jax.Array, context: AttentionContext, plain: bool = T
 
 
 def flash_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext, scale: float, block: int
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    context: AttentionContext,
+    scale: float,
+    block: int,
+    stacked: bool = False,
 ) -> jax.Array:
     """Causal attention by a kernel for TPUs: that of ``flash``, or for rows that it has no room for, JAX's splash.
 
@@ -69,6 +75,7 @@ def flash_attention(
         context: who sees whom, by window and segments.
         scale: multiplies q.k.
         block: positions in a block of queries and of keys, at most; a multiple of 128.
+        stacked: whether every layer keeps queries, keys and values for the backward pass.
     """
     segments = context.segments
 
@@ -76,11 +83,17 @@ def flash_attention(
         # The TPU's compiler refuses products of bfloat16 in the precision that callers may ask for float32.
         with jax.default_matmul_precision("default"):
             if flash.bytes_needed(q.shape[2], k.shape[2], q.shape[3]) <= fast_memory():
-                return _attention(q, k, v, segments, context.window, block)
+                both = None if segments is None else (segments, segments)
+                way = flash.Way(
+                    flash.Seen(window=context.window),
+                    _block_size(q.shape[2], context.window, block),
+                    stacked=stacked,
+                    interpret=platform() != "tpu",
+                )
+                return _attention(flash.Tensors(q, k, v, both), way)
             return _splash(q, k, v, segments, context.window, block)
 
-    # What is kept is what the kernels read. Behind the barrier, they read it where it lies, and compute none of it.
-    q, k, v = (checkpoint_name(x, QKV) for x in jax.lax.optimization_barrier((_scaled(q, scale), k, v)))
+    q, k = checkpoint_name(_scaled(q, scale), QKV), checkpoint_name(k, QKV)  # as the kernels read them
     heads = P(BATCH_AXES, HEAD_AXIS, None, None)
     keys = heads if k.shape[1] > 1 else P(BATCH_AXES, None, None, None)  # a single head serves all devices
     tokens = None if segments is None else P(BATCH_AXES, None)
@@ -89,34 +102,20 @@ def flash_attention(
     return sharded(q, k, v, segments)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, window: int, block: int
-) -> jax.Array:
-    """Causal attention on one device by the kernels of ``flash``."""
-    return _attention_forward(q, k, v, segments, window, block)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _attention(tensors: flash.Tensors, way: flash.Way) -> jax.Array:
+    """Attention on one device by the kernels of ``flash``."""
+    return _attention_forward(tensors, way)[0]
 
 
-def _attention_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, window: int, block: int
-) -> tuple[jax.Array, Any]:
-    out, lse = flash.forward(*_flash(q, k, v, segments, window, block))
-    out, lse = checkpoint_name(out, ATTENTION), checkpoint_name(lse, ATTENTION)
-    return out, (q, k, v, segments, out, lse)
+def _attention_forward(tensors: flash.Tensors, way: flash.Way) -> tuple[jax.Array, Any]:
+    out, lse = (checkpoint_name(x, ATTENTION) for x in flash.forward(tensors, way))
+    return out, (tensors, out, lse)
 
 
-def _attention_backward(window: int, block: int, saved: Any, grad: jax.Array) -> tuple[jax.Array | None, ...]:
-    q, k, v, segments, out, lse = saved
-    tensors, way = _flash(q, k, v, segments, window, block)
-    return *flash.gradients(tensors, (out, lse), grad, way), None
-
-
-def _flash(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, window: int, block: int
-) -> tuple[flash.Tensors, flash.Way]:
-    both = None if segments is None else (segments, segments)
-    size = _block_size(q.shape[2], window, block)
-    return flash.Tensors(q, k, v, both), flash.Way(flash.Seen(window=window), size, interpret=platform() != "tpu")
+def _attention_backward(way: flash.Way, saved: Any, grad: jax.Array) -> tuple[flash.Tensors]:
+    tensors, out, lse = saved
+    return (flash.Tensors(*flash.gradients(tensors, (out, lse), grad, way)),)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)

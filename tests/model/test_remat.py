@@ -143,6 +143,12 @@ def test_policies_that_mean_no_kinds_and_texts_that_mean_nothing():
             remat.parse(text)
 
 
+def test_what_all_layers_keep_on_the_device():
+    keeping = ("none", "auto", "projections", "qkv", "qkv+hidden@host")
+    assert all(remat.all_keep(text, "qkv") for text in keeping)
+    assert not any(remat.all_keep(text, "qkv") for text in ("full", "dots", "hidden", "qkv:2", "qkv@host+hidden"))
+
+
 @pytest.mark.parametrize(
     ("changes", "mesh", "what"),
     [
