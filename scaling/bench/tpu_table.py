@@ -16,14 +16,16 @@ from scaling.plan import topology
 
 _NO_RING = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
 _V5 = (_NO_RING, f"{_NO_RING} --xla_tpu_scoped_vmem_limit_kib=65536")  # none of its recipes has the second
-_V6 = (  # its recipes for v6e
-    f"{_NO_RING} --xla_tpu_scoped_vmem_limit_kib=98304 "
-    + " ".join(
-        f"--xla_tpu_enable_sparse_core_collective_offload_{kind}=true"
-        for kind in ("all_gather", "all_reduce", "reduce_scatter")
-    ),
+_SPARSE = " ".join(
+    f"--xla_tpu_enable_sparse_core_collective_offload_{kind}=true"
+    for kind in ("all_gather", "all_reduce", "reduce_scatter")
 )
-_FLAGS = {"v5e": _V5, "v5p": _V5, "v6e": _V6}
+# Its recipes for v6e; of those for v5p one has sparse cores for all-gathers.
+_FLAGS = {
+    "v5e": _V5,
+    "v5p": (_V5[0], f"{_V5[1]} {_SPARSE}"),
+    "v6e": (f"{_NO_RING} --xla_tpu_scoped_vmem_limit_kib=98304 {_SPARSE}",),
+}
 _LLAMA, _MIXTRAL = ("Llama 2", "7b"), ("Mixtral", "8x7b")
 _AUTO = ("compute.remat=auto", "compute.remat=full")
 _LEAST, _FULL = ("minimal_with_context",), ("save_qkv_proj", "full")

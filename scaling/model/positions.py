@@ -1,12 +1,15 @@
 """Positions that are computed and not learned: rotary, sinusoidal, ALiBi. Phases and angles are float32."""
 
+import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from scaling.config import schema as cfg
+from scaling.parallel.sharding import platform
 
 
 def rotate(x: jax.Array, positions: jax.Array, rotary: cfg.Rotary) -> jax.Array:
@@ -24,6 +27,8 @@ def rotate(x: jax.Array, positions: jax.Array, rotary: cfg.Rotary) -> jax.Array:
     rates, amplitude = rotary_rates(rotary, x.shape[-1])
     angles = positions[:, None, :, None].astype(jnp.float32) * rates  # [B or 1, 1, T, width / 2]
     cos, sin = jnp.cos(angles) * amplitude, jnp.sin(angles) * amplitude
+    if x.dtype == jnp.bfloat16 and platform() == "tpu":
+        return _turned_by_product(x, cos, sin, rotary.interleaved)
     turning, still = x[..., :width].astype(jnp.float32), x[..., width:]
     if rotary.interleaved:
         one, other = turning[..., 0::2], turning[..., 1::2]
@@ -32,6 +37,40 @@ def rotate(x: jax.Array, positions: jax.Array, rotary: cfg.Rotary) -> jax.Array:
         one, other = jnp.split(turning, 2, axis=-1)
         turned = jnp.concatenate([one * cos - other * sin, other * cos + one * sin], axis=-1)
     return jnp.concatenate([turned.astype(x.dtype), still], axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _turned_by_product(x: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool) -> jax.Array:
+    """``rotate`` for TPUs, whose compiler moves whole arrays to bring the features of a pair together.
+
+    A product with a matrix of 0, 1 and -1 brings them together without error, for a third of the cycles
+    (docs/notes/compiling.md). The gradient is turned back in the same way.
+    """
+    width, d_head = 2 * cos.shape[-1], x.shape[-1]
+    pairs = np.arange(width).reshape(-1, 2) if interleaved else np.arange(width).reshape(2, -1).T
+    partner = np.zeros((d_head, d_head), np.float32)
+    partner[pairs[:, 1], pairs[:, 0]], partner[pairs[:, 0], pairs[:, 1]] = -1, 1
+
+    def of_each(pair: jax.Array, rest: float) -> jax.Array:  # of each feature, from numbers of each pair
+        both = jnp.repeat(pair, 2, axis=-1) if interleaved else jnp.concatenate([pair, pair], axis=-1)
+        return jnp.pad(both, ((0, 0), (0, 0), (0, 0), (0, d_head - width)), constant_values=rest)
+
+    other = jax.lax.dot_general(
+        x, partner.astype(x.dtype), (((3,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return (x.astype(jnp.float32) * of_each(cos, 1) + other * of_each(sin, 0)).astype(x.dtype)
+
+
+def _turned_forward(x: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool) -> tuple[jax.Array, Any]:
+    return _turned_by_product(x, cos, sin, interleaved), (cos, sin)
+
+
+def _turned_backward(interleaved: bool, saved: Any, grad: jax.Array) -> tuple[jax.Array, None, None]:
+    cos, sin = saved
+    return _turned_by_product(grad, cos, -sin, interleaved), None, None
+
+
+_turned_by_product.defvjp(_turned_forward, _turned_backward)
 
 
 def rotary_rates(rotary: cfg.Rotary, d_head: int) -> tuple[np.ndarray, float]:

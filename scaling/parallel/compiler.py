@@ -18,7 +18,7 @@ _OFFLOADED = {
     f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true"
     for kind in ("all_gather", "all_reduce", "reduce_scatter")
 } | {"xla_jf_crs_combiner_threshold_in_bytes": "40000000"}
-_SPARSE_CORES = ("TPU v6",)  # chips whose sparse cores may send
+_SPARSE_CORES = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")  # chips whose sparse cores may send; v5e has none
 _SMALL_MEMORY = ("TPU v2", "TPU v3", "TPU v4")  # chips with less fast memory than that
 
 
@@ -35,4 +35,4 @@ def options(devices: list[jax.Device]) -> dict[str, str]:
     kind = devices[0].device_kind
     small = kind.startswith(_SMALL_MEMORY)
     usual = {name: value for name, value in _TPU.items() if not (small and "vmem" in name)}
-    return usual | (_OFFLOADED if kind.startswith(_SPARSE_CORES) else {})
+    return usual | (_OFFLOADED if kind in _SPARSE_CORES else {})
