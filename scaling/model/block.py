@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from scaling.config import schema as cfg
 from scaling.config.remat import SUM
@@ -16,7 +15,7 @@ from scaling.model.mlp import MLP
 from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
 from scaling.model.quantized import check
-from scaling.parallel.sharding import dividing_spec, platform
+from scaling.parallel.sharding import dividing_spec, in_rows, platform
 
 
 class Block(nnx.Module):
@@ -103,7 +102,5 @@ def _in_rows(x: jax.Array) -> jax.Array:
     """
     if platform() != "tpu":
         return x
-    layout = Layout(tuple(range(x.ndim)))
-    # On each device's own part: of the whole, the compiler's partitioner would make each device hold all.
     spec = dividing_spec(x, "batch", "sequence", None)
-    return jax.shard_map(lambda x: with_layout_constraint(x, layout), in_specs=spec, out_specs=spec)(x)
+    return jax.shard_map(in_rows, in_specs=spec, out_specs=spec)(x)
