@@ -20,10 +20,10 @@ _SPARSE = " ".join(
     f"--xla_tpu_enable_sparse_core_collective_offload_{kind}=true"
     for kind in ("all_gather", "all_reduce", "reduce_scatter")
 )
-# Its recipes for v6e; of those for v5p one has sparse cores for all-gathers.
+# Those of its recipes for v6e. For v5p no recipe has so much fast memory, and one has sparse cores for all-gathers.
 _FLAGS = {
     "v5e": _V5,
-    "v5p": (_V5[0], f"{_V5[1]} {_SPARSE}"),
+    "v5p": (f"{_V5[1]} {_SPARSE}",),
     "v6e": (f"{_NO_RING} --xla_tpu_scoped_vmem_limit_kib=98304 {_SPARSE}",),
 }
 _LLAMA, _MIXTRAL = ("Llama 2", "7b"), ("Mixtral", "8x7b")
