@@ -122,7 +122,7 @@ def _line(row: Row, best: list[Step]) -> str:
     for step in best:
         found = step.prediction
         assert found
-        name = next(word.partition("=")[2] for word in step.knobs.split() if "remat" in word)
+        name = step.chosen or next(word.partition("=")[2] for word in step.knobs.split() if "remat" in word)
         cells += [
             f"{found.cycles / 1e6:,.0f}M, {1e3 * found.seconds:,.0f} ms, `{name}`",
             f"{100 * tpu.mfu(step, row.size, row.case):.1f} %",

@@ -20,6 +20,8 @@ PROGRAM = Path(__file__).parents[1] / "plan" / "step.hlo"
 # Answers like the MaxText peer: the program of tests/plan, or what the remat policy says; the request is kept.
 STAND_IN = """#!{python}
 import json, os, shutil, sys
+if sys.argv[1] == "-c":
+    sys.exit(print("maxtext 0, jax 0"))
 request = json.loads(sys.argv[2])
 print("MaxText talks")
 knobs = dict(knob.split("=", 1) for knob in request["knobs"])
@@ -48,7 +50,9 @@ def library(tmp_path, monkeypatch):
     (tmp_path / "libtpu").mkdir()
     (tmp_path / "libtpu-0.0.99.dist-info").mkdir()
     path = str(tmp_path / "libtpu" / "libtpu.so")
+    Path(path).write_text("")
     monkeypatch.setenv("TPU_LIBRARY_PATH", path)
+    monkeypatch.setenv("SCALING_CACHE", str(tmp_path / "cache"))
     return path
 
 
@@ -63,7 +67,7 @@ def halved(monkeypatch):
             for kind, part in found.parts.items()
         }
         found = dataclasses.replace(found, parts=parts, cycles=found.cycles // 2, seconds=found.seconds / 2)
-        return tpu.Step(knobs, None if "none" in knobs else found, 2**31, 3.0)
+        return tpu.Step(knobs, None if "none" in knobs else found, 2**31, 3.0, ours=True)
 
     monkeypatch.setattr(tpu, "_ours", ours)
 
@@ -101,9 +105,28 @@ def test_without_a_peer_there_is_no_ratio(library, halved, capsys):
     assert "2700m on v5e:4x8" in out and "MaxText" not in out and "matrix products" in out
 
 
+def test_the_table_has_a_row_for_each_case_and_compiles_nothing_twice(stand_in, library, halved, tmp_path, capsys):
+    asked = tmp_path / "request.json"
+    arguments = ["bench", "tpu", "--table", "--sizes", "2700m", f"--peer={stand_in}"]
+    assert cli.main(arguments) == 0
+    first = capsys.readouterr().out.splitlines()
+    assert "libtpu 0.0.99; maxtext 0, jax 0" in first
+    row = first[-1].split(" | ")
+    assert row[0] == "| 2700m" and row[1] == "v5e:8x8, 2"
+    assert row[2].endswith("`auto`") and row[5].endswith("`minimal_with_context`") and row[-2] == "**0.50**"
+    asked.unlink()
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.splitlines() == first and not asked.exists()
+    for path in (tmp_path / "cache" / "programs").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    assert cli.main(arguments) == 0
+    assert "is damaged and is made again" in capsys.readouterr().out and asked.exists()
+
+
 def test_mistakes(stand_in, library, halved, capsys):
     for arguments, sentence in (
         (["--sizes", "12m"], "'12m' is none of 1300m, 2700m"),
+        (["--table", "--sequences=2"], "--table has settings of its own: leave out --sequences"),
         (["--sequences=0"], "--sequences must be 1 or more"),
         (["--topology=v5e:4"], "sizes of v5e must be like"),
         (["--peer=/nowhere/python"], "--peer=/nowhere/python cannot be run"),
