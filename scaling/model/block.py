@@ -15,7 +15,7 @@ from scaling.model.mlp import MLP
 from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
 from scaling.model.quantized import check
-from scaling.parallel.sharding import dividing_spec, in_rows, platform
+from scaling.parallel.sharding import kept_in_rows
 
 
 class Block(nnx.Module):
@@ -95,12 +95,4 @@ class Block(nnx.Module):
 
 
 def _in_rows(x: jax.Array) -> jax.Array:
-    """x with its features side by side in memory, as the products of the backward pass want it.
-
-    The TPU's compiler would rather keep what a layer saves the other way round, for the product that made it, and turn
-    each layer's share again when it is read: 4 % of the cycles of a step (docs/notes/compiling.md).
-    """
-    if platform() != "tpu":
-        return x
-    spec = dividing_spec(x, "batch", "sequence", None)
-    return jax.shard_map(in_rows, in_specs=spec, out_specs=spec)(x)
+    return kept_in_rows(x, "batch", "sequence", None)

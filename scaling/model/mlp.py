@@ -9,7 +9,7 @@ from scaling.config.remat import HIDDEN
 from scaling.model.layers import Parameter, add_bias, constant, normal
 from scaling.model.parametrization import parametrization
 from scaling.model.quantized import project
-from scaling.parallel.sharding import constrain
+from scaling.parallel.sharding import constrain, kept_in_rows
 
 ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -53,4 +53,5 @@ class MLP(nnx.Module):
         hidden = project(x, weights, self.quantization)
         if self.biased:
             hidden = add_bias(hidden, getattr(self, bias))
-        return checkpoint_name(constrain(hidden, "batch", "time", "mlp"), HIDDEN)
+        axes = "batch", "time", "mlp"
+        return checkpoint_name(kept_in_rows(constrain(hidden, *axes), *axes), HIDDEN)
