@@ -31,6 +31,11 @@ _AUTO = ("compute.remat=auto", "compute.remat=full")
 _LEAST, _FULL = ("minimal_with_context",), ("save_qkv_proj", "full")
 
 
+def _split(data: int, fsdp: int) -> tuple[str, ...]:
+    """Gathers within parts of the slice: over all chips of a v5p's cube they are sums of arrays that are mostly zeros."""
+    return tuple(f"{remat} mesh.data={data} mesh.fsdp={fsdp}" for remat in _AUTO)
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One row.
@@ -40,14 +45,14 @@ class Row:
         case: slice and batch.
         ours: our settings, the fastest first.
         policies: MaxText's ways to recompute, the fastest first.
-        theirs: more of its knobs.
+        meshes: its axes to try; "" = all chips in fsdp.
     """
 
     size: str
     case: Case
     ours: tuple[str, ...] = _AUTO
     policies: tuple[str, ...] = _LEAST
-    theirs: str = ""
+    meshes: tuple[str, ...] = ("",)
 
 
 ROWS = (
@@ -55,9 +60,11 @@ ROWS = (
     Row("1300m", Case("v6e:4x4", 4)),
     Row("1300m", Case("v5e:4x8", 4)),
     Row("2700m", Case("v5e:8x8", 2)),
-    Row("6700m", Case("v5p:4x4x4", 4)),
+    Row(
+        "6700m", Case("v5p:4x4x4", 4), ours=_split(4, 16), meshes=("", "ici_data_parallelism=4 ici_fsdp_parallelism=16")
+    ),
     Row("6700m", Case("v5e:8x8", 4), policies=_FULL),
-    Row("13b", Case("v5p:4x4x8", 2)),
+    Row("13b", Case("v5p:4x4x8", 2), ours=_split(8, 16), meshes=("", "ici_data_parallelism=8 ici_fsdp_parallelism=16")),
     Row("13b", Case("v6e:8x8", 2)),
     Row("13b", Case("v5e:16x16", 2), policies=_FULL),
     Row("llama2-7b", Case("v5e:8x8", 2, 4096, _LLAMA), policies=_FULL),
@@ -109,10 +116,11 @@ def table(python: str | None, only: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 def _theirs(row: Row) -> list[list[str]]:
-    """For each set of flags MaxText's settings, the fastest first."""
+    """For each of its axes and each set of flags MaxText's settings, the fastest first."""
     chip = topology.parse(row.case.topology)[0]
     return [
-        [f"remat_policy={policy} {row.theirs} {shlex.quote(f'compile_xla_flags={flags}')}" for policy in row.policies]
+        [f"remat_policy={policy} {mesh} {shlex.quote(f'compile_xla_flags={flags}')}" for policy in row.policies]
+        for mesh in row.meshes
         for flags in _FLAGS[chip.name]
     ]
 

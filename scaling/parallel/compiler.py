@@ -13,10 +13,12 @@ _TPU = {
 }
 # Collectives run on the sparse cores, beside the matrix units. By itself the compiler runs all of them one after the
 # other with the products: 27.0 of 167.9 predicted ms in 1.3B on v6e:4x4, fsdp=16, against 12.2 of 155.5. The sums of a
-# layer's gradients are not combined into one at its end, but begin during its backward pass: 3.6 of 147.1 ms.
+# layer's gradients are not combined into one at its end, but begin during its backward pass: 3.6 of 147.1 ms. By itself
+# the compiler makes no reduce-scatter over all chips of a square slice, but all-reduces, which send twice as much; with
+# ``nd`` it does.
 _OFFLOADED = {
     f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true"
-    for kind in ("all_gather", "all_reduce", "reduce_scatter")
+    for kind in ("all_gather", "all_reduce", "reduce_scatter", "nd_reduce_scatter")
 } | {"xla_jf_crs_combiner_threshold_in_bytes": "40000000"}
 _SPARSE_CORES = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")  # chips whose sparse cores may send; v5e has none
 _SMALL_MEMORY = ("TPU v2", "TPU v3", "TPU v4")  # chips with less fast memory than that
