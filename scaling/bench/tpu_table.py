@@ -32,7 +32,7 @@ _LEAST, _FULL = ("minimal_with_context",), ("save_qkv_proj", "full")
 
 
 def _split(data: int, fsdp: int) -> tuple[str, ...]:
-    """Gathers within parts of the slice: over all chips of a v5p's cube they are sums of arrays that are mostly zeros."""
+    """Gathers within parts of the slice: over all chips of a cube of v5p they are sums of arrays of mostly zeros."""
     return tuple(f"{remat} mesh.data={data} mesh.fsdp={fsdp}" for remat in _AUTO)
 
 
