@@ -36,6 +36,7 @@ CHOICES = {
     "model.parametrization": ("standard", "mup", "completep"),
     "compute.dtype": ("bfloat16", "float32"),
     "compute.quantization": ("none", "int8", "fp8"),
+    "compute.decode_int8": ("none", "weights", "cache", "both"),
     "data.objective": (
         "next_token",
         "mlm",
