@@ -159,7 +159,7 @@ def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _inherit(x: jax.Array, parents: jax.Array, prompt: int) -> jax.Array:
-    """Each beam's cache [B * W, H, S, K], or scales of it, from its parent's; the slots of the prompt are the same in all beams."""
+    """Each beam's cache [B * W, H, S, K], or its scales, from its parent; the slots of the prompt are the same."""
     batch, beams = parents.shape
     new: Any = x[:, :, prompt:]
     new = _pick(new.reshape(batch, beams, *new.shape[1:]), parents).reshape(new.shape)

@@ -72,7 +72,9 @@ def abstract_layers(network: cfg.Network, mesh: Mesh) -> decoder.Params:
 def _split(network: cfg.Network, params: decoder.Params) -> decoder.Params:
     config = network.model
     # Biases, gains and positions (kinds of their own) are added in float32 whatever the compute dtype.
-    narrow = jax.tree.map_with_path(functools.partial(_narrow, network.compute), params, decoder.metadata(config, "kind"))
+    narrow = jax.tree.map_with_path(
+        functools.partial(_narrow, network.compute), params, decoder.metadata(config, "kind")
+    )
     split = _unstacked(config, _together(config, narrow), lambda i, x: x[i])
     return _each_rounded(rounded, split) if network.compute.int8_weights else split
 

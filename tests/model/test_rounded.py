@@ -89,10 +89,10 @@ def test_what_is_in_8_bits():
     for switches in ({}, tiny.SWITCHES["llama"], tiny.SWITCHES["glam"]):
         network = tiny.network(decode_int8="weights", **switches)
         shapes = kv_cache.abstract_layers(network, one_device())
-        found = {}
-        jax.tree.map_with_path(lambda path, x: found.setdefault(x.dtype.name, []).append((path, x)), shapes)
-        wide_ones = {path[-1].key for path, x in found["float32"] if getattr(path[-1], "name", "") != "scale" and x.ndim > 1}
-        assert wide_ones <= {"positions", "router", "qkv_bias"}
+        leaves = jax.tree.leaves_with_path(shapes)
+        names = {path[-1].key for path, x in leaves if x.ndim > 1 and hasattr(path[-1], "key")}
+        assert names <= {"positions", "router", "qkv_bias"}
+        assert {x.dtype.name for path, x in leaves if getattr(path[-1], "name", "") == "values"} == {"int8"}
         made = kv_cache.split_layers(network, decoder.initialize(network.model, jax.random.key(0)), one_device())
         assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(lambda x: (x.shape, x.dtype), shapes)
 
