@@ -182,8 +182,9 @@ def check_int8(compute: Compute, whose: str = "") -> None:
 
 
 def must_be_wide(config: Config, what: str) -> None:
-    """Refuses ``compute.decode_int8`` for what does not continue texts alone."""
-    must_be([("compute.decode_int8", config.compute.decode_int8, "none")], f"for {what}, whose weights are not rounded")
+    """Refuses ``compute.decode_int8`` for ``what`` does more than to continue texts."""
+    why = f"for {what}; 8 bits are for finished models that continue texts"
+    must_be([("compute.decode_int8", config.compute.decode_int8, "none")], why)
 
 
 def _check_choice(config: Config) -> None:

@@ -29,10 +29,10 @@ from scaling.model.rounded import factor, rounded, rounded_axes, scaled, wide
 from scaling.model.stack import STACKS, layers_of
 from scaling.parallel.sharding import constrain, is_axes, stored_spec
 
-# What each token reads: the matrices of blocks, with the dimensions over which their products sum, and the tables.
-_SUMMED = {"qkv": (0,), "query": (0,), "key": (0,), "value": (0,), "out": (0, 1)}
-_SUMMED |= {"up": (0,), "gate": (0,), "down": (0,)}
-_OF_EXPERTS = ("up", "gate", "down")  # which have a leading dimension of experts
+# What each token reads: the tables, and of blocks the matrices [L, ...], with the dimensions over which products sum.
+_SUMMED = {"qkv": (1,), "query": (1,), "key": (1,), "value": (1,), "out": (1, 2)}
+_SUMMED |= {"up": (1,), "gate": (1,), "down": (1,)}
+_OF_EXPERTS = ("up", "gate", "down")  # which have a dimension of experts before those
 _TABLES = ("tokens", "unembedding")
 # Of each layer the keys and values of the tokens, and those of the source where there is one.
 Cache = tuple[Memory, ...]
@@ -75,8 +75,7 @@ def _split(network: cfg.Network, params: decoder.Params) -> decoder.Params:
     narrow = jax.tree.map_with_path(
         functools.partial(_narrow, network.compute), params, decoder.metadata(config, "kind")
     )
-    split = _unstacked(config, _together(config, narrow), lambda i, x: x[i])
-    return _each_rounded(rounded, split) if network.compute.int8_weights else split
+    return _unstacked(config, _rounded(network, rounded, _together(config, narrow)), lambda i, x: x[i])
 
 
 def _narrow(compute: cfg.Compute, path: Any, x: jax.Array, kind: str) -> jax.Array:
@@ -88,28 +87,30 @@ def _narrow(compute: cfg.Compute, path: Any, x: jax.Array, kind: str) -> jax.Arr
 
 def _split_axes(network: cfg.Network) -> Any:
     config = network.model
-    split = _unstacked(config, _together(config, decoder.axes_tree(config)), lambda _, names: names[1:])
-    return _each_rounded(rounded_axes, split) if network.compute.int8_weights else split
+    axes = _rounded(network, rounded_axes, _together(config, decoder.axes_tree(config)))
+    return _unstacked(config, axes, lambda _, names: names[1:])
 
 
-def _each_rounded(function: Callable[[Any, tuple[int, ...]], Any], split: Any) -> Any:
-    """The tree of split layers, of arrays or axes, with ``function`` of those that are in 8 bits."""
+def _rounded(network: cfg.Network, function: Callable[[Any, tuple[int, ...]], Any], tree: Any) -> Any:
+    """A tree of arrays or axes, with ``function`` of those that are in 8 bits."""
+    if not network.compute.int8_weights:
+        return tree
 
     def one(path: Any, x: Any) -> Any:
         summed = _summed(path)
         return function(x, summed) if summed else x
 
-    return jax.tree.map_with_path(one, split, is_leaf=is_axes)
+    return jax.tree.map_with_path(one, tree, is_leaf=is_axes)
 
 
 def _summed(path: Any) -> tuple[int, ...]:
-    """Dimensions of a matrix or table over which products sum, without that of layers; () = it stays wide."""
-    names = [getattr(step, "key", "") for step in path]  # of layers that are not stacked, one is a number
+    """Dimensions of a table, or of a stack of matrices, over which products sum; () = it stays wide."""
+    names = [step.key for step in path]
     if names[0] in _TABLES:
         return (1,)
     if names[0] not in STACKS:
         return ()
-    return (1,) if "experts" in names and names[-1] in _OF_EXPERTS else _SUMMED.get(names[-1], ())
+    return (2,) if "experts" in names and names[-1] in _OF_EXPERTS else _SUMMED.get(names[-1], ())
 
 
 def in_8_bits(network: cfg.Network, params: decoder.Params, mesh: Mesh) -> decoder.Params:
@@ -117,13 +118,8 @@ def in_8_bits(network: cfg.Network, params: decoder.Params, mesh: Mesh) -> decod
 
     For scoring, which has no layers by themselves: it computes with these numbers in the compute dtype.
     """
-
-    def one(path: Any, x: jax.Array) -> jax.Array:
-        summed = tuple(i + (path[0].key in STACKS) for i in _summed(path))
-        return wide(rounded(x, summed), summed, x.dtype) if summed else x
-
-    function = functools.partial(jax.tree.map_with_path, one)
-    found: decoder.Params = jax.jit(function, out_shardings=decoder.shardings(network.model, mesh))(params)
+    through = functools.partial(_rounded, network, lambda x, summed: wide(rounded(x, summed), summed, x.dtype))
+    found: decoder.Params = jax.jit(through, out_shardings=decoder.shardings(network.model, mesh))(params)
     return found
 
 
