@@ -47,6 +47,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     generate.add_argument("--draft_tokens", type=int, default=4, metavar="K", help="proposed at a time (default: 4)")
     generate.add_argument("--prompts", metavar="FILE", help="with --draft: a text on each line")
     generate.add_argument("--new", type=int, default=64, metavar="N", help="with --draft: new tokens (default: 64)")
+    int8 = add("int8", _int8, "loss, greedy texts and speed of a model with weights or cache in 8 bits, beside plain")
+    int8.add_argument("model", metavar="RUN", help="run directory or Hugging Face folder")
+    int8.add_argument("--text", required=True, metavar="FILE", help="text that is cut into windows, UTF-8")
+    int8.add_argument("--windows", type=int, default=32, metavar="N", help="of text (default: 32)")
+    int8.add_argument("--length", type=int, default=512, metavar="N", help="tokens of a window (default: 512)")
+    int8.add_argument(
+        "--prompt", type=int, default=32, metavar="N", help="tokens of it that are continued (default: 32)"
+    )
+    int8.add_argument("--new", type=int, default=64, metavar="N", help="new tokens (default: 64)")
+    int8.add_argument("--batch", type=int, default=8, metavar="N", help="rows, a power of two (default: 8)")
+    int8.add_argument("--repetitions", type=int, default=5, metavar="N", help="timed calls (default: 5)")
+    int8.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the matrix products")
     for parser in (train, generate):
         parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="timed calls (default: 5)")
         parser.add_argument(
@@ -174,6 +186,18 @@ def _generate(options: argparse.Namespace) -> int:
         for batch in options.batch:
             for line in bench(batch, options.repetitions, options.dtype, peer):
                 print(line, flush=True)
+    return 0
+
+
+def _int8(options: argparse.Namespace) -> int:
+    from scaling.bench.int8 import Case, bench
+
+    _at_least_one(options, "windows", "prompt", "new", "batch", "repetitions")
+    if options.length <= options.prompt:
+        raise ValueError(f"--length={options.length} must be more than --prompt={options.prompt}")
+    case = Case(options.model, options.text, options.windows, options.length, options.prompt, options.new)
+    for line in bench(case, options.batch, options.repetitions, options.dtype):
+        print(line, flush=True)
     return 0
 
 

@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from scaling import exit_codes
+from scaling.commands.int8 import INT8, INT8_HELP
 
 if TYPE_CHECKING:
     from scaling.generate.conversation import Conversation
@@ -24,6 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--repetition_penalty", type=float, default=1.0, metavar="X", help="as of generate (default: 1)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the matrix products")
+    add("--int8", choices=INT8, default="none", help=INT8_HELP)
     add("--mesh", default="", metavar="AXES", help="devices to use, as in fsdp=2,tensor=4 (default: one device)")
 
 
@@ -65,7 +67,7 @@ def _conversation(options: argparse.Namespace) -> "Conversation":
 
     knobs = ("tokens", "temperature", "top_p", "repetition_penalty", "seed")
     sampling = Sampling(**{name: getattr(options, name) for name in knobs})
-    served = load_decoder(options.model, None, options.mesh, options.dtype)
+    served = load_decoder(options.model, None, options.mesh, options.dtype, int8=options.int8)
     chat = served.chat(read_template(options.template))
     generator = Generator(served.network, served.params, served.words, served.mesh)
     return Conversation(generator, chat, sampling, options.system)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from etils import epath
 
 from scaling import durable
+from scaling.commands.int8 import INT8, INT8_HELP
 from scaling.evaluate.scoring import records
 from scaling.runs.own_files import without_own
 from scaling.runs.paths import EVALS, SAMPLES
@@ -60,6 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--tokenizer", metavar="NAME", help="gpt2, bytes, books or a path (default: the run's, or the folder's files)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the matrix products")
+    add("--int8", choices=INT8, default="none", help=INT8_HELP)
     add("--mesh", default="", metavar="AXES", help="devices to use, as in fsdp=2,tensor=4 (default: one device)")
     add("--save_samples", action="store_true", help="write prompts and answers to RUN/samples/TASK-SHOTS.jsonl")
     add("--json", action="store_true", help="print one JSON object for each task and number of shots, for programs")
@@ -95,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     failed: OSError | None = None
     every: dict[str, list[Result]] = {}
     for model in models:
-        served = load_decoder(model, options.tokenizer, options.mesh, options.dtype, sources=None)
+        served = load_decoder(model, options.tokenizer, options.mesh, options.dtype, None, options.int8)
         results = every[model] = []
         try:
             for result in evaluate(served):
@@ -110,6 +112,7 @@ def run(options: argparse.Namespace) -> int:
         finally:
             if results and not options.json:
                 how = ", asked in dialogues" if options.chat else ""
+                how += "" if options.int8 == "none" else f", {options.int8} in 8 bits"
                 print(f"{model}{how}\n{records.table(results)}", flush=True)
     if not options.json and (text := comparison(every)):
         print(text, flush=True)
@@ -133,7 +136,8 @@ def _write(run: epath.Path, result: "Result", served: "Served", options: argpars
     except OSError as error:
         failed = error
     try:
-        if served.step is not None and served.tokens is not None:
+        # Lines of a step are of the model as it was trained; what rounding makes of it is only printed.
+        if served.step is not None and served.tokens is not None and options.int8 == "none":
             with durable.naming(run / EVALS):
                 records.append(run / EVALS, served.step, served.tokens, [result])
     except OSError as error:

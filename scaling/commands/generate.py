@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaling import json_text
+from scaling.commands.int8 import INT8, INT8_HELP
 
 if TYPE_CHECKING:
     from scaling.align.rewards import Reward
@@ -88,6 +89,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--batch_size", type=int, default=8, metavar="N", help="number of continuations computed at a time (default: 8)"
     )
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the matrix products")
+    add("--int8", choices=INT8, default="none", help=INT8_HELP)
     add("--mesh", default="", metavar="AXES", help="devices to use, as in fsdp=2,tensor=4 (default: one device)")
     add("--json", action="store_true", help="print one JSON object for each continuation, for programs")
 
@@ -300,7 +302,8 @@ def _record(line: str, where: str, key: str) -> dict[str, Any]:
 def _served(options: argparse.Namespace) -> "Served":
     from scaling.interop.served import load_decoder
 
-    return load_decoder(options.model, options.tokenizer, options.mesh, options.dtype, _has_sources(options))
+    found = (options.tokenizer, options.mesh, options.dtype)
+    return load_decoder(options.model, *found, _has_sources(options), options.int8)
 
 
 def _draft(options: argparse.Namespace, served: "Served") -> "Draft | None":
@@ -309,7 +312,7 @@ def _draft(options: argparse.Namespace, served: "Served") -> "Draft | None":
     from scaling.generate.draft import load_draft
 
     tokens = 4 if options.draft_tokens is None else options.draft_tokens
-    return load_draft(options.draft, served, tokens, options.tokenizer, options.mesh, options.dtype)
+    return load_draft(options.draft, served, tokens, options.tokenizer, options.mesh, options.dtype, options.int8)
 
 
 def _stream(generator: "Generator", text: str, prompt: list[int], sampling: "Sampling") -> None:

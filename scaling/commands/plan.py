@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
         ValueError: options that cannot be used, an impossible config, no compiler.
     """
     from scaling.config.files import load, run_name
+    from scaling.config.resolve import must_be_wide
     from scaling.plan import plan
 
     if options.table is not None:
@@ -77,6 +78,8 @@ def run(options: argparse.Namespace) -> int:
     options.step = options.step or ("ppo" if config.rl.reward and not options.search else "train")
     _check_step(options)
     request = _request(options)
+    if request is None:
+        must_be_wide(config, f"--step={options.step}")
     if options.slices:
         config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=options.slices))
     where = _where(options, config.mesh.slices)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaling import exit_codes
+from scaling.commands.int8 import INT8, INT8_HELP
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--api_key", metavar="KEY", help=f"that requests must have (default: the environment's {KEY_VARIABLE}, if set)")
     add("--template", default="", metavar="FILE", help="chat template (jinja2), if not the model's own")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the matrix products")
+    add("--int8", choices=INT8, default="none", help=INT8_HELP)
     add("--mesh", default="", metavar="AXES", help="devices to use, as in fsdp=2,tensor=4 (default: one device)")
     add("--draft", metavar="SMALL", help="small model with the same tokenizer that proposes tokens: faster, same texts")
     add("--draft_tokens", type=int, metavar="K", help="with --draft: tokens proposed at a time (default: 4)")
@@ -72,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     with _listening(options.host, options.port) as listener, contextlib.ExitStack() as held:
         template = read_template(options.template)
         tokens = 4 if options.draft_tokens is None else options.draft_tokens
-        models = load(options.models, template, options.dtype, options.mesh, options.draft, tokens)
+        models = load(options.models, template, options.dtype, options.mesh, options.draft, tokens, options.int8)
         rankings = _rankings(options, models, held) if options.rank is not None else None
         local = options.host in _LOCAL
         app = make_app(models, key, local, rankings)

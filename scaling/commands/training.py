@@ -14,7 +14,7 @@ from scaling import cache, durable, exit_codes, object_store
 from scaling.commands import recomputation
 from scaling.config import schema as cfg
 from scaling.config.refusal import refused
-from scaling.config.resolve import resolve
+from scaling.config.resolve import must_be_wide, resolve
 from scaling.data.chat.template import read_template
 from scaling.data.loader import TrainingSet
 from scaling.evaluate.scoring import records
@@ -248,6 +248,7 @@ def _prepared(config: cfg.Config, name: str, recipe: Recipe) -> Run:
             f"is nothing that `scaling {recipe.verb}` validates; must be '' or {' or '.join(map(repr, recipe.figures))}"
         )
         raise refused("checkpoint.choose", config.checkpoint.choose, right)
+    must_be_wide(config, f"`scaling {recipe.verb}`")
     config = recomputation.settled(config, absolute(config.workdir), recipe.verb)
     check_tasks(config)
     optimizer.check(config.optimizer, config.model)

@@ -317,6 +317,12 @@ class Model:
 class Compute:
     dtype: str = knob("bfloat16", "", "matrix products: bfloat16 or float32; norms, softmax, loss: always float32")
     quantization: str = knob("none", "", "8-bit products with the blocks' matrices: none, int8 or fp8 (needs qwix)")
+    decode_int8: str = knob(
+        "none",
+        "",
+        "what is in 8 bits while texts are continued (scaling plan --step=generate; elsewhere --int8): none, weights "
+        "(matrices of blocks and tables), cache (keys and values) or both",
+    )
     remat: str = knob(
         "none",
         "",
@@ -332,6 +338,16 @@ class Compute:
     )
     attention_block: int = knob(512, "tokens", "block of queries and of keys in the TPU's attention kernel")
     loss_chunk: int = knob(512, "tokens", "positions of each sequence whose logits are computed at once; 0 = all")
+
+    @property
+    def int8_weights(self) -> bool:
+        """Whether the matrices of blocks and the tables are in 8 bits."""
+        return self.decode_int8 in ("weights", "both")
+
+    @property
+    def int8_cache(self) -> bool:
+        """Whether keys and values are in 8 bits."""
+        return self.decode_int8 in ("cache", "both")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from scaling.config.align import MATRICES
 from scaling.config.refusal import must_be, must_be_multiple, nearest_divisors, refused
 from scaling.config.resolve_mesh import check_mesh, check_pipeline, check_stages, data_axis, pipeline_microbatches
 from scaling.config.resolve_model import check_model
-from scaling.config.schema import Config, Model, knobs
+from scaling.config.schema import Compute, Config, Model, knobs
 from scaling.paths import must_be_utf8, must_take_checkpoints
 
 CHOICES = {
@@ -36,6 +36,7 @@ CHOICES = {
     "model.parametrization": ("standard", "mup", "completep"),
     "compute.dtype": ("bfloat16", "float32"),
     "compute.quantization": ("none", "int8", "fp8"),
+    "compute.decode_int8": ("none", "weights", "cache", "both"),
     "data.objective": (
         "next_token",
         "mlm",
@@ -161,6 +162,7 @@ def resolve(
     _check_data(config)
     check_model(config)
     remat.check(config)
+    check_int8(config.compute)
     _check_train(config)
     _check_lora(config)
     _check_choice(config)
@@ -170,6 +172,19 @@ def resolve(
     check_mesh(config, device_count)
     check_pipeline(config)
     return config
+
+
+def check_int8(compute: Compute, whose: str = "") -> None:
+    """Refuses weights in 8 bits where products round weights themselves; the message begins with ``whose``."""
+    if compute.int8_weights and compute.quantization != "none":
+        right = f"must be 'none' with weights in 8 bits (config.compute.decode_int8={compute.decode_int8!r})"
+        raise ValueError(f"{whose}{refused('compute.quantization', compute.quantization, right)}")
+
+
+def must_be_wide(config: Config, what: str) -> None:
+    """Refuses ``compute.decode_int8`` for ``what`` does more than to continue texts."""
+    why = f"for {what}; 8 bits are for finished models that continue texts"
+    must_be([("compute.decode_int8", config.compute.decode_int8, "none")], why)
 
 
 def _check_choice(config: Config) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from scaling.generate.decode import Program, Rows
 from scaling.generate.sampling import Rules
 from scaling.model import decoder, kv_cache
+from scaling.model.attention import laid_out
 from scaling.parallel.sharding import constrain
 
 _NEVER = -1e9  # Hugging Face's: scores are compared after such numbers were added to them
@@ -96,7 +97,7 @@ def _started(program: Program, beams: int, params: decoder.Params, rows: Rows) -
     source = kv_cache.encoded(network, params, *of_source)
     hidden, memory = kv_cache.prefill(network, params, tokens, starts, length + room, source)
     logits = kv_cache.next_logits(network, params, hidden[:, -1], rules.vocab)
-    memory = jax.tree.map(lambda x: _rows(jnp.repeat(x, beams, axis=0)), memory)
+    memory = jax.tree.map(lambda x: laid_out(jnp.repeat(x, beams, axis=0)), memory)
     nothing = jnp.full((batch, beams, room), -1, jnp.int32)
     state = State(
         step=jnp.zeros((), jnp.int32),
@@ -146,7 +147,9 @@ def _with_choice(state: State, logits: jax.Array, rules: Rules, ends: Ends, prom
         is_complete=is_complete,
         improvable=state.improvable & (reachable > worst).any(1),
         # Of an encoder's keys and values, which are the last, all beams of a prompt have the same.
-        cache=tuple((*(_inherit(x, parents, prompt) for x in layer[:2]), *layer[2:]) for layer in state.cache),
+        cache=tuple(
+            (*jax.tree.map(lambda x: _inherit(x, parents, prompt), layer[:2]), *layer[2:]) for layer in state.cache
+        ),
     )
 
 
@@ -156,12 +159,8 @@ def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _inherit(x: jax.Array, parents: jax.Array, prompt: int) -> jax.Array:
-    """Each beam's cache [B * W, H, S, K] from its parent's; the slots of the prompt are the same in all beams."""
+    """Each beam's cache [B * W, H, S, K], or its scales, from its parent; the slots of the prompt are the same."""
     batch, beams = parents.shape
     new: Any = x[:, :, prompt:]
     new = _pick(new.reshape(batch, beams, *new.shape[1:]), parents).reshape(new.shape)
-    return _rows(jax.lax.dynamic_update_slice_in_dim(x, new, prompt, axis=2))
-
-
-def _rows(x: jax.Array) -> jax.Array:
-    return constrain(x, "batch", "heads", None, None)
+    return laid_out(jax.lax.dynamic_update_slice_in_dim(x, new, prompt, axis=2))

@@ -158,13 +158,13 @@ class Engine:
             self._active.append(text)
             self._fit(memory, new=text)
             assert self._cache is not None
-            text.place = min(set(range(len(self._cache[0][0]))) - {other.place for other in self._active[:-1]})
+            text.place = min(set(range(self._cache[0][0].shape[0])) - {other.place for other in self._active[:-1]})
             self._cache = _insert(self._cache, memory, np.int32(text.place))
 
     def _advance(self) -> None:
         self._fit()
         assert self._cache is not None
-        rows = self._rows(self._active, len(self._cache[0][0]))
+        rows = self._rows(self._active, self._cache[0][0].shape[0])
         chosen, self._cache = _advance(self._program(self._active), self._generator.params, self._cache, rows)
         found = np.asarray(chosen).tolist()
         for text in self._active:
@@ -186,7 +186,7 @@ class Engine:
         longest = max(text.room for text in self._active)
         slots = bucket(longest, min(_SMALLEST_ROOM, self._context), self._context)
         if self._cache is None:
-            self._cache = jax.tree.map(lambda x: jnp.zeros((rows, x.shape[1], slots, x.shape[3]), x.dtype), like)
+            self._cache = jax.tree.map(lambda x: jnp.zeros((rows, x.shape[1], slots, *x.shape[3:]), x.dtype), like)
         elif (old := self._cache[0][0].shape)[0] != rows or old[2] < slots:
             places = np.zeros(rows, np.int32)
             for place, text in enumerate(text for text in self._active if text is not new):
@@ -236,7 +236,11 @@ def _read(
 @functools.partial(jax.jit, donate_argnums=0)
 def _insert(cache: kv_cache.Cache, memory: kv_cache.Cache, row: jax.Array) -> kv_cache.Cache:
     """Copies a prompt's keys and values into the first slots of a row. Later slots are not seen until they are set."""
-    return jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice(old, new, (row, 0, 0, 0)), cache, memory)
+
+    def inserted(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(old, new, (row, 0, 0, 0)[: old.ndim])
+
+    return jax.tree.map(inserted, cache, memory)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -245,7 +249,7 @@ def _moved(cache: kv_cache.Cache, places: jax.Array, slots: int) -> kv_cache.Cac
 
     def moved(x: jax.Array) -> jax.Array:
         kept = x[places, :, :slots]
-        return jnp.pad(kept, [(0, 0), (0, 0), (0, slots - kept.shape[2]), (0, 0)])
+        return jnp.pad(kept, [(0, 0), (0, 0), (0, slots - kept.shape[2]), (0, 0)][: kept.ndim])
 
     return jax.tree.map(moved, cache)
 

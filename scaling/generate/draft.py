@@ -51,16 +51,18 @@ def load_draft(
     tokenizer_name: str | None = None,
     axes: str = "",
     dtype: str = "float32",
+    int8: str = "none",
 ) -> Draft:
     """The draft of a run directory or a Hugging Face folder.
 
     Args:
         path: of the draft.
-        served: the model, loaded with the same ``tokenizer_name``, ``axes`` and ``dtype``.
+        served: the model, loaded with the same ``tokenizer_name``, ``axes``, ``dtype`` and ``int8``.
         tokens: that the draft proposes in a round.
-        tokenizer_name: as of ``load_served``, and so are ``axes`` and ``dtype``.
+        tokenizer_name: as of ``load_served``, and so are ``axes``, ``dtype`` and ``int8``.
         axes: see there.
         dtype: see there.
+        int8: see there.
 
     Raises:
         FileNotFoundError: no model there.
@@ -68,7 +70,7 @@ def load_draft(
     """
     if tokens < 1:
         raise ValueError(f"--draft_tokens={tokens} must be 1 or more")
-    found = load_served(path, tokenizer_name, axes, dtype)
+    found = load_served(path, tokenizer_name, axes, dtype, int8)
     if found.words.fingerprint != served.words.fingerprint:
         raise ValueError(
             f"--draft={os.fspath(path)} has the tokenizer {found.words.name!r}, which is not the model's, "

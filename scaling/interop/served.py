@@ -8,12 +8,14 @@ import jax
 from etils import epath
 
 from scaling.config import schema as cfg
+from scaling.config.resolve import check_int8
 from scaling.data import tokenizer
 from scaling.data.chat.template import Chat
 from scaling.data.tokenizer import Tokenizer
 from scaling.interop.logits import load_model
 from scaling.interop.tokenizer_files import own_tokenizer
 from scaling.model import decoder
+from scaling.model.kv_cache import in_8_bits
 from scaling.parallel import distributed
 from scaling.parallel.mesh import axis_size, make_mesh, one_device
 from scaling.runs import tokenizer as run_tokenizer
@@ -28,7 +30,7 @@ class Served:
 
     Attributes:
         network: resolved, with the compute dtype that was asked for.
-        params: float32, on the mesh as in training.
+        params: float32, on the mesh as in training; where weights are in 8 bits, the numbers that these stand for.
         words: tokenizer.
         mesh: of one device, unless another was asked for.
         step: of the checkpoint; None of a Hugging Face folder.
@@ -54,7 +56,11 @@ class Served:
 
 
 def load_served(
-    model: str | os.PathLike[str], tokenizer_name: str | None = None, axes: str = "", dtype: str = "float32"
+    model: str | os.PathLike[str],
+    tokenizer_name: str | None = None,
+    axes: str = "",
+    dtype: str = "float32",
+    int8: str = "none",
 ) -> Served:
     """Loads a run directory (its newest whole checkpoint) or a Hugging Face folder.
 
@@ -63,10 +69,12 @@ def load_served(
         tokenizer_name: gpt2, bytes, books or a path; None = the run's, or the folder's own files.
         axes: devices, as in ``fsdp=2,tensor=4``; empty = one device.
         dtype: of the matrix products.
+        int8: what is in 8 bits, a value of ``compute.decode_int8``.
 
     Raises:
         FileNotFoundError: no model there.
-        ValueError: a model, tokenizer or mesh that cannot be used, or another tokenizer than the run's.
+        ValueError: a model, tokenizer or mesh that cannot be used, another tokenizer than the run's, or weights in 8
+            bits of a model whose products have their own 8 bits.
     """
     sizes = _mesh(axes)
     if sizes is not None:
@@ -91,7 +99,11 @@ def load_served(
             f"tokenizer {words.name!r} has {words.vocab_size} tokens, but {os.fspath(model)} only "
             f"{network.model.vocab_size}; it must be the one that the model was trained with"
         )
-    network = cfg.Network(network.model, dataclasses.replace(network.compute, dtype=dtype))
+    compute = dataclasses.replace(network.compute, dtype=dtype, decode_int8=int8)
+    network = cfg.Network(network.model, compute)
+    check_int8(compute, f"--int8={int8}: in {os.fspath(model)}, ")
+    if compute.int8_weights:
+        params = in_8_bits(network, params, mesh)
     kept = epath.Path(model) / TEMPLATE
     template = kept.read_text(encoding="utf-8") if "config" in values and kept.exists() else ""
     return Served(network, params, words, mesh, step, tokens, template)
@@ -103,13 +115,14 @@ def load_decoder(
     axes: str = "",
     dtype: str = "float32",
     sources: bool | None = False,
+    int8: str = "none",
 ) -> Served:
     """As ``load_served``, for what continues texts.
 
     An encoder is a ValueError, too, and so is a decoder with an encoder beside it, unless there are ``sources`` for it;
     None = either is served.
     """
-    served = load_served(model, tokenizer_name, axes, dtype)
+    served = load_served(model, tokenizer_name, axes, dtype, int8)
     if not served.network.model.causal:
         raise ValueError(
             f"{os.fspath(model)} is an encoder, which continues no texts; see `scaling fill` and `scaling embed`"

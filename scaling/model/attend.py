@@ -16,6 +16,7 @@ from scaling.model import kernels, ring
 from scaling.model.context import AttentionContext
 from scaling.model.layers import dropout
 from scaling.model.positions import relative_buckets
+from scaling.model.rounded import Kept, factor, scaled
 from scaling.parallel.sharding import platform
 
 _MASKED = -1e30  # not -inf: a fully masked row (padding) must give finite gradients
@@ -99,7 +100,7 @@ def attend(
 
 
 def across(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: tuple[jax.Array | None, jax.Array | None], softmax: Softmax
+    q: jax.Array, k: Kept, v: Kept, segments: tuple[jax.Array | None, jax.Array | None], softmax: Softmax
 ) -> jax.Array:
     """Attention of the tokens of one text over those of another: without order, so without positions.
 
@@ -267,13 +268,14 @@ def _over_cache(q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionCont
         # The first query sees window - 1 slots before it, the others fewer.
         first = jnp.clip(slot - (window - 1), 0, slots - (window - 1))
         old = first + jnp.arange(window - 1)
-        near = [jax.lax.dynamic_slice_in_dim(x, first, window - 1, axis=2) for x in (keys, values)]
+        memory = (keys, values)
+        near = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, window - 1, axis=2), memory)
         if context.strided:
             far = slot - window * jnp.arange(1, -(-slots // window) + 1)
             old = jnp.concatenate([old, far])
             # Slots that are none are masked, wherever they are read from; that of the band is not read again.
-            beyond = [jnp.take(x, jnp.maximum(far, 0), axis=2) for x in (keys, values)]
-            near = [jnp.concatenate(pair, axis=2) for pair in zip(near, beyond, strict=True)]
+            beyond = jax.tree.map(lambda x: jnp.take(x, jnp.maximum(far, 0), axis=2), memory)
+            near = jax.tree.map(lambda *pair: jnp.concatenate(pair, axis=2), near, beyond)
         keys, values = near
     times = jnp.concatenate([old, new])
     age = new[:, None] - times
@@ -300,8 +302,8 @@ def _over_uneven_cache(
 
 def _past_and_present(
     q: jax.Array,
-    k: tuple[jax.Array, jax.Array],
-    v: tuple[jax.Array, jax.Array],
+    k: tuple[Kept, Kept],
+    v: tuple[Kept, Kept],
     mask: jax.Array,
     age: jax.Array,
     softmax: Softmax,
@@ -343,9 +345,9 @@ def _in_sight(age: jax.Array, context: AttentionContext) -> jax.Array:
     return mask
 
 
-def _weighed(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, age: jax.Array, softmax: Softmax) -> jax.Array:
+def _weighed(q: jax.Array, k: Kept, v: Kept, mask: jax.Array, age: jax.Array, softmax: Softmax) -> jax.Array:
     """Values weighed by the softmax of the scores where the mask [B or 1, 1, T, S] allows; age [T, S] or [B, T, S]."""
-    weights = _weights(_scores(q, k), mask, age, softmax).astype(v.dtype)
+    weights = _weights(_scores(q, k), mask, age, softmax).astype(q.dtype)
     weights = dropout(weights, softmax.rate, softmax.key)
     return _mixed(weights, v)
 
@@ -361,15 +363,16 @@ def _weights(scores: jax.Array, mask: jax.Array, age: jax.Array, softmax: Softma
     return jax.nn.softmax(jnp.where(mask, scores, _MASKED), axis=-1)
 
 
-def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
+def _scores(q: jax.Array, k: Kept) -> jax.Array:
     """q.k, float32 [B, H, T, S]: the queries of a group's heads one after the other against the group's keys."""
     grouped = q.reshape(*k.shape[:2], -1, q.shape[3])
-    scores = jnp.einsum("bntk,bnsk->bnts", grouped, k, preferred_element_type=jnp.float32)
-    return scores.reshape(*q.shape[:3], k.shape[2])
+    scores = jnp.einsum("bntk,bnsk->bnts", grouped, factor(k, q.dtype), preferred_element_type=jnp.float32)
+    return scaled(scores, k, 2).reshape(*q.shape[:3], k.shape[2])
 
 
-def _mixed(weights: jax.Array, v: jax.Array) -> jax.Array:
+def _mixed(weights: jax.Array, v: Kept) -> jax.Array:
     """Values [B, N, S, K] by weights [B, H, T, S]: [B, H, T, K]."""
     rows = weights.shape[1] // v.shape[1] * weights.shape[2]
-    grouped = weights.reshape(*v.shape[:2], rows, v.shape[2])
-    return jnp.einsum("bnts,bnsk->bntk", grouped, v).reshape(*weights.shape[:3], -1)
+    # Each token's scale goes to its weight.
+    grouped = scaled(weights.reshape(*v.shape[:2], rows, v.shape[2]), v, 2)
+    return jnp.einsum("bnts,bnsk->bntk", grouped, factor(v, weights.dtype)).reshape(*weights.shape[:3], -1)

@@ -18,6 +18,7 @@ from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
 from scaling.model.positions import alibi_slopes, rotate
 from scaling.model.quantized import project
+from scaling.model.rounded import Kept, rounded, wide
 from scaling.model.transformer_xl import RelativeScores
 from scaling.parallel.sharding import constrain, current_mesh
 
@@ -115,9 +116,13 @@ class SelfAttention(Attention):
             keys = context.cached.slots + x.shape[1] if context.cached and context.cached.memory else k.shape[2]
             q, added = self.relative(q, keys, context)
             softmax = softmax._replace(added=added)
+        new: Memory = (k, v)
+        if self.compute.int8_cache:
+            # Read at once as it will be read from the cache: so a text is the same in whatever pieces it is read.
+            new, (k, v) = _in_8_bits(k, v)
         stacked = all_keep(self.compute.remat, QKV)
         mixed = attend(q, k, v, context, softmax, self.compute.attention_block, stacked)
-        memory = _extended(context.cached, (k, v), mixed) if context.cached else (x,)
+        memory = _extended(context.cached, new, mixed) if context.cached else (x,)
         return self._merge(mixed, context), memory
 
     def _project(self, x: jax.Array, context: AttentionContext) -> list[jax.Array]:
@@ -163,7 +168,8 @@ class CrossAttention(Attention):
     def memory(self, states: jax.Array | None) -> Memory:
         """Keys and values [B, N, S, K] of the encoder's final states [B, S, D]."""
         assert states is not None
-        return self._one(states, "key"), self._one(states, "value")
+        keys, values = self._one(states, "key"), self._one(states, "value")
+        return _in_8_bits(keys, values)[0] if self.compute.int8_cache else (keys, values)
 
     def _one(self, x: jax.Array, name: str) -> jax.Array:
         bias = getattr(self, f"{name}_bias") if self.config.qkv_bias else None
@@ -181,18 +187,23 @@ def _extended(cached: Cached, new: Memory, mixed: jax.Array) -> Memory:
     """A layer's cache with the keys and values [B, H, T, K] of this call in it; ``mixed`` is what attention gave."""
     if cached.memory is None:
         room = [(0, 0), (0, 0), (0, cached.slots - mixed.shape[2]), (0, 0)]
-        keys, values = (_laid_out(jnp.pad(x, room)) for x in new)
-        return keys, values
+        return jax.tree.map(lambda x: laid_out(jnp.pad(x, room[: x.ndim])), new)
     slot = _once_known(mixed, cached.slot)
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
     if jnp.ndim(slot):
         write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1))
-    keys, values = (_laid_out(write(old, x.astype(old.dtype), slot)) for old, x in zip(cached.memory, new, strict=True))
-    return keys, values
+    return jax.tree.map(lambda old, x: laid_out(write(old, x.astype(old.dtype), slot)), cached.memory, new)
 
 
-def _laid_out(cache: jax.Array) -> jax.Array:
-    return constrain(cache, "batch", "heads", None, None)
+def laid_out(cache: jax.Array) -> jax.Array:
+    """Keys or values of a cache [B, H, S, K], or their scales [B, H, S], where they lie on the mesh."""
+    return constrain(cache, *("batch", "heads", None, None)[: cache.ndim])
+
+
+def _in_8_bits(*parts: jax.Array) -> tuple[tuple[Kept, ...], list[jax.Array]]:
+    """Keys and values [B, H, T, K] in 8 bits, one scale for each token and head; and what these stand for."""
+    found = tuple(rounded(x, (3,)) for x in parts)
+    return found, [wide(narrow, (3,), x.dtype) for narrow, x in zip(found, parts, strict=True)]
 
 
 def _once_known(mixed: jax.Array, slot: jax.Array | int) -> jax.Array | int:

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from scaling.config import schema as cfg
+from scaling.model.rounded import Kept
 
-Memory = tuple[jax.Array, ...]  # cached keys and values of one layer, [B, H, S, K] each
+Memory = tuple[Kept, ...]  # cached keys and values of one layer, [B, H, S, K] each; rounded with scales [B, H, S]
 
 _STATIC = {"static": True}
 

@@ -23,6 +23,7 @@ from scaling.model.mlp import ACTIVATIONS
 from scaling.model.norms import make_norm
 from scaling.model.parametrization import parametrization
 from scaling.model.pipeline import stages
+from scaling.model.rounded import Kept, Rounded, factor, scaled, used, wide
 from scaling.model.stack import STACK, STACKS, Stack, make_block, period
 from scaling.parallel.sharding import Axes, stored_spec
 
@@ -155,7 +156,11 @@ class Decoder(Stack):
         return self.placed(self._looked_up(tokens), positions, types)
 
     def _looked_up(self, tokens: jax.Array) -> jax.Array:
-        return lookup(use(self.tokens, jnp.dtype(self.compute.dtype)), tokens)
+        dtype = jnp.dtype(self.compute.dtype)
+        table = used(self.tokens[...], self.tokens.axes, (1,), dtype)
+        if isinstance(table, Rounded):
+            return wide(Rounded(table.values[tokens], table.scale[tokens]), (2,), dtype)
+        return lookup(table, tokens)
 
     def pair_logits(self, hidden: jax.Array) -> jax.Array:
         """Of the first states [..., D] of pairs of texts, float32 [..., 2]: for in order, and for not in order."""
@@ -176,8 +181,18 @@ class Decoder(Stack):
 
     def output(self, dtype: Any) -> Output:
         """The output projection, laid out for use."""
-        table = use(self.tokens if self.config.tied_embedding else self.unembedding, jnp.dtype(dtype))
-        return Output(table, use(self.logit_bias, jnp.dtype(jnp.float32)) if self.config.logit_bias else None)
+        table = self.output_table(dtype)
+        assert not isinstance(table, Rounded), "rounded tables are for decoding"
+        return Output(table, self.output_bias())
+
+    def output_table(self, dtype: Any) -> Kept:
+        """The table [V, D] of the output projection, laid out for use; while decoding maybe rounded."""
+        parameter = self.tokens if self.config.tied_embedding else self.unembedding
+        return used(parameter[...], parameter.axes, (1,), jnp.dtype(dtype))
+
+    def output_bias(self) -> jax.Array | None:
+        """The bias [V] of the output projection, float32, where the model has one."""
+        return use(self.logit_bias, jnp.dtype(jnp.float32)) if self.config.logit_bias else None
 
     def outputs(self, hidden: jax.Array) -> jax.Array:
         """Final hidden states [..., D] to the model's numbers, float32 [..., outputs]."""
@@ -191,11 +206,11 @@ class Decoder(Stack):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [B, T, D] to float32 logits [B, T, vocab_size] (whole: for tests and generation)."""
         hidden = self.transformed(hidden)
-        output = self.output(hidden.dtype)
-        logits = jnp.einsum("btd,vd->btv", hidden, output.table, preferred_element_type=jnp.float32)
-        logits = logits * parametrization(self.config).logit_multiplier
-        if output.bias is not None:
-            logits = logits + output.bias
+        table, bias = self.output_table(hidden.dtype), self.output_bias()
+        logits = jnp.einsum("btd,vd->btv", hidden, factor(table, hidden.dtype), preferred_element_type=jnp.float32)
+        logits = scaled(logits, table) * parametrization(self.config).logit_multiplier
+        if bias is not None:
+            logits = logits + bias
         return logits[..., : self.config.vocab_size]
 
 

@@ -24,10 +24,11 @@ from jax.sharding import PartitionSpec as P
 
 from scaling.config import schema as cfg
 from scaling.config.remat import HIDDEN
-from scaling.model.layers import normal, use
+from scaling.model.layers import Parameter, normal, use
 from scaling.model.mlp import ACTIVATIONS
 from scaling.model.parametrization import parametrization
 from scaling.model.ring import text_places
+from scaling.model.rounded import Kept, Rounded, factor, scaled, used
 from scaling.parallel.sharding import constrain, dividing_spec
 
 _LARGEST_BLOCK = 128  # tokens in one product of dropless experts
@@ -168,16 +169,16 @@ class Experts(nnx.Module):
     def _dropless(self, x: jax.Array, chosen: jax.Array, weights: jax.Array) -> jax.Array:
         """[B, T, D]: of the choices of its group's tokens, each device computes those of its experts."""
         names = ("up", "down", "gate")[: 2 + self.config.gated]
-        parameters = {name: use(getattr(self, name), x.dtype) for name in names}
+        parameters = {name: _as_kept(getattr(self, name), x.dtype) for name in names}
         local = functools.partial(_of_own_experts, activation=ACTIVATIONS[self.activation])
         tokens = dividing_spec(x, "groups", "time", None)
         specs = {"up": P("expert", None, "tensor"), "down": P("expert", "tensor"), "gate": P("expert", None, "tensor")}
 
         def on_device(x: jax.Array, chosen: jax.Array, weights: jax.Array, parameters: Any) -> jax.Array:
-            first = jax.lax.axis_index("expert") * len(parameters["up"])
+            first = jax.lax.axis_index("expert") * parameters["up"].shape[0]
             return jax.lax.psum(local(x, chosen, weights, parameters, first), ("expert", "tensor"))
 
-        each = {name: specs[name] for name in names}
+        each = {name: _specs(specs[name], parameters[name]) for name in names}
         run = jax.shard_map(on_device, in_specs=(tokens,) * 3 + (each,), out_specs=tokens, check_vma=False)
         return run(x, chosen, weights, parameters)
 
@@ -208,7 +209,7 @@ def _of_own_experts(
     x: jax.Array, chosen: jax.Array, weights: jax.Array, parameters: Any, first: Any, *, activation: Any
 ) -> jax.Array:
     """[B, T, D]: of all choices those that fall on the experts from ``first`` on, in blocks of one expert each."""
-    count, tokens, choices = len(parameters["up"]), x.shape[0] * x.shape[1], chosen.size
+    count, tokens, choices = parameters["up"].shape[0], x.shape[0] * x.shape[1], chosen.size
     block = 1 << max(0, min(choices // (2 * count), _LARGEST_BLOCK).bit_length() - 1)
     blocks = (choices + min(count, choices) * (block - 1)) // block
     expert = chosen.reshape(-1) - first
@@ -223,11 +224,11 @@ def _of_own_experts(
         rows, expert = inputs
 
         def product() -> jax.Array:
-            mine = {name: jax.lax.dynamic_index_in_dim(a, expert, keepdims=False) for name, a in parameters.items()}
-            up = checkpoint_name(rows @ mine["up"], HIDDEN)
+            mine = {name: _one_of(a, expert) for name, a in parameters.items()}
+            up = checkpoint_name(_times(rows, mine["up"]), HIDDEN)
             gated = "gate" in mine
-            hidden = activation(checkpoint_name(rows @ mine["gate"], HIDDEN)) * up if gated else activation(up)
-            return hidden @ mine["down"]
+            hidden = activation(checkpoint_name(_times(rows, mine["gate"]), HIDDEN)) * up if gated else activation(up)
+            return _times(hidden, mine["down"])
 
         return None, jax.lax.cond(expert < count, product, lambda: jnp.zeros_like(rows))
 
@@ -237,6 +238,24 @@ def _of_own_experts(
 
     rows, slot, flat = (a.reshape(1, tokens, -1) for a in (x, slot, weights))
     return _exchanged(rows, slot, blocks * block, flat, products).reshape(x.shape)
+
+
+def _as_kept(parameter: Parameter, dtype: Any) -> Kept:
+    """Matrices [E, D, F], or [E, F, D], as they enter products; rounded ones with a scale for each column."""
+    return used(parameter[...], parameter.axes, (1,), dtype)
+
+
+def _specs(spec: P, weights: Kept) -> Any:
+    """Where the parts of matrices lie that lie so."""
+    return Rounded(spec, P(spec[0], *spec[2:])) if isinstance(weights, Rounded) else spec
+
+
+def _one_of(weights: Kept, expert: jax.Array) -> Any:
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, expert, keepdims=False), weights)
+
+
+def _times(rows: jax.Array, weights: Kept) -> jax.Array:
+    return scaled(rows @ factor(weights, rows.dtype), weights)
 
 
 def _exchanged(x: jax.Array, slot: jax.Array, count: int, weights: jax.Array, products: Any) -> jax.Array:

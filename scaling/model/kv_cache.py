@@ -4,6 +4,8 @@ Rows of a batch are padded at the front, so that all of them write to the same s
 is a plain tree: for each layer keys and values, [B, N, S, K] each, batch and heads sharded as in training. Keys and
 values of what an encoder has read are computed once, and lie beside them.
 
+With ``compute.decode_int8``, matrices and tables, or keys and values, or both are in 8 bits (``rounded``).
+
 Layers are separate arrays here and not a stack as in training. A scan over a stack reads each layer through a
 dynamic slice, which is a copy of the weights a token; decoding is bound by reading the weights once
 (docs/generation.md has the measurements).
@@ -23,15 +25,23 @@ from scaling.model import decoder
 from scaling.model.context import AttentionContext, Cached, Memory, Source
 from scaling.model.fused import fused
 from scaling.model.parametrization import parametrization
-from scaling.model.stack import layers_of
+from scaling.model.rounded import factor, rounded, rounded_axes, scaled, wide
+from scaling.model.stack import STACKS, layers_of
 from scaling.parallel.sharding import constrain, is_axes, stored_spec
 
+# What each token reads: the tables, and of blocks the matrices [L, ...], with the dimensions over which products sum.
+_SUMMED = {"qkv": (1,), "query": (1,), "key": (1,), "value": (1,), "out": (1, 2)}
+_SUMMED |= {"up": (1,), "gate": (1,), "down": (1,)}
+_OF_EXPERTS = ("up", "gate", "down")  # which have a dimension of experts before those
+_TABLES = ("tokens", "unembedding")
 # Of each layer the keys and values of the tokens, and those of the source where there is one.
 Cache = tuple[Memory, ...]
 
 
 def split_layers(network: cfg.Network, params: decoder.Params, mesh: Mesh) -> decoder.Params:
     """Parameters for decoding: each layer's by itself, queries, keys and values in one, matrices in the compute dtype.
+
+    Or in 8 bits, as ``network.compute`` says.
 
     Args:
         network: resolved.
@@ -48,32 +58,69 @@ def split_layers(network: cfg.Network, params: decoder.Params, mesh: Mesh) -> de
 
 def splitter(network: cfg.Network, mesh: Mesh) -> Callable[[decoder.Params], decoder.Params]:
     """``split_layers`` of parameters that lie as in training, as one compiled function for weights that change."""
-    layouts = _shardings(_split_axes(network.model), mesh)
+    layouts = _shardings(_split_axes(network), mesh)
     return jax.jit(functools.partial(_split, network), out_shardings=layouts)
 
 
 def abstract_layers(network: cfg.Network, mesh: Mesh) -> decoder.Params:
     """Shapes, types and layouts of what ``split_layers`` makes; nothing is allocated."""
     shapes = jax.eval_shape(functools.partial(_split, network), decoder.abstract(network.model))
-    layouts = _shardings(_split_axes(network.model), mesh)
+    layouts = _shardings(_split_axes(network), mesh)
     return jax.tree.map(lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes, layouts)
 
 
 def _split(network: cfg.Network, params: decoder.Params) -> decoder.Params:
     config = network.model
-    kinds, dtype = decoder.metadata(config, "kind"), jnp.dtype(network.compute.dtype)
     # Biases, gains and positions (kinds of their own) are added in float32 whatever the compute dtype.
-    narrow = jax.tree.map_with_path(functools.partial(_narrow, dtype), params, kinds)
-    return _unstacked(config, _together(config, narrow), lambda i, x: x[i])
+    narrow = jax.tree.map_with_path(
+        functools.partial(_narrow, network.compute), params, decoder.metadata(config, "kind")
+    )
+    return _unstacked(config, _rounded(network, rounded, _together(config, narrow)), lambda i, x: x[i])
 
 
-def _narrow(dtype: Any, path: Any, x: jax.Array, kind: str) -> jax.Array:
+def _narrow(compute: cfg.Compute, path: Any, x: jax.Array, kind: str) -> jax.Array:
     routes = path[-1].key == "router"  # decides in float32
-    return x.astype(dtype) if kind in ("matrix", "embedding") and not routes else x
+    if routes or kind not in ("matrix", "embedding") or (compute.int8_weights and _summed(path)):
+        return x
+    return x.astype(jnp.dtype(compute.dtype))
 
 
-def _split_axes(config: cfg.Model) -> Any:
-    return _unstacked(config, _together(config, decoder.axes_tree(config)), lambda _, names: names[1:])
+def _split_axes(network: cfg.Network) -> Any:
+    config = network.model
+    axes = _rounded(network, rounded_axes, _together(config, decoder.axes_tree(config)))
+    return _unstacked(config, axes, lambda _, names: names[1:])
+
+
+def _rounded(network: cfg.Network, function: Callable[[Any, tuple[int, ...]], Any], tree: Any) -> Any:
+    """A tree of arrays or axes, with ``function`` of those that are in 8 bits."""
+    if not network.compute.int8_weights:
+        return tree
+
+    def one(path: Any, x: Any) -> Any:
+        summed = _summed(path)
+        return function(x, summed) if summed else x
+
+    return jax.tree.map_with_path(one, tree, is_leaf=is_axes)
+
+
+def _summed(path: Any) -> tuple[int, ...]:
+    """Dimensions of a table, or of a stack of matrices, over which products sum; () = it stays wide."""
+    names = [step.key for step in path]
+    if names[0] in _TABLES:
+        return (1,)
+    if names[0] not in STACKS:
+        return ()
+    return (2,) if "experts" in names and names[-1] in _OF_EXPERTS else _SUMMED.get(names[-1], ())
+
+
+def in_8_bits(network: cfg.Network, params: decoder.Params, mesh: Mesh) -> decoder.Params:
+    """Parameters as training has them, with the numbers that ``split_layers`` makes of them in 8 bits.
+
+    For scoring, which has no layers by themselves: it computes with these numbers in the compute dtype.
+    """
+    through = functools.partial(_rounded, network, lambda x, summed: wide(rounded(x, summed), summed, x.dtype))
+    found: decoder.Params = jax.jit(through, out_shardings=decoder.shardings(network.model, mesh))(params)
+    return found
 
 
 def _together(config: cfg.Model, tree: Any) -> Any:
@@ -195,11 +242,12 @@ def next_logits(network: cfg.Network, params: decoder.Params, hidden: jax.Array,
         float32 [B, padded_vocab].
     """
     model = decoder.merge_layers(network, params)[0]
-    table, bias = model.output(hidden.dtype)
+    table, bias = model.output_table(hidden.dtype), model.output_bias()
     # XLA's CPU products read a large matrix about twice as fast as the left factor. The mask keeps the compiler
     # from turning the product round again.
-    logits = jnp.einsum("vd,bd->vb", table, hidden, preferred_element_type=jnp.float32)
-    logits = jnp.where(jnp.arange(len(table))[:, None] < vocab, logits, -jnp.inf).T
+    logits = jnp.einsum("vd,bd->vb", factor(table, hidden.dtype), hidden, preferred_element_type=jnp.float32)
+    logits = scaled(logits, table, 1)
+    logits = jnp.where(jnp.arange(table.shape[0])[:, None] < vocab, logits, -jnp.inf).T
     logits = logits * parametrization(network.model).logit_multiplier
     if bias is not None:
         logits = logits + bias

@@ -1,5 +1,7 @@
 """Products of activations with parameters: in the compute dtype, or in 8 bits by qwix (``compute.quantization``).
 
+For decoding, parameters may be in 8 bits while activations are not (``rounded``).
+
 In 8 bits, the forward product and the gradient of the activations take narrow operands, scaled by the absolute maximum
 of each token and of each output channel (the scheme of AQT and MaxText; arXiv 2105.03536). The gradient of the weights,
 whose sum runs over all tokens of a batch, stays in the compute dtype. Sums are int32 or float32.
@@ -12,7 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from scaling.model.layers import Parameter, product, use
+from scaling.model.layers import Parameter, product
+from scaling.model.rounded import factor, scaled, used
 from scaling.parallel.sharding import Axes, constrain, gathered, with_gradient_layout
 
 # Of weights and activations; of gradients, which need a wider range.
@@ -39,12 +42,13 @@ def project(x: jax.Array, parameter: Parameter, quantization: str, contracted: i
 
     Args:
         x: activations, in the compute dtype.
-        parameter: float32.
+        parameter: float32; while decoding in the compute dtype, or rounded.
         quantization: none, int8 or fp8.
         contracted: how many dimensions are summed over.
     """
     if quantization == "none":
-        return product(x, use(parameter, x.dtype), contracted)
+        w = used(parameter[...], parameter.axes, tuple(range(contracted)), x.dtype)
+        return scaled(product(x, factor(w, x.dtype), contracted), w)
     return _narrow(x, parameter[...], parameter.axes, quantization, contracted)
 
 

@@ -36,7 +36,13 @@ class Model:
 
 
 def load(
-    paths: Sequence[str], template: str, dtype: str, mesh: str, draft: str | None = None, draft_tokens: int = 4
+    paths: Sequence[str],
+    template: str,
+    dtype: str,
+    mesh: str,
+    draft: str | None = None,
+    draft_tokens: int = 4,
+    int8: str = "none",
 ) -> dict[str, Model]:
     """Models by name: the last part of the path, or the whole path where two have the same.
 
@@ -47,6 +53,7 @@ def load(
         mesh: as of ``load_decoder``.
         draft: a small model that proposes tokens to each of them (``generate.speculative``); None = plain decoding.
         draft_tokens: that it proposes at a time.
+        int8: as of ``load_decoder``, for model and draft.
 
     Raises:
         FileNotFoundError: no model there.
@@ -55,8 +62,8 @@ def load(
     models: dict[str, Model] = {}
     short = [Path(path).resolve().name for path in paths]
     for path, name in zip(paths, short, strict=True):
-        served = load_decoder(path, None, mesh, dtype)
-        small = None if draft is None else load_draft(draft, served, draft_tokens, axes=mesh, dtype=dtype)
+        served = load_decoder(path, None, mesh, dtype, int8=int8)
+        small = None if draft is None else load_draft(draft, served, draft_tokens, axes=mesh, dtype=dtype, int8=int8)
         generator = Generator(served.network, served.params, served.words, served.mesh, small)
         chat, reason = None, ""
         try:

@@ -57,6 +57,11 @@ def test_what_stands_beside_the_runs_is_passed_over(runs, capsys):
         }
 
 
+def test_scores_in_8_bits_are_no_scores_of_the_step(runs, capsys):
+    assert evaluate(runs.folder / "a", "--int8=both") == 0
+    assert "a, both in 8 bits" in capsys.readouterr().out and not (runs.folder / "a" / "evals.jsonl").exists()
+
+
 @pytest.mark.parametrize("wrong", ["repotr", "reports", "launch.jsn", "empty"])
 def test_a_mistyped_path_is_refused(wrong, runs, capsys):
     (runs.folder / "empty").mkdir()

@@ -6,15 +6,21 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from scaling.commands import generate as command
 from scaling.config import schema as cfg
+from scaling.config.resolve import check_int8
 from scaling.data import tokenizer
 from scaling.generate.draft import load_draft
+from scaling.generate.generator import Generator
+from scaling.generate.sampling import Sampling
 from scaling.interop import huggingface
 from scaling.interop.served import load_decoder
 from scaling.model import decoder
+from scaling.model.rounded import wide
 from scaling.parallel.mesh import make_mesh
 from scaling.runs.checkpoint import Checkpoints
 from scaling.train import state as train_state
@@ -162,6 +168,25 @@ def test_a_draft_changes_no_greedy_text(capsys, folder):
     found = json.loads(generate(capsys, folder, "--prompt=ab", "--json", f"--draft={folder}", "--draft_tokens=2"))
     assert found.pop("passes") == 3  # the prompt, then 3 and 2 tokens
     assert "passes" not in plain and found == plain
+
+
+def test_8_bits_are_those_of_the_knob(capsys, folder):
+    served = load_decoder(folder, "bytes")
+    compute = dataclasses.replace(served.network.compute, decode_int8="both")
+    generator = Generator(cfg.Network(served.network.model, compute), served.params, served.words)
+    want = generator.generate([[*served.words.start, *b"ab"]], Sampling(tokens=6, temperature=0))[0][0]
+    for draft in ([], [f"--draft={folder}"]):
+        found = json.loads(generate(capsys, folder, "--prompt=ab", "--json", "--int8=both", *draft))
+        assert tuple(found["ids"]) == want.ids
+    # What scoring reads are the same numbers, in float32.
+    narrow, made = load_decoder(folder, "bytes", int8="weights").params, generator.params
+    for name, summed in (("out", (0, 1)), ("up", (0,))):
+        part = "attention" if name == "out" else "mlp"
+        stored = wide(made["blocks"][1][part][name], summed, jnp.float32)
+        np.testing.assert_allclose(narrow["blocks"][part][name][1], stored, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"in RUN, config.compute.quantization='int8' must be 'none'.*='weights'"):
+        check_int8(cfg.Compute(quantization="int8", decode_int8="weights"), "--int8=weights: in RUN, ")
+    check_int8(cfg.Compute(quantization="int8", decode_int8="cache"))
 
 
 def test_what_a_draft_cannot_is_refused(capsys, folder):

@@ -36,10 +36,13 @@ def train(run_dir, *overrides):
     return cli.main(["train", SMOKE, f"--config.workdir={run_dir}", *PLAIN, *overrides])
 
 
-def test_a_wrong_optimizer_is_refused_before_text_is_tokenized(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("knob", "words"), [("optimizer.name=adamx", "adamx"), ("compute.decode_int8=cache", "'none' for `scaling train`")]
+)
+def test_what_cannot_be_is_refused_before_text_is_tokenized(knob, words, tmp_path, capsys):
     folders = f"--config.data.cache_dir={tmp_path / 'cache'}"
-    assert train(tmp_path / "run", folders, "--config.optimizer.name=adamx") == exit_codes.USAGE
-    assert "adamx" in capsys.readouterr().err
+    assert train(tmp_path / "run", folders, f"--config.{knob}") == exit_codes.USAGE
+    assert words in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
