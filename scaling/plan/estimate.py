@@ -15,21 +15,37 @@ _MOMENTS = {"lion": 1, "muon": 1, "sgd": 0, "adafactor": 0}
 # Numbers that norms, residuals and activations move for each token of a layer, forward and backward, as multiples of
 # the widths of the residual stream and of the MLP: what the compiled steps of docs/planning.md move.
 RESIDUAL_TRAFFIC, MLP_TRAFFIC = 30, 4
+# Copies to the host, and back, are hidden by this share of the forward pass, and move each byte so often in the chip's
+# memory: what compiled steps do (docs/notes/compiling.md).
+BESIDE_HOST, HOST_TRAFFIC = 0.8, 2
 ASSUMPTIONS = (
     f"An estimate from shapes, not a measurement and not compiled: products at {100 * EFFICIENCY:.0f} % of the peak, "
     f"attention's at half of that, other work by its bytes at {100 * MEMORY_EFFICIENCY:.0f} % of the bandwidth,",
     "gathers and scatters of parameters half hidden, the ring's hidden by attention, other traffic not hidden.",
-    "Scores that attention without a kernel keeps (encoders, prefix_lm) and the way to the host are missing.",
+    f"Copies to the host and back at the published speed, hidden by {100 * BESIDE_HOST:.0f} % of the forward pass; on "
+    "chips without one they are missing, as are scores that attention without a kernel keeps (encoders, prefix_lm).",
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Bytes a device by part, seconds of a step, and seconds by kind of work."""
+    """Memory and time of a step, for each device.
+
+    Attributes:
+        memory: part -> bytes.
+        seconds: of a step.
+        parts: kind of work -> seconds.
+        host: bytes in the memory of the host.
+        way: seconds for these bytes to the host, or back; 0 where the speed is not known.
+        forward: seconds of the forward pass.
+    """
 
     memory: dict[str, int]
     seconds: float
     parts: dict[str, float]
+    host: int
+    way: float
+    forward: float
 
 
 def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
@@ -41,10 +57,11 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     """
     model, compute, train, mesh = config.model, config.compute, config.train, config.mesh
     params = 4 * _shard_parameters(model, mesh)
+    temporary, host = _temporary(config, chip, params)
     memory = {
         "params": params,
         "optimizer": _state_bytes(config.optimizer) * _shard_parameters(model, _moments_mesh(mesh)),
-        "temporary": _temporary(config, chip, params),
+        "temporary": temporary,
     }
     state_shards = mesh.state_shards
     devices = mesh.devices
@@ -64,7 +81,8 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     # Attention's products run at half the speed of others, wherever they are counted.
     slow = attention * (3 + again[remat.ATTENTION])
     moved = (_depth(config) * RESIDUAL_TRAFFIC * model.d_model + MLP_TRAFFIC * _hidden(model)) * 2
-    elementwise = tokens * moved / (MEMORY_EFFICIENCY * chip.hbm_bandwidth / chip.devices)
+    bandwidth = MEMORY_EFFICIENCY * chip.hbm_bandwidth / chip.devices
+    elementwise = tokens * moved / bandwidth
     # FSDP: each microbatch gathers the weights for the forward and the backward pass and scatters their gradients.
     microbatches = BatchSchedule.from_config(train).max_microbatches
     weights = 2 * params / 4
@@ -92,16 +110,22 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     passes = 2 + again[remat.ATTENTION]
     rounds = dense * model.kv_heads * model.d_head * (passes * 2 * 2 + 2 * 4) * (mesh.context - 1)
     exposed_ring = max(0.0, tokens * rounds / link - 2 * tokens * slow / peak)
+    sent = host * microbatches
+    way = sent / (chip.host.rate / chip.devices) if chip.host else 0.0
+    ahead = (tokens * (forward + attention) / peak + elementwise / 3) + gathers / 6
     parts = {
         "matrix products": tokens * (3 * forward + slow) / peak,
         "recomputation": tokens * recomputed / peak,
         "norms and elementwise": elementwise,
         "exposed collectives": gathers / 2 + reduction + activations + between + exposed_ring,
     }
+    if host:
+        # What is longer than the work beside it, in each pass; and every byte is put into a stack and cut out of it.
+        parts["to the host and back"] = 2 * max(0.0, way - BESIDE_HOST * ahead) + HOST_TRAFFIC * sent / bandwidth
     if mesh.stage > 1:
         layers = tokens * (3 * in_layers + slow + recomputed) / peak + elementwise
         parts["pipeline filling and emptying"] = layers * (mesh.stage - 1) / _parts(config)
-    return Estimate(memory, sum(parts.values()), parts)
+    return Estimate(memory, sum(parts.values()), parts, host, way, ahead)
 
 
 def _again(config: cfg.Config, chip: chips.Chip) -> dict[str, float]:
@@ -138,8 +162,8 @@ def _products(config: cfg.Config, forward: float) -> dict[str, float]:
     return {kind: forward * size / whole for kind, size in sizes.items()}
 
 
-def _kept(config: cfg.Config, queries: int, keys: int, hidden: float) -> float:
-    """Numbers that a layer keeps of each token, on average over the layers.
+def _kept(config: cfg.Config, queries: int, keys: int, hidden: float) -> tuple[float, float]:
+    """Numbers that a layer keeps of each token on the chip and in the host's memory, on average over the layers.
 
     Args:
         config: the config.
@@ -149,15 +173,16 @@ def _kept(config: cfg.Config, queries: int, keys: int, hidden: float) -> float:
     """
     d, f, policy = config.model.d_model, _hidden(config.model) / config.model.num_layers, config.compute.remat
     if policy in remat.NOTHING_TWICE:  # with copies in float32
-        return 8 * d + 8 * ((queries + keys) // 2) + 5 * f + hidden
+        return 8 * d + 8 * ((queries + keys) // 2) + 5 * f + hidden, 0.0
     kept = remat.parse(policy)
     if kept is None:
-        return 3 * d + queries + 2 * keys + hidden
+        return 3 * d + queries + 2 * keys + hidden, 0.0
     sizes = {remat.QKV: queries + 2 * keys, remat.ATTENTION: queries, remat.SUM: d, remat.HIDDEN: hidden}
     if config.model.parallel != "no":
         sizes[remat.SUM] = 0
-    here = {kind: size for kind, size in sizes.items() if kind not in kept.host}
-    return d + sum(kept.share(kind, config.model.num_layers) * size for kind, size in here.items())
+    found = {kind: kept.share(kind, config.model.num_layers) * size for kind, size in sizes.items()}
+    away = sum(size for kind, size in found.items() if kind in kept.host)
+    return d + sum(found.values()) - away, away
 
 
 def _depth(config: cfg.Config) -> float:
@@ -228,8 +253,10 @@ def _shard_parameters(model: cfg.Model, mesh: cfg.Mesh) -> int:
     return matrices // (shards * mesh.tensor) + counted.positions // shards + cut // mesh.tensor + whole
 
 
-def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
+def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> tuple[int, int]:
     """Activations and gradients at the fuller of two moments: in the loss, and in the backward pass of a layer.
+
+    The second number is what lies in the host's memory.
 
     The coefficients were fitted to compiled steps (docs/planning.md); a test holds them to 10 % of the whole.
     """
@@ -244,7 +271,7 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
     d_head = -(-model.d_head // lanes) * lanes
     queries, keys, ups = model.num_heads * d_head, model.kv_heads * d_head, (1 + model.gated) * f
     heads = (queries + keys) // 2  # a half: of queries, keys, values and mixed values
-    kept = _kept(config, queries, keys, ups) / t
+    kept, away = (numbers / t for numbers in _kept(config, queries, keys, ups))
     if mesh.stage > 1 and compute.remat not in remat.NOTHING_TWICE:
         # What enters at each tick, and all that one tick keeps.
         saved = part * (_ticks(config) * d / t + model.num_layers // mesh.stage * kept) * size
@@ -262,4 +289,4 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
     microbatches = BatchSchedule.from_config(train).max_microbatches
     several = microbatches > 1 or mesh.stage > 1
     gradients = params * (4 if several else 1.5)  # float32, a sum of them, weights in the narrow type
-    return int(saved + max(loss, backward) + gradients)
+    return int(saved + max(loss, backward) + gradients), int(part * _depth(config) * away * size)

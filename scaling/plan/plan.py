@@ -316,7 +316,8 @@ def _predicted(base: Plan, guess: "Prediction", chip: chips.Chip, config: cfg.Co
         collectives={k: (c.bytes, c.hidden_bytes, c.calls) for k, c in guess.collectives.items()},
         operations=dict(list(guess.operations.items())[:OPERATIONS]),
         cycles=guess.cycles,
-        assumptions=predict.assumptions(chip, config.mesh.slices, base.step) + predict.missing(guess.unread),
+        assumptions=predict.assumptions(chip, config.mesh.slices, base.step, guess.collectives)
+        + predict.missing(guess.unread),
     )
 
 
