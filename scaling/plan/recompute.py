@@ -38,12 +38,17 @@ def choose(config: cfg.Config, chip: chips.Chip, limit: float, host: bool = True
         "full" if nothing else fits.
     """
     here = [(text, guess) for text, guess in _tried(config, chip, limit) if _bytes(guess) <= limit]
-    best, seconds = _fastest(here) if here else ("full", math.inf)
-    if not host or not chip.host or config.mesh.stage > 1 or best in (remat.ALL, *remat.NOTHING_TWICE):
+    if not here:
+        return "full"
+    best, seconds = _fastest(here)
+    if not host or not chip.host or config.mesh.stage > 1:
+        return best
+    least = estimate.train_step(with_remat(config, remat.ALL), chip).seconds  # if all were kept and nothing sent
+    if least >= (1 - WORTH_OF_HOST) * seconds:
         return best
     tried = _tried(config, chip, limit, host=True)
     away = [(text, guess) for text, guess in tried if _bytes(guess) <= limit and _carried(guess, chip)]
-    other, less = _fastest(away) if away else (best, seconds)
+    other, less = _fastest(away) if away else (best, math.inf)
     return other if less < (1 - WORTH_OF_HOST) * seconds else best
 
 
@@ -114,7 +119,7 @@ def _tried(
     layers, each = config.model.num_layers, remat.period(config.model)
     for kept in _sets(host):
         yield (text := str(kept)), (whole := guessed(text))
-        if remat.divisible(config) or _bytes(whole) <= limit:
+        if remat.divisible(config) or _bytes(whole) <= max(limit, _bytes(lean)):
             continue
         # Memory grows by the same bytes with each layer that keeps them.
         share = (limit - _bytes(lean)) / (_bytes(whole) - _bytes(lean))
