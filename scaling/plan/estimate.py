@@ -15,15 +15,16 @@ _MOMENTS = {"lion": 1, "muon": 1, "sgd": 0, "adafactor": 0}
 # Numbers that norms, residuals and activations move for each token of a layer, forward and backward, as multiples of
 # the widths of the residual stream and of the MLP: what the compiled steps of docs/planning.md move.
 RESIDUAL_TRAFFIC, MLP_TRAFFIC = 30, 4
-# Copies to the host, and back, are hidden by this share of the forward pass, and move each byte so often in the chip's
-# memory: what compiled steps do (docs/notes/compiling.md).
-BESIDE_HOST, HOST_TRAFFIC = 0.8, 2
+# What a layer's backward pass reads from the host comes while the one before it ends, beside this share of a forward
+# pass; and copies move each byte so often in the chip's memory, beyond the work itself (docs/notes/compiling.md).
+BESIDE_HOST, HOST_TRAFFIC = 0.35, 2
 ASSUMPTIONS = (
     f"An estimate from shapes, not a measurement and not compiled: products at {100 * EFFICIENCY:.0f} % of the peak, "
     f"attention's at half of that, other work by its bytes at {100 * MEMORY_EFFICIENCY:.0f} % of the bandwidth,",
     "gathers and scatters of parameters half hidden, the ring's hidden by attention, other traffic not hidden.",
-    f"Copies to the host and back at the published speed, hidden by {100 * BESIDE_HOST:.0f} % of the forward pass; on "
-    "chips without one they are missing, as are scores that attention without a kernel keeps (encoders, prefix_lm).",
+    "Copies to the host at the published speed, hidden by the forward pass until their place is needed, and back by "
+    f"{100 * BESIDE_HOST:.0f} % of it; without such a speed they are missing, as are scores that attention without a "
+    "kernel keeps (encoders, prefix_lm).",
 )
 
 
@@ -110,9 +111,9 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     passes = 2 + again[remat.ATTENTION]
     rounds = dense * model.kv_heads * model.d_head * (passes * 2 * 2 + 2 * 4) * (mesh.context - 1)
     exposed_ring = max(0.0, tokens * rounds / link - 2 * tokens * slow / peak)
-    sent = host * microbatches
-    way = sent / (chip.host.rate / chip.devices) if chip.host else 0.0
-    ahead = (tokens * (forward + attention) / peak + elementwise / 3) + gathers / 6
+    ahead = tokens * (forward + attention) / peak + elementwise / 3 + gathers / 6
+    sent = {kind: size * microbatches for kind, size in host.items()}
+    way, exposed = _way(config, chip, sent, ahead, _places(products, attention, in_layers))
     parts = {
         "matrix products": tokens * (3 * forward + slow) / peak,
         "recomputation": tokens * recomputed / peak,
@@ -120,12 +121,50 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
         "exposed collectives": gathers / 2 + reduction + activations + between + exposed_ring,
     }
     if host:
-        # What is longer than the work beside it, in each pass; and every byte is put into a stack and cut out of it.
-        parts["to the host and back"] = 2 * max(0.0, way - BESIDE_HOST * ahead) + HOST_TRAFFIC * sent / bandwidth
+        parts["to the host and back"] = exposed + HOST_TRAFFIC * sum(sent.values()) / bandwidth
     if mesh.stage > 1:
         layers = tokens * (3 * in_layers + slow + recomputed) / peak + elementwise
         parts["pipeline filling and emptying"] = layers * (mesh.stage - 1) / _parts(config)
-    return Estimate(memory, sum(parts.values()), parts, host, way, ahead)
+    return Estimate(memory, sum(parts.values()), parts, sum(host.values()), way, ahead)
+
+
+def _way(
+    config: cfg.Config, chip: chips.Chip, sent: dict[str, int], ahead: float, places: dict[str, float]
+) -> tuple[float, float]:
+    """Seconds of a step's copies to the host, as long as those back, and how many of both directions nothing hides.
+
+    What a layer made goes out, one tensor after the other, while the next layer is computed, and must be gone where the
+    compiler writes the next one of its kind. It comes back beside ``BESIDE_HOST`` of a forward pass.
+
+    Args:
+        config: the config.
+        chip: what it runs on.
+        sent: kind of tensor -> bytes, in their order.
+        ahead: seconds of the forward pass.
+        places: kind -> share of a layer's forward pass after which it is written.
+    """
+    kept = remat.parse(config.compute.remat)
+    if not chip.host or kept is None:
+        return 0.0, 0.0
+    gone = late = 0.0
+    for kind, size in sent.items():
+        gone += size / (chip.host.rate / chip.devices)
+        late = max(late, gone - places[kind] * kept.share(kind, config.model.num_layers) * ahead)
+    part = min((kept.share(kind, config.model.num_layers) for kind in sent), default=0.0)
+    return gone, late + max(0.0, gone - BESIDE_HOST * part * ahead)
+
+
+def _places(products: dict[str, float], attention: float, in_layers: float) -> dict[str, float]:
+    """Kind -> share of a layer's forward pass after which it is written; of the three of ``qkv``, the last.
+
+    Args:
+        products: kind -> FLOPs a token of the products that make it.
+        attention: FLOPs a token of attention's own products, which take twice the time of others.
+        in_layers: FLOPs a token of all products.
+    """
+    whole, qkv, total = in_layers + attention, products[remat.QKV], products[remat.QKV] + 2 * attention
+    found = {remat.QKV: qkv * 2 / 3, remat.ATTENTION: qkv, remat.SUM: total, remat.HIDDEN: total + products[remat.SUM]}
+    return {kind: place / whole for kind, place in found.items()}
 
 
 def _again(config: cfg.Config, chip: chips.Chip) -> dict[str, float]:
@@ -162,8 +201,8 @@ def _products(config: cfg.Config, forward: float) -> dict[str, float]:
     return {kind: forward * size / whole for kind, size in sizes.items()}
 
 
-def _kept(config: cfg.Config, queries: int, keys: int, hidden: float) -> tuple[float, float]:
-    """Numbers that a layer keeps of each token on the chip and in the host's memory, on average over the layers.
+def _kept(config: cfg.Config, queries: int, keys: int, hidden: float) -> tuple[float, dict[str, float]]:
+    """Numbers that a layer keeps of each token on the chip, and kind -> in the host's memory; means over the layers.
 
     Args:
         config: the config.
@@ -173,16 +212,16 @@ def _kept(config: cfg.Config, queries: int, keys: int, hidden: float) -> tuple[f
     """
     d, f, policy = config.model.d_model, _hidden(config.model) / config.model.num_layers, config.compute.remat
     if policy in remat.NOTHING_TWICE:  # with copies in float32
-        return 8 * d + 8 * ((queries + keys) // 2) + 5 * f + hidden, 0.0
+        return 8 * d + 8 * ((queries + keys) // 2) + 5 * f + hidden, {}
     kept = remat.parse(policy)
     if kept is None:
-        return 3 * d + queries + 2 * keys + hidden, 0.0
+        return 3 * d + queries + 2 * keys + hidden, {}
     sizes = {remat.QKV: queries + 2 * keys, remat.ATTENTION: queries, remat.SUM: d, remat.HIDDEN: hidden}
     if config.model.parallel != "no":
         sizes[remat.SUM] = 0
     found = {kind: kept.share(kind, config.model.num_layers) * size for kind, size in sizes.items()}
-    away = sum(size for kind, size in found.items() if kind in kept.host)
-    return d + sum(found.values()) - away, away
+    away = {kind: found.pop(kind) for kind in kept.host}
+    return d + sum(found.values()), away
 
 
 def _depth(config: cfg.Config) -> float:
@@ -253,10 +292,10 @@ def _shard_parameters(model: cfg.Model, mesh: cfg.Mesh) -> int:
     return matrices // (shards * mesh.tensor) + counted.positions // shards + cut // mesh.tensor + whole
 
 
-def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> tuple[int, int]:
+def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> tuple[int, dict[str, int]]:
     """Activations and gradients at the fuller of two moments: in the loss, and in the backward pass of a layer.
 
-    The second number is what lies in the host's memory.
+    Beside them, kind of tensor -> bytes in the host's memory.
 
     The coefficients were fitted to compiled steps (docs/planning.md); a test holds them to 10 % of the whole.
     """
@@ -271,7 +310,8 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> tuple[int, 
     d_head = -(-model.d_head // lanes) * lanes
     queries, keys, ups = model.num_heads * d_head, model.kv_heads * d_head, (1 + model.gated) * f
     heads = (queries + keys) // 2  # a half: of queries, keys, values and mixed values
-    kept, away = (numbers / t for numbers in _kept(config, queries, keys, ups))
+    kept, away = _kept(config, queries, keys, ups)
+    kept /= t
     if mesh.stage > 1 and compute.remat not in remat.NOTHING_TWICE:
         # What enters at each tick, and all that one tick keeps.
         saved = part * (_ticks(config) * d / t + model.num_layers // mesh.stage * kept) * size
@@ -289,4 +329,5 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> tuple[int, 
     microbatches = BatchSchedule.from_config(train).max_microbatches
     several = microbatches > 1 or mesh.stage > 1
     gradients = params * (4 if several else 1.5)  # float32, a sum of them, weights in the narrow type
-    return int(saved + max(loss, backward) + gradients), int(part * _depth(config) * away * size)
+    host = {kind: int(part * _depth(config) * numbers / t * size) for kind, numbers in away.items()}
+    return int(saved + max(loss, backward) + gradients), host
