@@ -77,6 +77,12 @@ def parse(remat: str) -> Kept | None:
     return Kept(kinds, None if found[2] is None else int(found[2]), host)
 
 
+def uses_host(remat: str) -> bool:
+    """Whether a value of ``compute.remat`` keeps tensors in the memory of the host."""
+    kept = parse(remat)
+    return kept is not None and bool(kept.host)
+
+
 def divisible(config: Config) -> str:
     """Why the layers of a config cannot be parted into some that keep and some that do not; empty if they can."""
     if config.mesh.stage > 1:

@@ -15,16 +15,15 @@ _MOMENTS = {"lion": 1, "muon": 1, "sgd": 0, "adafactor": 0}
 # Numbers that norms, residuals and activations move for each token of a layer, forward and backward, as multiples of
 # the widths of the residual stream and of the MLP: what the compiled steps of docs/planning.md move.
 RESIDUAL_TRAFFIC, MLP_TRAFFIC = 30, 4
-# What a layer's backward pass reads from the host comes while the one before it ends, beside this share of a forward
-# pass; and copies move each byte so often in the chip's memory, beyond the work itself (docs/notes/compiling.md).
-BESIDE_HOST, HOST_TRAFFIC = 0.35, 2
+# Copies to the host and back move each byte so often in the chip's memory, beyond the work itself
+# (docs/notes/compiling.md).
+HOST_TRAFFIC = 2
 ASSUMPTIONS = (
     f"An estimate from shapes, not a measurement and not compiled: products at {100 * EFFICIENCY:.0f} % of the peak, "
     f"attention's at half of that, other work by its bytes at {100 * MEMORY_EFFICIENCY:.0f} % of the bandwidth,",
     "gathers and scatters of parameters half hidden, the ring's hidden by attention, other traffic not hidden.",
-    "Copies to the host at the published speed, hidden by the forward pass until their place is needed, and back by "
-    f"{100 * BESIDE_HOST:.0f} % of it; without such a speed they are missing, as are scores that attention without a "
-    "kernel keeps (encoders, prefix_lm).",
+    "Copies to the host and back at the published speed, hidden by the work of the same layer; without such a speed "
+    "they are missing, as are scores that attention without a kernel keeps (encoders, prefix_lm).",
 )
 
 
@@ -113,7 +112,7 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     exposed_ring = max(0.0, tokens * rounds / link - 2 * tokens * slow / peak)
     ahead = tokens * (forward + attention) / peak + elementwise / 3 + gathers / 6
     sent = {kind: size * microbatches for kind, size in host.items()}
-    way, exposed = _way(config, chip, sent, ahead, _places(products, attention, in_layers))
+    way, exposed = _way(config, chip, sent, ahead, _times(products, attention, in_layers))
     parts = {
         "matrix products": tokens * (3 * forward + slow) / peak,
         "recomputation": tokens * recomputed / peak,
@@ -129,42 +128,56 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
 
 
 def _way(
-    config: cfg.Config, chip: chips.Chip, sent: dict[str, int], ahead: float, places: dict[str, float]
+    config: cfg.Config, chip: chips.Chip, sent: dict[str, int], ahead: float, times: dict[str, tuple[float, float]]
 ) -> tuple[float, float]:
     """Seconds of a step's copies to the host, as long as those back, and how many of both directions nothing hides.
 
-    What a layer made goes out, one tensor after the other, while the next layer is computed, and must be gone where the
-    compiler writes the next one of its kind. It comes back beside ``BESIDE_HOST`` of a forward pass.
+    Copies follow each other. Those of a layer must be gone at its end, and begin to come back where its backward pass
+    begins, in the order in which it reads them.
 
     Args:
         config: the config.
         chip: what it runs on.
-        sent: kind of tensor -> bytes, in their order.
+        sent: kind of tensor -> bytes, in the order in which they are made.
         ahead: seconds of the forward pass.
-        places: kind -> share of a layer's forward pass after which it is written.
+        times: of ``_times``.
     """
     kept = remat.parse(config.compute.remat)
-    if not chip.host or kept is None:
+    if not chip.host or not sent or kept is None:
         return 0.0, 0.0
-    gone = late = 0.0
-    for kind, size in sent.items():
-        gone += size / (chip.host.rate / chip.devices)
-        late = max(late, gone - places[kind] * kept.share(kind, config.model.num_layers) * ahead)
-    part = min((kept.share(kind, config.model.num_layers) for kind in sent), default=0.0)
-    return gone, late + max(0.0, gone - BESIDE_HOST * part * ahead)
+    seconds = {kind: size / (chip.host.rate / chip.devices) for kind, size in sent.items()}
+    layers = ahead * min(kept.share(kind, config.model.num_layers) for kind in sent)  # those that send
+    gone = come = late = 0.0
+    for kind in sent:
+        gone = max(gone, times[kind][0] * layers) + seconds[kind]
+    for kind in sorted(sent, key=lambda kind: times[kind][1]):
+        come += seconds[kind]
+        late = max(late, come - times[kind][1] * layers)
+    return sum(seconds.values()), max(0.0, gone - layers) + late
 
 
-def _places(products: dict[str, float], attention: float, in_layers: float) -> dict[str, float]:
-    """Kind -> share of a layer's forward pass after which it is written; of the three of ``qkv``, the last.
+def _times(products: dict[str, float], attention: float, in_layers: float) -> dict[str, tuple[float, float]]:
+    """Kind -> where a layer has made it in its forward pass, and where its backward pass reads it.
+
+    Both are counted from the beginning of the pass, as shares of a forward pass. Of the three of ``qkv``, the first.
 
     Args:
         products: kind -> FLOPs a token of the products that make it.
         attention: FLOPs a token of attention's own products, which take twice the time of others.
         in_layers: FLOPs a token of all products.
     """
-    whole, qkv, total = in_layers + attention, products[remat.QKV], products[remat.QKV] + 2 * attention
-    found = {remat.QKV: qkv * 2 / 3, remat.ATTENTION: qkv, remat.SUM: total, remat.HIDDEN: total + products[remat.SUM]}
-    return {kind: place / whole for kind, place in found.items()}
+    qkv, out, up = products[remat.QKV], products[remat.SUM], products[remat.HIDDEN]
+    mlp = in_layers - attention - qkv - out
+    attended = qkv + 2 * attention
+    found = {
+        remat.QKV: (qkv / 3, 2 * (mlp + out)),
+        remat.ATTENTION: (attended, 2 * mlp),
+        remat.SUM: (attended + out, mlp),
+        remat.HIDDEN: (attended + out + up, mlp - up),
+    }
+    return {
+        kind: (made / (in_layers + attention), read / (in_layers + attention)) for kind, (made, read) in found.items()
+    }
 
 
 def _again(config: cfg.Config, chip: chips.Chip) -> dict[str, float]:

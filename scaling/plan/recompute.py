@@ -17,6 +17,8 @@ TRIES = 3  # compilations for one choice
 WORTH = 0.01
 # Tensors go to the host only if that saves more than this share of the step: no link was measured here.
 WORTH_OF_HOST = 0.03
+# The way to the host may take this share of the forward pass.
+BESIDE_HOST = 0.9
 # Of the host's memory, which the loader, checkpoints and the system share.
 HOST_SHARE = 0.5
 
@@ -63,7 +65,7 @@ def _fastest(found: list[tuple[str, estimate.Estimate]]) -> tuple[str, float]:
 def _carried(guess: estimate.Estimate, chip: chips.Chip) -> bool:
     """Whether the host has room for its tensors, and the work of the forward pass hides the way to it."""
     room = HOST_SHARE * (chip.host.memory if chip.host else 0.0) / chip.devices
-    return guess.host <= room and guess.way <= estimate.BESIDE_HOST * guess.forward
+    return guess.host <= room and guess.way <= BESIDE_HOST * guess.forward
 
 
 def compiled(
