@@ -20,7 +20,7 @@ from scaling.bench.programs import Kept
 from scaling.catalog import chips, flops, recipes
 from scaling.config import schema as cfg
 from scaling.config.files import apply_overrides, split_arguments
-from scaling.config.remat import AUTO
+from scaling.config.remat import AUTO, uses_host
 from scaling.parallel import compiler
 from scaling.plan import hlo, plan, predict, recompute, topology
 
@@ -212,7 +212,7 @@ def _ours(size: str, case: Case, knobs: str) -> Step:
                 return Kept("", 0, 0.0)
             return Kept(made.text, sum(dataclasses.asdict(made.memory).values()), made.seconds)
 
-        options = json.dumps(compiler.options(devices), sort_keys=True)
+        options = json.dumps(compiler.options(devices, uses_host(config.compute.remat)), sort_keys=True)
         found = programs.kept(["ours", case.topology, options, lowered.step.as_text(), *_compiler()], make)
     return dataclasses.replace(_step(knobs, found, chip), ours=True, chosen=chosen)
 

@@ -5,6 +5,8 @@ softmax, activations or biases. Recomputation (remat) and the padding of the voc
 they are not the model's work.
 """
 
+import functools
+
 from scaling.catalog.sizes import GPT3_TOKENS, parameters
 from scaling.config.schema import Config, Model
 
@@ -50,13 +52,15 @@ def forward_per_token(model: Model, sequence_length: int | None = None, source_l
     return products + attention_per_token(model, length, source_length)
 
 
+@functools.lru_cache(maxsize=1024)  # a search asks for the same models again and again
 def attention_per_token(model: Model, sequence_length: int, source_length: int = 0) -> float:
     """Forward FLOPs a token of the products of queries with keys, and of attention weights with values.
 
     In Transformer-XL also of queries with what is made of each distance; to make that is done once for all rows of a
     batch, and is not counted.
     """
-    sights = [model.sights[i % len(model.sights)] for i in range(model.num_layers)]
+    period = model.sights
+    sights = [period[i % len(period)] for i in range(model.num_layers)]
     # Each of the two products takes 2 d_head operations for every head and every position seen.
     parts = _segments(model, sequence_length)
     seen = [

@@ -85,6 +85,12 @@ def all_keep(remat: str, kind: str) -> bool:
     return kind in kept.kinds and kind not in kept.host and kept.layers is None
 
 
+def uses_host(remat: str) -> bool:
+    """Whether a value of ``compute.remat`` keeps tensors in the memory of the host."""
+    kept = parse(remat)
+    return kept is not None and bool(kept.host)
+
+
 def divisible(config: Config) -> str:
     """Why the layers of a config cannot be parted into some that keep and some that do not; empty if they can."""
     if config.mesh.stage > 1:

@@ -15,21 +15,37 @@ _MOMENTS = {"lion": 1, "muon": 1, "sgd": 0, "adafactor": 0}
 # Numbers that norms, residuals and activations move for each token of a layer, forward and backward, as multiples of
 # the widths of the residual stream and of the MLP: what the compiled steps of docs/planning.md move.
 RESIDUAL_TRAFFIC, MLP_TRAFFIC = 30, 4
+# Copies to the host and back move each byte so often in the chip's memory, beyond the work itself
+# (docs/notes/compiling.md).
+HOST_TRAFFIC = 2
 ASSUMPTIONS = (
     f"An estimate from shapes, not a measurement and not compiled: products at {100 * EFFICIENCY:.0f} % of the peak, "
     f"attention's at half of that, other work by its bytes at {100 * MEMORY_EFFICIENCY:.0f} % of the bandwidth,",
     "gathers and scatters of parameters half hidden, the ring's hidden by attention, other traffic not hidden.",
-    "Scores that attention without a kernel keeps (encoders, prefix_lm) and the way to the host are missing.",
+    "Copies to the host and back at the published speed, hidden by the work of the same layer; without such a speed "
+    "they are missing, as are scores that attention without a kernel keeps (encoders, prefix_lm).",
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Bytes a device by part, seconds of a step, and seconds by kind of work."""
+    """Memory and time of a step, for each device.
+
+    Attributes:
+        memory: part -> bytes.
+        seconds: of a step.
+        parts: kind of work -> seconds.
+        host: bytes in the memory of the host.
+        way: seconds for these bytes to the host, or back; 0 where the speed is not known.
+        forward: seconds of the forward pass.
+    """
 
     memory: dict[str, int]
     seconds: float
     parts: dict[str, float]
+    host: int
+    way: float
+    forward: float
 
 
 def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
@@ -41,10 +57,11 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     """
     model, compute, train, mesh = config.model, config.compute, config.train, config.mesh
     params = 4 * _shard_parameters(model, mesh)
+    temporary, host = _temporary(config, chip, params)
     memory = {
         "params": params,
         "optimizer": _state_bytes(config.optimizer) * _shard_parameters(model, _moments_mesh(mesh)),
-        "temporary": _temporary(config, chip, params),
+        "temporary": temporary,
     }
     state_shards = mesh.state_shards
     devices = mesh.devices
@@ -64,7 +81,8 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     # Attention's products run at half the speed of others, wherever they are counted.
     slow = attention * (3 + again[remat.ATTENTION])
     moved = (_depth(config) * RESIDUAL_TRAFFIC * model.d_model + MLP_TRAFFIC * _hidden(model)) * 2
-    elementwise = tokens * moved / (MEMORY_EFFICIENCY * chip.hbm_bandwidth / chip.devices)
+    bandwidth = MEMORY_EFFICIENCY * chip.hbm_bandwidth / chip.devices
+    elementwise = tokens * moved / bandwidth
     # FSDP: each microbatch gathers the weights for the forward and the backward pass and scatters their gradients.
     microbatches = BatchSchedule.from_config(train).max_microbatches
     weights = 2 * params / 4
@@ -92,16 +110,74 @@ def train_step(config: cfg.Config, chip: chips.Chip) -> Estimate:
     passes = 2 + again[remat.ATTENTION]
     rounds = dense * model.kv_heads * model.d_head * (passes * 2 * 2 + 2 * 4) * (mesh.context - 1)
     exposed_ring = max(0.0, tokens * rounds / link - 2 * tokens * slow / peak)
+    ahead = tokens * (forward + attention) / peak + elementwise / 3 + gathers / 6
+    sent = {kind: size * microbatches for kind, size in host.items()}
+    way, exposed = _way(config, chip, sent, ahead, _times(products, attention, in_layers))
     parts = {
         "matrix products": tokens * (3 * forward + slow) / peak,
         "recomputation": tokens * recomputed / peak,
         "norms and elementwise": elementwise,
         "exposed collectives": gathers / 2 + reduction + activations + between + exposed_ring,
     }
+    if host:
+        parts["to the host and back"] = exposed + HOST_TRAFFIC * sum(sent.values()) / bandwidth
     if mesh.stage > 1:
         layers = tokens * (3 * in_layers + slow + recomputed) / peak + elementwise
         parts["pipeline filling and emptying"] = layers * (mesh.stage - 1) / _parts(config)
-    return Estimate(memory, sum(parts.values()), parts)
+    return Estimate(memory, sum(parts.values()), parts, sum(host.values()), way, ahead)
+
+
+def _way(
+    config: cfg.Config, chip: chips.Chip, sent: dict[str, int], ahead: float, times: dict[str, tuple[float, float]]
+) -> tuple[float, float]:
+    """Seconds of a step's copies to the host, as long as those back, and how many of both directions nothing hides.
+
+    Copies follow each other. Those of a layer must be gone at its end, and begin to come back where its backward pass
+    begins, in the order in which it reads them.
+
+    Args:
+        config: the config.
+        chip: what it runs on.
+        sent: kind of tensor -> bytes, in the order in which they are made.
+        ahead: seconds of the forward pass.
+        times: of ``_times``.
+    """
+    kept = remat.parse(config.compute.remat)
+    if not chip.host or not sent or kept is None:
+        return 0.0, 0.0
+    seconds = {kind: size / (chip.host.rate / chip.devices) for kind, size in sent.items()}
+    layers = ahead * min(kept.share(kind, config.model.num_layers) for kind in sent)  # those that send
+    gone = come = late = 0.0
+    for kind in sent:
+        gone = max(gone, times[kind][0] * layers) + seconds[kind]
+    for kind in sorted(sent, key=lambda kind: times[kind][1]):
+        come += seconds[kind]
+        late = max(late, come - times[kind][1] * layers)
+    return sum(seconds.values()), max(0.0, gone - layers) + late
+
+
+def _times(products: dict[str, float], attention: float, in_layers: float) -> dict[str, tuple[float, float]]:
+    """Kind -> where a layer has made it in its forward pass, and where its backward pass reads it.
+
+    Both are counted from the beginning of the pass, as shares of a forward pass. Of the three of ``qkv``, the first.
+
+    Args:
+        products: kind -> FLOPs a token of the products that make it.
+        attention: FLOPs a token of attention's own products, which take twice the time of others.
+        in_layers: FLOPs a token of all products.
+    """
+    qkv, out, up = products[remat.QKV], products[remat.SUM], products[remat.HIDDEN]
+    mlp = in_layers - attention - qkv - out
+    attended = qkv + 2 * attention
+    found = {
+        remat.QKV: (qkv / 3, 2 * (mlp + out)),
+        remat.ATTENTION: (attended, 2 * mlp),
+        remat.SUM: (attended + out, mlp),
+        remat.HIDDEN: (attended + out + up, mlp - up),
+    }
+    return {
+        kind: (made / (in_layers + attention), read / (in_layers + attention)) for kind, (made, read) in found.items()
+    }
 
 
 def _again(config: cfg.Config, chip: chips.Chip) -> dict[str, float]:
@@ -138,8 +214,8 @@ def _products(config: cfg.Config, forward: float) -> dict[str, float]:
     return {kind: forward * size / whole for kind, size in sizes.items()}
 
 
-def _kept(config: cfg.Config, queries: int, keys: int, hidden: float) -> float:
-    """Numbers that a layer keeps of each token, on average over the layers.
+def _kept(config: cfg.Config, queries: int, keys: int, hidden: float) -> tuple[float, dict[str, float]]:
+    """Numbers that a layer keeps of each token on the chip, and kind -> in the host's memory; means over the layers.
 
     Args:
         config: the config.
@@ -149,15 +225,16 @@ def _kept(config: cfg.Config, queries: int, keys: int, hidden: float) -> float:
     """
     d, f, policy = config.model.d_model, _hidden(config.model) / config.model.num_layers, config.compute.remat
     if policy in remat.NOTHING_TWICE:  # with copies in float32
-        return 8 * d + 8 * ((queries + keys) // 2) + 5 * f + hidden
+        return 8 * d + 8 * ((queries + keys) // 2) + 5 * f + hidden, {}
     kept = remat.parse(policy)
     if kept is None:
-        return 3 * d + queries + 2 * keys + hidden
+        return 3 * d + queries + 2 * keys + hidden, {}
     sizes = {remat.QKV: queries + 2 * keys, remat.ATTENTION: queries, remat.SUM: d, remat.HIDDEN: hidden}
     if config.model.parallel != "no":
         sizes[remat.SUM] = 0
-    here = {kind: size for kind, size in sizes.items() if kind not in kept.host}
-    return d + sum(kept.share(kind, config.model.num_layers) * size for kind, size in here.items())
+    found = {kind: kept.share(kind, config.model.num_layers) * size for kind, size in sizes.items()}
+    away = {kind: found.pop(kind) for kind in kept.host}
+    return d + sum(found.values()), away
 
 
 def _depth(config: cfg.Config) -> float:
@@ -228,8 +305,10 @@ def _shard_parameters(model: cfg.Model, mesh: cfg.Mesh) -> int:
     return matrices // (shards * mesh.tensor) + counted.positions // shards + cut // mesh.tensor + whole
 
 
-def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
+def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> tuple[int, dict[str, int]]:
     """Activations and gradients at the fuller of two moments: in the loss, and in the backward pass of a layer.
+
+    Beside them, kind of tensor -> bytes in the host's memory.
 
     The coefficients were fitted to compiled steps (docs/planning.md); a test holds them to 10 % of the whole.
     """
@@ -244,7 +323,8 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
     d_head = -(-model.d_head // lanes) * lanes
     queries, keys, ups = model.num_heads * d_head, model.kv_heads * d_head, (1 + model.gated) * f
     heads = (queries + keys) // 2  # a half: of queries, keys, values and mixed values
-    kept = _kept(config, queries, keys, ups) / t
+    kept, away = _kept(config, queries, keys, ups)
+    kept /= t
     if mesh.stage > 1 and compute.remat not in remat.NOTHING_TWICE:
         # What enters at each tick, and all that one tick keeps.
         saved = part * (_ticks(config) * d / t + model.num_layers // mesh.stage * kept) * size
@@ -262,4 +342,5 @@ def _temporary(config: cfg.Config, chip: chips.Chip, params: int) -> int:
     microbatches = BatchSchedule.from_config(train).max_microbatches
     several = microbatches > 1 or mesh.stage > 1
     gradients = params * (4 if several else 1.5)  # float32, a sum of them, weights in the narrow type
-    return int(saved + max(loss, backward) + gradients)
+    host = {kind: int(part * _depth(config) * numbers / t * size) for kind, numbers in away.items()}
+    return int(saved + max(loss, backward) + gradients), host

@@ -12,6 +12,8 @@ The model, and what it rests on (docs/planning.md has the measurements):
 * collectives send their bytes over all links of a chip; those that the compiler runs asynchronously take no time
   unless they are longer than all computation. Those of the sparse cores follow each other, and only the work that the
   compiler put between the beginning of one and its end hides it (``offloaded``);
+* copies between chip and host take their bytes at the link's rate, one after the other in each direction, beside the
+  work that the compiler put between their start and their end (``offloaded``);
 * traffic between slices takes the data sheet's share of a chip in the data-centre network, one transfer after the
   other, beside the work that the compiler put between its start and its end (``between``).
 """
@@ -28,7 +30,7 @@ from scaling.model import flash
 from scaling.plan.between import Network
 from scaling.plan.estimate import MEMORY_EFFICIENCY
 from scaling.plan.hlo import Instruction, Module
-from scaling.plan.offloaded import Offloaded, collective_of
+from scaling.plan.offloaded import TO_HOST, Offloaded, collective_of, copy_of
 from scaling.plan.traffic import bytes_moved, bytes_prefetched
 
 KERNEL_EFFICIENCY = 0.5
@@ -59,6 +61,7 @@ def calibration(chip: Chip) -> Calibration:
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 PRODUCTS, UNEMBEDDING, KERNELS = "matrix products", "unembedding", "attention kernels"
 OTHER = "other"  # calls that only name buffers
+HOST = "to the host and back"  # what nothing hides of it
 WAITING = "waiting for memory"  # beyond all work: for arrays that are brought into fast memory
 BETWEEN = "between slices"  # traffic of all kinds that leaves a slice
 # Opcodes that take no time, or whose time is that of what they start.
@@ -107,7 +110,8 @@ class Prediction:
     Attributes:
         seconds: of one step.
         parts: kind of work -> its part; without collectives.
-        collectives: kind -> traffic inside a slice; ``BETWEEN`` -> what leaves it.
+        collectives: kind -> traffic inside a slice; ``BETWEEN`` -> what leaves it; a direction -> copies between
+            chip and host.
         exposed: seconds of collectives that nothing hides.
         cycles: sum of the compiler's cycles, loops counted as often as they run; no kernels.
         operations: JAX's operation, as its path in the program -> seconds, the longest first.
@@ -169,13 +173,23 @@ def predict(module: Module, chip: Chip, runs: int | None = None) -> Prediction:
     seen: set[tuple[str, str, int]] = set()
     layers = _in_layers(module)
     network, work, moved = Network(chip.between / chip.devices), 0.0, 0
+    alone = 0.0  # seconds of collectives beside which no computation runs
     link = chip.link / chip.devices
-    offloaded = Offloaded(link)
+    offloaded, copies = Offloaded(link), Offloaded(chip.host.rate / chip.devices if chip.host else math.inf, apart=True)
     for instruction, times in module.walk(runs):
+        now = work + alone + offloaded.all_waited
+        if copied := copy_of(module, instruction):
+            direction, size = copied
+            moved += times * size
+            copies.start(instruction, direction, size, times, now)
+            if not instruction.opcode.endswith("-start"):
+                copies.end(instruction.name, now)
+        if copied or copies.meet(instruction, now):
+            continue
         moved += times * bytes_prefetched(instruction)
         if inner := collective_of(module, instruction, COLLECTIVES):
-            offloaded.start(instruction, inner.opcode, sent_bytes(inner), times, work)
-        offloaded.meet(instruction, work)
+            offloaded.start(instruction, inner.opcode, sent_bytes(inner), times, work + copies.all_waited)
+        offloaded.meet(instruction, work + copies.all_waited)
         if network.meet(module, instruction, times, work) or (_FREE.fullmatch(instruction.opcode) and not inner):
             continue
         for found, hidden in _collectives(module, instruction):
@@ -189,6 +203,8 @@ def predict(module: Module, chip: Chip, runs: int | None = None) -> Prediction:
             traffic.calls += times
             if hidden:
                 traffic.hidden_bytes += sent
+            else:
+                alone += sent / link
         if inner or _kind_of_collective(instruction.opcode):
             continue
         if _PARTS.fullmatch(instruction.opcode):
@@ -206,14 +222,19 @@ def predict(module: Module, chip: Chip, runs: int | None = None) -> Prediction:
     if (waiting := moved / _bandwidth(chip) - work) > 0:
         parts[WAITING].seconds = waiting
         work += waiting
-    behind = (sum(c.hidden_bytes for c in collectives.values()) - offloaded.bytes) / link
-    exposed = sum(c.bytes - c.hidden_bytes for c in collectives.values()) / link + max(0.0, behind - work)
-    exposed += offloaded.all_waited
+    behind = (sum(c.hidden_bytes for c in collectives.values()) - sum(offloaded.sent.values())) / link
+    exposed = alone + max(0.0, behind - work) + offloaded.all_waited
     for kind, seconds in offloaded.waited.items():
         collectives[kind].hidden_bytes = max(0.0, collectives[kind].hidden_bytes - seconds * link)
     if network.calls:
         exposed += network.waited
         collectives[BETWEEN] = Collective(network.bytes, network.hidden_bytes, network.calls)
+    for kind, sent in copies.sent.items():
+        collectives[kind] = Collective(sent, copies.hidden(kind), copies.calls[kind])
+        parts[HOST].seconds += copies.waited[kind]
+        if not chip.host:
+            module.unread.add(f"how fast a {chip.name} sends {kind}")
+    work += copies.all_waited
     cycles = sum(part.cycles for part in parts.values())
     longest = dict(sorted(operations.items(), key=lambda pair: -pair[1]))
     unread = tuple(sorted(module.unread))
@@ -374,8 +395,14 @@ def missing(unread: Sequence[str]) -> tuple[str, ...]:
     return (f"WARNING: the time of what is not known is missing: {', '.join(unread[:3])}{more}.",)
 
 
-def assumptions(chip: Chip, slices: int, step: str) -> tuple[str, ...]:
-    """The assumptions of a prediction, in sentences."""
+def assumptions(chip: Chip, slices: int, step: str, kinds: Iterable[str] = ()) -> tuple[str, ...]:
+    """The assumptions of a prediction, in sentences; ``kinds`` are those of its traffic."""
+    to_host = (
+        f"Copies to the host and back at {chip.host.rate / 1e9:g} GB/s a chip in each direction, as published and not "
+        "measured, beside the work that they are started before."
+        if chip.host and TO_HOST in kinds
+        else ""
+    )
     between = (
         f"Traffic between slices at {chip.between / 1e9:g} GB/s a chip, beside the work that it is started before."
     )
@@ -392,6 +419,7 @@ def assumptions(chip: Chip, slices: int, step: str) -> tuple[str, ...]:
         f"attention kernels at {100 * KERNEL_EFFICIENCY:.0f} % of the peak in the blocks that they visit; collectives "
         "at the links' data sheet, asynchronous ones hidden.",
         *([between] if slices > 1 else []),
+        *([to_host] if to_host else []),
         *([calibrated] if step == "train" else []),
         *([tokens] if step == "generate" else []),
     )

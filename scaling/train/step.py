@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from scaling.config import remat
 from scaling.config import schema as cfg
 from scaling.data.batch import Batch
 from scaling.model import decoder, lora
@@ -106,7 +107,7 @@ def make_train_step(
         step,  # what goes in lies where it was put: the state as ``train_state`` says, the batch as ``batch_sharding``
         out_shardings=(train_state.shardings(config, mesh), replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler.options(list(mesh.devices.flat)),
+        compiler_options=compiler.options(list(mesh.devices.flat), remat.uses_host(config.compute.remat)),
     )
 
 

@@ -113,7 +113,7 @@ def test_training_learns_as_much(quantization):
 @pytest.mark.parametrize("remat", ["full", "dots", "projections"])
 def test_remat_changes_nothing(remat, monkeypatch):
     # Where the code of what is computed again rounds otherwise, some numbers become another of the 255.
-    monkeypatch.setattr("scaling.parallel.compiler.options", lambda devices: USUAL_CODE)
+    monkeypatch.setattr("scaling.parallel.compiler.options", lambda *_: USUAL_CODE)
     config = tiny.config({"quantization": "int8"})
     np.testing.assert_allclose(
         tiny.train(tiny.config({"quantization": "int8", "remat": remat}), 5)[0], tiny.train(config, 5)[0], rtol=1e-5

@@ -155,3 +155,33 @@ def test_what_sparse_cores_send_is_hidden_by_the_work_between_its_beginning_and_
     other = predict.predict(hlo.parse(text), chip)
     assert (other.seconds, other.exposed, other.collectives) == (found.seconds, found.exposed, found.collectives)
     assert other.unread == ()
+
+
+def test_copies_to_the_host_are_hidden_by_the_work_between_their_start_and_their_end():
+    """Of 24 layers, what goes out beside a product of 3 ms is hidden; what comes back is awaited at once."""
+    found, size = predict.predict(module("host.hlo"), V5E), 24 * 2 * 8192 * 2048
+    out, back = found.collectives["to the host"], found.collectives["from the host"]
+    assert (out.bytes, out.hidden_bytes, out.calls) == (size, size, 24)
+    assert (back.bytes, back.calls) == (size, 24) and back.hidden_bytes == pytest.approx(0, abs=1)
+    assert found.parts[predict.HOST].seconds == pytest.approx(size / 16e9) and found.unread == ()
+    assert found.exposed == 0 and found.seconds == pytest.approx(48 * 3e-3 + size / 16e9)
+    slow = predict.predict(module("host.hlo"), dataclasses.replace(V5E, host=chips.Host(1.6e9)))
+    assert slow.parts[predict.HOST].seconds == pytest.approx(2 * size / 1.6e9 - 24 * 3e-3)
+    assert slow.collectives["to the host"].hidden_bytes == pytest.approx(24 * 3e-3 * 1.6e9)
+
+
+def test_copies_to_the_host_that_are_not_asynchronous_are_not_hidden():
+    text = Path(__file__).with_name("host.hlo").read_text()
+    start = next(line for line in text.splitlines() if line.startswith("  %in-start"))
+    now = start.replace(start[: start.index("dynamic-slice-start")], "  %in-done = bf16[1,8192,2048]{2,1,0} ")
+    kept = [line for line in text.replace(start, now).splitlines() if "dynamic-slice-done" not in line]
+    found = predict.predict(hlo.parse("\n".join(kept).replace("dynamic-slice-start", "dynamic-slice")), V5E)
+    assert (found.seconds, found.unread) == (predict.predict(module("host.hlo"), V5E).seconds, ())
+
+
+def test_a_chip_whose_way_to_the_host_is_not_published_says_so():
+    found = predict.predict(module("host.hlo"), dataclasses.replace(V5E, host=None))
+    assert found.seconds == pytest.approx(48 * 3e-3)
+    assert predict.missing(found.unread)[0].endswith(
+        "missing: how fast a v5e sends from the host, how fast a v5e sends to the host."
+    )

@@ -9,6 +9,7 @@ import pytest
 from scaling import cli
 from scaling.catalog import chips
 from scaling.commands import recomputation
+from scaling.config import remat
 from scaling.config import schema as cfg
 from scaling.config.files import load
 from scaling.plan import estimate, plan, recompute, search
@@ -53,6 +54,69 @@ def test_a_part_of_the_layers_is_taken_only_where_it_is_worth_a_second_loop():
     assert ":" in parted and int(parted.partition(":")[2]) % 2 == 0  # dense and banded layers take turns
     stages = xl("mesh.slices=2", "mesh.stage=2", "mesh.fsdp=8")
     assert ":" not in recompute.choose(stages, V5E, 6.8 * GIB)
+
+
+def large(*overrides):
+    """6.7B on 64 chips, 4 sequences each: 18 GiB are all that layers may keep, and 9 GiB of a v5e are free."""
+    knobs = (*XL, "mesh.fsdp=64", "train.microbatch_sequences=256", "train.batch_tokens=524288", *overrides)
+    texts = [f"--config.{text}" for text in knobs]
+    return plan.resolved(load("experiments/gpt3/6700m.py", texts), 64)
+
+
+LIMIT = 0.95 * 16 * GIB
+
+
+def with_host(rate, memory=48e9):
+    return dataclasses.replace(V5E, host=chips.Host(rate, memory))
+
+
+def test_the_host_keeps_what_the_chip_cannot_if_its_link_carries_it():
+    config, chip = large(), V5E
+    here, away = recompute.choose(config, chip, LIMIT, host=False), recompute.choose(config, chip, LIMIT)
+    assert remat.HOST not in here and remat.HOST in away
+    guess = estimate.train_step(recompute.with_remat(config, away), chip)
+    assert sum(guess.memory.values()) <= LIMIT and 0 < guess.host <= recompute.HOST_SHARE * chip.host.memory
+    assert guess.way == guess.host / 16e9 <= recompute.BESIDE_HOST * guess.forward
+    assert guess.seconds < (1 - recompute.WORTH_OF_HOST) * seconds(config, here)
+    # A slower link does not carry it, and a host with less memory does not hold it.
+    assert recompute.choose(config, with_host(8e9), LIMIT) == here
+    assert recompute.choose(config, with_host(16e9, memory=guess.host), LIMIT) != away
+
+
+def test_what_is_made_last_has_the_least_time_on_its_way_to_the_host_and_back():
+    """A sum has as many bytes as what attention makes before it, and is read before it in the backward pass."""
+
+    def exposed(text, chip):
+        guess = estimate.train_step(recompute.with_remat(large(), text), chip)
+        moved = estimate.HOST_TRAFFIC * guess.host / (estimate.MEMORY_EFFICIENCY * V5E.hbm_bandwidth)
+        return guess.parts["to the host and back"] - moved
+
+    slow = with_host(3e9)
+    assert exposed("sum@host", slow) > 1.2 * exposed("attention@host", slow) > 0
+    assert exposed("hidden@host", V5E) > 0
+    assert exposed("qkv@host+attention@host+sum@host+hidden", V5E) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_host_keeps_nothing_where_that_is_not_needed_or_not_known():
+    assert recompute.choose(xl(), V5E, LIMIT) == "projections"
+    unknown = [dataclasses.replace(V5E, host=None), with_host(16e9, memory=0), chips.find("H100"), chips.find("v4")]
+    for chip in unknown:
+        assert remat.HOST not in recompute.choose(large(), chip, LIMIT)
+    stages = large("mesh.slices=2", "mesh.stage=2", "mesh.fsdp=32")
+    assert remat.HOST not in recompute.choose(stages, V5E, LIMIT)
+
+
+@pytest.mark.parametrize("slower", [1.0, 1.5])
+def test_the_compiler_decides_about_the_host(slower):
+    """Once by shapes with the host and once without; the program that the compiler finds faster is taken."""
+
+    def compiles(config):
+        guess = estimate.train_step(config, V5E)
+        seconds = guess.seconds * (slower if remat.HOST in config.compute.remat else 1.0)
+        return dataclasses.replace(plan.estimated(config, "v5e", 64), memory=guess.memory, seconds=seconds)
+
+    text, _ = recompute.compiled(large(), V5E, compiles)
+    assert text == recompute.choose(large(), V5E, LIMIT, host=slower == 1.0)
 
 
 def test_a_gpu_keeps_everything_if_it_fits_and_never_attention_alone():
