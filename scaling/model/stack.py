@@ -153,6 +153,7 @@ class Stack(nnx.Module):
             block: Block, x: jax.Array, context: AttentionContext, key: jax.Array | None
         ) -> tuple[jax.Array, jax.Array]:
             x, (states,), _ = block(x, context, key)
+            assert isinstance(states, jax.Array)
             return x, states
 
         return _recomputed(layer, self.compute.remat)

@@ -1,7 +1,9 @@
 """The TPU's own compiler on small cases, held to recorded figures. ``make plan-check`` installs it and runs this."""
 
+import collections
 import importlib.metadata
 import importlib.util
+import math
 import re
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from scaling import cli, exit_codes
 from scaling.catalog import chips
 from scaling.config.files import load
-from scaling.plan import compiled, estimate, plan, predict, topology
+from scaling.plan import compiled, decoding, estimate, hlo, plan, predict, topology
 from scaling.plan.request import Request
 
 pytestmark = [
@@ -124,6 +126,20 @@ def test_prompts_and_tokens():
     assert cache <= found.memory["key-value cache"] < 2.5 * cache  # heads of 64 are padded to 128
     assert found.tokens == 4 and found.seconds > 0 and found.prefill > found.seconds
     check(found, memory=15_982_592, cycles=186_093, collectives={"all-reduce": 15_360, "all-gather": 96})
+
+
+def test_8_bits_are_read_as_they_are():
+    """In the loop over tokens no array in 8 bits is made wide, but inside of a product's fusion."""
+    config = resolved(4, "mesh.tensor=4", "compute.decode_int8=both")
+    request = Request(batch_size=4, prompt_tokens=200, tokens=50)
+    module = hlo.parse(decoding.compile_generation(config, topology.devices("v5e:2x2"), request).decode)
+    found = collections.defaultdict(set)
+    for instruction, times in module.walk(runs=49):
+        for kind, sizes in re.findall(r"(\w+)\[([\d,]+)\]", instruction.shape):
+            if times > 1 and math.prod(map(int, sizes.split(","))) >= 16_384:
+                found[kind].add(sizes)
+    assert {"256,3,1,64", "1,64,256", "256,768", "768,256", "4,1,320,64"} <= found["s8"]
+    assert not found["s8"] & (found["bf16"] | found["f32"])
 
 
 def test_a_layout_that_makes_arrays_whole_is_refused(monkeypatch, capsys):
