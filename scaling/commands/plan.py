@@ -253,7 +253,10 @@ def to_text(name: str, plan: "Plan", price: float | None, top: int = 0) -> str:
     if plan.refusal:
         lines.append(f"memory       does NOT fit: {plan.refusal}")
         return "\n".join(lines)
-    lines.append(f"memory       {plan.bytes / gib:.2f} of {plan.hbm / gib:.0f} GiB a chip, {verdict}: {parts} GiB")
+    host = f"; {plan.host / gib:.2f} GiB in the host's memory" if plan.host else ""
+    lines.append(
+        f"memory       {plan.bytes / gib:.2f} of {plan.hbm / gib:.0f} GiB a chip, {verdict}: {parts} GiB{host}"
+    )
     if plan.step == "generate":
         lines += _generation(plan)
     else:

@@ -51,12 +51,14 @@ class Program:
         text: the optimized program.
         seconds: that compiling took.
         tokens: that one call of it reads, over all devices.
+        host: bytes of the host's memory for each device.
     """
 
     memory: Memory
     text: str
     seconds: float
     tokens: int
+    host: int
 
 
 class DoesNotFit(Exception):
@@ -104,7 +106,7 @@ def compile_step(config: cfg.Config, devices: list[Any], step: str = "train") ->
         other=max(0, found.output_size_in_bytes - found.alias_size_in_bytes) + found.generated_code_size_in_bytes,
     )
     tokens = math.prod(shape)
-    return Program(memory, text, seconds, tokens)
+    return Program(memory, text, seconds, tokens, found.host_temp_size_in_bytes)
 
 
 def compile_lowered(lowered: jax.stages.Lowered) -> tuple[Any, str, float]:

@@ -65,6 +65,7 @@ class Plan:
         cycles: the compiler's estimate, summed over the step; 0 without a compiler.
         compile_seconds: duration of the compilation; 0 without a compiler.
         assumptions: sentences about the assumptions of the plan.
+        host: bytes of the host's memory for each device.
     """
 
     where: str
@@ -89,6 +90,7 @@ class Plan:
     cycles: int
     compile_seconds: float
     assumptions: tuple[str, ...]
+    host: int = 0
 
     @property
     def bytes(self) -> int:
@@ -239,6 +241,7 @@ def _step(base: Plan, config: cfg.Config, chip: chips.Chip, devices: list[Any]) 
         tokens=program.tokens,
         ideal=ideal,
         compile_seconds=program.seconds,
+        host=program.host,
     )
 
 
@@ -333,6 +336,7 @@ def estimated(config: cfg.Config, kind: str, count: int) -> Plan:
         tokens=config.train.batch_tokens,
         parts=guess.parts,
         assumptions=estimate.ASSUMPTIONS,
+        host=guess.host,
     )
 
 
