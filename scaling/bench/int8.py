@@ -12,6 +12,7 @@ import numpy as np
 from scaling.bench.compare import ratio, speed
 from scaling.bench.quiet import Timing
 from scaling.config import schema as cfg
+from scaling.config.resolve import check_int8
 from scaling.generate.generator import Generator
 from scaling.generate.sampling import Sampling
 from scaling.interop.served import Served, load_decoder
@@ -67,8 +68,12 @@ def bench(case: Case, batch: int, repetitions: int, dtype: str) -> Iterator[str]
         ValueError: a model that cannot be used, or too short a text.
     """
     served = load_decoder(case.model, dtype=dtype)
-    windows = _windows(case, served)
+    if served.network.model.prefix_lm:
+        raise ValueError(f"{case.model} sees a whole prompt on both sides (prefix_lm), and windows of text are none")
     networks = {kind: _with(served.network, kind) for kind in _KINDS}
+    for kind, network in networks.items():
+        check_int8(network.compute, f"{kind} in 8 bits: in {case.model}, ")
+    windows = _windows(case, served)
     yield (
         f"{case.model}, {dtype}, {jax.devices()[0].device_kind}: {len(windows)} windows of {case.length} tokens of "
         f"{case.file}"
@@ -96,7 +101,11 @@ def _windows(case: Case, served: Served) -> np.ndarray:
     """Int32 [N, T]: one after the other, each after what begins a text."""
     start = np.asarray(served.words.start, np.int32)
     each = case.length - len(start)
-    ids = served.words.encode(Path(case.file).read_text(encoding="utf-8"))[: case.windows * each]
+    try:
+        text = Path(case.file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--text={case.file} is not UTF-8 ({error.reason} at byte {error.start})") from None
+    ids = served.words.encode(text)[: case.windows * each]
     if len(ids) < case.windows * each or case.length > served.network.model.context_length:
         raise ValueError(
             f"{case.windows} windows of {case.length} tokens need {case.windows * each} of text and a context of "

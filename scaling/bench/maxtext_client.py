@@ -111,5 +111,5 @@ def library() -> str:
 
 def version(library: str) -> str:
     """As its package says it, which lies beside it."""
-    found = sorted(Path(library).parents[1].glob("libtpu-*.dist-info"))
+    found = sorted(Path(library).resolve().parent.parent.glob("libtpu-*.dist-info"))
     return found[-1].name.removeprefix("libtpu-").removesuffix(".dist-info") if found else library

@@ -7,6 +7,7 @@ compilation.
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ def kept(key: Sequence[str], make: Callable[[], Kept]) -> Kept:
         return Kept(*json.loads(gzip.decompress(path.read_bytes())))
     except FileNotFoundError:
         pass
-    except (OSError, EOFError, ValueError, TypeError) as error:
+    except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
         print(f"the kept program {path} is damaged and is made again ({error!r})", flush=True)
     made = make()
     path.parent.mkdir(parents=True, exist_ok=True)

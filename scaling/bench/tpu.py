@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jaxlib
+
 from scaling.bench import maxtext_client as maxtext
 from scaling.bench import programs
 from scaling.bench.programs import Kept
@@ -21,7 +24,9 @@ from scaling.catalog import chips, flops, recipes
 from scaling.config import schema as cfg
 from scaling.config.files import apply_overrides, split_arguments
 from scaling.config.remat import AUTO, uses_host
+from scaling.config.resolve import must_be_wide
 from scaling.parallel import compiler
+from scaling.parallel.mesh import make_mesh
 from scaling.plan import hlo, plan, predict, recompute, topology
 
 # MaxText's recipes call it DISABLE_COLLECTIVE_MATMUL; without it 1.3B on v5e:4x4 takes three times the cycles.
@@ -187,7 +192,10 @@ def _config(size: str, case: Case, knobs: str) -> cfg.Config:
     config.train.microbatch_sequences = case.sequences * count
     config.train.batch_tokens = case.sequences * count * case.length
     _, overrides, _ = split_arguments([f"--config.{knob}" for knob in knobs.split()])
-    return plan.resolved(apply_overrides(config, overrides), count)
+    config = apply_overrides(config, overrides)
+    found = plan.resolved(config, count)
+    must_be_wide(found, "a train step")
+    return found
 
 
 def _ours(size: str, case: Case, knobs: str) -> Step:
@@ -201,6 +209,7 @@ def _ours(size: str, case: Case, knobs: str) -> Step:
         devices = topology.devices(case.topology)
         from scaling.plan.compiled import lower_step, program
 
+        jax.config.update("jax_traceback_in_locations_limit", 0)  # no paths of our files in the key
         lowered = lower_step(config, devices)
 
         def make() -> Kept:
@@ -213,7 +222,9 @@ def _ours(size: str, case: Case, knobs: str) -> Step:
             return Kept(made.text, sum(dataclasses.asdict(made.memory).values()), made.seconds)
 
         options = json.dumps(compiler.options(devices, uses_host(config.compute.remat)), sort_keys=True)
-        found = programs.kept(["ours", case.topology, options, lowered.step.as_text(), *_compiler()], make)
+        order = json.dumps([device.id for device in make_mesh(config.mesh, devices).devices.flat])
+        key = ["ours", case.topology, order, options, jaxlib.__version__, lowered.step.as_text(), *_compiler()]
+        found = programs.kept(key, make)
     return dataclasses.replace(_step(knobs, found, chip), ours=True, chosen=chosen)
 
 

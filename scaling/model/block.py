@@ -17,6 +17,8 @@ from scaling.model.parametrization import parametrization
 from scaling.model.quantized import check
 from scaling.parallel.sharding import kept_in_rows
 
+_STREAM = ("batch", "sequence", None)  # logical axes of the residual stream
+
 
 class Block(nnx.Module):
     """Attention and MLP, or experts in its place, around a residual stream.
@@ -68,15 +70,15 @@ class Block(nnx.Module):
             update, memory = self.attention(normal, context, keys[0])
             update = dropout(update, rate, keys[1])
             other, sums = self._feed(normal if self.config.parallel == "one_norm" else self.mlp_norm(x), counted)
-            return _in_rows(self._plus(x, update + dropout(other, rate, keys[2]))), memory, sums
+            return kept_in_rows(self._plus(x, update + dropout(other, rate, keys[2])), *_STREAM), memory, sums
         if self.config.norm == "pre":
             update, memory = self.attention(self.attention_norm(x), context, keys[0])
-            x = checkpoint_name(_in_rows(self._plus(x, dropout(update, rate, keys[1]))), SUM)
+            x = checkpoint_name(kept_in_rows(self._plus(x, dropout(update, rate, keys[1])), *_STREAM), SUM)
             if self.config.encoder_layers:
                 update = self.cross(self.cross_norm(x), context, keys[3])
-                x = checkpoint_name(_in_rows(self._plus(x, dropout(update, rate, keys[4]))), SUM)
+                x = checkpoint_name(kept_in_rows(self._plus(x, dropout(update, rate, keys[4])), *_STREAM), SUM)
             update, sums = self._feed(self.mlp_norm(x), counted)
-            return _in_rows(self._plus(x, dropout(update, rate, keys[2]))), memory, sums
+            return kept_in_rows(self._plus(x, dropout(update, rate, keys[2])), *_STREAM), memory, sums
         update, memory = self.attention(x, context, keys[0])
         x = self.attention_norm(checkpoint_name(self._plus(x, dropout(update, rate, keys[1])), SUM))
         if self.config.encoder_layers:
@@ -92,7 +94,3 @@ class Block(nnx.Module):
     def _plus(self, x: jax.Array, update: jax.Array) -> jax.Array:
         multiplier = parametrization(self.config).residual_multiplier
         return x + (update if multiplier == 1.0 else update * jnp.asarray(multiplier, x.dtype))
-
-
-def _in_rows(x: jax.Array) -> jax.Array:
-    return kept_in_rows(x, "batch", "sequence", None)

@@ -2,8 +2,10 @@
 
 The formulas are FlashAttention's (arXiv 2307.08691, algorithms 1 and 2). JAX's splash kernel does the same, but writes
 a gradient of the queries for each block of keys, which XLA adds afterwards, and each logarithm of a sum of exponentials
-128 times, of which XLA takes one: 52M of the 671M cycles of a step of 1.3B (docs/notes/compiling.md). The gradients of
-a head of up to about 18,000 tokens fit into the fast memory; for longer rows splash remains.
+128 times, of which XLA takes one; and XLA copies what was kept for it out of the stacks of all layers. These are about
+76M of the 671M cycles of a step of 1.3B (docs/notes/compiling.md). The gradients of a head must fit into the fast
+memory: rows of up to 18,944 tokens on v5e, v5p and v6e, and of 1,280 before v5e, with heads of up to 128 features. For
+longer rows splash remains.
 
 Scores are [keys, queries], so that the numbers of a query lie along the lanes, and are added over sublanes.
 """
@@ -20,7 +22,7 @@ import numpy as np
 FORWARD, GRADIENTS = "flash_forward", "flash_gradients"  # names of the kernels, which end in their block
 _LANES = 128
 _UNSEEN = -1e30
-_ROOM = 8 << 20  # bytes for blocks of operands and of scores, beside the gradients
+_ROOM = 8 << 20  # bytes for blocks of operands and of scores, at least, beside the gradients
 _FIRST = ((1,), (1,))  # contracts the features of both
 _SECOND = ((1,), (0,))
 
@@ -37,9 +39,14 @@ class Seen(NamedTuple):
     window: int = 0
 
 
-def bytes_needed(queries: int, keys: int, d_head: int) -> int:
-    """Fast memory for rows of so many tokens: sums in float32, and results in bfloat16, of which two are in flight."""
-    return (queries + 2 * keys) * max(d_head, _LANES) * (4 + 2 * 2) + _ROOM
+def bytes_needed(queries: int, keys: int, d_head: int, block: int) -> int:
+    """Fast memory for rows of so many tokens in such blocks, of both kernels.
+
+    Sums are float32, and of results, which are bfloat16, two are in flight; about eight float32 arrays have the size of
+    a block's scores.
+    """
+    lanes = -(-d_head // _LANES) * _LANES
+    return (queries + 2 * keys) * lanes * (4 + 2 * 2) + max(_ROOM, 8 * 4 * block * block)
 
 
 class Tensors(NamedTuple):
@@ -281,7 +288,7 @@ class _Call(NamedTuple):
             ]
         parameters = pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=bytes_needed(queries, keys, d_head),
+            vmem_limit_bytes=bytes_needed(queries, keys, d_head, block),
         )
         return cls(operands, specs, of_query, number, grid, queries, keys, d_head, parameters)
 

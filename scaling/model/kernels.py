@@ -85,11 +85,12 @@ def flash_attention(
         q, k, v = (checkpoint_name(in_rows(x), QKV) for x in (_scaled(q, scale), k, v))
         # The TPU's compiler refuses products of bfloat16 in the precision that callers may ask for float32.
         with jax.default_matmul_precision("default"):
-            if flash.bytes_needed(q.shape[2], k.shape[2], q.shape[3]) <= fast_memory():
+            size = _block_size(q.shape[2], context.window, block)
+            if flash.bytes_needed(q.shape[2], k.shape[2], q.shape[3], size) <= fast_memory():
                 both = None if segments is None else (segments, segments)
                 way = flash.Way(
                     flash.Seen(window=context.window),
-                    _block_size(q.shape[2], context.window, block),
+                    size,
                     stacked=stacked,
                     interpret=platform() != "tpu",
                 )

@@ -315,7 +315,7 @@ def kernel_flops(instruction: Instruction) -> float:
             return 0.0
         *outer, _, head = (int(size) for size in query[1].split(","))
         products = 2 if ours[1] == flash.FORWARD else 5
-        return products * 2 * math.prod(outer) * int(pairs[1]) * int(ours[2]) ** 2 * max(head, 128)
+        return products * 2 * math.prod(outer) * int(pairs[1]) * int(ours[2]) ** 2 * (-(-head // 128) * 128)
     grid = re.search(r"s\d+\[(\d+),(\d+),(\d+)\]", operands)
     arrays = [
         [int(size) for size in sizes.split(",")] for sizes in re.findall(r"bf16\[((?:\d+,){2,}\d+)\]", operands)[:2]

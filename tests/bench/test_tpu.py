@@ -118,7 +118,8 @@ def test_the_table_has_a_row_for_each_case_and_compiles_nothing_twice(stand_in, 
     assert cli.main(arguments) == 0
     assert capsys.readouterr().out.splitlines() == first and not asked.exists()
     for path in (tmp_path / "cache" / "programs").iterdir():
-        path.write_bytes(path.read_bytes()[:100])
+        kept = path.read_bytes()
+        path.write_bytes(kept[:200] + bytes([kept[200] ^ 255]) + kept[201:])
     assert cli.main(arguments) == 0
     assert "is damaged and is made again" in capsys.readouterr().out and asked.exists()
 
@@ -126,6 +127,7 @@ def test_the_table_has_a_row_for_each_case_and_compiles_nothing_twice(stand_in, 
 def test_mistakes(stand_in, library, halved, capsys):
     for arguments, sentence in (
         (["--sizes", "12m"], "'12m' is none of 1300m, 2700m"),
+        (["--table", "--sizes", "175b"], "'175b' is none of 1300m, 2700m"),
         (["--table", "--sequences=2"], "--table has settings of its own: leave out --sequences"),
         (["--sequences=0"], "--sequences must be 1 or more"),
         (["--topology=v5e:4"], "sizes of v5e must be like"),

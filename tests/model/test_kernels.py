@@ -92,6 +92,14 @@ def test_pairs_of_blocks_are_those_with_something_to_see(seen):
     assert [tuple(pair) for pair in flash.block_pairs(length, length, block, seen).T] == want
 
 
+def test_fast_memory_grows_with_row_features_and_block():
+    """The largest of each that 64 MiB hold, which compilers of v5e, v5p and v6e were asked for."""
+    limit = 64 << 20
+    assert flash.bytes_needed(16_384, 16_384, 128, 512) <= limit < flash.bytes_needed(20_480, 20_480, 128, 512)
+    assert flash.bytes_needed(2048, 2048, 128, 1024) <= limit < flash.bytes_needed(2048, 2048, 128, 2048)
+    assert flash.bytes_needed(2048, 2048, 192, 512) == flash.bytes_needed(2048, 2048, 256, 512)
+
+
 @pytest.mark.parametrize("window", [128, 256, 512])
 def test_a_band_costs_splash_its_band(window):
     """The grids of splash's three kernels, which are what is computed, against the band and against the square."""
