@@ -31,11 +31,6 @@ _AUTO = ("compute.remat=auto", "compute.remat=full")
 _LEAST, _FULL = ("minimal_with_context",), ("save_qkv_proj", "full")
 
 
-def _on_chip(remat: str) -> tuple[str, ...]:
-    """What ``auto`` takes where nothing may lie in the memory of the host, as nothing of MaxText's does here."""
-    return tuple(f"compute.remat={policy}" for policy in (remat, "full"))
-
-
 def _split(data: int, fsdp: int) -> tuple[str, ...]:
     """Gathers within parts of the slice: over all chips of a cube of v5p they are sums of arrays of mostly zeros."""
     return tuple(f"{remat} mesh.data={data} mesh.fsdp={fsdp}" for remat in _AUTO)
@@ -68,11 +63,11 @@ ROWS = (
     Row(
         "6700m", Case("v5p:4x4x4", 4), ours=_split(4, 16), meshes=("", "ici_data_parallelism=4 ici_fsdp_parallelism=16")
     ),
-    Row("6700m", Case("v5e:8x8", 4), ours=_on_chip("hidden"), policies=_FULL),
+    Row("6700m", Case("v5e:8x8", 4), policies=_FULL),
     Row("13b", Case("v5p:4x4x8", 2), ours=_split(8, 16), meshes=("", "ici_data_parallelism=8 ici_fsdp_parallelism=16")),
     Row("13b", Case("v6e:8x8", 2)),
-    Row("13b", Case("v5e:16x16", 2), ours=_on_chip("qkv+hidden:38"), policies=_FULL),
-    Row("llama2-7b", Case("v5e:8x8", 2, 4096, _LLAMA), ours=_on_chip("attention+sum+hidden:20"), policies=_FULL),
+    Row("13b", Case("v5e:16x16", 2), policies=_FULL),
+    Row("llama2-7b", Case("v5e:8x8", 2, 4096, _LLAMA), policies=_FULL),
     Row("llama2-7b", Case("v6e:8x8", 2, 4096, _LLAMA)),
     Row(
         "mixtral-8x7b",

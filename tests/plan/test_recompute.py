@@ -72,15 +72,15 @@ def with_host(rate, memory=48e9):
 
 def test_the_host_keeps_what_the_chip_cannot_if_its_link_carries_it():
     config, chip = large(), V5E
-    here, away = recompute.choose(config, chip, LIMIT, host=False), recompute.choose(config, chip, LIMIT)
+    here, away = recompute.choose(config, chip, LIMIT), recompute.choose(config, chip, LIMIT, host=True)
     assert remat.HOST not in here and remat.HOST in away
     guess = estimate.train_step(recompute.with_remat(config, away), chip)
     assert sum(guess.memory.values()) <= LIMIT and 0 < guess.host <= recompute.HOST_SHARE * chip.host.memory
     assert guess.way == guess.host / 16e9 <= recompute.BESIDE_HOST * guess.forward
     assert guess.seconds < (1 - recompute.WORTH_OF_HOST) * seconds(config, here)
     # A slower link does not carry it, and a host with less memory does not hold it.
-    assert recompute.choose(config, with_host(8e9), LIMIT) == here
-    assert recompute.choose(config, with_host(16e9, memory=guess.host), LIMIT) != away
+    assert recompute.choose(config, with_host(8e9), LIMIT, host=True) == here
+    assert recompute.choose(config, with_host(16e9, memory=guess.host), LIMIT, host=True) != away
 
 
 def test_what_is_made_last_has_the_least_time_on_its_way_to_the_host_and_back():
@@ -98,12 +98,12 @@ def test_what_is_made_last_has_the_least_time_on_its_way_to_the_host_and_back():
 
 
 def test_the_host_keeps_nothing_where_that_is_not_needed_or_not_known():
-    assert recompute.choose(xl(), V5E, LIMIT) == "projections"
+    assert recompute.choose(xl(), V5E, LIMIT, host=True) == "projections"
     unknown = [dataclasses.replace(V5E, host=None), with_host(16e9, memory=0), chips.find("H100"), chips.find("v4")]
     for chip in unknown:
-        assert remat.HOST not in recompute.choose(large(), chip, LIMIT)
+        assert remat.HOST not in recompute.choose(large(), chip, LIMIT, host=True)
     stages = large("mesh.slices=2", "mesh.stage=2", "mesh.fsdp=32")
-    assert remat.HOST not in recompute.choose(stages, V5E, LIMIT)
+    assert remat.HOST not in recompute.choose(stages, V5E, LIMIT, host=True)
 
 
 @pytest.mark.parametrize("slower", [1.0, 1.5])
