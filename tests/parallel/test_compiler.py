@@ -15,7 +15,7 @@ class Device:
 
 @pytest.mark.parametrize(
     ("kind", "memory", "offloaded"),
-    [("TPU v4", False, 0), ("TPU v5 lite", True, 0), ("TPU v5p", True, 0), ("TPU v6 lite", True, 3)],
+    [("TPU v4", False, 0), ("TPU v5 lite", True, 0), ("TPU v5", True, 4), ("TPU v6 lite", True, 4)],
 )
 def test_each_generation_has_its_own(kind, memory, offloaded):
     found = compiler.options([Device(kind)])
