@@ -117,7 +117,7 @@ class SelfAttention(Attention):
             q, added = self.relative(q, keys, context)
             softmax = softmax._replace(added=added)
         new: Memory = (k, v)
-        if self.compute.int8_cache:
+        if self.compute.int8_cache and self.config.causal:  # an encoder has no cache
             # Read at once as it will be read from the cache: so a text is the same in whatever pieces it is read.
             new, (k, v) = _in_8_bits(k, v)
         stacked = all_keep(self.compute.remat, QKV)

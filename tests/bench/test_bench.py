@@ -1,6 +1,7 @@
 """Benchmarks: what is measured, the peer's side of the conversation, and how noise is left out."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import re
@@ -18,6 +19,10 @@ from scaling.bench import compare, loop_pieces, overhead, train
 from scaling.bench.loop_pieces import Piece
 from scaling.bench.peer import Peer
 from scaling.bench.quiet import Timing, busy, quiet
+from scaling.interop import huggingface
+from scaling.interop.served import load_decoder
+from scaling.model import decoder
+from tests import tiny
 
 # Answers like the PyTorch peer: every call takes as long as it says.
 STAND_IN = """#!{python}
@@ -109,6 +114,26 @@ def test_the_peer_itself(dtype):
             peer.measure("train", device="cuda", dtype=dtype, compile=False, **shape)
 
 
+@pytest.mark.slow
+def test_8_bits_beside_plain(tmp_path, capsys, monkeypatch):
+    model = tiny.model(vocab_size=257, attention_pattern=("dense",))
+    huggingface.save(model, decoder.initialize(model, jax.random.key(0)), tmp_path / "model")
+    monkeypatch.setattr("scaling.bench.int8.load_decoder", functools.partial(load_decoder, tokenizer_name="bytes"))
+    text = tmp_path / "text"
+    text.write_text("A text of some length. " * 3)
+    case = ["bench", "int8", str(tmp_path / "model"), f"--text={text}", "--prompt=8", "--new=4", "--batch=2"]
+    assert cli.main([*case, "--windows=2", "--length=32", "--repetitions=1"]) == 0
+    out = capsys.readouterr().out
+    found = re.findall(r"  (\w+): ([\d.]+) nats a token(?:, ([+-][\d.]+))?", out)
+    assert [kind for kind, _, _ in found] == ["none", "weights", "cache", "both"]
+    for _, loss, difference in found[1:]:
+        assert float(loss) - float(found[0][1]) == pytest.approx(float(difference), abs=2e-4)
+        assert abs(float(difference)) < 0.01
+    assert out.count("greedy texts of 4 tokens") == 3 and out.count("tokens/s") == 4
+    assert cli.main([*case, "--windows=9", "--length=32"]) == exit_codes.USAGE
+    assert "has 69, the model 32" in capsys.readouterr().err
+
+
 def test_mistakes(stand_in, capsys, monkeypatch):
     for arguments, sentence in (
         (["train", "--shapes", "12m"], "'12m' is none of 16m, 11m, 124m"),
@@ -120,6 +145,7 @@ def test_mistakes(stand_in, capsys, monkeypatch):
         (["serve", "--width=65"], "--width=65 must be a multiple of 64"),
         (["serve", "--clients", "1", "0"], "--clients must be 1 or more"),
         (["overhead", "--turns=0"], "--turns must be 1 or more"),
+        (["int8", "run", "--text=t", "--length=32"], "--length=32 must be more than --prompt=32"),
         (["train", "--peer=/nowhere/python"], "--peer=/nowhere/python cannot be run"),
     ):
         assert cli.main(["bench", *arguments]) == exit_codes.USAGE
