@@ -160,7 +160,7 @@ def test_a_layout_that_makes_arrays_whole_is_refused(monkeypatch, capsys):
         x = jax.ShapeDtypeStruct((64, 128), "float32", sharding=NamedSharding(mesh, P(("a", "b"))))
         with jax.set_mesh(mesh):
             text = jax.jit(program).lower(x).compile().as_text()
-        return compiled.Program(compiled.Memory(0, 0, 0, 0, 0), text, seconds=0.0, tokens=1)
+        return compiled.Program(compiled.Memory(0, 0, 0, 0, 0), text, seconds=0.0, tokens=1, host=0)
 
     monkeypatch.setattr(compiled, "compile_step", misfit)
     small = [f"--config.{text}" for text in SMALL]
