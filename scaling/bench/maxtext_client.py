@@ -48,16 +48,8 @@ def compile_step(python: str, library: str, knobs: list[str], text: Path) -> dic
         ValueError: there is no such interpreter, or it has no MaxText.
     """
     environment = {"JAX_PLATFORMS": "cpu", "TPU_LIBRARY_PATH": library, **topology.ENVIRONMENT}
-    try:
-        done = subprocess.run(
-            [python, str(PROGRAM), json.dumps({"knobs": knobs, "text": str(text)})],
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-        )
-    except OSError as error:
-        raise ValueError(f"--peer={python} cannot be run ({error.strerror})") from None
-    if done.returncode or not done.stdout.strip():
+    done = _run([python, str(PROGRAM), json.dumps({"knobs": knobs, "text": str(text)})], environment)
+    if not done.stdout.strip():
         raise _ended(python, done.stderr)
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
@@ -73,13 +65,19 @@ def versions(python: str) -> str:
     program = (
         "import importlib.metadata as m; print(*(f'{name} {m.version(name)}' for name in ('maxtext', 'jax', 'jaxlib')))"
     )
-    try:
-        done = subprocess.run([python, "-c", program], capture_output=True, text=True)
-    except OSError as error:
-        raise ValueError(f"--peer={python} cannot be run ({error.strerror})") from None
-    if done.returncode:
-        raise _ended(python, done.stderr)
+    done = _run([python, "-c", program], {})
     return done.stdout.strip()
+
+
+def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """The output of a command whose first word is the peer's interpreter."""
+    try:
+        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    except OSError as error:
+        raise ValueError(f"--peer={command[0]} cannot be run ({error.strerror})") from None
+    if done.returncode:
+        raise _ended(command[0], done.stderr)
+    return done
 
 
 def _ended(python: str, stderr: str) -> ValueError:

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 
 from scaling.bench import maxtext_client as maxtext
 from scaling.bench import tpu
-from scaling.bench.tpu import Case, Step
+from scaling.bench.tpu import NO_RING, Case, Step
 from scaling.plan import topology
 
-_NO_RING = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
-_V5 = (_NO_RING, f"{_NO_RING} --xla_tpu_scoped_vmem_limit_kib=65536")  # none of its recipes has the second
+_V5 = (NO_RING, f"{NO_RING} --xla_tpu_scoped_vmem_limit_kib=65536")  # none of its recipes has the second
 _SPARSE = " ".join(
     f"--xla_tpu_enable_sparse_core_collective_offload_{kind}=true"
     for kind in ("all_gather", "all_reduce", "reduce_scatter")
@@ -24,7 +23,7 @@ _SPARSE = " ".join(
 _FLAGS = {
     "v5e": _V5,
     "v5p": (f"{_V5[1]} {_SPARSE}",),
-    "v6e": (f"{_NO_RING} --xla_tpu_scoped_vmem_limit_kib=98304 {_SPARSE}",),
+    "v6e": (f"{NO_RING} --xla_tpu_scoped_vmem_limit_kib=98304 {_SPARSE}",),
 }
 _LLAMA, _MIXTRAL = ("Llama 2", "7b"), ("Mixtral", "8x7b")
 _AUTO = ("compute.remat=auto", "compute.remat=full")

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 FORWARD, GRADIENTS = "flash_forward", "flash_gradients"  # names of the kernels, which end in their block
-_LANES = 128
+LANES = 128  # of a TPU's vector registers: blocks of the sequence are multiples of it
 _UNSEEN = -1e30
 _ROOM = 8 << 20  # bytes for blocks of operands and of scores, at least, beside the gradients
 _FIRST = ((1,), (1,))  # contracts the features of both
@@ -45,7 +45,7 @@ def bytes_needed(queries: int, keys: int, d_head: int, block: int) -> int:
     Sums are float32, and of results, which are bfloat16, two are in flight; about eight float32 arrays have the size of
     a block's scores.
     """
-    lanes = -(-d_head // _LANES) * _LANES
+    lanes = -(-d_head // LANES) * LANES
     return (queries + 2 * keys) * lanes * (4 + 2 * 2) + max(_ROOM, 8 * 4 * block * block)
 
 
@@ -281,10 +281,10 @@ class _Call(NamedTuple):
         operands, specs = [q.reshape(*grid, queries, d_head), k, v], [of_query, of_keys, of_keys]
         if segments is not None:
             mine, theirs = segments
-            operands += [mine[:, None], jnp.broadcast_to(theirs[..., None], (*theirs.shape, _LANES))]
+            operands += [mine[:, None], jnp.broadcast_to(theirs[..., None], (*theirs.shape, LANES))]
             specs += [
                 pl.BlockSpec((None, 1, block), lambda b, n, g, p, at: (b, 0, at[0, p])),
-                pl.BlockSpec((None, block, _LANES), lambda b, n, g, p, at: (b, at[1, p], 0)),
+                pl.BlockSpec((None, block, LANES), lambda b, n, g, p, at: (b, at[1, p], 0)),
             ]
         parameters = pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
