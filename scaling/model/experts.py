@@ -29,7 +29,7 @@ from scaling.model.mlp import ACTIVATIONS
 from scaling.model.parametrization import parametrization
 from scaling.model.ring import text_places
 from scaling.model.rounded import Kept, Rounded, factor, scaled, used
-from scaling.parallel.sharding import constrain, dividing_spec
+from scaling.parallel.sharding import constrain, dividing_spec, kept_in_rows
 
 _LARGEST_BLOCK = 128  # tokens in one product of dropless experts
 
@@ -147,16 +147,19 @@ class Experts(nnx.Module):
         kept = counted.real[..., None] & (place < slots)
         slot = jnp.where(kept, chosen * slots + place, count * slots)
 
-        def products(rows: jax.Array) -> jax.Array:
-            rows = rows.reshape(batch, count, slots, width)
-            # Rows of the batch against experts, over the devices of ``expert``: an all-to-all before and one after.
-            rows = constrain(constrain(rows, "batch", None, "slots", None), "groups", "experts", "slots", None)
+        def to_experts(slotted: jax.Array) -> jax.Array:
+            # Rows of the batch against experts, over the devices of ``expert``: an all-to-all.
+            slotted = constrain(slotted.reshape(batch, count, slots, -1), "batch", None, "slots", None)
+            return constrain(slotted, "groups", "experts", "slots", None)
+
+        def products(rows: jax.Array, weight: jax.Array) -> jax.Array:
+            rows, weight = to_experts(rows), to_experts(weight)
             up = self._hidden("becd,edf->becf", rows, self.up)
             if self.config.gated:
                 hidden = activation(self._hidden("becd,edf->becf", rows, self.gate)) * up
             else:
                 hidden = activation(up)
-            rows = jnp.einsum("becf,efd->becd", hidden, use(self.down, x.dtype))
+            rows = jnp.einsum("becf,efd->becd", (hidden * weight).astype(x.dtype), use(self.down, x.dtype))
             rows = constrain(constrain(rows, "groups", "experts", "slots", None), "batch", None, "slots", None)
             return rows.reshape(batch, count * slots, width)
 
@@ -164,7 +167,8 @@ class Experts(nnx.Module):
 
     def _hidden(self, product: str, rows: jax.Array, parameter: Any) -> jax.Array:
         hidden = jnp.einsum(product, rows, use(parameter, rows.dtype))
-        return checkpoint_name(constrain(hidden, "groups", "experts", "slots", "mlp"), HIDDEN)
+        axes = "groups", "experts", "slots", "mlp"
+        return checkpoint_name(kept_in_rows(constrain(hidden, *axes), *axes), HIDDEN)
 
     def _dropless(self, x: jax.Array, chosen: jax.Array, weights: jax.Array) -> jax.Array:
         """[B, T, D]: of the choices of its group's tokens, each device computes those of its experts."""
@@ -221,20 +225,21 @@ def _of_own_experts(
     slot = jnp.where(expert < count, (hot * (starts + before)).sum(1), blocks * block)
 
     def one(_: None, inputs: Any) -> tuple[None, jax.Array]:
-        rows, expert = inputs
+        rows, weight, expert = inputs
 
         def product() -> jax.Array:
             mine = {name: _one_of(a, expert) for name, a in parameters.items()}
             up = checkpoint_name(_times(rows, mine["up"]), HIDDEN)
             gated = "gate" in mine
             hidden = activation(checkpoint_name(_times(rows, mine["gate"]), HIDDEN)) * up if gated else activation(up)
-            return _times(hidden, mine["down"])
+            return _times((hidden * weight).astype(rows.dtype), mine["down"])
 
         return None, jax.lax.cond(expert < count, product, lambda: jnp.zeros_like(rows))
 
-    def products(rows: jax.Array) -> jax.Array:
+    def products(rows: jax.Array, weight: jax.Array) -> jax.Array:
         of_block = jnp.searchsorted(ends, jnp.arange(blocks), side="right")
-        return jax.lax.scan(one, None, (rows.reshape(blocks, block, -1), of_block))[1].reshape(rows.shape)
+        rows_of_blocks, weight = (a.reshape(blocks, block, -1) for a in (rows, weight))
+        return jax.lax.scan(one, None, (rows_of_blocks, weight, of_block))[1].reshape(rows.shape)
 
     rows, slot, flat = (a.reshape(1, tokens, -1) for a in (x, slot, weights))
     return _exchanged(rows, slot, blocks * block, flat, products).reshape(x.shape)
@@ -261,43 +266,56 @@ def _times(rows: jax.Array, weights: Kept) -> jax.Array:
 def _exchanged(x: jax.Array, slot: jax.Array, count: int, weights: jax.Array, products: Any) -> jax.Array:
     """Tokens to slots, through ``products``, and back.
 
+    An expert's features are multiplied by the weight before its last product. So the gradient of the weight is a sum
+    over features, and the backward pass need not compute the expert's output again.
+
     Args:
         x: [B, T, D].
         slot: of each choice, int32 [B, T, N]; ``count`` = none.
         count: of the slots.
         weights: of each choice, float32 [B, T, N].
-        products: rows [B, count, D] to rows.
+        products: rows [B, count, D] and the weight of each, float32 [B, count, 1], to weighted rows [B, count, D].
 
     Returns:
-        [B, T, D]: of each token the weighted sum of what its slots hold.
+        [B, T, D]: of each token the sum of what its slots hold.
     """
     batch, length, each = slot.shape
     flat = slot.reshape(batch, length * each)
     choice = jnp.full((batch, count), length * each, jnp.int32)  # of each slot
     choice = jax.vmap(lambda c, s: c.at[s].set(jnp.arange(length * each, dtype=jnp.int32), mode="drop"))(choice, flat)
-    out = _rows(products(_rows(x, choice // each, slot)), flat, choice[..., None])
-    out = out.reshape(batch, length, each, -1).astype(jnp.float32)
-    return (out * weights[..., None]).sum(2).astype(x.dtype)
+    token = choice // each
+    weight = _to_slots(weights.reshape(batch, length * each, 1), choice, flat[..., None])
+    return _to_tokens(products(_to_slots(x, token, slot), weight), slot, token)
+
+
+# Each of the two is the gradient of the other, so all are gathers: a scatter is slow, and adds in no certain order on
+# GPUs.
 
 
 @jax.custom_vjp
-def _rows(x: jax.Array, index: jax.Array, back: jax.Array) -> jax.Array:
-    """Rows of x [B, n, D] by ``index`` [B, m]; index n gives zeros.
+def _to_slots(x: jax.Array, token: jax.Array, slot: jax.Array) -> jax.Array:
+    """Of x [B, T, D] the row of each slot's ``token`` [B, S], T = none; ``slot`` [B, T, N], S = none, says the same."""
+    return _rows(x, token)
 
-    ``back`` [B, n, r] lists where each row of x went, padded with m. So the gradient is a gather,
-    too: a scatter is slow, and adds in no certain order on GPUs.
-    """
+
+@jax.custom_vjp
+def _to_tokens(rows: jax.Array, slot: jax.Array, token: jax.Array) -> jax.Array:
+    """Of each token the sum of its slots' ``rows`` [B, S, D], [B, T, D]."""
+    # One gather for each choice: with choices as a dimension between tokens and features, arrays were padded to 8.
+    parts = (_rows(rows, slot[..., n]).astype(jnp.float32) for n in range(slot.shape[-1]))
+    return functools.reduce(jnp.add, parts).astype(rows.dtype)
+
+
+def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Rows of x [B, n, D] by ``index`` [B, m]; index n gives zeros."""
     return jax.vmap(lambda rows, i: rows.at[i].get(mode="fill", fill_value=0))(x, index)
 
 
-def _rows_forward(x: jax.Array, index: jax.Array, back: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _rows(x, index, back), back
-
-
-def _rows_backward(back: jax.Array, grad: jax.Array) -> tuple[jax.Array, None, None]:
-    batch, rows, each = back.shape
-    found = _rows(grad, back.reshape(batch, rows * each), back)
-    return found.reshape(batch, rows, each, -1).sum(2), None, None
-
-
-_rows.defvjp(_rows_forward, _rows_backward)
+_to_slots.defvjp(
+    lambda x, token, slot: (_to_slots(x, token, slot), (slot, token)),
+    lambda places, grad: (_to_tokens(grad, *places), None, None),
+)
+_to_tokens.defvjp(
+    lambda rows, slot, token: (_to_tokens(rows, slot, token), (token, slot)),
+    lambda places, grad: (_to_slots(grad, *places), None, None),
+)
