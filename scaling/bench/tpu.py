@@ -23,7 +23,7 @@ from scaling.bench.programs import Kept
 from scaling.catalog import chips, flops, recipes
 from scaling.config import schema as cfg
 from scaling.config.files import apply_overrides, split_arguments
-from scaling.config.remat import AUTO, uses_host
+from scaling.config.remat import AUTO
 from scaling.config.resolve import must_be_wide
 from scaling.parallel import compiler
 from scaling.parallel.mesh import make_mesh
@@ -219,7 +219,7 @@ def _ours(size: str, case: Case, knobs: str) -> Step:
                 return Kept("", 0, 0.0)
             return Kept(made.text, sum(dataclasses.asdict(made.memory).values()), made.seconds)
 
-        options = json.dumps(compiler.options(devices, uses_host(config.compute.remat)), sort_keys=True)
+        options = json.dumps(compiler.options(devices, config.network), sort_keys=True)
         order = json.dumps([device.id for device in make_mesh(config.mesh, devices).devices.flat])
         key = ["ours", case.topology, order, options, jaxlib.__version__, lowered.step.as_text(), *_compiler()]
         found = programs.kept(key, make)

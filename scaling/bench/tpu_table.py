@@ -72,6 +72,7 @@ ROWS = (
         "mixtral-8x7b",
         Case("v5p:4x4x8", 2, 4096, _MIXTRAL),
         ours=tuple(f"compute.remat={remat} mesh.expert=8 mesh.fsdp=16" for remat in ("projections", "full")),
+        meshes=("", "ici_expert_parallelism=8 ici_fsdp_parallelism=16"),
     ),
 )
 

@@ -13,6 +13,9 @@ from scaling.config.schema import Config, Model
 QKV, ATTENTION, SUM, HIDDEN = KINDS = ("qkv", "attention", "sum", "hidden")
 # Mean and variance of norms, two numbers a token, are kept wherever anything is.
 NORMS = "norms"
+# The sums of attention's softmax, a number a token and head, are kept with its result, and always on the chip: the
+# backward pass reads them first, and so would wait for the larger arrays before them on the way back from the host.
+SOFTMAX = "softmax"
 ALL = "projections"  # all kinds together
 AUTO = "auto"
 NOTHING_TWICE = ("none", AUTO)  # until devices are known, ``auto`` is as none
@@ -47,6 +50,12 @@ class Kept:
         if self.kinds == KINDS and self.host in ((), KINDS):
             kinds = f"{ALL}{HOST if self.host else ''}"
         return kinds if self.layers is None else f"{kinds}:{self.layers}"
+
+    @property
+    def here(self) -> list[str]:
+        """Names of the tensors that are kept where they are made."""
+        sums = [SOFTMAX] if ATTENTION in self.kinds else []
+        return [*(kind for kind in self.kinds if kind not in self.host), *sums, NORMS]
 
     def share(self, kind: str, num_layers: int) -> float:
         """Of the layers of a stack, those that keep tensors of a kind."""

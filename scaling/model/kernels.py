@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from scaling.config.remat import ATTENTION, QKV
+from scaling.config.remat import ATTENTION, QKV, SOFTMAX
 from scaling.model import flash
 from scaling.model.context import AttentionContext
 from scaling.model.flash import LANES
@@ -112,7 +112,8 @@ def _attention(tensors: flash.Tensors, way: flash.Way) -> jax.Array:
 
 
 def _attention_forward(tensors: flash.Tensors, way: flash.Way) -> tuple[jax.Array, Any]:
-    out, lse = (checkpoint_name(x, ATTENTION) for x in flash.forward(tensors, way))
+    out, lse = flash.forward(tensors, way)
+    out, lse = checkpoint_name(out, ATTENTION), checkpoint_name(lse, SOFTMAX)
     return out, (tensors, out, lse)
 
 

@@ -257,15 +257,14 @@ def _recomputed(layer: Any, policy: str) -> Any:
     if kept is None:
         keep = saved.dots_with_no_batch_dims_saveable
     elif kept.host and platform() != "cpu":  # a CPU has no other memory
-        here = [kind for kind in kept.kinds if kind not in kept.host]
         keep = saved.save_and_offload_only_these_names(
-            names_which_can_be_saved=[*here, remat.NORMS],
+            names_which_can_be_saved=kept.here,
             names_which_can_be_offloaded=list(kept.host),
             offload_src="device",
             offload_dst="pinned_host",
         )
     elif kept.kinds:
-        keep = saved.save_only_these_names(*kept.kinds, remat.NORMS)
+        keep = saved.save_only_these_names(*kept.here, *kept.host)
     else:
         keep = saved.nothing_saveable
     return jax.checkpoint(layer, policy=keep, prevent_cse=False)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from scaling.config import remat
 from scaling.config import schema as cfg
 from scaling.data.batch import Batch
 from scaling.model import decoder, lora
@@ -107,7 +106,7 @@ def make_train_step(
         step,  # what goes in lies where it was put: the state as ``train_state`` says, the batch as ``batch_sharding``
         out_shardings=(train_state.shardings(config, mesh), replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler.options(list(mesh.devices.flat), remat.uses_host(config.compute.remat)),
+        compiler_options=compiler.options(list(mesh.devices.flat), config.network),
     )
 
 
@@ -125,4 +124,5 @@ def make_eval_step(config: cfg.Config, mesh: Mesh, objective: Objective) -> Call
 
         return jax.tree.map(lambda parts: parts.sum(0), jax.lax.map(one, batch))
 
-    return jax.jit(evaluate, out_shardings=replicated(mesh), compiler_options=compiler.options(list(mesh.devices.flat)))
+    options = compiler.options(list(mesh.devices.flat), config.network)
+    return jax.jit(evaluate, out_shardings=replicated(mesh), compiler_options=options)

@@ -108,7 +108,7 @@ class Sampler:
     def __init__(self, setting: Setting, judge: Judge) -> None:
         config, self._judge, self._vocab = setting.config, judge, setting.vocab_size
         self._config, self._mesh = config, setting.mesh
-        self._options = compiler.options(list(setting.mesh.devices.flat))
+        self._options = compiler.options(list(setting.mesh.devices.flat), config.network)
         sampling = Sampling(tokens=config.rl.response_tokens, temperature=config.rl.temperature, end_ids=setting.ends)
         self._rollouts = Rollouts(config.network, setting.vocab_size, setting.mesh, sampling)
         whole = replicated(setting.mesh)
