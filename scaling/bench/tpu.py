@@ -203,7 +203,7 @@ def _ours(size: str, case: Case, knobs: str) -> Step:
     chip, _ = topology.parse(case.topology)
     chosen = ""
     if config.compute.remat == AUTO:
-        chosen = recompute.choose(config, chip, (1 - plan.HEADROOM) * chip.hbm / chip.devices)
+        chosen = recompute.choose(config, chip, (1 - plan.HEADROOM) * chip.hbm / chip.devices, host=True)
         config = recompute.with_remat(config, chosen)
     with plan.compiler_output():
         devices = topology.devices(case.topology)

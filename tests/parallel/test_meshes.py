@@ -103,6 +103,36 @@ def test_the_gradient_of_a_gathered_parameter_is_asked_for_in_shards():
     assert asked == [sharding.stored_spec(("embed", "mlp"))]  # those of the forward pass are inside the function
 
 
+@pytest.mark.parametrize(
+    ("shape", "axes", "mesh", "turned"),
+    [
+        ((128, 32), ("mlp", "embed"), cfg.Mesh(fsdp=8), True),  # 4 columns a device, or 16 rows
+        ((128, 32), ("mlp", "embed"), cfg.Mesh(fsdp=4, tensor=2), False),  # 8 columns
+        ((128, 16), ("mlp", "embed"), cfg.Mesh(fsdp=4, tensor=2), True),
+        ((96, 32), ("mlp", "embed"), cfg.Mesh(fsdp=8), False),  # 12 rows are no better
+        ((32, 128), ("embed", "mlp"), cfg.Mesh(fsdp=8), False),
+        ((128, 32), ("mlp", "embed"), cfg.Mesh(), False),
+        ((2, 128, 16), ("experts", "mlp", "expert_embed"), cfg.Mesh(fsdp=4, expert=2), True),
+    ],
+)
+def test_a_tpu_gathers_parts_that_fill_no_tile_as_rows(shape, axes, mesh, turned, monkeypatch):
+    weights = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+    def value_and_gradient(w):
+        return jax.value_and_grad(lambda w: (jax.numpy.sin(sharding.gathered(w, axes)) * weights).sum())(w)
+
+    with jax.set_mesh(grid := make_mesh(mesh)):
+        stored = jax.NamedSharding(grid, sharding.stored_spec(axes))
+        w = jax.device_put(weights, stored)
+        monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+        text = jax.jit(value_and_gradient).lower(w).compile().as_text()
+        assert (" all-to-all(" in text) == turned
+        value, gradient = jax.jit(value_and_gradient)(w)
+    np.testing.assert_allclose(value, (np.sin(weights) * weights).sum(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, np.cos(weights) * weights, rtol=1e-5, atol=1e-6)
+    assert gradient.sharding.spec == stored.spec
+
+
 @pytest.mark.parametrize("mesh", [cfg.Mesh(fsdp=3), cfg.Mesh(data=4, tensor=4), cfg.Mesh(data=1), cfg.Mesh(slices=16)])
 def test_a_mesh_that_does_not_fit_is_refused(mesh):
     with pytest.raises(ValueError, match="8 devices"):

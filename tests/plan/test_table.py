@@ -21,8 +21,8 @@ def test_every_size_has_layouts_on_several_slices():
     assert set(layouts.LAYOUTS) == set(sizes.GPT3)
     for size, known in layouts.LAYOUTS.items():
         assert len(known) >= 2
-        # The state of 175B alone would fill a whole slice of v5e, and nearly one of v6e.
-        kinds = {"v5p"} if size == "175b" else {"v5e", "v5p", "v6e"}
+        # The state of 175B alone would fill a whole slice of v5e.
+        kinds = {"v5p", "v6e", "v7x"} | ({"v5e"} if size != "175b" else set())
         assert kinds == {topology.parse(name)[0].name for name in known}
 
 
@@ -59,10 +59,10 @@ def test_the_table_says_what_each_layout_takes(monkeypatch, capsys):
     rows = [[cell.strip() for cell in line.split("|")] for line in shown.splitlines()]
     assert rows[2][1:5] == ["1300m", "v5e:4x8", "32", "fsdp=32"]
     assert any(cell.startswith("does not fit: 7.00G") for cell in rows[3])
-    parts = rows[-4]
+    parts = rows[-6]
     assert parts[1:4] == ["1300m", "v5e:4x8", "1,000 ms"]
     assert parts[4] == "60.0 %" and parts[9:13] == ["10.0 %", "25.0 %", "5.0 %", "940"]
-    assert "compiling 6 of 6: 125m for v6e:2x2" in told
+    assert "compiling 8 of 8: 125m for v7x:2x2x1" in told
 
 
 @pytest.mark.parametrize(
