@@ -1,8 +1,7 @@
 """Our train step beside MaxText's best, for the sizes and slices that people use: ``scaling bench tpu --table``.
 
 One libtpu compiles both sides of every row. Each side has settings in the order of what they compute twice, the least
-first; the first that fits into the memory counts. MaxText has them once with each set of compiler flags that its
-recipes for the chip use, and its best is what takes the fewest cycles.
+first; the first that fits into the memory counts. MaxText's best is what takes the fewest cycles.
 """
 
 import dataclasses
@@ -14,20 +13,24 @@ from scaling.bench import tpu
 from scaling.bench.tpu import NO_RING, Case, Step
 from scaling.plan import topology
 
-_V5 = (NO_RING, f"{NO_RING} --xla_tpu_scoped_vmem_limit_kib=65536")  # none of its recipes has the second
 _SPARSE = " ".join(
     f"--xla_tpu_enable_sparse_core_collective_offload_{kind}=true"
     for kind in ("all_gather", "all_reduce", "reduce_scatter")
 )
-# Those of its recipes for v6e. For v5p no recipe has so much fast memory, and one has sparse cores for all-gathers.
+# Those of its recipes for v6e. For v5e and v5p no recipe has so much fast memory, without which its steps take up to 20
+# % more cycles; for v5p one has sparse cores for all-gathers.
+_V5E = f"{NO_RING} --xla_tpu_scoped_vmem_limit_kib=65536"
 _FLAGS = {
-    "v5e": _V5,
-    "v5p": (f"{_V5[1]} {_SPARSE}",),
-    "v6e": (f"{NO_RING} --xla_tpu_scoped_vmem_limit_kib=98304 {_SPARSE}",),
+    "v5e": _V5E,
+    "v5p": f"{_V5E} {_SPARSE}",
+    "v6e": f"{NO_RING} --xla_tpu_scoped_vmem_limit_kib=98304 {_SPARSE}",
 }
+# As ours. None of its recipes has it.
+_TO_HOST = "--xla_tpu_pipeline_memory_host_transfers=false"
 _LLAMA, _MIXTRAL = ("Llama 2", "7b"), ("Mixtral", "8x7b")
 _AUTO = ("compute.remat=auto", "compute.remat=full")
 _LEAST, _FULL = ("minimal_with_context",), ("save_qkv_proj", "full")
+_QKV = " ".join(f"{name}_proj=offload" for name in ("qkv", "query", "key", "value"))
 
 
 def _split(data: int, fsdp: int) -> tuple[str, ...]:
@@ -43,14 +46,14 @@ class Row:
         size: as of ``scaling bench tpu --sizes``.
         case: slice and batch.
         ours: our settings, the fastest first.
-        policies: MaxText's ways to recompute, the fastest first.
+        policies: chains of MaxText's ways to recompute, the fastest first.
         meshes: its axes to try; "" = all chips in fsdp.
     """
 
     size: str
     case: Case
     ours: tuple[str, ...] = _AUTO
-    policies: tuple[str, ...] = _LEAST
+    policies: tuple[tuple[str, ...], ...] = (_LEAST,)
     meshes: tuple[str, ...] = ("",)
 
 
@@ -62,11 +65,20 @@ ROWS = (
     Row(
         "6700m", Case("v5p:4x4x4", 4), ours=_split(4, 16), meshes=("", "ici_data_parallelism=4 ici_fsdp_parallelism=16")
     ),
-    Row("6700m", Case("v5e:8x8", 4), policies=_FULL),
+    Row("6700m", Case("v5e:8x8", 4), policies=(_FULL, (f"custom mlpwi=device {_QKV}",))),
     Row("13b", Case("v5p:4x4x8", 2), ours=_split(8, 16), meshes=("", "ici_data_parallelism=8 ici_fsdp_parallelism=16")),
     Row("13b", Case("v6e:8x8", 2)),
-    Row("13b", Case("v5e:16x16", 2), policies=_FULL),
-    Row("llama2-7b", Case("v5e:8x8", 2, 4096, _LLAMA), policies=_FULL),
+    Row(
+        "13b",
+        Case("v5e:16x16", 2),
+        policies=(_FULL,),
+        meshes=("", "ici_data_parallelism=2 ici_fsdp_parallelism=128 allow_split_physical_axes=true"),
+    ),
+    Row(
+        "llama2-7b",
+        Case("v5e:8x8", 2, 4096, _LLAMA),
+        policies=(_FULL, (f"custom mlpwi_0=device out_proj=offload {_QKV}",)),
+    ),
     Row("llama2-7b", Case("v6e:8x8", 2, 4096, _LLAMA)),
     Row(
         "mixtral-8x7b",
@@ -116,13 +128,14 @@ def table(python: str | None, only: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 def _theirs(row: Row) -> list[list[str]]:
-    """For each of its axes and each set of flags MaxText's settings, the fastest first."""
-    chip = topology.parse(row.case.topology)[0]
-    return [
-        [f"remat_policy={policy} {mesh} {shlex.quote(f'compile_xla_flags={flags}')}" for policy in row.policies]
-        for mesh in row.meshes
-        for flags in _FLAGS[chip.name]
-    ]
+    """For each of its axes MaxText's chains of settings, the fastest first."""
+    flags = _FLAGS[topology.parse(row.case.topology)[0].name]
+
+    def knobs(policy: str, mesh: str) -> str:
+        all_flags = f"{flags} {_TO_HOST}" if "offload" in policy else flags
+        return f"remat_policy={policy} {mesh} {shlex.quote(f'compile_xla_flags={all_flags}')}"
+
+    return [[knobs(policy, mesh) for policy in chain] for mesh in row.meshes for chain in row.policies]
 
 
 def _line(row: Row, best: list[Step]) -> str:

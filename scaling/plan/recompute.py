@@ -35,8 +35,8 @@ def choose(config: cfg.Config, chip: chips.Chip, limit: float, host: bool = Fals
         config: resolved for its devices.
         chip: what it runs on.
         limit: bytes of a device that the step may take.
-        host: whether kinds may lie there. Only for a choice that the compiler judges: by shapes alone the way to the
-            host was hidden where the compiler left 820 of 3,085 ms in the open (docs/notes/compiling.md).
+        host: whether kinds may lie there. Only for a choice that the compiler judges: it may begin copies too late for
+            the work to hide them (docs/notes/compiling.md).
 
     Returns:
         "full" if nothing else fits.
