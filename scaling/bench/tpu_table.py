@@ -35,7 +35,7 @@ _QKV = " ".join(f"{name}_proj=offload" for name in ("qkv", "query", "key", "valu
 
 def _split(data: int, fsdp: int) -> tuple[str, ...]:
     """Gathers within parts of the slice: over all chips of a cube of v5p they are sums of arrays of mostly zeros."""
-    return tuple(f"{remat} mesh.data={data} mesh.fsdp={fsdp}" for remat in _AUTO)
+    return tuple(f"{remat} mesh.data={data} mesh.fsdp={fsdp} mesh.shard_optimizer=True" for remat in _AUTO)
 
 
 @dataclasses.dataclass(frozen=True)
