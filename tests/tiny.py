@@ -9,6 +9,7 @@ import numpy as np
 
 from scaling.config import schema as cfg
 from scaling.data.batch import Batch, of_sequences
+from scaling.model import decoder
 from scaling.objectives.next_token import next_token
 from scaling.parallel.mesh import make_mesh
 from scaling.parallel.sharding import batch_sharding
@@ -92,6 +93,23 @@ def config(changes: dict[str, Any] | None = None, **train: Any) -> cfg.Config:
         train=cfg.Train(**(values | train)),
         optimizer=cfg.Optimizer(warmup_tokens=0),
     )
+
+
+def parameters(model: cfg.Model, scale: float = 0.1) -> Any:
+    """Parameters none of which is at its initial zero or one. NumPy draws them, so that nothing is compiled."""
+    dice = np.random.default_rng(0)
+
+    def draw(path: Any, leaf: Any) -> jax.Array:
+        return jax.numpy.asarray((path[-1].key == "gain") + scale * dice.standard_normal(leaf.shape), leaf.dtype)
+
+    return jax.tree.map_with_path(draw, decoder.abstract(model))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(network: cfg.Network, params: Any, tokens: Any) -> jax.Array:
+    """Of the whole forward pass."""
+    module = decoder.merge(network, params)
+    return module.logits(module(tokens))
 
 
 def batch(
