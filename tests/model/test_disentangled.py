@@ -71,8 +71,7 @@ def test_scores_are_those_of_the_definition(both):
 @pytest.mark.slow
 def test_every_parameter_of_positions_counts_and_gets_a_gradient():
     network = tiny.in_float32(model(distance=9, buckets=6, norm=True, absolute=True))
-    params = decoder.initialize(network.model, jax.random.key(0))
-    params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    params = tiny.parameters(network.model, 0.2)
     tokens = np.arange(1, 17)[None]
 
     def loss(params):

@@ -39,8 +39,7 @@ def network(name="learned"):
 
 @functools.cache
 def parameters(name="learned"):
-    params = decoder.initialize(network(name).model, jax.random.key(0))
-    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    return tiny.parameters(network(name).model)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -15,7 +15,7 @@ from scaling.model.context import AttentionContext
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("on_one_device")
-TOKENS = jax.random.randint(jax.random.key(1), (2, 16), 1, tiny.VOCAB)
+TOKENS = np.random.default_rng(1).integers(1, tiny.VOCAB, (2, 16), np.int32)
 DEEP = dict(num_layers=4, dropout_residual=0.1)
 CASES = {
     "alternating": DEEP,

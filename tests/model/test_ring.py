@@ -1,6 +1,7 @@
 """Ring attention on virtual devices: the reference's numbers, the parts of the work, the train step on every mesh."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +33,7 @@ def mesh(**axes):
 
 def inputs(length, d_head, dtype=jnp.float32, batch=2, heads=2):
     """Queries, keys, values and weights of the output."""
-    return [
-        jax.random.normal(key, (batch, heads, length, d_head), dtype) for key in jax.random.split(jax.random.key(0), 4)
-    ]
+    return list(np.random.default_rng(0).standard_normal((4, batch, heads, length, d_head)).astype(dtype))
 
 
 def documents(length):
@@ -102,7 +101,7 @@ def test_the_ring_is_the_reference_with_its_gradients(axes, length, window, segm
     with jax.set_mesh(devices):
         want = [ring.zigzag(x, 2) for x in want]
     for mine, other in zip(got, want, strict=True):
-        np.testing.assert_allclose(mine, other, rtol=0, atol=2e-6 * float(jnp.abs(other).max()))
+        np.testing.assert_allclose(mine, other, rtol=0, atol=2e-6 * np.abs(other).max())
 
 
 @pytest.mark.slow
@@ -116,7 +115,7 @@ def test_grouped_heads_on_the_ring_are_the_reference_with_its_gradients(context,
     with jax.set_mesh(devices):
         want = [ring.zigzag(x, 2) for x in want]
     for mine, other in zip(got, want, strict=True):
-        np.testing.assert_allclose(mine, other, rtol=0, atol=2e-6 * float(jnp.abs(other).max()))
+        np.testing.assert_allclose(mine, other, rtol=0, atol=2e-6 * np.abs(other).max())
 
 
 @pytest.mark.slow
@@ -146,7 +145,7 @@ def test_the_kernel_in_the_ring_is_the_reference(segments):
     with jax.set_mesh(devices):
         want = [ring.zigzag(x, 2) for x in want]
     for mine, other in zip(got, want, strict=True):
-        np.testing.assert_allclose(mine, other, rtol=0, atol=2e-5 * float(jnp.abs(other).max()))
+        np.testing.assert_allclose(mine, other, rtol=0, atol=2e-5 * np.abs(other).max())
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 8])
@@ -212,7 +211,7 @@ def test_causality_by_gradients():
     devices = mesh(context=4)
     batch = jax.tree.map(lambda x: jnp.asarray(x[0]), tiny.batch(0, 1, 2, 32))
     with jax.set_mesh(devices):
-        params = train_state.create_state(config, devices)["params"]
+        params = parameters(config.model, devices)
 
         @jax.jit
         def by_position(params, t):
@@ -225,6 +224,17 @@ def test_causality_by_gradients():
         for t in (0, 3, 4, 11, 16, 30):
             moved = np.abs(by_position(params, t)).max(-1) > 0
             assert moved[: t + 1].all() and not moved[t + 1 :].any()
+
+
+@functools.cache
+def initial(model):
+    """Initial parameters on the host, for tests in which it does not matter where they were made."""
+    return jax.device_get(decoder.initialize(model, jax.random.key(0)))
+
+
+def parameters(model, devices):
+    """The same on a mesh."""
+    return jax.device_put(initial(model), decoder.shardings(model, devices))
 
 
 def train(config, sizes, devices):
@@ -303,7 +313,7 @@ def test_every_gradient_is_that_of_one_device():
 
     def gradients(devices):
         with jax.set_mesh(devices):
-            params = train_state.create_state(config, devices)["params"]
+            params = parameters(config.model, devices)
 
             def objective(params):
                 return minimised(config, params, batch)
@@ -322,7 +332,7 @@ def test_evaluation_is_the_same():
     for sizes, count in ((cfg.Mesh(), 1), (cfg.Mesh(data=1, fsdp=2, context=4), 8)):
         devices = make_mesh(sizes, jax.devices()[:count])
         with jax.set_mesh(devices):
-            params = train_state.create_state(config, devices)["params"]
+            params = parameters(config.model, devices)
             batch = jax.device_put(documents_in(tiny.batch(0, 1, 4), config), batch_sharding(devices))
             found.append(make_eval_step(config, devices, next_token(config))(params, batch))
     for got, want in zip(jax.tree.leaves(found[1]), jax.tree.leaves(found[0]), strict=True):
@@ -385,8 +395,6 @@ def test_paths_without_the_ring_give_the_same_on_a_mesh_with_context():
 
     def hidden(devices):
         with jax.set_mesh(devices):
-            params = jax.device_put(params_alone, decoder.shardings(network.model, devices))
-            return jax.jit(lambda p, x: decoder.merge(network, p)(x))(params, tokens)
+            return jax.jit(lambda p, x: decoder.merge(network, p)(x))(parameters(network.model, devices), tokens)
 
-    params_alone = decoder.initialize(network.model, jax.random.key(0))
     np.testing.assert_allclose(hidden(mesh(context=4, tensor=2)), hidden(mesh()), atol=1e-5)

@@ -23,8 +23,7 @@ TOKENS = np.random.default_rng(0).integers(1, tiny.VOCAB, (2, 12)).astype(np.int
 
 
 def parameters(network):
-    params = decoder.initialize(network.model, jax.random.key(0))
-    return jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    return tiny.parameters(network.model, 0.2)
 
 
 def hidden(network, params, tokens=TOKENS, **context):
