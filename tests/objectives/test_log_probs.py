@@ -1,4 +1,5 @@
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,10 @@ from scaling.parallel.mesh import make_mesh
 
 pytestmark = pytest.mark.usefixtures("on_one_device")
 
-KEYS = jax.random.split(jax.random.key(0), 3)
-HIDDEN = jax.random.normal(KEYS[0], (8, 12, 16))
-TABLE = jax.random.normal(KEYS[1], (64, 16))
-BIAS = jax.random.normal(jax.random.fold_in(KEYS[1], 1), (64,))
-TARGETS = jax.random.randint(KEYS[2], (8, 12), 0, 50)
-WEIGHTS = jnp.asarray(np.random.default_rng(0).choice([0.0, 1.0, 0.5], (8, 12)).astype(np.float32))  # 0: does not count
+DICE = np.random.default_rng(0)
+HIDDEN, TABLE, BIAS = (DICE.standard_normal(shape, np.float32) for shape in ((8, 12, 16), (64, 16), (64,)))
+TARGETS = DICE.integers(0, 50, (8, 12), np.int32)
+WEIGHTS = DICE.choice([0.0, 1.0, 0.5], (8, 12)).astype(np.float32)  # 0: does not count
 
 
 def whole_logits(hidden, output):
@@ -41,6 +40,28 @@ def reference(hidden, output, smoothing=0.0):
     return (WEIGHTS * (0.01 * log_z**2 - log_prob)).sum()
 
 
+def smoothed(hidden, output):
+    return reference(hidden, output, 0.1)
+
+
+def ratio(log_prob, log_z):
+    """Log-probabilities whose weights depend on themselves, as in a ratio of policies."""
+    return jnp.sin(log_prob).sum() + (WEIGHTS * log_z**2).sum()
+
+
+def ratio_of_scores(hidden, output):
+    return ratio(*scores(hidden, output))
+
+
+OUTPUTS = {"plain": Output(TABLE, None), "biased": Output(TABLE, BIAS)}
+
+
+@functools.cache
+def by_whole_logits(function, name):
+    """Value and gradients of a function of whole logits, computed once for all ways."""
+    return jax.jit(jax.value_and_grad(function, (0, 1)))(HIDDEN, OUTPUTS[name])
+
+
 MIXED = cfg.Mesh(fsdp=2, tensor=2)
 
 
@@ -49,9 +70,9 @@ WAYS = [*((chunk, None) for chunk in (0, 4, 5, 100)), (0, MIXED), (5, MIXED), (5
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("chunk", "mesh"), WAYS)
-@pytest.mark.parametrize("bias", [None, BIAS], ids=["plain", "biased"])
-def test_a_smoothed_loss_equals_that_of_whole_distributions(chunk, mesh, bias):
-    output = Output(TABLE, bias)
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_smoothed_loss_equals_that_of_whole_distributions(chunk, mesh, name):
+    output = OUTPUTS[name]
     how = Unembedding(vocab_size=50, logit_multiplier=0.5, chunk=chunk, smoothing=0.1)
 
     def objective(hidden, output):
@@ -61,7 +82,7 @@ def test_a_smoothed_loss_equals_that_of_whole_distributions(chunk, mesh, bias):
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(make_mesh(mesh)):
         (value, found), grads = jax.jit(jax.value_and_grad(objective, (0, 1), has_aux=True))(HIDDEN, output)
         (alone, _) = jax.jit(objective)(HIDDEN, output)  # as a validation computes it, without a gradient
-    want, want_grads = jax.jit(jax.value_and_grad(lambda h, o: reference(h, o, 0.1), (0, 1)))(HIDDEN, output)
+    want, want_grads = by_whole_logits(smoothed, name)
     np.testing.assert_allclose([value, alone], 2 * want, rtol=1e-6)
     np.testing.assert_allclose(found, scores(HIDDEN, output)[0], atol=1e-5)  # the loss that is logged is not smoothed
     for got, expected in zip(*map(jax.tree.leaves, (grads, want_grads)), strict=True):
@@ -69,34 +90,30 @@ def test_a_smoothed_loss_equals_that_of_whole_distributions(chunk, mesh, bias):
 
 
 @pytest.mark.parametrize(("chunk", "mesh"), WAYS)
-@pytest.mark.parametrize("bias", [None, BIAS], ids=["plain", "biased"])
-def test_value_and_gradients_equal_the_whole_logits(chunk, mesh, bias):
-    output = Output(TABLE, bias)
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_value_and_gradients_equal_the_whole_logits(chunk, mesh, name):
+    output = OUTPUTS[name]
     how = Unembedding(vocab_size=50, logit_multiplier=0.5, chunk=chunk)
 
     def objective(hidden, output):
         minimised, found = weighted_loss(hidden, output, TARGETS, WEIGHTS, how, 0.01)
         return 2.0 * minimised, found  # the factor tests the incoming cotangent
 
-    def ratio(hidden, output):
-        """Log-probabilities whose weights depend on themselves, as in a ratio of policies."""
-        found = log_probs(hidden, output, TARGETS, how)
-        return jnp.sin(found[0]).sum() + (WEIGHTS * found[1] ** 2).sum()
+    def ratio_in_chunks(hidden, output):
+        return ratio(*log_probs(hidden, output, TARGETS, how))
 
-    def wanted(hidden, output):
-        log_prob, log_z = scores(hidden, output)
-        return jnp.sin(log_prob).sum() + (WEIGHTS * log_z**2).sum()
+    def both(hidden, output):
+        of_loss = jax.value_and_grad(objective, (0, 1), has_aux=True)(hidden, output)
+        return of_loss, jax.value_and_grad(ratio_in_chunks, (0, 1))(hidden, output)
 
-    run = jax.jit(jax.value_and_grad(objective, (0, 1), has_aux=True))
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(make_mesh(mesh)):
-        (value, found), grads = run(HIDDEN, output)
-        other, other_grads = jax.jit(jax.value_and_grad(ratio, (0, 1)))(HIDDEN, output)
-    want, want_grads = jax.jit(jax.value_and_grad(reference, (0, 1)))(HIDDEN, output)
+        ((value, found), grads), (other, other_grads) = jax.jit(both)(HIDDEN, output)
+    want, want_grads = by_whole_logits(reference, name)
     np.testing.assert_allclose(value, 2 * want, rtol=1e-6)
     np.testing.assert_allclose(found, scores(HIDDEN, output)[0], atol=1e-5)
     for got, expected in zip(*map(jax.tree.leaves, (grads, want_grads)), strict=True):
         np.testing.assert_allclose(got, 2 * expected, atol=5e-6)
-    want, want_grads = jax.jit(jax.value_and_grad(wanted, (0, 1)))(HIDDEN, output)
+    want, want_grads = by_whole_logits(ratio_of_scores, name)
     np.testing.assert_allclose(other, want, rtol=1e-5)
     for got, expected in zip(*map(jax.tree.leaves, (other_grads, want_grads)), strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-5)
