@@ -15,6 +15,9 @@ DEVICES = 8
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Objects of modules and of traced programs, which are millions, live on: the garbage collector need not visit them
+    # so often.
+    gc.set_threshold(100_000, 50, 100)
     with pytest.MonkeyPatch.context() as patch:  # programs that tests start choose their own devices
         patch.setenv("XLA_FLAGS", xla_flags())
         jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
@@ -24,6 +27,10 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.devices()  # reads the variables, once
     # Where in Python an operation comes from is a tenth of the time of tracing and lowering, and no test reads it.
     jax.config.update("jax_traceback_in_locations_limit", 0)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # modules stay, so the garbage collector need not visit them at all
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,8 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _rarely_collected():
-    """Objects of traced programs, which are millions, live on: the garbage collector need not visit them so often."""
-    gc.set_threshold(100_000, 50, 100)
+    """What a file of tests leaves is visited once."""
     yield
     gc.collect()
     gc.freeze()
