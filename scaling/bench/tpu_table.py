@@ -5,6 +5,7 @@ first; the first that fits into the memory counts. MaxText's best is what takes 
 """
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Iterator
 
@@ -144,6 +145,9 @@ def _line(row: Row, best: list[Step]) -> str:
         found = step.prediction
         assert found
         name = step.chosen or next(word.partition("=")[2] for word in step.knobs.split() if "remat" in word)
+        name += " with the host" if "=offload" in step.knobs else ""
+        axes = re.findall(r"(?:mesh\.|ici_)(data|expert)(?:_parallelism)?=(\d+)", step.knobs)
+        name = ", ".join([name, *(f"{axis}={size}" for axis, size in axes)])
         cells += [
             f"{found.cycles / 1e6:,.0f}M, {1e3 * found.seconds:,.0f} ms, `{name}`",
             f"{100 * tpu.mfu(step, row.size, row.case):.1f} %",

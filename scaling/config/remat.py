@@ -13,8 +13,9 @@ from scaling.config.schema import Config, Model
 QKV, ATTENTION, SUM, HIDDEN = KINDS = ("qkv", "attention", "sum", "hidden")
 # Mean and variance of norms, two numbers a token, are kept wherever anything is.
 NORMS = "norms"
-# The sums of attention's softmax, a number a token and head, are kept with its result, and always on the chip: the
+# The sums of attention's softmax, a number a token and head, are kept with its result, and stay on the chip: the
 # backward pass reads them first, and so would wait for the larger arrays before them on the way back from the host.
+# Only the library's kernel, for rows too long for ours, gives both one name.
 SOFTMAX = "softmax"
 ALL = "projections"  # all kinds together
 AUTO = "auto"

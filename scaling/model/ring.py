@@ -23,7 +23,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from scaling.config.remat import ATTENTION
+from scaling.config.remat import ATTENTION, SOFTMAX
 from scaling.model import kernels
 from scaling.model.kernels import Keys, Queries, Result
 from scaling.parallel.sharding import BATCH_AXES, CONTEXT_AXIS, context_devices
@@ -105,7 +105,8 @@ def _attend_forward(q, k, v, segments, setup):
         out_specs=(_HEADS, _ROWS),
         check_vma=False,
     )
-    out, lse = (checkpoint_name(x, ATTENTION) for x in run(q, k, v, segments))
+    out, lse = run(q, k, v, segments)
+    out, lse = checkpoint_name(out, ATTENTION), checkpoint_name(lse, SOFTMAX)
     return out, (q, k, v, segments, out, lse)
 
 

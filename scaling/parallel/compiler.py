@@ -29,8 +29,8 @@ _OFFLOADED = {
 # the compiler begins both a layer apart from that, and each must end where the next array of its kind is made: of 6.7B
 # on v5e:8x8 two thirds of the way are not hidden then (docs/notes/compiling.md).
 _TO_HOST = {"xla_tpu_pipeline_memory_host_transfers": "false"}
-_SPARSE_CORES = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")  # chips whose sparse cores may send; v5e has none
-_V6E = _SPARSE_CORES[2:]
+_V6E = ("TPU v6 lite", "TPU v6e")
+_SPARSE_CORES = ("TPU v5", "TPU v5p", *_V6E)  # chips whose sparse cores may send; v5e has none
 _SMALL_MEMORY = ("TPU v2", "TPU v3", "TPU v4")  # chips with less fast memory than that
 
 

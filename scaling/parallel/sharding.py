@@ -32,7 +32,7 @@ GROUP_AXES = ("data", "fsdp")  # of the rows inside experts
 BATCH_AXES = (*GROUP_AXES, "expert")  # of the rows that a stage works on
 ROW_AXES = ("stage", *BATCH_AXES)  # of all rows, outside the pipeline
 CONTEXT_AXIS = "context"
-_TILE = 8  # rows of a tile of a TPU's memory
+_TILE = 8  # rows of a tile of a TPU's memory, of 4-byte numbers; fewer are laid out in other tiles
 STATE_AXES = ("fsdp", "expert", CONTEXT_AXIS)  # where parameters lie that are gathered for use: ZeRO-3
 
 
@@ -173,7 +173,7 @@ def _gathered_forward(w: jax.Array, axes: Axes) -> tuple[jax.Array, None]:
 
 
 def _gathered_backward(axes: Axes, _: None, grad: jax.Array) -> tuple[jax.Array]:
-    if parts := _whole_rows(grad, axes):
+    if (parts := _whole_rows(grad, axes)) and not _scatters.get():  # replicas that share it want less than that
         grad = jax.lax.with_sharding_constraint(grad, parts)
     return (with_gradient_layout(grad, axes),)
 
@@ -189,8 +189,8 @@ def _whole_rows(w: jax.Array, axes: Axes) -> P | None:
     compiler turns the whole matrix after each gather, which takes a quarter of the cycles of such a step
     (docs/notes/compiling.md). An all-to-all of the parts beforehand makes them rows.
     """
-    if platform() != "tpu" or w.ndim < 2 or not axes[-1]:
-        return None
+    if platform() != "tpu" or w.ndim < 2 or not axes[-1] or TABLE[axes[-1]].used is not None:
+        return None  # the last dimension is not gathered
     stored = stored_spec(axes)
     columns = _extent(current_mesh(), stored[-1])
     if columns == 1 or not (w.shape[-1] // columns) % _TILE:

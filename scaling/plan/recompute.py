@@ -17,8 +17,8 @@ TRIES = 3  # compilations for one choice
 WORTH = 0.01
 # Tensors go to the host only if that saves more than this share of the step: no link was measured here.
 WORTH_OF_HOST = 0.03
-# The way to the host may take this share of the forward pass. In 6.7B on v5e:8x8 the compiler hid all of it at 0.55 of
-# the pass, three quarters at 0.73 and 60 % at 0.92 (docs/notes/compiling.md).
+# The way to the host may take this share of the forward pass, both by shapes. In 6.7B on v5e:8x8 the compiler hid all
+# of it at 0.54 of the pass, three quarters at 0.72 and 60 % at 0.89 (docs/notes/compiling.md).
 BESIDE_HOST = 0.6
 # Of the host's memory, which the loader, checkpoints and the system share.
 HOST_SHARE = 0.5

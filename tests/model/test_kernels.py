@@ -39,6 +39,13 @@ def test_flash_is_the_reference_with_its_gradients(window, documents):
     check_against_reference(*inputs(), window, documents)
 
 
+def test_the_backward_kernel_reads_by_name_what_a_policy_may_keep():
+    """Queries, keys and values, the output, and the sums of the softmax under a name of their own."""
+    traced = jax.make_jaxpr(lambda *x: jax.vjp(lambda *y: on_tpu(*y, 0), *x)[0])(*inputs()[:3])
+    names = [word.split("]")[0] for word in str(traced).split("name[name=")[1:]]
+    assert names == ["qkv"] * 3 + ["attention", "softmax"]
+
+
 @pytest.fixture
 def small_memory(monkeypatch):
     """There is no room for the gradients of a row, as in rows of 16,384 tokens."""

@@ -120,6 +120,18 @@ def test_policies_are_read_and_written(text, found):
     assert str(kept) == found and str(remat.parse(found)) == found
 
 
+@pytest.mark.parametrize(
+    ("text", "here"),
+    [
+        ("hidden", ["hidden", "norms"]),
+        ("attention+sum", ["attention", "sum", "softmax", "norms"]),
+        ("qkv@host+attention@host+hidden", ["hidden", "softmax", "norms"]),
+    ],
+)
+def test_the_sums_of_the_softmax_stay_where_they_are_made(text, here):
+    assert remat.parse(text).here == here
+
+
 def test_policies_that_mean_no_kinds_and_texts_that_mean_nothing():
     assert remat.parse("none") is remat.parse("dots") is remat.parse("auto") is None
     for text in (

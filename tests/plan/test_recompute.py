@@ -73,7 +73,7 @@ def with_host(rate, memory=48e9):
 def test_the_host_keeps_what_the_chip_cannot_if_its_link_carries_it():
     config, chip = large(), V5E
     here, away = recompute.choose(config, chip, LIMIT), recompute.choose(config, chip, LIMIT, host=True)
-    assert remat.HOST not in here and remat.HOST in away
+    assert remat.HOST not in here and away == "qkv@host+hidden"  # all kinds there: 0.89 of the forward pass
     guess = estimate.train_step(recompute.with_remat(config, away), chip)
     assert sum(guess.memory.values()) <= LIMIT and 0 < guess.host <= recompute.HOST_SHARE * chip.host.memory
     assert guess.way == guess.host / 16e9 <= recompute.BESIDE_HOST * guess.forward

@@ -134,7 +134,8 @@ def scorer(model: cfg.Model, config: cfg.Config, end: int, mesh: jax.sharding.Me
 
         return jax.lax.map(some, batch).reshape(-1) + np.float32(bias)
 
-    return jax.jit(score, out_shardings=replicated(mesh), compiler_options=compiler.options(list(mesh.devices.flat)))
+    options = compiler.options(list(mesh.devices.flat), network)
+    return jax.jit(score, out_shardings=replicated(mesh), compiler_options=options)
 
 
 def by_function(
