@@ -67,7 +67,7 @@ BETWEEN = "between slices"  # traffic of all kinds that leaves a slice
 # Opcodes that take no time, or whose time is that of what they start.
 _FREE = re.compile(
     "parameter|constant|tuple|get-tuple-element|bitcast|while|conditional|call|after-all|partition-id|replica-id|"
-    "(copy|slice|async)-(start|update|done)"
+    "(copy|slice|dynamic-slice|dynamic-update-slice|async)-(start|update|done)"
 )
 _OURS, _THEIRS = "jit(step)/", "jit(train_step)/"  # train steps, and MaxText's
 _UNEMBEDDING = re.compile(r"bt[dv],[bv]|vd,bd")
