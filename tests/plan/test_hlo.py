@@ -70,7 +70,7 @@ def test_what_runs_asynchronously_is_read_in_both_spellings():
 
 
 def test_operands_may_name_a_part_of_a_tuple():
-    """With JAX 0.12 the compiler prints ``%p#1`` where with 0.10 it prints a ``get-tuple-element``."""
+    """Under JAX 0.12 the compiler writes ``%p#1`` where JAX itself prints a ``get-tuple-element``."""
     text = """HloModule jit_step, is_scheduled=true
 
 ENTRY %main (p: (s32[], (f32[2], bf16[4,8]), bf16[16,8])) -> bf16[16,8] {
