@@ -50,10 +50,10 @@ def test_calibration_scales_all_seconds_and_nothing_else():
 
 
 def test_a_kind_without_measurements_has_the_factor_of_all():
-    assert predict.calibration(chips.find("v6e")) == predict.CALIBRATIONS[""]
+    assert predict.calibration(chips.find("v7x")) == predict.CALIBRATIONS[""]
     assert predict.calibration(chips.find("v5p")) == predict.CALIBRATIONS["v5p"]
     assert "times 1.0" in predict.assumptions(chips.find("v5p"), 1, "train")[-1]
-    assert "on other kinds" in predict.assumptions(chips.find("v6e"), 1, "train")[-1]
+    assert "on other kinds" in predict.assumptions(chips.find("v7x"), 1, "train")[-1]
 
 
 def test_all_of_it_can_be_compiled_again(monkeypatch, tmp_path, capsys):
