@@ -7,6 +7,7 @@ measurements, a factor by all, with the error of each kind when the factor is fi
 
     python -m scaling.bench.calibrate                      # the fit, from the file
     python -m scaling.bench.calibrate --peer=PYTHON        # compile all of it again with that interpreter's MaxText
+    python -m scaling.bench.calibrate --peer=PYTHON --kind=v6e   # those of one kind of chip only
 """
 
 import argparse
@@ -126,20 +127,26 @@ def compiled(point: Point, python: str) -> Point:
         if "error" in answer:
             raise ValueError(f"the peer {python} cannot compile {point.name}: {answer['error'][:500]}")
         found = predict.predict(hlo.parse(text.read_text()), topology.parse(point.topology)[0])
-    parts = {kind: part.seconds for kind, part in found.parts.items()}
-    return dataclasses.replace(point, parts=parts, exposed=found.exposed)
+    parts = {kind: round(part.seconds, 4) for kind, part in found.parts.items()}
+    return dataclasses.replace(point, parts=parts, exposed=round(found.exposed, 4))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the fit; with ``--peer`` compiles the programs and writes their predictions into the file first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--peer", metavar="PYTHON", help="an interpreter that has maxtext[tpu]")
-    python = parser.parse_args(arguments).peer
+    parser.add_argument("--kind", help="compile again for this kind of chip only, such as v6e")
+    given = parser.parse_args(arguments)
     points = load()
-    if python:
+    if given.kind and (not given.peer or given.kind not in {p.kind for p in points}):
+        known = ", ".join(sorted({p.kind for p in points}))
+        parser.error(f"--kind={given.kind} needs --peer and must be one of {known}")
+    if given.peer:
         for i, point in enumerate(points):
+            if given.kind not in (None, point.kind):
+                continue
             print(f"compiling {point.name} for {point.topology} ...", file=sys.stderr)
-            points[i] = compiled(point, python)
+            points[i] = compiled(point, given.peer)
             FILE.write_text(json.dumps([dataclasses.asdict(p) for p in points], indent=1) + "\n")
     print(*report(points), sep="\n")
 

@@ -23,7 +23,10 @@ _TRIPS = re.compile(r'"?known_trip_count"?[:=]\{"?n"?:"?(\d+)')
 _CONSTANT = re.compile(r"^[su](?:32|64)\[\]\S* constant\((\d+)\)")
 
 # What runs asynchronously as ``async-start`` of a computation that holds nothing else, or as ``copy-start`` and so on.
-_ALONE = ("copy", "slice", "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_ALONE = (
+    *("copy", "slice", "dynamic-slice", "dynamic-update-slice"),
+    *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"),
+)
 
 _NO_CYCLES = 2**63 - 1  # as the compiler writes what it has no estimate of
 
@@ -75,8 +78,18 @@ class Module:
 
     @functools.cached_property
     def shapes(self) -> dict[str, str]:
-        """Types of all instructions by name; names are unique in a program."""
-        return {i.name: i.shape for instructions in self.computations.values() for i in instructions}
+        """Types of all instructions by name, and of parts of tuples that operands name as ``tuple#1``.
+
+        Names are unique in a program.
+        """
+        scheduled = [i for instructions in self.computations.values() for i in instructions]
+        types = {i.name: i.shape for i in scheduled}
+        for name in {operand for i in scheduled for operand in i.operands if "#" in operand}:
+            whole, _, place = name.rpartition("#")
+            parts = _parts(types.get(whole, ""))
+            if place.isdigit() and int(place) < len(parts):
+                types[name] = parts[int(place)]
+        return types
 
     def walk(
         self, runs: int | None = None, computation: str | None = None, times: int = 1
@@ -234,6 +247,18 @@ def _split_shape(text: str) -> tuple[str, str]:
         if not depth:
             return text[: place + 1], text[place + 2 :]
     return text, ""
+
+
+def _parts(shape: str) -> list[str]:
+    """The types in that of a tuple."""
+    parts, depth = [""], 0
+    for character in re.sub(r"/\*.*?\*/", "", shape[1:-1]):
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
 
 
 def _split_operands(text: str) -> tuple[tuple[str, ...], str]:

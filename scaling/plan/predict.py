@@ -49,7 +49,8 @@ class Calibration(NamedTuple):
 CALIBRATIONS = {
     "v5e": Calibration(0.899, 0.051, 3),
     "v5p": Calibration(1.023, 0.011, 3),
-    "": Calibration(0.959, 0.133, 6),
+    "v6e": Calibration(1.131, 0.121, 2),
+    "": Calibration(0.999, 0.143, 8),
 }
 
 
@@ -67,7 +68,7 @@ BETWEEN = "between slices"  # traffic of all kinds that leaves a slice
 # Opcodes that take no time, or whose time is that of what they start.
 _FREE = re.compile(
     "parameter|constant|tuple|get-tuple-element|bitcast|while|conditional|call|after-all|partition-id|replica-id|"
-    "(copy|slice|async)-(start|update|done)"
+    "(copy|slice|dynamic-slice|dynamic-update-slice|async)-(start|update|done)"
 )
 _OURS, _THEIRS = "jit(step)/", "jit(train_step)/"  # train steps, and MaxText's
 _UNEMBEDDING = re.compile(r"bt[dv],[bv]|vd,bd")

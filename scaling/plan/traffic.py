@@ -69,10 +69,11 @@ def _part_of_user(module: Module, inner: list[Instruction], user: Instruction, n
 
 def bytes_prefetched(instruction: Instruction) -> int:
     """Bytes that an asynchronous copy or slice moves between main and fast memory, or twice within main memory."""
-    if instruction.opcode not in ("copy-start", "slice-start"):
+    if instruction.opcode not in ("copy-start", "slice-start", f"{_SLICE}-start", f"{_UPDATE}-start"):
         return 0
-    ends = _LAID_OUT.findall(instruction.shape)[:2]  # where to and from; of a slice from and where to
-    return min(map(shape_bytes, ends)) * sum(not _FAST.search(end) for end in ends)
+    # Where to and from; of a slice from and where to; of an update what is updated, and by what. Scalars are places.
+    ends = [end for end in _LAID_OUT.findall(instruction.shape) if "[]" not in end][:2]
+    return min(map(shape_bytes, ends), default=0) * sum(not _FAST.search(end) for end in ends)
 
 
 def _without_fast_memory(shape: str) -> str:

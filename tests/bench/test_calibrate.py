@@ -50,10 +50,10 @@ def test_calibration_scales_all_seconds_and_nothing_else():
 
 
 def test_a_kind_without_measurements_has_the_factor_of_all():
-    assert predict.calibration(chips.find("v6e")) == predict.CALIBRATIONS[""]
+    assert predict.calibration(chips.find("v7x")) == predict.CALIBRATIONS[""]
     assert predict.calibration(chips.find("v5p")) == predict.CALIBRATIONS["v5p"]
     assert "times 1.0" in predict.assumptions(chips.find("v5p"), 1, "train")[-1]
-    assert "on other kinds" in predict.assumptions(chips.find("v6e"), 1, "train")[-1]
+    assert "on other kinds" in predict.assumptions(chips.find("v7x"), 1, "train")[-1]
 
 
 def test_all_of_it_can_be_compiled_again(monkeypatch, tmp_path, capsys):
@@ -65,3 +65,9 @@ def test_all_of_it_can_be_compiled_again(monkeypatch, tmp_path, capsys):
     shown = capsys.readouterr()
     assert "compiling 1B for v5e:4x4" in shown.err and "| 8.00 s | 8.00 s |" in shown.out
     assert [p.predicted for p in calibrate.load()] == [8.0] * 4
+    monkeypatch.setattr(calibrate, "compiled", lambda p, python: dataclasses.replace(p, exposed=0.0, parts={"x": 9.0}))
+    calibrate.main(["--peer=python", "--kind=v5p"])
+    assert [p.predicted for p in calibrate.load()] == [8.0, 8.0, 9.0, 9.0]
+    for wrong in (["--kind=v5p"], ["--peer=python", "--kind=v6e"]):
+        with pytest.raises(SystemExit, match="2"):
+            calibrate.main(wrong)

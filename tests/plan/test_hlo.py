@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from scaling.catalog import chips
-from scaling.plan import compiled, hlo, predict
+from scaling.plan import compiled, hlo, predict, traffic
 
 V5E = chips.find("v5e")
 
@@ -67,6 +67,21 @@ def test_what_runs_asynchronously_is_read_in_both_spellings():
     slow = predict.predict(hlo.parse(ASYNC), dataclasses.replace(V5E, hbm_bandwidth=1e6))
     assert slow.seconds * 0.8e6 == pytest.approx(rows + 8192)  # what is brought beforehand must come from memory, too
     assert found.unread == ()
+
+
+def test_operands_may_name_a_part_of_a_tuple():
+    """Under JAX 0.12 the compiler writes ``%p#1`` where JAX itself prints a ``get-tuple-element``."""
+    text = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (p: (s32[], (f32[2], bf16[4,8]), bf16[16,8])) -> bf16[16,8] {
+  %p = (s32[]{:T(128)}, (f32[2]{0}, bf16[4,8]{1,0:T(8,128)S(5)}), /*index=2*/bf16[16,8]{1,0:T(8,128)(2,1)}) parameter(0)
+  ROOT %copy.1 = bf16[16,8]{0,1} copy(%p#2)
+}
+"""
+    read = hlo.parse(text)
+    assert read.shapes["p#2"] == "bf16[16,8]{1,0:T(8,128)(2,1)}"
+    (_, copied) = read.computations["main"]
+    assert traffic.bytes_moved(read, copied) == 2 * 16 * 8 * 2
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,20 @@ def test_copies_to_the_host_that_are_not_asynchronous_are_not_hidden():
     assert (found.seconds, found.unread) == (predict.predict(module("host.hlo"), V5E).seconds, ())
 
 
+def test_copies_to_the_host_are_read_in_both_spellings():
+    """The compiler's own text has them as ``async-start`` of a computation that holds nothing else."""
+    text, inner = Path(__file__).with_name("host.hlo").read_text(), []
+    for kind in ("dynamic-update-slice", "dynamic-slice"):
+        text = text.replace(f"{kind}-done(", "async-done(")
+        start = next(line for line in text.splitlines() if f" {kind}-start(" in line)
+        head, _, operands = start.partition(f" {kind}-start(")
+        text = text.replace(start, f"{head} async-start({operands.partition(')')[0]}), calls=%alone.{kind}")
+        inner.append(f"%alone.{kind} (p: s32[]) -> s32[] {{\n  ROOT %{kind}.9 = s32[] {kind}()\n}}\n\n")
+    assert text.count("async-start") == text.count("async-done") == 2
+    found = predict.predict(hlo.parse(text.replace("ENTRY", "".join(inner) + "ENTRY")), V5E)
+    assert found == predict.predict(module("host.hlo"), V5E)
+
+
 def test_a_chip_whose_way_to_the_host_is_not_published_says_so():
     found = predict.predict(module("host.hlo"), dataclasses.replace(V5E, host=None))
     assert found.seconds == pytest.approx(48 * 3e-3)
