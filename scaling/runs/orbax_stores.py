@@ -1,4 +1,4 @@
-"""Lets Orbax write arrays to ``s3://`` as it does to ``gs://``, with our retries and endpoint, and small arrays whole.
+"""Lets Orbax write arrays to ``s3://`` as it does to ``gs://``, with our retries and endpoint on both.
 
 Orbax 0.12 knows only ``gs://`` as a place of TensorStore's that is no file. Where it makes the specification of such a
 place, it is given ours, by replacing three of its functions; it offers no other way. The tests in ``tests/stores`` fail
@@ -11,19 +11,12 @@ import sys
 import traceback
 from typing import Any
 
-import jax
-import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint._src.metadata import array_metadata_store
 from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 from orbax.checkpoint.path import atomicity
 
 from scaling import object_store
-
-# Where an array is replicated, Orbax lets each replica write a part of it. It compiles a program for each part of each
-# shape, which cuts the part out. For parts smaller than this, that takes longer than the writing that it saves.
-_LEAST_PART = 1 << 20  # bytes
 
 
 def _normalized(path: str) -> str:
@@ -58,10 +51,6 @@ def install() -> None:
     tensorstore_utils._normalize_path = _normalized
     gcs_utils.get_kvstore_for_gcs = object_store.kvstore
     sys.unraisablehook = _unraisable
-    arrays = ocp.type_handlers.ArrayHandler(
-        min_slice_bytes_for_replica_parallel=_LEAST_PART, array_metadata_store=array_metadata_store.Store()
-    )
-    ocp.type_handlers.register_type_handler(jax.Array, arrays, override=True)
     logging.getLogger("asyncio").addFilter(_is_news)
 
 

@@ -19,7 +19,7 @@ from scaling.model.quantized import project
 from scaling.model.rounded import Rounded, rounded, rounded_axes, wide
 from scaling.parallel.mesh import make_mesh, one_device
 from tests import tiny
-from tests.model.test_kv_cache import TOKENS, parameters, stepwise
+from tests.model.test_kv_cache import TOKENS, stepwise
 
 pytestmark = pytest.mark.usefixtures("on_one_device")
 
@@ -97,6 +97,11 @@ def test_what_is_in_8_bits():
         assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(lambda x: (x.shape, x.dtype), shapes)
 
 
+def parameters(network):
+    params = decoder.initialize(network.model, jax.random.key(0))
+    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+
+
 FAST = ("llama", "mixtral")
 NAMES = ["plain", *tiny.SWITCHES]
 
@@ -109,8 +114,8 @@ def test_in_pieces_as_in_one(name):
     module = decoder.merge(network, kv_cache.in_8_bits(network, params, one_device()))
     want = module.logits(module(TOKENS))
     starts = jnp.zeros(2, jnp.int32)
-    for first, piece in ((6, 1), (1, 5)):
-        got = stepwise(network, params, TOKENS, starts, first, piece)
+    for first, pieces in ((6, (1,) * 10), (1, (5,) * 3)):
+        got = stepwise(network, params, TOKENS, starts, first, pieces)
         # Where a sum rounds otherwise, a key may become the next of the 255 numbers.
         assert np.abs(got - want).max() < 0.01 * np.abs(want).max() and np.median(np.abs(got - want)) < 1e-5
     plain = tiny.network(**tiny.SWITCHES.get(name, {}))
