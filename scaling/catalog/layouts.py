@@ -1,4 +1,7 @@
-"""Layouts of the GPT-3 sizes for TPU slices, chosen by compiling them (docs/benchmarks.md has memory and step time)."""
+"""Layouts of the GPT-3 sizes for TPU slices, chosen by compiling them (docs/benchmarks.md has memory and step time).
+
+Those of 125M and 350M for v6e and v7x were chosen by the estimate from shapes.
+"""
 
 import dataclasses
 
