@@ -195,8 +195,7 @@ def _whole_rows(w: jax.Array, axes: Axes) -> P | None:
     columns = _extent(current_mesh(), stored[-1])
     if columns == 1 or not (w.shape[-1] // columns) % _TILE:
         return None
-    inner = (stored[-2],) if isinstance(stored[-2], str) else stored[-2] or ()
-    rows = (*inner, *((stored[-1],) if isinstance(stored[-1], str) else stored[-1]))
+    rows = (*_names(stored[-2]), *_names(stored[-1]))
     return None if w.shape[-2] % (_TILE * _extent(current_mesh(), rows)) else P(*stored[:-2], rows, None)
 
 
@@ -220,11 +219,14 @@ def features_apart(x: jax.Array) -> jax.Array:
 
 
 def _extent(mesh: AbstractMesh, axes: MeshAxes) -> int:
-    names = (axes,) if isinstance(axes, str) else axes or ()
     size = 1
-    for name in names:
+    for name in _names(axes):
         size *= mesh.shape[name]
     return size
+
+
+def _names(axes: MeshAxes) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def context_devices() -> int:

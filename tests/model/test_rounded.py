@@ -97,11 +97,6 @@ def test_what_is_in_8_bits():
         assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(lambda x: (x.shape, x.dtype), shapes)
 
 
-def parameters(network):
-    params = decoder.initialize(network.model, jax.random.key(0))
-    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
-
-
 FAST = ("llama", "mixtral")
 NAMES = ["plain", *tiny.SWITCHES]
 
@@ -110,7 +105,7 @@ NAMES = ["plain", *tiny.SWITCHES]
 def test_in_pieces_as_in_one(name):
     """Scoring, which rounds the same numbers and computes with them wide, says what decoding says."""
     network = tiny.network(decode_int8="both", **tiny.SWITCHES.get(name, {}))
-    params = parameters(network)
+    params = tiny.parameters(network.model)
     module = decoder.merge(network, kv_cache.in_8_bits(network, params, one_device()))
     want = module.logits(module(TOKENS))
     starts = jnp.zeros(2, jnp.int32)
@@ -126,7 +121,7 @@ def test_in_pieces_as_in_one(name):
 
 def test_a_cache_is_off_by_half_a_step_of_each_token_and_head():
     network, plain = tiny.network(decode_int8="cache"), tiny.network()
-    params, starts = parameters(plain), jnp.zeros(2, jnp.int32)
+    params, starts = tiny.parameters(plain.model), jnp.zeros(2, jnp.int32)
     prefill = jax.jit(kv_cache.prefill, static_argnums=(0, 4))
     caches = [
         prefill(each, kv_cache.split_layers(each, params, one_device()), TOKENS, starts, 20)[1][0]
