@@ -9,6 +9,7 @@
 * a path to a directory with GPT-2's ``vocab.bpe`` and ``encoder.json`` (or ``merges.txt`` and ``vocab.json``);
 * a path to a sentencepiece model (``*.model``);
 * a path to a ``tokenizer.json`` of Hugging Face (``*.json``), with its ``tokenizer_config.json`` beside it;
+* a path to a part of another tokenizer's vocabulary (``*.reduced``, ``reduced_tokenizer``);
 * a file of these in an object store, ``gs://`` or ``s3://``;
 * any of these with ``+chat`` after it: the same, with control tokens for dialogues (``control_tokenizer``);
 * any with ``+task`` after it: the same, with the tokens that surround texts to be classified;
@@ -21,7 +22,6 @@ import base64
 import binascii
 import codecs
 import contextlib
-import hashlib
 import json
 import logging
 import re
@@ -33,10 +33,10 @@ import sentencepiece
 import tiktoken
 from etils import epath
 
-from scaling import cache, durable, json_text
-from scaling.data import books, json_tokenizer, sources
+from scaling import json_text
+from scaling.data import books, json_tokenizer, reduced_tokenizer, sources
 from scaling.data.control_tokenizer import ControlTokenizer, suffix_of
-from scaling.data.tokenizer_base import END_OF_TEXT, Tokenizer, fingerprint
+from scaling.data.tokenizer_base import END_OF_TEXT, Tokenizer, fingerprint, unpacked
 from scaling.object_store import is_remote
 
 log = logging.getLogger(__name__)
@@ -262,8 +262,10 @@ def load(name: str) -> Tokenizer:
         return SentencePieceTokenizer(name, sources.read_bytes(name), json_tokenizer.beside(name))
     if name.endswith(".json"):
         return json_tokenizer.load(name)
+    if name.endswith(reduced_tokenizer.SUFFIX):
+        return reduced_tokenizer.load(name, sources.read_bytes(name), load)
     raise ValueError(
-        f"tokenizer {name}: a file must end in .tiktoken, .model or .json, a directory hold GPT-2's two files"
+        f"tokenizer {name}: a file must end in .tiktoken, .model, .json or .reduced, a directory hold GPT-2's two files"
     )
 
 
@@ -277,13 +279,7 @@ def _here(path: epath.Path) -> Path:
     for name in (json_tokenizer.SETTINGS, json_tokenizer.TEMPLATE):
         with contextlib.suppress(FileNotFoundError):
             files[name] = (path.parent / name).read_bytes()
-    digest = hashlib.sha256(b"\0".join([path.name.encode(), *(files[name] for name in sorted(files))])).hexdigest()
-    folder = cache.root() / "tokenizers" / digest[:32]
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        with durable.replaced(folder / name) as partial:
-            partial.write_bytes(content)
-    return folder / path.name
+    return unpacked(files) / path.name
 
 
 def _download_gpt2() -> BPETokenizer:

@@ -3,9 +3,12 @@
 import abc
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+
+from scaling import cache, durable
 
 END_OF_TEXT = "<|endoftext|>"
 MASK, BEGIN, SEPARATOR = "<|mask|>", "<|begin|>", "<|separator|>"  # of encoders: BERT's [MASK], [CLS], [SEP]
@@ -160,3 +163,14 @@ def fingerprint(*parts: bytes) -> str:
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
+
+
+def unpacked(files: Mapping[str, bytes]) -> Path:
+    """Writes the files of a tokenizer, by name, into a folder of the cache that equal files share; returns it."""
+    digest = hashlib.sha256(b"\0".join(part for name in sorted(files) for part in (name.encode(), files[name])))
+    folder = cache.root() / "tokenizers" / digest.hexdigest()[:32]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        with durable.replaced(folder / name) as partial:
+            partial.write_bytes(content)
+    return folder

@@ -1,4 +1,7 @@
-"""Trains a lossless sentencepiece tokenizer: ``decode(encode(text)) == text`` for every text."""
+"""Makes tokenizers from text: lossless sentencepiece models, and parts of other tokenizers for drafts.
+
+With a sentencepiece model of ours, ``decode(encode(text)) == text`` for every text.
+"""
 
 import hashlib
 import io
@@ -8,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
 
-from scaling.data import sources
+from scaling.data import sources, tokenizer
+from scaling.data.reduced_tokenizer import SUFFIX, ReducedTokenizer, required
 from scaling.data.tokenizer import END_OF_TEXT, SPACE
 
 MAX_CHARACTERS = 200_000_000  # the trainer holds its text in memory; above this, documents are sampled
@@ -35,11 +40,7 @@ def train_tokenizer(pattern: str, vocab_size: int, output: str | os.PathLike[str
         FileExistsError: ``output`` exists.
         ValueError: bad input, or a vocabulary that the text cannot fill or that cannot hold its characters.
     """
-    output = Path(output)
-    if output.suffix != ".model":
-        raise ValueError(f"{output}: a sentencepiece tokenizer is loaded by a name that ends in .model")
-    if output.exists():
-        raise FileExistsError(f"{output} exists and is not overwritten; remove it or choose another name")
+    output = _new_file(output, "a sentencepiece tokenizer", ".model")
     if not 0 < vocab_size < 2**31:
         raise ValueError(f"a vocabulary of {vocab_size} pieces cannot be; it must lie between 1 and 2^31")
     texts = _sample(sources.texts(sources.find(pattern), text_key), MAX_CHARACTERS)
@@ -51,6 +52,56 @@ def train_tokenizer(pattern: str, vocab_size: int, output: str | os.PathLike[str
     with output.open("xb") as file:
         file.write(model)
     return output
+
+
+def reduce_tokenizer(
+    name: str, pattern: str, vocab_size: int, output: str | os.PathLike[str], text_key: str = "text"
+) -> tuple[Path, float]:
+    """Writes a tokenizer with the tokens of another one that are the most frequent in texts (``reduced_tokenizer``).
+
+    Args:
+        name: of the other tokenizer.
+        pattern: text files (see ``scaling.data.sources``).
+        vocab_size: tokens, with the control tokens of the other one and the token of all that is left out.
+        output: path of the ``.reduced`` file.
+        text_key: field of the text in ``.jsonl`` and ``.parquet``.
+
+    Returns:
+        The path, and the share of the texts' tokens that are kept.
+
+    Raises:
+        FileExistsError: ``output`` exists.
+        FileNotFoundError: no such tokenizer or text.
+        ValueError: bad input, or a vocabulary that holds nothing but control tokens, or more than the other one has.
+    """
+    output = _new_file(output, "a reduced tokenizer", SUFFIX)
+    base = tokenizer.load(name)
+    least = required(base)
+    if not len(least) + 1 < vocab_size <= base.vocab_size:
+        raise ValueError(
+            f"a vocabulary of {vocab_size} tokens cannot be a part of {name}; it must lie between {len(least) + 2} "
+            f"(control tokens, one more, and one for all others) and {base.vocab_size}"
+        )
+    counts = np.zeros(base.vocab_size, np.int64)
+    for text in sources.texts(sources.find(pattern), text_key):
+        counts += np.bincount(base.encode(text), minlength=base.vocab_size)
+    share = counts / max(1, counts.sum())
+    share[list(least)] += 1
+    kept = np.sort(np.argsort(-share, kind="stable")[: vocab_size - 1]).astype(np.int32)
+    _, content = ReducedTokenizer(str(output), base, kept).file()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("xb") as file:
+        file.write(content)
+    return output, float(counts[kept].sum() / max(1, counts.sum()))
+
+
+def _new_file(output: str | os.PathLike[str], what: str, suffix: str) -> Path:
+    path = Path(output)
+    if path.suffix != suffix:
+        raise ValueError(f"{path}: {what} is loaded by a name that ends in {suffix}")
+    if path.exists():
+        raise FileExistsError(f"{path} exists and is not overwritten; remove it or choose another name")
+    return path
 
 
 def _train(texts: list[str], vocab_size: int) -> bytes:

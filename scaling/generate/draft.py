@@ -3,7 +3,10 @@
 import os
 from typing import NamedTuple
 
+import numpy as np
+
 from scaling.config import schema as cfg
+from scaling.data.reduced_tokenizer import ReducedTokenizer
 from scaling.interop.served import Served, load_served
 from scaling.model import decoder
 
@@ -15,11 +18,14 @@ class Draft(NamedTuple):
         network: resolved.
         params: parameter tree as training or ``load_model`` gives it.
         tokens: that it proposes in a round, K.
+        vocabulary: ids of the model that its own stand for, if it has a part of the model's vocabulary, int32 [n]; its
+            id n stands for all others. None = it has the model's ids.
     """
 
     network: cfg.Network
     params: decoder.Params
     tokens: int = 4
+    vocabulary: np.ndarray | None = None
 
     def check(self, model: cfg.Model, vocab: int) -> None:
         """Refuses, with a ValueError, what cannot propose the ``vocab`` tokens of a model."""
@@ -30,7 +36,13 @@ class Draft(NamedTuple):
         if not mine.causal or mine.outputs:
             kind = "rates texts" if mine.causal else "is an encoder"
             raise ValueError(f"the draft {kind} and continues none; it must be a decoder")
-        if mine.vocab_size < vocab:
+        known = self.vocabulary
+        if known is not None and (mine.vocab_size <= len(known) or not 0 <= known.min() <= known.max() < vocab):
+            raise ValueError(
+                f"the draft has a vocabulary of {mine.vocab_size}, which must have {len(known)} of the model's {vocab} "
+                "tokens, and one that stands for all others"
+            )
+        if known is None and mine.vocab_size < vocab:
             raise ValueError(
                 f"the draft has a vocabulary of {mine.vocab_size}, and the model one of {vocab}; "
                 "both must have the same tokenizer"
@@ -71,12 +83,14 @@ def load_draft(
     if tokens < 1:
         raise ValueError(f"--draft_tokens={tokens} must be 1 or more")
     found = load_served(path, tokenizer_name, axes, dtype, int8)
-    if found.words.fingerprint != served.words.fingerprint:
+    words = found.words
+    part = words if isinstance(words, ReducedTokenizer) and words.fingerprint != served.words.fingerprint else None
+    if (part.base if part else words).fingerprint != served.words.fingerprint:
         raise ValueError(
-            f"--draft={os.fspath(path)} has the tokenizer {found.words.name!r}, which is not the model's, "
-            f"{served.words.name!r}; both must have the same"
+            f"--draft={os.fspath(path)} has the tokenizer {words.name!r}, which is neither the model's, "
+            f"{served.words.name!r}, nor a part of it; both must have the same"
         )
-    draft = Draft(found.network, found.params, tokens)
+    draft = Draft(found.network, found.params, tokens, part.kept if part else None)
     try:
         draft.check(served.network.model, served.words.vocab_size)
     except ValueError as error:

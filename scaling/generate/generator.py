@@ -89,6 +89,7 @@ class Generator:
             )
         self.words, self.mesh = words, one_device() if mesh is None else mesh
         self._draft = draft
+        self._vocabulary: speculative.Vocabulary | None = None
         if draft is not None:
             draft.check(self.config, self.vocab)
         with jax.set_mesh(self.mesh):
@@ -96,6 +97,9 @@ class Generator:
             if draft is not None:
                 small = kv_cache.split_layers(draft.network, draft.params, self.mesh)
                 self._draft = draft._replace(params=small)
+                if draft.vocabulary is not None:
+                    known = speculative.Vocabulary.of(draft.vocabulary, self.config.vocab_size)
+                    self._vocabulary = jax.tree.map(self._put, known)
 
     def generate(
         self,
@@ -218,7 +222,7 @@ class Generator:
 
     def _ids(self, where: str, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         array, vocab = np.asarray(ids), self.config.vocab_size
-        if self._draft:
+        if self._draft and self._draft.vocabulary is None:
             vocab = min(vocab, self._draft.network.model.vocab_size)  # which reads the prompt, too
         if array.ndim != 1 or not array.size:
             raise ValueError(f"{where} is empty; it must have at least one token")
@@ -289,7 +293,7 @@ class Generator:
                 decode.proceed, plain, self.params, dials, batch
             )
         program = speculative.Program(self.network, self._draft.network, static, room, self._draft.tokens)
-        params = speculative.Params(self.params, self._draft.params)
+        params = speculative.Params(self.params, self._draft.params, self._vocabulary)
         return speculative.start(program, params, dials, batch), functools.partial(
             speculative.proceed, program, params, dials, batch
         )

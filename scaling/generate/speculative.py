@@ -6,6 +6,9 @@ penalty, temperature, top-k and top-p. The first one that is not is replaced by 
 If all are accepted, one more token is drawn from p, which the pass has computed, too. So a text has the distribution
 that it has without a draft. Greedy tokens are accepted where they are the model's, so the text is the same.
 
+A draft may have a part of the model's vocabulary (``Vocabulary``). All other tokens have the probability 0 in it, and
+the rule holds as before: they come from the rest of p.
+
 As in ``decode`` the whole loop runs on the device. Rows accept different numbers of tokens, so each row has its own
 slot in the caches. What a cache holds beyond the accepted tokens is not seen, and is overwritten by the next round.
 """
@@ -15,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scaling.config import schema as cfg
 from scaling.generate import decode
@@ -33,11 +37,30 @@ class Program(NamedTuple):
     proposed: int  # tokens that the draft proposes in a round, K
 
 
+class Vocabulary(NamedTuple):
+    """What a draft with a part of the model's vocabulary has of it; the last id of the draft stands for the rest."""
+
+    ids: jax.Array | np.ndarray  # of the model, that the draft's first n ids stand for, int32 [n]
+    places: jax.Array | np.ndarray  # of the draft, by which it reads the model's ids, int32 [V]
+
+    @classmethod
+    def of(cls, ids: np.ndarray, size: int) -> "Vocabulary":
+        """That of ids of a model, int32 [n], whose vocabulary has so many; numpy arrays."""
+        places = np.full(size, len(ids), np.int32)
+        places[ids] = np.arange(len(ids))
+        return cls(ids, places)
+
+
 class Params(NamedTuple):
     """Parameters of both models, from ``kv_cache.split_layers``."""
 
     model: decoder.Params
     draft: decoder.Params
+    vocabulary: Vocabulary | None = None  # of the draft; None = the model's
+
+    def read_by_draft(self, ids: jax.Array) -> jax.Array:
+        """The draft's ids of the model's."""
+        return ids if self.vocabulary is None else self.vocabulary.places[ids]
 
 
 class State(NamedTuple):
@@ -76,14 +99,15 @@ def start(program: Program, params: Params, dials: Dials, rows: decode.Rows) -> 
     """
     room = program.room + program.proposed
     first = decode.start(decode.Program(program.network, program.rules, room), params.model, dials, rows)
-    return _with_draft(program, params.draft, rows, first)
+    return _with_draft(program, params, rows, first)
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="first")
 @jax.default_matmul_precision("highest")
-def _with_draft(program: Program, params: decoder.Params, rows: decode.Rows, first: decode.State) -> State:
+def _with_draft(program: Program, params: Params, rows: decode.Rows, first: decode.State) -> State:
     slots = first.cache[0][0].shape[2]
-    _, memory = kv_cache.prefill(program.draft, params, rows.tokens, rows.starts, slots)
+    read = params.read_by_draft(rows.tokens)
+    _, memory = kv_cache.prefill(program.draft, params.draft, read, rows.starts, slots)
     ones = constrain(jnp.ones(len(rows.tokens), jnp.int32), None)
     return State(
         length=ones,
@@ -123,11 +147,12 @@ def _round(
     last = prompt + state.length - 1
     slot = last[0] if batch == 1 else last
     keys = None if program.rules.greedy else _round_keys(rows.keys, state.length, count + 1)
-    proposals, draft_cache = _propose(program, params.draft, dials, rows.starts, state, slot, keys)
+    proposals, draft_cache = _propose(program, params, dials, rows.starts, state, slot, keys)
 
     read = jnp.concatenate([state.recent[:, 1:], proposals.ids], axis=1)
     hidden, cache = kv_cache.extend(program.network, params.model, read, state.cache, slot, rows.starts)
-    weights = _weights(program.network, params.model, hidden, program.rules, dials, proposals.seen)
+    logits = _logits(program.network, params.model, hidden, program.rules.vocab)
+    weights = _weights(logits, program.rules, dials, proposals.seen)
     accepted, corrected = _judge(proposals, weights, keys)
 
     place = jnp.arange(count + 1)
@@ -171,7 +196,7 @@ def _round_keys(keys: jax.Array | None, count: jax.Array, length: int) -> jax.Ar
 
 def _propose(
     program: Program,
-    params: decoder.Params,
+    params: Params,
     dials: Dials,
     starts: jax.Array,
     state: State,
@@ -182,18 +207,21 @@ def _propose(
     network, rules = program.draft, program.rules
 
     def draw(hidden: jax.Array, seen: jax.Array | None, i: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-        weights = _weights(network, params, hidden, rules, dials, None if seen is None else seen[:, None])[:, 0]
+        logits = _draft_logits(network, params, hidden, rules.vocab)
+        weights = _weights(logits, rules, dials, None if seen is None else seen[:, None])[:, 0]
         drawn = jnp.argmax(weights, axis=-1) if keys is None else _draw(keys[:, i, 0], weights)
         return drawn.astype(jnp.int32), weights
 
     def step(carry: _Reading, i: jax.Array) -> tuple[_Reading, tuple[jax.Array, jax.Array, jax.Array | None]]:
         hidden, memory, seen = carry
         ids, weights = draw(hidden, seen, i)
-        hidden, memory = kv_cache.extend(network, params, ids[:, None], memory, slot + 1 + i, starts)
+        read = params.read_by_draft(ids[:, None])
+        hidden, memory = kv_cache.extend(network, params.draft, read, memory, slot + 1 + i, starts)
         return (hidden, memory, _with(seen, ids)), (ids, weights, seen)
 
     # The last token but one may be a proposal that was accepted, which the draft has not read yet.
-    hidden, memory = kv_cache.extend(network, params, state.recent, state.draft_cache, slot - 1, starts)
+    read = params.read_by_draft(state.recent)
+    hidden, memory = kv_cache.extend(network, params.draft, read, state.draft_cache, slot - 1, starts)
     carry = hidden[:, 1:], memory, state.seen
     (hidden, memory, seen), before = jax.lax.scan(step, carry, jnp.arange(program.proposed - 1))
     ids, weights = draw(hidden, seen, program.proposed - 1)
@@ -210,19 +238,26 @@ def _with(seen: jax.Array | None, ids: jax.Array) -> jax.Array | None:
     return None if seen is None else seen.at[jnp.arange(len(ids)), ids].set(True)
 
 
-def _weights(
-    network: cfg.Network,
-    params: decoder.Params,
-    hidden: jax.Array,
-    rules: Rules,
-    dials: Dials,
-    seen: jax.Array | None,
-) -> jax.Array:
-    """``weighed`` of the tokens after hidden states [B, T, D]; float32 [B, T, V] with the V ids of the tokenizer."""
+def _logits(network: cfg.Network, params: decoder.Params, hidden: jax.Array, vocab: int) -> jax.Array:
+    """Logits after hidden states [B, T, D], float32 [B, T, vocab]."""
     batch, length, features = hidden.shape
-    logits = kv_cache.next_logits(network, params, hidden.reshape(-1, features), rules.vocab)[:, : rules.vocab]
-    seen = None if seen is None else seen.reshape(len(logits), -1)[:, : rules.vocab]
-    return weighed(logits, rules, dials, seen).reshape(batch, length, -1)
+    logits = kv_cache.next_logits(network, params, hidden.reshape(-1, features), vocab)[:, :vocab]
+    return logits.reshape(batch, length, vocab)
+
+
+def _draft_logits(network: cfg.Network, params: Params, hidden: jax.Array, vocab: int) -> jax.Array:
+    """As ``_logits``, by the draft for the model's ids; -inf for those that the draft does not have."""
+    if params.vocabulary is None:
+        return _logits(network, params.draft, hidden, vocab)
+    own = _logits(network, params.draft, hidden, len(params.vocabulary.ids))
+    return jnp.full((*own.shape[:2], vocab), -jnp.inf).at[:, :, params.vocabulary.ids].set(own, unique_indices=True)
+
+
+def _weights(logits: jax.Array, rules: Rules, dials: Dials, seen: jax.Array | None) -> jax.Array:
+    """``weighed`` of logits [B, T, V], with the tokens that were there before each, bool [B, T, W]."""
+    rows = logits.reshape(-1, rules.vocab)
+    seen = None if seen is None else seen.reshape(len(rows), -1)[:, : rules.vocab]
+    return weighed(rows, rules, dials, seen).reshape(logits.shape)
 
 
 def _judge(proposals: _Proposals, weights: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:

@@ -89,7 +89,7 @@ def _copy(name: str, run_dir: epath.PathLike) -> str | None:
     text = plain(name)
     if text in tokenizer.NAMES:
         return None
-    suffix = next((suffix for suffix in (".model", ".json") if text.endswith(suffix)), ".tiktoken")
+    suffix = next((suffix for suffix in (".model", ".json", ".reduced") if text.endswith(suffix)), ".tiktoken")
     path = epath.Path(run_dir) / f"tokenizer{suffix}"
     if not path.exists():
         return None

@@ -1,4 +1,5 @@
 import base64
+import functools
 import gzip
 import itertools
 import json
@@ -12,7 +13,7 @@ import sentencepiece
 import tiktoken
 
 from scaling.data import books, tokenizer
-from scaling.data.tokenizer_training import _sample, train_tokenizer
+from scaling.data.tokenizer_training import _sample, reduce_tokenizer, train_tokenizer
 from tests.shared import SHARED, needs_shared
 
 TEXTS = [
@@ -228,7 +229,7 @@ def test_a_byte_order_mark_before_ranks(tmp_path):
     [
         ("gtp2", None, FileNotFoundError, "none of gpt2, bytes, books"),
         ("a.model", b"not a model", ValueError, "not a sentencepiece model"),
-        ("a.txt", b"x", ValueError, ".tiktoken, .model or .json"),
+        ("a.txt", b"x", ValueError, ".tiktoken, .model, .json or .reduced"),
         ("a.tiktoken", b"IQ== 0\n??? 1\n", ValueError, "a.tiktoken:2: not a line"),
         ("a.tiktoken", b"IQ== 0\n", ValueError, "byte 0x00"),
     ],
@@ -358,3 +359,63 @@ def test_the_embedded_corpus_is_clean():
 
 def test_the_embedded_files_stay_small():
     assert sum(path.stat().st_size for path in (books.TRAIN, books.VALIDATION, books.TOKENIZER)) < 3_000_000
+
+
+def test_a_part_of_a_vocabulary(tmp_path):
+    """The most frequent tokens keep their meaning, all others are one, and the file holds the whole tokenizer."""
+    (tmp_path / "a.txt").write_text("the cat and the dog and the cat " * 20 + "zebra quagmire, 1789!")
+    base = tokenizer.load("books+chat")
+    path, share = reduce_tokenizer("books+chat", str(tmp_path / "a.txt"), 18, tmp_path / "new/a.reduced")
+    part = tokenizer.load(str(path))
+    assert part.vocab_size == 18 and 0.9 < share < 1
+    frequent, rare = part.encode("the cat and the dog"), part.encode("the xylophone")
+    assert part.decode(frequent) == "the cat and the dog" and part.rare not in frequent
+    assert part.decode(rare).startswith("the") and part.decode(rare).count("\ufffd") == (rare == part.rare).sum() > 0
+    assert part.decode([part.rare]) == "\ufffd"
+    np.testing.assert_array_equal(part.kept[frequent], base.encode("the cat and the dog"))
+    # What begins, ends and lays out texts is there, whether the texts have it or not.
+    assert part.eot < part.rare and part.kept[part.eot] == base.eot
+    assert {name: part.kept[i] for name, i in part.controls.items()} == base.controls
+    assert (part.chat_template, [*part.kept[list(part.start)]]) == (base.chat_template, [*base.start])
+    np.testing.assert_array_equal(part.encode_stream(["the", "cat"]), part.places[base.encode_stream(["the", "cat"])])
+
+    # A copy needs no other file, and is the same tokenizer.
+    suffix, content = part.file()
+    (tmp_path / f"copy{suffix}").write_bytes(content)
+    assert tokenizer.load(str(tmp_path / f"copy{suffix}")).fingerprint == part.fingerprint
+    trained = train_tokenizer(str(tmp_path / "a.txt"), 290, tmp_path / "own.model")
+    own, _ = reduce_tokenizer(str(trained), str(tmp_path / "a.txt"), 12, tmp_path / "own.reduced")
+    before = tokenizer.load(str(own))
+    trained.unlink()
+    again = tokenizer.load(str(own))
+    assert again.fingerprint == before.fingerprint != part.fingerprint
+    assert again.base.fingerprint == before.base.fingerprint
+
+
+def test_a_part_that_cannot_be_is_refused(tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("abc")
+    make = functools.partial(reduce_tokenizer, "bytes", str(text))
+    for size in (2, 258):
+        with pytest.raises(ValueError, match=rf"of {size} tokens .* must lie between 3 .* and 257"):
+            make(size, tmp_path / "a.reduced")
+    with pytest.raises(ValueError, match=r"a name that ends in \.reduced"):
+        make(5, tmp_path / "a.model")
+    made, _ = make(5, tmp_path / "a.reduced")
+    with pytest.raises(FileExistsError, match="is not overwritten"):
+        make(5, made)
+    text.write_text("")
+    with pytest.raises(ValueError, match="is empty"):
+        make(5, tmp_path / "b.reduced")
+    good = json.loads(made.read_text())
+    for change, message in (
+        ({"ids": [97, 98, 256, 255]}, r"must ascend within \[0, 257\)"),
+        ({"ids": [97, 98, 257]}, r"must ascend within \[0, 257\)"),
+        ({"ids": [97, 98]}, "must keep the control token 256 of bytes"),
+        ({"ids": ["a"]}, "not what `scaling tokenizer reduce` writes"),
+        ({"tokenizer": {"name": "x.model", "files": {"x.model": "?"}}}, "not what `scaling tokenizer reduce` writes"),
+        ({"tokenizer": {"name": "x.model", "files": {"../x.model": ""}}}, "not what `scaling tokenizer reduce` writes"),
+    ):
+        (tmp_path / "c.reduced").write_text(json.dumps(good | change))
+        with pytest.raises(ValueError, match=message):
+            tokenizer.load(str(tmp_path / "c.reduced"))

@@ -134,7 +134,14 @@ def exact(options):
     return np.take_along_axis(p, texts[:, :, None], axis=2)[:, :, 0].prod(1)
 
 
+def part(known, seed=1, tokens=2, **changes):
+    """A draft that has so many of the model's tokens."""
+    network, params = model(seed, **changes | dict(vocab_size=len(known) + 1))
+    return Draft(network, params, tokens, np.asarray(known))
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("known", [None, [0, 2, 3]])
 @pytest.mark.parametrize(
     "options",
     [
@@ -144,9 +151,10 @@ def exact(options):
         {"repetition_penalty": 1.8, "temperature": 2.0},
     ],
 )
-def test_texts_have_the_exact_distribution(options):
+def test_texts_have_the_exact_distribution(options, known):
     count = 4096
-    generator = Generator(*model(**SMALL), None, draft=Draft(*model(1, **SMALL), 2))
+    draft = Draft(*model(1, **SMALL), 2) if known is None else part(known, **SMALL)
+    generator = Generator(*model(**SMALL), None, draft=draft)
     sampling = Sampling(tokens=3, end_ids=(), num_samples=count, **options)
     (found,) = generator.generate([[1, 2]], sampling, batch_size=count)
     numbers = [25 * a + 5 * b + c for a, b, c in (completion.ids for completion in found)]
@@ -181,6 +189,29 @@ def test_eight_devices_choose_the_same_tokens():
         assert ids(found) == ids(plain().generate(PROMPTS, GREEDY))
 
 
+@pytest.mark.slow
+def test_a_part_of_the_vocabulary_proposes_what_it_has():
+    network, params = model()
+    want = ids(plain().generate(PROMPTS[:1], GREEDY))[0]
+
+    def itself(known):
+        """The model, with so many of its tokens."""
+        small = tiny.network(**ONE_LAYER | dict(vocab_size=len(known) + 1))
+        rows = np.zeros((small.model.padded_vocab, small.model.d_model), np.float32)
+        rows[: len(known)] = np.asarray(params["tokens"])[known]
+        draft = Draft(small, params | {"tokens": rows}, 4, np.asarray(known))
+        return Generator(network, params, None, draft=draft).generate(PROMPTS[:1], GREEDY)
+
+    texts = sorted({*PROMPTS[0], *want[0]})
+    all_known = itself(texts)
+    assert ids(all_known) == [want] and passes(all_known) == [4]  # as of the whole model: 1 + 5 + 5 + 3 tokens
+    one_less = itself([token for token in texts if token != want[0][7]])
+    assert ids(one_less) == [want] and 4 < passes(one_less)[0] < 14
+    mesh = make_mesh(cfg.Mesh(fsdp=2, tensor=4), jax.devices()[:8])
+    several = Generator(network, params, None, mesh, part(list(range(0, 257, 2)), tokens=4, **ONE_LAYER))
+    assert ids(several.generate(PROMPTS, GREEDY)) == ids(plain().generate(PROMPTS, GREEDY))
+
+
 def test_what_cannot_be_a_draft_is_refused():
     for changes, message in (
         (dict(vocab_size=40), "vocabulary of 40, and the model one of 257"),
@@ -192,6 +223,8 @@ def test_what_cannot_be_a_draft_is_refused():
             Generator(*model(), None, draft=Draft(network, None))
     with pytest.raises(ValueError, match="1 or more tokens in a round, not 0"):
         speculative(tokens=0)
+    with pytest.raises(ValueError, match=r"a vocabulary of 3, which must have 3 of the model's 257 tokens, and one that"):
+        Generator(*model(), None, draft=part([1, 2, 3])._replace(network=tiny.network(**ONE_LAYER | {"vocab_size": 3})))
     both = dataclasses.replace(model()[0].model, encoder_layers=1)
     with pytest.raises(ValueError, match="the draft has an encoder"):
         Generator(*model(), None, draft=Draft(dataclasses.replace(model()[0], model=both), None))
