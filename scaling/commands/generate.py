@@ -76,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="of --best_of: run directory of a reward model, FILE.py:FUNCTION, or exact_match or constraints",
     )
-    add("--draft", metavar="SMALL", help="small model with the same tokenizer that proposes tokens: faster, same texts")
+    add("--draft", metavar="SMALL", help="small model that proposes tokens, with the model's tokenizer or a part of it")
     add("--draft_tokens", type=int, metavar="K", help="with --draft: tokens proposed at a time (default: 4)")
     add("--beams", type=int, default=1, metavar="N", help="width of a beam search instead of sampling (default: 1)")
     add("--length_penalty", type=float, metavar="X", help="beam search: length penalty (default: 0.6, as in GPT-3)")

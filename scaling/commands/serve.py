@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the matrix products")
     add("--int8", choices=INT8, default="none", help=INT8_HELP)
     add("--mesh", default="", metavar="AXES", help="devices to use, as in fsdp=2,tensor=4 (default: one device)")
-    add("--draft", metavar="SMALL", help="small model with the same tokenizer that proposes tokens: faster, same texts")
+    add("--draft", metavar="SMALL", help="small model that proposes tokens, with the model's tokenizer or a part of it")
     add("--draft_tokens", type=int, metavar="K", help="with --draft: tokens proposed at a time (default: 4)")
     add("--rank", type=int, metavar="K", help="show the page on which a person ranks K answers (2 to 9)")
     add("--prompts", metavar="FILE", help="--rank: a prompt a line, or .jsonl with prompt or messages")

@@ -60,7 +60,8 @@ class Attention(nnx.Module):
     def _merge(self, mixed: jax.Array, context: AttentionContext) -> jax.Array:
         """Heads [B, H, T, K] back into the residual stream [B, T, D]."""
         mixed = constrain(mixed, "batch", "heads", "time" if context.zigzag else None, None)
-        out = project(mixed.swapaxes(1, 2), self.out, self.compute.quantization, 2)
+        mixed = mixed.swapaxes(1, 2).reshape(mixed.shape[0], mixed.shape[2], -1)
+        out = project(mixed, _as_matrix(self.out), self.compute.quantization)
         return constrain(add_bias(out, self.out_bias) if self.config.out_bias else out, "batch", "sequence", None)
 
 
@@ -181,6 +182,13 @@ def _in_one(*parts: Parameter) -> Parameter:
     """Parameters [..., H, K] as one [..., 3, H, K]."""
     whole, axes = stacked([part[...] for part in parts]), stacked([part.axes for part in parts])
     return Parameter(whole, axes=axes, kind=parts[0].kind)
+
+
+def _as_matrix(parameter: Parameter) -> Parameter:
+    """A parameter [H, K, D] as [H * K, D], whose parts of all devices are one matrix without being put in order."""
+    value = parameter[...]
+    merged = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]) if x.ndim == 3 else x, value)
+    return Parameter(merged, axes=(parameter.axes[0], parameter.axes[2]), kind=parameter.kind)
 
 
 def _extended(cached: Cached, new: Memory, mixed: jax.Array) -> Memory:

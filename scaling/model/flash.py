@@ -82,6 +82,19 @@ class Way(NamedTuple):
     interpret: bool = False
 
 
+def side_by_side(d_head: int) -> bool:
+    """Whether the output of all heads lies in one row of features, as the projection after it reads it.
+
+    Blocks of a head are then columns of a matrix, which must fill the lanes.
+    """
+    return d_head % LANES == 0
+
+
+def by_head(out: jax.Array, heads: int) -> jax.Array:
+    """The output of ``forward``, or its gradient, as [B, H, T, K]."""
+    return out if out.ndim == 4 else out.reshape(*out.shape[:2], heads, -1).swapaxes(1, 2)
+
+
 def block_pairs(queries: int, keys: int, block: int, seen: Seen) -> np.ndarray:
     """The pairs of blocks that have something to compute.
 
@@ -92,8 +105,8 @@ def block_pairs(queries: int, keys: int, block: int, seen: Seen) -> np.ndarray:
         seen: who sees whom.
 
     Returns:
-        int32 [3, P]: block of queries, block of keys, and whether each of the queries sees each of the keys; a block
-        of queries stays while blocks of keys pass.
+        int32 [5, P]: block of queries, block of keys, whether each of the queries sees each of the keys, and whether it
+        is the first and the last pair of its block of queries, which stays while blocks of keys pass.
     """
     rows, columns = np.meshgrid(np.arange(queries // block), np.arange(keys // block), indexing="ij")
     least = (rows - columns) * block - (block - 1)  # distance of the last key and the first query
@@ -103,42 +116,43 @@ def block_pairs(queries: int, keys: int, block: int, seen: Seen) -> np.ndarray:
         some, all_of_them = most >= 0, least >= 0
         if seen.window:
             some, all_of_them = some & (least < seen.window), all_of_them & (most < seen.window)
-    return np.stack([rows[some], columns[some], all_of_them[some]]).astype(np.int32)
+    changes = np.diff(rows[some]) != 0
+    ends = np.append(True, changes), np.append(changes, True)
+    return np.stack([rows[some], columns[some], all_of_them[some], *ends]).astype(np.int32)
 
 
 def forward(tensors: Tensors, way: Way) -> tuple[jax.Array, jax.Array]:
     """Attention.
 
     Returns:
-        The output [B, H, T, K], and the logarithms of the sums of exponentials, float32 [B, H, T].
+        The output, [B, T, H * K] if heads lie ``side_by_side``, else [B, H, T, K], and the logarithms of the sums of
+        exponentials, float32 [B, H, T].
     """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
     call = _Call.of(tensors, way)
     pairs = block_pairs(call.queries, call.keys, way.block, way.seen)
-    changes = pairs[0, 1:] != pairs[0, :-1]
-    ends = np.stack([np.append(True, changes), np.append(changes, True)]).astype(np.int32)  # begins, ends
     out, lse = pl.pallas_call(
         functools.partial(_forward_kernel, way=way),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(*call.grid, pairs.shape[1]),
             in_specs=call.specs,
-            out_specs=[call.of_query, call.number],
+            out_specs=[call.of_output, call.number],
             scratch_shapes=[
                 pltpu.VMEM(shape, jnp.float32) for shape in ((1, way.block),) * 2 + ((call.d_head, way.block),)
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct(call.operands[0].shape, tensors.queries.dtype),
+            jax.ShapeDtypeStruct(call.output, tensors.queries.dtype),
             jax.ShapeDtypeStruct((*call.grid, 1, call.queries), jnp.float32),
         ],
         compiler_params=call.parameters,
         name=f"{FORWARD}_{way.block}",
         interpret=way.interpret,
-    )(np.concatenate([pairs, ends]), *call.operands)
-    return out.reshape(tensors.queries.shape), lse.reshape(tensors.queries.shape[:3])
+    )(pairs, *call.operands)
+    return out if out.ndim == 3 else out.reshape(tensors.queries.shape), lse.reshape(tensors.queries.shape[:3])
 
 
 def _forward_kernel(at: Any, q: Any, k: Any, v: Any, *rest: Any, way: Way) -> None:
@@ -178,7 +192,7 @@ def gradients(
     Args:
         tensors: as of ``forward``.
         saved: what ``forward`` returned.
-        grad: of the output [B, H, T, K].
+        grad: of the output, as it lies.
         way: as of ``forward``.
 
     Returns:
@@ -190,9 +204,8 @@ def gradients(
     call = _Call.of(tensors, way)
     (queries, keys), d_head = (call.queries, call.keys), call.d_head
     out, lse = saved
-    delta = (out.astype(jnp.float32) * grad.astype(jnp.float32)).sum(-1)
-    upstream, *numbers = (call.grouped(x) for x in (grad, lse[..., None], delta[..., None]))
-    numbers = [x.swapaxes(-1, -2) for x in numbers]
+    out, grad = (x.reshape(call.output) for x in (out, grad))
+    number = lse.reshape(*call.grid, 1, queries)
     whole_query = pl.BlockSpec((None, None, None, queries, d_head), lambda b, n, g, p, at: (b, n, g, 0, 0))
     whole_keys = pl.BlockSpec((None, None, keys, d_head), lambda b, n, g, p, at: (b, n, 0, 0))
     pairs = block_pairs(queries, keys, way.block, way.seen)
@@ -201,9 +214,12 @@ def gradients(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(*call.grid, pairs.shape[1]),
-            in_specs=[call.of_query, call.number, call.number, *call.specs],
+            in_specs=[call.of_output, call.number, call.of_output, *call.specs],
             out_specs=[whole_query, whole_keys, whole_keys],
-            scratch_shapes=[pltpu.VMEM((length, d_head), jnp.float32) for length in (queries, keys, keys)],
+            scratch_shapes=[
+                pltpu.VMEM(shape, jnp.float32)
+                for shape in ((1, way.block), *((length, d_head) for length in (queries, keys, keys)))
+            ],
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in call.operands[:3]],
         compiler_params=dataclasses.replace(
@@ -212,20 +228,25 @@ def gradients(
         ),
         name=f"{GRADIENTS}_{way.block}",
         interpret=way.interpret,
-    )(pairs, upstream, *numbers, *call.operands)
+    )(pairs, grad, number, out, *call.operands)
     return dq.reshape(tensors.queries.shape), dk, dv
 
 
-def _gradients_kernel(at: Any, grad: Any, lse: Any, delta: Any, q: Any, k: Any, v: Any, *rest: Any, way: Way) -> None:
+def _gradients_kernel(at: Any, grad: Any, lse: Any, out: Any, q: Any, k: Any, v: Any, *rest: Any, way: Way) -> None:
     """One pair of blocks."""
     from jax.experimental import pallas as pl
 
-    *segments, results, sums = *rest[:-6], rest[-6:-3], rest[-3:]
+    *segments, results, delta, sums = *rest[:-7], rest[-7:-4], rest[-4], rest[-3:]
     group, pair = pl.program_id(2), pl.program_id(3)
 
     @pl.when(pair == 0)
     def begin_queries() -> None:
         sums[0][...] = jnp.zeros_like(sums[0])
+
+    @pl.when(at[3, pair] == 1)
+    def begin_block() -> None:
+        product = out[...].astype(jnp.float32) * grad[...].astype(jnp.float32)
+        delta[...] = product.T.sum(0, keepdims=True)
 
     @pl.when((pair == 0) & (group == 0))
     def begin_keys() -> None:
@@ -259,7 +280,8 @@ class _Call(NamedTuple):
 
     operands: list[jax.Array]
     specs: list[Any]
-    of_query: Any
+    of_output: Any
+    output: tuple[int, ...]
     number: Any
     grid: tuple[int, int, int]
     queries: int
@@ -276,6 +298,11 @@ class _Call(NamedTuple):
         (rows, groups, keys, d_head), (_, heads, queries, _) = k.shape, q.shape
         grid, block = (rows, groups, heads // groups), way.block
         of_query = pl.BlockSpec((None, None, None, block, d_head), lambda b, n, g, p, at: (b, n, g, at[0, p], 0))
+        of_output, output = of_query, (*grid, queries, d_head)
+        if side_by_side(d_head):
+            each = heads // groups
+            of_output = pl.BlockSpec((None, block, d_head), lambda b, n, g, p, at: (b, at[0, p], n * each + g))
+            output = (rows, queries, heads * d_head)
         of_keys = pl.BlockSpec((None, None, block, d_head), lambda b, n, g, p, at: (b, n, at[1, p], 0))
         number = pl.BlockSpec((None, None, None, 1, block), lambda b, n, g, p, at: (b, n, g, 0, at[0, p]))
         operands, specs = [q.reshape(*grid, queries, d_head), k, v], [of_query, of_keys, of_keys]
@@ -290,11 +317,7 @@ class _Call(NamedTuple):
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=bytes_needed(queries, keys, d_head, block),
         )
-        return cls(operands, specs, of_query, number, grid, queries, keys, d_head, parameters)
-
-    def grouped(self, x: jax.Array) -> jax.Array:
-        """[B, H, ...] as [B, N, H / N, ...]."""
-        return x.reshape(*self.grid, *x.shape[2:])
+        return cls(operands, specs, of_output, output, number, grid, queries, keys, d_head, parameters)
 
 
 def _where_visible(at: Any, pair: jax.Array, segments: list[Any], add: Callable[[bool], None]) -> None:

@@ -94,7 +94,7 @@ def flash_attention(
                     stacked=stacked,
                     interpret=platform() != "tpu",
                 )
-                return _attention(flash.Tensors(q, k, v, both), way)
+                return flash.by_head(_attention(flash.Tensors(q, k, v, both), way), q.shape[1])
             return _splash(q, k, v, segments, context.window, block)
 
     heads = P(BATCH_AXES, HEAD_AXIS, None, None)
@@ -107,7 +107,7 @@ def flash_attention(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _attention(tensors: flash.Tensors, way: flash.Way) -> jax.Array:
-    """Attention on one device by the kernels of ``flash``."""
+    """Attention on one device by the kernels of ``flash``; the output is laid out as theirs."""
     return _attention_forward(tensors, way)[0]
 
 

@@ -37,49 +37,44 @@ def check(quantization: str) -> None:
             ) from None
 
 
-def project(x: jax.Array, parameter: Parameter, quantization: str, contracted: int = 1) -> jax.Array:
-    """The last dimensions of x, ``contracted`` of them, against the first of a parameter; in x's dtype.
+def project(x: jax.Array, parameter: Parameter, quantization: str) -> jax.Array:
+    """The last dimension of x against the first of a parameter; in x's dtype.
 
     Args:
         x: activations, in the compute dtype.
         parameter: float32; while decoding in the compute dtype, or rounded.
         quantization: none, int8 or fp8.
-        contracted: how many dimensions are summed over.
     """
     if quantization == "none":
-        w = used(parameter[...], parameter.axes, tuple(range(contracted)), x.dtype)
-        return scaled(product(x, factor(w, x.dtype), contracted), w)
-    return _narrow(x, parameter[...], parameter.axes, quantization, contracted)
+        w = used(parameter[...], parameter.axes, (0,), x.dtype)
+        return scaled(product(x, factor(w, x.dtype)), w)
+    return _narrow(x, parameter[...], parameter.axes, quantization)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _narrow(x: jax.Array, w: jax.Array, axes: Axes, quantization: str, contracted: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _narrow(x: jax.Array, w: jax.Array, axes: Axes, quantization: str) -> jax.Array:
     import qwix
 
-    kept = x.ndim - contracted
-    narrow = _quantized(x, TYPES[quantization][0], range(kept))
-    dimensions = (tuple(range(kept, x.ndim)), tuple(range(contracted)))
-    weights = _weights(w, axes, quantization, contracted)
-    return qwix.dot_general(narrow, weights, (dimensions, ((), ()))).astype(x.dtype)
+    narrow = _quantized(x, TYPES[quantization][0], range(x.ndim - 1))
+    weights = _weights(w, axes, quantization)
+    return qwix.dot_general(narrow, weights, (((x.ndim - 1,), (0,)), ((), ()))).astype(x.dtype)
 
 
-def _forward(x: jax.Array, w: jax.Array, axes: Axes, quantization: str, contracted: int) -> tuple[jax.Array, Any]:
+def _forward(x: jax.Array, w: jax.Array, axes: Axes, quantization: str) -> tuple[jax.Array, Any]:
     # Of the weights, their shards are kept and not what was gathered.
-    return _narrow(x, w, axes, quantization, contracted), (x, w)
+    return _narrow(x, w, axes, quantization), (x, w)
 
 
-def _backward(
-    axes: Axes, quantization: str, contracted: int, saved: Any, grad: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _backward(axes: Axes, quantization: str, saved: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     import qwix
 
     x, w = saved
-    tokens = tuple(range(x.ndim - contracted))
-    weights = _weights(w, axes, quantization, contracted)
+    tokens = tuple(range(x.ndim - 1))
+    weights = _weights(w, axes, quantization)
     # The sum now runs over the output channels: their scales go to the gradient, and the weights serve as they are.
-    scaled = grad.astype(jnp.float32) * weights.scale.reshape(w.shape[contracted:])
+    scaled = grad.astype(jnp.float32) * weights.scale.reshape(w.shape[1:])
     narrow = _quantized(scaled, TYPES[quantization][1], tokens)
-    dimensions = (tuple(range(len(tokens), grad.ndim)), tuple(range(contracted, w.ndim)))
+    dimensions = (tuple(range(len(tokens), grad.ndim)), tuple(range(1, w.ndim)))
     grad_x = qwix.dot_general(narrow, weights.qvalue, (dimensions, ((), ())))
     grad_w = with_gradient_layout(jnp.tensordot(x, grad, (tokens, tokens)), axes)
     return grad_x.astype(x.dtype), grad_w.astype(w.dtype)
@@ -88,9 +83,9 @@ def _backward(
 _narrow.defvjp(_forward, _backward)
 
 
-def _weights(w: jax.Array, axes: Axes, quantization: str, contracted: int) -> Any:
+def _weights(w: jax.Array, axes: Axes, quantization: str) -> Any:
     """Weights in 8 bits, made where they are stored: FSDP gathers bytes."""
-    narrow = _quantized(w, TYPES[quantization][0], range(contracted, w.ndim))
+    narrow = _quantized(w, TYPES[quantization][0], range(1, w.ndim))
     return dataclasses.replace(narrow, qvalue=gathered(narrow.qvalue, axes), scale=constrain(narrow.scale, *axes))
 
 

@@ -223,7 +223,7 @@ def test_what_cannot_be_a_draft_is_refused():
             Generator(*model(), None, draft=Draft(network, None))
     with pytest.raises(ValueError, match="1 or more tokens in a round, not 0"):
         speculative(tokens=0)
-    with pytest.raises(ValueError, match=r"a vocabulary of 3, which must have 3 of the model's 257 tokens, and one that"):
+    with pytest.raises(ValueError, match=r"a vocabulary of 3, which must have 3 of the model's 257 tokens"):
         Generator(*model(), None, draft=part([1, 2, 3])._replace(network=tiny.network(**ONE_LAYER | {"vocab_size": 3})))
     both = dataclasses.replace(model()[0].model, encoder_layers=1)
     with pytest.raises(ValueError, match="the draft has an encoder"):

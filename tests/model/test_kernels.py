@@ -17,9 +17,9 @@ pytestmark = pytest.mark.usefixtures("on_one_device")
 B, H, T, K = 2, 2, 256, 64
 
 
-def inputs(dtype=jnp.float32):
+def inputs(dtype=jnp.float32, features=K):
     keys = jax.random.split(jax.random.key(0), 4)
-    return [jax.random.normal(key, (B, H, T, K), dtype) for key in keys]
+    return [jax.random.normal(key, (B, H, T, features), dtype) for key in keys]
 
 
 def on_tpu(q, k, v, window, segments=None):
@@ -33,10 +33,13 @@ def with_gradients(function, q, k, v, weights):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("window", [0, 96, 200])
-@pytest.mark.parametrize("documents", [False, True])
-def test_flash_is_the_reference_with_its_gradients(window, documents):
-    check_against_reference(*inputs(), window, documents)
+@pytest.mark.parametrize(
+    ("window", "documents", "features"),
+    [(0, False, 64), (96, False, 64), (200, True, 64), (0, True, 128), (96, False, 128), (200, False, 192)],
+)
+def test_flash_is_the_reference_with_its_gradients(window, documents, features):
+    """Also with heads that fill whole lanes, whose output lies in rows of all heads."""
+    check_against_reference(*inputs(features=features), window, documents)
 
 
 def test_the_backward_kernel_reads_by_name_what_a_policy_may_keep():
@@ -70,9 +73,11 @@ def check_against_reference(q, k, v, weights, window, documents):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("heads", "window", "documents"), [(1, 96, True), (2, 0, False)])
-def test_flash_with_grouped_heads_is_the_reference_with_its_gradients(heads, window, documents):
-    q, k, v, weights = inputs()
+@pytest.mark.parametrize(
+    ("heads", "window", "documents", "features"), [(1, 96, True, 64), (2, 0, False, 64), (2, 96, True, 128)]
+)
+def test_flash_with_grouped_heads_is_the_reference_with_its_gradients(heads, window, documents, features):
+    q, k, v, weights = inputs(features=features)
     q, weights = (jnp.concatenate([x, -x[:, ::-1]], axis=1)[:, : 2 * heads] for x in (q, weights))
     check_against_reference(q, *(x[:, :heads] for x in (k, v)), weights, window, documents)
 
@@ -95,7 +100,10 @@ def test_pairs_of_blocks_are_those_with_something_to_see(seen):
     if seen.window:
         mask &= distance < seen.window
     blocks = mask.reshape(4, block, 4, block).swapaxes(1, 2)
-    want = [(i, j, int(blocks[i, j].all())) for i in range(4) for j in range(4) if blocks[i, j].any()]
+    want = list[tuple[int, ...]]()
+    for i in range(4):
+        used = [j for j in range(4) if blocks[i, j].any()]
+        want += [(i, j, int(blocks[i, j].all()), int(j == used[0]), int(j == used[-1])) for j in used]
     assert [tuple(pair) for pair in flash.block_pairs(length, length, block, seen).T] == want
 
 

@@ -23,51 +23,47 @@ from tests.model.test_kv_cache import TOKENS, stepwise
 
 pytestmark = pytest.mark.usefixtures("on_one_device")
 
-# Shapes of activations and weights, dimensions summed over, logical axes of the weights: every product of a block.
+# Shapes of activations and weights, logical axes of the weights: every product of a block.
 PRODUCTS = {
-    "qkv": ((2, 3, 16), (16, 3, 2, 4), 1, ("embed", None, "heads", None)),
-    "out": ((2, 3, 2, 8), (2, 8, 12), 2, ("heads", None, "embed")),
-    "down": ((2, 3, 24), (24, 12), 1, ("mlp", "embed")),
+    "qkv": ((2, 3, 16), (16, 3, 2, 4), ("embed", None, "heads", None)),
+    "out": ((2, 3, 16), (16, 12), ("heads", "embed")),
+    "down": ((2, 3, 24), (24, 12), ("mlp", "embed")),
 }
 PROMPTS = [[5, 17, 3, 40, 22], [8, 9], [1], [33, 2, 7, 11, 40, 6, 21]]
 GREEDY = Sampling(tokens=9, temperature=0.0, end_ids=())
 
 
-def in_8_bits(w, axes, contracted):
-    summed = tuple(range(contracted))
-    return Parameter(rounded(w, summed), axes=axes)
+def in_8_bits(w, axes):
+    return Parameter(rounded(w, (0,)), axes=axes)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_what_8_bits_hold_is_exact(name):
     """Whole numbers up to 127 times a power of two for each channel, which bfloat16 holds, too."""
-    shape, of_weights, contracted, axes = PRODUCTS[name]
+    shape, of_weights, axes = PRODUCTS[name]
     rng = np.random.default_rng(0)
     numbers = rng.integers(-127, 128, of_weights)
-    numbers[(0,) * contracted] = 127
-    w = numbers * 2.0 ** rng.integers(-9, 9, of_weights[contracted:])
+    numbers[0] = 127
+    w = numbers * 2.0 ** rng.integers(-9, 9, of_weights[1:])
     x = rng.integers(-4, 5, shape)
-    want = np.tensordot(x, w, contracted)
-    got = project(jnp.asarray(x, jnp.float32), in_8_bits(jnp.asarray(w), axes, contracted), "none", contracted)
+    want = np.tensordot(x, w, 1)
+    got = project(jnp.asarray(x, jnp.float32), in_8_bits(jnp.asarray(w), axes), "none")
     assert got.dtype == jnp.float32
     np.testing.assert_array_equal(got, want)
-    narrow = project(jnp.asarray(x, jnp.bfloat16), in_8_bits(jnp.asarray(w), axes, contracted), "none", contracted)
+    narrow = project(jnp.asarray(x, jnp.bfloat16), in_8_bits(jnp.asarray(w), axes), "none")
     np.testing.assert_allclose(narrow, want, rtol=2**-7)  # the result is rounded before its scale and after it
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_no_product_is_further_off_than_rounding(name):
     """Each weight by at most half a step, 1/254 of the largest of its channel; channels of very different size."""
-    shape, of_weights, contracted, axes = PRODUCTS[name]
+    shape, of_weights, axes = PRODUCTS[name]
     rng = np.random.default_rng(1)
     x = rng.normal(size=shape).astype(np.float32)
     w = rng.normal(size=of_weights) * np.logspace(-4, 4, of_weights[-1])
-    summed = tuple(range(contracted))
-    got = project(jnp.asarray(x), in_8_bits(jnp.asarray(w, jnp.float32), axes, contracted), "none", contracted)
-    off = np.abs(got - np.tensordot(x, w, contracted))
-    kept = tuple(range(x.ndim - contracted))
-    bound = np.abs(x).sum(tuple(i for i in range(x.ndim) if i not in kept))
-    bound = np.multiply.outer(bound, np.abs(w).max(summed) / 254)
+    got = project(jnp.asarray(x), in_8_bits(jnp.asarray(w, jnp.float32), axes), "none")
+    off = np.abs(got - np.tensordot(x, w, 1))
+    bound = np.multiply.outer(np.abs(x).sum(-1), np.abs(w).max(0) / 254)
     assert (off <= 1.001 * bound).all() and off.max() > 0
     assert (off / bound).mean() < 0.2  # errors of many weights cancel each other
 
