@@ -20,7 +20,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     reduce.add_argument("tokenizer", metavar="TOKENIZER", help="gpt2, bytes, books or a path: the model's tokenizer")
     reduce.add_argument("input", metavar="INPUT", help="text files whose tokens are counted, as those of train")
-    reduce.add_argument("--vocab_size", type=int, required=True, metavar="N", help="tokens to keep, and one for others")
+    reduce.add_argument(
+        "--vocab_size", type=int, required=True, metavar="N", help="tokens, that of all others included"
+    )
     reduce.add_argument("--output", required=True, metavar="FILE.reduced", help="file for the tokenizer")
     reduce.add_argument("--text_key", default="text", help="field that holds the text in records (default: text)")
 

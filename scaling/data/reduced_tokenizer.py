@@ -1,7 +1,7 @@
 """A tokenizer with the most frequent tokens of another one, for a draft of speculative decoding.
 
-Half of a small model's weights, and more of its time, is the product of its states with the table of the vocabulary.
-A draft may propose from a part of the vocabulary instead (FR-Spec: arXiv 2502.14856): whatever it never proposes, the
+The table of the vocabulary is most of the weights of a small model, and its product with the states most of the time. A
+draft may propose from a part of the vocabulary instead (FR-Spec: arXiv 2502.14856): whatever it never proposes, the
 model still says by itself, so its texts keep their distribution. All tokens that are left out are one here, RARE.
 
 The file of such a tokenizer, ``*.reduced``, is JSON that contains the whole tokenizer, as one file and what lies beside
@@ -12,13 +12,14 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scaling import json_text
 from scaling.data.control_tokenizer import plain
-from scaling.data.tokenizer_base import Tokenizer, fingerprint, unpacked
+from scaling.data.tokenizer_base import NAMES, Tokenizer, fingerprint, unpacked
 
 SUFFIX = ".reduced"
 RARE = "\ufffd"  # how the token of all that is left out reads
@@ -30,7 +31,7 @@ class ReducedTokenizer(Tokenizer):
     Args:
         name: its name.
         base: the whole tokenizer.
-        kept: ids of ``base`` that this one has, in ascending order, int32 [n]; its own are their places, and n is RARE.
+        kept: ids of ``base`` that this one has, ascending integers [n]; its own are their places, and n is RARE.
 
     Raises:
         ValueError: ids that are not of ``base``, not in order, or without its control tokens.
@@ -41,7 +42,7 @@ class ReducedTokenizer(Tokenizer):
             raise ValueError(f"tokenizer {name}: its ids must ascend within [0, {base.vocab_size})")
         if missing := sorted(required(base).difference(kept.tolist())):
             raise ValueError(f"tokenizer {name}: it must keep the control token {missing[0]} of {base.name}")
-        self.name, self.base, self.kept = name, base, kept
+        self.name, self.base, self.kept = name, base, kept.astype(np.int32)
         self.blank_first = base.blank_first
         self.vocab_size, self.rare = len(kept) + 1, len(kept)
         self.places = np.full(base.vocab_size, self.rare, np.int32)  # id of ``base`` -> id here
@@ -84,7 +85,7 @@ class ReducedTokenizer(Tokenizer):
         return self.places[self.base.encode_stream(texts)]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """See ``Tokenizer``; RARE is U+FFFD."""
+        """See ``Tokenizer``; RARE is U+FFFD, and what stands between two of it is decoded by itself."""
         array = np.asarray(ids, np.int64)
         parts = np.split(array, np.flatnonzero(array == self.rare))
         return RARE.join(self.base.decode(self.kept[part[part != self.rare]]) for part in parts)
@@ -119,6 +120,7 @@ def load(name: str, content: bytes, tokenizer: Callable[[str], Tokenizer]) -> Re
 
     Raises:
         ValueError: damaged, or what ``tokenizer`` and ReducedTokenizer refuse.
+        OSError: ``gpt2`` could not be downloaded.
     """
     values = json_text.parse(content, name)
     try:
@@ -126,10 +128,11 @@ def load(name: str, content: bytes, tokenizer: Callable[[str], Tokenizer]) -> Re
         kept = np.asarray(values["ids"])
         files = {str(key): base64.b64decode(value, validate=True) for key, value in of.get("files", {}).items()}
         base = str(of["name"])
-        if kept.ndim != 1 or kept.dtype.kind != "i" or any("/" in key for key in files):
+        in_a_folder = all(key == Path(key).name not in ("", "..") and key.isprintable() for key in files)
+        if kept.ndim != 1 or kept.dtype.kind != "i" or not in_a_folder or plain(base) not in (files or NAMES):
             raise ValueError
     except (KeyError, TypeError, AttributeError, ValueError, binascii.Error):
         raise ValueError(f"tokenizer {name}: not what `scaling tokenizer reduce` writes, a tokenizer and ids") from None
     if files:
         base = str(unpacked(files) / base)
-    return ReducedTokenizer(name, tokenizer(base), kept.astype(np.int32))
+    return ReducedTokenizer(name, tokenizer(base), kept)

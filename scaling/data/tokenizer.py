@@ -41,7 +41,6 @@ from scaling.object_store import is_remote
 
 log = logging.getLogger(__name__)
 
-NAMES = ("gpt2", "bytes", "books")  # tokenizers that every machine has or can get
 SPACE = "\u2581"  # how sentencepiece writes a space
 
 # Radford et al. 2019 (github.com/openai/gpt-2, src/encoder.py), in the equivalent, faster form that tiktoken uses.

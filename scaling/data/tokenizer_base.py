@@ -10,6 +10,7 @@ import numpy as np
 
 from scaling import cache, durable
 
+NAMES = ("gpt2", "bytes", "books")  # tokenizers that every machine has or can get
 END_OF_TEXT = "<|endoftext|>"
 MASK, BEGIN, SEPARATOR = "<|mask|>", "<|begin|>", "<|separator|>"  # of encoders: BERT's [MASK], [CLS], [SEP]
 SENTINELS = tuple(f"<|sentinel_{i}|>" for i in range(100))  # stand for hidden spans (T5)

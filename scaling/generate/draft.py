@@ -6,9 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from scaling.config import schema as cfg
+from scaling.data.control_tokenizer import ControlTokenizer
 from scaling.data.reduced_tokenizer import ReducedTokenizer
+from scaling.data.tokenizer_base import Tokenizer
 from scaling.interop.served import Served, load_served
 from scaling.model import decoder
+from scaling.runs.config_json import read_config_json
 
 
 class Draft(NamedTuple):
@@ -71,7 +74,7 @@ def load_draft(
         path: of the draft.
         served: the model, loaded with the same ``tokenizer_name``, ``axes``, ``dtype`` and ``int8``.
         tokens: that the draft proposes in a round.
-        tokenizer_name: as of ``load_served``, and so are ``axes``, ``dtype`` and ``int8``.
+        tokenizer_name: of a Hugging Face folder, as of ``load_served``; and so are ``axes``, ``dtype`` and ``int8``.
         axes: see there.
         dtype: see there.
         int8: see there.
@@ -82,17 +85,30 @@ def load_draft(
     """
     if tokens < 1:
         raise ValueError(f"--draft_tokens={tokens} must be 1 or more")
-    found = load_served(path, tokenizer_name, axes, dtype, int8)
-    words = found.words
-    part = words if isinstance(words, ReducedTokenizer) and words.fingerprint != served.words.fingerprint else None
-    if (part.base if part else words).fingerprint != served.words.fingerprint:
-        raise ValueError(
-            f"--draft={os.fspath(path)} has the tokenizer {words.name!r}, which is neither the model's, "
-            f"{served.words.name!r}, nor a part of it; both must have the same"
-        )
-    draft = Draft(found.network, found.params, tokens, part.kept if part else None)
+    is_run = "config" in read_config_json(path)  # which knows its tokenizer, perhaps a part of the model's
+    found = load_served(path, None if is_run else tokenizer_name, axes, dtype, int8)
+    draft = Draft(found.network, found.params, tokens, _known(found.words, served.words, f"--draft={os.fspath(path)}"))
     try:
         draft.check(served.network.model, served.words.vocab_size)
     except ValueError as error:
         raise ValueError(f"--draft={os.fspath(path)}: {error}") from None
     return draft
+
+
+def _known(words: Tokenizer, whole: Tokenizer, where: str) -> np.ndarray | None:
+    """The ids of the model's tokenizer, ``whole``, that the draft's has, if that is a part of it; None = all.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    if words.fingerprint == whole.fingerprint:
+        return None
+    before = [whole]  # control tokens come after the ids of the tokenizer that they were given to
+    while isinstance(before[-1], ControlTokenizer):
+        before.append(before[-1].base)
+    if isinstance(words, ReducedTokenizer) and words.base.fingerprint in [each.fingerprint for each in before]:
+        return words.kept
+    raise ValueError(
+        f"{where} has the tokenizer {words.name!r}, which is neither the model's, {whole.name!r}, nor a part of that; "
+        "`scaling tokenizer reduce` makes a part"
+    )

@@ -119,10 +119,30 @@ def choose(logits: jax.Array, keys: jax.Array, rules: Rules, dials: Dials, seen:
     if rules.greedy:
         return jnp.argmax(logits, -1).astype(jnp.int32)
     logits, candidates = _candidates(logits, rules, dials)
-    drawn = jax.vmap(jax.random.categorical)(keys, logits)
+    drawn = drawn_from(keys, jax.nn.softmax(logits, axis=-1))
     if candidates is not None:
         drawn = jnp.take_along_axis(candidates, drawn[:, None], axis=-1)[:, 0]
     return drawn.astype(jnp.int32)
+
+
+def drawn_from(keys: jax.Array, shares: jax.Array) -> jax.Array:
+    """Draws an index of each row with the probability of its share: the first at which their sum exceeds a number.
+
+    ``jax.random.categorical`` makes a random number for each index instead of one for each row, which takes 4 times as
+    long on a CPU (docs/notes/cpu_decoding.md).
+
+    Args:
+        keys: a random key for each row [B].
+        shares: float32 [B, V], none below 0 and some above; they need not add up to 1.
+
+    Returns:
+        int32 [B].
+    """
+    sums = jnp.cumsum(shares, axis=-1)
+    number = jax.vmap(jax.random.uniform)(keys)[:, None] * sums[:, -1:]
+    right = (sums > number) & (shares > 0)  # sums are rounded, and may exceed the number before something is added
+    first = jnp.argmax(right, axis=-1)
+    return jnp.where(right.any(-1), first, jnp.argmax(shares, axis=-1)).astype(jnp.int32)
 
 
 def weighed(logits: jax.Array, rules: Rules, dials: Dials, seen: jax.Array | None = None) -> jax.Array:

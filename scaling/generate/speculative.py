@@ -14,7 +14,7 @@ slot in the caches. What a cache holds beyond the accepted tokens is not seen, a
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ import numpy as np
 
 from scaling.config import schema as cfg
 from scaling.generate import decode
-from scaling.generate.sampling import Dials, Rules, weighed
+from scaling.generate.sampling import Dials, Rules, drawn_from, weighed
 from scaling.model import decoder, kv_cache
 from scaling.parallel.sharding import constrain
 
@@ -84,7 +84,7 @@ class _Proposals(NamedTuple):
     """What the draft proposes, in the order of the text."""
 
     ids: jax.Array  # int32 [B, K]
-    weights: jax.Array  # from ``weighed``, float32 [B, K, V]
+    shares: jax.Array | None  # probabilities of all tokens, float32 [B, K, V]; None = greedy
     seen: jax.Array | None  # before each of them and after the last, bool [B, K + 1, W], W of the padded table
 
 
@@ -206,32 +206,34 @@ def _propose(
     """K tokens by the draft, one after the other, and its cache with all but the last of them."""
     network, rules = program.draft, program.rules
 
-    def draw(hidden: jax.Array, seen: jax.Array | None, i: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    def draw(hidden: jax.Array, seen: jax.Array | None, i: jax.Array | int) -> tuple[jax.Array, jax.Array | None]:
         logits = _draft_logits(network, params, hidden, rules.vocab)
         weights = _weights(logits, rules, dials, None if seen is None else seen[:, None])[:, 0]
-        drawn = jnp.argmax(weights, axis=-1) if keys is None else _draw(keys[:, i, 0], weights)
-        return drawn.astype(jnp.int32), weights
+        if keys is None:
+            return jnp.argmax(weights, axis=-1).astype(jnp.int32), None
+        shares = jax.nn.softmax(weights, axis=-1)
+        return drawn_from(keys[:, i, 0], shares), shares
 
-    def step(carry: _Reading, i: jax.Array) -> tuple[_Reading, tuple[jax.Array, jax.Array, jax.Array | None]]:
+    def step(carry: _Reading, i: jax.Array) -> tuple[_Reading, tuple[jax.Array, Any, Any]]:
         hidden, memory, seen = carry
-        ids, weights = draw(hidden, seen, i)
+        ids, shares = draw(hidden, seen, i)
         read = params.read_by_draft(ids[:, None])
         hidden, memory = kv_cache.extend(network, params.draft, read, memory, slot + 1 + i, starts)
-        return (hidden, memory, _with(seen, ids)), (ids, weights, seen)
+        return (hidden, memory, _with(seen, ids)), (ids, shares, seen)
 
     # The last token but one may be a proposal that was accepted, which the draft has not read yet.
     read = params.read_by_draft(state.recent)
     hidden, memory = kv_cache.extend(network, params.draft, read, state.draft_cache, slot - 1, starts)
     carry = hidden[:, 1:], memory, state.seen
     (hidden, memory, seen), before = jax.lax.scan(step, carry, jnp.arange(program.proposed - 1))
-    ids, weights = draw(hidden, seen, program.proposed - 1)
-    all_ids, all_weights, all_seen = jax.tree.map(
-        lambda many, one: jnp.concatenate([many.swapaxes(0, 1), one[:, None]], axis=1), before, (ids, weights, seen)
+    ids, shares = draw(hidden, seen, program.proposed - 1)
+    all_ids, all_shares, all_seen = jax.tree.map(
+        lambda many, one: jnp.concatenate([many.swapaxes(0, 1), one[:, None]], axis=1), before, (ids, shares, seen)
     )
     after = _with(seen, ids)
     if after is not None:
         all_seen = jnp.concatenate([all_seen, after[:, None]], axis=1)
-    return _Proposals(all_ids, all_weights, all_seen), memory
+    return _Proposals(all_ids, all_shares, all_seen), memory
 
 
 def _with(seen: jax.Array | None, ids: jax.Array) -> jax.Array | None:
@@ -273,7 +275,8 @@ def _judge(proposals: _Proposals, weights: jax.Array, keys: jax.Array | None) ->
         best = jnp.argmax(weights, axis=-1).astype(jnp.int32)
         accepted = _leading(best[:, :-1] == proposals.ids)
         return accepted, jnp.take_along_axis(best, accepted[:, None], axis=1)[:, 0]
-    p, q = jax.nn.softmax(weights, axis=-1), jax.nn.softmax(proposals.weights, axis=-1)
+    p, q = jax.nn.softmax(weights, axis=-1), proposals.shares
+    assert q is not None
     drawn = jax.vmap(jax.vmap(jax.random.uniform))(keys[:, :-1, 1])
     of_p, of_q = (jnp.take_along_axis(x, ids, axis=2)[:, :, 0] for x in (p[:, :-1], q))
     accepted = _leading(drawn * of_q < of_p)
@@ -283,10 +286,7 @@ def _judge(proposals: _Proposals, weights: jax.Array, keys: jax.Array | None) ->
     rest = jnp.maximum(p - q, 0)
     rest = jnp.where(rest.sum(-1, keepdims=True) > 0, rest, p)  # rounding may leave nothing where both are equal
     places = jnp.arange(len(accepted))
-    return accepted, _draw(keys[places, accepted, 2], jnp.log(rest)).astype(jnp.int32)
-
-
-_draw = jax.vmap(jax.random.categorical)
+    return accepted, drawn_from(keys[places, accepted, 2], rest)
 
 
 def _leading(right: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from etils import epath
 from scaling.config import schema as cfg
 from scaling.config.resolve import resolve
 from scaling.data import tokenizer
+from scaling.data.tokenizer_base import NAMES
 from scaling.interop import gguf_file, huggingface, new_folder, tokenizer_files, weights
 from scaling.object_store import StorePath, is_remote
 from scaling.paths import must_be_local
@@ -70,7 +71,7 @@ def _write(
             f"tokenizer {words.name!r} has {words.vocab_size} tokens, but the table of {source} has only "
             f"{model.vocab_size} rows; name the right one with --tokenizer"
         )
-    name = words.name if words.name in tokenizer.NAMES else str(target / f"tokenizer{words.file()[0]}")
+    name = words.name if words.name in NAMES else str(target / f"tokenizer{words.file()[0]}")
     config = _config(model, str(target), name)
     new = new_folder.filling_in_store(target) if isinstance(target, StorePath) else new_folder.filling(target)
     with new as partial:

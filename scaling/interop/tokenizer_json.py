@@ -10,6 +10,7 @@ from typing import Any
 from scaling.data.chat_tokenizer import END_OF_TURN
 from scaling.data.control_tokenizer import ControlTokenizer
 from scaling.data.json_tokenizer import SETTINGS, TEMPLATE, JsonTokenizer, parsed
+from scaling.data.reduced_tokenizer import ReducedTokenizer
 from scaling.data.tokenizer import (
     END_OF_TEXT,
     SPACE,
@@ -23,11 +24,20 @@ _LOWEST = 2**31
 
 
 def files(words: Tokenizer) -> dict[str, bytes]:
-    """The files by name: ``tokenizer.json``, and those that belong beside it."""
+    """The files by name: ``tokenizer.json``, and those that belong beside it.
+
+    Raises:
+        ValueError: no such file can say what the tokenizer does.
+    """
     if isinstance(words, JsonTokenizer):
         return {"tokenizer.json": words.content, **words.beside()}
     if isinstance(words, ControlTokenizer):
         return _with_controls(words)
+    if isinstance(words, ReducedTokenizer):
+        raise ValueError(
+            f"tokenizer {words.name!r} is a part of another one, which tokenizer.json cannot say; a model that has it "
+            "serves as a draft, and is read from its run directory"
+        )
     if isinstance(words, SentencePieceTokenizer):
         model = _proto(words)
         if not _is_plain(model):  # transformers converts it itself

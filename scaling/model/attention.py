@@ -185,7 +185,11 @@ def _in_one(*parts: Parameter) -> Parameter:
 
 
 def _as_matrix(parameter: Parameter) -> Parameter:
-    """A parameter [H, K, D] as [H * K, D], whose parts of all devices are one matrix without being put in order."""
+    """A parameter [H, K, D] as [H * K, D].
+
+    Devices may store rows of it, which need no new order when they are gathered; those of [H, K, D] would. In 8 bits it
+    has a scale [D], which stays.
+    """
     value = parameter[...]
     merged = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]) if x.ndim == 3 else x, value)
     return Parameter(merged, axes=(parameter.axes[0], parameter.axes[2]), kind=parameter.kind)

@@ -72,7 +72,7 @@ class Way(NamedTuple):
         seen: who sees whom.
         block: tokens of a block, a multiple of 128 that divides T and S.
         stacked: whether queries, keys and values of the backward pass are parts of stacks of all layers. Its kernel
-            then reads them where they lie, and no copy of a layer's part is made.
+            then reads them, and the output if it is kept, where they lie, and no copy of a layer's part is made.
         interpret: run without a TPU, for tests.
     """
 
@@ -224,7 +224,7 @@ def gradients(
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in call.operands[:3]],
         compiler_params=dataclasses.replace(
             call.parameters,  # the first operand holds the pairs
-            allow_input_fusion=[False] * 4 + [way.stacked] * 3 + [False] * (len(call.operands) - 3),
+            allow_input_fusion=[False] * 3 + [way.stacked] * 4 + [False] * (len(call.operands) - 3),
         ),
         name=f"{GRADIENTS}_{way.block}",
         interpret=way.interpret,
@@ -298,7 +298,8 @@ class _Call(NamedTuple):
         (rows, groups, keys, d_head), (_, heads, queries, _) = k.shape, q.shape
         grid, block = (rows, groups, heads // groups), way.block
         of_query = pl.BlockSpec((None, None, None, block, d_head), lambda b, n, g, p, at: (b, n, g, at[0, p], 0))
-        of_output, output = of_query, (*grid, queries, d_head)
+        of_output = of_query
+        output: tuple[int, ...] = (*grid, queries, d_head)
         if side_by_side(d_head):
             each = heads // groups
             of_output = pl.BlockSpec((None, block, d_head), lambda b, n, g, p, at: (b, at[0, p], n * each + g))

@@ -310,8 +310,10 @@ def kernel_flops(instruction: Instruction) -> float:
     """
     operands = instruction.text.partition("operand_layout_constraints={")[2]
     if ours := _FLASH.search(instruction.name):
-        pairs = re.search(r"s32\[[35],(\d+)\]", operands)
-        query = re.search(r"bf16\[((?:\d+,)*\d+)\]", operands)  # [B, N, H / N, T, K], as their gradients
+        pairs = re.search(r"s32\[5,(\d+)\]", operands)
+        # Of the forward kernel queries [B, N, H / N, T, K]; of the other the gradient of the output, which is like
+        # them, or [B, T, H * K] where K is a multiple of the lanes.
+        query = re.search(r"bf16\[((?:\d+,)*\d+)\]", operands)
         if not pairs or not query:
             return 0.0
         *outer, _, head = (int(size) for size in query[1].split(","))

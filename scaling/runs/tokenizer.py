@@ -13,6 +13,7 @@ from etils import epath
 from scaling.data import tokenizer
 from scaling.data.control_tokenizer import plain
 from scaling.data.tokenizer import Tokenizer
+from scaling.data.tokenizer_base import NAMES
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def keep(words: Tokenizer, run_dir: epath.PathLike) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    if plain(words.name) not in tokenizer.NAMES:
+    if plain(words.name) not in NAMES:
         suffix, content = words.file()
         for name, bytes_ in {f"tokenizer{suffix}": content, **words.beside()}.items():
             path = epath.Path(run_dir) / name
@@ -87,7 +88,7 @@ def find(name: str, run_dir: epath.PathLike) -> Tokenizer:
 def _copy(name: str, run_dir: epath.PathLike) -> str | None:
     """The copy of the tokenizer of that name, if there is one; a directory with GPT-2's files is kept as ranks."""
     text = plain(name)
-    if text in tokenizer.NAMES:
+    if text in NAMES:
         return None
     suffix = next((suffix for suffix in (".model", ".json", ".reduced") if text.endswith(suffix)), ".tiktoken")
     path = epath.Path(run_dir) / f"tokenizer{suffix}"

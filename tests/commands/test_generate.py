@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scaling import cli
 from scaling.commands import generate as command
 from scaling.config import schema as cfg
 from scaling.config.resolve import check_int8
@@ -17,11 +18,12 @@ from scaling.data import tokenizer
 from scaling.generate.draft import load_draft
 from scaling.generate.generator import Generator
 from scaling.generate.sampling import Sampling
-from scaling.interop import huggingface
+from scaling.interop import huggingface, tokenizer_json
 from scaling.interop.served import load_decoder
 from scaling.model import decoder
 from scaling.model.rounded import wide
-from scaling.parallel.mesh import make_mesh
+from scaling.parallel.mesh import make_mesh, one_device
+from scaling.runs import tokenizer as run_tokenizer
 from scaling.runs.checkpoint import Checkpoints
 from scaling.train import state as train_state
 from tests import tiny
@@ -168,6 +170,37 @@ def test_a_draft_changes_no_greedy_text(capsys, folder):
     found = json.loads(generate(capsys, folder, "--prompt=ab", "--json", f"--draft={folder}", "--draft_tokens=2"))
     assert found.pop("passes") == 3  # the prompt, then 3 and 2 tokens
     assert "passes" not in plain and found == plain
+
+
+@pytest.mark.slow
+def test_a_draft_with_a_part_of_the_vocabulary(capsys, folder, tmp_path, monkeypatch):
+    """From `tokenizer reduce` and a run to texts; `--tokenizer` is the model's, and the run has its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("ab" * 40 + "xyz")
+    assert cli.main(["tokenizer", "reduce", "bytes", "text.txt", "--vocab_size=4", "--output=a.reduced"]) == 0
+    assert capsys.readouterr().out == "a.reduced: 4 tokens, with 96.4% of those of the texts\n"
+    words = tokenizer.load("a.reduced")
+    config = tiny.config({"vocab_size": 4})
+    config = cfg.freeze(cfg.to_dict(config) | {"data": {"tokenizer": "a.reduced"}})
+    values = {"config": cfg.to_dict(config), "tokenizer_fingerprint": words.fingerprint}
+    state = train_state.create_state(config, one_device())
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(1, state, {**values, "tokens": 0})
+    checkpoints.close()
+    (tmp_path / "run/config.json").write_text(json.dumps(values))
+    run_tokenizer.keep(words, tmp_path / "run")
+    (tmp_path / "a.reduced").unlink()
+
+    plain = json.loads(generate(capsys, folder, "--prompt=ab", "--json"))
+    found = json.loads(generate(capsys, folder, "--prompt=ab", "--json", "--draft=run", "--draft_tokens=2"))
+    assert 3 <= found.pop("passes") <= 6 and found == plain
+    served = load_decoder(folder, "bytes")
+    assert load_draft("run", served, 2).vocabulary.tolist() == [97, 98, 256]
+    assert load_draft("run", dataclasses.replace(served, words=tokenizer.load("bytes+chat")), 2).vocabulary.size == 3
+    with pytest.raises(ValueError, match="neither the model's, 'books', nor a part of that"):
+        load_draft("run", dataclasses.replace(served, words=tokenizer.load("books")), 2)
+    with pytest.raises(ValueError, match=r"is a part of another one, which tokenizer\.json cannot say"):
+        tokenizer_json.files(words)
 
 
 def test_8_bits_are_those_of_the_knob(capsys, folder):

@@ -127,8 +127,9 @@ def test_a_band_costs_splash_its_band(window):
 
 
 @pytest.mark.slow
-def test_flash_over_a_mesh_is_the_kernel_on_one_device():
-    arrays = inputs()
+@pytest.mark.parametrize("features", [64, 128])
+def test_flash_over_a_mesh_is_the_kernel_on_one_device(features):
+    arrays = inputs(features=features)
     single = jax.jit(lambda *x: with_gradients(lambda *y: on_tpu(*y, 96), *x))(*arrays)
     mesh = make_mesh(cfg.Mesh(data=1, fsdp=2, tensor=2), jax.devices()[:4])
     with jax.set_mesh(mesh):

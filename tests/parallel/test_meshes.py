@@ -111,6 +111,7 @@ def test_the_gradient_of_a_gathered_parameter_is_asked_for_in_shards():
         ((128, 16), ("mlp", "embed"), cfg.Mesh(fsdp=4, tensor=2), True),
         ((96, 32), ("mlp", "embed"), cfg.Mesh(fsdp=8), False),  # 12 rows are no better
         ((32, 128), ("embed", "mlp"), cfg.Mesh(fsdp=8), False),
+        ((128, 32), ("heads", "embed"), cfg.Mesh(fsdp=8), True),  # heads side by side, after attention
         ((128, 16), ("embed", "mlp"), cfg.Mesh(fsdp=2, tensor=4), False),  # the 4 columns of a device are not gathered
         ((128, 32), ("mlp", "embed"), cfg.Mesh(), False),
         ((2, 128, 16), ("experts", "mlp", "expert_embed"), cfg.Mesh(fsdp=4, expert=2), True),

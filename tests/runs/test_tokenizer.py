@@ -8,7 +8,8 @@ import pytest
 from scaling import cli, exit_codes
 from scaling.config import schema as cfg
 from scaling.data import tokenizer
-from scaling.data.tokenizer_training import train_tokenizer
+from scaling.data.tokenizer_base import NAMES
+from scaling.data.tokenizer_training import reduce_tokenizer, train_tokenizer
 from scaling.runs import tokenizer as run_tokenizer
 from tests.data.test_tokenizer import write_ranks
 
@@ -41,7 +42,7 @@ def run(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("kind", ["bytes", "books", "model", "tiktoken", "directory"])
+@pytest.mark.parametrize("kind", ["bytes", "books", "model", "tiktoken", "directory", "reduced"])
 def test_a_run_that_was_moved_has_its_tokenizer(run, tmp_path, kind, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = kind
@@ -50,13 +51,16 @@ def test_a_run_that_was_moved_has_its_tokenizer(run, tmp_path, kind, monkeypatch
     elif kind == "tiktoken":
         write_ranks(tmp_path / "a.tiktoken", [b"th", b"the"])
         name = "a.tiktoken"
+    elif kind == "reduced":
+        (tmp_path / "text.txt").write_text("the abc")
+        name = reduce_tokenizer("books", "text.txt", 8, "a.reduced")[0].name
     elif kind == "directory":
         name = gpt2_directory(tmp_path).name
     run_dir, values = run(name)
     ids = tokenizer.load(name).encode("the abc")
     moved = shutil.move(run_dir, tmp_path / "elsewhere")
-    assert any(moved.iterdir()) == (kind not in tokenizer.NAMES)
-    if kind not in tokenizer.NAMES:
+    assert any(moved.iterdir()) == (kind not in NAMES)
+    if kind not in NAMES:
         path = tmp_path / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     (tmp_path / "other folder").mkdir()
