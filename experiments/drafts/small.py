@@ -6,8 +6,8 @@ r"""A small LLaMA that proposes tokens to a large one: the draft of speculative 
 
 LENGTH is the context of the model, which a draft must have, too. Its rotary positions need no weights.
 
-Machine: 2 CPU cores, half an hour for 5M tokens. Validation loss 4.2 nats a token of the part, on web text and Wikipedia with
-SmolLM2's tokenizer; what it gained as a draft: docs/generation.md.
+Machine: 2 CPU cores, half an hour for 5M tokens. Validation loss 4.2 nats a token of the part, on web text and
+Wikipedia with SmolLM2's tokenizer; what it gained as a draft: docs/generation.md.
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from scaling.config import schema as cfg
 from scaling.config.remat import QKV, all_keep
-from scaling.model import disentangled, kernels
+from scaling.model import disentangled, flash, kernels
 from scaling.model.attend import Softmax, across, attend
 from scaling.model.context import AttentionContext, Cached, Memory
 from scaling.model.fused import stacked
@@ -60,8 +60,10 @@ class Attention(nnx.Module):
     def _merge(self, mixed: jax.Array, context: AttentionContext) -> jax.Array:
         """Heads [B, H, T, K] back into the residual stream [B, T, D]."""
         mixed = constrain(mixed, "batch", "heads", "time" if context.zigzag else None, None)
-        mixed = mixed.swapaxes(1, 2).reshape(mixed.shape[0], mixed.shape[2], -1)
-        out = project(mixed, _as_matrix(self.out), self.compute.quantization)
+        mixed, merged = mixed.swapaxes(1, 2), 2
+        if flash.side_by_side(mixed.shape[-1]):  # as the kernel wrote them; others would be moved
+            mixed, merged = mixed.reshape(*mixed.shape[:2], -1), 1
+        out = project(mixed, _as_matrix(self.out), self.compute.quantization, merged)
         return constrain(add_bias(out, self.out_bias) if self.config.out_bias else out, "batch", "sequence", None)
 
 

@@ -37,18 +37,19 @@ def check(quantization: str) -> None:
             ) from None
 
 
-def project(x: jax.Array, parameter: Parameter, quantization: str) -> jax.Array:
-    """The last dimension of x against the first of a parameter; in x's dtype.
+def project(x: jax.Array, parameter: Parameter, quantization: str, merged: int = 1) -> jax.Array:
+    """The last dimensions of x against the first of a parameter; in x's dtype.
 
     Args:
         x: activations, in the compute dtype.
         parameter: float32; while decoding in the compute dtype, or rounded.
         quantization: none, int8 or fp8.
+        merged: how many dimensions of x the first of the parameter stands for.
     """
     if quantization == "none":
         w = used(parameter[...], parameter.axes, (0,), x.dtype)
-        return scaled(product(x, factor(w, x.dtype)), w)
-    return _narrow(x, parameter[...], parameter.axes, quantization)
+        return scaled(product(x, factor(w, x.dtype), merged), w)
+    return _narrow(x.reshape(*x.shape[:-merged], -1), parameter[...], parameter.axes, quantization)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
