@@ -206,6 +206,9 @@ def gradients(
     out, lse = saved
     out, grad = (x.reshape(call.output) for x in (out, grad))
     number = lse.reshape(*call.grid, 1, queries)
+    beside = side_by_side(d_head)
+    # Of other heads the compiler keeps the output as the product after it wants it, and would turn it for the kernel.
+    last = out if beside else (out.astype(jnp.float32) * grad.astype(jnp.float32)).sum(-1).reshape(number.shape)
     whole_query = pl.BlockSpec((None, None, None, queries, d_head), lambda b, n, g, p, at: (b, n, g, 0, 0))
     whole_keys = pl.BlockSpec((None, None, keys, d_head), lambda b, n, g, p, at: (b, n, 0, 0))
     pairs = block_pairs(queries, keys, way.block, way.seen)
@@ -214,7 +217,7 @@ def gradients(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(*call.grid, pairs.shape[1]),
-            in_specs=[call.of_output, call.number, call.of_output, *call.specs],
+            in_specs=[call.of_output, call.number, call.of_output if beside else call.number, *call.specs],
             out_specs=[whole_query, whole_keys, whole_keys],
             scratch_shapes=[
                 pltpu.VMEM(shape, jnp.float32)
@@ -224,16 +227,18 @@ def gradients(
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in call.operands[:3]],
         compiler_params=dataclasses.replace(
             call.parameters,  # the first operand holds the pairs
-            allow_input_fusion=[False] * 3 + [way.stacked] * 4 + [False] * (len(call.operands) - 3),
+            allow_input_fusion=[False] * 3
+            + [way.stacked and beside, *[way.stacked] * 3]
+            + [False] * (len(call.operands) - 3),
         ),
         name=f"{GRADIENTS}_{way.block}",
         interpret=way.interpret,
-    )(pairs, grad, number, out, *call.operands)
+    )(pairs, grad, number, last, *call.operands)
     return dq.reshape(tensors.queries.shape), dk, dv
 
 
-def _gradients_kernel(at: Any, grad: Any, lse: Any, out: Any, q: Any, k: Any, v: Any, *rest: Any, way: Way) -> None:
-    """One pair of blocks."""
+def _gradients_kernel(at: Any, grad: Any, lse: Any, last: Any, q: Any, k: Any, v: Any, *rest: Any, way: Way) -> None:
+    """One pair of blocks; ``last`` is the output, or the sums of its product with the gradient."""
     from jax.experimental import pallas as pl
 
     *segments, results, delta, sums = *rest[:-7], rest[-7:-4], rest[-4], rest[-3:]
@@ -245,8 +250,11 @@ def _gradients_kernel(at: Any, grad: Any, lse: Any, out: Any, q: Any, k: Any, v:
 
     @pl.when(at[3, pair] == 1)
     def begin_block() -> None:
-        product = out[...].astype(jnp.float32) * grad[...].astype(jnp.float32)
-        delta[...] = product.T.sum(0, keepdims=True)
+        if last.shape == grad.shape:
+            product = last[...].astype(jnp.float32) * grad[...].astype(jnp.float32)
+            delta[...] = product.T.sum(0, keepdims=True)
+        else:
+            delta[...] = last[...]
 
     @pl.when((pair == 0) & (group == 0))
     def begin_keys() -> None:
@@ -263,13 +271,13 @@ def _gradients_kernel(at: Any, grad: Any, lse: Any, out: Any, q: Any, k: Any, v:
         sums[2][theirs, :] += _product(weights.astype(upstream.dtype), upstream, _SECOND)
 
     _where_visible(at, pair, segments, add)
-    last = pair == pl.num_programs(3) - 1
+    ends = pair == pl.num_programs(3) - 1
 
-    @pl.when(last)
+    @pl.when(ends)
     def end_queries() -> None:
         results[0][...] = sums[0][...].astype(results[0].dtype)
 
-    @pl.when(last & (group == pl.num_programs(2) - 1))
+    @pl.when(ends & (group == pl.num_programs(2) - 1))
     def end_keys() -> None:
         for result, total in zip(results[1:], sums[1:], strict=True):
             result[...] = total[...].astype(result.dtype)
