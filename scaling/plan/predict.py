@@ -49,8 +49,8 @@ class Calibration(NamedTuple):
 CALIBRATIONS = {
     "v5e": Calibration(0.899, 0.051, 3),
     "v5p": Calibration(1.023, 0.011, 3),
-    "v6e": Calibration(1.131, 0.121, 2),
-    "": Calibration(0.999, 0.143, 8),
+    "v6e": Calibration(1.160, 0.095, 3),
+    "": Calibration(1.022, 0.163, 9),
 }
 
 
