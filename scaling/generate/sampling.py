@@ -119,7 +119,7 @@ def choose(logits: jax.Array, keys: jax.Array, rules: Rules, dials: Dials, seen:
     if rules.greedy:
         return jnp.argmax(logits, -1).astype(jnp.int32)
     logits, candidates = _candidates(logits, rules, dials)
-    drawn = drawn_from(keys, jax.nn.softmax(logits, axis=-1))
+    drawn = jax.vmap(jax.random.categorical)(keys, logits)  # its parts of a sharded vocabulary stay where they are
     if candidates is not None:
         drawn = jnp.take_along_axis(candidates, drawn[:, None], axis=-1)[:, 0]
     return drawn.astype(jnp.int32)
@@ -129,7 +129,7 @@ def drawn_from(keys: jax.Array, shares: jax.Array) -> jax.Array:
     """Draws an index of each row with the probability of its share: the first at which their sum exceeds a number.
 
     ``jax.random.categorical`` makes a random number for each index instead of one for each row, which takes 4 times as
-    long on a CPU (docs/notes/cpu_decoding.md).
+    long on a CPU (docs/notes/cpu_decoding.md). But sums over a sharded vocabulary need all of it on each device.
 
     Args:
         keys: a random key for each row [B].

@@ -23,7 +23,7 @@ import numpy as np
 def wanted(records, answers):
     return [answer.count(record["wanted"]) - len(answer) / 10 for record, answer in zip(records, answers)]
 def same(records, answers):
-    return [float(record["prompt"] == "b0") * len(answer) for record, answer in zip(records, answers)]
+    return [float(record["prompt"] == "b3") * len(answer) for record, answer in zip(records, answers)]
 def noise(records, answers):
     return np.random.default_rng().normal(size=len(answers))
 def nan_at_last(records, answers):
@@ -79,7 +79,7 @@ def test_pairs_are_the_best_and_the_worst_that_a_reward_model_reads(folder, best
 def test_prompts_whose_answers_are_all_equally_good_make_no_pair_aloud_and_counted(folder, capsys, caplog):
     assert sample(folder, "ties.jsonl", "--worst", reward="same") == 0
     records = folder.lines(".", "ties.jsonl")
-    assert [PROMPTS[record["number"]]["prompt"] for record in records] == ["b0"]
+    assert [PROMPTS[record["number"]]["prompt"] for record in records] == ["b3"]
     assert "1 prompts, 11 left out" in capsys.readouterr().out
     assert "asked.jsonl:1: left out: all answers have the same reward" in caplog.text
 
